@@ -1,0 +1,31 @@
+"""LoRA: Low-Rank Adaptation of Large Language Models (Hu et al. 2021), in JAX and Flax NNX.
+
+    method = lora_jax.lora(r".*/(query|value)", rank=8, alpha=16, head=r"head/.*")
+    adapted = method.insert(model, jax.random.key(0))
+    structure, trainable, frozen = lora_jax.split(adapted, method.labels(adapted))
+"""
+
+from lora_jax.adapters import load_adapter, save_adapter
+from lora_jax.layers import seed_dropout
+from lora_jax.merge import merge, strip
+from lora_jax.methods import Method, bitfit, full, head_only, lora
+from lora_jax.partition import FROZEN, Rule, join, optimizer, parameters, split
+
+__all__ = [
+    "FROZEN",
+    "Method",
+    "Rule",
+    "bitfit",
+    "full",
+    "head_only",
+    "join",
+    "load_adapter",
+    "lora",
+    "merge",
+    "optimizer",
+    "parameters",
+    "save_adapter",
+    "seed_dropout",
+    "split",
+    "strip",
+]

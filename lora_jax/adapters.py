@@ -1,0 +1,215 @@
+"""Adapter folders: the trained groups of a run, and what is needed to put them back.
+
+    FOLDER/adapter.safetensors   trained leaves by path
+    FOLDER/adapter.json          method, group of each leaf, fingerprint of the base, free notes
+
+Loading is strict both ways: the same leaves with the same shapes, onto the same base. Only
+safetensors and JSON are read; nothing is unpickled.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save as to_safetensors
+
+from lora_jax import methods, partition
+from lora_jax.partition import Labels, Params
+
+FORMAT = "lora_jax adapter 1"
+WEIGHTS = "adapter.safetensors"
+DESCRIPTION = "adapter.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Adapter:
+    """A loaded adapter folder.
+
+    Attributes:
+      method: the method that trained it.
+      groups: path to group, of the leaves in `values`.
+      values: path to array (numpy, host memory).
+      base: fingerprint of the base it was trained on.
+      notes: whatever the run stored beside (task, model name, scores).
+    """
+
+    method: methods.Method
+    groups: Labels
+    values: dict[str, np.ndarray]
+    base: str
+    notes: dict[str, Any]
+
+
+def fingerprint(base: Mapping[str, Any]) -> str:
+    """A hash of base parameters (by path), to tell an adapter's base from another.
+
+    Values are rounded to bfloat16 first, so a base loaded in float32 and the same base loaded in
+    bfloat16 have one fingerprint.
+    """
+    digest = hashlib.sha256()
+    for path in sorted(base):
+        value = np.asarray(jnp.asarray(base[path], jnp.bfloat16))
+        digest.update(f"{path} {value.shape} ".encode())
+        digest.update(value.tobytes())
+    return digest.hexdigest()
+
+
+def save_adapter(
+    folder: str | os.PathLike,
+    trainable: Mapping[str, Any],
+    labels: Mapping[str, str],
+    method: methods.Method,
+    base: str,
+    notes: Mapping[str, Any] | None = None,
+) -> Path:
+    """Writes an adapter folder; each file is written beside and renamed, never half there.
+
+    Args:
+      folder: created if needed.
+      trainable: the trained leaves by path.
+      labels: group of every leaf; those of `trainable` are stored.
+      method: stored as its constructor and arguments.
+      base: `fingerprint` of the base parameters before training.
+      notes: further JSON values to keep.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {path: np.ascontiguousarray(value) for path, value in sorted(trainable.items())}
+    description = {
+        "format": FORMAT,
+        "method": method.to_json(),
+        "groups": {path: labels[path] for path in tensors},
+        "base": base,
+        "notes": dict(notes or {}),
+    }
+    write_bytes(folder / WEIGHTS, to_safetensors(tensors))
+    write_bytes(folder / DESCRIPTION, (json.dumps(description, indent=2) + "\n").encode())
+    return folder
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Writes a file whole or not at all."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    beside.write_bytes(content)
+    beside.replace(path)
+
+
+def load_adapter(folder: str | os.PathLike) -> Adapter:
+    """Reads an adapter folder.
+
+    Raises:
+      FileNotFoundError: the folder or one of its files is missing.
+      ValueError: a file is broken, of another format, or the two files disagree.
+    """
+    folder = Path(folder)
+    for name in (DESCRIPTION, WEIGHTS):
+        if not (folder / name).is_file():
+            raise FileNotFoundError(
+                f"{folder / name} is missing; an adapter folder holds {DESCRIPTION} and {WEIGHTS} "
+                "(the folder `adapter` of a run)"
+            )
+    try:
+        description = json.loads((folder / DESCRIPTION).read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{folder / DESCRIPTION} is no valid JSON: {error}") from error
+    if not isinstance(description, dict) or description.get("format") != FORMAT:
+        found = description.get("format") if isinstance(description, dict) else None
+        raise ValueError(f"{folder / DESCRIPTION} has format {found!r}, expected {FORMAT!r}")
+    try:
+        with safe_open(folder / WEIGHTS, framework="np") as file:
+            values = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise ValueError(
+            f"{folder / WEIGHTS} cannot be read ({error}); the file is truncated or not "
+            "safetensors: copy it again"
+        ) from error
+    if set(values) != set(description["groups"]):
+        odd = sorted(set(values) ^ set(description["groups"]))
+        raise ValueError(f"{folder}: {WEIGHTS} and {DESCRIPTION} disagree about {odd[:5]}")
+    return Adapter(
+        methods.from_json(description["method"]),
+        description["groups"],
+        values,
+        description["base"],
+        description["notes"],
+    )
+
+
+def apply_adapter(
+    adapter: Adapter, trainable: Mapping[str, Any], base: str, where: str = "the adapter"
+) -> Params:
+    """Returns `trainable` with every leaf replaced by the adapter's, strictly.
+
+    Args:
+      adapter: from `load_adapter`.
+      trainable: the trainable leaves of a model into which the same method was inserted.
+      base: fingerprint of that model's base.
+      where: name of the adapter, for messages.
+
+    Raises:
+      ValueError: another base, or leaves that are missing, extra or of another shape.
+    """
+    if adapter.base != base:
+        raise ValueError(
+            f"{where} was trained on another base: its fingerprint is {adapter.base[:12]}, the "
+            f"model's is {base[:12]}. Load the base it names ({adapter.notes.get('model', 'unknown')})"
+        )
+    missing, extra = sorted(set(trainable) - set(adapter.values)), sorted(
+        set(adapter.values) - set(trainable)
+    )
+    if missing or extra:
+        raise ValueError(f"{where} does not fit: missing {missing[:5]}, not in the model {extra[:5]}")
+    return _replaced(adapter.values, trainable, where)
+
+
+def transfer_group(
+    adapter: Adapter, trainable: Mapping[str, Any], group: str, where: str = "the adapter"
+) -> Params:
+    """Warm start: replaces the leaves of one group only; the others (a new head) stay fresh.
+
+    Raises:
+      ValueError: the adapter's leaves of that group are not those of the model.
+    """
+    own = {path: v for path, v in adapter.values.items() if adapter.groups[path] == group}
+    absent = sorted(set(own) - set(trainable))
+    expected = sorted(p for p in trainable if p not in own and _same_kind(p, group))
+    if not own or absent or expected:
+        raise ValueError(
+            f"{where}: its group {group!r} does not fit the model: missing {expected[:5]}, not in "
+            f"the model {absent[:5]}"
+        )
+    return {**trainable, **_replaced(own, {p: trainable[p] for p in own}, where)}
+
+
+def _same_kind(path: str, group: str) -> bool:
+    return f"/{group}/" in f"/{path}"
+
+
+def _replaced(
+    values: Mapping[str, np.ndarray], trainable: Mapping[str, Any], where: str
+) -> Params:
+    result = {}
+    for path, old in trainable.items():
+        new = values[path]
+        if new.shape != old.shape:
+            raise ValueError(f"{where}: {path} has shape {new.shape}, the model needs {old.shape}")
+        result[path] = jnp.asarray(new, old.dtype)
+    return result
+
+
+def base_parameters(model: nnx.Module, head: str | None) -> Params:
+    """The pre-trained parameters of a model that no method has touched: all but the head's."""
+    import re
+
+    params = partition.parameters(model)
+    return {p: v for p, v in params.items() if head is None or not re.fullmatch(head, p)}

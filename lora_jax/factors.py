@@ -1,0 +1,175 @@
+"""Low-rank algebra: shapes, initial values, scale and delta of a factor pair.
+
+A pre-trained weight W is a linear map with named roles for its axes: `batch` axes hold
+independent maps (stacked layers, experts, convolution groups), `inputs` are contracted with
+the activations, `outputs` are produced. LoRA (Hu et al. 2021, section 4.1) adds
+
+    W + scale * A B,   A: (*batch, *inputs, rank),   B: (*batch, rank, *outputs)
+
+One record of the roles therefore covers Linear, Einsum, attention projections, convolutions and
+stacked layers alike. Everything here is a pure function of arrays.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import numbers
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key
+
+Shape = tuple[int, ...]
+Scaling = Literal["alpha/r", "alpha/sqrt(r)"]
+Init = Literal["kaiming", "gaussian"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Contraction:
+    """The role of every axis of a weight.
+
+    Attributes:
+      batch: axes of independent maps.
+      inputs: axes contracted with the activations.
+      outputs: axes that appear in the result.
+    """
+
+    batch: Shape
+    inputs: Shape
+    outputs: Shape
+
+    def __post_init__(self) -> None:
+        axes = sorted(self.batch + self.inputs + self.outputs)
+        if axes != list(range(len(axes))) or not self.inputs or not self.outputs:
+            raise ValueError(
+                f"every weight axis needs one role, with an input and an output: {self}"
+            )
+
+    @property
+    def ndim(self) -> int:
+        """Number of axes of the weight."""
+        return len(self.batch) + len(self.inputs) + len(self.outputs)
+
+    def stacked(self, count: int) -> Contraction:
+        """The same map with `count` further batch axes in front (layers stacked for a scan)."""
+
+        def shift(axes: Shape) -> Shape:
+            return tuple(axis + count for axis in axes)
+
+        return Contraction(
+            tuple(range(count)) + shift(self.batch), shift(self.inputs), shift(self.outputs)
+        )
+
+    def sizes(self, shape: Shape) -> tuple[Shape, Shape, Shape]:
+        """Splits a weight's shape into its (batch, inputs, outputs) sizes."""
+        if len(shape) != self.ndim:
+            raise ValueError(f"a weight of shape {shape} does not have the {self.ndim} axes of {self}")
+        batch, inputs, outputs = (
+            tuple(shape[axis] for axis in axes) for axes in (self.batch, self.inputs, self.outputs)
+        )
+        return batch, inputs, outputs
+
+
+def check_rank(rank: object, limit: int | None = None, where: str = "") -> int:
+    """Returns `rank` if it is a usable rank, else raises ValueError.
+
+    Args:
+      rank: a positive integer; a bool is refused although Python calls it an int.
+      limit: the smaller side of the matrix; a larger rank buys nothing but parameters.
+      where: path of the layer, for the message.
+    """
+    place = f" for {where}" if where else ""
+    if isinstance(rank, bool) or not isinstance(rank, numbers.Integral) or rank < 1:
+        raise ValueError(f"rank must be a positive integer{place}, got {rank!r}")
+    if limit is not None and rank > limit:
+        raise ValueError(
+            f"rank {rank} is larger than the matrix{place}: its smaller side is {limit}; "
+            f"use a rank from 1 to {limit}"
+        )
+    return int(rank)
+
+
+def check_alpha(alpha: object) -> float:
+    """Returns `alpha` as a float if it is finite and positive, else raises ValueError."""
+    if (
+        isinstance(alpha, bool)
+        or not isinstance(alpha, numbers.Real)
+        or not math.isfinite(alpha)
+        or alpha <= 0
+    ):
+        raise ValueError(f"alpha must be a positive finite number, got {alpha!r}")
+    return float(alpha)
+
+
+def scale(rank: int, alpha: float, scaling: Scaling = "alpha/r") -> float:
+    """The factor in front of A B: `alpha/r` (paper, section 4.1) or `alpha/sqrt(r)` (rsLoRA)."""
+    if scaling == "alpha/r":
+        return alpha / rank
+    if scaling == "alpha/sqrt(r)":
+        return alpha / math.sqrt(rank)
+    raise ValueError(f"scaling must be 'alpha/r' or 'alpha/sqrt(r)', got {scaling!r}")
+
+
+def factor_shapes(roles: Contraction, shape: Shape, rank: int) -> tuple[Shape, Shape]:
+    """Shapes of A and B for a weight of `shape`."""
+    batch, inputs, outputs = roles.sizes(shape)
+    return (*batch, *inputs, rank), (*batch, rank, *outputs)
+
+
+def initial_values(
+    key: Key[Array, ""], shape: Shape, fan_in: int, init: Init = "kaiming", std: float = 0.02
+) -> Float[Array, "..."]:
+    """Random start of the factor that is not zero, in float32.
+
+    Args:
+      key: random key.
+      shape: shape of the factor, batch axes included: each map of a stack draws its own values.
+      fan_in: contracted size of ONE map. Taking it from the stacked shape would make the factors
+        of L stacked layers sqrt(L) too small.
+      init: `kaiming` is U(-1/sqrt(fan_in), 1/sqrt(fan_in)), what loralib does; `gaussian` is
+        N(0, std^2), what the paper says without naming its std (0.02 is GPT-2's and RoBERTa's).
+      std: standard deviation of `gaussian`.
+    """
+    if init == "kaiming":
+        bound = 1 / math.sqrt(fan_in)
+        return jax.random.uniform(key, shape, jnp.float32, -bound, bound)
+    if init == "gaussian":
+        return std * jax.random.normal(key, shape, jnp.float32)
+    raise ValueError(f"init must be 'kaiming' or 'gaussian', got {init!r}")
+
+
+def product(
+    a: Float[Array, "batch inputs rank"], b: Float[Array, "batch rank outputs"]
+) -> Float[Array, "batch inputs outputs"]:
+    """A B for every map of a batch, accumulated in float32 whatever the factors' type."""
+    return jnp.einsum(
+        "bir,bro->bio",
+        a.astype(jnp.float32),
+        b.astype(jnp.float32),
+        precision=jax.lax.Precision.HIGHEST,
+    )
+
+
+def delta(
+    roles: Contraction, a: Float[Array, "..."], b: Float[Array, "..."], scale: float
+) -> Float[Array, "..."]:
+    """scale * A B in the axis order of the weight, in float32.
+
+    Args:
+      roles: the axes of the weight.
+      a: (*batch, *inputs, rank).
+      b: (*batch, rank, *outputs).
+      scale: alpha/r or alpha/sqrt(r).
+    """
+    n = len(roles.batch)
+    batch, inputs, outputs = a.shape[:n], a.shape[n:-1], b.shape[n + 1 :]
+    maps = math.prod(batch)
+    dense = product(
+        a.reshape(maps, math.prod(inputs), a.shape[-1]),
+        b.reshape(maps, b.shape[n], math.prod(outputs)),
+    )
+    by_role = (scale * dense).reshape(*batch, *inputs, *outputs)
+    order = roles.batch + roles.inputs + roles.outputs  # where each axis goes in the weight
+    return jnp.transpose(by_role, tuple(order.index(axis) for axis in range(roles.ndim)))

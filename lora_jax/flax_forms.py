@@ -1,0 +1,201 @@
+"""LoRA forms of the Flax NNX layers: Linear, LinearGeneral, Einsum, Embed and Conv.
+
+Each form says which axes of its weight are inputs and outputs, and how activations pass through
+the two factors with the cost of x -> rank -> y. Importing this module registers them.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from lora_jax.factors import Contraction
+from lora_jax.layers import Adapted, register
+
+
+@register(nnx.Linear)
+class LoRALinear(Adapted, nnx.Linear):
+    """y = x W + b + scale * x A B."""
+
+    def roles(self) -> Contraction:
+        return Contraction(batch=(), inputs=(0,), outputs=(1,))
+
+    def branch(
+        self,
+        inputs: Float[Array, "... inputs"],
+        a: Float[Array, "inputs rank"],
+        b: Float[Array, "rank outputs"],
+    ) -> Float[Array, "... outputs"]:
+        low = jnp.matmul(inputs, a, precision=self.precision)
+        return jnp.matmul(low, b, precision=self.precision)
+
+
+@register(nnx.LinearGeneral)
+class LoRALinearGeneral(Adapted, nnx.LinearGeneral):
+    """Any contraction of input axes; the projections of `nnx.MultiHeadAttention` are of this kind."""
+
+    def roles(self) -> Contraction:
+        n_batch, n_in = len(self.batch_axis), len(self.in_features)
+        n_all = n_batch + n_in + len(self.out_features)
+        axes = tuple(range(n_all))
+        return Contraction(axes[:n_batch], axes[n_batch : n_batch + n_in], axes[n_batch + n_in :])
+
+    def branch(self, inputs: Array, a: Array, b: Array) -> Array:
+        ndim, n_batch = inputs.ndim, len(self.batch_axis)
+        contracted = tuple(axis % ndim for axis in self.axis)
+        batch = tuple(axis % ndim for axis in self.batch_axis)
+        lead = tuple(range(n_batch))
+        own = tuple(range(n_batch, n_batch + len(contracted)))
+        low = jax.lax.dot_general(
+            inputs, a, ((contracted, own), (batch, lead)), precision=self.precision
+        )
+        return jax.lax.dot_general(
+            low, b, (((low.ndim - 1,), (n_batch,)), (lead, lead)), precision=self.precision
+        )
+
+
+@register(nnx.Einsum)
+class LoRAEinsum(Adapted, nnx.Einsum):
+    """Einsum with one weight; letters decide the roles of its axes."""
+
+    def check(self) -> None:
+        if self.einsum_str is None:
+            raise ValueError(
+                "an nnx.Einsum without einsum_str gets its equation only when called, so the roles "
+                "of its axes are unknown; give einsum_str to its constructor"
+            )
+        inputs, weight, outputs = self._letters()
+        lost = [c for c in weight if c not in inputs and c not in outputs]
+        repeated = len(set(weight)) != len(weight)
+        if "..." in weight or lost or repeated:
+            raise ValueError(
+                f"the weight of einsum {self.einsum_str!r} must have plain letters, each in the "
+                "input or in the result"
+            )
+
+    def _letters(self) -> tuple[str, str, str]:
+        operands, outputs = self.einsum_str.replace(" ", "").split("->")
+        inputs, weight = operands.split(",")
+        return inputs, weight, outputs
+
+    def roles(self) -> Contraction:
+        inputs, weight, outputs = self._letters()
+        where = list(enumerate(weight))
+        return Contraction(
+            batch=tuple(i for i, c in where if c in inputs and c in outputs),
+            inputs=tuple(i for i, c in where if c in inputs and c not in outputs),
+            outputs=tuple(i for i, c in where if c not in inputs),
+        )
+
+    def output_axis(self, ndim: int) -> int:
+        _, weight, outputs = self._letters()
+        first = outputs.index(weight[self.roles().outputs[0]])
+        after_dots = "..." in outputs[:first]
+        return ndim - (len(outputs) - first) if after_dots else first
+
+    def branch(self, inputs: Array, a: Array, b: Array) -> Array:
+        letters_in, weight, letters_out = self._letters()
+        roles = self.roles()
+        batch, contracted, produced = (
+            "".join(weight[axis] for axis in axes)
+            for axes in (roles.batch, roles.inputs, roles.outputs)
+        )
+        rank = next(c for c in "rstuvwxyzabcdefghijklmnopq" if c not in letters_in + letters_out)
+        low = "".join(c for c in letters_in if c not in contracted) + rank
+        inner = jnp.einsum(
+            f"{letters_in},{batch}{contracted}{rank}->{low}", inputs, a, precision=self.precision
+        )
+        return jnp.einsum(
+            f"{low},{batch}{rank}{produced}->{letters_out}", inner, b, precision=self.precision
+        )
+
+
+@register(nnx.Embed)
+class LoRAEmbed(Adapted, nnx.Embed):
+    """E + scale * A B with A (vocabulary, rank) gathered like E. A starts at zero, B at N(0, 1).
+
+    `attend` (a tied output layer) uses the adapted matrix too. The branch has no dropout.
+    """
+
+    weight = "embedding"
+    zero_a = True
+
+    def roles(self) -> Contraction:
+        return Contraction(batch=(), inputs=(0,), outputs=(1,))
+
+    def branch(self, inputs: Array, a: Array, b: Array) -> Array:
+        # nnx.Embed takes row 0 for every index when there is one row only.
+        rows = jnp.zeros_like(inputs) if self.num_embeddings == 1 else inputs
+        return jnp.take(a, rows, axis=0) @ b
+
+    def attend(self, query: Array, *args: Any, **kwargs: Any) -> Array:
+        """Logits of `query` against the adapted embedding: q E^T + scale * (q B^T) A^T."""
+        logits = super().attend(query, *args, **kwargs)
+        pair, dtype = self.lora, logits.dtype
+        low = query.astype(dtype) @ (pair.b[...] * pair.scale).astype(dtype).T
+        return logits + low @ pair.a[...].astype(dtype).T
+
+
+@register(nnx.Conv)
+class LoRAConv(Adapted, nnx.Conv):
+    """A convolution to `rank` channels per group, then a 1x1 map to the outputs.
+
+    A has the kernel's window, stride, padding and dilation. Groups are batch axes: every group has
+    factors of its own, so rank is per group (PEFT's rank is the sum over groups).
+    """
+
+    def check(self) -> None:
+        if self.mask is not None:
+            raise ValueError("a masked nnx.Conv has no LoRA form: the mask would cut the delta")
+
+    def roles(self) -> Contraction:
+        window = tuple(range(len(self.kernel_size) + 1))
+        group = len(window)
+        return Contraction(batch=(group,), inputs=window, outputs=(group + 1,))
+
+    def weight_ndim(self) -> int:
+        return len(self.kernel_size) + 2
+
+    def view(self) -> tuple[int, ...]:
+        *window, outputs = super().view()
+        groups = self.feature_group_count
+        return (*window, groups, outputs // groups)
+
+    def output_axis(self, ndim: int) -> int:
+        if self.feature_group_count != 1:
+            raise ValueError("parts of a grouped convolution are not supported; adapt the whole layer")
+        return ndim - 1
+
+    def branch(self, inputs: Array, a: Array, b: Array) -> Array:
+        groups, rank = self.feature_group_count, a.shape[-1]
+        kernel = jnp.moveaxis(a, 0, -2).reshape(*a.shape[1:-1], groups * rank)
+        low = _same_convolution(self, kernel)(inputs)
+        low = low.reshape(*low.shape[:-1], groups, rank)
+        result = jnp.einsum("...gr,gro->...go", low, b, precision=self.precision)
+        return result.reshape(*result.shape[:-2], math.prod(result.shape[-2:]))
+
+
+def _same_convolution(layer: nnx.Conv, kernel: Array) -> nnx.Conv:
+    """A convolution with the settings of `layer` (padding modes included) and another kernel."""
+    return nnx.Conv(
+        layer.in_features,
+        kernel.shape[-1],
+        layer.kernel_size,
+        layer.strides,
+        padding=layer.padding,
+        input_dilation=layer.input_dilation,
+        kernel_dilation=layer.kernel_dilation,
+        feature_group_count=layer.feature_group_count,
+        use_bias=False,
+        dtype=kernel.dtype,
+        precision=layer.precision,
+        conv_general_dilated=layer.conv_general_dilated,
+        promote_dtype=layer.promote_dtype,
+        kernel_init=lambda *_: kernel,
+        rngs=nnx.Rngs(0),
+    )

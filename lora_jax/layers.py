@@ -1,0 +1,347 @@
+"""LoRA forms of Flax NNX layers, and the registry that maps a layer's class to its form.
+
+An adapted layer is the same object with the same pre-trained Variables at the same paths, plus a
+child `lora`. Its class is a subclass of the original whose call adds the low-rank branch
+x -> rank -> y; the d x d delta is never formed in training. Taking the child away gives the
+original class back (see `merge`).
+
+Dropout on the branch is data, not hidden state: `seed_dropout(model, key)` writes one key per
+adapted layer (and per stacked layer) into a model, usually the copy that a train step merges
+inside `jax.jit`. A layer without a key is deterministic. So the code of the user's model need not
+pass keys to its Linear layers, and scan, vmap and remat see ordinary arrays.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import zlib
+from collections.abc import Iterator
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Key
+
+from lora_jax import factors
+
+
+class DropoutKey(nnx.Variable):
+    """Random key of one adapted layer's dropout; never a parameter."""
+
+
+class LowRank(nnx.Module):
+    """The factor pair of one weight: what LoRA inserts.
+
+    Attributes:
+      a: (*stack, *batch, *inputs, rank).
+      b: (*stack, *batch, rank, *outputs).
+      scale: alpha/r or alpha/sqrt(r).
+      dropout: rate on the input of A, on this branch only (as loralib).
+    """
+
+    def __init__(self, a: Array, b: Array, *, alpha: float, scale: float, dropout: float):
+        self.a = nnx.LoRAParam(a)
+        self.b = nnx.LoRAParam(b)
+        self.alpha = alpha
+        self.scale = scale
+        self.dropout = dropout
+
+    @property
+    def rank(self) -> int:
+        """Rank of the update."""
+        return self.a.shape[-1]
+
+    def drop(self, inputs: Float[Array, "..."]) -> Float[Array, "..."]:
+        """The branch's input, with dropout if this layer holds a key."""
+        if not self.dropout or not hasattr(self, "dropout_key"):
+            return inputs
+        keep = jax.random.bernoulli(self.dropout_key[...], 1 - self.dropout, inputs.shape)
+        return jnp.where(keep, inputs / (1 - self.dropout), 0).astype(inputs.dtype)
+
+
+class FusedLowRank(nnx.Module):
+    """Factor pairs of chosen parts of a fused projection, one child `LowRank` per part.
+
+    The parts divide the first output axis of the weight, as q, k, v divide GPT-2's `c_attn`. Each
+    part has factors of its own (loralib's `MergedLinear`); the other parts get no update.
+    """
+
+    def __init__(self, parts: dict[str, LowRank], names: tuple[str, ...], sizes: tuple[int, ...]):
+        self.names = names
+        self.sizes = sizes
+        for name, pair in parts.items():
+            setattr(self, name, pair)
+
+    def slots(self) -> Iterator[tuple[LowRank | None, int, int]]:
+        """Yields (factor pair or None, start, size) for every part, in order."""
+        start = 0
+        for name, size in zip(self.names, self.sizes, strict=True):
+            yield getattr(self, name, None), start, size
+            start += size
+
+
+@dataclasses.dataclass(frozen=True)
+class Update:
+    """How one layer is adapted: what `adapt` needs besides the layer.
+
+    `parts` chooses among the `fused` parts of a fused projection (empty: one whole matrix);
+    `fused_sizes` gives their sizes along the first output axis where they are not equal.
+    """
+
+    rank: int
+    alpha: float
+    scaling: factors.Scaling = "alpha/r"
+    init: factors.Init = "kaiming"
+    std: float = 0.02
+    dropout: float = 0.0
+    parts: tuple[str, ...] = ()
+    fused: tuple[str, ...] = ()
+    fused_sizes: tuple[int, ...] = ()
+
+
+class Adapted(nnx.Module):  # a Module, so that an object's class can become a form and go back
+    """Mixin of every LoRA form: the base layer's call plus the low-rank branch.
+
+    A form states which attribute is the weight, the roles of its axes, and how activations pass
+    through a factor pair. To support a layer of your own:
+
+        @lora_jax.layers.register(MyLinear)
+        class LoRAMyLinear(lora_jax.layers.Adapted, MyLinear):
+            weight = "kernel"
+            def roles(self): return Contraction(batch=(), inputs=(0,), outputs=(1,))
+            def branch(self, inputs, a, b): return inputs @ a @ b
+    """
+
+    weight: ClassVar[str] = "kernel"
+    # The gathered side of an embedding starts at zero, elsewhere the output side does.
+    zero_a: ClassVar[bool] = False
+    lora: LowRank | FusedLowRank
+
+    def roles(self) -> factors.Contraction:
+        """Roles of the axes of the weight's view, without stack axes."""
+        raise NotImplementedError
+
+    def view(self) -> tuple[int, ...]:
+        """Shape in which the roles see the (unstacked) weight; a reshape of the weight."""
+        return self.weight_shape()[self.stack_axes() :]
+
+    def branch(
+        self, inputs: Float[Array, "..."], a: Float[Array, "..."], b: Float[Array, "..."]
+    ) -> Float[Array, "..."]:
+        """x A B for activations as the base layer takes them; `a`, `b` in the output's type."""
+        raise NotImplementedError
+
+    def output_axis(self, ndim: int) -> int:
+        """Axis of a result with `ndim` axes that holds the weight's first output axis."""
+        return ndim - len(self.roles().outputs)
+
+    def weight_shape(self) -> tuple[int, ...]:
+        """Shape of the weight as stored, stack axes included."""
+        return getattr(self, self.weight).shape
+
+    def stack_axes(self) -> int:
+        """Number of leading axes that a scan or vmap over layers added to the weight."""
+        return len(self.weight_shape()) - self.weight_ndim()
+
+    def weight_ndim(self) -> int:
+        """Number of axes of one unstacked weight."""
+        return self.roles().ndim
+
+    def check(self) -> None:
+        """Raises ValueError if this layer's settings cannot be adapted."""
+
+    def __call__(self, inputs: Array, *args: Any, **kwargs: Any) -> Array:
+        outputs = super().__call__(inputs, *args, **kwargs)  # type: ignore[misc]
+        return self.updated(inputs, outputs)
+
+    def updated(self, inputs: Array, outputs: Array) -> Array:
+        """Adds the low-rank branch to the base layer's outputs, in their type."""
+        if isinstance(self.lora, LowRank):
+            return outputs + self.through(self.lora, inputs, outputs.dtype)
+        axis = self.output_axis(outputs.ndim)
+        pieces = []
+        for pair, start, size in self.lora.slots():
+            piece = jax.lax.slice_in_dim(outputs, start, start + size, axis=axis)
+            if pair is not None:
+                piece = piece + self.through(pair, inputs, outputs.dtype)
+            pieces.append(piece)
+        return jnp.concatenate(pieces, axis=axis)
+
+    def through(self, pair: LowRank, inputs: Array, dtype: Any) -> Array:
+        """scale * x A B for one factor pair, computed in `dtype`."""
+        a = (pair.a[...] * pair.scale).astype(dtype)
+        if jnp.issubdtype(inputs.dtype, jnp.inexact):
+            inputs = pair.drop(inputs).astype(dtype)
+        return self.branch(inputs, a, pair.b[...].astype(dtype))
+
+
+_FORMS: dict[type, type[Adapted]] = {}
+
+
+def register(base: type):  # noqa: ANN201 - a decorator that returns its class unchanged
+    """Class decorator: makes the class the LoRA form of layers whose class is exactly `base`.
+
+    Subclasses of `base` are not taken over silently: their call may mean something else.
+    """
+
+    def add(form: type[Adapted]) -> type[Adapted]:
+        if not (issubclass(form, Adapted) and issubclass(form, base)):
+            raise TypeError(f"{form.__name__} must subclass Adapted and {base.__name__}, in this order")
+        _FORMS[base] = form
+        return form
+
+    return add
+
+
+def supported() -> tuple[type, ...]:
+    """The layer classes that can be adapted."""
+    return tuple(_FORMS)
+
+
+def is_adapted(module: object) -> bool:
+    """Whether a module is a LoRA form."""
+    return isinstance(module, Adapted)
+
+
+def adapt(layer: nnx.Module, update: Update, key: Key[Array, ""], path: str = "") -> None:
+    """Turns `layer` into its LoRA form, in place. The output is unchanged: one factor is zero.
+
+    Args:
+      layer: a supported layer, possibly with stack axes in front of its weight.
+      update: rank, alpha and the rest.
+      key: random key; stacked layers each draw their own values.
+      path: for messages.
+
+    Raises:
+      TypeError: the layer's class is not supported.
+      ValueError: bad rank, alpha, parts, or a setting of the layer that cannot be adapted.
+    """
+    if is_adapted(layer):
+        raise ValueError(f"{path or type(layer).__name__} is adapted already; one rule per layer")
+    form = _FORMS.get(type(layer))
+    if form is None:
+        names = ", ".join(f"{t.__module__.split('.')[0]}.{t.__name__}" for t in _FORMS)
+        raise TypeError(
+            f"{path or 'the layer'} is a {type(layer).__module__}.{type(layer).__name__}, which has "
+            f"no LoRA form. Supported: {names}. For a class of your own write a subclass of "
+            f"lora_jax.layers.Adapted and decorate it with "
+            f"@lora_jax.layers.register({type(layer).__name__}); see the docstring of Adapted"
+        )
+    base = type(layer)
+    object.__setattr__(layer, "__class__", form)  # not an attribute: NNX must not track it
+    try:
+        layer.check()
+        layer.lora = _new_child(layer, update, key, path)
+    except BaseException:
+        object.__setattr__(layer, "__class__", base)
+        raise
+
+
+def unadapt(layer: nnx.Module) -> None:
+    """Takes the child `lora` away, in place: the layer is of its original class again."""
+    base = next(base for base, form in _FORMS.items() if type(layer) is form)
+    del layer.lora
+    object.__setattr__(layer, "__class__", base)
+
+
+def _new_child(layer: Any, update: Update, key: Array, path: str) -> LowRank | FusedLowRank:
+    roles, view = layer.roles(), layer.view()
+    if not update.fused:
+        if update.parts:
+            raise ValueError(f"parts {update.parts} of {path} need `fused`: the names of all parts")
+        return _new_pair(layer, update, view, key, path)
+    axis = roles.outputs[0]
+    sizes = _part_sizes(update, view[axis], path)
+    pairs = {}
+    for name, size in zip(update.fused, sizes, strict=True):
+        if name in update.parts:
+            shape = view[:axis] + (size,) + view[axis + 1 :]
+            part_key = jax.random.fold_in(key, zlib.crc32(name.encode()))
+            pairs[name] = _new_pair(layer, update, shape, part_key, f"{path} part {name}")
+    return FusedLowRank(pairs, update.fused, sizes)
+
+
+def _part_sizes(update: Update, total: int, path: str) -> tuple[int, ...]:
+    unknown = [part for part in update.parts if part not in update.fused]
+    if unknown or not update.parts:
+        raise ValueError(f"{path}: choose parts among {update.fused}, got {update.parts}")
+    count = len(update.fused)
+    sizes = update.fused_sizes or (total // count,) * count
+    if len(sizes) != count or sum(sizes) != total:
+        raise ValueError(
+            f"{path}: the parts {update.fused} must divide the first output axis of size {total}; "
+            f"got sizes {sizes}. Give `fused_sizes` if the parts are not equal"
+        )
+    return sizes
+
+
+def _new_pair(
+    layer: Any, update: Update, view: tuple[int, ...], key: Array, path: str
+) -> LowRank:
+    roles = layer.roles()
+    _, inputs, outputs = roles.sizes(view)
+    fan_in, fan_out = math.prod(inputs), math.prod(outputs)
+    rank = factors.check_rank(update.rank, min(fan_in, fan_out), path)
+    alpha = factors.check_alpha(update.alpha)
+    if isinstance(update.dropout, bool) or not 0 <= update.dropout < 1:
+        raise ValueError(f"dropout must be in [0, 1), got {update.dropout!r}")
+    stack = layer.weight_shape()[: layer.stack_axes()]
+    shape_a, shape_b = factors.factor_shapes(roles.stacked(len(stack)), stack + view, rank)
+    if layer.zero_a:
+        a = jnp.zeros(shape_a, jnp.float32)
+        b = factors.initial_values(key, shape_b, rank, "gaussian", std=1.0)  # loralib Embedding
+    else:
+        a = factors.initial_values(key, shape_a, fan_in, update.init, update.std)
+        b = jnp.zeros(shape_b, jnp.float32)
+    scale = factors.scale(rank, alpha, update.scaling)
+    return LowRank(a, b, alpha=alpha, scale=scale, dropout=float(update.dropout))
+
+
+def delta(layer: nnx.Module) -> Float[Array, "..."]:
+    """The update of an adapted layer's weight, in the weight's shape (stack included), float32."""
+    stack = layer.weight_shape()[: layer.stack_axes()]
+    roles = layer.roles().stacked(len(stack))
+    if isinstance(layer.lora, LowRank):
+        pair = layer.lora
+        dense = factors.delta(roles, pair.a[...], pair.b[...], pair.scale)
+        return dense.reshape(layer.weight_shape())
+    axis = roles.outputs[0]
+    view = stack + layer.view()
+    pieces = []
+    for pair, _, size in layer.lora.slots():
+        if pair is None:
+            pieces.append(jnp.zeros(view[:axis] + (size,) + view[axis + 1 :], jnp.float32))
+        else:
+            pieces.append(factors.delta(roles, pair.a[...], pair.b[...], pair.scale))
+    return jnp.concatenate(pieces, axis=axis).reshape(layer.weight_shape())
+
+
+def adapted_layers(model: nnx.Module) -> dict[str, Any]:
+    """Every adapted layer of a model by path, in path order."""
+    found = {
+        "/".join(map(str, path)): module
+        for path, module in nnx.iter_modules(model)
+        if is_adapted(module)
+    }
+    return dict(sorted(found.items()))
+
+
+def seed_dropout(model: nnx.Module, key: Key[Array, ""]) -> None:
+    """Switches dropout on the LoRA branches on, in place, for the calls that follow.
+
+    Every adapted layer gets its own key, derived from its path; a stack gets one per layer. Use it
+    on the copy of the model that a train step builds, with a new key each step.
+    """
+    for path, layer in adapted_layers(model).items():
+        stack = layer.weight_shape()[: layer.stack_axes()]
+        pairs = (
+            {"": layer.lora}
+            if isinstance(layer.lora, LowRank)
+            else {name: getattr(layer.lora, name, None) for name in layer.lora.names}
+        )
+        for name, pair in pairs.items():
+            if pair is not None and pair.dropout:
+                own = jax.random.fold_in(key, zlib.crc32(f"{path}/{name}".encode()))
+                pair.dropout_key = DropoutKey(jax.random.split(own, stack) if stack else own)

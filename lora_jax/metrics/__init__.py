@@ -1,0 +1,1 @@
+"""Scores of the tasks, as the paper reports them."""

@@ -1,0 +1,100 @@
+"""Scores of the GLUE tasks, as section 5.2 and Table 2 of the paper report them."""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+from scipy import stats
+from sklearn import metrics
+
+from lora_jax.data.glue import Task
+
+_WITH_F1 = ("mrpc", "qqp")
+_HEADLINES = {"cola": "matthews", "stsb": "pearson"}
+
+
+def headline(task: Task) -> str:
+    """Returns the metric that the paper's Table 2 shows for a task.
+
+    It is Matthews correlation for CoLA, Pearson correlation for STS-B and accuracy for all others,
+    MRPC and QQP included. The paper's MNLI number is the accuracy over matched and mismatched.
+    """
+    return _HEADLINES.get(task.name, "accuracy")
+
+
+def scores(task: Task, outputs: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """Scores a model's outputs on one split.
+
+    Args:
+        task: The task.
+        outputs: (N, classes) logits; for regression (N, 1) or (N,) predicted scores.
+        labels: (N,) class ids, or (N,) scores for regression.
+
+    Returns:
+        Fractions in [-1, 1] by metric: 'accuracy' for classification, with 'f1' of class 1 for
+        MRPC and QQP and 'matthews' for CoLA; 'pearson' and 'spearman' for STS-B. Predictions that
+        are all equal give a correlation of 0.0. When any output is not finite, the run has
+        diverged and every metric is NaN, so that it is recorded as such and never as a score.
+
+    Raises:
+        ValueError: The shapes do not fit the task, there are no examples, or a label is invalid.
+    """
+    outputs = np.asarray(outputs).astype(np.float64)
+    labels = np.asarray(labels)
+    _check(task, outputs, labels)
+    names = _metric_names(task)
+    if not np.isfinite(outputs).all():
+        return dict.fromkeys(names, float("nan"))
+    if task.regression:
+        predictions, labels = outputs.reshape(-1), labels.astype(np.float64)
+    else:
+        predictions, labels = outputs.argmax(axis=-1), labels.astype(np.int64)
+    return {name: _score(name, predictions, labels) for name in names}
+
+
+def _metric_names(task: Task) -> tuple[str, ...]:
+    if task.regression:
+        return ("pearson", "spearman")
+    if task.name in _WITH_F1:
+        return ("accuracy", "f1")
+    return ("accuracy", "matthews") if task.name == "cola" else ("accuracy",)
+
+
+def _score(name: str, predictions: np.ndarray, labels: np.ndarray) -> float:
+    """Computes one metric from (N,) predictions and (N,) labels."""
+    if name == "accuracy":
+        return float(metrics.accuracy_score(labels, predictions))
+    if name == "f1":
+        return float(metrics.f1_score(labels, predictions, zero_division=0.0))
+    # A correlation with a constant is undefined. It counts as 0.0, so that a run that collapsed
+    # to one answer is recorded with a poor score rather than lost as NaN.
+    if np.ptp(predictions) == 0 or np.ptp(labels) == 0:
+        return 0.0
+    if name == "matthews":
+        return float(metrics.matthews_corrcoef(labels, predictions))
+    with warnings.catch_warnings():  # scipy warns of nearly constant input; the value still holds.
+        warnings.simplefilter("ignore")
+        correlation = stats.pearsonr if name == "pearson" else stats.spearmanr
+        return float(np.nan_to_num(correlation(predictions, labels).statistic))
+
+
+def _check(task: Task, outputs: np.ndarray, labels: np.ndarray) -> None:
+    """Raises ValueError when outputs and labels do not fit the task or each other."""
+    rows = labels.shape[0] if labels.ndim == 1 else None
+    shapes = [(rows, task.num_outputs)] + ([(rows,)] if task.regression else [])
+    if not rows or outputs.shape not in shapes:
+        form = "(N, 1) or (N,)" if task.regression else f"(N, {task.num_outputs})"
+        raise ValueError(
+            f"{task.name} needs outputs of shape {form} and labels of shape (N,) with N > 0: got "
+            f"outputs {outputs.shape} and labels {labels.shape}."
+        )
+    classes = range(task.num_outputs)
+    valid = np.isfinite(labels) if task.regression else np.isin(labels, classes)
+    if not valid.all():
+        row = int(np.argmin(valid))
+        expected = "finite scores" if task.regression else f"classes 0 to {classes[-1]}"
+        raise ValueError(
+            f"{task.name} labels must be {expected}: row {row} holds {labels[row]}. Labels of the "
+            "test sets are not public and cannot be scored."
+        )

@@ -1,0 +1,277 @@
+"""BERT and RoBERTa encoders with a classification or regression head.
+
+Both are post-norm Transformer encoders (Devlin et al. 2019; Liu et al. 2019); they differ in where
+positions start and in the head. Batches are packed: several examples share a row, `segments` says
+which, attention stays inside a segment, and the logits are those of the unpacked examples.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from lora_jax.models.stack import Remat, Stack
+
+
+@dataclasses.dataclass(frozen=True)
+class EncoderConfig:
+    """Sizes and settings of an encoder; the names follow Hugging Face's config.json.
+
+    `position_offset` is the index of the first position: 0 for BERT, padding index + 1 = 2 for
+    RoBERTa. `unroll` and `remat` say how the stack runs, see `Stack`.
+    """
+
+    architecture: str
+    vocab_size: int
+    hidden_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    intermediate_size: int
+    max_position_embeddings: int
+    type_vocab_size: int
+    layer_norm_eps: float = 1e-12
+    hidden_dropout_prob: float = 0.1
+    attention_probs_dropout_prob: float = 0.1
+    initializer_range: float = 0.02
+    position_offset: int = 0
+    unroll: int = 1
+    remat: Remat = "none"
+
+    def __post_init__(self) -> None:
+        if self.architecture not in ("bert", "roberta"):
+            raise ValueError(
+                f"architecture must be 'bert' or 'roberta', got {self.architecture!r}"
+            )
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"hidden_size {self.hidden_size} is not divisible by "
+                f"num_attention_heads {self.num_attention_heads}"
+            )
+
+    @property
+    def max_length(self) -> int:
+        """Longest example that has position embeddings."""
+        return self.max_position_embeddings - self.position_offset
+
+
+class Inputs(NamedTuple):
+    """A batch of token rows, each holding one or more segments (examples).
+
+    Attributes:
+      tokens: token ids.
+      segments: 0 for padding; tokens of one row with equal number attend to each other.
+      positions: position inside the segment, from 0.
+      types: token types (0 for the first sentence, 1 for the second).
+    """
+
+    tokens: Int[Array, "rows length"]
+    segments: Int[Array, "rows length"]
+    positions: Int[Array, "rows length"]
+    types: Int[Array, "rows length"]
+
+
+def dropout(x: Float[Array, "..."], rate: float, key: Key[Array, ""] | None) -> Float[Array, "..."]:
+    """Dropout with 16 random bits per value; no key or rate 0 leaves `x` as it is."""
+    if key is None or rate == 0:
+        return x
+    keep = jax.random.bits(key, x.shape, jnp.uint16) >= round(rate * 2**16)
+    return jnp.where(keep, x / (1 - rate), 0)
+
+
+def gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """Exact GELU through erf, as in BERT; `jax.nn.gelu` takes the slower erfc."""
+    return 0.5 * x * (1 + jax.lax.erf(x * 2**-0.5))
+
+
+def attend(
+    q: Float[Array, "rows length heads size"],
+    k: Float[Array, "rows length heads size"],
+    v: Float[Array, "rows length heads size"],
+    mask: Bool[Array, "rows 1 length length"],
+    rate: float,
+    key: Key[Array, ""] | None,
+) -> Float[Array, "rows length heads size"]:
+    """Attention inside segments; dropout on the probabilities if there is a key."""
+    if key is None or rate == 0:
+        return jax.nn.dot_product_attention(q, k, v, mask=mask)
+    scores = jnp.einsum("bqhd,bkhd->bhqk", q, k, preferred_element_type=jnp.float32)
+    scores = jnp.where(mask, scores * q.shape[-1] ** -0.5, jnp.finfo(scores.dtype).min)
+    weights = dropout(jax.nn.softmax(scores, axis=-1), rate, key)
+    return jnp.einsum("bhqk,bkhd->bqhd", weights.astype(v.dtype), v)
+
+
+def _linear(config: EncoderConfig, inputs: int, outputs: int, rngs: nnx.Rngs) -> nnx.Linear:
+    normal = nnx.initializers.normal(config.initializer_range)
+    return nnx.Linear(inputs, outputs, kernel_init=normal, rngs=rngs)
+
+
+def _norm(config: EncoderConfig, rngs: nnx.Rngs) -> nnx.LayerNorm:
+    return nnx.LayerNorm(config.hidden_size, epsilon=config.layer_norm_eps, rngs=rngs)
+
+
+class Embeddings(nnx.Module):
+    """Word + position + token type, then LayerNorm and dropout."""
+
+    def __init__(self, config: EncoderConfig, rngs: nnx.Rngs):
+        normal = nnx.initializers.normal(config.initializer_range)
+        table = partial(
+            nnx.Embed, features=config.hidden_size, embedding_init=normal, rngs=rngs
+        )
+        self.word = table(config.vocab_size)
+        self.position = table(config.max_position_embeddings)
+        self.token_type = table(config.type_vocab_size)
+        self.norm = _norm(config, rngs)
+        self.config = config
+
+    def __call__(self, inputs: Inputs, key: Array | None) -> Float[Array, "rows length hidden"]:
+        """Embeds a batch."""
+        x = self.word(inputs.tokens) + self.token_type(inputs.types)
+        x = x + self.position(inputs.positions + self.config.position_offset)
+        return dropout(self.norm(x), self.config.hidden_dropout_prob, key)
+
+
+class Attention(nnx.Module):
+    """Multi-head self-attention with residual and LayerNorm after it."""
+
+    def __init__(self, config: EncoderConfig, rngs: nnx.Rngs):
+        d = config.hidden_size
+        self.query = _linear(config, d, d, rngs)
+        self.key = _linear(config, d, d, rngs)
+        self.value = _linear(config, d, d, rngs)
+        self.output = _linear(config, d, d, rngs)
+        self.norm = _norm(config, rngs)
+        self.config = config
+
+    def __call__(
+        self, x: Float[Array, "rows length hidden"], mask: Array, keys: Any
+    ) -> Float[Array, "rows length hidden"]:
+        """Attends inside the segments of each row."""
+        heads = (*x.shape[:-1], self.config.num_attention_heads, -1)
+        q, k, v = (f(x).reshape(heads) for f in (self.query, self.key, self.value))
+        mixed = attend(q, k, v, mask, self.config.attention_probs_dropout_prob, keys[0])
+        out = self.output(mixed.reshape(x.shape))
+        return self.norm(x + dropout(out, self.config.hidden_dropout_prob, keys[1]))
+
+
+class FeedForward(nnx.Module):
+    """Two linear layers around GELU, with residual and LayerNorm after them."""
+
+    def __init__(self, config: EncoderConfig, rngs: nnx.Rngs):
+        self.up = _linear(config, config.hidden_size, config.intermediate_size, rngs)
+        self.down = _linear(config, config.intermediate_size, config.hidden_size, rngs)
+        self.norm = _norm(config, rngs)
+        self.config = config
+
+    def __call__(
+        self, x: Float[Array, "rows length hidden"], key: Array | None
+    ) -> Float[Array, "rows length hidden"]:
+        """Transforms every token by itself."""
+        out = self.down(gelu(self.up(x)))
+        return self.norm(x + dropout(out, self.config.hidden_dropout_prob, key))
+
+
+class Block(nnx.Module):
+    """One Transformer layer."""
+
+    def __init__(self, config: EncoderConfig, rngs: nnx.Rngs):
+        self.attention = Attention(config, rngs)
+        self.feed_forward = FeedForward(config, rngs)
+
+    def __call__(
+        self, x: Float[Array, "rows length hidden"], mask: Array, *, key: Array | None = None
+    ) -> Float[Array, "rows length hidden"]:
+        """Runs the layer; `key` switches dropout on."""
+        keys = (None,) * 3 if key is None else tuple(jax.random.split(key, 3))
+        return self.feed_forward(self.attention(x, mask, keys[:2]), keys[2])
+
+
+class Encoder(nnx.Module):
+    """Embeddings and a stack of blocks."""
+
+    def __init__(self, config: EncoderConfig, rngs: nnx.Rngs):
+        self.embeddings = Embeddings(config, rngs)
+        self.layers = Stack(
+            lambda r: Block(config, r),
+            config.num_hidden_layers,
+            unroll=config.unroll,
+            remat=config.remat,
+            rngs=rngs,
+        )
+        self.config = config
+
+    def __call__(
+        self, inputs: Inputs, *, key: Key[Array, ""] | None = None
+    ) -> Float[Array, "rows length hidden"]:
+        """Hidden states of every token; `key` switches dropout on."""
+        own, rest = (None, None) if key is None else jax.random.split(key)
+        same = inputs.segments[:, :, None] == inputs.segments[:, None, :]
+        return self.layers(self.embeddings(inputs, own), same[:, None], key=rest)
+
+
+class RobertaHead(nnx.Module):
+    """dropout, dense, tanh, dropout, output: all of it new for a task (fairseq's head)."""
+
+    def __init__(self, config: EncoderConfig, num_outputs: int, rngs: nnx.Rngs):
+        self.dense = _linear(config, config.hidden_size, config.hidden_size, rngs)
+        self.output = _linear(config, config.hidden_size, num_outputs, rngs)
+        self.rate = config.hidden_dropout_prob
+
+    def __call__(
+        self, x: Float[Array, "n hidden"], key: Array | None
+    ) -> Float[Array, "n outputs"]:
+        """Logits from the classification token's hidden state."""
+        keys = (None, None) if key is None else tuple(jax.random.split(key))
+        x = jnp.tanh(self.dense(dropout(x, self.rate, keys[0])))
+        return self.output(dropout(x, self.rate, keys[1]))
+
+
+class BertHead(nnx.Module):
+    """dropout, output: what is new for a task on top of BERT's pre-trained pooler."""
+
+    def __init__(self, config: EncoderConfig, num_outputs: int, rngs: nnx.Rngs):
+        self.output = _linear(config, config.hidden_size, num_outputs, rngs)
+        self.rate = config.hidden_dropout_prob
+
+    def __call__(
+        self, x: Float[Array, "n hidden"], key: Array | None
+    ) -> Float[Array, "n outputs"]:
+        """Logits from the pooled state."""
+        return self.output(dropout(x, self.rate, key))
+
+
+class Classifier(nnx.Module):
+    """An encoder with a head on the classification token of every example.
+
+    `num_outputs` is the number of classes, or 1 for regression. BERT's pooler is pre-trained, so it
+    belongs to the base and not to the head.
+    """
+
+    def __init__(self, config: EncoderConfig, num_outputs: int, rngs: nnx.Rngs):
+        self.encoder = Encoder(config, rngs)
+        if config.architecture == "bert":
+            self.pooler = _linear(config, config.hidden_size, config.hidden_size, rngs)
+            self.head = BertHead(config, num_outputs, rngs)
+        else:
+            self.head = RobertaHead(config, num_outputs, rngs)
+        self.config = config
+
+    def __call__(
+        self,
+        inputs: Inputs,
+        rows: Int[Array, " n"],
+        columns: Int[Array, " n"],
+        *,
+        key: Key[Array, ""] | None = None,
+    ) -> Float[Array, "n outputs"]:
+        """Logits of the n examples whose classification tokens are at (rows, columns), float32."""
+        keys = (None, None) if key is None else tuple(jax.random.split(key))
+        first = self.encoder(inputs, key=keys[0])[rows, columns]
+        if self.config.architecture == "bert":
+            first = jnp.tanh(self.pooler(first))
+        return self.head(first, keys[1]).astype(jnp.float32)

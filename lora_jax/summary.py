@@ -1,0 +1,113 @@
+"""What a method did to a model, as data and as text."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from lora_jax import partition
+from lora_jax.layers import Update
+
+
+@dataclasses.dataclass(frozen=True)
+class MatchedLayer:
+    """One adapted layer: the rule that chose it, its path and weight, its update, its values."""
+
+    rule: str
+    path: str
+    shape: tuple[int, ...]
+    update: Update
+    parameters: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """Totals of one group of leaves."""
+
+    name: str
+    parameters: int
+    bytes: int
+    leaves: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Summary:
+    """Matched layers and the groups of a partitioned model. `str()` gives a table."""
+
+    method: str
+    layers: tuple[MatchedLayer, ...]
+    groups: tuple[Group, ...]
+
+    @property
+    def trainable(self) -> tuple[Group, ...]:
+        """The groups that train."""
+        return tuple(group for group in self.groups if group.name != partition.FROZEN)
+
+    def counts(self) -> dict[str, int]:
+        """Parameters by group, with `trainable` and `total`, for a run record."""
+        by_group = {group.name: group.parameters for group in self.groups}
+        trainable = sum(group.parameters for group in self.trainable)
+        return {**by_group, "trainable": trainable, "total": sum(by_group.values())}
+
+    def __str__(self) -> str:
+        lines = [f"method {self.method}"]
+        if self.layers:
+            header = ("rule", "layer", "weight", "rank", "alpha", "parameters")
+            lines += _table([header, *(_layer_row(layer) for layer in self.layers)])
+        rows = [("group", "leaves", "parameters", "bytes")]
+        rows += [
+            (g.name, str(g.leaves), f"{g.parameters:,}", readable_bytes(g.bytes))
+            for g in self.groups
+        ]
+        lines += _table(rows)
+        counts = self.counts()
+        share = 100 * counts["trainable"] / max(counts["total"], 1)
+        lines.append(
+            f"trainable {counts['trainable']:,} of {counts['total']:,} parameters ({share:.3g}%), "
+            f"{readable_bytes(sum(g.bytes for g in self.trainable))}"
+        )
+        return "\n".join(lines)
+
+
+def summarise(
+    method: str,
+    matched: Sequence[MatchedLayer],
+    params: Mapping[str, Any],
+    labels: Mapping[str, str],
+) -> Summary:
+    """Collects a summary; frozen leaves come last."""
+    names = sorted(set(labels.values()) - {partition.FROZEN}) + [partition.FROZEN]
+    groups = []
+    for name in names:
+        own = {path: leaf for path, leaf in params.items() if labels[path] == name}
+        groups.append(Group(name, partition.count(own), partition.size_bytes(own), len(own)))
+    return Summary(method, tuple(matched), tuple(groups))
+
+
+def readable_bytes(size: float) -> str:
+    """1536 -> '1.5 KiB'."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if size < 1024:
+            return f"{size:.0f} B" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1024
+    return f"{size:.1f} TiB"
+
+
+def _layer_row(layer: MatchedLayer) -> tuple[str, ...]:
+    update = layer.update
+    shape = "x".join(map(str, layer.shape))
+    if update.parts:
+        shape += f" [{','.join(update.parts)} of {','.join(update.fused)}]"
+    return (
+        layer.rule, layer.path, shape, str(update.rank), f"{update.alpha:g}",
+        f"{layer.parameters:,}",
+    )  # fmt: skip
+
+
+def _table(rows: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return [
+        "  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]

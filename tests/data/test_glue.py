@@ -1,0 +1,313 @@
+"""Tests of the GLUE readers, on generated files, a generated TFDS data set and the real files."""
+
+from __future__ import annotations
+
+import logging
+import pathlib
+import sys
+
+import numpy as np
+import pytest
+
+from lora_jax.data import glue
+
+# Rows of train and of each evaluation split, from the GLUE paper's files. MNLI's train file may be
+# the whole or the subset of 9,999 rows.
+ROWS = {
+    "cola": (8551, 1043),
+    "sst2": (67349, 872),
+    "mrpc": (3668, 408),
+    "stsb": (5749, 1500),
+    "rte": (2490, 277),
+    "mnli": ((392702, 9999), 9815, 9832),
+}
+# Examples of each class in the evaluation splits, as published with the data.
+COUNTS = {
+    "cola": [(322, 721)],
+    "sst2": [(428, 444)],
+    "mrpc": [(129, 279)],
+    "rte": [(146, 131)],
+    "mnli": [(3479, 3123, 3213), (3463, 3129, 3240)],
+}
+# Characters that a careless reader would take for quoting or for the end of a line.
+ODD = ['"', 'say "no" ', "a\x85b", "c\u2028d", "\u00e9t\u00e9", "it 's ", " lead", "'", 'end"']
+HEADERS = {
+    "cola": ["source", "label", "mark", "sentence"],
+    "sst2": ["sentence", "label"],
+    "mrpc": ["Quality", "#1 ID", "#2 ID", "#1 String", "#2 String"],
+    "stsb": [*"abcdefg", "sentence1", "sentence2", "score"],
+    "qqp": ["id", "qid1", "qid2", "question1", "question2", "is_duplicate"],
+    "mnli": ["index", "promptID", "sentence1", "sentence2", "label1", "gold_label"],
+    "qnli": ["index", "question", "sentence", "label"],
+    "rte": ["index", "sentence1", "sentence2", "label"],
+    "wnli": ["index", "sentence1", "sentence2", "label"],
+}
+
+
+def write_rows(task: glue.Task, path: pathlib.Path, rows: int, seed: int, extra: str = "") -> str:
+    """Writes a file in the task's original format and returns its text."""
+    generator = np.random.default_rng(seed)
+    lines = [] if task.header else ["\t".join(HEADERS[task.name])]
+    for number in range(rows):
+        row = {column: f"{seed}{number}" for column in HEADERS[task.name]}
+        for column in task.columns:
+            row[column] = f"{ODD[generator.integers(len(ODD))]} {column} {number}"
+        score = f"{generator.integers(0, 26) / 5:.3f}"
+        row[task.label_column] = (
+            score if task.regression else str(generator.choice(task.label_values))
+        )
+        lines.append("\t".join(row.values()))
+    text = "\n".join(lines) + "\n" + extra
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(text.encode())
+    return text
+
+
+def write_folder(task: glue.Task, root: pathlib.Path) -> None:
+    """Writes the labelled files of a task and, where TFDS needs one, its test files."""
+    folder = root / task.folder
+    extra = "7\t8\t9\tcut here\nrest\tsecond\t0\n" if task.skip_short_rows else ""
+    for seed, split in enumerate(("train", *task.evaluations)):
+        name = split.replace("validation", "dev")
+        write_rows(task, folder / f"{name}.tsv", 23 + seed, seed, extra)
+        if name != "train":
+            test = folder / f"{name.replace('dev', 'test')}.tsv"
+            columns = task.columns
+            test.write_text("\t".join(columns) + "\n" + "\t".join(columns) + "\n")
+
+
+def write_mrpc_sources(root: pathlib.Path) -> dict[str, pathlib.Path]:
+    """Writes the files that TFDS makes MRPC from, and the original GLUE files of the same rows."""
+    task = glue.task("mrpc")
+    text = "\ufeff" + write_rows(task, root / "msr_paraphrase_train.txt", 40, 3)
+    header, *rows = text.removesuffix("\n").split("\n")
+    dev = rows[1::4]
+    files = {
+        "msr_paraphrase_train.txt": text,
+        "dev_ids.tsv": "".join("\t".join(row.split("\t")[1:3]) + "\n" for row in dev),
+        "MRPC/train.tsv": "\n".join([header, *(row for row in rows if row not in dev)]) + "\n",
+        "MRPC/dev.tsv": "\n".join([header, *dev]) + "\n",
+    }
+    for name, content in files.items():
+        (root / name).parent.mkdir(exist_ok=True)
+        (root / name).write_bytes(content.encode())
+    train = root / "msr_paraphrase_train.txt"
+    return {"train": train, "test": train, "dev_ids": root / "dev_ids.tsv"}
+
+
+def assert_equal(one: glue.Examples, two: glue.Examples) -> None:
+    assert one.first == two.first
+    assert one.second == two.second
+    assert one.labels.dtype == two.labels.dtype
+    np.testing.assert_array_equal(one.labels, two.labels)
+
+
+@pytest.fixture
+def offline_tfds(monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path) -> pathlib.Path:
+    """Generated GLUE files in place of TFDS's downloads; everything after the download is real."""
+    download = pytest.importorskip("tensorflow_datasets").core.download
+    monkeypatch.setitem(sys.modules, "tensorflow", None)  # Importing it fails from here on.
+    raw = tmp_path / "raw"
+    for task in glue.TASKS.values():
+        if task.name != "mrpc":
+            write_folder(task, raw)
+    mrpc = write_mrpc_sources(raw)
+    manager = download.DownloadManager
+    monkeypatch.setattr(manager, "download_and_extract", lambda self, url: str(raw))
+    monkeypatch.setattr(manager, "download", lambda self, urls: {k: str(mrpc[k]) for k in urls})
+    return raw
+
+
+@pytest.mark.parametrize("name", glue.TASKS)
+def test_tfds_and_folder_give_equal_examples(name, offline_tfds, tmp_path):
+    task = glue.task(name)
+    for split in ("train", *task.evaluations):
+        from_folder = glue.read(task, split, str(offline_tfds))
+        assert_equal(from_folder, glue.read(task, split, f"tfds:{tmp_path / 'tfds'}"))
+        assert len(from_folder) >= 10
+        assert len(set(from_folder.labels.tolist())) > 1
+
+
+def test_tfds_download_failure_names_the_folder_source(offline_tfds, monkeypatch, tmp_path):
+    from tensorflow_datasets.core import download
+
+    def refuse(self, url):
+        raise ConnectionError("no route to host")
+
+    monkeypatch.setattr(download.DownloadManager, "download_and_extract", refuse)
+    with pytest.raises(RuntimeError, match=r"glue/rte .*no route to host.*source=FOLDER"):
+        glue.read(glue.task("rte"), "train", f"tfds:{tmp_path / 'tfds'}")
+
+
+def test_missing_tfds_names_the_packages(monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorflow_datasets.text", None)
+    with pytest.raises(ImportError, match="pip install tensorflow-datasets .*source=FOLDER"):
+        glue.read(glue.task("rte"), "train", "tfds")
+
+
+def test_tfds_without_labels_is_refused(offline_tfds, tmp_path):
+    path = offline_tfds / "SST-2" / "train.tsv"
+    path.write_text("sentence\nno label here\n")  # TFDS gives -1 where there is no label column.
+    with pytest.raises(ValueError, match="idx 0 has no valid label"):
+        glue.read(glue.task("sst2"), "train", f"tfds:{tmp_path / 'tfds'}")
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_real_row_and_class_counts(name, real_data):
+    task = glue.task(name)
+    for place, split in enumerate(("train", *task.evaluations)):
+        examples = glue.read(task, split, str(real_data))
+        expected = ROWS[name][place]
+        assert len(examples) in (expected if isinstance(expected, tuple) else (expected,))
+        assert (examples.second is None) == (name in ("cola", "sst2"))
+        assert all(examples.first) and all(examples.second or ())
+        if place and name in COUNTS:
+            assert tuple(np.bincount(examples.labels)) == COUNTS[name][place - 1]
+        if task.regression:
+            assert examples.labels.dtype == np.float32
+            assert examples.labels.min() == 0.0 and examples.labels.max() == 5.0
+
+
+def test_real_first_rows(real_data):
+    def first(name, split="validation"):
+        examples = glue.read(glue.task(name), split, str(real_data / "glue")).take(1)
+        return examples.first, examples.second, examples.labels.tolist()
+
+    assert first("sst2") == (["it 's a charming and often affecting journey . "], None, [1])
+    assert first("cola") == (["The sailors rode the breeze clear of the rocks."], None, [1])
+    (one,), (two,), labels = first("mrpc")
+    assert one.startswith("He said the foodservice pie business doesn 't fit the company 's long")
+    assert two == '" The foodservice pie business does not fit our long-term growth strategy .'
+    assert labels == [1]
+    assert first("stsb") == (
+        ["A man with a hard hat is dancing."],
+        ["A man wearing a hard hat is dancing."],
+        [5.0],
+    )
+    assert first("rte")[1:] == (["Christopher Reeve had an accident."], [1])
+    assert first("mnli", "validation_matched") == (
+        ["The new rights are nice enough"],
+        ["Everyone really likes the newest benefits "],
+        [1],
+    )
+    assert first("mnli", "validation_mismatched")[2] == [2]
+    assert first("mnli", "train")[2] == [0]
+
+
+def test_file_details_carriage_returns_bom_and_no_last_newline(tmp_path):
+    path = tmp_path / "RTE" / "dev.tsv"
+    path.parent.mkdir()
+    text = '\ufeffindex\tsentence1\tsentence2\tlabel\r\n0\t"a\x0bb\rc\td"\tentailment\r\n'
+    path.write_bytes((text + "1\te\tf\tnot_entailment").encode())
+    for source in (tmp_path, path.parent):  # The folder of folders, and the task's own folder.
+        examples = glue.read(glue.task("rte"), "validation", str(source))
+        assert examples.first == ['"a\x0bb\rc', "e"]
+        assert examples.second == ['d"', "f"]
+        assert examples.labels.tolist() == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("name", "row", "message"),
+    [
+        (
+            "rte",
+            "2\tonly one",
+            r"train\.tsv, line 4: found 2 tab-sep.* in '2\\tonly one', expected 4",
+        ),
+        ("rte", "2\ta\tb\tc\tentailment", r"line 4: found 5 tab-separated columns.*expected 4"),
+        ("rte", "2\ta\tb\t", r"line 4: found label '', expected one of entailment, not_entail"),
+        ("mnli", "2\tp\ta\tb\t_\t-", r"line 4: found gold_label '-', expected one of entail"),
+        ("sst2", "fine\t2", r"line 4: found label '2', expected one of 0, 1"),
+        ("cola", "src\t-1\t\tfine", r"line 3: found label '-1', expected one of 0, 1"),
+        ("stsb", "\t".join("abcdefghi") + "\t5.5", r"line 4: found score '5.5', expected a number"),
+        ("stsb", "\t".join("abcdefghi") + "\tnan", r"line 4: found score 'nan', expected a number"),
+        ("qqp", "0\t1\t2\ta\tb\tc\t1", r"line 4: found 7 tab-separated columns"),
+    ],
+)
+def test_bad_row_is_located(name, row, message, tmp_path):
+    task = glue.task(name)
+    write_rows(task, tmp_path / task.folder / "train.tsv", 2, 0, row + "\n")
+    with pytest.raises(ValueError, match=message) as error:
+        glue.read(task, "train", str(tmp_path))
+    assert "Download the file again" in str(error.value)
+
+
+def test_bad_header_encoding_and_empty_file_are_located(tmp_path):
+    path = tmp_path / "SST-2" / "train.tsv"
+    path.parent.mkdir()
+    task = glue.task("sst2")
+    for content, message in (
+        (b"index\tsentence\n0\tfine\n", r"line 1: found the header .*with sentence, label"),
+        (b"", r"line 1: found the header"),
+        (b"sentence\tlabel\n", r"no rows"),
+        (b"sentence\tlabel\nfine\t1\ncaf\xe9\t1\n", r"line 3: found bytes that are not UTF-8"),
+    ):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=message):
+            glue.read(task, "train", str(tmp_path))
+
+
+def test_qqp_rows_cut_by_newlines_are_dropped_and_counted(tmp_path, caplog):
+    task = glue.task("qqp")
+    path = tmp_path / "QQP" / "train.tsv"
+    whole = write_rows(task, path, 5, 0)
+    complete = glue.read(task, "train", str(tmp_path))
+    path.write_text(whole + "9\t1\t2\tcut\nhere\tsecond\t1\n", encoding="utf-8")
+    with caplog.at_level(logging.WARNING, logger="lora_jax.data.glue"):
+        assert_equal(glue.read(task, "train", str(tmp_path)), complete)
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{path}: dropped 2 rows cut by newlines inside a question; 5 rows are left."
+    ]
+
+
+def test_missing_files_say_what_is_there(tmp_path):
+    task = glue.task("sst2")
+    with pytest.raises(FileNotFoundError, match="nowhere is not a folder.*gluebenchmark"):
+        glue.read(task, "train", str(tmp_path / "nowhere"))
+    write_rows(task, tmp_path / "SST-2" / "train.tsv", 1, 0)
+    (tmp_path / "CoLA").mkdir()
+    with pytest.raises(FileNotFoundError) as error:
+        glue.read(task, "validation", str(tmp_path))
+    for part in (str(tmp_path / "SST-2" / "dev.tsv"), "CoLA, SST-2, train.tsv", "source='tfds'"):
+        assert part in str(error.value)
+    # Another task's folder is never read, although it holds a file of the right name.
+    with pytest.raises(FileNotFoundError):
+        glue.read(glue.task("qnli"), "train", str(tmp_path / "SST-2"))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "suggestion"),
+    [("SST-2", "sst2"), ("STS-B", "stsb"), ("mnli-mm", "mnli"), ("RTE", "rte"), ("colaa", "cola")],
+)
+def test_unknown_task_suggests_the_nearest(wrong, suggestion):
+    with pytest.raises(ValueError, match=f"Did you mean '{suggestion}'.*cola, sst2, mrpc, stsb"):
+        glue.task(wrong)
+
+
+def test_splits_without_labels_and_unknown_splits_are_refused(tmp_path):
+    for split in ("test", "test_matched"):
+        with pytest.raises(ValueError, match="test labels are not public"):
+            glue.read(glue.task("mnli"), split, str(tmp_path))
+    with pytest.raises(ValueError, match="'validation'. Use one of: train, validation_matched"):
+        glue.read(glue.task("mnli"), "validation", str(tmp_path))
+
+
+def test_class_ids_agree_with_tfds():
+    tfds_glue = pytest.importorskip("tensorflow_datasets.text.glue")
+    configs = {config.name: config for config in tfds_glue.Glue.BUILDER_CONFIGS}
+    for name, task in glue.TASKS.items():
+        assert task.labels == tuple(configs[name].label_classes or ())
+        assert task.num_outputs == (len(task.labels) if task.labels else 1)
+        assert task.folder == configs[name].data_dir
+
+
+def test_take_and_subset_keep_texts_with_their_labels():
+    texts = [f"t{i}" for i in range(5)]
+    examples = glue.Examples(texts, texts[::-1], np.arange(5, dtype=np.int32))
+    assert examples.take(0) is examples and len(examples.take(9)) == 5
+    chosen = examples.take(4).subset(np.array([3, 0, 3]))
+    assert chosen.first == ["t3", "t0", "t3"]
+    assert chosen.second == ["t1", "t4", "t1"]
+    assert chosen.labels.tolist() == [3, 0, 3] and chosen.labels.dtype == np.int32
+    with pytest.raises(ValueError, match="5 first texts, 4 second texts"):
+        glue.Examples(texts, texts[1:], np.arange(5))
