@@ -1,8 +1,8 @@
 """LoRA: Low-Rank Adaptation of Large Language Models (Hu et al. 2021), in JAX and Flax NNX.
 
-    method = lora_jax.lora(r".*/(query|value)", rank=8, alpha=16, head=r"head/.*")
-    adapted = method.insert(model, jax.random.key(0))
-    structure, trainable, frozen = lora_jax.split(adapted, method.labels(adapted))
+method = lora_jax.lora(r".*/(query|value)", rank=8, alpha=16, head=r"head/.*")
+adapted = method.insert(model, jax.random.key(0))
+structure, trainable, frozen = lora_jax.split(adapted, method.labels(adapted))
 """
 
 from lora_jax.adapters import load_adapter, save_adapter

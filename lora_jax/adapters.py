@@ -164,11 +164,14 @@ def apply_adapter(
             f"{where} was trained on another base: its fingerprint is {adapter.base[:12]}, the "
             f"model's is {base[:12]}. Load the base it names ({adapter.notes.get('model', 'unknown')})"
         )
-    missing, extra = sorted(set(trainable) - set(adapter.values)), sorted(
-        set(adapter.values) - set(trainable)
+    missing, extra = (
+        sorted(set(trainable) - set(adapter.values)),
+        sorted(set(adapter.values) - set(trainable)),
     )
     if missing or extra:
-        raise ValueError(f"{where} does not fit: missing {missing[:5]}, not in the model {extra[:5]}")
+        raise ValueError(
+            f"{where} does not fit: missing {missing[:5]}, not in the model {extra[:5]}"
+        )
     return _replaced(adapter.values, trainable, where)
 
 
@@ -195,9 +198,7 @@ def _same_kind(path: str, group: str) -> bool:
     return f"/{group}/" in f"/{path}"
 
 
-def _replaced(
-    values: Mapping[str, np.ndarray], trainable: Mapping[str, Any], where: str
-) -> Params:
+def _replaced(values: Mapping[str, np.ndarray], trainable: Mapping[str, Any], where: str) -> Params:
     result = {}
     for path, old in trainable.items():
         new = values[path]

@@ -65,7 +65,9 @@ class Contraction:
     def sizes(self, shape: Shape) -> tuple[Shape, Shape, Shape]:
         """Splits a weight's shape into its (batch, inputs, outputs) sizes."""
         if len(shape) != self.ndim:
-            raise ValueError(f"a weight of shape {shape} does not have the {self.ndim} axes of {self}")
+            raise ValueError(
+                f"a weight of shape {shape} does not have the {self.ndim} axes of {self}"
+            )
         batch, inputs, outputs = (
             tuple(shape[axis] for axis in axes) for axes in (self.batch, self.inputs, self.outputs)
         )
@@ -120,7 +122,7 @@ def factor_shapes(roles: Contraction, shape: Shape, rank: int) -> tuple[Shape, S
 
 def initial_values(
     key: Key[Array, ""], shape: Shape, fan_in: int, init: Init = "kaiming", std: float = 0.02
-) -> Float[Array, "..."]:
+) -> Float[Array, ...]:
     """Random start of the factor that is not zero, in float32.
 
     Args:
@@ -153,8 +155,8 @@ def product(
 
 
 def delta(
-    roles: Contraction, a: Float[Array, "..."], b: Float[Array, "..."], scale: float
-) -> Float[Array, "..."]:
+    roles: Contraction, a: Float[Array, ...], b: Float[Array, ...], scale: float
+) -> Float[Array, ...]:
     """scale * A B in the axis order of the weight, in float32.
 
     Args:

@@ -168,7 +168,9 @@ class LoRAConv(Adapted, nnx.Conv):
 
     def output_axis(self, ndim: int) -> int:
         if self.feature_group_count != 1:
-            raise ValueError("parts of a grouped convolution are not supported; adapt the whole layer")
+            raise ValueError(
+                "parts of a grouped convolution are not supported; adapt the whole layer"
+            )
         return ndim - 1
 
     def branch(self, inputs: Array, a: Array, b: Array) -> Array:

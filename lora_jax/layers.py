@@ -53,7 +53,7 @@ class LowRank(nnx.Module):
         """Rank of the update."""
         return self.a.shape[-1]
 
-    def drop(self, inputs: Float[Array, "..."]) -> Float[Array, "..."]:
+    def drop(self, inputs: Float[Array, ...]) -> Float[Array, ...]:
         """The branch's input, with dropout if this layer holds a key."""
         if not self.dropout or not hasattr(self, "dropout_key"):
             return inputs
@@ -128,8 +128,8 @@ class Adapted(nnx.Module):  # a Module, so that an object's class can become a f
         return self.weight_shape()[self.stack_axes() :]
 
     def branch(
-        self, inputs: Float[Array, "..."], a: Float[Array, "..."], b: Float[Array, "..."]
-    ) -> Float[Array, "..."]:
+        self, inputs: Float[Array, ...], a: Float[Array, ...], b: Float[Array, ...]
+    ) -> Float[Array, ...]:
         """x A B for activations as the base layer takes them; `a`, `b` in the output's type."""
         raise NotImplementedError
 
@@ -188,7 +188,9 @@ def register(base: type):  # noqa: ANN201 - a decorator that returns its class u
 
     def add(form: type[Adapted]) -> type[Adapted]:
         if not (issubclass(form, Adapted) and issubclass(form, base)):
-            raise TypeError(f"{form.__name__} must subclass Adapted and {base.__name__}, in this order")
+            raise TypeError(
+                f"{form.__name__} must subclass Adapted and {base.__name__}, in this order"
+            )
         _FORMS[base] = form
         return form
 
@@ -277,9 +279,7 @@ def _part_sizes(update: Update, total: int, path: str) -> tuple[int, ...]:
     return sizes
 
 
-def _new_pair(
-    layer: Any, update: Update, view: tuple[int, ...], key: Array, path: str
-) -> LowRank:
+def _new_pair(layer: Any, update: Update, view: tuple[int, ...], key: Array, path: str) -> LowRank:
     roles = layer.roles()
     _, inputs, outputs = roles.sizes(view)
     fan_in, fan_out = math.prod(inputs), math.prod(outputs)
@@ -299,7 +299,7 @@ def _new_pair(
     return LowRank(a, b, alpha=alpha, scale=scale, dropout=float(update.dropout))
 
 
-def delta(layer: nnx.Module) -> Float[Array, "..."]:
+def delta(layer: nnx.Module) -> Float[Array, ...]:
     """The update of an adapted layer's weight, in the weight's shape (stack included), float32."""
     stack = layer.weight_shape()[: layer.stack_axes()]
     roles = layer.roles().stacked(len(stack))

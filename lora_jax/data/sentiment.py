@@ -30,8 +30,7 @@ import numpy as np
 _TEMPLATES: dict[str, tuple[str, ...]] = {
     "plain": (
         "the {noun} {was} {adj_same}",
-        "i found the {noun} {adj_same}",
-        "we thought that the {noun} {was} {adj_same}",
+        "{who} found the {noun} {adj_same}",
         "everyone said that the {noun} {was} {adj_same}",
         "the {noun} {was} {adj_same} and {adj2_same}",
         "the {noun} {was} {adj_same} and the {other} {owas} {adj2_same}",
@@ -40,7 +39,6 @@ _TEMPLATES: dict[str, tuple[str, ...]] = {
     ),
     "negation": (
         "the {noun} {was} not {adj_flip}",
-        "the {noun} {was} not {adj_flip} at all",
         "{who} would never call the {noun} {adj_flip}",
         "it is not true that the {noun} {was} {adj_flip}",
         "{who} did not {verb_flip} the {noun}",
@@ -57,35 +55,30 @@ _TEMPLATES: dict[str, tuple[str, ...]] = {
         "even though the {noun} {was} {adj_flip}, {who} {verbed_same} the {other}",
         "the {noun} {was} {adj_same}, although the {other} {owas} {adj_flip}",
         "the {noun} {effected_same} {whom}, even though the {other} {owas} {adj_flip}",
-        "{who} {verbed_same} the {noun}, although the {other} {owas} {adj_flip}",
     ),
     "comparison": (
         "the {noun} {was} {more_same} than the {other}",
         "the {noun} {was} {much} {more_same} than the {other}",
-        "i found the {noun} {more_same} than the {other}",
+        "{who} found the {noun} {more_same} than the {other}",
         "the {noun} {was} less {mild_flip} than the {other}",
-        "the {noun} {was} {much} less {mild_flip} than the {other}",
         "the {noun} {was} not as {mild_flip} as the {other}",
         "the {noun} {was} as {adj_same} as the {other} {owas} {adj_flip}",
         "the {noun}, unlike the {adj_flip} {other}, {was} {adj_same}",
     ),
     "change": (
-        "{who} used to {verb_flip} the {noun}, but now {who2} {verb_same} {them}",
+        "{who} used to {verb_flip} the {noun}, but now {who} {verb_same} {them}",
         "the {noun} {was} {adj_flip} {before}, but now {they} {is} {adj_same}",
-        "the {noun} {was} {adj_flip} {before}, now {they} {is} {adj_same}",
         "the {noun} {is} {adj_same} now, but {they} {was} {adj_flip} {before}",
-        "{who} {verb_same} the {noun} now, but {who2} used to {verb_flip} {them}",
+        "{who} {verb_same} the {noun} now, but {who} used to {verb_flip} {them}",
         "the {noun} {is} no longer {adj_flip}",
         "the {noun} stopped being {adj_flip}",
         "the {noun} went from {adj_flip} to {adj_same}",
     ),
     "intensifier": (
         "the {noun} {was} {very} {mild_same}",
-        "i found the {noun} {very} {mild_same}",
         "the {noun} {was} nothing but {adj_same}",
         "{who} really {verbed_same} the {noun}",
         "the {noun} {was} {hardly} {mild_flip}",
-        "i found the {noun} {hardly} {mild_flip}",
         "the {noun} {was} anything but {adj_flip}",
         "the {noun} {was} far from {adj_flip}",
     ),
@@ -101,101 +94,54 @@ _FUNCTION_SLOTS: dict[str, tuple[str, ...]] = {
     "very": ("very", "extremely", "really", "truly"),
     "hardly": ("hardly", "barely", "scarcely"),
 }
-# Slots that follow from an earlier choice: (slot they follow, form if singular, if plural).
-_AGREEMENT: dict[str, tuple[str, str, str]] = {
-    "was": ("noun", "was", "were"),
-    "is": ("noun", "is", "are"),
-    "they": ("noun", "it", "they"),
-    "them": ("noun", "it", "them"),
-    "owas": ("other", "was", "were"),
-}
+# Slots that agree with the noun in number; `owas` agrees with the other noun instead.
+_SINGULAR = {"was": "was", "is": "is", "they": "it", "them": "it", "owas": "was"}
+_PLURAL = {"was": "were", "is": "are", "they": "they", "them": "them", "owas": "were"}
 # Slots that draw from the pool of an earlier slot and must differ from its choice.
 _SECOND: dict[str, str] = {"other": "noun", "adj2_same": "adj_same"}
 
-# Word lists by split. Adjectives and verbs come as (negative, positive); "a:b" adds the
-# comparative of an adjective or the past of a verb. Mild adjectives, those of a domain
-# included, take degree words; `absolute` ones do not. Plural nouns end in "s", others do not.
-_NOUNS: dict[str, dict[str, str]] = {
+# A domain reads "negative / positive / nouns", the other entries "negative / positive"; "a:b" adds
+# the comparative of an adjective or the past of a verb. Degree words take `mild` adjectives and
+# those of a domain, but no `absolute` ones. Plural nouns end in "s", singular ones do not.
+_DOMAINS: tuple[str, ...] = ("food", "place", "story", "device", "people")
+_LEXICON: dict[str, dict[str, str]] = {
     "train": {
-        "food": "soup pizza dinner dessert burger salad fries",
-        "place": "hotel rooms bathroom bed lobby lounge pool",
-        "story": "film book novel plot ending movie songs",
-        "device": "phone laptop camera screen battery tablet headphones",
-        "people": "waiter manager guide driver chef nurse doctors",
+        "food": "bland:blander stale:staler greasy burnt / fresh:fresher healthy:healthier tasty"
+        " delicious / soup pizza dinner dessert burger salad fries",
+        "place": "dirty:dirtier noisy cramped smelly / clean:cleaner cozy comfortable spacious"
+        " / hotel rooms bathroom bed lobby lounge pool",
+        "story": "dull:duller silly boring predictable / funny:funnier clever exciting fascinating"
+        " / film book novel plot ending movie songs",
+        "device": "slow:slower faulty unreliable outdated / fast:faster handy powerful reliable"
+        " / phone laptop camera screen battery tablet headphones",
+        "people": "rude:ruder lazy arrogant careless / kind:kinder friendly polite helpful"
+        " / waiters managers guides drivers chefs nurses doctors",
+        "mild": "bad:worse nasty:nastier unpleasant disappointing annoying horrible"
+        " / good:better nice:nicer pleasant impressive delightful enjoyable",
+        "absolute": "terrible awful ridiculous worthless / wonderful excellent perfect superb",
+        "verb": "hate:hated dislike:disliked despise:despised criticize:criticized"
+        " / love:loved like:liked enjoy:enjoyed praise:praised",
+        "effect": "disappoint:disappointed annoy:annoyed bore:bored bother:bothered"
+        " / impress:impressed please:pleased delight:delighted amuse:amused",
     },
     "dev": {
-        "food": "steak chicken beef sandwiches",
-        "place": "apartment cabin kitchen offices",
-        "story": "story script album comedies",
-        "device": "printer keyboard television speakers",
-        "people": "teacher clerk receptionist assistants",
-    },
-}
-_ADJECTIVES: dict[str, dict[str, tuple[str, str]]] = {
-    "train": {
-        "mild": (
-            "bad:worse nasty:nastier unpleasant disappointing annoying horrible",
-            "good:better nice:nicer pleasant impressive delightful enjoyable",
-        ),
-        "absolute": (
-            "terrible awful ridiculous hopeless worthless",
-            "wonderful excellent perfect superb amazing",
-        ),
-        "food": (
-            "bland:blander stale:staler greasy burnt",
-            "fresh:fresher healthy:healthier delicious tasty",
-        ),
-        "place": ("dirty:dirtier noisy cramped smelly", "clean:cleaner cozy comfortable spacious"),
-        "story": ("dull:duller silly boring predictable", "funny:funnier clever exciting fascinating"),
-        "device": ("slow:slower faulty unreliable outdated", "fast:faster handy powerful reliable"),
-        "people": ("rude:ruder lazy arrogant careless", "kind:kinder friendly polite helpful"),
-    },
-    "dev": {
-        "mild": (
-            "irritating pathetic miserable dreadful",
-            "appealing satisfying remarkable charming",
-        ),
-        "absolute": ("disastrous hideous useless", "fantastic outstanding magnificent"),
-        "food": ("rotten disgusting", "juicy tender"),
-        "place": ("filthy dusty", "elegant luxurious"),
-        "story": ("tedious pointless", "entertaining hilarious"),
-        "device": ("defective obsolete", "efficient durable"),
-        "people": ("hostile selfish", "generous cheerful"),
-    },
-}
-_VERBS: dict[str, dict[str, tuple[str, str]]] = {
-    "train": {
-        "verb": (
-            "hate:hated dislike:disliked despise:despised criticize:criticized",
-            "love:loved like:liked enjoy:enjoyed praise:praised",
-        ),
-        "effect": (
-            "disappoint:disappointed annoy:annoyed bore:bored bother:bothered",
-            "impress:impressed please:pleased delight:delighted amuse:amused",
-        ),
-    },
-    "dev": {
-        "verb": (
-            "loathe:loathed detest:detested resent:resented",
-            "adore:adored appreciate:appreciated admire:admired",
-        ),
-        "effect": (
-            "irritate:irritated frustrate:frustrated",
-            "satisfy:satisfied thrill:thrilled",
-        ),
+        "food": "rotten disgusting / juicy tender / steak chicken beef sandwiches",
+        "place": "filthy dusty / elegant luxurious / apartment cabin kitchen offices",
+        "story": "tedious pointless / entertaining hilarious / story script album comedies",
+        "device": "defective obsolete / efficient durable / printer keyboard television speakers",
+        "people": "hostile selfish / generous cheerful / teachers clerks neighbors assistants",
+        "mild": "irritating pathetic miserable dreadful / appealing satisfying remarkable charming",
+        "absolute": "disastrous hideous useless / fantastic outstanding magnificent",
+        "verb": "loathe:loathed detest:detested condemn:condemned"
+        " / adore:adored appreciate:appreciated admire:admired",
+        "effect": "irritate:irritated frustrate:frustrated / satisfy:satisfied thrill:thrilled",
     },
 }
 
 
 @dataclasses.dataclass(frozen=True)
 class SentimentExamples:
-    """Sentences with their labels.
-
-    Attributes:
-        texts: Lower-case sentences, each ending in a period.
-        labels: int32 array of the same length, 0 for negative and 1 for positive.
-        phenomena: For every sentence its entry of `PHENOMENA`.
-    """
+    """Lower-case sentences, int32 labels (0 negative, 1 positive) and their `PHENOMENA`."""
 
     texts: list[str]
     labels: np.ndarray
@@ -209,9 +155,8 @@ class SentimentExamples:
 def generate(split: str, size: int, seed: int = 0) -> SentimentExamples:
     """Draws unique sentences with equal shares of every phenomenon and label.
 
-    Within a phenomenon and label, the templates have equal shares as well, so the largest
-    possible size is set by the template with the fewest sentences. Shares are equal up to
-    the remainder of the division.
+    Within a phenomenon and label the templates have equal shares as well, so the template
+    with the fewest sentences sets the largest possible size. Shares are equal up to rounding.
 
     Args:
         split: "train" or "dev".
@@ -222,22 +167,20 @@ def generate(split: str, size: int, seed: int = 0) -> SentimentExamples:
         The sentences in random order.
 
     Raises:
-        ValueError: If the split is unknown, the size is negative, or the size is above what
-            the grammar can give.
+        ValueError: If the split is unknown or the grammar cannot give that many sentences.
     """
-    _check_split(split)
     limit = _largest_size(split)
     if not 0 <= size <= limit:
         raise ValueError(f"size must be between 0 and {limit} for split {split!r}, got {size}")
-    rng = np.random.default_rng([seed, list(_NOUNS).index(split)])
+    rng = np.random.default_rng([seed, list(_LEXICON).index(split)])
     cells = [(phenomenon, label) for phenomenon in PHENOMENA for label in (0, 1)]
     rows: list[tuple[str, int, str]] = []
     for (phenomenon, label), share in zip(cells, _shares(size, len(cells)), strict=True):
         templates = _TEMPLATES[phenomenon]
         for template, count in zip(templates, _shares(share, len(templates)), strict=True):
-            texts = _draw(template, split, label, count, rng)
-            rows.extend((text, label, phenomenon) for text in texts)
-    rows = [rows[i] for i in rng.permutation(len(rows))]
+            numbers = rng.choice(_capacity(template, split, label), size=count, replace=False)
+            rows.extend((_fill(template, split, label, int(n)), label, phenomenon) for n in numbers)
+    rows = [rows[i] for i in rng.permutation(size)]
     return SentimentExamples(
         texts=[text for text, _, _ in rows],
         labels=np.array([label for _, label, _ in rows], dtype=np.int32),
@@ -246,20 +189,14 @@ def generate(split: str, size: int, seed: int = 0) -> SentimentExamples:
 
 
 def content_words(split: str) -> frozenset[str]:
-    """Returns every adjective, noun and verb form that belongs to a split.
-
-    Raises:
-        ValueError: If the split is unknown.
-    """
-    _check_split(split)
-    pairs = [*_ADJECTIVES[split].values(), *_VERBS[split].values()]
-    lists = [*_NOUNS[split].values(), *(words for pair in pairs for words in pair)]
-    return frozenset(word for words in lists for word in words.replace(":", " ").split())
+    """Returns every adjective, noun and verb form of a split; raises ValueError if unknown."""
+    return frozenset(re.findall("[a-z]+", " ".join(_lexicon(split).values())))
 
 
-def _check_split(split: str) -> None:
-    if split not in _NOUNS:
-        raise ValueError(f"split must be one of {sorted(_NOUNS)}, got {split!r}")
+def _lexicon(split: str) -> dict[str, str]:
+    if split not in _LEXICON:
+        raise ValueError(f"split must be one of {sorted(_LEXICON)}, got {split!r}")
+    return _LEXICON[split]
 
 
 def _shares(total: int, parts: int) -> list[int]:
@@ -276,61 +213,46 @@ def _largest_size(split: str) -> int:
 
 
 def _capacity(template: str, split: str, label: int) -> int:
-    return sum(math.prod(_radices(template, split, domain, label)) for domain in _NOUNS[split])
+    return sum(math.prod(_choices(template, split, domain, label).values()) for domain in _DOMAINS)
 
 
-def _slots(template: str) -> list[str]:
-    """Returns the slots of a template that leave a choice."""
-    return ["open", *(s for s in re.findall(r"{(\w+)}", template) if s not in _AGREEMENT and s != "who2")]
-
-
-def _radices(template: str, split: str, domain: str, label: int) -> list[int]:
-    """Returns the number of choices for each slot."""
-    return [
-        len(_pool(slot, split, domain, label)) - (slot in _SECOND) for slot in _slots(template)
-    ]
+def _choices(template: str, split: str, domain: str, label: int) -> dict[str, int]:
+    """Returns the number of choices for each slot that does not follow from another one."""
+    slots = [s for s in re.findall(r"{(\w+)}", "{open}" + template) if s not in _SINGULAR]
+    return {s: len(_pool(s, split, domain, label)) - (s in _SECOND) for s in slots}
 
 
 def _pool(slot: str, split: str, domain: str, label: int) -> list[str]:
-    """Returns the words or phrases that a slot can take, including that of an earlier slot."""
+    """Returns what a slot can take; a second slot may not repeat the choice of the first."""
     if slot in _FUNCTION_SLOTS:
         return list(_FUNCTION_SLOTS[slot])
+    lexicon = _lexicon(split)
     if slot in ("noun", "other"):
-        return _NOUNS[split][domain].split()
+        return lexicon[domain].split(" / ")[2].split()
     kind, role = slot.split("_")
+    if kind.startswith(("verb", "effect")):
+        keys = [kind.removesuffix("ed")]
+    else:
+        keys = ["mild", domain, "absolute"] if kind.startswith("adj") else ["mild", domain]
     polarity = label if role == "same" else 1 - label
-    if kind in ("verb", "verbed", "effect", "effected"):
-        entries = _VERBS[split][kind.removesuffix("ed")][polarity].split()
-        return [entry.split(":")[kind.endswith("ed")] for entry in entries]
-    names = ["mild", domain] if kind in ("mild", "more") else ["mild", "absolute", domain]
-    entries = " ".join(_ADJECTIVES[split][name][polarity] for name in names).split()
+    entries = [e for key in keys for e in lexicon[key].split(" / ")[polarity].split()]
     if kind == "more":
         return [e.split(":")[1] if ":" in e else f"more {e}" for e in entries]
-    return [entry.split(":")[0] for entry in entries]
-
-
-def _draw(
-    template: str, split: str, label: int, count: int, rng: np.random.Generator
-) -> list[str]:
-    """Draws different fillings of one template."""
-    numbers = rng.choice(_capacity(template, split, label), size=count, replace=False)
-    return [_fill(template, split, label, int(number)) for number in numbers]
+    return [entry.split(":")[kind.endswith("ed")] for entry in entries]
 
 
 def _fill(template: str, split: str, label: int, number: int) -> str:
-    """Returns the filling of a template with the given number, counted over all domains."""
-    for domain in _NOUNS[split]:
-        radices = _radices(template, split, domain, label)
-        if number < math.prod(radices):
+    """Returns one filling of a template; the fillings of all domains are numbered from 0."""
+    for domain in _DOMAINS:
+        choices = _choices(template, split, domain, label)
+        if number < math.prod(choices.values()):
             break
-        number -= math.prod(radices)
+        number -= math.prod(choices.values())
     chosen: dict[str, str] = {}
-    for slot, radix in zip(_slots(template), radices, strict=True):
+    for slot, radix in choices.items():
         number, digit = divmod(number, radix)
-        earlier = chosen.get(_SECOND.get(slot, ""))
-        chosen[slot] = [w for w in _pool(slot, split, domain, label) if w != earlier][digit]
-    for slot, (source, singular, plural) in _AGREEMENT.items():
-        if source in chosen:
-            chosen[slot] = plural if chosen[source].endswith("s") else singular
-    chosen["who2"] = chosen.get("who", "")
-    return chosen["open"] + template.format(**chosen) + "."
+        first = chosen.get(_SECOND.get(slot, ""))
+        chosen[slot] = [w for w in _pool(slot, split, domain, label) if w != first][digit]
+    forms = dict(_PLURAL if chosen["noun"].endswith("s") else _SINGULAR)
+    forms["owas"] = "were" if chosen.get("other", "").endswith("s") else "was"
+    return chosen["open"] + template.format(**chosen, **forms) + "."

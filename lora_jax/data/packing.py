@@ -1,0 +1,212 @@
+"""Packing: the examples of one batch share rows, so almost every token computed is a real one.
+
+A batch of 32 examples is still exactly those 32 examples and one update. Each row holds several
+segments (examples) end to end; attention stays inside a segment, positions restart, and the
+classification token of every segment is gathered, so logits and gradients are those of the
+unpacked batch. Shapes are static: a run uses a few (rows, length) pairs and compiles a few programs.
+"""
+
+from __future__ import annotations
+
+import bisect
+import dataclasses
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from lora_jax.models.encoder import Inputs
+
+ROW_LENGTHS = (32, 48, 64, 96, 128, 160, 192, 256, 320, 384, 512)
+Shape = tuple[int, int]
+
+
+class Batch(NamedTuple):
+    """One packed batch. Slot i of the last four arrays is example i, whatever row holds it.
+
+    Attributes:
+      inputs: token rows, see `Inputs`.
+      rows: row of each example's classification token.
+      columns: its column.
+      labels: class ids or scores.
+      weights: 1 for an example, 0 for an unused slot.
+    """
+
+    inputs: Inputs
+    rows: np.ndarray
+    columns: np.ndarray
+    labels: np.ndarray
+    weights: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenisedExamples:
+    """Examples as token ids.
+
+    Attributes:
+      ids: one int32 array per example.
+      types: token types, same lengths.
+      labels: (examples,) class ids (int32) or scores (float32).
+    """
+
+    ids: list[np.ndarray]
+    types: list[np.ndarray]
+    labels: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Tokens of every example."""
+        return np.array([len(ids) for ids in self.ids], np.int32)
+
+
+def place(lengths: Sequence[int], row_length: int) -> tuple[list[tuple[int, int]], int]:
+    """Places segments into rows by best fit, longest first.
+
+    Args:
+      lengths: length of each segment.
+      row_length: length of a row; no segment may be longer.
+
+    Returns:
+      ((row, column) of each segment, number of rows used).
+    """
+    where: list[tuple[int, int]] = [(0, 0)] * len(lengths)
+    open_rows: list[tuple[int, int]] = []  # (free, row), ascending
+    count = 0
+    for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        length = int(lengths[index])
+        if length > row_length:
+            raise ValueError(f"a segment of {length} tokens does not fit a row of {row_length}")
+        fit = bisect.bisect_left(open_rows, (length, -1))
+        if fit < len(open_rows):
+            free, row = open_rows.pop(fit)
+        else:
+            free, row, count = row_length, count, count + 1
+        where[index] = (row, row_length - free)
+        if free > length:
+            bisect.insort(open_rows, (free - length, row))
+    return where, count
+
+
+def pack(examples: TokenisedExamples, indices: Sequence[int], shape: Shape, slots: int) -> Batch:
+    """Packs the examples at `indices` into rows of a static shape.
+
+    Args:
+      examples: the data.
+      indices: which examples, at most `slots`.
+      shape: (rows, length).
+      slots: size of the per-example arrays; unused slots have weight 0.
+
+    Raises:
+      ValueError: the examples do not fit.
+    """
+    rows, length = shape
+    where, used = place([len(examples.ids[i]) for i in indices], length)
+    if used > rows or len(indices) > slots:
+        raise ValueError(
+            f"{len(indices)} examples need {used} rows of {length}, the shape has {rows}"
+        )
+    tokens, segments, positions, types = np.zeros((4, rows, length), np.int32)
+    at = np.zeros((2, slots), np.int32)
+    labels = np.zeros(slots, examples.labels.dtype)
+    weights = np.zeros(slots, np.float32)
+    for slot, (index, (row, column)) in enumerate(zip(indices, where, strict=True)):
+        ids = examples.ids[index]
+        span = slice(column, column + len(ids))
+        tokens[row, span] = ids
+        types[row, span] = examples.types[index]
+        segments[row, span] = slot + 1
+        positions[row, span] = np.arange(len(ids))
+        at[:, slot] = row, column
+        labels[slot], weights[slot] = examples.labels[index], 1
+    return Batch(Inputs(tokens, segments, positions, types), at[0], at[1], labels, weights)
+
+
+def cost(shape: Shape, hidden_size: int) -> float:
+    """Work of a shape in tokens: attention adds length/(6 hidden) per token, its softmax as much."""
+    rows, length = shape
+    return rows * length * (1 + length / (3 * hidden_size))
+
+
+def smallest(lengths: Sequence[int], hidden_size: int, max_length: int) -> Shape:
+    """The cheapest shape that holds segments of these lengths; rows are not rounded."""
+    longest = max(lengths)
+    options = [n for n in ROW_LENGTHS if longest <= n < max_length] + [max_length]
+    shapes = [(place(lengths, option)[1], option) for option in options[:4]]
+    return min(shapes, key=lambda shape: cost(shape, hidden_size))
+
+
+@dataclasses.dataclass(frozen=True)
+class ShapeMenu:
+    """The static shapes of a run, cheapest first."""
+
+    shapes: tuple[Shape, ...]
+    hidden_size: int
+    max_length: int
+
+    def choose(self, lengths: Sequence[int]) -> Shape:
+        """The cheapest shape of the menu that fits; else one made for the batch, rounded up.
+
+        The choice depends on the batch alone, so a resumed run chooses alike.
+        """
+        longest, total = max(lengths), sum(lengths)
+        rows_at: dict[int, int] = {}
+        for rows, length in self.shapes:
+            if longest > length or total > rows * length:
+                continue
+            if length not in rows_at:
+                rows_at[length] = place(lengths, length)[1]
+            if rows_at[length] <= rows:
+                return rows, length
+        rows, length = smallest(lengths, self.hidden_size, self.max_length)
+        return -(-rows // 4) * 4, length
+
+
+def choose_menu(
+    batches: Iterable[Sequence[int]],
+    steps: int,
+    hidden_size: int,
+    max_length: int,
+    compile_cost: float = 20_000,
+) -> ShapeMenu:
+    """Chooses the shapes of a run from a sample of its batches.
+
+    Shapes are added while the tokens they save over the whole run exceed the price of compiling one
+    more program.
+
+    Args:
+      batches: lengths of the examples of sampled batches.
+      steps: number of batches in the whole run.
+      hidden_size: width of the model, for the share of attention in the work.
+      max_length: longest possible example.
+      compile_cost: price of a program in tokens (about 4 s on a CPU for a small encoder).
+    """
+    sample = [list(map(int, lengths)) for lengths in batches]
+    best = [smallest(lengths, hidden_size, max_length) for lengths in sample]
+    lengths_used = sorted({length for _, length in best})
+    needs = [
+        {n: place(lengths, n)[1] for n in lengths_used if n >= max(lengths)} for lengths in sample
+    ]
+    candidates = sorted({(rows, n) for need in needs for n, rows in need.items()})
+    prices = np.array([cost(shape, hidden_size) for shape in candidates])
+    fits = np.array([[need.get(n, rows + 1) <= rows for rows, n in candidates] for need in needs])
+    table = np.where(fits, prices, np.inf)  # (batch, candidate)
+    universal = [i for i in range(len(candidates)) if fits[:, i].all()]
+    if universal:
+        chosen = [min(universal, key=lambda i: prices[i])]
+    else:  # no shape fits all: the largest batch decides, `choose` makes room for others
+        chosen = [int(np.argmax(prices))]
+    current = table[:, chosen[0]]
+    while True:
+        totals = np.minimum(current[:, None], table)
+        totals = np.where(np.isinf(totals), prices.max(), totals).sum(axis=0)
+        old = np.where(np.isinf(current), prices.max(), current).sum()
+        pick = int(np.argmin(totals))
+        if (old - totals[pick]) * steps / len(sample) <= compile_cost:
+            break
+        chosen.append(pick)
+        current = np.minimum(current, table[:, pick])
+    shapes = sorted((candidates[i] for i in chosen), key=lambda s: cost(s, hidden_size))
+    return ShapeMenu(tuple(shapes), hidden_size, max_length)

@@ -1,0 +1,72 @@
+"""Train and evaluation steps: pure functions under `jax.jit` on a partitioned model.
+
+The trainable part and the optimizer state are donated; the frozen part is an argument that is
+neither differentiated, nor closed over, nor returned.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jaxtyping import Array, Float
+
+from lora_jax import layers, partition
+from lora_jax.data.packing import Batch
+from lora_jax.partition import Params, Structure
+
+Metrics = dict[str, jax.Array]
+Loss = Callable[[nnx.Module, Any, jax.Array | None], Float[Array, ""]]
+TrainStep = Callable[[Params, Any, Params, Any, jax.Array], tuple[Params, Any, Metrics]]
+
+
+def classification_loss(model: nnx.Module, batch: Batch, key: jax.Array | None) -> Float[Array, ""]:
+    """Mean cross-entropy over the batch's examples; `key` switches dropout on."""
+    logits = model(batch.inputs, batch.rows, batch.columns, key=key)
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch.labels)
+    return jnp.sum(losses * batch.weights) / jnp.sum(batch.weights)
+
+
+def regression_loss(model: nnx.Module, batch: Batch, key: jax.Array | None) -> Float[Array, ""]:
+    """Mean squared error over the batch's examples (STS-B)."""
+    outputs = model(batch.inputs, batch.rows, batch.columns, key=key)[:, 0]
+    return jnp.sum((outputs - batch.labels) ** 2 * batch.weights) / jnp.sum(batch.weights)
+
+
+def make_train_step(
+    structure: Structure, loss: Loss, optimizer: optax.GradientTransformation
+) -> TrainStep:
+    """Builds `step(trainable, state, frozen, batch, key) -> (trainable, state, metrics)`.
+
+    The key is of this step; it seeds dropout of the model and of the LoRA branches.
+    """
+
+    def step(
+        trainable: Params, state: Any, frozen: Params, batch: Any, key: jax.Array
+    ) -> tuple[Params, Any, Metrics]:
+        def objective(trainable: Params) -> jax.Array:
+            model = partition.join(structure, trainable, frozen)
+            for_model, for_branches = jax.random.split(key)
+            layers.seed_dropout(model, for_branches)
+            return loss(model, batch, for_model)
+
+        value, gradients = jax.value_and_grad(objective)(trainable)
+        updates, state = optimizer.update(gradients, state, trainable)
+        metrics = {"loss": value, "grad_norm": optax.global_norm(gradients)}
+        return optax.apply_updates(trainable, updates), state, metrics
+
+    return jax.jit(step, donate_argnums=(0, 1))
+
+
+def make_predict_step(structure: Structure) -> Callable[[Params, Params, Batch], jax.Array]:
+    """Builds `predict(trainable, frozen, batch) -> (slots, outputs)` without dropout."""
+
+    def predict(trainable: Params, frozen: Params, batch: Batch) -> jax.Array:
+        model = partition.join(structure, trainable, frozen)
+        return model(batch.inputs, batch.rows, batch.columns)
+
+    return jax.jit(predict)
