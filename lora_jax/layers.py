@@ -259,7 +259,7 @@ def _new_child(layer: Any, update: Update, key: Array, path: str) -> LowRank | F
     pairs = {}
     for name, size in zip(update.fused, sizes, strict=True):
         if name in update.parts:
-            shape = view[:axis] + (size,) + view[axis + 1 :]
+            shape = (*view[:axis], size, *view[axis + 1 :])
             part_key = jax.random.fold_in(key, zlib.crc32(name.encode()))
             pairs[name] = _new_pair(layer, update, shape, part_key, f"{path} part {name}")
     return FusedLowRank(pairs, update.fused, sizes)
@@ -312,7 +312,7 @@ def delta(layer: nnx.Module) -> Float[Array, ...]:
     pieces = []
     for pair, _, size in layer.lora.slots():
         if pair is None:
-            pieces.append(jnp.zeros(view[:axis] + (size,) + view[axis + 1 :], jnp.float32))
+            pieces.append(jnp.zeros((*view[:axis], size, *view[axis + 1 :]), jnp.float32))
         else:
             pieces.append(factors.delta(roles, pair.a[...], pair.b[...], pair.scale))
     return jnp.concatenate(pieces, axis=axis).reshape(layer.weight_shape())

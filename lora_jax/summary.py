@@ -77,7 +77,7 @@ def summarise(
     labels: Mapping[str, str],
 ) -> Summary:
     """Collects a summary; frozen leaves come last."""
-    names = sorted(set(labels.values()) - {partition.FROZEN}) + [partition.FROZEN]
+    names = [*sorted(set(labels.values()) - {partition.FROZEN}), partition.FROZEN]
     groups = []
     for name in names:
         own = {path: leaf for path, leaf in params.items() if labels[path] == name}

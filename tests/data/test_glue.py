@@ -49,7 +49,7 @@ def write_rows(task: glue.Task, path: pathlib.Path, rows: int, seed: int, extra:
     generator = np.random.default_rng(seed)
     lines = [] if task.header else ["\t".join(HEADERS[task.name])]
     for number in range(rows):
-        row = {column: f"{seed}{number}" for column in HEADERS[task.name]}
+        row = dict.fromkeys(HEADERS[task.name], f"{seed}{number}")
         for column in task.columns:
             row[column] = f"{ODD[generator.integers(len(ODD))]} {column} {number}"
         score = f"{generator.integers(0, 26) / 5:.3f}"

@@ -17,7 +17,8 @@ def words(text: str) -> list[str]:
 # Polarities written out a second time, so that the label rules are checked independently.
 NEGATIVE = set(
     words(
-        """bland blander stale staler greasy burnt dirty dirtier noisy cramped smelly dull duller silly
+        """
+    bland blander stale staler greasy burnt dirty dirtier noisy cramped smelly dull duller silly
     boring predictable slow slower faulty unreliable outdated rude ruder lazy arrogant careless bad
     worse nasty nastier unpleasant disappointing annoying horrible terrible awful ridiculous
     worthless hate hated dislike disliked despise despised criticize criticized disappoint
@@ -29,7 +30,8 @@ NEGATIVE = set(
 )
 POSITIVE = set(
     words(
-        """fresh fresher healthy healthier tasty delicious clean cleaner cozy comfortable spacious funny
+        """
+    fresh fresher healthy healthier tasty delicious clean cleaner cozy comfortable spacious funny
     funnier clever exciting fascinating fast faster handy powerful reliable kind kinder friendly
     polite helpful good better nice nicer pleasant impressive delightful enjoyable wonderful
     excellent perfect superb love loved like liked enjoy enjoyed praise praised impress impressed
@@ -144,10 +146,10 @@ def test_content_words_of_the_splits_are_disjoint(train, dev):
     assert not train_stems & {stem(word) for word in dev_content}
 
 
-def test_every_polar_word_is_content_and_lexicons_have_stated_sizes():
+def test_content_words_are_polar_words_and_enough_nouns():
     content = sentiment.content_words("train") | sentiment.content_words("dev")
     assert not POSITIVE & NEGATIVE
-    assert POSITIVE | NEGATIVE < content
+    assert content > POSITIVE | NEGATIVE
     assert len(content - POSITIVE - NEGATIVE) >= 40
 
 

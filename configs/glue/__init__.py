@@ -1,0 +1,1 @@
+"""GLUE: the RoBERTa rows of Table 2."""

@@ -1,0 +1,72 @@
+"""What all GLUE configs share: fields, their defaults, and the parsing of `:task,variant`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ml_collections import ConfigDict
+
+# Column order of the paper's Tables 2 and 9.
+TASKS = ("mnli", "sst2", "mrpc", "cola", "qnli", "qqp", "rte", "stsb")
+WARM_STARTED = ("mrpc", "rte", "stsb")  # from the MNLI adapter, see the note under Table 9
+QUERY_VALUE = r".*/attention/(query|value)"  # what the paper adapts (section 4.2)
+
+
+def parse(argument: str, variants: Sequence[str]) -> tuple[str, str]:
+    """`rte,script` -> ("rte", "script"); the first variant is the default."""
+    task, _, variant = argument.partition(",")
+    variant = variant or variants[0]
+    if variant not in variants:
+        raise ValueError(f"unknown variant {variant!r} in {argument!r}; known are {list(variants)}")
+    return task, variant
+
+
+def row(table: Mapping[str, Sequence[Any]], task: str) -> dict[str, Any]:
+    """A task's column of a hyperparameter table written in the order of `TASKS`.
+
+    WNLI is not in the paper; it takes RTE's values. An unknown task gets none: the experiment names
+    the known ones.
+    """
+    column = TASKS.index({"wnli": "rte"}.get(task, task)) if task in (*TASKS, "wnli") else 0
+    return {name: values[column] for name, values in table.items()}
+
+
+def glue_config(task: str, model: str, method: Mapping[str, Any]) -> ConfigDict:
+    """All fields with the defaults of the paper's GLUE scripts."""
+    return ConfigDict(
+        {
+            "task": task,
+            # A folder, `package:NAME`, or a hub name. None keeps what the model's config.json says.
+            "model": {
+                "name": model,
+                "hidden_dropout_prob": 0.1,
+                "attention_probs_dropout_prob": 0.1,
+                "unroll": 1,
+                "remat": "none",
+            },
+            "method": dict(method),
+            "base_dtype": "auto",  # float32 on CPU, bfloat16 on accelerators; factors are float32
+            "seeds": (0, 1, 2, 3, 4),  # the paper: median of 5 seeds, which ones is not known
+            "epochs": 10,
+            "batch_size": 32,
+            "accumulate": 1,  # batches per update
+            "learning_rate": 1e-4,
+            "warmup_ratio": 0.06,
+            "weight_decay": 0.1,
+            "max_grad_norm": 1.0,
+            "adam": {"b1": 0.9, "b2": 0.999, "eps": 1e-8},
+            "data": {
+                "source": "tfds",  # or tfds:DIR, or a folder of the original GLUE TSV files
+                "max_length": 512,
+                "max_examples": 0,  # of the training set; 0 is all
+                "max_eval_examples": 0,
+            },
+            "init_adapter": "",  # a run whose LoRA factors start this one (MNLI for mrpc, rte, stsb)
+            "eval_only": False,
+            "adapter": "",  # with eval_only: the run to evaluate
+            "prng": "threefry2x32",  # dropout bits; "rbg" is faster on accelerators
+            "log_every": 50,
+            "checkpoint_every": 500,
+        }
+    )

@@ -1,0 +1,242 @@
+"""Runs of sentence classification or regression: a problem, a config, and one run per seed.
+
+`experiments.glue` and `experiments.quickstart` differ in the problem only.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+from transformers import AutoTokenizer
+
+from experiments import workdir as workdirs
+from lora_jax import adapters, methods, partition
+from lora_jax.data import batches
+from lora_jax.data.glue import Examples
+from lora_jax.models import hub
+from lora_jax.partition import Params
+from lora_jax.training import loop, optimizer, step
+from lora_jax.training.records import environment, peak_memory, spread, write_json
+
+Outputs = Mapping[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+    """What is learned and how it is scored.
+
+    Attributes:
+      name: for records.
+      num_outputs: classes, or 1 for regression.
+      regression: squared error instead of cross-entropy.
+      headline: the score that chooses the best epoch.
+      train: training examples (None where a run only evaluates).
+      evaluations: dev examples by split.
+      score: (outputs by split, labels by split) -> scores.
+    """
+
+    name: str
+    num_outputs: int
+    regression: bool
+    headline: str
+    train: Examples | None
+    evaluations: Mapping[str, Examples]
+    score: Callable[[Outputs, Outputs], dict[str, float]]
+
+
+class Preparation:
+    """What all seeds share: tokenised data, encoder configuration, method."""
+
+    def __init__(self, config: ConfigDict, problem: Problem):
+        self.config = config
+        self.problem = problem
+        self.method = methods.create(head=hub.HEAD, **config.method.to_dict())
+        self.folder = hub.find(config.model.name)
+        given = config.model.to_dict().items()
+        self.encoder = hub.read_config(
+            self.folder, **{k: v for k, v in given if k != "name" and v is not None}
+        )
+        self.max_length = min(config.data.max_length, self.encoder.max_length)
+        tokenizer = AutoTokenizer.from_pretrained(str(self.folder))
+
+        def tokens(examples: Examples) -> batches.TokenisedExamples:
+            return batches.tokenise(examples, tokenizer, self.max_length)
+
+        self.train = None if problem.train is None else tokens(problem.train)
+        self.evaluations = {split: tokens(e) for split, e in problem.evaluations.items()}
+        self.counts: dict[str, int] = {}
+
+    @property
+    def base_dtype(self) -> Any:
+        """Type of the frozen base: as configured, else float32 on CPU and bfloat16 elsewhere."""
+        if self.config.base_dtype != "auto":
+            return jnp.dtype(self.config.base_dtype)
+        return jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
+
+
+class Run:
+    """One seed of a preparation."""
+
+    def __init__(self, preparation: Preparation, seed: int, folder: Path | None):
+        self.preparation = preparation
+        self.folder = folder
+        self.seed = seed
+        config, method = preparation.config, preparation.method
+        keys = jax.random.split(jax.random.key(seed), 3)
+        model = hub.load_classifier(
+            preparation.folder, preparation.encoder, preparation.problem.num_outputs, keys[0],
+            preparation.base_dtype,
+        )  # fmt: skip
+        self.base = adapters.fingerprint(adapters.base_parameters(model, hub.HEAD))
+        adapted = method.insert(model, keys[1])
+        self.labels = method.labels(adapted)
+        self.summary = method.summary(adapted)
+        preparation.counts = self.summary.counts()
+        self.structure, trainable, self.frozen = partition.split(adapted, self.labels)
+        # Factors, head and optimizer are float32 whatever the base is.
+        self.trainable: Params = {k: jnp.asarray(v, jnp.float32) for k, v in trainable.items()}
+        self.dropout_key = jax.random.key(seed + 1, impl=config.prng)
+        self.predict = step.make_predict_step(self.structure)
+
+    def train(self) -> dict[str, Any]:
+        """Trains this seed (or resumes it) and returns its part of the run record."""
+        config, own = self.preparation.config, self.preparation
+        assert self.folder is not None and own.train is not None
+        data = batches.TrainingBatches(
+            own.train, config.batch_size, config.epochs, self.seed, own.encoder.hidden_size,
+            own.max_length,
+        )  # fmt: skip
+        trainable = self.trainable
+        if config.init_adapter:
+            start = adapters.load_adapter(adapter_folder(Path(config.init_adapter)))
+            trainable = adapters.transfer_group(start, trainable, "lora", config.init_adapter)
+        updates = config.epochs * data.per_epoch // config.accumulate
+        schedule = optimizer.linear_schedule(config.learning_rate, updates, config.warmup_ratio)
+        tx = optimizer.adamw(
+            {path: self.labels[path] for path in trainable}, schedule,
+            weight_decay=config.weight_decay, max_grad_norm=config.max_grad_norm,
+            accumulate=config.accumulate, **config.adam,
+        )  # fmt: skip
+        loss = step.regression_loss if own.problem.regression else step.classification_loss
+        plan = loop.Plan(
+            config.epochs, own.problem.headline, schedule, config.accumulate, config.log_every,
+            config.checkpoint_every, f"{own.problem.name} {own.method.name} seed {self.seed}",
+        )  # fmt: skip
+        _, progress = loop.fit(
+            plan, step.make_train_step(self.structure, loss, tx), data, self.evaluate, trainable,
+            tx.init(trainable), self.frozen, self.dropout_key, self.folder, self.save_adapter,
+        )  # fmt: skip
+        return {
+            **dataclasses.asdict(progress),
+            "best": progress.history[progress.best - 1],
+            "best_epoch": progress.best,
+            "last": progress.history[-1],
+            "shapes": data.menu.shapes,
+        }
+
+    def evaluate(self, trainable: Params) -> dict[str, float]:
+        """Scores on the dev splits."""
+        labels = {split: data.labels for split, data in self.preparation.evaluations.items()}
+        return self.preparation.problem.score(self.outputs(trainable), labels)
+
+    def outputs(self, trainable: Params) -> dict[str, np.ndarray]:
+        """Logits (examples, outputs) of every dev split, in the order of the data."""
+        own, result = self.preparation, {}
+        for split, data in own.evaluations.items():
+            collected = np.zeros((len(data), own.problem.num_outputs), np.float32)
+            for indices, batch in batches.evaluation_batches(
+                data, own.encoder.hidden_size, own.max_length
+            ):
+                logits = self.predict(trainable, self.frozen, batch)
+                collected[indices] = np.asarray(logits)[: len(indices)]
+            result[split] = collected
+        return result
+
+    def save_adapter(self, trainable: Params, progress: loop.Progress) -> None:
+        """Writes this seed's adapter folder."""
+        assert self.folder is not None
+        own = self.preparation
+        notes = {
+            "task": own.problem.name, "model": own.config.model.name, "seed": self.seed,
+            "epoch": progress.best, "metrics": progress.history[progress.best - 1],
+        }  # fmt: skip
+        adapters.save_adapter(
+            self.folder / "adapter", trainable, self.labels, own.method, self.base, notes
+        )
+
+    def load(self, path: Path) -> Params:
+        """The trainable parameters of an adapter folder (or of a run's), loaded strictly."""
+        adapter = adapters.load_adapter(adapter_folder(path))
+        if adapter.method != self.preparation.method:
+            raise ValueError(
+                f"{path} was trained by another method than the config names:\n"
+                f"  adapter {adapter.method.to_json()}\n"
+                f"  config  {self.preparation.method.to_json()}\n"
+                "Use the config (and overrides) of that run"
+            )
+        return adapters.apply_adapter(adapter, self.trainable, self.base, str(path))
+
+
+def adapter_folder(path: Path) -> Path:
+    """A run folder's adapter, or the folder itself."""
+    return path / "adapter" if (path / "adapter").is_dir() else path
+
+
+def train_all(config: ConfigDict, problem: Callable[[], Problem], workdir: Path) -> dict[str, Any]:
+    """Trains all seeds of a config and writes the run record `result.json`; returns it.
+
+    A finished run is read back, an unfinished one is resumed.
+    """
+    finished = workdirs.begin(workdir, config)
+    if finished is not None:
+        return finished
+    preparation = Preparation(config, problem())
+    runs = {}
+    for seed in config.seeds:
+        run = Run(preparation, seed, workdir / f"seed_{seed}")
+        if not runs:
+            print(run.summary)
+        runs[seed] = run.train()
+    result = _record(preparation, runs)
+    chosen = workdir / f"seed_{result['adapter']['seed']}" / "adapter"
+    workdirs.copy_folder(chosen, workdir / "adapter")
+    write_json(workdir / "result.json", result)
+    return result
+
+
+def _record(preparation: Preparation, runs: dict[int, dict[str, Any]]) -> dict[str, Any]:
+    config, headline = preparation.config, preparation.problem.headline
+    records = list(runs.values())
+
+    def over_seeds(which: str) -> dict[str, Any]:
+        return {m: spread([r[which][m] for r in records]) for m in records[0][which]}
+
+    best_seed = max(runs, key=lambda seed: runs[seed]["best"][headline])
+    total = {k: sum(r[k] for r in records) for k in ("examples", "tokens", "slots", "seconds")}
+    return {
+        "task": preparation.problem.name,
+        "method": preparation.method.name,
+        "model": config.model.name,
+        "headline": headline,
+        "best": over_seeds("best"),
+        "last": over_seeds("last"),
+        "parameters": preparation.counts,
+        "warm_start": config.init_adapter or None,
+        "adapter": {"seed": best_seed, "epoch": runs[best_seed]["best_epoch"]},
+        "steps": records[0]["step"],
+        "seconds": total["seconds"],
+        "examples_per_second": total["examples"] / total["seconds"],
+        "tokens_per_second": total["tokens"] / total["seconds"],
+        "padding_efficiency": total["tokens"] / total["slots"],
+        "memory": peak_memory(),
+        "seeds": {str(seed): record for seed, record in runs.items()},
+        "config": workdirs.plain(config),
+        **environment(),
+    }

@@ -1,0 +1,111 @@
+"""GLUE with any method: the RoBERTa rows of the paper's Table 2, and the same on other encoders.
+
+    python -m experiments.glue --config=configs/glue/roberta_base_lora.py:rte --workdir=DIR
+
+Any field can be set on the command line: --config.seeds="(0,1)" --config.learning_rate=1e-4. The
+run record is DIR/result.json; DIR/adapter holds what was trained, of the best seed at its best
+epoch. A run that was killed goes on with the same command. To evaluate an adapter:
+`--config.eval_only=True --config.adapter=DIR`.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from absl import app, flags, logging
+from ml_collections import ConfigDict, config_flags
+
+from experiments import workdir as workdirs
+from experiments.classification import Outputs, Preparation, Problem, Run, train_all
+from lora_jax.data import glue
+from lora_jax.metrics import glue as metrics
+from lora_jax.training.records import write_json
+
+
+def score(task: glue.Task, outputs: Outputs, labels: Outputs) -> dict[str, float]:
+    """Metrics of a task. MNLI: matched under the plain names, mismatched and both pooled beside."""
+    first, *others = task.evaluations
+    result = metrics.scores(task, outputs[first], labels[first])
+    for split in others:
+        mismatched = metrics.scores(task, outputs[split], labels[split])
+        pooled = [
+            np.concatenate([values[s] for s in task.evaluations]) for values in (outputs, labels)
+        ]
+        result |= {f"{name}_mismatched": value for name, value in mismatched.items()}
+        result |= {f"{name}_overall": v for name, v in metrics.scores(task, *pooled).items()}
+    return result
+
+
+def problem(config: ConfigDict) -> Problem:
+    """The GLUE task of a config, its data read from `config.data.source`."""
+    task, data = glue.task(config.task), config.data
+    return Problem(
+        name=task.name,
+        num_outputs=task.num_outputs,
+        regression=task.regression,
+        headline=metrics.headline(task),
+        train=None
+        if config.eval_only
+        else glue.read(task, "train", data.source).take(data.max_examples),
+        evaluations={
+            split: glue.read(task, split, data.source).take(data.max_eval_examples)
+            for split in task.evaluations
+        },
+        score=partial(score, task),
+    )
+
+
+def evaluate(config: ConfigDict, workdir: Path | None) -> dict[str, float]:
+    """Evaluates an adapter; with a workdir, writes evaluation.json and the outputs per example."""
+    run = Run(Preparation(config, problem(config)), config.seeds[0], workdir)
+    trainable = run.load(Path(config.adapter))
+    result = run.evaluate(trainable)
+    if workdir is not None:
+        write_json(workdir / "evaluation.json", {"adapter": config.adapter, "metrics": result})
+        for split, outputs in run.outputs(trainable).items():
+            np.savetxt(workdir / f"outputs_{split}.tsv", outputs, delimiter="\t", fmt="%.9g")
+    return result
+
+
+def table(result: dict[str, Any]) -> str:
+    """A short text of a run record."""
+    lines = [f"{result['task']}  {result['method']}  {result['model']}"]
+    for name in result["best"]:
+        best, last = result["best"][name], result["last"][name]
+        lines.append(
+            f"  {name:22s} best epoch {100 * best['median']:6.2f} ±{100 * best['std']:.2f}   "
+            f"last epoch {100 * last['median']:6.2f} ±{100 * last['std']:.2f}   "
+            f"({len(best['values'])} seeds)"
+        )
+    counts = ", ".join(f"{k} {v:,}" for k, v in result["parameters"].items())
+    lines.append(f"  parameters: {counts}")
+    lines.append(
+        f"  {result['seconds']:.0f} s, {result['examples_per_second']:.1f} examples/s, "
+        f"{100 * result['padding_efficiency']:.0f}% real tokens"
+    )
+    return "\n".join(lines)
+
+
+def main(_: list[str]) -> None:
+    """Command line."""
+    logging.set_verbosity(logging.WARNING)  # Orbax and JAX tell a lot at INFO
+    config, folder = _CONFIG.value, _WORKDIR.value
+    with workdirs.readable_errors():
+        if config.eval_only:
+            for name, value in evaluate(config, Path(folder) if folder else None).items():
+                print(f"{name:24s} {value:.6f}")
+            return
+        if not folder:
+            raise ValueError("--workdir=DIR is needed: the folder for checkpoints and results")
+        print(table(train_all(config, partial(problem, config), Path(folder))))
+        print(f"record: {folder}/result.json   adapter: {folder}/adapter")
+
+
+if __name__ == "__main__":
+    _CONFIG = config_flags.DEFINE_config_file("config", None, "Run configuration.")
+    _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of this run.")
+    flags.mark_flag_as_required("config")
+    app.run(main)

@@ -1,0 +1,79 @@
+"""What experiments share: the run folder, its config, and errors a person can read."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from lora_jax.training.records import to_json, write_json
+
+
+def plain(config: ConfigDict) -> dict[str, Any]:
+    """The config as JSON values."""
+    return json.loads(to_json(config.to_dict()))
+
+
+def begin(workdir: Path, config: ConfigDict) -> dict[str, Any] | None:
+    """Opens a run folder: new, to be resumed, or finished.
+
+    Returns:
+      The record of a finished run, else None.
+
+    Raises:
+      ValueError: the folder holds a run of another config; the message names the fields.
+    """
+    path = workdir / "config.json"
+    own = plain(config)
+    if path.exists():
+        other = _flat(json.loads(path.read_text()))
+        flat = _flat(own)
+        keys = [k for k in sorted(flat.keys() | other.keys()) if flat.get(k) != other.get(k)]
+        if keys:
+            changes = "; ".join(f"{k}: {other.get(k)!r} there, {flat.get(k)!r} now" for k in keys)
+            raise ValueError(
+                f"{workdir} holds a run with another config ({changes}). Use another --workdir, or "
+                "the same config to resume it"
+            )
+    else:
+        write_json(path, own)
+    result = workdir / "result.json"
+    return json.loads(result.read_text()) if result.exists() else None
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    result = {}
+    for key, value in values.items():
+        if isinstance(value, dict) and value:
+            result.update(_flat(value, f"{prefix}{key}."))
+        else:
+            result[prefix + key] = value
+    return result
+
+
+def copy_folder(source: Path, target: Path) -> None:
+    """Replaces `target` by a copy of `source`, written beside and renamed."""
+    beside = target.with_name(f".{target.name}.new")
+    shutil.rmtree(beside, ignore_errors=True)
+    shutil.copytree(source, beside)
+    shutil.rmtree(target, ignore_errors=True)
+    beside.rename(target)
+
+
+@contextlib.contextmanager
+def readable_errors() -> Iterator[None]:
+    """Turns the errors of bad input into one line on stderr and exit status 1, without a trace."""
+    try:
+        yield
+    except (ValueError, FileNotFoundError, TypeError) as error:
+        if "--debug" in sys.argv:
+            raise
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("interrupted; the same command goes on from the last checkpoint")

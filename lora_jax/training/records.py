@@ -1,0 +1,122 @@
+"""Run records: config.json, metrics.jsonl, TensorBoard events, result.json."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import math
+import os
+import platform
+import resource
+import statistics
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+from tensorboardX import SummaryWriter
+
+from lora_jax.adapters import write_bytes
+
+PACKAGES = (
+    "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "transformers", "safetensors",
+    "ml-collections", "numpy", "scikit-learn", "scipy",
+)  # fmt: skip
+
+
+def to_json(value: Any, indent: int | None = 2) -> str:
+    """JSON text; NaN and infinity become null, which every reader accepts."""
+
+    def clean(x: Any) -> Any:
+        if isinstance(x, Mapping):
+            return {str(k): clean(v) for k, v in x.items()}
+        if isinstance(x, list | tuple):
+            return [clean(v) for v in x]
+        if isinstance(x, float) and not math.isfinite(x):
+            return None
+        return x
+
+    return json.dumps(clean(value), indent=indent)
+
+
+def write_json(path: str | os.PathLike, value: Any) -> None:
+    """Writes a JSON file whole or not at all."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_bytes(path, (to_json(value) + "\n").encode())
+
+
+class MetricsLog:
+    """metrics.jsonl and TensorBoard events of one run.
+
+    A resumed run cuts what it will write again: lines after its checkpoint's step.
+    """
+
+    def __init__(self, folder: str | os.PathLike, resume_step: int = 0):
+        self._path = Path(folder) / "metrics.jsonl"
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        kept = []
+        if self._path.exists():
+            for line in self._path.read_text().splitlines():
+                try:
+                    if json.loads(line)["step"] <= resume_step:
+                        kept.append(line + "\n")
+                except json.JSONDecodeError:
+                    continue  # the line a killed run was writing
+        write_bytes(self._path, "".join(kept).encode())
+        self._file = self._path.open("a")
+        self._board = SummaryWriter(str(Path(folder) / "tensorboard"), purge_step=resume_step + 1)
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Appends one line and the same scalars for TensorBoard."""
+        self._file.write(to_json({"step": step, **values}, indent=None) + "\n")
+        self._file.flush()
+        for name, value in values.items():
+            self._board.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        """Flushes both."""
+        self._file.close()
+        self._board.close()
+
+
+def environment() -> dict[str, Any]:
+    """Package versions and the device, for result.json."""
+    versions = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            versions[package] = None
+    device = jax.devices()[0]
+    return {
+        "versions": versions,
+        "device": {
+            "backend": jax.default_backend(),
+            "kind": device.device_kind,
+            "count": jax.device_count(),
+            "cpu_cores": os.cpu_count(),
+        },
+    }
+
+
+def peak_memory() -> dict[str, int | None]:
+    """Peak bytes of the first device where the backend tells them, and of this process."""
+    stats = jax.local_devices()[0].memory_stats() or {}
+    unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in KiB on Linux
+    host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return {"device_peak_bytes": stats.get("peak_bytes_in_use"), "host_peak_bytes": host}
+
+
+def spread(values: Sequence[float]) -> dict[str, Any]:
+    """Median, mean, standard deviation, minimum and maximum over seeds, and the values."""
+    values = [float(v) for v in values]
+    return {
+        "median": statistics.median(values),
+        "mean": statistics.fmean(values),
+        "std": statistics.stdev(values) if len(values) > 1 else 0.0,
+        "min": min(values),
+        "max": max(values),
+        "values": values,
+    }
