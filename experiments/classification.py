@@ -198,7 +198,7 @@ def train_all(config: ConfigDict, problem: Callable[[], Problem], workdir: Path)
     if finished is not None:
         return finished
     preparation = Preparation(config, problem())
-    runs = {}
+    runs: dict[int, dict[str, Any]] = {}
     for seed in config.seeds:
         run = Run(preparation, seed, workdir / f"seed_{seed}")
         if not runs:

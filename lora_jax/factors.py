@@ -83,9 +83,9 @@ def check_rank(rank: object, limit: int | None = None, where: str = "") -> int:
       where: path of the layer, for the message.
     """
     place = f" for {where}" if where else ""
-    if isinstance(rank, bool) or not isinstance(rank, numbers.Integral) or rank < 1:
+    if isinstance(rank, bool) or not isinstance(rank, numbers.Integral) or int(rank) < 1:
         raise ValueError(f"rank must be a positive integer{place}, got {rank!r}")
-    if limit is not None and rank > limit:
+    if limit is not None and int(rank) > limit:
         raise ValueError(
             f"rank {rank} is larger than the matrix{place}: its smaller side is {limit}; "
             f"use a rank from 1 to {limit}"

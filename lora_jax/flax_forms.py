@@ -15,7 +15,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from lora_jax.factors import Contraction
-from lora_jax.layers import Adapted, register
+from lora_jax.layers import Adapted, LowRank, Update, register
 
 
 @register(nnx.Linear)
@@ -23,6 +23,7 @@ class LoRALinear(Adapted, nnx.Linear):
     """y = x W + b + scale * x A B."""
 
     def roles(self) -> Contraction:
+        """Roles of the weight's axes."""
         return Contraction(batch=(), inputs=(0,), outputs=(1,))
 
     def branch(
@@ -31,6 +32,7 @@ class LoRALinear(Adapted, nnx.Linear):
         a: Float[Array, "inputs rank"],
         b: Float[Array, "rank outputs"],
     ) -> Float[Array, "... outputs"]:
+        """x A B."""
         low = jnp.matmul(inputs, a, precision=self.precision)
         return jnp.matmul(low, b, precision=self.precision)
 
@@ -40,12 +42,14 @@ class LoRALinearGeneral(Adapted, nnx.LinearGeneral):
     """Any contraction of input axes; the projections of `nnx.MultiHeadAttention` are of this kind."""
 
     def roles(self) -> Contraction:
+        """Roles of the weight's axes."""
         n_batch, n_in = len(self.batch_axis), len(self.in_features)
         n_all = n_batch + n_in + len(self.out_features)
         axes = tuple(range(n_all))
         return Contraction(axes[:n_batch], axes[n_batch : n_batch + n_in], axes[n_batch + n_in :])
 
     def branch(self, inputs: Array, a: Array, b: Array) -> Array:
+        """x A B."""
         ndim, n_batch = inputs.ndim, len(self.batch_axis)
         contracted = tuple(axis % ndim for axis in self.axis)
         batch = tuple(axis % ndim for axis in self.batch_axis)
@@ -63,7 +67,8 @@ class LoRALinearGeneral(Adapted, nnx.LinearGeneral):
 class LoRAEinsum(Adapted, nnx.Einsum):
     """Einsum with one weight; letters decide the roles of its axes."""
 
-    def check(self) -> None:
+    def check(self, update: Update) -> None:
+        """Raises ValueError for settings that cannot be adapted."""
         if self.einsum_str is None:
             raise ValueError(
                 "an nnx.Einsum without einsum_str gets its equation only when called, so the roles "
@@ -84,6 +89,7 @@ class LoRAEinsum(Adapted, nnx.Einsum):
         return inputs, weight, outputs
 
     def roles(self) -> Contraction:
+        """Roles of the weight's axes."""
         inputs, weight, outputs = self._letters()
         where = list(enumerate(weight))
         return Contraction(
@@ -93,12 +99,14 @@ class LoRAEinsum(Adapted, nnx.Einsum):
         )
 
     def output_axis(self, ndim: int) -> int:
+        """Where the first output axis is in a result."""
         _, weight, outputs = self._letters()
         first = outputs.index(weight[self.roles().outputs[0]])
         after_dots = "..." in outputs[:first]
         return ndim - (len(outputs) - first) if after_dots else first
 
     def branch(self, inputs: Array, a: Array, b: Array) -> Array:
+        """x A B."""
         letters_in, weight, letters_out = self._letters()
         roles = self.roles()
         batch, contracted, produced = (
@@ -125,10 +133,17 @@ class LoRAEmbed(Adapted, nnx.Embed):
     weight = "embedding"
     zero_a = True
 
+    def check(self, update: Update) -> None:
+        """Raises ValueError for settings that cannot be adapted."""
+        if update.fused:
+            raise ValueError("an nnx.Embed has no parts to choose; adapt the whole layer")
+
     def roles(self) -> Contraction:
+        """Roles of the weight's axes."""
         return Contraction(batch=(), inputs=(0,), outputs=(1,))
 
     def branch(self, inputs: Array, a: Array, b: Array) -> Array:
+        """x A B."""
         # nnx.Embed takes row 0 for every index when there is one row only.
         rows = jnp.zeros_like(inputs) if self.num_embeddings == 1 else inputs
         return jnp.take(a, rows, axis=0) @ b
@@ -137,6 +152,7 @@ class LoRAEmbed(Adapted, nnx.Embed):
         """Logits of `query` against the adapted embedding: q E^T + scale * (q B^T) A^T."""
         logits = super().attend(query, *args, **kwargs)
         pair, dtype = self.lora, logits.dtype
+        assert isinstance(pair, LowRank)
         low = query.astype(dtype) @ (pair.b[...] * pair.scale).astype(dtype).T
         return logits + low @ pair.a[...].astype(dtype).T
 
@@ -149,31 +165,35 @@ class LoRAConv(Adapted, nnx.Conv):
     factors of its own, so rank is per group (PEFT's rank is the sum over groups).
     """
 
-    def check(self) -> None:
+    def check(self, update: Update) -> None:
+        """Raises ValueError for settings that cannot be adapted."""
         if self.mask is not None:
             raise ValueError("a masked nnx.Conv has no LoRA form: the mask would cut the delta")
+        if update.fused and self.feature_group_count != 1:
+            raise ValueError("a grouped nnx.Conv has no parts to choose; adapt the whole layer")
 
     def roles(self) -> Contraction:
+        """Roles of the weight's axes."""
         window = tuple(range(len(self.kernel_size) + 1))
         group = len(window)
         return Contraction(batch=(group,), inputs=window, outputs=(group + 1,))
 
     def weight_ndim(self) -> int:
+        """Axes of one kernel: window, inputs, outputs."""
         return len(self.kernel_size) + 2
 
     def view(self) -> tuple[int, ...]:
+        """The kernel with its groups as an axis of their own."""
         *window, outputs = super().view()
         groups = self.feature_group_count
         return (*window, groups, outputs // groups)
 
     def output_axis(self, ndim: int) -> int:
-        if self.feature_group_count != 1:
-            raise ValueError(
-                "parts of a grouped convolution are not supported; adapt the whole layer"
-            )
+        """Where the first output axis is in a result."""
         return ndim - 1
 
     def branch(self, inputs: Array, a: Array, b: Array) -> Array:
+        """x A B."""
         groups, rank = self.feature_group_count, a.shape[-1]
         kernel = jnp.moveaxis(a, 0, -2).reshape(*a.shape[1:-1], groups * rank)
         low = _same_convolution(self, kernel)(inputs)

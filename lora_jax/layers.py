@@ -48,6 +48,8 @@ class LowRank(nnx.Module):
         self.scale = scale
         self.dropout = dropout
 
+    dropout_key: DropoutKey  # only while `seed_dropout` has set it
+
     @property
     def rank(self) -> int:
         """Rank of the update."""
@@ -149,10 +151,11 @@ class Adapted(nnx.Module):  # a Module, so that an object's class can become a f
         """Number of axes of one unstacked weight."""
         return self.roles().ndim
 
-    def check(self) -> None:
-        """Raises ValueError if this layer's settings cannot be adapted."""
+    def check(self, update: Update) -> None:
+        """Raises ValueError if this layer's settings cannot be adapted in this way."""
 
     def __call__(self, inputs: Array, *args: Any, **kwargs: Any) -> Array:
+        """The base layer's result plus the low-rank branch."""
         outputs = super().__call__(inputs, *args, **kwargs)  # type: ignore[misc]
         return self.updated(inputs, outputs)
 
@@ -233,15 +236,16 @@ def adapt(layer: nnx.Module, update: Update, key: Key[Array, ""], path: str = ""
         )
     base = type(layer)
     object.__setattr__(layer, "__class__", form)  # not an attribute: NNX must not track it
+    assert isinstance(layer, Adapted)
     try:
-        layer.check()
+        layer.check(update)
         layer.lora = _new_child(layer, update, key, path)
     except BaseException:
         object.__setattr__(layer, "__class__", base)
         raise
 
 
-def unadapt(layer: nnx.Module) -> None:
+def unadapt(layer: Adapted) -> None:
     """Takes the child `lora` away, in place: the layer is of its original class again."""
     base = next(base for base, form in _FORMS.items() if type(layer) is form)
     del layer.lora
@@ -299,13 +303,13 @@ def _new_pair(layer: Any, update: Update, view: tuple[int, ...], key: Array, pat
     return LowRank(a, b, alpha=alpha, scale=scale, dropout=float(update.dropout))
 
 
-def delta(layer: nnx.Module) -> Float[Array, ...]:
+def delta(layer: Adapted) -> Float[Array, ...]:
     """The update of an adapted layer's weight, in the weight's shape (stack included), float32."""
     stack = layer.weight_shape()[: layer.stack_axes()]
     roles = layer.roles().stacked(len(stack))
     if isinstance(layer.lora, LowRank):
-        pair = layer.lora
-        dense = factors.delta(roles, pair.a[...], pair.b[...], pair.scale)
+        whole = layer.lora
+        dense = factors.delta(roles, whole.a[...], whole.b[...], whole.scale)
         return dense.reshape(layer.weight_shape())
     axis = roles.outputs[0]
     view = stack + layer.view()
@@ -318,12 +322,12 @@ def delta(layer: nnx.Module) -> Float[Array, ...]:
     return jnp.concatenate(pieces, axis=axis).reshape(layer.weight_shape())
 
 
-def adapted_layers(model: nnx.Module) -> dict[str, Any]:
+def adapted_layers(model: nnx.Module) -> dict[str, Adapted]:
     """Every adapted layer of a model by path, in path order."""
     found = {
         "/".join(map(str, path)): module
         for path, module in nnx.iter_modules(model)
-        if is_adapted(module)
+        if isinstance(module, Adapted)
     }
     return dict(sorted(found.items()))
 
@@ -336,11 +340,10 @@ def seed_dropout(model: nnx.Module, key: Key[Array, ""]) -> None:
     """
     for path, layer in adapted_layers(model).items():
         stack = layer.weight_shape()[: layer.stack_axes()]
-        pairs = (
-            {"": layer.lora}
-            if isinstance(layer.lora, LowRank)
-            else {name: getattr(layer.lora, name, None) for name in layer.lora.names}
-        )
+        if isinstance(layer.lora, LowRank):
+            pairs: dict[str, LowRank | None] = {"": layer.lora}
+        else:
+            pairs = {name: getattr(layer.lora, name, None) for name in layer.lora.names}
         for name, pair in pairs.items():
             if pair is not None and pair.dropout:
                 own = jax.random.fold_in(key, zlib.crc32(f"{path}/{name}".encode()))

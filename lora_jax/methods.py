@@ -21,8 +21,8 @@ import jax
 from flax import nnx
 from jaxtyping import Array, Key
 
+from lora_jax import factors, layers, partition
 from lora_jax import flax_forms as _flax_forms  # noqa: F401 - registers the Flax layers
-from lora_jax import layers, partition
 from lora_jax.partition import Labels, Rule
 from lora_jax.summary import MatchedLayer, Summary, summarise
 
@@ -218,11 +218,13 @@ def _update(arguments: Mapping[str, Any], pattern: str) -> layers.Update:
     known = {field.name for field in dataclasses.fields(layers.Update)}
     if unknown := sorted(set(arguments) - known):
         raise ValueError(f"target {pattern!r}: unknown {unknown}; known are {sorted(known)}")
-    values = {k: tuple(v) if isinstance(v, list) else v for k, v in arguments.items()}
-    rank = layers.factors.check_rank(values["rank"], where=f"target {pattern!r}")
+    values: dict[str, Any] = {
+        k: tuple(v) if isinstance(v, list) else v for k, v in arguments.items()
+    }
+    rank = factors.check_rank(values["rank"], where=f"target {pattern!r}")
     values["alpha"] = rank if values["alpha"] is None else values["alpha"]
-    layers.factors.check_alpha(values["alpha"])
-    layers.factors.scale(rank, values["alpha"], values["scaling"])
+    factors.check_alpha(values["alpha"])
+    factors.scale(rank, values["alpha"], values["scaling"])
     if values["init"] not in ("kaiming", "gaussian"):
         raise ValueError(f"init must be 'kaiming' or 'gaussian', got {values['init']!r}")
     return layers.Update(**values)

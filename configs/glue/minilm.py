@@ -9,9 +9,11 @@ and the method are arguments; the learning rates are ours, not tuned beyond one 
 Methods: lora (r=8, alpha=16 on q and v), full, bitfit, head_only.
 """
 
+from typing import Any
+
 from configs.glue import common
 
-_METHODS = {
+_METHODS: dict[str, dict[str, Any]] = {
     "lora": {"name": "lora", "targets": common.QUERY_VALUE, "rank": 8, "alpha": 16.0},
     "full": {"name": "full"},
     "bitfit": {"name": "bitfit"},

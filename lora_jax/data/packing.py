@@ -19,6 +19,7 @@ from lora_jax.models.encoder import Inputs
 
 ROW_LENGTHS = (32, 48, 64, 96, 128, 160, 192, 256, 320, 384, 512)
 Shape = tuple[int, int]
+Integers = Sequence[int] | np.ndarray
 
 
 class Batch(NamedTuple):
@@ -62,7 +63,7 @@ class TokenisedExamples:
         return np.array([len(ids) for ids in self.ids], np.int32)
 
 
-def place(lengths: Sequence[int], row_length: int) -> tuple[list[tuple[int, int]], int]:
+def place(lengths: Integers, row_length: int) -> tuple[list[tuple[int, int]], int]:
     """Places segments into rows by best fit, longest first.
 
     Args:
@@ -90,7 +91,7 @@ def place(lengths: Sequence[int], row_length: int) -> tuple[list[tuple[int, int]
     return where, count
 
 
-def pack(examples: TokenisedExamples, indices: Sequence[int], shape: Shape, slots: int) -> Batch:
+def pack(examples: TokenisedExamples, indices: Integers, shape: Shape, slots: int) -> Batch:
     """Packs the examples at `indices` into rows of a static shape.
 
     Args:
@@ -130,7 +131,7 @@ def cost(shape: Shape, hidden_size: int) -> float:
     return rows * length * (1 + length / (3 * hidden_size))
 
 
-def smallest(lengths: Sequence[int], hidden_size: int, max_length: int) -> Shape:
+def smallest(lengths: Integers, hidden_size: int, max_length: int) -> Shape:
     """The cheapest shape that holds segments of these lengths; rows are not rounded."""
     longest = max(lengths)
     options = [n for n in ROW_LENGTHS if longest <= n < max_length] + [max_length]
@@ -146,7 +147,7 @@ class ShapeMenu:
     hidden_size: int
     max_length: int
 
-    def choose(self, lengths: Sequence[int]) -> Shape:
+    def choose(self, lengths: Integers) -> Shape:
         """The cheapest shape of the menu that fits; else one made for the batch, rounded up.
 
         The choice depends on the batch alone, so a resumed run chooses alike.
@@ -165,7 +166,7 @@ class ShapeMenu:
 
 
 def choose_menu(
-    batches: Iterable[Sequence[int]],
+    batches: Iterable[Integers],
     steps: int,
     hidden_size: int,
     max_length: int,
@@ -194,10 +195,9 @@ def choose_menu(
     fits = np.array([[need.get(n, rows + 1) <= rows for rows, n in candidates] for need in needs])
     table = np.where(fits, prices, np.inf)  # (batch, candidate)
     universal = [i for i in range(len(candidates)) if fits[:, i].all()]
-    if universal:
-        chosen = [min(universal, key=lambda i: prices[i])]
-    else:  # no shape fits all: the largest batch decides, `choose` makes room for others
-        chosen = [int(np.argmax(prices))]
+    # Where no shape fits all, the most expensive one starts and `choose` makes room for others.
+    first = min(universal, key=lambda i: prices[i]) if universal else int(np.argmax(prices))
+    chosen = [first]
     current = table[:, chosen[0]]
     while True:
         totals = np.minimum(current[:, None], table)

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key
 
@@ -68,10 +69,10 @@ class Inputs(NamedTuple):
       types: token types (0 for the first sentence, 1 for the second).
     """
 
-    tokens: Int[Array, "rows length"]
-    segments: Int[Array, "rows length"]
-    positions: Int[Array, "rows length"]
-    types: Int[Array, "rows length"]
+    tokens: Int[Array | np.ndarray, "rows length"]
+    segments: Int[Array | np.ndarray, "rows length"]
+    positions: Int[Array | np.ndarray, "rows length"]
+    types: Int[Array | np.ndarray, "rows length"]
 
 
 def dropout(x: Float[Array, ...], rate: float, key: Key[Array, ""] | None) -> Float[Array, ...]:
@@ -127,8 +128,9 @@ class Embeddings(nnx.Module):
 
     def __call__(self, inputs: Inputs, key: Array | None) -> Float[Array, "rows length hidden"]:
         """Embeds a batch."""
-        x = self.word(inputs.tokens) + self.token_type(inputs.types)
-        x = x + self.position(inputs.positions + self.config.position_offset)
+        tokens, _, positions, types = (jnp.asarray(field) for field in inputs)
+        x = self.word(tokens) + self.token_type(types)
+        x = x + self.position(positions + self.config.position_offset)
         return dropout(self.norm(x), self.config.hidden_dropout_prob, key)
 
 
@@ -248,7 +250,7 @@ class Classifier(nnx.Module):
         self.encoder = Encoder(config, rngs)
         if config.architecture == "bert":
             self.pooler = _linear(config, config.hidden_size, config.hidden_size, rngs)
-            self.head = BertHead(config, num_outputs, rngs)
+            self.head: nnx.Module = BertHead(config, num_outputs, rngs)
         else:
             self.head = RobertaHead(config, num_outputs, rngs)
         self.config = config

@@ -141,7 +141,9 @@ def load_classifier(
     loaded = _convert(read_tensors(folder), shapes.keys() - own_head, shapes, config, folder)
     weights = {path: jnp.asarray(value, dtype) for path, value in loaded.items()}
     structure, _, _ = partition.split(abstract, dict.fromkeys(shapes, partition.FROZEN))
-    return partition.join(structure, head(), weights)
+    model = partition.join(structure, head(), weights)
+    assert isinstance(model, Classifier)
+    return model
 
 
 def read_tensors(folder: Path) -> dict[str, jax.Array]:

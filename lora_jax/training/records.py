@@ -83,7 +83,7 @@ class MetricsLog:
 
 def environment() -> dict[str, Any]:
     """Package versions and the device, for result.json."""
-    versions = {"python": platform.python_version()}
+    versions: dict[str, str | None] = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
             versions[package] = importlib.metadata.version(package)

@@ -255,11 +255,20 @@ def test_minilm_equals_pytorch_on_real_sentences(real_data):
     assert reached[1] < GRADIENT_TOLERANCE
 
 
-TINY = EncoderConfig("bert", 40, 16, 3, 2, 32, 20, 2, initializer_range=0.2)
+TINY = EncoderConfig("bert", 40, 16, 3, 2, 32, 20, 2)
 
 
-def tiny(config=TINY, outputs=2, seed=0):
-    return Classifier(config, outputs, nnx.Rngs(params=seed))
+def tiny(config=TINY, outputs=2):
+    """A classifier with random values everywhere, from shapes alone."""
+    abstract = nnx.eval_shape(lambda: Classifier(config, outputs, nnx.Rngs(params=0)))
+    shapes = partition.parameters(abstract)
+    structure, _, _ = partition.split(abstract, dict.fromkeys(shapes, partition.FROZEN))
+    rng = np.random.default_rng(0)
+    values = {
+        path: jnp.asarray(rng.normal(path.endswith("scale"), 0.2, shapes[path].shape), jnp.float32)
+        for path in sorted(shapes)
+    }
+    return partition.join(structure, values, {})
 
 
 def quick_key(seed):

@@ -344,7 +344,7 @@ def test_bfloat16_base_with_float32_head_and_factors(saved, reference):
     logits = run(model, None)
     assert logits.dtype == jnp.float32
     np.testing.assert_array_equal(run(adapted, None), logits)
-    assert np.isfinite(run(adapted, jax.random.key(0))).all()
+    assert np.isfinite(run(adapted, jax.random.key(0, impl="unsafe_rbg"))).all()
 
 
 def hub_inputs(tokens):

@@ -159,8 +159,9 @@ def test_fifty_steps_of_a_tiny_model_equal_peft(tiny_folder):
     labels = np.array([row[1] % 2 for row in ids], np.int32)  # learnable
     examples = packing.TokenisedExamples(ids, types, labels)
     ours, theirs, distance = compare(tiny_folder, examples, 64)
-    np.testing.assert_allclose(ours, theirs, rtol=2e-5)
-    assert distance < 1e-3
+    # Reached: 6e-7 (losses), 1.2e-5 (trained tensors, relative to the way they moved).
+    np.testing.assert_allclose(ours, theirs, rtol=1e-5)
+    assert distance < 2e-4
 
 
 def test_fifty_steps_of_minilm_on_sst2_equal_peft(real_data):
@@ -169,6 +170,8 @@ def test_fifty_steps_of_minilm_on_sst2_equal_peft(real_data):
     texts = glue.read(glue.task("sst2"), "train", str(real_data)).take(STEPS * BATCH)
     examples = batches.tokenise(texts, tokenizer, 512)
     ours, theirs, distance = compare(folder, examples, 384)
-    assert theirs[-10:].mean() < theirs[:10].mean() - 0.05  # it learns
-    np.testing.assert_allclose(ours, theirs, rtol=1e-4)
-    assert distance < 1e-2
+    assert theirs[-10:].mean() < theirs[:10].mean() - 0.02  # it learns
+    # Reached: 3.7e-6 over 50 steps (2.5e-7 over the first ten), 5e-5 for the trained tensors.
+    # Rounding grows with the steps, as Adam divides by small second moments.
+    np.testing.assert_allclose(ours, theirs, rtol=4e-5)
+    assert distance < 1e-3
