@@ -23,6 +23,7 @@ TINY = EncoderConfig(
     type_vocab_size=1,
     position_offset=2,
 )
+KEY = jax.random.key(0, impl="rbg")
 METHOD = lora_jax.lora(
     {
         r".*/(query|value)": {"rank": 4, "alpha": 8},
@@ -31,6 +32,16 @@ METHOD = lora_jax.lora(
     },
     alpha=2,
 )
+
+
+def from_shapes(make, seed=0):
+    """A model with random values made in numpy: initialisers are slow to compile."""
+    model = nnx.eval_shape(make)
+    rng = np.random.default_rng(seed)
+    for _, variable in nnx.to_flat_state(nnx.state(model)):
+        values = rng.normal(scale=0.3, size=variable.shape)
+        variable.set_raw_value(jnp.asarray(values, variable.dtype))
+    return model
 
 
 def randomise(model, seed, only=nnx.LoRAParam, size=0.1):
@@ -52,8 +63,8 @@ def assert_same_bits(first, second):
 
 @pytest.fixture(scope="module")
 def encoder():
-    base = Classifier(TINY, 3, nnx.Rngs(0))
-    adapted = METHOD.insert(base, jax.random.key(0))
+    base = from_shapes(lambda: Classifier(TINY, 3, nnx.Rngs(0)))
+    adapted = METHOD.insert(base, KEY)
     randomise(adapted, 1)
     rng = np.random.default_rng(2)
     tokens = jnp.asarray(rng.integers(0, 30, (2, 8)), jnp.int32)
@@ -153,14 +164,16 @@ def test_task_switch_equals_a_fresh_merge(encoder, dtype):
     for _, variable in nnx.to_flat_state(nnx.state(base, nnx.Param)):
         variable.set_raw_value(variable[...].astype(dtype))
     untouched = arrays(base)
-    task_a = METHOD.insert(base, jax.random.key(0))
+    task_a = METHOD.insert(base, KEY)
     randomise(task_a, 1)
     serving = lora_jax.merge(task_a)
-    task_b = METHOD.insert(lora_jax.strip(task_a), jax.random.key(5))  # switch: A off, B on
+    task_b = METHOD.insert(
+        lora_jax.strip(task_a), jax.random.fold_in(KEY, 5)
+    )  # switch: A off, B on
     randomise(task_b, 2)
     serving = lora_jax.merge(task_b)
 
-    fresh = METHOD.insert(base, jax.random.key(9))
+    fresh = METHOD.insert(base, jax.random.fold_in(KEY, 9))
     randomise(fresh, 2)
     assert_same_bits(serving, lora_jax.merge(fresh))
     assert all(untouched[p].tobytes() == v.tobytes() for p, v in arrays(base).items())
@@ -173,7 +186,7 @@ def test_bfloat16_merge_rounds_a_float32_sum_once(stack):
 
     if stack:
         make = nnx.split_rngs(splits=3)(nnx.vmap(make))
-    model = lora_jax.lora("", rank=8, alpha=16).insert(make(nnx.Rngs(0)), jax.random.key(0))
+    model = lora_jax.lora("", rank=8, alpha=16).insert(make(nnx.Rngs(0)), KEY)
     randomise(model, 1, size=0.02)  # a delta of about 1e-3 beside weights of about 0.1
     w, a, b = (np.asarray(v[...]).astype(np.float64) for v in (
         model.kernel, model.lora.a, model.lora.b,
@@ -212,7 +225,7 @@ class TiedModel(nnx.Module):
 
 def test_tied_embedding_is_merged_once_for_both_uses():
     base = TiedModel(nnx.Rngs(0))
-    model = lora_jax.lora("embed|hidden", rank=2, alpha=3).insert(base, jax.random.key(0))
+    model = lora_jax.lora("embed|hidden", rank=2, alpha=3).insert(base, KEY)
     randomise(model, 1, size=1.0)
     merged = lora_jax.merge(model)
     ids = jnp.arange(12)
@@ -238,7 +251,7 @@ def test_layers_that_share_a_weight_are_not_merged_into_each_other(targets):
     """Adapted apart they are two matrices; merging both deltas into one weight is wrong."""
     base = SharedVariable(nnx.Rngs(0))
     try:
-        model = lora_jax.lora(targets, rank=2).insert(base, jax.random.key(0))
+        model = lora_jax.lora(targets, rank=2).insert(base, KEY)
         randomise(model, 1, size=1.0)
         merged = lora_jax.merge(model)
     except ValueError:

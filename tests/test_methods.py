@@ -562,11 +562,21 @@ def test_bytes_follow_the_types(model):
 # --- The project's encoder ------------------------------------------------------------------------
 
 
+def from_shapes(make, seed=0):
+    """A model with random values made in numpy: initialisers are slow to compile."""
+    model = nnx.eval_shape(make)
+    rng = np.random.default_rng(seed)
+    for _, variable in nnx.to_flat_state(nnx.state(model)):
+        values = rng.normal(scale=0.3, size=variable.shape)
+        variable.set_raw_value(jnp.asarray(values, variable.dtype))
+    return model
+
+
 def test_lora_on_the_stacked_encoder():
     config = EncoderConfig("bert", 30, 16, 3, 2, 24, 12, 2)
-    base = nnx.jit(lambda: Classifier(config, 3, nnx.Rngs(0)))()
+    base = from_shapes(lambda: Classifier(config, 3, nnx.Rngs(0)))
     method = lora_jax.lora(r".*/(query|value)", rank=4, alpha=8, dropout=0.1, head="head/.*")
-    adapted = method.insert(base, jax.random.key(0))
+    adapted = method.insert(base, KEY)
     block = "encoder/layers/block/attention"
     assert {path: shape for path, shape in tree(adapted).items() if "lora" in path} == {
         f"{block}/query/lora/a": (3, 16, 4),

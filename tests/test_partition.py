@@ -113,8 +113,7 @@ def train_whole(adapted, labels, make_optimizer, data):
 OPTIMIZERS = {
     "adamw with decay": {"weight_decay": 0.1},
     "clip": {"weight_decay": 0.1, "max_grad_norm": 0.05},
-    "accumulation": {"weight_decay": 0.1, "accumulate": 2},
-    "all": {"weight_decay": 0.1, "max_grad_norm": 0.05, "accumulate": 3},
+    "clip and accumulation": {"weight_decay": 0.1, "max_grad_norm": 0.05, "accumulate": 3},
 }
 
 

@@ -47,6 +47,9 @@ class EncoderConfig:
     def __post_init__(self) -> None:
         if self.architecture not in ("bert", "roberta"):
             raise ValueError(f"architecture must be 'bert' or 'roberta', got {self.architecture!r}")
+        for name in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
+            if not 0 <= getattr(self, name) < 1 - 2**-16:
+                raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)!r}")
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"hidden_size {self.hidden_size} is not divisible by "

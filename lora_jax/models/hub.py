@@ -58,7 +58,10 @@ def find(name: str) -> Path:
     """
     if name.startswith("package:"):
         package = name.removeprefix("package:")
-        spec = importlib.util.find_spec(package)
+        try:
+            spec = importlib.util.find_spec(package)
+        except (ImportError, ValueError):  # a dotted or empty name
+            spec = None
         if spec is None or not spec.submodule_search_locations:
             raise FileNotFoundError(
                 f"the Python package {package!r} is not installed; "
@@ -73,8 +76,9 @@ def find(name: str) -> Path:
                 f"package {package!r} at {root} holds no model with safetensors"
             )
         return configs[0].parent
-    if Path(name).is_dir():
-        return Path(name)
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return folder
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise FileNotFoundError(f"model folder {name} does not exist")
     from huggingface_hub import snapshot_download
@@ -100,7 +104,7 @@ def read_config(folder: Path, **overrides: Any) -> EncoderConfig:
     path = folder / "config.json"
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing; a model folder needs config.json")
-    values = json.loads(path.read_text())
+    values = _read_json(path)
     kind = values.get("model_type")
     if kind not in ("bert", "roberta"):
         raise ValueError(f"{path}: model_type {kind!r} is not supported; supported: bert, roberta")
@@ -109,8 +113,16 @@ def read_config(folder: Path, **overrides: Any) -> EncoderConfig:
             raise ValueError(f"{path}: {key} {values[key]!r} is not supported, only {allowed!r}")
     known = {field.name for field in dataclasses.fields(EncoderConfig)}
     own = {key: value for key, value in values.items() if key in known}
-    offset = values.get("pad_token_id", 1) + 1 if kind == "roberta" else 0
+    padding = values.get("pad_token_id")
+    offset = (1 if padding is None else padding) + 1 if kind == "roberta" else 0
     return EncoderConfig(**{**own, "architecture": kind, "position_offset": offset, **overrides})
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is no valid JSON ({error}): fetch it again") from error
 
 
 def load_classifier(
@@ -150,7 +162,7 @@ def read_tensors(folder: Path) -> dict[str, jax.Array]:
     """All tensors of a folder's model.safetensors, or of the shards its index names."""
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        files = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        files = sorted(set(_read_json(index)["weight_map"].values()))
     else:
         files = ["model.safetensors"]
     tensors: dict[str, jax.Array] = {}
