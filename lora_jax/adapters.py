@@ -13,6 +13,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -84,7 +85,7 @@ def save_adapter(
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = {path: np.ascontiguousarray(value) for path, value in sorted(trainable.items())}
+    tensors = {path: np.asarray(value, order="C") for path, value in sorted(trainable.items())}
     description = {
         "format": FORMAT,
         "method": method.to_json(),
@@ -92,16 +93,24 @@ def save_adapter(
         "base": base,
         "notes": dict(notes or {}),
     }
-    write_bytes(folder / WEIGHTS, to_safetensors(tensors))
-    write_bytes(folder / DESCRIPTION, (json.dumps(description, indent=2) + "\n").encode())
+    contents = {
+        WEIGHTS: to_safetensors(tensors),
+        DESCRIPTION: (json.dumps(description, indent=2) + "\n").encode(),
+    }
+    for name, content in contents.items():
+        write_bytes(folder / name, content)
     return folder
 
 
 def write_bytes(path: Path, content: bytes) -> None:
     """Writes a file whole or not at all."""
     beside = path.with_name(f".{path.name}.{os.getpid()}")
-    beside.write_bytes(content)
-    beside.replace(path)
+    try:
+        beside.write_bytes(content)
+        beside.replace(path)
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise
 
 
 def load_adapter(folder: str | os.PathLike) -> Adapter:
@@ -120,11 +129,13 @@ def load_adapter(folder: str | os.PathLike) -> Adapter:
             )
     try:
         description = json.loads((folder / DESCRIPTION).read_text())
-    except json.JSONDecodeError as error:
+    except ValueError as error:
         raise ValueError(f"{folder / DESCRIPTION} is no valid JSON: {error}") from error
     if not isinstance(description, dict) or description.get("format") != FORMAT:
         found = description.get("format") if isinstance(description, dict) else None
         raise ValueError(f"{folder / DESCRIPTION} has format {found!r}, expected {FORMAT!r}")
+    if lost := {"method", "groups", "base", "notes"} - description.keys():
+        raise ValueError(f"{folder / DESCRIPTION} lacks {sorted(lost)}")
     try:
         with safe_open(folder / WEIGHTS, framework="np") as file:
             values = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
@@ -210,7 +221,5 @@ def _replaced(values: Mapping[str, np.ndarray], trainable: Mapping[str, Any], wh
 
 def base_parameters(model: nnx.Module, head: str | None) -> Params:
     """The pre-trained parameters of a model that no method has touched: all but the head's."""
-    import re
-
     params = partition.parameters(model)
     return {p: v for p, v in params.items() if head is None or not re.fullmatch(head, p)}

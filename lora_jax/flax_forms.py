@@ -51,8 +51,9 @@ class LoRALinearGeneral(Adapted, nnx.LinearGeneral):
     def branch(self, inputs: Array, a: Array, b: Array) -> Array:
         """x A B."""
         ndim, n_batch = inputs.ndim, len(self.batch_axis)
-        contracted = tuple(axis % ndim for axis in self.axis)
-        batch = tuple(axis % ndim for axis in self.batch_axis)
+        # nnx.LinearGeneral sorts the axes before it contracts them.
+        contracted = tuple(sorted(axis % ndim for axis in self.axis))
+        batch = tuple(sorted(axis % ndim for axis in self.batch_axis))
         lead = tuple(range(n_batch))
         own = tuple(range(n_batch, n_batch + len(contracted)))
         low = jax.lax.dot_general(
@@ -82,6 +83,20 @@ class LoRAEinsum(Adapted, nnx.Einsum):
                 f"the weight of einsum {self.einsum_str!r} must have plain letters, each in the "
                 "input or in the result"
             )
+
+    def __call__(
+        self, inputs: Array, einsum_str: str | None = None, *args: Any, **kwargs: Any
+    ) -> Array:
+        """The layer's own equation only: another one would need factors of other shapes."""
+        if (
+            einsum_str is not None
+            and einsum_str.replace(" ", "")
+            != ",".join(self._letters()[:2]) + "->" + self._letters()[2]
+        ):
+            raise ValueError(
+                f"an adapted nnx.Einsum of {self.einsum_str!r} cannot be called with {einsum_str!r}"
+            )
+        return super().__call__(inputs, einsum_str, *args, **kwargs)
 
     def _letters(self) -> tuple[str, str, str]:
         operands, outputs = self.einsum_str.replace(" ", "").split("->")
@@ -162,7 +177,7 @@ class LoRAConv(Adapted, nnx.Conv):
     """A convolution to `rank` channels per group, then a 1x1 map to the outputs.
 
     A has the kernel's window, stride, padding and dilation. Groups are batch axes: every group has
-    factors of its own, so rank is per group (PEFT's rank is the sum over groups).
+    factors of its own, of `rank` each.
     """
 
     def check(self, update: Update) -> None:

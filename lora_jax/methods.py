@@ -18,6 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, Protocol
 
 import jax
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Key
 
@@ -118,7 +119,9 @@ class LowRankInsertion:
             for path, module in nnx.iter_modules(model)
             if not isinstance(module, layers.LowRank | layers.FusedLowRank)
         }
-        for path, (_, update) in self._assign(sorted(modules)).items():
+        assigned = self._assign(sorted(modules))
+        _refuse_shared_weights(modules, assigned)
+        for path, (_, update) in assigned.items():
             own_key = jax.random.fold_in(key, zlib.crc32(path.encode()))
             layers.adapt(modules[path], update, own_key, path)
 
@@ -131,6 +134,21 @@ class LowRankInsertion:
             values = partition.count(partition.parameters(layer.lora))
             rows.append(MatchedLayer(pattern, path, layer.weight_shape(), update, values))
         return rows
+
+
+def _refuse_shared_weights(modules: Mapping[str, nnx.Module], targets: Mapping[str, Any]) -> None:
+    """A Variable that two layers share would be merged twice; a layer used twice is fine."""
+    owners: dict[int, list[str]] = {}
+    for path, module in modules.items():
+        for name, value in vars(module).items():
+            if isinstance(value, nnx.Variable):
+                owners.setdefault(id(value), []).append(f"{path}/{name}")
+    for shared in owners.values():
+        if len(shared) > 1 and any(name.rpartition("/")[0] in targets for name in shared):
+            raise ValueError(
+                f"{' and '.join(sorted(shared))} are one Variable, so their layers cannot have "
+                "updates of their own; share the whole layer instead of its weight"
+            )
 
 
 def _with_head(head: str | None, *rules: Rule) -> tuple[Rule, ...]:
@@ -202,16 +220,21 @@ def lora(
     if bias == "all":
         rules.append(Rule(r"(.*/)?bias", "bias"))
     elif bias == "lora_only":
-        rules.extend(Rule(f"(?:{pattern})/bias", "bias") for pattern in per_target)
+        whole = ["bias"] * any(re.fullmatch(p, "") for p in per_target)  # the root is a layer
+        rules.append(Rule("|".join([*(f"(?:{p})/bias" for p in per_target), *whole]), "bias"))
     elif bias != "none":
         raise ValueError(f"bias must be 'none', 'all' or 'lora_only', got {bias!r}")
-    plain = {pattern: {k: _plain(v) for k, v in own.items()} for pattern, own in per_target.items()}
-    spec = ("lora", {"targets": plain, **shared, "bias": bias, "head": head})
+    spec = ("lora", _plain({"targets": per_target, **shared, "bias": bias, "head": head}))
     return Method((spec,), (LowRankInsertion(updates),), _with_head(head, *rules))
 
 
 def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
+    """The value as JSON has it: lists for tuples, Python numbers for numpy's."""
+    if isinstance(value, Mapping):
+        return {key: _plain(inner) for key, inner in value.items()}
+    if isinstance(value, tuple | list):
+        return [_plain(inner) for inner in value]
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def _update(arguments: Mapping[str, Any], pattern: str) -> layers.Update:
@@ -219,7 +242,7 @@ def _update(arguments: Mapping[str, Any], pattern: str) -> layers.Update:
     if unknown := sorted(set(arguments) - known):
         raise ValueError(f"target {pattern!r}: unknown {unknown}; known are {sorted(known)}")
     values: dict[str, Any] = {
-        k: tuple(v) if isinstance(v, list) else v for k, v in arguments.items()
+        k: tuple(v) if isinstance(v, list) else v for k, v in _plain(arguments).items()
     }
     rank = factors.check_rank(values["rank"], where=f"target {pattern!r}")
     values["alpha"] = rank if values["alpha"] is None else values["alpha"]
