@@ -116,7 +116,9 @@ class Run:
         trainable = self.trainable
         if config.init_adapter:
             start = adapters.load_adapter(adapter_folder(Path(config.init_adapter)))
-            trainable = adapters.transfer_group(start, trainable, "lora", config.init_adapter)
+            trainable = adapters.transfer_group(
+                start, trainable, self.labels, "lora", config.init_adapter
+            )
         updates = config.epochs * data.per_epoch // config.accumulate
         schedule = optimizer.linear_schedule(config.learning_rate, updates, config.warmup_ratio)
         tx = optimizer.adamw(

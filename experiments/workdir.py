@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import shutil
 import sys
 from collections.abc import Iterator
@@ -68,11 +69,11 @@ def copy_folder(source: Path, target: Path) -> None:
 
 @contextlib.contextmanager
 def readable_errors() -> Iterator[None]:
-    """Turns the errors of bad input into one line on stderr and exit status 1, without a trace."""
+    """Turns the errors of bad input into a message and exit status 1; LORA_JAX_DEBUG=1 traces them."""
     try:
         yield
-    except (ValueError, FileNotFoundError, TypeError) as error:
-        if "--debug" in sys.argv:
+    except (ValueError, TypeError, OSError, ImportError) as error:
+        if os.environ.get("LORA_JAX_DEBUG"):
             raise
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:

@@ -187,26 +187,33 @@ def apply_adapter(
 
 
 def transfer_group(
-    adapter: Adapter, trainable: Mapping[str, Any], group: str, where: str = "the adapter"
+    adapter: Adapter,
+    trainable: Mapping[str, Any],
+    labels: Mapping[str, str],
+    group: str,
+    where: str = "the adapter",
 ) -> Params:
     """Warm start: replaces the leaves of one group only; the others (a new head) stay fresh.
+
+    Args:
+      adapter: from `load_adapter`.
+      trainable: the trainable leaves of the model.
+      labels: the model's group of each of them.
+      group: the group to take over, for example `lora`.
+      where: name of the adapter, for messages.
 
     Raises:
       ValueError: the adapter's leaves of that group are not those of the model.
     """
     own = {path: v for path, v in adapter.values.items() if adapter.groups[path] == group}
-    absent = sorted(set(own) - set(trainable))
-    expected = sorted(p for p in trainable if p not in own and _same_kind(p, group))
-    if not own or absent or expected:
+    expected = {path for path in trainable if labels[path] == group}
+    if not own or own.keys() != expected:
+        missing, absent = sorted(expected - own.keys()), sorted(own.keys() - expected)
         raise ValueError(
-            f"{where}: its group {group!r} does not fit the model: missing {expected[:5]}, not in "
+            f"{where}: its group {group!r} does not fit the model: missing {missing[:5]}, not in "
             f"the model {absent[:5]}"
         )
     return {**trainable, **_replaced(own, {p: trainable[p] for p in own}, where)}
-
-
-def _same_kind(path: str, group: str) -> bool:
-    return f"/{group}/" in f"/{path}"
 
 
 def _replaced(values: Mapping[str, np.ndarray], trainable: Mapping[str, Any], where: str) -> Params:

@@ -15,7 +15,8 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from lora_jax.factors import Contraction
-from lora_jax.layers import Adapted, LowRank, Update, register
+from lora_jax.layers import Adapted, register
+from lora_jax.low_rank import LowRank, Update
 
 
 @register(nnx.Linear)

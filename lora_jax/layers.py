@@ -13,10 +13,9 @@ pass keys to its Linear layers, and scan, vmap and remat see ordinary arrays.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import jax
@@ -25,81 +24,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Key
 
 from lora_jax import factors
-from lora_jax.dropout import dropout
-
-
-class DropoutKey(nnx.Variable):
-    """Random key of one adapted layer's dropout; never a parameter."""
-
-
-class LowRank(nnx.Module):
-    """The factor pair of one weight: what LoRA inserts.
-
-    Attributes:
-      a: (*stack, *batch, *inputs, rank).
-      b: (*stack, *batch, rank, *outputs).
-      scale: alpha/r or alpha/sqrt(r).
-      dropout: rate on the input of A, on this branch only (as loralib).
-    """
-
-    def __init__(self, a: Array, b: Array, *, alpha: float, scale: float, dropout: float):
-        self.a = nnx.LoRAParam(a)
-        self.b = nnx.LoRAParam(b)
-        self.alpha = alpha
-        self.scale = scale
-        self.dropout = dropout
-
-    dropout_key: DropoutKey  # only while `seed_dropout` has set it
-
-    @property
-    def rank(self) -> int:
-        """Rank of the update."""
-        return self.a.shape[-1]
-
-    def drop(self, inputs: Float[Array, ...]) -> Float[Array, ...]:
-        """The branch's input, with dropout if this layer holds a key."""
-        key = self.dropout_key[...] if hasattr(self, "dropout_key") else None
-        return dropout(inputs, self.dropout, key)
-
-
-class FusedLowRank(nnx.Module):
-    """Factor pairs of chosen parts of a fused projection, one child `LowRank` per part.
-
-    The parts divide the first output axis of the weight, as q, k, v divide GPT-2's `c_attn`. Each
-    part has factors of its own (loralib's `MergedLinear`); the other parts get no update.
-    """
-
-    def __init__(self, parts: dict[str, LowRank], names: tuple[str, ...], sizes: tuple[int, ...]):
-        self.names = names
-        self.sizes = sizes
-        for name, pair in parts.items():
-            setattr(self, name, pair)
-
-    def slots(self) -> Iterator[tuple[LowRank | None, int, int]]:
-        """Yields (factor pair or None, start, size) for every part, in order."""
-        start = 0
-        for name, size in zip(self.names, self.sizes, strict=True):
-            yield getattr(self, name, None), start, size
-            start += size
-
-
-@dataclasses.dataclass(frozen=True)
-class Update:
-    """How one layer is adapted: what `adapt` needs besides the layer.
-
-    `parts` chooses among the `fused` parts of a fused projection (empty: one whole matrix);
-    `fused_sizes` gives their sizes along the first output axis where they are not equal.
-    """
-
-    rank: int
-    alpha: float
-    scaling: factors.Scaling = "alpha/r"
-    init: factors.Init = "kaiming"
-    std: float = 0.02
-    dropout: float = 0.0
-    parts: tuple[str, ...] = ()
-    fused: tuple[str, ...] = ()
-    fused_sizes: tuple[int, ...] = ()
+from lora_jax.low_rank import DropoutKey, FusedLowRank, LowRank, Update
 
 
 class Adapted(nnx.Module):  # a Module, so that an object's class can become a form and go back
@@ -182,7 +107,7 @@ class Adapted(nnx.Module):  # a Module, so that an object's class can become a f
 _FORMS: dict[type, type[Adapted]] = {}
 
 
-def register(base: type):  # noqa: ANN201 - a decorator that returns its class unchanged
+def register(base: type) -> Callable[[type[Adapted]], type[Adapted]]:
     """Class decorator: makes the class the LoRA form of layers whose class is exactly `base`.
 
     Subclasses of `base` are not taken over silently: their call may mean something else.
@@ -272,6 +197,9 @@ def _part_sizes(update: Update, total: int, path: str) -> tuple[int, ...]:
     unknown = [part for part in update.parts if part not in update.fused]
     if unknown or not update.parts:
         raise ValueError(f"{path}: choose parts among {update.fused}, got {update.parts}")
+    taken = [p for p in update.parts if p in ("names", "sizes") or hasattr(FusedLowRank, p)]
+    if taken:
+        raise ValueError(f"{path}: a part cannot be called {taken[0]!r}; choose another name")
     count = len(update.fused)
     sizes = update.fused_sizes or (total // count,) * count
     if len(sizes) != count or sum(sizes) != total:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lora_jax import partition
-from lora_jax.layers import Update
+from lora_jax.low_rank import Update
 
 
 @dataclasses.dataclass(frozen=True)

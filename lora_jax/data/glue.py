@@ -82,7 +82,7 @@ def read(task: Task, split: str, source: str) -> Examples:
         FileNotFoundError: The folder or the file is not there.
         ValueError: The split is unknown or has no public labels, or the data are malformed.
         ImportError: `source` is TFDS and a package for it is missing.
-        RuntimeError: TFDS could not prepare or read the task.
+        OSError: TFDS could not prepare or read the task.
     """
     valid = ("train", *task.evaluations)
     if split.startswith("test"):
@@ -205,7 +205,7 @@ def _read_tfds(task: Task, split: str, data_dir: str | None) -> Examples:
     try:
         builder.download_and_prepare(file_format="array_record")
     except Exception as error:  # TFDS raises many types: network, checksum, disk, archive.
-        raise RuntimeError(
+        raise OSError(
             f"TFDS could not prepare glue/{task.tfds_config} in {builder.data_dir} "
             f"({type(error).__name__}: {error}). Without access to the download site, set "
             f"config.data.source=FOLDER. {_HOW_TO_GET}"
@@ -214,7 +214,7 @@ def _read_tfds(task: Task, split: str, data_dir: str | None) -> Examples:
         stored = builder.as_data_source(split)
         records = stored.__getitems__(range(len(stored)))  # 4 times as fast as one by one.
     except NotImplementedError as error:
-        raise RuntimeError(
+        raise OSError(
             f"glue/{task.tfds_config} in {builder.data_dir} was prepared in a format that cannot "
             "be read without TensorFlow. Delete that folder or use source='tfds:OTHER_DIR', so "
             "that it is prepared again as array_record."

@@ -136,7 +136,7 @@ def test_tfds_download_failure_names_the_folder_source(offline_tfds, monkeypatch
         raise ConnectionError("no route to host")
 
     monkeypatch.setattr(download.DownloadManager, "download_and_extract", refuse)
-    with pytest.raises(RuntimeError, match=r"glue/rte .*no route to host.*source=FOLDER"):
+    with pytest.raises(OSError, match=r"glue/rte .*no route to host.*source=FOLDER"):
         glue.read(glue.task("rte"), "train", f"tfds:{tmp_path / 'tfds'}")
 
 

