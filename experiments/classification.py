@@ -196,14 +196,14 @@ def train_all(config: ConfigDict, problem: Callable[[], Problem], workdir: Path)
 
     A finished run is read back, an unfinished one is resumed.
     """
-    finished = workdirs.begin(workdir, config)
-    if finished is not None:
-        return finished
+    if (record := workdirs.finished(workdir, config)) is not None:
+        return record
     preparation = Preparation(config, problem())
     runs: dict[int, dict[str, Any]] = {}
     for seed in config.seeds:
         run = Run(preparation, seed, workdir / f"seed_{seed}")
         if not runs:
+            workdirs.claim(workdir, config)
             print(run.summary)
         runs[seed] = run.train()
     result = _record(preparation, runs)

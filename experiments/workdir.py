@@ -21,20 +21,16 @@ def plain(config: ConfigDict) -> dict[str, Any]:
     return json.loads(to_json(config.to_dict()))
 
 
-def begin(workdir: Path, config: ConfigDict) -> dict[str, Any] | None:
-    """Opens a run folder: new, to be resumed, or finished.
-
-    Returns:
-      The record of a finished run, else None.
+def finished(workdir: Path, config: ConfigDict) -> dict[str, Any] | None:
+    """Looks into a run folder: the record of a finished run, else None (new, or to be resumed).
 
     Raises:
       ValueError: the folder holds a run of another config; the message names the fields.
     """
     path = workdir / "config.json"
-    own = plain(config)
     if path.exists():
         other = _flat(json.loads(path.read_text()))
-        flat = _flat(own)
+        flat = _flat(plain(config))
         keys = [k for k in sorted(flat.keys() | other.keys()) if flat.get(k) != other.get(k)]
         if keys:
             changes = "; ".join(f"{k}: {other.get(k)!r} there, {flat.get(k)!r} now" for k in keys)
@@ -42,10 +38,13 @@ def begin(workdir: Path, config: ConfigDict) -> dict[str, Any] | None:
                 f"{workdir} holds a run with another config ({changes}). Use another --workdir, or "
                 "the same config to resume it"
             )
-    else:
-        write_json(path, own)
     result = workdir / "result.json"
     return json.loads(result.read_text()) if result.exists() else None
+
+
+def claim(workdir: Path, config: ConfigDict) -> None:
+    """Makes the folder this config's, once all its input has proved good."""
+    write_json(workdir / "config.json", plain(config))
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -40,17 +40,18 @@ class Rule:
 
 
 def nearest(pattern: str, paths: Sequence[str], count: int = 5) -> list[str]:
-    """The paths most like a pattern that matched none of them, for an error message."""
-    plain = re.sub(r"[\\.*+?()\[\]{}|^$]", "", pattern)
-    words = [word for word in re.split(r"\W+", pattern) if len(word) > 2]
-    ranked = sorted(
-        paths,
-        key=lambda path: (
-            -sum(word in path for word in words),
-            -difflib.SequenceMatcher(None, plain, path).ratio(),
-        ),
-    )
-    return ranked[:count]
+    """The paths most like a pattern that matched none of them, for an error message.
+
+    Every word of the pattern is compared with the components of a path; long paths come first among
+    equals, because they name layers and not containers.
+    """
+    words = [word for word in re.split(r"\W+", pattern) if word] or [pattern]
+
+    def likeness(path: str) -> float:
+        parts = path.split("/")
+        return sum(max(difflib.SequenceMatcher(None, w, p).ratio() for p in parts) for w in words)
+
+    return sorted(paths, key=lambda path: (-likeness(path), -len(path)))[:count]
 
 
 def no_match_error(kind: str, pattern: str, paths: Sequence[str]) -> ValueError:

@@ -179,6 +179,8 @@ def test_bad_input_is_named(config, tmp_path, change, says):
         values.update_from_flattened_dict({name: value})
     with pytest.raises((ValueError, FileNotFoundError), match=says):
         train(values, tmp_path / "run")
+    # A mistake does not claim the folder: the corrected command may use it.
+    assert not (tmp_path / "run").exists()
 
 
 def test_adapter_of_another_base_is_refused(config, tmp_path, tiny_model):
