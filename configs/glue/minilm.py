@@ -7,7 +7,7 @@ and the method are arguments; the learning rates are ours, not tuned beyond one 
         --config.data.source=FOLDER_WITH_GLUE_TSV_FILES
 
 Methods: lora (r=8, alpha=16 on q and v), lora_all (on all six matrices of a layer), full, bitfit,
-head_only. On sentence pairs q and v alone learn slowly in this small encoder; see docs/measured.md.
+head_only. On sentence pairs LoRA is slow to start in this small encoder; see docs/measured.md.
 """
 
 from typing import Any
