@@ -89,18 +89,15 @@ class LoRAEinsum(Adapted, nnx.Einsum):
         self, inputs: Array, einsum_str: str | None = None, *args: Any, **kwargs: Any
     ) -> Array:
         """The layer's own equation only: another one would need factors of other shapes."""
-        if (
-            einsum_str is not None
-            and einsum_str.replace(" ", "")
-            != ",".join(self._letters()[:2]) + "->" + self._letters()[2]
-        ):
+        # The layer's own string is stored without spaces.
+        if einsum_str is not None and einsum_str.replace(" ", "") != self.einsum_str:
             raise ValueError(
                 f"an adapted nnx.Einsum of {self.einsum_str!r} cannot be called with {einsum_str!r}"
             )
         return super().__call__(inputs, einsum_str, *args, **kwargs)
 
     def _letters(self) -> tuple[str, str, str]:
-        operands, outputs = self.einsum_str.replace(" ", "").split("->")
+        operands, outputs = self.einsum_str.split("->")
         inputs, weight = operands.split(",")
         return inputs, weight, outputs
 

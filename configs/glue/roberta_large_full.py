@@ -14,19 +14,11 @@ and stsb from the whole MNLI model; this config does not.
 Count: 355,359,744 with the unused pooler (354,310,144 encoder + 1,049,600).
 """
 
-from configs.glue import common
-
-# In the order of common.TASKS.
-_TABLE = {
-    "batch_size": (32, 32, 16, 16, 32, 32, 16, 16),
-    "epochs": (10,) * 8,
-    "learning_rate": (1e-5, 1e-5, 2e-5, 2e-5, 1e-5, 1e-5, 2e-5, 2e-5),
-}
+from configs.glue import common, roberta_base_full
 
 
 def get_config(arg: str = "sst2") -> common.ConfigDict:
-    """Returns the config of `TASK`."""
-    task, _ = common.parse(arg, ("prior_work",))
-    config = common.glue_config(task, "roberta-large", {"name": "full"})
-    config.update(common.row(_TABLE, task))
+    """Returns the config of `TASK`: base's values on the large model."""
+    config = roberta_base_full.get_config(arg)
+    config.model.name = "roberta-large"
     return config
