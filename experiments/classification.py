@@ -71,6 +71,10 @@ class Preparation:
 
         self.train = None if problem.train is None else tokens(problem.train)
         self.evaluations = {split: tokens(e) for split, e in problem.evaluations.items()}
+        self.packed = {  # once, for all seeds and epochs
+            split: batches.evaluation_batches(data, self.encoder.hidden_size, self.max_length)
+            for split, data in self.evaluations.items()
+        }
         self.counts: dict[str, int] = {}
 
     @property
@@ -145,17 +149,19 @@ class Run:
 
     def evaluate(self, trainable: Params) -> dict[str, float]:
         """Scores on the dev splits."""
+        return self.score(self.outputs(trainable))
+
+    def score(self, outputs: Outputs) -> dict[str, float]:
+        """Scores of logits by split, as `outputs` gives them."""
         labels = {split: data.labels for split, data in self.preparation.evaluations.items()}
-        return self.preparation.problem.score(self.outputs(trainable), labels)
+        return self.preparation.problem.score(outputs, labels)
 
     def outputs(self, trainable: Params) -> dict[str, np.ndarray]:
         """Logits (examples, outputs) of every dev split, in the order of the data."""
         own, result = self.preparation, {}
         for split, data in own.evaluations.items():
             collected = np.zeros((len(data), own.problem.num_outputs), np.float32)
-            for indices, batch in batches.evaluation_batches(
-                data, own.encoder.hidden_size, own.max_length
-            ):
+            for indices, batch in own.packed[split]:
                 logits = self.predict(trainable, self.frozen, batch)
                 collected[indices] = np.asarray(logits)[: len(indices)]
             result[split] = collected

@@ -62,11 +62,12 @@ def evaluate(config: ConfigDict, workdir: Path | None) -> dict[str, float]:
     """Evaluates an adapter; with a workdir, writes evaluation.json and the outputs per example."""
     run = Run(Preparation(config, problem(config)), config.seeds[0], workdir)
     trainable = run.load(Path(config.adapter))
-    result = run.evaluate(trainable)
+    outputs = run.outputs(trainable)
+    result = run.score(outputs)
     if workdir is not None:
         write_json(workdir / "evaluation.json", {"adapter": config.adapter, "metrics": result})
-        for split, outputs in run.outputs(trainable).items():
-            np.savetxt(workdir / f"outputs_{split}.tsv", outputs, delimiter="\t", fmt="%.9g")
+        for split, logits in outputs.items():
+            np.savetxt(workdir / f"outputs_{split}.tsv", logits, delimiter="\t", fmt="%.9g")
     return result
 
 
