@@ -26,7 +26,7 @@ import transformers
 from absl import app, flags
 
 import lora_jax as lj
-from benchmarks import timing
+from benchmarks import peft_reference, timing
 from lora_jax import partition
 from lora_jax.data import batches, glue
 from lora_jax.models import hub
@@ -88,19 +88,12 @@ def ours(
 
 def peft_pass(tokens: batches.TokenisedExamples, outputs: int) -> Callable[[], None]:
     """One pass over the sample with PEFT and dynamic padding."""
-    import peft
-
     folder = str(hub.find(_MODEL))
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     model: Any = transformers.AutoModelForSequenceClassification.from_pretrained(
         folder, num_labels=outputs
     )
-    lora = peft.LoraConfig(
-        task_type="SEQ_CLS", r=8, lora_alpha=16, target_modules=["query", "value"], lora_dropout=0.0
-    )
-    model = peft.get_peft_model(model, lora).train()
-    trainable = [p for p in model.parameters() if p.requires_grad]
-    tx = torch.optim.AdamW(trainable, 1e-3, weight_decay=0.01)
+    model, update = peft_reference.adapt(model, 1e-3, 0.01)
     order = np.random.default_rng(1).permutation(len(tokens))
 
     def call() -> None:
@@ -110,10 +103,7 @@ def peft_pass(tokens: batches.TokenisedExamples, outputs: int) -> Callable[[], N
             batch = tokenizer.pad(rows, return_tensors="pt")
             labels = torch.tensor(tokens.labels[chosen], dtype=torch.long)
             loss = model(**batch, labels=labels).loss
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(trainable, 1.0)
-            tx.step()
-            tx.zero_grad()
+            update(loss)
         loss.item()
 
     return call

@@ -21,7 +21,7 @@ from absl import app, flags
 from flax import nnx
 
 import lora_jax as lj
-from benchmarks import timing
+from benchmarks import peft_reference, timing
 from lora_jax import methods, partition
 from lora_jax.data.packing import Batch
 from lora_jax.models.encoder import Classifier, EncoderConfig, Inputs
@@ -96,27 +96,18 @@ def our_step(method: methods.Method, batch: Batch, unroll: int) -> tuple[Callabl
 
 def peft_step(batch: Batch) -> Callable[[], Any]:
     """One step of PEFT's LoRA on transformers' RoBERTa, the same work."""
-    import peft
     import transformers
 
     config = transformers.RobertaConfig(**SIZES, num_labels=2)
     model: Any = transformers.RobertaForSequenceClassification(config)
-    lora = peft.LoraConfig(
-        task_type="SEQ_CLS", r=8, lora_alpha=16, target_modules=["query", "value"], lora_dropout=0.0
-    )
-    model = peft.get_peft_model(model, lora).train()
-    trainable = [p for p in model.parameters() if p.requires_grad]
-    tx = torch.optim.AdamW(trainable, 1e-4, weight_decay=0.1)
+    model, update = peft_reference.adapt(model, 1e-4, 0.1)
     ids = torch.tensor(np.asarray(batch.inputs.tokens), dtype=torch.long)
     labels = torch.tensor(np.asarray(batch.labels), dtype=torch.long)
     mask = torch.ones_like(ids)
 
     def call() -> None:
         loss = model(input_ids=ids, attention_mask=mask, labels=labels).loss
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(trainable, 1.0)
-        tx.step()
-        tx.zero_grad()
+        update(loss)
         loss.item()
 
     return call
