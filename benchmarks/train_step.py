@@ -24,7 +24,8 @@ import lora_jax as lj
 from benchmarks import peft_reference, timing
 from lora_jax import methods, partition
 from lora_jax.data.packing import Batch
-from lora_jax.models.encoder import Classifier, EncoderConfig, Inputs
+from lora_jax.models.attention import Inputs
+from lora_jax.models.encoder import Classifier, EncoderConfig
 from lora_jax.summary import readable_bytes
 from lora_jax.training import optimizer, step
 

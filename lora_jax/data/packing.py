@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lora_jax.models.encoder import Inputs
+from lora_jax.models.attention import Inputs
 
 ROW_LENGTHS = (32, 48, 64, 96, 128, 160, 192, 256, 320, 384, 512)
 Shape = tuple[int, int]

@@ -1,4 +1,4 @@
-"""Weights, configuration and tokenizer of a pre-trained encoder, from Hugging Face files.
+"""Weights, configuration and tokenizer of a pre-trained model, from Hugging Face files.
 
 A model is named by a folder, by `package:NAME` for a folder inside an installed Python package, or
 by its hub name. Weights are safetensors, one file or shards. Every tensor must be used, known to be
@@ -9,45 +9,31 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
-import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
-from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
 
 from lora_jax import partition
+from lora_jax.adapters import write_bytes
+from lora_jax.models.decoder import Decoder, DecoderConfig
 from lora_jax.models.encoder import Classifier, EncoderConfig
+from lora_jax.models.tensors import (
+    LAYOUTS,
+    from_published,
+    read_json,
+    read_tensors,
+    to_published,
+)
+from lora_jax.training.records import to_json
 
 HEAD = r"head/.*"
-
-# Ours -> Hugging Face, below the prefix `bert.` or `roberta.`; {} is the layer.
-_TENSORS = {
-    "encoder/embeddings/word/embedding": "embeddings.word_embeddings.weight",
-    "encoder/embeddings/position/embedding": "embeddings.position_embeddings.weight",
-    "encoder/embeddings/token_type/embedding": "embeddings.token_type_embeddings.weight",
-    "encoder/embeddings/norm": "embeddings.LayerNorm",
-    "encoder/layers/block/attention/query": "encoder.layer.{}.attention.self.query",
-    "encoder/layers/block/attention/key": "encoder.layer.{}.attention.self.key",
-    "encoder/layers/block/attention/value": "encoder.layer.{}.attention.self.value",
-    "encoder/layers/block/attention/output": "encoder.layer.{}.attention.output.dense",
-    "encoder/layers/block/attention/norm": "encoder.layer.{}.attention.output.LayerNorm",
-    "encoder/layers/block/feed_forward/up": "encoder.layer.{}.intermediate.dense",
-    "encoder/layers/block/feed_forward/down": "encoder.layer.{}.output.dense",
-    "encoder/layers/block/feed_forward/norm": "encoder.layer.{}.output.LayerNorm",
-    "pooler": "pooler.dense",
-}
-_LEAF = {"kernel": "weight", "scale": "weight", "bias": "bias"}
-# Parts of published files that a classifier does not use: language-model and other task heads,
-# RoBERTa's untrained pooler, and a buffer of old versions.
-_UNUSED = {
-    "bert": r"cls\..*|classifier\..*|embeddings\.position_ids",
-    "roberta": r"lm_head\..*|classifier\..*|pooler\..*|embeddings\.position_ids",
-}
 
 
 def find(name: str) -> Path:
@@ -101,28 +87,55 @@ def read_config(folder: Path, **overrides: Any) -> EncoderConfig:
       FileNotFoundError: no config.json.
       ValueError: an architecture or setting that this code does not implement.
     """
-    path = folder / "config.json"
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing; a model folder needs config.json")
-    values = _read_json(path)
-    kind = values.get("model_type")
-    if kind not in ("bert", "roberta"):
-        raise ValueError(f"{path}: model_type {kind!r} is not supported; supported: bert, roberta")
-    for key, allowed in (("hidden_act", "gelu"), ("position_embedding_type", "absolute")):
-        if values.get(key, allowed) != allowed:
-            raise ValueError(f"{path}: {key} {values[key]!r} is not supported, only {allowed!r}")
-    known = {field.name for field in dataclasses.fields(EncoderConfig)}
-    own = {key: value for key, value in values.items() if key in known}
-    padding = values.get("pad_token_id")
+    fixed = {"hidden_act": ("gelu",), "position_embedding_type": ("absolute",)}
+    values = _read_values(folder, ("bert", "roberta"), fixed)
+    kind, padding = values["model_type"], values.get("pad_token_id")
     offset = (1 if padding is None else padding) + 1 if kind == "roberta" else 0
+    own = _known(values, EncoderConfig)
     return EncoderConfig(**{**own, "architecture": kind, "position_offset": offset, **overrides})
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is no valid JSON ({error}): fetch it again") from error
+def read_decoder_config(folder: Path, **overrides: Any) -> DecoderConfig:
+    """The decoder's configuration from GPT-2's config.json; `overrides` replace fields.
+
+    Raises:
+      FileNotFoundError: no config.json.
+      ValueError: an architecture or setting that this code does not implement.
+    """
+    fixed = {
+        "activation_function": ("gelu_new", "gelu_pytorch_tanh"),
+        "scale_attn_weights": (True,),
+        "scale_attn_by_inverse_layer_idx": (False,),
+        "add_cross_attention": (False,),
+        "tie_word_embeddings": (True,),
+    }
+    values = _read_values(folder, ("gpt2",), fixed)
+    return DecoderConfig(**{**_known(values, DecoderConfig), **overrides})
+
+
+def _read_values(
+    folder: Path, kinds: tuple[str, ...], fixed: Mapping[str, tuple[Any, ...]]
+) -> dict[str, Any]:
+    path = folder / "config.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing; a model folder needs config.json")
+    values = read_json(path)
+    if (kind := values.get("model_type")) not in kinds:
+        raise ValueError(
+            f"{path}: model_type {kind!r} is not supported here; supported: {', '.join(kinds)}"
+        )
+    for key, allowed in fixed.items():
+        if values.get(key, allowed[0]) not in allowed:
+            raise ValueError(
+                f"{path}: {key} {values[key]!r} is not supported, only "
+                + " or ".join(map(repr, allowed))
+            )
+    return values
+
+
+def _known(values: Mapping[str, Any], kind: type) -> dict[str, Any]:
+    known = {field.name for field in dataclasses.fields(kind)}
+    return {key: value for key, value in values.items() if key in known}
 
 
 def load_classifier(
@@ -141,101 +154,75 @@ def load_classifier(
       FileNotFoundError, ValueError: files missing or broken; tensors missing, extra or misshapen.
     """
     make = lambda: Classifier(config, num_outputs, nnx.Rngs(params=key))  # noqa: E731
-    abstract = nnx.eval_shape(make)
-    shapes = partition.parameters(abstract)
-    own_head = {path for path in shapes if re.fullmatch(HEAD, path)}
-
-    @jax.jit  # only the head is computed; the encoder's random values are dead code
-    def head() -> dict[str, jax.Array]:
-        params = partition.parameters(make())
-        return {path: params[path] for path in own_head}
-
-    loaded = _convert(read_tensors(folder), shapes.keys() - own_head, shapes, config, folder)
-    weights = {path: jnp.asarray(value, dtype) for path, value in loaded.items()}
-    structure, _, _ = partition.split(abstract, dict.fromkeys(shapes, partition.FROZEN))
-    model = partition.join(structure, head(), weights)
+    model = _load(folder, make, config.architecture, config.num_hidden_layers, dtype)
     assert isinstance(model, Classifier)
     return model
 
 
-def read_tensors(folder: Path) -> dict[str, jax.Array]:
-    """All tensors of a folder's model.safetensors, or of the shards its index names."""
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        files = sorted(set(_read_json(index)["weight_map"].values()))
-    else:
-        files = ["model.safetensors"]
-    tensors: dict[str, jax.Array] = {}
-    for name in files:
-        path = folder / name
-        if not path.is_file():
-            found = ", ".join(sorted(p.name for p in folder.iterdir())) or "nothing"
-            raise FileNotFoundError(
-                f"{path} is missing (the folder holds {found}). Weights are read from safetensors "
-                "only; convert others with transformers: model.save_pretrained(folder)"
-            )
-        try:
-            with safe_open(path, framework="flax") as file:
-                tensors.update({key: file.get_tensor(key) for key in file.keys()})  # noqa: SIM118
-        except SafetensorError as error:
-            raise ValueError(
-                f"{path} cannot be read ({error}); it is truncated or not safetensors: fetch it again"
-            ) from error
-    return tensors
+def load_decoder(folder: Path, config: DecoderConfig, dtype: Any = jnp.float32) -> Decoder:
+    """A pre-trained GPT-2.
+
+    Args:
+      folder: from `find`.
+      config: from `read_decoder_config`.
+      dtype: type of the weights.
+
+    Raises:
+      FileNotFoundError, ValueError: files missing or broken; tensors missing, extra or misshapen.
+    """
+    make = lambda: Decoder(config, nnx.Rngs(0))  # noqa: E731
+    model = _load(folder, make, "gpt2", config.n_layer, dtype)
+    assert isinstance(model, Decoder)
+    return model
 
 
-def _convert(
-    tensors: Mapping[str, jax.Array],
-    wanted: Iterable[str],
-    shapes: Mapping[str, Any],
-    config: EncoderConfig,
-    folder: Path,
-) -> dict[str, jax.Array]:
-    prefix = f"{config.architecture}."
-    plain = {_modern(name.removeprefix(prefix)): value for name, value in tensors.items()}
-    used, missing, misshapen = set(), [], []
-    result = {}
-    for path in sorted(wanted):
-        template, transpose = _source(path)
-        layers = range(config.num_hidden_layers) if "{}" in template else [0]
-        names = [template.format(layer) for layer in layers]
-        lost = [name for name in names if name not in plain]
-        missing += lost
-        if lost:
-            continue
-        used.update(names)
-        parts = [plain[name].T if transpose else plain[name] for name in names]
-        expected = shapes[path].shape[1:] if "{}" in template else shapes[path].shape
-        bad = [(n, p.shape) for n, p in zip(names, parts, strict=True) if p.shape != expected]
-        misshapen += [f"{n} is {s}, config.json asks for {expected}" for n, s in bad]
-        if not bad:
-            result[path] = jnp.stack(parts) if "{}" in template else parts[0]
-    extra = [
-        n for n in plain if n not in used and not re.fullmatch(_UNUSED[config.architecture], n)
-    ]
-    problems = [
-        f"{len(found)} {kind}: {', '.join(sorted(found)[:5])}{' ...' if len(found) > 5 else ''}"
-        for kind, found in (("missing", missing), ("extra", extra), ("misshapen", misshapen))
-        if found
-    ]
-    if problems:
+def _load(
+    folder: Path, make: Callable[[], nnx.Module], architecture: str, depth: int, dtype: Any
+) -> nnx.Module:
+    abstract = nnx.eval_shape(make)
+    shapes = partition.parameters(abstract)
+    own_head = {path for path in shapes if re.fullmatch(HEAD, path)}
+
+    @jax.jit  # only the head is computed; the other random values are dead code
+    def head() -> dict[str, jax.Array]:
+        params = partition.parameters(make())
+        return {path: params[path] for path in own_head}
+
+    tensors = read_tensors(folder)
+    _refuse_untied(tensors, folder)
+    loaded = from_published(
+        tensors, LAYOUTS[architecture], shapes.keys() - own_head, shapes, depth,
+        f"{folder} ({architecture}, {depth} layers)",
+    )  # fmt: skip
+    weights = {path: jnp.asarray(value, dtype) for path, value in loaded.items()}
+    structure, _, _ = partition.split(abstract, dict.fromkeys(shapes, partition.FROZEN))
+    return partition.join(structure, head(), weights)
+
+
+def _refuse_untied(tensors: Mapping[str, jax.Array], folder: Path) -> None:
+    """A GPT-2 file may repeat its embedding as `lm_head`; another output embedding is an error."""
+    first = tensors.get("transformer.wte.weight")
+    last = tensors.get("lm_head.weight")
+    if first is not None and last is not None and not np.array_equal(first, last):
         raise ValueError(
-            f"the tensors of {folder} do not fit its config.json ({config.architecture}, "
-            f"{config.num_hidden_layers} layers): " + "; ".join(problems)
+            f"{folder}: lm_head.weight differs from transformer.wte.weight; a GPT-2 with its own "
+            "output embedding is not supported"
         )
-    return result
 
 
-def _modern(name: str) -> str:
-    """TensorFlow-era names of the original BERT files."""
-    return name.replace("LayerNorm.gamma", "LayerNorm.weight").replace(
-        "LayerNorm.beta", "LayerNorm.bias"
-    )
+def save_decoder(folder: Path, model: Decoder) -> None:
+    """Writes config.json and model.safetensors as Hugging Face's GPT-2 has them.
+
+    `load_decoder` and `transformers.GPT2LMHeadModel.from_pretrained` read the folder; tokenizer
+    files go beside them.
+    """
+    params = partition.parameters(model)
+    tensors = to_published(params, LAYOUTS["gpt2"])
+    config = {k: v for k, v in dataclasses.asdict(model.config).items() if k not in _OURS}
+    folder.mkdir(parents=True, exist_ok=True)
+    write_bytes(folder / "model.safetensors", save(tensors, {"format": "pt"}))
+    text = to_json({"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], **config}) + "\n"
+    write_bytes(folder / "config.json", text.encode())
 
 
-def _source(path: str) -> tuple[str, bool]:
-    """Hugging Face name (or template) of one of our leaves, and whether it is transposed."""
-    if path in _TENSORS:
-        return _TENSORS[path], False
-    module, _, leaf = path.rpartition("/")
-    return f"{_TENSORS[module]}.{_LEAF[leaf]}", leaf == "kernel"
+_OURS = ("unroll", "remat")  # how our stack runs; not of the model

@@ -48,11 +48,29 @@ class Stack(nnx.Module):
         self, x: Float[Array, ...], *args: Any, key: Key[Array, ""] | None = None
     ) -> Float[Array, ...]:
         """Runs the blocks in order; `args` go to each, `key` is split among them for dropout."""
+        keys = None if key is None else jax.random.split(key, self.depth)
+        run = lambda block, x, own_key: (block(x, *args, key=own_key), None)  # noqa: E731
+        return self._scan(run, x, keys)[0]
+
+    def cached(self, x: Float[Array, ...], cache: Any, *args: Any) -> tuple[Float[Array, ...], Any]:
+        """Runs `block.cached(x, own, *args) -> (x, kept)` in order.
+
+        Args:
+          x: input of the first block.
+          cache: a tree with a leading layer axis; each block gets its slice as `own`.
+          args: go to each block.
+
+        Returns:
+          The last block's output and what each kept, with a leading layer axis.
+        """
+        return self._scan(lambda block, x, own: block.cached(x, own, *args), x, cache)
+
+    def _scan(self, run: Callable[..., tuple[Array, Any]], x: Array, each: Any) -> Any:
         graphdef, state = nnx.split(self.block)
 
-        def body(carry: Array, layer: tuple[Any, Array | None]) -> tuple[Array, None]:
-            own_state, own_key = layer
-            return nnx.merge(graphdef, own_state)(carry, *args, key=own_key), None
+        def body(carry: Array, layer: tuple[Any, Any]) -> tuple[Array, Any]:
+            own_state, own = layer
+            return run(nnx.merge(graphdef, own_state), carry, own)
 
         if self.remat == "full":
             body = jax.checkpoint(body)
@@ -60,5 +78,4 @@ class Stack(nnx.Module):
             body = jax.checkpoint(
                 body, policy=jax.checkpoint_policies.dots_with_no_batch_dims_saveable
             )
-        keys = None if key is None else jax.random.split(key, self.depth)
-        return jax.lax.scan(body, x, (state, keys), unroll=self.unroll)[0]
+        return jax.lax.scan(body, x, (state, each), unroll=self.unroll)

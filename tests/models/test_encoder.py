@@ -16,7 +16,8 @@ from flax import nnx
 
 from lora_jax import methods, partition
 from lora_jax.models import encoder, hub
-from lora_jax.models.encoder import Classifier, EncoderConfig, Inputs
+from lora_jax.models.attention import Inputs
+from lora_jax.models.encoder import Classifier, EncoderConfig
 from lora_jax.models.stack import Stack
 
 torch.set_num_threads(1)

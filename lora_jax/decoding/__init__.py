@@ -1,0 +1,1 @@
+"""Continuing prompts with a decoder: greedy, sampling and beam search, each one compiled program."""

@@ -1,0 +1,159 @@
+"""Beam search by the rules of the paper's GPT-2 experiments (public gpt2_beam.py; Table 11).
+
+* Step 0 expands the prompt into the `beams` best tokens; each later step takes the best `beams` of
+  all beams' continuations by summed log-probability.
+* Tokens that would repeat an n-gram of the generated tokens have probability 0, and the others'
+  probabilities are renormalised.
+* A beam that ends in an end token scores sum / length^penalty, the end token counted; only the best
+  finished one per prompt is kept. The beam then goes on with probability 0.
+* After `max_tokens` the beams still alive compete with their length-normalised sums.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from lora_jax.decoding.ngrams import ban_repeats
+from lora_jax.models.decoder import Cache, Decoder
+
+
+@dataclasses.dataclass(frozen=True)
+class BeamSearch:
+    """Settings of a beam search; the defaults are the paper's for E2E (Table 11).
+
+    Attributes:
+      end_tokens: tokens that finish a beam.
+      beams: width.
+      length_penalty: exponent; larger favours longer texts. The public README uses 0.8.
+      no_repeat_ngram: size of n-grams that may not occur twice; 0 is off.
+      max_tokens: longest continuation.
+    """
+
+    end_tokens: tuple[int, ...]
+    beams: int = 10
+    length_penalty: float = 0.9
+    no_repeat_ngram: int = 4
+    max_tokens: int = 64
+
+    def __post_init__(self) -> None:
+        for name, least in (("beams", 1), ("max_tokens", 1), ("no_repeat_ngram", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)!r}")
+
+
+class Continuations(NamedTuple):
+    """What was generated.
+
+    Attributes:
+      tokens: token ids; those behind a continuation's end are 0.
+      lengths: number of tokens, the end token included.
+      scores: length-normalised log-probability (beam search), log-probability (sampling).
+    """
+
+    tokens: Int[Array, "... steps"]
+    lengths: Int[Array, ...]
+    scores: Float[Array, ...]
+
+
+class _State(NamedTuple):
+    cache: Cache
+    tokens: Int[Array, "n beams steps"]
+    scores: Float[Array, "n beams"]  # summed log-probabilities; -inf for finished beams
+    best: Continuations
+    step: Int[Array, ""]  # tokens generated
+
+
+def beam_search(
+    model: Decoder,
+    prompts: Int[Array, "n prompt"],
+    lengths: Int[Array, " n"],
+    settings: BeamSearch,
+) -> Continuations:
+    """The best continuation of every prompt.
+
+    Stops early only where no living beam can still win, so the result is that of all steps.
+
+    Args:
+      model: a decoder.
+      prompts: token ids, padded behind.
+      lengths: tokens of each prompt.
+      settings: static.
+    """
+    if settings.beams > model.config.vocab_size:
+        raise ValueError(
+            f"{settings.beams} beams are more than the {model.config.vocab_size} tokens"
+        )
+    state = _first(model, prompts, lengths, settings)
+
+    def more(state: _State) -> Bool[Array, ""]:
+        return (state.step < settings.max_tokens) & jnp.any(_may_win(state, settings))
+
+    def advance(state: _State) -> _State:
+        newest = jax.lax.dynamic_index_in_dim(state.tokens, state.step - 1, axis=2, keepdims=False)
+        logits, cache = model.step(newest, state.cache)
+        logits = ban_repeats(logits, state.tokens, state.step, settings.no_repeat_ngram)
+        # The best `beams` overall are among the best `beams` of each.
+        values, tokens = jax.lax.top_k(jax.nn.log_softmax(logits), settings.beams)
+        total = state.scores[..., None] + values
+        scores, flat = jax.lax.top_k(total.reshape(len(total), -1), settings.beams)
+        parents, chosen = flat // settings.beams, _take(tokens.reshape(len(total), -1), flat)
+        history, paths = (_take(x, parents[..., None]) for x in (state.tokens, cache.paths))
+        history = history.at[:, :, state.step].set(chosen)
+        state = state._replace(
+            cache=cache._replace(paths=paths), tokens=history, scores=scores, step=state.step + 1
+        )
+        return _collect(state, _ended(chosen, settings), settings)
+
+    state = jax.lax.while_loop(more, advance, state)
+    # Beams still alive compete too; after an early stop they cannot win.
+    return _collect(state, jnp.full(state.scores.shape, True), settings).best
+
+
+def _first(model: Decoder, prompts: Array, lengths: Array, settings: BeamSearch) -> _State:
+    n, beams, steps = len(prompts), settings.beams, settings.max_tokens
+    logits, cache = model.prefill(prompts, lengths, beams, steps)
+    scores, chosen = jax.lax.top_k(jax.nn.log_softmax(logits), beams)
+    tokens = jnp.zeros((n, beams, steps), jnp.int32).at[:, :, 0].set(chosen)
+    none = Continuations(
+        jnp.zeros((n, steps), jnp.int32), jnp.zeros(n, jnp.int32), jnp.full(n, -jnp.inf)
+    )
+    state = _State(cache, tokens, scores, none, jnp.int32(1))
+    return _collect(state, _ended(chosen, settings), settings)
+
+
+def _ended(tokens: Array, settings: BeamSearch) -> Bool[Array, "n beams"]:
+    return jnp.isin(tokens, jnp.asarray(settings.end_tokens, jnp.int32))
+
+
+def _collect(state: _State, ended: Bool[Array, "n beams"], settings: BeamSearch) -> _State:
+    """Keeps the best finished continuation of each prompt and takes the finished beams out."""
+    scores = jnp.where(ended, state.scores / state.step**settings.length_penalty, -jnp.inf)
+    first = jnp.argmax(scores, axis=1)
+    score = jnp.max(scores, axis=1)
+    better = score > state.best.scores
+    found = Continuations(
+        _take(state.tokens, first[:, None, None])[:, 0], jnp.full_like(first, state.step), score
+    )
+    best = jax.tree.map(
+        lambda new, old: jnp.where(better.reshape(-1, *[1] * (new.ndim - 1)), new, old),
+        found,
+        state.best,
+    )
+    return state._replace(best=best, scores=jnp.where(ended, -jnp.inf, state.scores))
+
+
+def _may_win(state: _State, settings: BeamSearch) -> Bool[Array, " n"]:
+    """Whether a living beam could still beat the best: sums only fall, lengths are bounded."""
+    alive = jnp.max(state.scores, axis=1)
+    lengths = jnp.stack([state.step + 1.0, jnp.float32(settings.max_tokens)])
+    return jnp.max(alive[:, None] / lengths**settings.length_penalty, axis=1) > state.best.scores
+
+
+def _take(values: Any, indices: Array) -> Array:
+    """Values along axis 1."""
+    return jnp.take_along_axis(values, indices, axis=1)

@@ -1,0 +1,298 @@
+"""GPT-2 and the GPT-3 shape: a pre-norm Transformer decoder with fused q, k, v.
+
+Radford et al. 2019; the paper's sections 5.4 and 5.5. The output embedding is the input embedding.
+Training batches are packed: several examples share a row, attention is causal inside a segment, and
+logits are computed for the gathered tokens only. Decoding: see `lora_jax.decoding`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from lora_jax.dropout import dropout
+from lora_jax.models.attention import Inputs, attend
+from lora_jax.models.stack import Remat, Stack
+
+
+@dataclasses.dataclass(frozen=True)
+class DecoderConfig:
+    """Sizes and settings of a decoder; the names follow Hugging Face's GPT-2 config.json.
+
+    The three `pdrop` rates default to 0: the paper's GPT-2 runs have no dropout but the LoRA branch's
+    (paper section D.3's code). `unroll` and `remat` say how the stack runs, see `Stack`.
+    """
+
+    n_embd: int
+    n_layer: int
+    n_head: int
+    vocab_size: int = 50257
+    n_positions: int = 1024
+    n_inner: int | None = None
+    layer_norm_epsilon: float = 1e-5
+    initializer_range: float = 0.02
+    embd_pdrop: float = 0.0
+    attn_pdrop: float = 0.0
+    resid_pdrop: float = 0.0
+    unroll: int = 1
+    remat: Remat = "none"
+
+    def __post_init__(self) -> None:
+        for name in ("embd_pdrop", "attn_pdrop", "resid_pdrop"):
+            if not 0 <= getattr(self, name) < 1 - 2**-16:
+                raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)!r}")
+        if self.n_embd % self.n_head:
+            raise ValueError(f"n_embd {self.n_embd} is not divisible by n_head {self.n_head}")
+
+    @property
+    def max_length(self) -> int:
+        """Longest example that has position embeddings."""
+        return self.n_positions
+
+
+# The models of the paper: Tables 3, 13, 14 (medium, large) and 4 (GPT-3).
+SIZES = {
+    "gpt2": DecoderConfig(768, 12, 12),
+    "gpt2-medium": DecoderConfig(1024, 24, 16),
+    "gpt2-large": DecoderConfig(1280, 36, 20),
+    "gpt2-xl": DecoderConfig(1600, 48, 25),
+    "gpt3-175b": DecoderConfig(12288, 96, 96, n_positions=2048),
+}
+
+
+class Cache(NamedTuple):
+    """Keys and values of all layers while `beams` continuations per prompt are generated.
+
+    Continuations do not move in memory when a beam search reorders them: the entry of step t and beam
+    j stays where it was written, and `paths` says which entries are a beam's own past.
+
+    Attributes:
+      prompt: keys and values of the prompts, (layers, n, prompt, heads, size) each.
+      lengths: tokens of each prompt; what lies behind is padding.
+      generated: keys and values written so far, (layers, n, steps, beams, heads, size) each.
+      paths: (n, beams, steps): the beam in which a continuation's token of that step was written.
+      step: number of steps written.
+    """
+
+    prompt: tuple[Float[Array, "layers n prompt heads size"], ...]
+    lengths: Int[Array, " n"]
+    generated: tuple[Float[Array, "layers n steps beams heads size"], ...]
+    paths: Int[Array, "n beams steps"]
+    step: Int[Array, ""]
+
+
+def _linear(config: DecoderConfig, inputs: int, outputs: int, rngs: nnx.Rngs) -> nnx.Linear:
+    normal = nnx.initializers.normal(config.initializer_range)
+    return nnx.Linear(inputs, outputs, kernel_init=normal, rngs=rngs)
+
+
+def _norm(config: DecoderConfig, rngs: nnx.Rngs) -> nnx.LayerNorm:
+    return nnx.LayerNorm(config.n_embd, epsilon=config.layer_norm_epsilon, rngs=rngs)
+
+
+class Embeddings(nnx.Module):
+    """Token + position embeddings."""
+
+    def __init__(self, config: DecoderConfig, rngs: nnx.Rngs):
+        normal = nnx.initializers.normal(config.initializer_range)
+        table = partial(nnx.Embed, features=config.n_embd, embedding_init=normal, rngs=rngs)
+        self.token = table(config.vocab_size)
+        self.position = table(config.n_positions)
+        self.rate = config.embd_pdrop
+
+    def __call__(
+        self, tokens: Int[Array, ...], positions: Int[Array, ...], key: Array | None = None
+    ) -> Float[Array, "... embd"]:
+        """Embeds tokens at their positions."""
+        return dropout(self.token(tokens) + self.position(positions), self.rate, key)
+
+
+class Attention(nnx.Module):
+    """LayerNorm, causal multi-head self-attention, residual."""
+
+    def __init__(self, config: DecoderConfig, rngs: nnx.Rngs):
+        d = config.n_embd
+        self.norm = _norm(config, rngs)
+        self.qkv = _linear(config, d, 3 * d, rngs)
+        self.output = _linear(config, d, d, rngs)
+        self.config = config
+
+    def _project(self, x: Array) -> list[Float[Array, "rows length heads size"]]:
+        heads = (*x.shape[:-1], self.config.n_head, -1)
+        return [part.reshape(heads) for part in jnp.split(self.qkv(self.norm(x)), 3, axis=-1)]
+
+    def __call__(
+        self, x: Float[Array, "rows length embd"], mask: Array, keys: Any
+    ) -> Float[Array, "rows length embd"]:
+        """Attends where the mask is true."""
+        q, k, v = self._project(x)
+        # The weights are recomputed in the backward pass, as in the encoder.
+        rate = self.config.attn_pdrop
+        mixed = jax.checkpoint(attend, static_argnums=(4,))(q, k, v, mask, rate, keys[0])
+        out = self.output(mixed.reshape(x.shape))
+        return x + dropout(out, self.config.resid_pdrop, keys[1])
+
+    def prefill(self, x: Float[Array, "n prompt embd"], mask: Array) -> tuple[Array, Any]:
+        """As a call without dropout; also returns the keys and values."""
+        q, k, v = self._project(x)
+        mixed = attend(q, k, v, mask, 0.0, None)
+        return x + self.output(mixed.reshape(x.shape)), (k, v)
+
+    def step(self, x: Float[Array, "n beams embd"], own: Any, masks: Any) -> tuple[Array, Any]:
+        """One token per beam against prompt, generated tokens and itself; returns its key, value."""
+        q, k, v = self._project(x)
+        (prompt_k, prompt_v), (past_k, past_v) = own
+        in_prompt, in_past = masks
+        score = partial(jnp.einsum, preferred_element_type=jnp.float32)
+        n, _, heads, size = q.shape
+        past_k, past_v = (p.reshape(n, -1, heads, size) for p in (past_k, past_v))
+        lowest = jnp.finfo(jnp.float32).min
+        scores = jnp.concatenate(
+            [
+                jnp.where(in_prompt, score("nkhs,nphs->nhkp", q, prompt_k), lowest),
+                jnp.where(in_past, score("nkhs,nphs->nhkp", q, past_k), lowest),
+                score("nkhs,nkhs->nhk", q, k)[..., None],
+            ],
+            axis=-1,
+        )
+        weights = jax.nn.softmax(scores * size**-0.5, axis=-1).astype(v.dtype)
+        first, second = jnp.split(weights[..., :-1], [prompt_k.shape[1]], axis=-1)
+        mixed = (
+            jnp.einsum("nhkp,nphs->nkhs", first, prompt_v)
+            + jnp.einsum("nhkp,nphs->nkhs", second, past_v)
+            + jnp.swapaxes(weights[..., -1:], 1, 2) * v
+        )
+        return x + self.output(mixed.reshape(x.shape)), (k, v)
+
+
+class FeedForward(nnx.Module):
+    """LayerNorm, two linear layers around GELU (tanh form), residual."""
+
+    def __init__(self, config: DecoderConfig, rngs: nnx.Rngs):
+        inner = config.n_inner or 4 * config.n_embd
+        self.norm = _norm(config, rngs)
+        self.up = _linear(config, config.n_embd, inner, rngs)
+        self.down = _linear(config, inner, config.n_embd, rngs)
+        self.rate = config.resid_pdrop
+
+    def __call__(
+        self, x: Float[Array, "rows length embd"], key: Array | None
+    ) -> Float[Array, "rows length embd"]:
+        """Transforms every token by itself."""
+        out = self.down(jax.nn.gelu(self.up(self.norm(x)), approximate=True))
+        return x + dropout(out, self.rate, key)
+
+
+class Block(nnx.Module):
+    """One Transformer layer."""
+
+    def __init__(self, config: DecoderConfig, rngs: nnx.Rngs):
+        self.attention = Attention(config, rngs)
+        self.feed_forward = FeedForward(config, rngs)
+
+    def __call__(
+        self, x: Float[Array, "rows length embd"], mask: Array, *, key: Array | None = None
+    ) -> Float[Array, "rows length embd"]:
+        """Runs the layer; `key` switches dropout on."""
+        keys = (None,) * 3 if key is None else tuple(jax.random.split(key, 3))
+        return self.feed_forward(self.attention(x, mask, keys[:2]), keys[2])
+
+    def cached(self, x: Array, own: Any, mask: Any) -> tuple[Array, Any]:
+        """Runs the layer on prompts (`own` None) or on one token per beam; returns keys, values."""
+        mixed, kept = (
+            self.attention.prefill(x, mask) if own is None else self.attention.step(x, own, mask)
+        )
+        return self.feed_forward(mixed, None), kept
+
+
+class Decoder(nnx.Module):
+    """A language model: embeddings, a stack of blocks, a norm, and the tied output embedding."""
+
+    def __init__(self, config: DecoderConfig, rngs: nnx.Rngs):
+        self.embeddings = Embeddings(config, rngs)
+        self.layers = Stack(
+            lambda r: Block(config, r),
+            config.n_layer,
+            unroll=config.unroll,
+            remat=config.remat,
+            rngs=rngs,
+        )
+        self.norm = _norm(config, rngs)
+        self.config = config
+
+    def __call__(
+        self,
+        inputs: Inputs,
+        rows: Int[Array, " n"],
+        columns: Int[Array, " n"],
+        *,
+        key: Key[Array, ""] | None = None,
+    ) -> Float[Array, "n vocab"]:
+        """Logits, float32, of what follows the n tokens at (rows, columns); `key`: dropout on."""
+        own, rest = (None, None) if key is None else jax.random.split(key)
+        tokens, segments, positions = (jnp.asarray(field) for field in inputs[:3])
+        length = tokens.shape[1]
+        same = segments[:, :, None] == segments[:, None, :]
+        mask = same & jnp.tril(jnp.ones((length, length), bool))
+        hidden = self.layers(self.embeddings(tokens, positions, own), mask[:, None], key=rest)
+        return self._logits(hidden[rows, columns])
+
+    def _logits(self, hidden: Float[Array, "... embd"]) -> Float[Array, "... vocab"]:
+        return self.embeddings.token.attend(self.norm(hidden).astype(jnp.float32))
+
+    def prefill(
+        self, prompts: Int[Array, "n prompt"], lengths: Int[Array, " n"], beams: int, steps: int
+    ) -> tuple[Float[Array, "n vocab"], Cache]:
+        """Reads the prompts.
+
+        Args:
+          prompts: token ids, padded behind.
+          lengths: tokens of each prompt, at least 1.
+          beams: continuations per prompt.
+          steps: tokens to be generated at most.
+
+        Returns:
+          Logits of the first generated token, and the cache for `step`.
+        """
+        n, length = prompts.shape
+        positions = jnp.broadcast_to(jnp.arange(length), prompts.shape)
+        mask: Bool[Array, "1 1 prompt prompt"] = jnp.tril(jnp.ones((1, 1, length, length), bool))
+        x, prompt = self.layers.cached(self.embeddings(prompts, positions), None, mask)
+        layers, *_, heads, size = prompt[0].shape
+        empty = jnp.zeros((layers, n, steps, beams, heads, size), prompt[0].dtype)
+        paths = jnp.zeros((n, beams, steps), jnp.int32)
+        cache = Cache(prompt, lengths, (empty, empty), paths, jnp.int32(0))
+        return self._logits(x[jnp.arange(n), lengths - 1]), cache
+
+    def step(
+        self, tokens: Int[Array, "n beams"], cache: Cache
+    ) -> tuple[Float[Array, "n beams vocab"], Cache]:
+        """Feeds each continuation's newest token; returns the logits of the next.
+
+        `cache.paths` must name, for every beam, the beams that hold its tokens before this one.
+        """
+        n, beams, steps = cache.paths.shape
+        x = self.embeddings(tokens, cache.lengths[:, None] + jnp.full_like(tokens, cache.step))
+        in_prompt = jnp.arange(cache.prompt[0].shape[2]) < cache.lengths[:, None]
+        own = cache.paths[..., None] == jnp.arange(beams)
+        own &= (jnp.arange(steps) < cache.step)[:, None]
+        masks = in_prompt[:, None, None], own.reshape(n, 1, beams, steps * beams)
+        x, new = self.layers.cached(x, (cache.prompt, cache.generated), masks)
+        generated = tuple(
+            jax.lax.dynamic_update_slice_in_dim(old, entry[:, :, None], cache.step, axis=2)
+            for old, entry in zip(cache.generated, new, strict=True)
+        )
+        paths = jax.lax.dynamic_update_slice_in_dim(
+            cache.paths,
+            jnp.broadcast_to(jnp.arange(beams, dtype=jnp.int32)[:, None], (n, beams, 1)),
+            cache.step,
+            axis=2,
+        )
+        cache = cache._replace(generated=generated, paths=paths, step=cache.step + 1)
+        return self._logits(x), cache
