@@ -11,10 +11,10 @@ from transformers import PreTrainedTokenizerBase
 from lora_jax.data.glue import Examples
 from lora_jax.data.packing import (
     Batch,
+    Packable,
     ShapeMenu,
     TokenisedExamples,
     choose_menu,
-    pack,
     place,
     smallest,
 )
@@ -55,7 +55,7 @@ class TrainingBatches:
 
     def __init__(
         self,
-        examples: TokenisedExamples,
+        examples: Packable,
         batch_size: int,
         epochs: int,
         seed: int,
@@ -71,8 +71,12 @@ class TrainingBatches:
         self.per_epoch = -(-len(examples) // batch_size)
         lengths = examples.lengths
         first = self._indices(0)
-        sample = [lengths[first[i]] for i in range(min(self.per_epoch, _SAMPLED))]
-        self.menu: ShapeMenu = choose_menu(sample, self.per_epoch * epochs, hidden_size, max_length)
+        sample = [first[i] for i in range(min(self.per_epoch, _SAMPLED))]
+        steps = self.per_epoch * epochs
+        sampled = [lengths[indices] for indices in sample]
+        self.menu: ShapeMenu = choose_menu(sampled, steps, hidden_size, max_length)
+        self.slots = examples.slots(sample)
+        self._lengths = lengths
 
     def _indices(self, epoch: int) -> grain.MapDataset:
         seed = int(np.random.SeedSequence([self.seed, epoch]).generate_state(1)[0])
@@ -80,8 +84,9 @@ class TrainingBatches:
         return order.batch(self.batch_size, drop_remainder=False)
 
     def _packed(self, indices: np.ndarray) -> Batch:
-        shape = self.menu.choose([len(self.examples.ids[i]) for i in indices])
-        return pack(self.examples, indices, shape, self.batch_size)
+        shape = self.menu.choose(self._lengths[indices].tolist())
+        needed = self.examples.slots([indices])
+        return self.examples.pack(indices, shape, max(self.slots, needed))
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """The batches of one epoch from number `start` on, packed ahead in a thread."""
@@ -91,7 +96,7 @@ class TrainingBatches:
 
 
 def evaluation_batches(
-    examples: TokenisedExamples, hidden_size: int, max_length: int, tokens: int = 4096
+    examples: Packable, hidden_size: int, max_length: int, tokens: int = 4096
 ) -> list[tuple[np.ndarray, Batch]]:
     """All examples once, in batches of one shape.
 
@@ -102,7 +107,7 @@ def evaluation_batches(
       tokens: size of a batch.
 
     Returns:
-      (indices of the examples, batch) pairs; the batch's first slots are those examples.
+      (indices of the examples, batch) pairs; the batch's first slots are those examples' outputs.
     """
     lengths = examples.lengths
     length = smallest(lengths, hidden_size, max_length)[1]
@@ -111,5 +116,5 @@ def evaluation_batches(
     groups: list[list[int]] = [[] for _ in range(-(-used // rows))]
     for index, (row, _) in enumerate(where):
         groups[row // rows].append(index)
-    slots = max(map(len, groups))
-    return [(np.array(group), pack(examples, group, (rows, length), slots)) for group in groups]
+    slots = examples.slots(groups)
+    return [(np.array(group), examples.pack(group, (rows, length), slots)) for group in groups]

@@ -1,9 +1,10 @@
 """Packing: the examples of one batch share rows, so almost every token computed is a real one.
 
 A batch of 32 examples is still exactly those 32 examples and one update. Each row holds several
-segments (examples) end to end; attention stays inside a segment, positions restart, and the
-classification token of every segment is gathered, so logits and gradients are those of the
-unpacked batch. Shapes are static: a run uses a few (rows, length) pairs and compiles a few programs.
+segments (examples) end to end; attention stays inside a segment, positions restart, and the tokens
+that have outputs are gathered (a classifier's first one of every segment, a decoder's completion),
+so logits and gradients are those of the unpacked batch. Shapes are static: a run uses a few
+(rows, length) pairs and compiles a few programs.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import bisect
 import dataclasses
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -23,14 +24,17 @@ Integers = Sequence[int] | np.ndarray
 
 
 class Batch(NamedTuple):
-    """One packed batch. Slot i of the last four arrays is example i, whatever row holds it.
+    """One packed batch. The last four arrays are slots: one for each output that is trained on.
+
+    Slot i is example i of a classification batch, whatever row holds it; a decoder's batch has a
+    slot for every token to be predicted.
 
     Attributes:
-      inputs: token rows, see `Inputs`.
-      rows: row of each example's classification token.
+      inputs: token rows, see `Inputs`; segments are numbered from 1, over all rows.
+      rows: row of each output's token (the classification token; the token before a predicted one).
       columns: its column.
-      labels: class ids or scores.
-      weights: 1 for an example, 0 for an unused slot.
+      labels: class ids, scores, or next tokens.
+      weights: 1 for an output, 0 for an unused slot.
     """
 
     inputs: Inputs
@@ -40,9 +44,30 @@ class Batch(NamedTuple):
     weights: np.ndarray
 
 
+class Packable(Protocol):
+    """Tokenised examples of any kind, as batches are made of them."""
+
+    def __len__(self) -> int:
+        """Number of examples."""
+        ...
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Tokens of every example."""
+        ...
+
+    def slots(self, batches: Iterable[Integers]) -> int:
+        """Slots that are enough for each of the given batches of examples."""
+        ...
+
+    def pack(self, indices: Integers, shape: Shape, slots: int) -> Batch:
+        """The examples at `indices` as a batch of static shape; ValueError if they do not fit."""
+        ...
+
+
 @dataclasses.dataclass(frozen=True)
 class TokenisedExamples:
-    """Examples as token ids.
+    """Examples of a classification or regression task as token ids.
 
     Attributes:
       ids: one int32 array per example.
@@ -61,6 +86,27 @@ class TokenisedExamples:
     def lengths(self) -> np.ndarray:
         """Tokens of every example."""
         return np.array([len(ids) for ids in self.ids], np.int32)
+
+    def slots(self, batches: Iterable[Integers]) -> int:
+        """One per example."""
+        return max(len(indices) for indices in batches)
+
+    def pack(self, indices: Integers, shape: Shape, slots: int) -> Batch:
+        """Packs the examples at `indices` into rows of a static shape.
+
+        Args:
+          indices: which examples, at most `slots`.
+          shape: (rows, length).
+          slots: size of the per-example arrays; unused slots have weight 0.
+
+        Raises:
+          ValueError: the examples do not fit.
+        """
+        inputs, where = lay_out([self.ids[i] for i in indices], shape)
+        for index, (row, column) in zip(indices, where, strict=True):
+            inputs.types[row, column : column + len(self.types[index])] = self.types[index]
+        rows, columns = np.array(where, np.int32).T
+        return with_slots(inputs, rows, columns, self.labels[np.asarray(indices)], slots)
 
 
 def place(lengths: Integers, row_length: int) -> tuple[list[tuple[int, int]], int]:
@@ -91,38 +137,44 @@ def place(lengths: Integers, row_length: int) -> tuple[list[tuple[int, int]], in
     return where, count
 
 
-def pack(examples: TokenisedExamples, indices: Integers, shape: Shape, slots: int) -> Batch:
-    """Packs the examples at `indices` into rows of a static shape.
+def lay_out(segments: Sequence[np.ndarray], shape: Shape) -> tuple[Inputs, list[tuple[int, int]]]:
+    """Lays token sequences end to end into rows.
 
-    Args:
-      examples: the data.
-      indices: which examples, at most `slots`.
-      shape: (rows, length).
-      slots: size of the per-example arrays; unused slots have weight 0.
+    Returns:
+      The rows (token types 0), and (row, column) of each sequence's first token.
 
     Raises:
-      ValueError: the examples do not fit.
+      ValueError: the sequences do not fit.
     """
     rows, length = shape
-    where, used = place([len(examples.ids[i]) for i in indices], length)
-    if used > rows or len(indices) > slots:
+    where, used = place([len(ids) for ids in segments], length)
+    if used > rows:
         raise ValueError(
-            f"{len(indices)} examples need {used} rows of {length}, the shape has {rows}"
+            f"{len(segments)} examples need {used} rows of {length}, the shape has {rows}"
         )
-    tokens, segments, positions, types = np.zeros((4, rows, length), np.int32)
-    at = np.zeros((2, slots), np.int32)
-    labels = np.zeros(slots, examples.labels.dtype)
-    weights = np.zeros(slots, np.float32)
-    for slot, (index, (row, column)) in enumerate(zip(indices, where, strict=True)):
-        ids = examples.ids[index]
+    tokens, numbers, positions, types = np.zeros((4, rows, length), np.int32)
+    for number, (ids, (row, column)) in enumerate(zip(segments, where, strict=True), start=1):
         span = slice(column, column + len(ids))
         tokens[row, span] = ids
-        types[row, span] = examples.types[index]
-        segments[row, span] = slot + 1
+        numbers[row, span] = number
         positions[row, span] = np.arange(len(ids))
-        at[:, slot] = row, column
-        labels[slot], weights[slot] = examples.labels[index], 1
-    return Batch(Inputs(tokens, segments, positions, types), at[0], at[1], labels, weights)
+    return Inputs(tokens, numbers, positions, types), where
+
+
+def with_slots(
+    inputs: Inputs, rows: np.ndarray, columns: np.ndarray, labels: np.ndarray, slots: int
+) -> Batch:
+    """A batch whose slot arrays are filled up to `slots` with weight 0.
+
+    Raises:
+      ValueError: there are more outputs than slots.
+    """
+    unused = slots - len(labels)
+    if unused < 0:
+        raise ValueError(f"{len(labels)} outputs do not fit {slots} slots")
+    weights = np.ones(len(labels), np.float32)
+    filled = (np.pad(values, (0, unused)) for values in (rows, columns, labels, weights))
+    return Batch(inputs, *filled)
 
 
 def cost(shape: Shape, hidden_size: int) -> float:

@@ -67,11 +67,12 @@ class Plan:
 
     Attributes:
       epochs: passes over the data.
-      headline: metric that chooses the best epoch; larger is better.
+      headline: metric that chooses the best epoch.
       schedule: learning rate by update, for the log.
       accumulate: micro-batches per update.
       log_every, checkpoint_every: in steps; a checkpoint is also written after every epoch.
       label: shown at the progress bar.
+      smaller_is_better: of the headline.
     """
 
     epochs: int
@@ -81,6 +82,7 @@ class Plan:
     log_every: int = 50
     checkpoint_every: int = 500
     label: str = ""
+    smaller_is_better: bool = False
 
 
 def fit(
@@ -159,7 +161,7 @@ class _Clock:
     def tick(self, batch: Any, loss: jax.Array) -> None:
         progress = self._progress
         progress.step += 1
-        progress.examples += int(batch.weights.sum())
+        progress.examples += int(batch.inputs.segments.max())
         progress.tokens += int(np.count_nonzero(batch.inputs.segments))
         progress.slots += batch.inputs.tokens.size
         new = batch.inputs.tokens.shape not in self._shapes
@@ -202,8 +204,9 @@ def _finish_epoch(
     progress.history.append(metrics)
     log.write(progress.step, {f"validation/{name}": value for name, value in metrics.items()})
     score = metrics[plan.headline]
-    best = progress.history[progress.best - 1][plan.headline] if progress.best else -math.inf
-    if score > best or not progress.best:
+    best = progress.history[progress.best - 1][plan.headline] if progress.best else score
+    better = score < best if plan.smaller_is_better else score > best
+    if better or not progress.best:
         progress.best = len(progress.history)
         on_best(trainable, progress)
     bar.write(f"{plan.label} epoch {len(progress.history)}: {plan.headline} {score:.4f}")

@@ -5,23 +5,38 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
+import jax
+import jax.numpy as jnp
 import optax
 
 from lora_jax import partition
 
 # Biases and LayerNorm are exempt from weight decay, as in the transformers trainer that the
 # paper's GLUE scripts use.
-_NO_DECAY = r"(.*/)?(bias|scale)"
+NO_DECAY = r"(.*/)?(bias|scale)"
+
+Epsilon = Literal["after", "before"]
 
 
-def linear_schedule(learning_rate: float, steps: int, warmup_ratio: float) -> optax.Schedule:
-    """Linear from 0 to the peak over the first share of the steps, then linear to 0 at the last.
+def linear_schedule(
+    learning_rate: float, steps: int, warmup_ratio: float = 0.0, warmup_steps: int = 0
+) -> optax.Schedule:
+    """Linear from 0 to the peak during the warm-up, then linear to 0 at the last step.
 
-    The first update has learning rate 0 if there is a warm-up, as in `transformers`.
+    The warm-up is a share of the steps or, where that is 0, a number of them. The first update has
+    learning rate 0 if there is a warm-up, as in `transformers`.
+
+    Raises:
+      ValueError: the warm-up does not end before the run.
     """
-    warmup = math.ceil(warmup_ratio * steps)
+    warmup = math.ceil(warmup_ratio * steps) or warmup_steps
+    if warmup > steps:
+        raise ValueError(
+            f"the warm-up of {warmup} updates is longer than the run of {steps}; set "
+            "config.warmup_steps or config.epochs"
+        )
     up = optax.linear_schedule(0.0, learning_rate, max(warmup, 1))
     down = optax.linear_schedule(learning_rate, 0.0, max(steps - warmup, 1))
     return optax.join_schedules([up, down], [warmup]) if warmup else down
@@ -32,27 +47,40 @@ def adamw(
     schedule: optax.Schedule | float,
     *,
     weight_decay: float = 0.0,
+    no_decay: str = NO_DECAY,
     max_grad_norm: float = 0.0,
     accumulate: int = 1,
     b1: float = 0.9,
     b2: float = 0.999,
     eps: float = 1e-8,
+    epsilon: Epsilon = "after",
 ) -> optax.GradientTransformationExtraArgs:
     """AdamW for the trainable groups of `labels`; everything is inside the trainable part.
 
     Args:
       labels: path to group, of the tree to be optimised (all parameters, or the trainable ones).
       schedule: learning rate by update.
-      weight_decay: decoupled decay of matrices and factors; biases and norms are exempt.
+      weight_decay: decoupled decay.
+      no_decay: regular expression of the paths that are exempt from it; "" exempts none. The GLUE
+        scripts exempt biases and norms, the public GPT-2 code nothing.
       max_grad_norm: clip by the global norm of all trainable gradients; 0 is off.
       accumulate: micro-batches per update; their gradients are averaged.
       b1, b2, eps: Adam's constants; the defaults are the GLUE scripts'.
+      epsilon: whether `eps` is added to the root of the second moment after its bias correction
+        (Kingma and Ba 2015) or before it (the public GPT-2 code).
     """
+    if epsilon not in ("after", "before"):
+        raise ValueError(f"epsilon must be 'after' or 'before', got {epsilon!r}")
 
     def decayed(params: Any) -> dict[str, bool]:
-        return {path: not re.fullmatch(_NO_DECAY, path) for path in params}
+        return {path: not re.fullmatch(no_decay, path) for path in params}
 
-    each = optax.adamw(schedule, b1, b2, eps, weight_decay=weight_decay, mask=decayed)
+    adam = optax.scale_by_adam if epsilon == "after" else _scale_by_adam_early_epsilon
+    each = optax.chain(
+        adam(b1, b2, eps),
+        optax.add_decayed_weights(weight_decay, decayed),
+        optax.scale_by_learning_rate(schedule),
+    )
 
     def around(inside: optax.GradientTransformation) -> optax.GradientTransformation:
         if max_grad_norm:
@@ -62,3 +90,19 @@ def adamw(
         return inside
 
     return partition.optimizer(labels, each, around)
+
+
+def _scale_by_adam_early_epsilon(
+    b1: float, b2: float, eps: float
+) -> optax.GradientTransformationExtraArgs:
+    """Adam whose epsilon joins the root of the second moment before bias correction."""
+    moments = optax.scale_by_adam(b1, b2, eps)
+
+    def update(gradients: Any, state: Any, params: Any = None, **_: Any) -> tuple[Any, Any]:
+        _, state = moments.update(gradients, state, params)
+        count = state.count.astype(jnp.float32)
+        correction = jnp.sqrt(1 - b2**count) / (1 - b1**count)
+        scaled = jax.tree.map(lambda m, v: correction * m / (jnp.sqrt(v) + eps), state.mu, state.nu)
+        return scaled, state
+
+    return optax.GradientTransformationExtraArgs(moments.init, update)

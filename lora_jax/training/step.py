@@ -37,6 +37,38 @@ def regression_loss(model: nnx.Module, batch: Batch, key: jax.Array | None) -> F
     return jnp.sum((outputs - batch.labels) ** 2 * batch.weights) / jnp.sum(batch.weights)
 
 
+def completion_losses(
+    model: nnx.Module, batch: Batch, key: jax.Array | None, smoothing: float = 0.0
+) -> Float[Array, " slots"]:
+    """Cross-entropy of every completion token, smoothed as the public GPT-2 code does.
+
+    (1 - e) * (-log p[target]) + e * mean over the vocabulary of -log p; unused slots give 0.
+    """
+    logits = model(batch.inputs, batch.rows, batch.columns, key=key)
+    log_sum = jax.nn.logsumexp(logits, axis=-1)
+    target = jnp.take_along_axis(logits, batch.labels[:, None], axis=-1)[:, 0]
+    losses = log_sum - (1 - smoothing) * target
+    if smoothing:
+        losses = losses - smoothing * jnp.mean(logits, axis=-1)
+    return losses * batch.weights
+
+
+def completion_loss(smoothing: float = 0.0) -> Loss:
+    """Mean loss of a batch's completion tokens (the paper's GPT-2 runs; no token of the context).
+
+    Args:
+      smoothing: label smoothing e, 0.1 in Table 11.
+    """
+    if not 0 <= smoothing < 1:
+        raise ValueError(f"label smoothing must be in [0, 1), got {smoothing!r}")
+
+    def loss(model: nnx.Module, batch: Batch, key: jax.Array | None) -> Float[Array, ""]:
+        losses = completion_losses(model, batch, key, smoothing)
+        return jnp.sum(losses) / (jnp.sum(batch.weights) + 1e-4)  # the public code's constant
+
+    return loss
+
+
 def make_train_step(
     structure: Structure, loss: Loss, optimizer: optax.GradientTransformation
 ) -> TrainStep:
@@ -62,11 +94,20 @@ def make_train_step(
     return jax.jit(step, donate_argnums=(0, 1))
 
 
-def make_predict_step(structure: Structure) -> Callable[[Params, Params, Batch], jax.Array]:
-    """Builds `predict(trainable, frozen, batch) -> (slots, outputs)` without dropout."""
+def make_predict_step(
+    structure: Structure, function: Callable[[nnx.Module, Any], Any] | None = None
+) -> Callable[[Params, Params, Any], Any]:
+    """Builds `predict(trainable, frozen, batch)`, without dropout.
 
-    def predict(trainable: Params, frozen: Params, batch: Batch) -> jax.Array:
+    Args:
+      structure: of the model.
+      function: of (model, batch); the default gives the model's outputs, one per slot.
+    """
+
+    def predict(trainable: Params, frozen: Params, batch: Any) -> Any:
         model = partition.join(structure, trainable, frozen)
+        if function is not None:
+            return function(model, batch)
         return model(batch.inputs, batch.rows, batch.columns)
 
     return jax.jit(predict)

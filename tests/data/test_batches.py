@@ -115,7 +115,7 @@ def test_every_epoch_is_a_permutation(count, batch_size):
         sizes = [int(batch.weights.sum()) for batch in stream]
         rest = count % batch_size
         assert sizes == [batch_size] * (count // batch_size) + [rest] * (rest > 0)
-        assert all(batch.weights.shape == (batch_size,) for batch in stream)
+        assert all(batch.weights.shape == (min(batch_size, count),) for batch in stream)
         numbers = [number for batch in order(stream) for number in batch]
         assert sorted(numbers) == list(range(count))
         seen.append(numbers)

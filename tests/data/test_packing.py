@@ -92,7 +92,7 @@ def test_every_example_is_found_where_its_slot_says(seed):
     rng = np.random.default_rng(seed)
     indices = rng.permutation(40)[: rng.integers(1, 17)]
     rows = packing.place(examples.lengths[indices], 24)[1]
-    batch = packing.pack(examples, indices, (rows + seed % 3, 24), slots=18)
+    batch = examples.pack(indices, (rows + seed % 3, 24), slots=18)
     tokens, segments, positions, types = batch.inputs
     assert tokens.shape == (rows + seed % 3, 24) and len(batch.rows) == 18
     assert {a.dtype for a in batch.inputs} == {np.dtype(np.int32)}
@@ -118,16 +118,16 @@ def test_scores_stay_floats():
     examples = random_examples(4, 5, 0)
     scores = np.array([0.5, 1.25, 5.0, 0.0], np.float32)
     examples = packing.TokenisedExamples(examples.ids, examples.types, scores)
-    batch = packing.pack(examples, [2, 0], (2, 8), slots=3)
+    batch = examples.pack([2, 0], (2, 8), slots=3)
     np.testing.assert_array_equal(batch.labels, np.float32([5.0, 0.5, 0.0]))
 
 
 def test_what_does_not_fit_is_an_error():
     examples = random_examples(6, 8, 0)
     with pytest.raises(ValueError, match=r"6 examples need .* rows of 8"):
-        packing.pack(examples, range(6), (1, 8), slots=6)
+        examples.pack(range(6), (1, 8), slots=6)
     with pytest.raises(ValueError):
-        packing.pack(examples, range(6), (6, 8), slots=5)
+        examples.pack(range(6), (6, 8), slots=5)
 
 
 # the model's view
@@ -196,7 +196,7 @@ def test_packed_is_padded_for_a_tiny_model(kind):
     examples = random_examples(11, 22, 3)
     rows = packing.place(examples.lengths, 24)[1]
     assert rows < 9  # rows are shared
-    packed = packing.pack(examples, range(11), (rows + 1, 24), slots=13)
+    packed = examples.pack(range(11), (rows + 1, 24), slots=13)
     loss, gradients, logits = loss_gradients_logits(model, packed)
     loss_padded, gradients_padded, logits_padded = loss_gradients_logits(
         model, pad(examples, range(11))
@@ -236,7 +236,7 @@ def test_packed_is_padded_for_minilm_on_real_examples(real_data):
         params[path] = rng.normal(0, 0.1, params[path].shape).astype(np.float32)
     model = partition.join(structure, params, rest)  # B is not zero, so A has a gradient
     shape = packing.smallest(examples.lengths, 384, 512)
-    packed = packing.pack(examples, range(12), shape, slots=16)
+    packed = examples.pack(range(12), shape, slots=16)
     assert shape[0] < 8
     loss, gradients, logits = loss_gradients_logits(model, packed)
     loss_padded, gradients_padded, logits_padded = loss_gradients_logits(
@@ -261,12 +261,12 @@ def test_segments_do_not_see_each_other():
     examples = random_examples(9, 12, 5)
     run = jax.jit(lambda b: model(b.inputs, b.rows, b.columns))
     shape = (packing.place(examples.lengths, 24)[1], 24)
-    before = np.asarray(run(packing.pack(examples, range(9), shape, 9)))
+    before = np.asarray(run(examples.pack(range(9), shape, 9)))
     for changed in range(9):
         ids = list(examples.ids)
         ids[changed] = 49 - ids[changed]  # never the same token
         other = packing.TokenisedExamples(ids, examples.types, examples.labels)
-        after = np.asarray(run(packing.pack(other, range(9), shape, 9)))
+        after = np.asarray(run(other.pack(range(9), shape, 9)))
         rest = np.arange(9) != changed
         np.testing.assert_array_equal(after[rest], before[rest])
         assert np.abs(after[changed] - before[changed]).max() > 1e-4
@@ -279,7 +279,7 @@ def test_padding_and_unused_slots_have_no_influence():
     both = jax.jit(jax.value_and_grad(loss))
     run = lambda p, b: jax.tree.map(np.asarray, both(p, b))  # noqa: E731
     examples = random_examples(5, 12, 6)
-    batch = packing.pack(examples, range(5), (5, 16), slots=8)
+    batch = examples.pack(range(5), (5, 16), slots=8)
     value, gradients = run(params, batch)
 
     # Other tokens, types and positions in the padding; other labels and places in unused slots.
@@ -304,7 +304,7 @@ def test_padding_and_unused_slots_have_no_influence():
         np.testing.assert_array_equal(other_gradients[path], gradient, err_msg=path)
 
     # Fewer slots: the same mean over examples (other shapes, so equal to rounding).
-    tight = packing.pack(examples, range(5), (5, 16), slots=5)
+    tight = examples.pack(range(5), (5, 16), slots=5)
     np.testing.assert_allclose(jax.jit(loss)(params, tight), value, rtol=1e-6)
 
 

@@ -104,7 +104,7 @@ def losses_of_ours(labels, model, examples, order, hidden):
     menu = packing.choose_menu([lengths[i] for i in order], len(order), hidden, 512)
     losses = []
     for number, indices in enumerate(order):
-        batch = packing.pack(examples, indices, menu.choose(lengths[indices]), BATCH)
+        batch = examples.pack(indices, menu.choose(lengths[indices]), BATCH)
         trainable, state, metrics = run(trainable, state, frozen, batch, jax.random.key(number))
         losses.append(float(metrics["loss"]))
     return losses, trainable

@@ -19,7 +19,7 @@ class Batches:
 
     def epoch(self, epoch, start=0):
         for number in range(start, self.per_epoch):
-            inputs = SimpleNamespace(tokens=np.zeros((2, 3)), segments=np.ones((2, 3)))
+            inputs = SimpleNamespace(tokens=np.zeros((2, 3)), segments=np.array([[1] * 3, [2] * 3]))
             value = np.float32(10 * epoch + number)
             yield SimpleNamespace(inputs=inputs, weights=np.ones(2), value=value)
 

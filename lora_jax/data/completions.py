@@ -1,0 +1,161 @@
+"""Data-to-text rows as GPT-2 token ids: the training sequences, the prompts, the decoded text."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Iterable
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from lora_jax.data.packing import Batch, Integers, Shape, lay_out, with_slots
+from lora_jax.data.pairs import Grouped, Pairs, clean
+
+__all__ = ["TokenisedPairs", "clean", "prompts", "tokenise_pairs"]
+
+_SEQUENCE = 512  # seq_len of the public scripts; the longest E2E row has 133 tokens.
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenisedPairs:
+    """Rows as token ids.
+
+    Attributes:
+      ids: one int32 array per row: context, end token, completion, end token.
+      starts: (rows,) int32, index of the first completion token. The loss counts the predictions
+        of ids[start:], which are made at start - 1 and later.
+      cut: rows that were longer than the limit and lost the end of their completion.
+    """
+
+    ids: list[np.ndarray]
+    starts: np.ndarray
+    cut: int = 0
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Tokens of every row."""
+        return np.array([len(ids) for ids in self.ids], np.int32)
+
+    def slots(self, batches: Iterable[Integers]) -> int:
+        """One per completion token of the largest batch, 10% more, in steps of 32."""
+        completions = self.lengths - self.starts
+        most = max(int(completions[np.asarray(indices)].sum()) for indices in batches)
+        return -(-most * 11 // 320) * 32
+
+    def pack(self, indices: Integers, shape: Shape, slots: int) -> Batch:
+        """Packs the rows at `indices`: every completion token is an output of the token before it.
+
+        Args:
+          indices: which rows.
+          shape: (rows, length) of the batch.
+          slots: size of the per-output arrays; unused slots have weight 0.
+
+        Raises:
+          ValueError: the rows or their completions do not fit.
+        """
+        inputs, where = lay_out([self.ids[i] for i in indices], shape)
+        rows, columns, targets = [], [], []
+        for index, (row, column) in zip(indices, where, strict=True):
+            ids, start = self.ids[index], self.starts[index]
+            rows.append(np.full(len(ids) - start, row, np.int32))
+            columns.append(np.arange(column + start - 1, column + len(ids) - 1, dtype=np.int32))
+            targets.append(ids[start:])
+        return with_slots(inputs, *map(np.concatenate, (rows, columns, targets)), slots)
+
+
+def tokenise_pairs(
+    pairs: Pairs, tokenizer: PreTrainedTokenizerBase, max_length: int = _SEQUENCE
+) -> TokenisedPairs:
+    """Returns bpe(context) + [eos] + bpe(' ' + completion) + [eos] of every row.
+
+    Separator and end are the same token, as in the public code (gpt2_encode.py with add_bos and
+    add_eos). A row longer than `max_length` loses its end, as in that code's data loader; it is
+    counted in `cut` and logged.
+
+    Args:
+      pairs: rows of a corpus.
+      tokenizer: GPT-2's, from `transformers`.
+      max_length: most tokens of a row.
+
+    Raises:
+      ValueError: the tokenizer has no end token, or a context leaves no room for its completion.
+    """
+    end = _end(tokenizer)
+    contexts = _encode_once(pairs.contexts, tokenizer)
+    completions = _encode([f" {text}" for text in pairs.completions], tokenizer)
+    ids, starts, cut = [], [], 0
+    for row, (text, completion) in enumerate(zip(pairs.contexts, completions, strict=True)):
+        context = contexts[text]
+        start, length = len(context) + 1, len(context) + len(completion) + 2
+        if start >= max_length:
+            raise ValueError(
+                f"Row {row}: the context {text[:60]!r} has {start} tokens with its separator, so "
+                f"max_length={max_length} leaves no room for the completion. Raise max_length."
+            )
+        cut += length > max_length
+        ids.append(np.array([*context, end, *completion, end][:max_length], np.int32))
+        starts.append(start)
+    _warn(cut, len(ids), "lost the end of their completion", max_length)
+    return TokenisedPairs(ids, np.array(starts, np.int32), int(cut))
+
+
+def prompts(
+    grouped: Grouped, tokenizer: PreTrainedTokenizerBase, max_length: int = _SEQUENCE
+) -> list[np.ndarray]:
+    """Returns bpe(context) + [eos] of every context, int32, to be continued by decoding.
+
+    A prompt longer than `max_length` loses its beginning, as in the public code; this is logged.
+
+    Args:
+      grouped: contexts to continue.
+      tokenizer: GPT-2's, from `transformers`.
+      max_length: most tokens of a prompt. The public code leaves room for what is generated: the
+        sequence length less the tokens to generate.
+
+    Raises:
+      ValueError: the tokenizer has no end token, or `max_length` is not positive.
+    """
+    if max_length < 1:
+        raise ValueError(f"max_length={max_length}: a prompt has at least its separator. Raise it.")
+    end = _end(tokenizer)
+    whole = [[*context, end] for context in _encode(grouped.contexts, tokenizer)]
+    cut = sum(len(prompt) > max_length for prompt in whole)
+    _warn(cut, len(whole), "lost the beginning of their context", max_length)
+    return [np.array(prompt[-max_length:], np.int32) for prompt in whole]
+
+
+def _end(tokenizer: PreTrainedTokenizerBase) -> int:
+    end = tokenizer.eos_token_id
+    if not isinstance(end, int):
+        raise ValueError(
+            f"{type(tokenizer).__name__} has no end token (eos_token), which separates data from "
+            "text. Use a GPT-2 tokenizer, or set tokenizer.eos_token."
+        )
+    return end
+
+
+def _encode(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+    """Token ids in one call, as fast tokenizers use all cores; '<|endoftext|>' is plain text."""
+    if not texts:
+        return []
+    encoded = tokenizer(
+        texts, add_special_tokens=False, split_special_tokens=True, return_attention_mask=False
+    )
+    return encoded["input_ids"]
+
+
+def _encode_once(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> dict[str, list[int]]:
+    """Token ids of every different text: a context comes with up to 46 references."""
+    different = list(dict.fromkeys(texts))
+    return dict(zip(different, _encode(different, tokenizer), strict=True))
+
+
+def _warn(cut: int, rows: int, loss: str, max_length: int) -> None:
+    if cut:
+        logging.getLogger(__name__).warning(
+            "%d of %d rows are longer than max_length=%d and %s.", cut, rows, max_length, loss
+        )

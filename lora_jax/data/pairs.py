@@ -1,0 +1,94 @@
+"""Pairs of data and text, the form in which every data-to-text corpus is trained on and scored."""
+
+from __future__ import annotations
+
+import dataclasses
+
+_END = "<|endoftext|>"
+
+
+@dataclasses.dataclass(frozen=True)
+class Pairs:
+    """One row for each reference text, in the order of the file.
+
+    Attributes:
+      contexts: the data as one line, as the paper's public code feeds it to the model.
+      completions: one reference text each, without the blank that the token stream puts in front.
+      subsets: 'seen' or 'unseen' (WebNLG: is the category in the training set), '' elsewhere.
+      notes: what a reader of the results must know about the data, '' if nothing: a train set that
+        is only a part, or text derived from another format.
+
+    Raises:
+      ValueError: the lists differ in length.
+    """
+
+    contexts: list[str]
+    completions: list[str]
+    subsets: list[str]
+    notes: str = ""
+
+    def __post_init__(self) -> None:
+        sizes = len(self.contexts), len(self.completions), len(self.subsets)
+        if len(set(sizes)) > 1:
+            raise ValueError(
+                "Pairs need one context, completion and subset a row: got "
+                f"{sizes[0]} contexts, {sizes[1]} completions and {sizes[2]} subsets."
+            )
+
+    def __len__(self) -> int:
+        return len(self.contexts)
+
+    def take(self, limit: int) -> Pairs:
+        """Returns the first `limit` rows, or all when `limit` is not positive."""
+        if limit <= 0:
+            return self
+        return Pairs(
+            self.contexts[:limit], self.completions[:limit], self.subsets[:limit], self.notes
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Grouped:
+    """What an evaluation needs: every different context once, with all its references.
+
+    Attributes:
+      contexts: in order of first appearance.
+      references: all completions of each context, in order, as `clean` leaves them.
+      subsets: 'seen', 'unseen' or '', one for each context.
+    """
+
+    contexts: list[str]
+    references: list[list[str]]
+    subsets: list[str]
+
+    def __len__(self) -> int:
+        return len(self.contexts)
+
+
+def grouped(pairs: Pairs) -> Grouped:
+    """Groups rows by context, as the public code does before it scores (gpt2_decode.py).
+
+    Raises:
+      ValueError: a context is both in the seen and in the unseen subset, which holds for no row of
+        the official data.
+    """
+    references: dict[str, list[str]] = {}
+    subsets: dict[str, str] = {}
+    for context, completion, subset in zip(
+        pairs.contexts, pairs.completions, pairs.subsets, strict=True
+    ):
+        references.setdefault(context, []).append(clean(completion))
+        if subsets.setdefault(context, subset) != subset:
+            raise ValueError(
+                f"The context {context[:80]!r} is in the subsets {subsets[context]!r} and "
+                f"{subset!r}; a context must be in one. Give each a category of one subset."
+            )
+    return Grouped(list(references), list(references.values()), list(subsets.values()))
+
+
+def clean(text: str) -> str:
+    """Returns a decoded text up to its end marker, then up to its first empty line, stripped.
+
+    The public code (gpt2_decode.py) does this to outputs and to references.
+    """
+    return text.split(_END)[0].split("\n\n")[0].strip()
