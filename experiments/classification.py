@@ -11,19 +11,19 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 from transformers import AutoTokenizer
 
 from experiments import workdir as workdirs
-from lora_jax import adapters, methods, partition
+from experiments.adaptation import Adaptation, Goal, training_record
+from lora_jax import methods
 from lora_jax.data import batches
 from lora_jax.data.glue import Examples
 from lora_jax.models import hub
 from lora_jax.partition import Params
-from lora_jax.training import loop, optimizer, step
-from lora_jax.training.records import environment, peak_memory, spread, write_json
+from lora_jax.training import loop, step
+from lora_jax.training.records import write_json
 
 Outputs = Mapping[str, np.ndarray]
 
@@ -77,13 +77,6 @@ class Preparation:
         }
         self.counts: dict[str, int] = {}
 
-    @property
-    def base_dtype(self) -> Any:
-        """Type of the frozen base: as configured, else float32 on CPU and bfloat16 elsewhere."""
-        if self.config.base_dtype != "auto":
-            return jnp.dtype(self.config.base_dtype)
-        return jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
-
 
 class Run:
     """One seed of a preparation."""
@@ -92,22 +85,14 @@ class Run:
         self.preparation = preparation
         self.folder = folder
         self.seed = seed
-        config, method = preparation.config, preparation.method
         keys = jax.random.split(jax.random.key(seed), 3)
         model = hub.load_classifier(
-            preparation.folder, preparation.encoder, preparation.problem.num_outputs, keys[0],
-            preparation.base_dtype,
-        )  # fmt: skip
-        self.base = adapters.fingerprint(adapters.base_parameters(model, hub.HEAD))
-        adapted = method.insert(model, keys[1])
-        self.labels = method.labels(adapted)
-        self.summary = method.summary(adapted)
-        preparation.counts = self.summary.counts()
-        self.structure, trainable, self.frozen = partition.split(adapted, self.labels)
-        # Factors, head and optimizer are float32 whatever the base is.
-        self.trainable: Params = {k: jnp.asarray(v, jnp.float32) for k, v in trainable.items()}
-        self.dropout_key = jax.random.key(seed + 1, impl=config.prng)
-        self.predict = step.make_predict_step(self.structure)
+            preparation.folder, preparation.encoder, preparation.problem.num_outputs, keys[0]
+        )
+        config, method = preparation.config, preparation.method
+        self.adaptation = Adaptation(config, model, method, keys[1], hub.HEAD)
+        preparation.counts = self.adaptation.summary.counts()
+        self.predict = step.make_predict_step(self.adaptation.structure)
 
     def train(self) -> dict[str, Any]:
         """Trains this seed (or resumes it) and returns its part of the run record."""
@@ -117,35 +102,10 @@ class Run:
             own.train, config.batch_size, config.epochs, self.seed, own.encoder.hidden_size,
             own.max_length,
         )  # fmt: skip
-        trainable = self.trainable
-        if config.init_adapter:
-            start = adapters.load_adapter(adapter_folder(Path(config.init_adapter)))
-            trainable = adapters.transfer_group(
-                start, trainable, self.labels, "lora", config.init_adapter
-            )
-        updates = config.epochs * data.per_epoch // config.accumulate
-        schedule = optimizer.linear_schedule(config.learning_rate, updates, config.warmup_ratio)
-        tx = optimizer.adamw(
-            {path: self.labels[path] for path in trainable}, schedule,
-            weight_decay=config.weight_decay, max_grad_norm=config.max_grad_norm,
-            accumulate=config.accumulate, **config.adam,
-        )  # fmt: skip
         loss = step.regression_loss if own.problem.regression else step.classification_loss
-        plan = loop.Plan(
-            config.epochs, own.problem.headline, schedule, config.accumulate, config.log_every,
-            config.checkpoint_every, f"{own.problem.name} {own.method.name} seed {self.seed}",
-        )  # fmt: skip
-        _, progress = loop.fit(
-            plan, step.make_train_step(self.structure, loss, tx), data, self.evaluate, trainable,
-            tx.init(trainable), self.frozen, self.dropout_key, self.folder, self.save_adapter,
-        )  # fmt: skip
-        return {
-            **dataclasses.asdict(progress),
-            "best": progress.history[progress.best - 1],
-            "best_epoch": progress.best,
-            "last": progress.history[-1],
-            "shapes": data.menu.shapes,
-        }
+        label = f"{own.problem.name} {own.method.name} seed {self.seed}"
+        goal = Goal(label, own.problem.headline, self.evaluate, self.save_adapter)
+        return self.adaptation.train(config, data, loss, goal, self.seed, self.folder)
 
     def evaluate(self, trainable: Params) -> dict[str, float]:
         """Scores on the dev splits."""
@@ -162,7 +122,7 @@ class Run:
         for split, data in own.evaluations.items():
             collected = np.zeros((len(data), own.problem.num_outputs), np.float32)
             for indices, batch in own.packed[split]:
-                logits = self.predict(trainable, self.frozen, batch)
+                logits = self.predict(trainable, self.adaptation.frozen, batch)
                 collected[indices] = np.asarray(logits)[: len(indices)]
             result[split] = collected
         return result
@@ -175,26 +135,7 @@ class Run:
             "task": own.problem.name, "model": own.config.model.name, "seed": self.seed,
             "epoch": progress.best, "metrics": progress.history[progress.best - 1],
         }  # fmt: skip
-        adapters.save_adapter(
-            self.folder / "adapter", trainable, self.labels, own.method, self.base, notes
-        )
-
-    def load(self, path: Path) -> Params:
-        """The trainable parameters of an adapter folder (or of a run's), loaded strictly."""
-        adapter = adapters.load_adapter(adapter_folder(path))
-        if adapter.method != self.preparation.method:
-            raise ValueError(
-                f"{path} was trained by another method than the config names:\n"
-                f"  adapter {adapter.method.to_json()}\n"
-                f"  config  {self.preparation.method.to_json()}\n"
-                "Use the config (and overrides) of that run"
-            )
-        return adapters.apply_adapter(adapter, self.trainable, self.base, str(path))
-
-
-def adapter_folder(path: Path) -> Path:
-    """A run folder's adapter, or the folder itself."""
-    return path / "adapter" if (path / "adapter").is_dir() else path
+        self.adaptation.save(self.folder / "adapter", trainable, notes)
 
 
 def train_all(config: ConfigDict, problem: Callable[[], Problem], workdir: Path) -> dict[str, Any]:
@@ -210,7 +151,7 @@ def train_all(config: ConfigDict, problem: Callable[[], Problem], workdir: Path)
         run = Run(preparation, seed, workdir / f"seed_{seed}")
         if not runs:
             workdirs.claim(workdir, config)
-            print(run.summary)
+            print(run.adaptation.summary)
         runs[seed] = run.train()
     result = _record(preparation, runs)
     chosen = workdir / f"seed_{result['adapter']['seed']}" / "adapter"
@@ -221,30 +162,16 @@ def train_all(config: ConfigDict, problem: Callable[[], Problem], workdir: Path)
 
 def _record(preparation: Preparation, runs: dict[int, dict[str, Any]]) -> dict[str, Any]:
     config, headline = preparation.config, preparation.problem.headline
-    records = list(runs.values())
-
-    def over_seeds(which: str) -> dict[str, Any]:
-        return {m: spread([r[which][m] for r in records]) for m in records[0][which]}
-
     best_seed = max(runs, key=lambda seed: runs[seed]["best"][headline])
-    total = {k: sum(r[k] for r in records) for k in ("examples", "tokens", "slots", "seconds")}
     return {
         "task": preparation.problem.name,
         "method": preparation.method.name,
         "model": config.model.name,
         "headline": headline,
-        "best": over_seeds("best"),
-        "last": over_seeds("last"),
         "parameters": preparation.counts,
         "warm_start": config.init_adapter or None,
         "adapter": {"seed": best_seed, "epoch": runs[best_seed]["best_epoch"]},
-        "steps": records[0]["step"],
-        "seconds": total["seconds"],
-        "examples_per_second": total["examples"] / total["seconds"],
-        "tokens_per_second": total["tokens"] / total["seconds"],
-        "padding_efficiency": total["tokens"] / total["slots"],
-        "memory": peak_memory(),
+        **training_record(list(runs.values())),
         "seeds": {str(seed): record for seed, record in runs.items()},
         "config": workdirs.plain(config),
-        **environment(),
     }

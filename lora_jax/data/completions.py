@@ -64,7 +64,8 @@ class TokenisedPairs:
             rows.append(np.full(len(ids) - start, row, np.int32))
             columns.append(np.arange(column + start - 1, column + len(ids) - 1, dtype=np.int32))
             targets.append(ids[start:])
-        return with_slots(inputs, *map(np.concatenate, (rows, columns, targets)), slots)
+        parts = np.concatenate(rows), np.concatenate(columns), np.concatenate(targets)
+        return with_slots(inputs, *parts, slots)
 
 
 def tokenise_pairs(

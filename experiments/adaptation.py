@@ -1,0 +1,159 @@
+"""A pre-trained model with a method inserted: what every experiment trains, saves and loads."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from ml_collections import ConfigDict
+
+from lora_jax import adapters, partition
+from lora_jax.data.batches import TrainingBatches
+from lora_jax.methods import Method
+from lora_jax.partition import Params
+from lora_jax.training import loop, optimizer, step
+from lora_jax.training.records import environment, peak_memory, spread
+
+
+def _base_dtype(config: ConfigDict) -> Any:
+    """Type of the frozen base: as configured, else float32 on CPU and bfloat16 elsewhere."""
+    if config.base_dtype != "auto":
+        return jnp.dtype(config.base_dtype)
+    return jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
+
+
+@dataclasses.dataclass(frozen=True)
+class Goal:
+    """How a run is judged after every epoch.
+
+    Attributes:
+      label: shown at the progress bar.
+      headline: the metric that chooses the best epoch.
+      evaluate: metrics of the trainable parameters.
+      on_best: called after each epoch that is the best so far.
+      smaller_is_better: of the headline.
+    """
+
+    label: str
+    headline: str
+    evaluate: Callable[[Params], dict[str, float]]
+    on_best: Callable[[Params, loop.Progress], None]
+    smaller_is_better: bool = False
+
+
+class Adaptation:
+    """A model split into what trains and what is frozen.
+
+    Attributes:
+      method: what was inserted.
+      base: fingerprint of the pre-trained parameters.
+      labels: group of every parameter.
+      summary: what the method did to the model; printable.
+      structure, trainable, frozen: from `partition.split`. The trainable part is float32; what is
+        frozen has the type the config asks for.
+    """
+
+    def __init__(
+        self,
+        config: ConfigDict,
+        model: nnx.Module,
+        method: Method,
+        key: jax.Array,
+        head: str | None = None,
+    ):
+        self.method = method
+        self.base = adapters.fingerprint(adapters.base_parameters(model, head))
+        adapted = method.insert(model, key)
+        self.labels = method.labels(adapted)
+        self.summary = method.summary(adapted)
+        self.structure, trainable, frozen = partition.split(adapted, self.labels)
+        self.trainable: Params = {k: jnp.asarray(v, jnp.float32) for k, v in trainable.items()}
+        dtype = _base_dtype(config)
+        self.frozen: Params = {
+            k: v.astype(dtype) if jnp.issubdtype(v.dtype, jnp.floating) else v
+            for k, v in frozen.items()
+        }
+
+    def train(
+        self, config: ConfigDict, data: TrainingBatches, loss: step.Loss, goal: Goal, seed: int,
+        folder: Path,
+    ) -> dict[str, Any]:  # fmt: skip
+        """Trains one seed, or resumes it, and returns its part of the run record."""
+        trainable = self.trainable
+        if config.init_adapter:
+            start = adapters.load_adapter(adapter_folder(Path(config.init_adapter)))
+            trainable = adapters.transfer_group(
+                start, trainable, self.labels, "lora", config.init_adapter
+            )
+        updates = config.epochs * data.per_epoch // config.accumulate
+        schedule = optimizer.linear_schedule(
+            config.learning_rate, updates, config.get("warmup_ratio", 0.0),
+            config.get("warmup_steps", 0),
+        )  # fmt: skip
+        tx = optimizer.adamw(
+            {path: self.labels[path] for path in trainable}, schedule,
+            weight_decay=config.weight_decay, max_grad_norm=config.max_grad_norm,
+            accumulate=config.accumulate, **config.adam,
+        )  # fmt: skip
+        plan = loop.Plan(
+            config.epochs, goal.headline, schedule, config.accumulate, config.log_every,
+            config.checkpoint_every, goal.label, goal.smaller_is_better,
+        )  # fmt: skip
+        dropout_key = jax.random.key(seed + 1, impl=config.prng)
+        _, progress = loop.fit(
+            plan, step.make_train_step(self.structure, loss, tx), data, goal.evaluate, trainable,
+            tx.init(trainable), self.frozen, dropout_key, folder, goal.on_best,
+        )  # fmt: skip
+        return {
+            **dataclasses.asdict(progress),
+            "best": progress.history[progress.best - 1],
+            "best_epoch": progress.best,
+            "last": progress.history[-1],
+            "shapes": data.menu.shapes,
+        }
+
+    def save(self, folder: Path, trainable: Params, notes: Mapping[str, Any]) -> None:
+        """Writes the trainable parameters as an adapter folder."""
+        adapters.save_adapter(folder, trainable, self.labels, self.method, self.base, dict(notes))
+
+    def load(self, path: Path) -> Params:
+        """The trainable parameters of an adapter folder (or of a run's), loaded strictly."""
+        adapter = adapters.load_adapter(adapter_folder(path))
+        if adapter.method != self.method:
+            raise ValueError(
+                f"{path} was trained by another method than the config names:\n"
+                f"  adapter {adapter.method.to_json()}\n"
+                f"  config  {self.method.to_json()}\n"
+                "Use the config (and overrides) of that run"
+            )
+        return adapters.apply_adapter(adapter, self.trainable, self.base, str(path))
+
+
+def adapter_folder(path: Path) -> Path:
+    """A run folder's adapter, or the folder itself."""
+    return path / "adapter" if (path / "adapter").is_dir() else path
+
+
+def training_record(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What all seeds give together: scores at best and last epoch, speed, memory, versions."""
+
+    def over_seeds(which: str) -> dict[str, Any]:
+        return {m: spread([r[which][m] for r in runs]) for m in runs[0][which]}
+
+    total = {k: sum(r[k] for r in runs) for k in ("examples", "tokens", "slots", "seconds")}
+    return {
+        "best": over_seeds("best"),
+        "last": over_seeds("last"),
+        "steps": runs[0]["step"],
+        "seconds": total["seconds"],
+        "examples_per_second": total["examples"] / total["seconds"],
+        "tokens_per_second": total["tokens"] / total["seconds"],
+        "padding_efficiency": total["tokens"] / total["slots"],
+        "memory": peak_memory(),
+        **environment(),
+    }
