@@ -210,18 +210,24 @@ def _refuse_untied(tensors: Mapping[str, jax.Array], folder: Path) -> None:
         )
 
 
-def save_decoder(folder: Path, model: Decoder) -> None:
+def save_decoder(folder: Path, model: Decoder, **settings: Any) -> None:
     """Writes config.json and model.safetensors as Hugging Face's GPT-2 has them.
 
     `load_decoder` and `transformers.GPT2LMHeadModel.from_pretrained` read the folder; tokenizer
     files go beside them.
+
+    Args:
+      folder: is made if it is not there.
+      model: a decoder.
+      settings: further values of config.json, such as `eos_token_id`.
     """
     params = partition.parameters(model)
     tensors = to_published(params, LAYOUTS["gpt2"])
     config = {k: v for k, v in dataclasses.asdict(model.config).items() if k not in _OURS}
     folder.mkdir(parents=True, exist_ok=True)
     write_bytes(folder / "model.safetensors", save(tensors, {"format": "pt"}))
-    text = to_json({"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], **config}) + "\n"
+    kind = {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"]}
+    text = to_json({**kind, **config, **settings}) + "\n"
     write_bytes(folder / "config.json", text.encode())
 
 

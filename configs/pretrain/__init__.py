@@ -1,0 +1,1 @@
+"""Pre-training small models for machines without a hub."""

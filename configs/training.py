@@ -1,0 +1,24 @@
+"""Fields that every training config has, with their defaults."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def training_fields() -> dict[str, Any]:
+    """Optimisation, checkpoints and the log; experiments override what their source says."""
+    return {
+        "base_dtype": "auto",  # float32 on CPU, bfloat16 on accelerators; factors are float32
+        "epochs": 5,
+        "batch_size": 8,
+        "accumulate": 1,  # batches per update
+        "learning_rate": 2e-4,
+        "warmup_steps": 0,
+        "weight_decay": 0.0,
+        "max_grad_norm": 0.0,  # 0 is off
+        "adam": {"b1": 0.9, "b2": 0.999, "eps": 1e-6, "epsilon": "after", "no_decay": ""},
+        "init_adapter": "",  # a run whose LoRA factors start this one
+        "prng": "threefry2x32",  # dropout bits; "rbg" is faster on accelerators
+        "log_every": 50,
+        "checkpoint_every": 500,
+    }

@@ -1,0 +1,154 @@
+"""Pre-trains a small GPT-2 on the training texts of E2E, WebNLG and DART.
+
+    python -m experiments.pretrain --config=configs/pretrain/small.py --workdir=runs/small_gpt2 \\
+        --config.data.source=FOLDER
+
+For machines that reach no hub: DIR/model is a folder in Hugging Face's layout (config.json,
+safetensors, tokenizer) which `experiments.nlg` takes as --config.model.name=DIR/model. A killed run
+goes on with the same command.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from absl import app, flags, logging
+from flax import nnx
+from ml_collections import ConfigDict, config_flags
+from tokenizers import ByteLevelBPETokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from experiments import workdir as workdirs
+from experiments.adaptation import Adaptation, Goal, training_record
+from experiments.language import validation
+from lora_jax import methods, partition
+from lora_jax.data import data_to_text
+from lora_jax.data.batches import TrainingBatches
+from lora_jax.data.completions import TokenisedPairs, tokenise_pairs
+from lora_jax.data.data_to_text import Pairs
+from lora_jax.models import hub
+from lora_jax.models.decoder import Decoder, DecoderConfig
+from lora_jax.partition import Params
+from lora_jax.training import loop, step
+from lora_jax.training.records import write_json
+
+_END = "<|endoftext|>"
+
+
+def read_corpora(config: ConfigDict, split: str) -> list[Pairs]:
+    """The rows of every corpus of the config; where only texts are asked for, without the data."""
+    result = []
+    for name, what in config.data.corpora.items():
+        if what not in ("texts", "pairs"):
+            raise ValueError(f"config.data.corpora.{name} must be 'texts' or 'pairs', got {what!r}")
+        pairs = data_to_text.read(name, split, config.data.source).take(config.data.max_examples)
+        if pairs.notes:
+            print(f"{name} {split}: {pairs.notes}")
+        empty = [""] * len(pairs)
+        result.append(
+            pairs
+            if what == "pairs"
+            else Pairs(empty, pairs.completions, pairs.subsets, pairs.notes)
+        )
+    return result
+
+
+def train_tokenizer(corpora: list[Pairs], vocab_size: int) -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer as GPT-2's, of another size."""
+    texts = [
+        text for pairs in corpora for text in dict.fromkeys(pairs.contexts + pairs.completions)
+    ]
+    tokenizer = ByteLevelBPETokenizer()
+    tokenizer.train_from_iterator(
+        texts, vocab_size=vocab_size, special_tokens=[_END], show_progress=False
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer._tokenizer, eos_token=_END, bos_token=_END
+    )
+
+
+def get_tokenizer(
+    config: ConfigDict, corpora: list[Pairs], folder: Path
+) -> PreTrainedTokenizerBase:
+    """The tokenizer of the config: a folder's or the hub's by name, else trained once and kept."""
+    if config.tokenizer.name:
+        return AutoTokenizer.from_pretrained(str(hub.find(config.tokenizer.name)))
+    if not (folder / "tokenizer_config.json").exists():
+        beside = folder.with_name(f".{folder.name}.new")
+        train_tokenizer(corpora, config.tokenizer.vocab_size).save_pretrained(str(beside))
+        beside.rename(folder)
+    return AutoTokenizer.from_pretrained(str(folder))
+
+
+def documents(
+    corpora: list[Pairs], tokenizer: PreTrainedTokenizerBase, max_length: int
+) -> TokenisedPairs:
+    """All rows as documents of which every token but the first is learned."""
+    parts = [tokenise_pairs(pairs, tokenizer, max_length) for pairs in corpora]
+    ids = [row for part in parts for row in part.ids]
+    return TokenisedPairs(ids, np.ones(len(ids), np.int32), sum(part.cut for part in parts))
+
+
+def pretrain(config: ConfigDict, workdir: Path) -> dict[str, Any]:
+    """Trains the model, writes DIR/model and the run record DIR/result.json, and returns the record."""
+    if (record := workdirs.finished(workdir, config)) is not None:
+        return record
+    train, valid = (read_corpora(config, split) for split in ("train", "valid"))
+    workdirs.claim(workdir, config)
+    tokenizer = get_tokenizer(config, train, workdir / "tokenizer")
+    sizes = DecoderConfig(vocab_size=len(tokenizer), **config.model)
+    model = Decoder(sizes, nnx.Rngs(config.seed))
+    print(f"{partition.count(partition.parameters(model)):,} parameters, {len(tokenizer):,} tokens")
+    adaptation = Adaptation(config, model, methods.full(), jax.random.key(config.seed))
+    rows = documents(train, tokenizer, sizes.max_length)
+    data = TrainingBatches(
+        rows, config.batch_size, config.epochs, config.seed, sizes.n_embd, sizes.max_length
+    )
+    judge = validation(
+        adaptation, documents(valid, tokenizer, sizes.max_length), sizes.n_embd, sizes.max_length
+    )
+
+    def save(trainable: Params, progress: loop.Progress) -> None:
+        trained = partition.join(adaptation.structure, trainable, adaptation.frozen)
+        assert isinstance(trained, Decoder)
+        end = tokenizer.eos_token_id
+        hub.save_decoder(workdir / "model", trained, eos_token_id=end, bos_token_id=end)
+        tokenizer.save_pretrained(str(workdir / "model"))
+
+    goal = Goal("pretrain", "loss", judge, save, smaller_is_better=True)
+    run = adaptation.train(config, data, step.completion_loss(), goal, config.seed, workdir)
+    record = {
+        "task": "pretrain",
+        "parameters": adaptation.summary.counts(),
+        "documents": len(rows),
+        "notes": {name: p.notes for name, p in zip(config.data.corpora, train, strict=True)},
+        **training_record([run]),
+        "seeds": {str(config.seed): run},
+        "config": workdirs.plain(config),
+    }
+    write_json(workdir / "result.json", record)
+    return record
+
+
+def main(_: list[str]) -> None:
+    """Command line."""
+    logging.set_verbosity(logging.WARNING)
+    with workdirs.readable_errors():
+        if not _WORKDIR.value:
+            raise ValueError("--workdir=DIR is needed: the folder for checkpoints and results")
+        record = pretrain(_CONFIG.value, Path(_WORKDIR.value))
+    loss, seconds = record["best"]["loss"]["median"], record["seconds"]
+    print(
+        f"validation loss {loss:.4f}, {seconds:.0f} s, {record['tokens_per_second']:.0f} tokens/s"
+    )
+    print(f"model: {_WORKDIR.value}/model   record: {_WORKDIR.value}/result.json")
+
+
+if __name__ == "__main__":
+    _CONFIG = config_flags.DEFINE_config_file("config", None, "Run configuration.")
+    _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of this run.")
+    flags.mark_flag_as_required("config")
+    app.run(main)
