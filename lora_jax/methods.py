@@ -184,6 +184,9 @@ def lora(
     init: Literal["kaiming", "gaussian"] = "kaiming",
     std: float = 0.02,
     dropout: float = 0.0,
+    parts: Sequence[str] = (),
+    fused: Sequence[str] = (),
+    fused_sizes: Sequence[int] = (),
     bias: Literal["none", "all", "lora_only"] = "none",
     head: str | None = None,
 ) -> Method:
@@ -191,15 +194,17 @@ def lora(
 
     Args:
       targets: regular expressions for the whole paths of the layers to adapt. A mapping gives
-        arguments per expression that replace those below, and for a fused projection `parts` (which
-        to adapt), `fused` (the names of all, in order) and `fused_sizes` if they differ:
-        `{".*/qkv": {"rank": 4, "parts": ("q", "v"), "fused": ("q", "k", "v")}}`.
+        arguments per expression that replace those below:
+        `{".*/qkv": {"rank": 4, "parts": ("q", "v"), "fused": ("q", "k", "v")}, ".*/output": {}}`.
       rank: r, per matrix, and per part of a fused one.
       alpha: the constant of section 4.1; the default is the rank, which makes the scale 1.
       scaling: `alpha/r`, or rsLoRA's `alpha/sqrt(r)`.
       init: start of A; `kaiming` as loralib, `gaussian` N(0, std^2) as the paper. B starts at zero.
       std: standard deviation of `gaussian`.
       dropout: rate on the branch's input; takes effect after `layers.seed_dropout`.
+      parts, fused: of a fused projection, the parts to adapt and the names of all, in order; each
+        adapted part has factors of its own.
+      fused_sizes: sizes of the parts where they are not equal.
       bias: which bias vectors train: none, all, or those of the adapted layers.
       head: regular expression for the task head's leaves.
 
@@ -213,7 +218,7 @@ def lora(
     per_target = dict(targets) if isinstance(targets, Mapping) else {t: {} for t in targets}
     shared = {
         "rank": rank, "alpha": alpha, "scaling": scaling, "init": init, "std": std,
-        "dropout": dropout,
+        "dropout": dropout, "parts": parts, "fused": fused, "fused_sizes": fused_sizes,
     }  # fmt: skip
     updates = tuple((p, _update({**shared, **own}, p)) for p, own in per_target.items())
     rules = [Rule(r"(.*/)?lora/(.*/)?[ab]", "lora")]
@@ -224,7 +229,8 @@ def lora(
         rules.append(Rule("|".join([*(f"(?:{p})/bias" for p in per_target), *whole]), "bias"))
     elif bias != "none":
         raise ValueError(f"bias must be 'none', 'all' or 'lora_only', got {bias!r}")
-    spec = ("lora", _plain({"targets": per_target, **shared, "bias": bias, "head": head}))
+    resolved = {pattern: dataclasses.asdict(update) for pattern, update in updates}
+    spec = ("lora", _plain({"targets": resolved, "bias": bias, "head": head}))
     return Method((spec,), (LowRankInsertion(updates),), _with_head(head, *rules))
 
 

@@ -64,6 +64,12 @@ class Grouped:
     def __len__(self) -> int:
         return len(self.contexts)
 
+    def take(self, limit: int) -> Grouped:
+        """Returns the first `limit` contexts, or all when `limit` is not positive."""
+        if limit <= 0:
+            return self
+        return Grouped(self.contexts[:limit], self.references[:limit], self.subsets[:limit])
+
 
 def grouped(pairs: Pairs) -> Grouped:
     """Groups rows by context, as the public code does before it scores (gpt2_decode.py).

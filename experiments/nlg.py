@@ -1,0 +1,281 @@
+"""Data-to-text with GPT-2 and any method: the paper's Tables 3 (E2E), 13 (DART) and 14 (WebNLG).
+
+    python -m experiments.nlg --config=configs/nlg/gpt2_medium_lora.py:e2e --workdir=DIR \\
+        --config.data.source=FOLDER
+
+FOLDER holds the original files of the data sets. Every seed is trained, its best epoch (validation
+loss) decodes the test set by beam search, and the texts are scored. The run record is
+DIR/result.json; DIR/seed_S holds predictions.txt, references.txt (for experiments.score) and the
+adapter. A run that was killed goes on with the same command. To decode and score an adapter:
+`--config.eval_only=True --config.adapter=DIR`. `--config.epochs=0` scores the model unadapted.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+from absl import app, flags, logging
+from ml_collections import ConfigDict, config_flags
+from transformers import AutoTokenizer
+
+from experiments import workdir as workdirs
+from experiments.adaptation import Adaptation, Goal, training_record
+from experiments.language import end_tokens, validation
+from lora_jax import methods, partition
+from lora_jax.data import completions, data_to_text
+from lora_jax.data.batches import TrainingBatches
+from lora_jax.decoding.beam import BeamSearch, Continuations, beam_search
+from lora_jax.decoding.predictions import Predictions, decode_all
+from lora_jax.merge import merge
+from lora_jax.metrics import files, generation
+from lora_jax.metrics.generation import Scores
+from lora_jax.models import hub
+from lora_jax.models.decoder import Decoder
+from lora_jax.partition import Params
+from lora_jax.training import loop, step
+from lora_jax.training.records import environment, peak_memory, spread, write_json
+
+
+class Preparation:
+    """What all seeds share: texts and tokens, the decoder's configuration, the method."""
+
+    def __init__(self, config: ConfigDict):
+        data = config.data
+        self.config = config
+        self.method = methods.create(**config.method.to_dict())
+        self.folder = hub.find(config.model.name)
+        given = config.model.to_dict().items()
+        self.decoder = hub.read_decoder_config(
+            self.folder, **{k: v for k, v in given if k != "name" and v is not None}
+        )
+        self.max_length = min(data.max_length, self.decoder.max_length)
+        self.tokenizer = AutoTokenizer.from_pretrained(str(self.folder))
+        self.search = BeamSearch(
+            end_tokens(self.tokenizer),
+            **{k: v for k, v in config.decode.items() if k != "batch_size"},
+        )
+        self.notes: dict[str, str] = {}
+        self.train = self.valid = None
+        if config.epochs and not config.eval_only:
+            self.train = self._tokenised("train", data.max_examples)
+            self.valid = self._tokenised("valid", data.max_eval_examples)
+        self.test = data_to_text.grouped(self._read(data.decode_split)).take(data.max_prompts)
+        room = self.max_length - self.search.max_tokens
+        self.prompts = completions.prompts(self.test, self.tokenizer, room)
+
+    def _read(self, split: str) -> data_to_text.Pairs:
+        pairs = data_to_text.read(self.config.dataset, split, self.config.data.source)
+        if pairs.notes:
+            self.notes[split] = pairs.notes
+        return pairs
+
+    def _tokenised(self, split: str, limit: int) -> completions.TokenisedPairs:
+        return completions.tokenise_pairs(
+            self._read(split).take(limit), self.tokenizer, self.max_length
+        )
+
+    def score(self, texts: list[str]) -> Scores:
+        """Scores of the decoded texts, one per different input."""
+        if self.config.dataset == "e2e":
+            return generation.e2e(texts, self.test.references)
+        scores = generation.webnlg(texts, self.test.references)
+        values, missing = dict(scores.values), dict(scores.missing)
+        for subset in sorted(set(self.test.subsets) - {""}):
+            chosen = [i for i, own in enumerate(self.test.subsets) if own == subset]
+            part = generation.webnlg(
+                [texts[i] for i in chosen], [self.test.references[i] for i in chosen]
+            )
+            values |= {f"{name}_{subset}": value for name, value in part.values.items()}
+            missing |= {f"{name}_{subset}": why for name, why in part.missing.items()}
+        return Scores(values, missing, scores.notes)
+
+
+class Run:
+    """One seed: training, decoding and scoring."""
+
+    def __init__(self, preparation: Preparation, seed: int, folder: Path):
+        self.own = preparation
+        self.seed = seed
+        self.folder = folder
+        model = hub.load_decoder(preparation.folder, preparation.decoder)
+        self.adaptation = Adaptation(
+            preparation.config, model, preparation.method, jax.random.key(seed)
+        )
+
+    def train(self) -> dict[str, Any]:
+        """Trains this seed (or resumes it) and returns its part of the run record."""
+        own, config = self.own, self.own.config
+        assert own.train is not None and own.valid is not None
+        width = own.decoder.n_embd
+        data = TrainingBatches(
+            own.train, config.batch_size, config.epochs, self.seed, width, own.max_length
+        )
+        goal = Goal(
+            f"{config.dataset} {own.method.name} seed {self.seed}",
+            "loss",
+            validation(self.adaptation, own.valid, width, own.max_length),
+            self.save_adapter,
+            smaller_is_better=True,
+        )
+        loss = step.completion_loss(config.label_smoothing)
+        return self.adaptation.train(config, data, loss, goal, self.seed, self.folder)
+
+    def save_adapter(self, trainable: Params, progress: loop.Progress) -> None:
+        """Writes this seed's adapter folder."""
+        config = self.own.config
+        notes = {
+            "task": config.dataset, "model": config.model.name, "seed": self.seed,
+            "epoch": progress.best, "metrics": progress.history[progress.best - 1],
+        }  # fmt: skip
+        self.adaptation.save(self.folder / "adapter", trainable, notes)
+
+    def decode(self, trainable: Params) -> tuple[Predictions, list[str]]:
+        """Decodes the test set with the merged model; writes predictions.txt and references.txt."""
+        own, settings = self.own, self.own.config.decode
+        merged = merge(partition.join(self.adaptation.structure, trainable, self.adaptation.frozen))
+        all_frozen = dict.fromkeys(partition.parameters(merged), partition.FROZEN)
+        structure, _, params = partition.split(merged, all_frozen)
+
+        @jax.jit
+        def search(params: Params, tokens: jax.Array, lengths: jax.Array) -> Continuations:
+            model = partition.join(structure, {}, params)
+            assert isinstance(model, Decoder)
+            return beam_search(model, tokens, lengths, own.search)
+
+        found = decode_all(
+            partial(search, params), own.prompts, settings.batch_size, self.folder / "predictions.jsonl",
+            {**settings.to_dict(), "dataset": own.config.dataset, "split": own.config.data.decode_split},
+            f"decode seed {self.seed}",
+        )  # fmt: skip
+        ends = own.search.end_tokens
+        kept = [ids[:-1] if ids and ids[-1] in ends else ids for ids in found.tokens]
+        texts = [completions.clean(text) for text in own.tokenizer.batch_decode(kept)]
+        files.write_hypotheses(self.folder / "predictions.txt", texts)
+        files.write_references(self.folder / "references.txt", own.test.references)
+        return found, texts
+
+    def finish(self, trainable: Params) -> dict[str, Any]:
+        """Decodes and scores."""
+        found, texts = self.decode(trainable)
+        scores = self.own.score(texts)
+        return {
+            "test": scores.values, "missing": scores.missing, "metric_notes": scores.notes,
+            "decode": found.speed(),
+        }  # fmt: skip
+
+
+def evaluate(config: ConfigDict, workdir: Path) -> dict[str, Any]:
+    """Decodes and scores an adapter; writes evaluation.json and the texts."""
+    run = Run(Preparation(config), config.seeds[0], workdir)
+    result = run.finish(run.adaptation.load(Path(config.adapter)))
+    write_json(workdir / "evaluation.json", {"adapter": config.adapter, **result})
+    return result
+
+
+def run_all(config: ConfigDict, workdir: Path) -> dict[str, Any]:
+    """Trains, decodes and scores all seeds of a config; writes and returns the run record.
+
+    A finished run is read back, an unfinished one is resumed.
+    """
+    if (record := workdirs.finished(workdir, config)) is not None:
+        return record
+    preparation = Preparation(config)
+    for split, note in preparation.notes.items():
+        print(f"{config.dataset} {split}: {note}")
+    runs: dict[int, dict[str, Any]] = {}
+    for seed in config.seeds:
+        run = Run(preparation, seed, workdir / f"seed_{seed}")
+        if not runs:
+            workdirs.claim(workdir, config)
+            print(run.adaptation.summary)
+            counts = run.adaptation.summary.counts()
+        if config.epochs:
+            runs[seed] = run.train()
+            trainable = run.adaptation.load(run.folder)
+        else:
+            runs[seed], trainable = {}, run.adaptation.trainable
+        runs[seed] |= run.finish(trainable)
+    result = _record(preparation, runs) | {"parameters": counts}
+    if config.epochs:
+        chosen = workdir / f"seed_{result['adapter']['seed']}" / "adapter"
+        workdirs.copy_folder(chosen, workdir / "adapter")
+    write_json(workdir / "result.json", result)
+    return result
+
+
+def _record(preparation: Preparation, runs: dict[int, dict[str, Any]]) -> dict[str, Any]:
+    config, records = preparation.config, list(runs.values())
+    names = [name for name in records[0]["test"] if all(name in r["test"] for r in records)]
+    result = {
+        "task": config.dataset,
+        "method": preparation.method.name if config.epochs else "none",
+        "model": config.model.name,
+        "headline": "loss",
+        "split": config.data.decode_split,
+        "test": {name: spread([r["test"][name] for r in records]) for name in names},
+        "missing": records[0]["missing"],
+        "notes": preparation.notes | records[0]["metric_notes"],
+        "seeds": {str(seed): record for seed, record in runs.items()},
+        "config": workdirs.plain(config),
+    }
+    if not config.epochs:
+        return {**result, "memory": peak_memory(), **environment()}
+    best = min(runs, key=lambda seed: runs[seed]["best"]["loss"])
+    chosen = {"seed": best, "epoch": runs[best]["best_epoch"]}
+    return {**result, "adapter": chosen, **training_record(records)}
+
+
+def table(result: dict[str, Any]) -> str:
+    """A short text of a run record."""
+    lines = [f"{result['task']} {result['split']}  {result['method']}  {result['model']}"]
+    for name, value in result["test"].items():
+        lines.append(
+            f"  {name:18s} {value['mean']:9.4f} ±{value['std']:.4f}   ({len(value['values'])} seeds)"
+        )
+    lines += [f"  {name:18s}   missing: {why}" for name, why in result["missing"].items()]
+    lines += [f"  note on {name}: {text}" for name, text in result["notes"].items() if text]
+    counts = ", ".join(f"{k} {v:,}" for k, v in result["parameters"].items())
+    lines.append(f"  parameters: {counts}")
+    if "best" in result:
+        lines.append(
+            f"  validation loss {result['best']['loss']['mean']:.4f}; {result['seconds']:.0f} s of "
+            f"training, {result['tokens_per_second']:.0f} tokens/s, "
+            f"{100 * result['padding_efficiency']:.0f}% real tokens"
+        )
+    for seed, record in result["seeds"].items():
+        speed = record["decode"]
+        lines.append(
+            f"  seed {seed}: decoded {speed['prompts']} inputs in {speed['seconds']:.0f} s, "
+            f"{speed['tokens_per_second']:.0f} tokens/s"
+        )
+    return "\n".join(lines)
+
+
+def main(_: list[str]) -> None:
+    """Command line."""
+    logging.set_verbosity(logging.WARNING)  # Orbax and JAX tell a lot at INFO
+    config, folder = _CONFIG.value, _WORKDIR.value
+    with workdirs.readable_errors():
+        if not folder:
+            raise ValueError(
+                "--workdir=DIR is needed: the folder for texts, checkpoints and results"
+            )
+        if config.eval_only:
+            result = evaluate(config, Path(folder))
+            for name, value in result["test"].items():
+                print(f"{name:18s} {value:.6f}")
+            for name, why in result["missing"].items():
+                print(f"{name:18s} missing: {why}")
+            return
+        print(table(run_all(config, Path(folder))))
+        print(f"record: {folder}/result.json   texts: {folder}/seed_*/predictions.txt")
+
+
+if __name__ == "__main__":
+    _CONFIG = config_flags.DEFINE_config_file("config", None, "Run configuration.")
+    _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of this run.")
+    flags.mark_flag_as_required("config")
+    app.run(main)
