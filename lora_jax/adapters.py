@@ -30,6 +30,7 @@ from lora_jax.partition import Labels, Params
 FORMAT = "lora_jax adapter 1"
 WEIGHTS = "adapter.safetensors"
 DESCRIPTION = "adapter.json"
+UNKNOWN_BASE = ""  # instead of a fingerprint: a converted adapter whose base was not at hand
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +41,7 @@ class Adapter:
       method: the method that trained it.
       groups: path to group, of the leaves in `values`.
       values: path to array (numpy, host memory).
-      base: fingerprint of the base it was trained on.
+      base: fingerprint of the base it was trained on, or UNKNOWN_BASE.
       notes: whatever the run stored beside (task, model name, scores).
     """
 
@@ -80,7 +81,7 @@ def save_adapter(
       trainable: the trained leaves by path.
       labels: group of every leaf; those of `trainable` are stored.
       method: stored as its constructor and arguments.
-      base: `fingerprint` of the base parameters before training.
+      base: `fingerprint` of the base parameters before training, or UNKNOWN_BASE.
       notes: further JSON values to keep.
     """
     folder = Path(folder)
@@ -168,8 +169,14 @@ def apply_adapter(
       where: name of the adapter, for messages.
 
     Raises:
-      ValueError: another base, or leaves that are missing, extra or of another shape.
+      ValueError: another or an unknown base, or leaves missing, extra or of another shape.
     """
+    if adapter.base == UNKNOWN_BASE:
+        raise ValueError(
+            f"{where} was converted without its base, so it cannot be checked that this model is the "
+            "right one. Convert again with --model (see experiments.convert), or vouch for it in "
+            "code: dataclasses.replace(adapter, base=fingerprint)"
+        )
     if adapter.base != base:
         raise ValueError(
             f"{where} was trained on another base: its fingerprint is {adapter.base[:12]}, the "

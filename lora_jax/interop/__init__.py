@@ -1,0 +1,1 @@
+"""Checkpoints of other LoRA implementations, as dicts of arrays, into our adapters and back."""
