@@ -24,6 +24,7 @@ from transformers import AutoTokenizer
 from experiments import workdir as workdirs
 from experiments.adaptation import Adaptation, Goal, training_record
 from experiments.language import end_tokens, validation
+from experiments.score import as_in_paper
 from lora_jax import methods, partition
 from lora_jax.data import completions, data_to_text
 from lora_jax.data.batches import TrainingBatches
@@ -232,9 +233,8 @@ def table(result: dict[str, Any]) -> str:
     """A short text of a run record."""
     lines = [f"{result['task']} {result['split']}  {result['method']}  {result['model']}"]
     for name, value in result["test"].items():
-        lines.append(
-            f"  {name:18s} {value['mean']:9.4f} ±{value['std']:.4f}   ({len(value['values'])} seeds)"
-        )
+        mean, std = (as_in_paper(name, value[key]) for key in ("mean", "std"))
+        lines.append(f"  {name:18s} {mean:>8s} ±{std}   ({len(value['values'])} seeds)")
     lines += [f"  {name:18s}   missing: {why}" for name, why in result["missing"].items()]
     lines += [f"  note on {name}: {text}" for name, text in result["notes"].items() if text]
     counts = ", ".join(f"{k} {v:,}" for k, v in result["parameters"].items())
@@ -266,7 +266,7 @@ def main(_: list[str]) -> None:
         if config.eval_only:
             result = evaluate(config, Path(folder))
             for name, value in result["test"].items():
-                print(f"{name:18s} {value:.6f}")
+                print(f"{name:18s} {as_in_paper(name, value):>8s}   {value:.12g}")
             for name, why in result["missing"].items():
                 print(f"{name:18s} missing: {why}")
             return

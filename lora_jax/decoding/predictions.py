@@ -78,7 +78,7 @@ def decode_all(
     with path.open("a") as file, tqdm(
         total=len(prompts), initial=len(done), desc=label, unit="prompt", mininterval=1
     ) as bar:  # fmt: skip
-        for indices, tokens, lengths in _batches(prompts, todo, batch_size):
+        for indices, tokens, lengths in batches(prompts, todo, batch_size):
             begin = time.perf_counter()
             found = jax.device_get(decode(tokens, lengths))
             seconds = time.perf_counter() - begin
@@ -99,9 +99,13 @@ def decode_all(
     return _gather(lines, len(prompts))
 
 
-def _batches(
+def batches(
     prompts: Sequence[np.ndarray], todo: Sequence[int], batch_size: int
 ) -> Iterator[tuple[list[int], np.ndarray, np.ndarray]]:
+    """The prompts at `todo` in batches: (indices, tokens padded behind, lengths).
+
+    Lengths of rows are multiples of 16; the last batch repeats its last prompt.
+    """
     for start in range(0, len(todo), batch_size):
         indices = [int(i) for i in todo[start : start + batch_size]]
         filled = indices + [indices[-1]] * (batch_size - len(indices))

@@ -1,0 +1,98 @@
+"""Scores a file of generated texts against references, as the paper's Tables 3, 13 and 14.
+
+    python -m experiments.score REFS HYPS --metrics=e2e --json=scores.json
+
+REFS is a file of e2e-metrics (one reference a line, a blank line between instances), or several
+line-aligned files joined by commas, with lines empty where an instance has fewer references. HYPS
+has one text a line. --metrics=webnlg scores WebNLG and DART; it lower-cases and tokenises itself.
+METEOR needs Java; the table says so where there is none.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from absl import app, flags
+
+from experiments import workdir as workdirs
+from lora_jax.metrics import files, generation
+from lora_jax.training.records import write_json
+
+_PERCENT = ("bleu", "meteor", "rouge_l")  # the paper's tables show these times 100
+_USAGE = "python -m experiments.score REFS HYPS [--metrics=e2e|webnlg] [--json=FILE]"
+
+
+def score(
+    references: str, hypotheses: str, metrics: str, corpus_ter: bool = False
+) -> dict[str, Any]:
+    """Scores files.
+
+    Args:
+      references: one path, or several joined by commas.
+      hypotheses: a path.
+      metrics: 'e2e' or 'webnlg'.
+      corpus_ter: adds 'ter_corpus' to webnlg's.
+
+    Returns:
+      'values', 'missing' and 'notes' of `generation.Scores`, with what was scored.
+
+    Raises:
+      OSError: a file cannot be read.
+      ValueError: a file is bad, or the files do not fit each other.
+    """
+    targets = files.read_references(*references.split(","))
+    texts = files.read_hypotheses(hypotheses)
+    if len(targets) != len(texts):
+        raise ValueError(
+            f"{references} has {len(targets)} instances and {hypotheses} has {len(texts)} lines: "
+            "each instance needs one hypothesis"
+        )
+    if metrics == "e2e":
+        scores = generation.e2e(texts, targets)
+    else:
+        scores = generation.webnlg(texts, targets, corpus_ter=corpus_ter)
+    return {
+        "metrics": metrics,
+        "references": references,
+        "hypotheses": hypotheses,
+        "instances": len(texts),
+        "values": scores.values,
+        "missing": scores.missing,
+        "notes": scores.notes,
+    }
+
+
+def as_in_paper(name: str, value: float) -> str:
+    """A score as the paper's tables show it: BLEU, METEOR and ROUGE-L times 100."""
+    metric = name.removesuffix("_seen").removesuffix("_unseen")
+    return f"{100 * value:.2f}" if metric in _PERCENT else f"{value:.4f}"
+
+
+def table(result: dict[str, Any]) -> str:
+    """A short text: the scores as the paper shows them, and as computed."""
+    lines = [f"{result['metrics']}  {result['instances']} instances"]
+    for name, value in result["values"].items():
+        shown = as_in_paper(name, value)
+        note = f"   ({result['notes'][name]})" if name in result["notes"] else ""
+        lines.append(f"  {name:10s} {shown:>8s}   {value:.12g}{note}")
+    lines += [f"  {name:10s}  missing   {why}" for name, why in result["missing"].items()]
+    return "\n".join(lines)
+
+
+def main(arguments: list[str]) -> None:
+    """Command line."""
+    with workdirs.readable_errors():
+        if len(arguments) != 3:
+            raise ValueError(f"two files are needed, got {len(arguments) - 1}: {_USAGE}")
+        result = score(arguments[1], arguments[2], _METRICS.value, _CORPUS_TER.value)
+        print(table(result))
+        if _JSON.value:
+            write_json(Path(_JSON.value), result)
+
+
+if __name__ == "__main__":
+    _METRICS = flags.DEFINE_enum("metrics", "e2e", ["e2e", "webnlg"], "Which scores.")
+    _CORPUS_TER = flags.DEFINE_bool("corpus_ter", False, "webnlg: also TER as TERCOM (slow).")
+    _JSON = flags.DEFINE_string("json", None, "File for the result.")
+    app.run(main)

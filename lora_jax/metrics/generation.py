@@ -1,0 +1,149 @@
+"""Scores of generated text on E2E, WebNLG and DART (paper Tables 3, 13, 14, 18; paper.md 8.4)."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+from pycocoevalcap.cider.cider import Cider
+from pycocoevalcap.rouge.rouge import Rouge
+
+from lora_jax.metrics import meteor, mteval, ptb
+from lora_jax.metrics import webnlg as nlg
+from lora_jax.metrics.files import one_line
+from lora_jax.metrics.java import JavaError
+
+TIMEOUT = 1800.0  # seconds for each Java program; the E2E test set takes under a minute
+
+
+@dataclasses.dataclass(frozen=True)
+class Scores:
+    """What was computed of a set of metrics.
+
+    Attributes:
+      values: metric -> score as its program gives it: BLEU, METEOR and ROUGE-L in [0, 1], NIST and
+        CIDEr from 0 up, TER from 0 up with 0 the best.
+      missing: metric -> why it has no value, and the remedy.
+      notes: metric -> what a reader of its value must know.
+    """
+
+    values: dict[str, float]
+    missing: dict[str, str]
+    notes: dict[str, str]
+
+
+def e2e(
+    hypotheses: Sequence[str], references: Sequence[Sequence[str]], timeout: float = TIMEOUT
+) -> Scores:
+    """Scores E2E outputs as e2e-metrics does (measure_scores.py -p).
+
+    BLEU-4 and NIST-5 are over mteval-v13a tokens of the texts as they are; METEOR 1.5, ROUGE-L and
+    CIDEr over Penn Treebank tokens in lower case without punctuation. Without Java METEOR is
+    missing, and ROUGE-L and CIDEr use a tokenizer in Python, with a note.
+
+    Args:
+      hypotheses: N texts; an empty one is scored as such.
+      references: N lists of texts, any number each; blank ones are left out.
+      timeout: seconds for each of two Java programs.
+
+    Returns:
+      Scores of 'bleu', 'nist', 'meteor', 'rouge_l' and 'cider'.
+
+    Raises:
+      ValueError: the numbers of texts differ, there are none, an instance has no reference, no
+        reference has a word, or something is no text.
+    """
+    hypotheses, references = _checked(hypotheses, references)
+    values = {
+        "bleu": mteval.bleu(hypotheses, references),
+        "nist": mteval.nist(hypotheses, references),
+    }
+    missing, notes = {}, {}
+    texts = [*hypotheses, *(text for others in references for text in others)]
+    try:
+        tokens = ptb.stanford_tokens(texts, timeout)
+    except JavaError as error:
+        missing["meteor"] = str(error)
+        tokens = ptb.python_tokens(texts)
+        note = "tokenised in Python instead of by Stanford's program, which needs Java"
+        notes = dict.fromkeys(("rouge_l", "cider"), note)
+    rest = iter(tokens[len(hypotheses) :])
+    system = tokens[: len(hypotheses)]
+    others = [[next(rest) for _ in instance] for instance in references]
+    if not any(map(any, others)):
+        raise ValueError("the references hold no word, only punctuation")
+    if not missing:
+        try:
+            values["meteor"] = meteor.score(system, others, timeout)[0]
+        except JavaError as error:
+            missing["meteor"] = str(error)
+    targets, results = dict(enumerate(others)), {i: [text] for i, text in enumerate(system)}
+    values["rouge_l"] = float(Rouge().compute_score(targets, results)[0])
+    values["cider"] = float(Cider().compute_score(targets, results)[0])
+    return Scores(values, missing, notes)
+
+
+def webnlg(
+    hypotheses: Sequence[str],
+    references: Sequence[Sequence[str]],
+    timeout: float = TIMEOUT,
+    corpus_ter: bool = False,
+) -> Scores:
+    """Scores WebNLG and DART outputs as microsoft/LoRA does; see lora_jax.metrics.webnlg.
+
+    Texts are lower-cased and tokenised here; of each instance the first 6 references count. (Fewer
+    are filled up with the first there, which changes none of these scores.)
+
+    Args:
+      hypotheses: N texts as decoded; an empty one is scored as such.
+      references: N lists of texts, any number each; blank ones are left out.
+      timeout: seconds for METEOR.
+      corpus_ter: also compute TER as TERCOM does. Either TER takes a minute or two on WebNLG's
+        test set.
+
+    Returns:
+      Scores of 'bleu', 'meteor', 'ter' (the mean over instances, as in the paper's Tables 13 and
+      14) and, if asked for, 'ter_corpus'.
+
+    Raises:
+      ValueError: as of `e2e`.
+    """
+    hypotheses, references = _checked(hypotheses, references)
+    hypotheses = [nlg.decoded(text) for text in hypotheses]
+    references = [[nlg.decoded(text) for text in x[: nlg.MAX_REFERENCES]] for x in references]
+    values, missing = {"bleu": nlg.bleu(hypotheses, references)}, {}
+    system = [nlg.words(text) for text in hypotheses]
+    others = [[nlg.words(text) for text in instance] for instance in references]
+    try:
+        values["meteor"] = meteor.score(system, others, timeout)[0]
+    except JavaError as error:
+        missing["meteor"] = str(error)
+    values["ter"] = nlg.sentence_ter(system, others)
+    if corpus_ter:
+        values["ter_corpus"] = nlg.corpus_ter(system, others)
+    return Scores(values, missing, {})
+
+
+def _checked(
+    hypotheses: Sequence[str], references: Sequence[Sequence[str]]
+) -> tuple[list[str], list[list[str]]]:
+    """The texts, each on one line, without blank references; raises ValueError on bad input."""
+    if isinstance(hypotheses, str) or any(isinstance(others, str) for others in references):
+        raise ValueError("hypotheses must be a list of texts, references a list of lists of texts")
+    if len(hypotheses) != len(references):
+        raise ValueError(
+            f"{len(hypotheses)} hypotheses for {len(references)} instances with references: each "
+            "instance needs one hypothesis"
+        )
+    if not hypotheses:
+        raise ValueError("there are no hypotheses to score")
+    for number, texts in enumerate(zip(hypotheses, references, strict=True)):
+        for text in (texts[0], *texts[1]):
+            if not isinstance(text, str):
+                raise ValueError(f"instance {number} holds {text!r} where a text is due")
+        if not any(text.strip() for text in texts[1]):
+            raise ValueError(f"instance {number} has no reference, or only blank ones")
+    return (
+        [one_line(text).strip() for text in hypotheses],
+        [[one_line(t).strip() for t in others if t.strip()] for others in references],
+    )

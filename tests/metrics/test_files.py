@@ -1,0 +1,75 @@
+"""Tests of the files of references and hypotheses."""
+
+from __future__ import annotations
+
+import pytest
+
+from lora_jax.metrics import files
+
+
+def test_what_was_written_is_read(tmp_path):
+    references = [["Café « Zoë »", "b"], ["one\nline"], ["日本 \x85 c"]]
+    files.write_references(tmp_path / "new" / "refs.txt", references)
+    assert (tmp_path / "new/refs.txt").read_text(encoding="utf-8") == (
+        "Café « Zoë »\nb\n\none line\n\n日本   c\n\n"
+    )
+    found = files.read_references(tmp_path / "new" / "refs.txt")
+    assert found == [["Café « Zoë »", "b"], ["one line"], ["日本   c"]]
+    files.write_hypotheses(tmp_path / "hyps.txt", ["a", "", " b\r\nc "])
+    assert files.read_hypotheses(tmp_path / "hyps.txt") == ["a", "", "b c"]
+
+
+@pytest.mark.parametrize("references", [[["a"], []], [["a", " "]]])
+def test_what_the_format_cannot_hold_is_refused(tmp_path, references):
+    with pytest.raises(ValueError, match=r"instance \d has no reference or a blank one"):
+        files.write_references(tmp_path / "refs.txt", references)
+    assert not (tmp_path / "refs.txt").exists()
+
+
+def test_forms_of_references(tmp_path):
+    path = tmp_path / "refs.txt"
+    path.write_bytes("\ufeffa\r\nb\r\n\r\nc\r\n\r\n\r\n".encode())
+    assert files.read_references(path) == [["a", "b"], ["c"]]
+    path.write_text("a\nb\nc")  # without a blank line: one reference each, as measure_scores.py
+    assert files.read_references(path) == [["a"], ["b"], ["c"]]
+    path.write_text("a\x85b\nc\u2028d\n", encoding="utf-8")
+    assert files.read_references(path) == [["a\x85b"], ["c\u2028d"]]
+
+
+def test_aligned_references(tmp_path):
+    for name, text in (("0", "a\nb\n"), ("1", "c\n\n"), ("2", "\nd\n")):
+        (tmp_path / name).write_text(text)
+    paths = [tmp_path / name for name in "012"]
+    assert files.read_references(*paths) == [["a", "c"], ["b", "d"]]
+    (tmp_path / "1").write_text("c\n")
+    with pytest.raises(ValueError, match=r"0 has 2 lines and .*1 has 1"):
+        files.read_references(*paths)
+    for path in paths:
+        path.write_text("a\n\n")
+    with pytest.raises(ValueError, match="line 2 is empty in all of"):
+        files.read_references(*paths)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "refs.txt is empty"),
+        (b"\n \n", "only blank lines"),
+        (b"a\n\n\nb\n", "line 3: a second blank line"),
+        (b"\n\na\n", "line 1: a second blank line"),
+        (b"a\nb\n\xffc\n", r"refs.txt, line 3: not UTF-8 \(byte 0xff at column 1\)"),
+        ("a\n".encode("utf-16"), "line 1: not UTF-8"),
+    ],
+)
+def test_bad_files_are_named(tmp_path, content, message):
+    path = tmp_path / "refs.txt"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        files.read_references(path)
+
+
+def test_missing_files():
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        files.read_hypotheses("nowhere.txt")
+    with pytest.raises(ValueError, match="no reference file"):
+        files.read_references()
