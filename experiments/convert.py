@@ -29,6 +29,7 @@ from absl import app, flags
 
 from experiments import state_dicts
 from experiments import workdir as workdirs
+from experiments.adaptation import adapter_folder
 from lora_jax import adapters, partition
 from lora_jax.interop import loralib, loralib_export, loralib_names
 from lora_jax.models import hub
@@ -130,8 +131,7 @@ def to_loralib(
     Raises:
       FileNotFoundError, ImportError, ValueError: bad input; nothing is written then.
     """
-    own = adapter / "adapter"  # of a run folder
-    loaded = adapters.load_adapter(own if own.is_dir() else adapter)
+    loaded = adapters.load_adapter(adapter_folder(adapter))
     architecture = architecture or loaded.notes.get("architecture")
     with _named(adapter):
         state = loralib_export.to_state_dict(loaded.values, architecture, prefix)

@@ -110,8 +110,9 @@ def beam_search(
         return _collect(state, _ended(chosen, settings), settings)
 
     state = jax.lax.while_loop(more, advance, state)
-    # Beams still alive compete too; after an early stop they cannot win.
-    return _collect(state, jnp.full(state.scores.shape, True), settings).best
+    # Beams still alive compete too, at full length only.
+    done = state.step == settings.max_tokens
+    return _collect(state, jnp.broadcast_to(done, state.scores.shape), settings).best
 
 
 def _first(model: Decoder, prompts: Array, lengths: Array, settings: BeamSearch) -> _State:
@@ -132,7 +133,7 @@ def _ended(tokens: Array, settings: BeamSearch) -> Bool[Array, "n beams"]:
 
 def _collect(state: _State, ended: Bool[Array, "n beams"], settings: BeamSearch) -> _State:
     """Keeps the best finished continuation of each prompt and takes the finished beams out."""
-    scores = jnp.where(ended, state.scores / state.step**settings.length_penalty, -jnp.inf)
+    scores = jnp.where(ended, state.scores / state.step ** float(settings.length_penalty), -jnp.inf)
     first = jnp.argmax(scores, axis=1)
     score = jnp.max(scores, axis=1)
     better = score > state.best.scores
@@ -151,7 +152,10 @@ def _may_win(state: _State, settings: BeamSearch) -> Bool[Array, " n"]:
     """Whether a living beam could still beat the best: sums only fall, lengths are bounded."""
     alive = jnp.max(state.scores, axis=1)
     lengths = jnp.stack([state.step + 1.0, jnp.float32(settings.max_tokens)])
-    return jnp.max(alive[:, None] / lengths**settings.length_penalty, axis=1) > state.best.scores
+    return (
+        jnp.max(alive[:, None] / lengths ** float(settings.length_penalty), axis=1)
+        > state.best.scores
+    )
 
 
 def _take(values: Any, indices: Array) -> Array:

@@ -104,13 +104,16 @@ def batches(
 ) -> Iterator[tuple[list[int], np.ndarray, np.ndarray]]:
     """The prompts at `todo` in batches: (indices, tokens padded behind, lengths).
 
-    Lengths of rows are multiples of 16; the last batch repeats its last prompt.
+    Rows are padded to a multiple of 16 or the longest prompt of all; the last batch repeats its last
+    prompt.
     """
+    longest = max(map(len, prompts), default=0)
     for start in range(0, len(todo), batch_size):
         indices = [int(i) for i in todo[start : start + batch_size]]
         filled = indices + [indices[-1]] * (batch_size - len(indices))
         lengths = np.array([len(prompts[i]) for i in filled], np.int32)
-        tokens = np.zeros((batch_size, -(-lengths.max() // _PROMPT_STEP) * _PROMPT_STEP), np.int32)
+        padded = min(-(-int(lengths.max()) // _PROMPT_STEP) * _PROMPT_STEP, longest)
+        tokens = np.zeros((batch_size, padded), np.int32)
         for row, index in enumerate(filled):
             tokens[row, : lengths[row]] = prompts[index]
         yield indices, tokens, lengths

@@ -259,8 +259,16 @@ class Decoder(nnx.Module):
 
         Returns:
           Logits of the first generated token, and the cache for `step`.
+
+        Raises:
+          ValueError: the padded prompts and the new tokens are more than the model's positions.
         """
         n, length = prompts.shape
+        if length + steps - 1 > self.config.n_positions:
+            raise ValueError(
+                f"prompts of {length} tokens (with padding) and {steps} new ones do not fit the "
+                f"model's {self.config.n_positions} positions"
+            )
         positions = jnp.broadcast_to(jnp.arange(length), prompts.shape)
         mask: Bool[Array, "1 1 prompt prompt"] = jnp.tril(jnp.ones((1, 1, length, length), bool))
         x, prompt = self.layers.cached(self.embeddings(prompts, positions), None, mask)

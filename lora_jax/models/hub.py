@@ -20,7 +20,7 @@ import numpy as np
 from flax import nnx
 from safetensors.numpy import save
 
-from lora_jax import partition
+from lora_jax import layers, partition
 from lora_jax.adapters import write_bytes
 from lora_jax.models.decoder import Decoder, DecoderConfig
 from lora_jax.models.encoder import Classifier, EncoderConfig
@@ -201,7 +201,7 @@ def _load(
 
 def _refuse_untied(tensors: Mapping[str, jax.Array], folder: Path) -> None:
     """A GPT-2 file may repeat its embedding as `lm_head`; another output embedding is an error."""
-    first = tensors.get("transformer.wte.weight")
+    first = tensors.get("transformer.wte.weight", tensors.get("wte.weight"))
     last = tensors.get("lm_head.weight")
     if first is not None and last is not None and not np.array_equal(first, last):
         raise ValueError(
@@ -220,8 +220,13 @@ def save_decoder(folder: Path, model: Decoder, **settings: Any) -> None:
       folder: is made if it is not there.
       model: a decoder.
       settings: further values of config.json, such as `eos_token_id`.
+
+    Raises:
+      ValueError: the model holds an update; GPT-2's files have no place for one.
     """
     params = partition.parameters(model)
+    if adapted := layers.adapted_layers(model):
+        raise ValueError(f"{sorted(adapted)} are adapted: merge or strip the model before saving")
     tensors = to_published(params, LAYOUTS["gpt2"])
     config = {k: v for k, v in dataclasses.asdict(model.config).items() if k not in _OURS}
     folder.mkdir(parents=True, exist_ok=True)

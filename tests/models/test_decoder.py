@@ -1,0 +1,336 @@
+"""The decoder against PyTorch `transformers` and loralib: training, decoding with a cache, files."""
+
+from __future__ import annotations
+
+import json
+
+import jax
+import jax.numpy as jnp
+import loralib
+import numpy as np
+import optax
+import pytest
+import torch
+import transformers
+from flax import nnx
+from safetensors.numpy import load_file, save_file
+
+import lora_jax
+from lora_jax import methods, partition
+from lora_jax.models import hub
+from lora_jax.models.attention import Inputs
+from lora_jax.models.decoder import SIZES, Decoder
+
+torch.set_num_threads(1)
+
+# Relative to the largest value of a tensor, in float32; only the order of summation differs. Reached
+# on a CPU: logits 8e-7 (with a cache too), gradients 1.7e-6.
+LOGITS_TOLERANCE = 1e-5
+GRADIENT_TOLERANCE = 2e-5
+
+# Torch name without the layer -> our path; written out again so that it checks the hub's table.
+NAMES = {
+    "wte": "embeddings/token",
+    "wpe": "embeddings/position",
+    "ln_1": "layers/block/attention/norm",
+    "attn.c_attn": "layers/block/attention/qkv",
+    "attn.c_proj": "layers/block/attention/output",
+    "ln_2": "layers/block/feed_forward/norm",
+    "mlp.c_fc": "layers/block/feed_forward/up",
+    "mlp.c_proj": "layers/block/feed_forward/down",
+    "ln_f": "norm",
+}
+VOCAB, POSITIONS = 37, 24
+QV = {".*/attention/qkv": {"parts": ("q", "v"), "fused": ("q", "k", "v")}}
+
+
+def to_ours(named):
+    """Torch tensors in the order of layers, as arrays by our path."""
+    groups = {}
+    for name, tensor in named:
+        *module, leaf = name.removeprefix("transformer.").split(".")
+        path = NAMES[".".join(module[2:] if module[0] == "h" else module)]
+        if leaf == "weight":
+            leaf = "scale" if tensor.ndim == 1 else "kernel" if module[0] == "h" else "embedding"
+        groups.setdefault(f"{path}/{leaf}", []).append(tensor.detach().numpy())
+    return {k: np.stack(v) if "/block/" in k else v[0] for k, v in groups.items()}
+
+
+def randomise(named, seed):
+    """Random values, biases and norms too, large enough that attention is not flat."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, p in named:
+        p.data.normal_(float("ln_" in name and "weight" in name), 0.2, generator=generator)
+
+
+def torch_model(layers=2, heads=2, size=16, inner=None):
+    config = transformers.GPT2Config(
+        vocab_size=VOCAB, n_embd=size, n_layer=layers, n_head=heads, n_inner=inner,
+        n_positions=POSITIONS, embd_pdrop=0.0, attn_pdrop=0.0, resid_pdrop=0.0,
+    )  # fmt: skip
+    model = transformers.GPT2LMHeadModel(config).eval()
+    randomise(model.named_parameters(), seed=layers + heads)
+    return model
+
+
+def load(folder, dtype=jnp.float32, **overrides):
+    folder = hub.find(str(folder))
+    return hub.load_decoder(folder, hub.read_decoder_config(folder, **overrides), dtype)
+
+
+@pytest.fixture(scope="session")
+def saved(tmp_path_factory):
+    model = torch_model(layers=3, heads=4)
+    folder = tmp_path_factory.mktemp("gpt2")
+    model.save_pretrained(folder)
+    return model, folder
+
+
+def batch():
+    """Rows with several examples and padding; the examples; some tokens of each, and targets."""
+    rng = np.random.default_rng(0)
+    inputs = Inputs(*np.zeros((4, 4, POSITIONS + 1), np.int32))
+    inputs.tokens[...] = 9  # padding must not be read
+    examples, chosen, at = [], [], []
+    for row, lengths in enumerate([(5, 1, 9), (POSITIONS,), (2,), (7, 12)]):
+        for number, n in enumerate(lengths, 1):
+            start = sum(lengths[: number - 1])
+            own = slice(start, start + n)
+            examples.append(rng.integers(0, VOCAB, n))
+            chosen.append(np.sort(rng.choice(n, (n + 1) // 2, replace=False)))
+            at += [(row, start + i) for i in chosen[-1]]
+            inputs.tokens[row, own], inputs.segments[row, own] = examples[-1], number
+            inputs.positions[row, own] = np.arange(n)
+    return inputs, np.array(at).T, examples, chosen, rng.integers(0, VOCAB, len(at))
+
+
+INPUTS, AT, EXAMPLES, CHOSEN, TARGETS = batch()
+run = jax.jit(lambda model, key=None: model(INPUTS, *AT, key=key))
+
+
+def torch_logits(theirs):
+    """Of the chosen tokens, one example at a time."""
+    logits = [theirs(torch.tensor(example[None])).logits[0] for example in EXAMPLES]
+    return torch.cat([own[c] for own, c in zip(logits, CHOSEN, strict=True)])
+
+
+def deviation(ours, reference):
+    """Largest difference, relative to each leaf's largest value, at least 1% of all leaves'."""
+    assert {k: v.shape for k, v in ours.items()} == {k: v.shape for k, v in reference.items()}
+    assert all(v.dtype == jnp.float32 for v in ours.values())
+    top = {path: np.abs(v).max() for path, v in reference.items()}
+    floor = 0.01 * max(top.values())  # a key's bias has gradient zero, but for rounding
+    return max(np.abs(ours[k] - v).max() / max(top[k], floor) for k, v in reference.items())
+
+
+def difference(ours, theirs):
+    return deviation({"": ours}, {"": theirs.detach().numpy()})
+
+
+def parameters(model):
+    return {path: np.asarray(value) for path, value in partition.parameters(model).items()}
+
+
+def logits_and_gradients(model, key=None):
+    structure, params, rest = partition.split(model, methods.full().labels(model))
+
+    def loss(p):
+        logits = partition.join(structure, p, rest)(INPUTS, *AT, key=key)
+        return optax.softmax_cross_entropy_with_integer_labels(logits, TARGETS).mean(), logits
+
+    gradients, logits = jax.jit(jax.grad(loss, has_aux=True))(params)
+    return np.asarray(logits), {k: np.asarray(v) for k, v in gradients.items()}
+
+
+@pytest.mark.parametrize(
+    "layers, heads, size, inner", [(1, 1, 8, None), (2, 3, 12, 20), (3, 4, 32, None), (3, 2, 16, 7)]
+)
+def test_logits_and_all_gradients_equal_pytorch(layers, heads, size, inner, tmp_path):
+    theirs = torch_model(layers, heads, size, inner)
+    theirs.save_pretrained(tmp_path)
+    ours = load(tmp_path)
+    np.testing.assert_equal(parameters(ours), to_ours(theirs.named_parameters()))
+    expected = torch_logits(theirs)
+    torch.nn.functional.cross_entropy(expected, torch.tensor(TARGETS)).backward()
+    gradients = to_ours((name, p.grad) for name, p in theirs.named_parameters())
+    logits, own = logits_and_gradients(ours)
+    reached = difference(logits, expected), deviation(own, gradients)
+    print(f"\ndeviation: logits {reached[0]:.1e}, gradients {reached[1]:.1e}")
+    assert reached[0] < LOGITS_TOLERANCE and reached[1] < GRADIENT_TOLERANCE
+
+
+def decode(ours, theirs, lengths, beams, steps, padding):
+    """Largest deviation of `prefill` and `step` under random reorderings from full forward passes."""
+    rng, n = np.random.default_rng(0), len(lengths)
+    prompts = rng.integers(0, VOCAB, (n, max(lengths) + padding))
+    texts = [[prompts[i, :k].tolist()] * beams for i, k in enumerate(lengths)]
+
+    def compare(logits):
+        with torch.no_grad():
+            expected = [theirs(torch.tensor(beams)).logits[:, -1] for beams in texts]
+        return difference(logits, torch.stack(expected))
+
+    start = jax.jit(lambda m, *args: m.prefill(*args, beams, steps))
+    step = jax.jit(lambda m, tokens, cache: m.step(tokens, cache))
+    logits, cache = start(ours, prompts, np.array(lengths))
+    worst = compare(np.repeat(logits[:, None], beams, axis=1))
+    for _ in range(steps):
+        # As in a beam search: parents with repetition, so some pasts die and others double.
+        parents, new = rng.integers(0, beams, (n, beams)), rng.integers(0, VOCAB, (n, beams))
+        texts = [
+            [[*own[parents[i, j]], int(new[i, j])] for j in range(beams)]
+            for i, own in enumerate(texts)
+        ]
+        paths = jnp.take_along_axis(cache.paths, jnp.asarray(parents)[..., None], axis=1)
+        logits, cache = step(ours, new, cache._replace(paths=paths))
+        worst = max(worst, compare(logits))
+    print(f"\ndeviation with a cache {worst:.1e}")
+    return worst
+
+
+@pytest.mark.parametrize("lengths, beams, steps, padding", [
+    ((1, 7, 4), 3, 8, 2), ((5, 16), 1, 8, 0), ((2, 3, 1, 9), 5, 12, 0), ((3,), 10, 1, 5),
+])  # fmt: skip
+def test_cached_decoding_equals_full_passes(saved, lengths, beams, steps, padding):
+    """Prompts of different lengths, beams that take each other's pasts, up to the last position."""
+    assert max(lengths) + steps <= POSITIONS
+    assert decode(load(saved[1]), saved[0], lengths, beams, steps, padding) < LOGITS_TOLERANCE
+
+
+DROPOUT = {"embd_pdrop": 0.1, "attn_pdrop": 0.2, "resid_pdrop": 0.1}
+KEY = jax.random.key(5, impl="unsafe_rbg")  # compiles faster
+
+
+def test_unroll_and_remat_change_nothing(saved):
+    plain, expected = logits_and_gradients(load(saved[1], **DROPOUT), KEY)
+    for unroll, remat in ((1, "dots"), (2, "none"), (3, "full")):
+        model = load(saved[1], **DROPOUT, unroll=unroll, remat=remat)
+        logits, gradients = logits_and_gradients(model, KEY)
+        # The same operations, fused in other ways; a recomputed block draws the same dropout.
+        assert np.abs(logits - plain).max() < 2e-5
+        assert deviation(gradients, expected) < GRADIENT_TOLERANCE
+        assert decode(model, saved[0], (2, 5), 2, 2, 0) < LOGITS_TOLERANCE
+
+
+@pytest.mark.parametrize("name", DROPOUT)
+def test_each_dropout_has_an_effect_and_only_with_a_key(saved, name):
+    still, model = run(load(saved[1])), load(saved[1], **{name: 0.2})
+    np.testing.assert_array_equal(run(model), still)
+    np.testing.assert_array_equal(run(load(saved[1]), KEY), still)
+    one, again, other = (run(model, k) for k in (KEY, KEY, jax.random.fold_in(KEY, 1)))
+    np.testing.assert_array_equal(one, again)
+    assert np.abs(one - other).max() > 1e-2 and np.abs(one - still).max() > 1e-2
+
+
+def test_bfloat16_is_close(saved):
+    # 8 bits of mantissa: 1e-2 of the largest logit is reached. Logits come in float32.
+    model, expected = load(saved[1], jnp.bfloat16), torch_logits(saved[0])
+    assert {v.dtype for v in partition.parameters(model).values()} == {jnp.dtype(jnp.bfloat16)}
+    reached = difference(run(model), expected), decode(model, saved[0], (1, 6), 3, 4, 0)
+    print(f"\ndeviation bfloat16 {reached}")
+    assert max(reached) < 0.05
+
+
+def test_counts_of_the_paper():
+    for name, base, factors in (
+        ("gpt2-medium", 354_823_168, 393_216),
+        ("gpt2-large", 774_030_080, 737_280),
+        ("gpt3-175b", 174_604_259_328, 18_874_368),
+    ):
+        method = methods.lora(QV, rank=4, alpha=32)
+        model = nnx.eval_shape(
+            lambda: method.insert(Decoder(SIZES[name], nnx.Rngs(0)), jax.random.key(0))
+        )
+        sizes, labels = {"frozen": 0, "lora": 0}, method.labels(model)
+        for path, shape in partition.parameters(model).items():
+            sizes[labels[path]] += int(shape.size)
+        assert sizes == {"frozen": base, "lora": factors}
+
+
+def test_fused_lora_equals_loralib_and_merges(saved):
+    base = load(saved[1])
+    adapted = methods.lora(QV, rank=3, alpha=32).insert(base, jax.random.key(0))
+    np.testing.assert_array_equal(run(adapted), run(base))  # step 0
+
+    theirs = torch_model(layers=3, heads=4)
+    factors = {part: [] for part in ("q", "v")}
+    for layer, block in enumerate(theirs.transformer.h):
+        merged = loralib.MergedLinear(
+            16, 48, r=3, lora_alpha=32, enable_lora=[True, False, True], fan_in_fan_out=True,
+            merge_weights=False,
+        )  # fmt: skip
+        randomise(merged.named_parameters(), seed=layer)
+        merged.load_state_dict(block.attn.c_attn.state_dict(), strict=False)
+        block.attn.c_attn = merged
+        for i, part in enumerate(factors):
+            a, b = merged.lora_A[3 * i : 3 * i + 3], merged.lora_B[16 * i : 16 * i + 16]
+            factors[part].append((a.detach().numpy().T, b.detach().numpy().T))
+    for part, pairs in factors.items():
+        pair = getattr(adapted.layers.block.attention.qkv.lora, part)
+        pair.a[...], pair.b[...] = map(np.stack, zip(*pairs, strict=True))
+    expected = torch_logits(theirs)
+    assert np.abs(np.asarray(run(base)) - expected.detach().numpy()).max() > 1
+    final = lora_jax.merge(adapted)
+    assert nnx.graphdef(final) == nnx.graphdef(base)
+    for model in (adapted, final):
+        assert difference(run(model), expected) < LOGITS_TOLERANCE
+        assert decode(model, theirs, (2, 5), 2, 3, 1) < LOGITS_TOLERANCE
+
+
+def rewrite(saved, folder, change, **config):
+    """Writes a folder with changed tensors and config, and returns it."""
+    save_file(change(load_file(saved[1] / "model.safetensors")), folder / "model.safetensors")
+    values = json.loads((saved[1] / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**values, **config}))
+    return folder
+
+
+WTE, BIAS = "transformer.wte.weight", "transformer.h.1.attn.c_attn.bias"
+BUFFERS = ("transformer.h.0.attn.bias", "transformer.h.2.attn.masked_bias")
+bare = lambda t: {k.removeprefix("transformer."): v for k, v in t.items()}  # noqa: E731
+
+
+def test_files_in_use(saved, tmp_path):
+    for change in (
+        bare,
+        lambda t: {**t, **dict.fromkeys(BUFFERS, np.ones((1, 1, 2, 2)))},  # of old versions
+        lambda t: {**t, "lm_head.weight": t[WTE].copy()},
+    ):
+        folder = rewrite(saved, tmp_path, change)
+        np.testing.assert_equal(parameters(load(folder)), parameters(load(saved[1])))
+
+
+def test_sharded_and_saved_again(saved, tmp_path):
+    saved[0].save_pretrained(tmp_path / "shards", max_shard_size="3KB")
+    assert len(list((tmp_path / "shards").glob("model-*.safetensors"))) > 3
+    model, new = load(tmp_path / "shards", unroll=3), tmp_path / "new"
+    hub.save_decoder(new, model)
+    for own in (model, load(new)):
+        np.testing.assert_equal(parameters(own), parameters(load(saved[1])))
+    assert hub.read_decoder_config(new) == hub.read_decoder_config(saved[1])
+    again = transformers.GPT2LMHeadModel.from_pretrained(new).eval()
+    assert torch.equal(torch_logits(again), torch_logits(saved[0]))
+
+
+keep = lambda tensors: tensors  # noqa: E731
+
+
+@pytest.mark.parametrize("change, config, message", [
+    (keep, {"activation_function": "gelu"}, "activation_function 'gelu' is not supported"),
+    (keep, {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx True"),
+    (keep, {"scale_attn_weights": False}, "scale_attn_weights False"),
+    (keep, {"add_cross_attention": True}, "add_cross_attention True"),
+    (keep, {"tie_word_embeddings": False}, "tie_word_embeddings False"),
+    (keep, {"model_type": "gptj"}, "'gptj' is not supported here; supported: gpt2"),
+    (keep, {"n_layer": 2}, r"12 extra: h\.2\."),
+    (keep, {"n_layer": 4}, r"12 missing: h\.3\."),
+    (keep, {"vocab_size": 38}, r"1 misshapen: wte\.weight is \(37, 16\).*\(38, 16\)"),
+    (lambda t: {k: v for k, v in t.items() if k != BIAS}, {}, r"1 missing: h\.1\.attn\.c_attn\.bias"),
+    (lambda t: {**t, f"{BIAS}2": t[BIAS]}, {}, r"1 extra: h\.1\.attn\.c_attn\.bias2"),
+    (lambda t: {**t, BIAS: t[BIAS][:9].copy()}, {}, r"1 misshapen: h\.1\.attn\.c_attn\.bias is \(9,\)"),
+    (lambda t: {**t, "lm_head.weight": t[WTE] + 1}, {}, "lm_head.weight differs"),
+    (lambda t: {**bare(t), "lm_head.weight": t[WTE] + 1}, {}, "lm_head.weight differs"),
+])  # fmt: skip
+def test_files_that_do_not_fit_are_errors(saved, tmp_path, change, config, message):
+    with pytest.raises(ValueError, match=message):
+        load(rewrite(saved, tmp_path, change, **config))
