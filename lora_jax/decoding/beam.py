@@ -133,7 +133,9 @@ def _ended(tokens: Array, settings: BeamSearch) -> Bool[Array, "n beams"]:
 
 def _collect(state: _State, ended: Bool[Array, "n beams"], settings: BeamSearch) -> _State:
     """Keeps the best finished continuation of each prompt and takes the finished beams out."""
-    scores = jnp.where(ended, state.scores / state.step ** float(settings.length_penalty), -jnp.inf)
+    scores = jnp.where(
+        ended, state.scores / state.step ** jnp.float32(settings.length_penalty), -jnp.inf
+    )
     first = jnp.argmax(scores, axis=1)
     score = jnp.max(scores, axis=1)
     better = score > state.best.scores
@@ -153,7 +155,7 @@ def _may_win(state: _State, settings: BeamSearch) -> Bool[Array, " n"]:
     alive = jnp.max(state.scores, axis=1)
     lengths = jnp.stack([state.step + 1.0, jnp.float32(settings.max_tokens)])
     return (
-        jnp.max(alive[:, None] / lengths ** float(settings.length_penalty), axis=1)
+        jnp.max(alive[:, None] / lengths ** jnp.float32(settings.length_penalty), axis=1)
         > state.best.scores
     )
 

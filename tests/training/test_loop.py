@@ -30,8 +30,8 @@ def step(trainable, state, frozen, batch, key):
     return {"w": total}, state + 1, {"loss": total}
 
 
-def run(folder, epochs, train_step=step, scores=None):
-    plan = loop.Plan(epochs, "accuracy", lambda _: 0.1, log_every=1, checkpoint_every=3)
+def run(folder, epochs, train_step=step, scores=None, **settings):
+    plan = loop.Plan(epochs, "accuracy", lambda _: 0.1, log_every=1, checkpoint_every=3, **settings)
     scores = iter(scores or np.linspace(0.1, 0.9, epochs))
     saved = []
     trained, progress = loop.fit(
@@ -76,6 +76,19 @@ def test_best_epoch_is_the_first_of_equals_and_is_saved_once(tmp_path):
     # A finished run restores and does nothing more.
     _, again, saved = run(tmp_path, 4, scores=[0.0])
     assert again.step == 16 and saved == []
+
+
+def test_smallest_score_is_the_best_where_smaller_is_better(tmp_path):
+    scores = [0.7, 0.2, 0.5, 0.2]
+    _, progress, saved = run(tmp_path / "small", 4, scores=scores, smaller_is_better=True)
+    assert progress.best == 2 and [best for best, _ in saved] == [1, 2]
+    # The choice survives a restart between the epochs.
+    run(tmp_path / "cut", 2, scores=scores[:2], smaller_is_better=True)
+    _, progress, saved = run(tmp_path / "cut", 4, scores=scores[2:], smaller_is_better=True)
+    assert progress.best == 2 and saved == []
+    assert [metrics["accuracy"] for metrics in progress.history] == scores
+    _, progress, _ = run(tmp_path / "large", 4, scores=scores)
+    assert progress.best == 1
 
 
 def test_a_run_that_diverges_stops_and_says_so(tmp_path):

@@ -154,3 +154,130 @@ def test_frozen_leaves_get_no_update():
     updates, _ = optimizer.update(gradients, optimizer.init(params), params)
     assert not np.any(updates["head/kernel"])
     assert all(np.any(update) for path, update in updates.items() if path != "head/kernel")
+
+
+# the public GPT-2 code's AdamW, and what PyTorch's is
+
+
+def public_adamw(start, gradients, rates, weight_decay, eps, b1=0.9, b2=0.999, of_old=False):
+    """Float64, literally as in the public GPT-2 code: decay takes the parameter after its update.
+
+    `of_old`: before it, as we and PyTorch do.
+    """
+    params = {path: value.astype(np.float64) for path, value in start.items()}
+    m, v = ({path: np.zeros(value.shape) for path, value in start.items()} for _ in range(2))
+    for t, rate in enumerate(rates, start=1):
+        for path, p in params.items():
+            g = gradients[path][t - 1].astype(np.float64)
+            m[path] = b1 * m[path] + (1 - b1) * g
+            v[path] = b2 * v[path] + (1 - b2) * g**2
+            size = rate * np.sqrt(1 - b2**t) / (1 - b1**t)
+            new = p - size * m[path] / (np.sqrt(v[path]) + eps)
+            params[path] = new - rate * weight_decay * (p if of_old else new)
+    return params
+
+
+def ours_after(start, gradients, schedule, **settings):
+    optimizer = adamw(LABELS, schedule, **settings)
+
+    @jax.jit
+    def run(params, gradients):
+        def step(carry, gradient):
+            updates, state = optimizer.update(gradient, carry[1], carry[0])
+            return (optax.apply_updates(carry[0], updates), state), None
+
+        return jax.lax.scan(step, (params, optimizer.init(params)), gradients)[0][0]
+
+    return {path: np.asarray(value) for path, value in run(start, gradients).items()}
+
+
+def largest_gap(one, two):
+    return max(float(np.abs(one[path] - two[path]).max()) for path in SHAPES)
+
+
+# Gradients as small as LoRA's on GPT-2, so that epsilon weighs as much as the second moment.
+@pytest.mark.parametrize("scale", [1.0, 1e-5])
+@pytest.mark.parametrize("decay", [0.0, 0.1])
+def test_early_epsilon_equals_the_public_code(scale, decay):
+    steps, peak, eps = 20, 1e-2, 1e-6
+    start = values(0)
+    gradients = {path: np.float32(scale) * value for path, value in values(1, steps).items()}
+    schedule = linear_schedule(peak, steps, warmup_steps=5)
+    rates = [float(schedule(step)) for step in range(steps)]
+    settings = {"weight_decay": decay, "no_decay": "", "eps": eps}
+    found = ours_after(start, gradients, schedule, epsilon="before", **settings)
+    about = start, gradients, rates, decay, eps
+    expected = public_adamw(*about)
+    gap = largest_gap(found, expected)
+    late = largest_gap(ours_after(start, gradients, schedule, **settings), expected)
+    print(f"\ngradients of {scale}, decay {decay}: {gap:.1e}, with the late epsilon {late:.1e}")
+    # float32 against float64 over 20 updates of at most 1e-2: reached 1e-6.
+    assert largest_gap(found, public_adamw(*about, of_old=True)) < 3e-6
+    # The public code decays the new parameter: lr^2 * decay * (an update of about 1) a step.
+    order = decay * sum(rate**2 for rate in rates)
+    assert gap < 3e-6 + 2 * order
+    if scale < 1:
+        assert late > 10 * (3e-6 + 2 * order)  # the place of epsilon does matter here
+    if decay:
+        assert largest_gap(found, public_adamw(start, gradients, rates, 0.0, eps)) > 5e-3
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-5])
+def test_late_epsilon_equals_pytorch_and_biases_decay_too(scale):
+    steps, eps, decay = 20, 1e-6, 0.1
+    start = values(0)
+    gradients = {path: np.float32(scale) * value for path, value in values(1, steps).items()}
+    found = ours_after(
+        start, gradients, 1e-2, weight_decay=decay, no_decay="", eps=eps, epsilon="after"
+    )
+    theirs = {p: torch.nn.Parameter(torch.tensor(v.astype(np.float64))) for p, v in start.items()}
+    reference = torch.optim.AdamW(theirs.values(), lr=1e-2, eps=eps, weight_decay=decay)
+    for step in range(steps):
+        for path, parameter in theirs.items():
+            parameter.grad = torch.tensor(gradients[path][step].astype(np.float64))
+        reference.step()
+    gap = largest_gap(found, {path: p.detach().numpy() for path, p in theirs.items()})
+    print(f"\nAdamW against PyTorch, gradients of {scale}: {gap:.1e}")
+    assert gap < 3e-6  # float32 against float64 over 20 updates of 1e-2
+
+
+def test_no_exemption_decays_every_leaf():
+    params = {path: jnp.ones(shape) for path, shape in SHAPES.items()}
+    optimizer = adamw(LABELS, 0.1, weight_decay=0.5, no_decay="")
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    updates, _ = optimizer.update(zeros, optimizer.init(params), params)
+    for path, update in updates.items():
+        np.testing.assert_allclose(update, -0.1 * 0.5, rtol=1e-6, err_msg=path)
+
+
+@pytest.mark.parametrize("name", ["", "Before", "early", None])
+def test_unknown_place_of_epsilon_is_refused(name):
+    with pytest.raises(ValueError, match="epsilon must be 'after' or 'before', got"):
+        adamw(LABELS, 0.1, epsilon=name)
+
+
+@pytest.mark.parametrize(("steps", "warmup"), [(1, 0), (1, 1), (10, 3), (10, 10), (60, 50)])
+def test_warm_up_steps_equal_transformers(steps, warmup):
+    peak = 2e-4
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=peak)
+    theirs = optimization.get_linear_schedule_with_warmup(optimizer, warmup, steps)
+    schedule = linear_schedule(peak, steps, warmup_steps=warmup)
+    ours = jax.jit(jax.vmap(schedule))(jnp.arange(steps))
+    for step in range(steps):
+        assert float(ours[step]) == pytest.approx(theirs.get_last_lr()[0], abs=1e-6 * peak), step
+        optimizer.step()
+        theirs.step()
+    assert float(schedule(0)) == (0 if warmup else pytest.approx(peak))
+    if warmup < steps:
+        assert float(schedule(warmup)) == pytest.approx(peak) and float(schedule(steps)) == 0
+
+
+def test_a_warm_up_ratio_goes_before_a_number_of_steps():
+    both = linear_schedule(1.0, 20, 0.1, warmup_steps=10)
+    assert float(both(2)) == 1.0
+
+
+@pytest.mark.parametrize("warmup", [{"warmup_steps": 11}, {"warmup_ratio": 1.1}])
+def test_a_warm_up_longer_than_the_run_is_refused(warmup):
+    with pytest.raises(ValueError, match=r"warm-up of 11 updates is longer than the run of 10"):
+        linear_schedule(1.0, 10, **warmup)
