@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 from transformers import AutoTokenizer
@@ -25,7 +26,7 @@ from experiments import workdir as workdirs
 from experiments.adaptation import Adaptation, Goal, training_record
 from experiments.language import end_tokens, validation
 from experiments.score import as_in_paper
-from lora_jax import methods, partition
+from lora_jax import adapters, methods, partition
 from lora_jax.data import completions, data_to_text
 from lora_jax.data.batches import TrainingBatches
 from lora_jax.decoding.beam import BeamSearch, Continuations, beam_search
@@ -146,10 +147,16 @@ class Run:
             assert isinstance(model, Decoder)
             return beam_search(model, tokens, lengths, own.search)
 
+        depends_on = {
+            **settings.to_dict(),
+            "dataset": own.config.dataset,
+            "split": own.config.data.decode_split,
+            "base": self.adaptation.base,
+            "weights": adapters.fingerprint(trainable, jnp.float32),
+        }
         found = decode_all(
-            partial(search, params), own.prompts, settings.batch_size, self.folder / "predictions.jsonl",
-            {**settings.to_dict(), "dataset": own.config.dataset, "split": own.config.data.decode_split},
-            f"decode seed {self.seed}",
+            partial(search, params), own.prompts, settings.batch_size,
+            self.folder / "predictions.jsonl", depends_on, f"decode seed {self.seed}",
         )  # fmt: skip
         ends = own.search.end_tokens
         kept = [ids[:-1] if ids and ids[-1] in ends else ids for ids in found.tokens]

@@ -52,15 +52,15 @@ class Adapter:
     notes: dict[str, Any]
 
 
-def fingerprint(base: Mapping[str, Any]) -> str:
-    """A hash of base parameters (by path), to tell an adapter's base from another.
+def fingerprint(params: Mapping[str, Any], dtype: Any = jnp.bfloat16) -> str:
+    """A hash of parameters (by path), to tell an adapter's base from another.
 
-    Values are rounded to bfloat16 first, so a base loaded in float32 and the same base loaded in
-    bfloat16 have one fingerprint.
+    Values are rounded to `dtype` first. With the default a base loaded in float32 and the same base
+    loaded in bfloat16 have one fingerprint; float32 tells trained weights apart exactly.
     """
     digest = hashlib.sha256()
-    for path in sorted(base):
-        value = np.asarray(jnp.asarray(base[path], jnp.bfloat16))
+    for path in sorted(params):
+        value = np.asarray(jnp.asarray(params[path], dtype))
         digest.update(f"{path} {value.shape} ".encode())
         digest.update(value.tobytes())
     return digest.hexdigest()
