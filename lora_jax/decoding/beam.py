@@ -19,7 +19,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from lora_jax.decoding.ngrams import ban_repeats
-from lora_jax.models.decoder import Cache, Decoder
+from lora_jax.models.cache import Cache
+from lora_jax.models.decoder import Decoder
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,7 +11,8 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from lora_jax.decoding.beam import Continuations
 from lora_jax.decoding.ngrams import ban_repeats
-from lora_jax.models.decoder import Cache, Decoder
+from lora_jax.models.cache import Cache
+from lora_jax.models.decoder import Decoder
 
 
 @dataclasses.dataclass(frozen=True)

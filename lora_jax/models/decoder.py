@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from lora_jax.dropout import dropout
 from lora_jax.models.attention import Inputs, attend
+from lora_jax.models.cache import Cache
 from lora_jax.models.stack import Remat, Stack
 
 
@@ -64,27 +65,6 @@ SIZES = {
     "gpt2-xl": DecoderConfig(1600, 48, 25),
     "gpt3-175b": DecoderConfig(12288, 96, 96, n_positions=2048),
 }
-
-
-class Cache(NamedTuple):
-    """Keys and values of all layers while `beams` continuations per prompt are generated.
-
-    Continuations do not move in memory when a beam search reorders them: the entry of step t and beam
-    j stays where it was written, and `paths` says which entries are a beam's own past.
-
-    Attributes:
-      prompt: keys and values of the prompts, (layers, n, prompt, heads, size) each.
-      lengths: tokens of each prompt; what lies behind is padding.
-      generated: keys and values written so far, (layers, n, steps, beams, heads, size) each.
-      paths: (n, beams, steps): the beam in which a continuation's token of that step was written.
-      step: number of steps written.
-    """
-
-    prompt: tuple[Float[Array, "layers n prompt heads size"], ...]
-    lengths: Int[Array, " n"]
-    generated: tuple[Float[Array, "layers n steps beams heads size"], ...]
-    paths: Int[Array, "n beams steps"]
-    step: Int[Array, ""]
 
 
 def _linear(config: DecoderConfig, inputs: int, outputs: int, rngs: nnx.Rngs) -> nnx.Linear:
