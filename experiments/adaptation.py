@@ -79,11 +79,15 @@ class Adaptation:
             for k, v in frozen.items()
         }
 
-    def train(
+    def prepare(
         self, config: ConfigDict, data: TrainingBatches, loss: step.Loss, goal: Goal, seed: int,
         folder: Path,
-    ) -> dict[str, Any]:  # fmt: skip
-        """Trains one seed, or resumes it, and returns its part of the run record."""
+    ) -> Callable[[], dict[str, Any]]:  # fmt: skip
+        """Checks and builds all that the training of one seed needs, and touches no file.
+
+        Returns:
+          A function that trains, or resumes, in `folder` and returns the seed's run record.
+        """
         trainable = self.trainable
         if config.init_adapter:
             start = adapters.load_adapter(adapter_folder(Path(config.init_adapter)))
@@ -105,17 +109,22 @@ class Adaptation:
             config.checkpoint_every, goal.label, goal.smaller_is_better,
         )  # fmt: skip
         dropout_key = jax.random.key(seed + 1, impl=config.prng)
-        _, progress = loop.fit(
-            plan, step.make_train_step(self.structure, loss, tx), data, goal.evaluate, trainable,
-            tx.init(trainable), self.frozen, dropout_key, folder, goal.on_best,
-        )  # fmt: skip
-        return {
-            **dataclasses.asdict(progress),
-            "best": progress.history[progress.best - 1],
-            "best_epoch": progress.best,
-            "last": progress.history[-1],
-            "shapes": data.menu.shapes,
-        }
+        train_step = step.make_train_step(self.structure, loss, tx)
+
+        def train() -> dict[str, Any]:
+            _, progress = loop.fit(
+                plan, train_step, data, goal.evaluate, trainable, tx.init(trainable), self.frozen,
+                dropout_key, folder, goal.on_best,
+            )  # fmt: skip
+            return {
+                **dataclasses.asdict(progress),
+                "best": progress.history[progress.best - 1],
+                "best_epoch": progress.best,
+                "last": progress.history[-1],
+                "shapes": data.menu.shapes,
+            }
+
+        return train
 
     def save(self, folder: Path, trainable: Params, notes: Mapping[str, Any]) -> None:
         """Writes the trainable parameters as an adapter folder."""

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -94,8 +95,8 @@ class Run:
         preparation.counts = self.adaptation.summary.counts()
         self.predict = step.make_predict_step(self.adaptation.structure)
 
-    def train(self) -> dict[str, Any]:
-        """Trains this seed (or resumes it) and returns its part of the run record."""
+    def prepare(self) -> Callable[[], dict[str, Any]]:
+        """Checks and builds all that training needs; the result trains this seed, or resumes it."""
         config, own = self.preparation.config, self.preparation
         assert self.folder is not None and own.train is not None
         data = batches.TrainingBatches(
@@ -105,7 +106,7 @@ class Run:
         loss = step.regression_loss if own.problem.regression else step.classification_loss
         label = f"{own.problem.name} {own.method.name} seed {self.seed}"
         goal = Goal(label, own.problem.headline, self.evaluate, self.save_adapter)
-        return self.adaptation.train(config, data, loss, goal, self.seed, self.folder)
+        return self.adaptation.prepare(config, data, loss, goal, self.seed, self.folder)
 
     def evaluate(self, trainable: Params) -> dict[str, float]:
         """Scores on the dev splits."""
@@ -149,10 +150,11 @@ def train_all(config: ConfigDict, problem: Callable[[], Problem], workdir: Path)
     runs: dict[int, dict[str, Any]] = {}
     for seed in config.seeds:
         run = Run(preparation, seed, workdir / f"seed_{seed}")
+        train = run.prepare()
         if not runs:
             workdirs.claim(workdir, config)
             print(run.adaptation.summary)
-        runs[seed] = run.train()
+        runs[seed] = train()
     result = _record(preparation, runs)
     chosen = workdir / f"seed_{result['adapter']['seed']}" / "adapter"
     workdirs.copy_folder(chosen, workdir / "adapter")
@@ -162,7 +164,8 @@ def train_all(config: ConfigDict, problem: Callable[[], Problem], workdir: Path)
 
 def _record(preparation: Preparation, runs: dict[int, dict[str, Any]]) -> dict[str, Any]:
     config, headline = preparation.config, preparation.problem.headline
-    best_seed = max(runs, key=lambda seed: runs[seed]["best"][headline])
+    best = {seed: run["best"][headline] for seed, run in runs.items()}
+    best_seed = min(best, key=lambda seed: (math.isnan(best[seed]), -best[seed]))
     return {
         "task": preparation.problem.name,
         "method": preparation.method.name,

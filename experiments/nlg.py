@@ -12,6 +12,8 @@ adapter. A run that was killed goes on with the same command. To decode and scor
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,7 +28,7 @@ from experiments import workdir as workdirs
 from experiments.adaptation import Adaptation, Goal, training_record
 from experiments.language import end_tokens, validation
 from experiments.score import as_in_paper
-from lora_jax import adapters, methods, partition
+from lora_jax import adapters, layers, methods, partition
 from lora_jax.data import completions, data_to_text
 from lora_jax.data.batches import TrainingBatches
 from lora_jax.decoding.beam import BeamSearch, Continuations, beam_search
@@ -59,6 +61,11 @@ class Preparation:
             end_tokens(self.tokenizer),
             **{k: v for k, v in config.decode.items() if k != "batch_size"},
         )
+        if len(self.tokenizer) > self.decoder.vocab_size:
+            raise ValueError(
+                f"the tokenizer in {self.folder} has {len(self.tokenizer)} tokens, the model "
+                f"{self.decoder.vocab_size}: they do not belong together"
+            )
         self.notes: dict[str, str] = {}
         self.train = self.valid = None
         if config.epochs and not config.eval_only:
@@ -107,8 +114,8 @@ class Run:
             preparation.config, model, preparation.method, jax.random.key(seed)
         )
 
-    def train(self) -> dict[str, Any]:
-        """Trains this seed (or resumes it) and returns its part of the run record."""
+    def prepare(self) -> Callable[[], dict[str, Any]]:
+        """Checks and builds all that training needs; the result trains this seed, or resumes it."""
         own, config = self.own, self.own.config
         assert own.train is not None and own.valid is not None
         width = own.decoder.n_embd
@@ -123,7 +130,7 @@ class Run:
             smaller_is_better=True,
         )
         loss = step.completion_loss(config.label_smoothing)
-        return self.adaptation.train(config, data, loss, goal, self.seed, self.folder)
+        return self.adaptation.prepare(config, data, loss, goal, self.seed, self.folder)
 
     def save_adapter(self, trainable: Params, progress: loop.Progress) -> None:
         """Writes this seed's adapter folder."""
@@ -137,9 +144,10 @@ class Run:
     def decode(self, trainable: Params) -> tuple[Predictions, list[str]]:
         """Decodes the test set with the merged model; writes predictions.txt and references.txt."""
         own, settings = self.own, self.own.config.decode
-        merged = merge(partition.join(self.adaptation.structure, trainable, self.adaptation.frozen))
-        all_frozen = dict.fromkeys(partition.parameters(merged), partition.FROZEN)
-        structure, _, params = partition.split(merged, all_frozen)
+        model = partition.join(self.adaptation.structure, trainable, self.adaptation.frozen)
+        model = merge(model) if layers.adapted_layers(model) else model
+        all_frozen = dict.fromkeys(partition.parameters(model), partition.FROZEN)
+        structure, _, params = partition.split(model, all_frozen)
 
         @jax.jit
         def search(params: Params, tokens: jax.Array, lengths: jax.Array) -> Continuations:
@@ -196,15 +204,13 @@ def run_all(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     runs: dict[int, dict[str, Any]] = {}
     for seed in config.seeds:
         run = Run(preparation, seed, workdir / f"seed_{seed}")
+        train = run.prepare() if config.epochs else None
         if not runs:
             workdirs.claim(workdir, config)
             print(run.adaptation.summary)
             counts = run.adaptation.summary.counts()
-        if config.epochs:
-            runs[seed] = run.train()
-            trainable = run.adaptation.load(run.folder)
-        else:
-            runs[seed], trainable = {}, run.adaptation.trainable
+        runs[seed] = train() if train else {}
+        trainable = run.adaptation.load(run.folder) if train else run.adaptation.trainable
         runs[seed] |= run.finish(trainable)
     result = _record(preparation, runs) | {"parameters": counts}
     if config.epochs:
@@ -224,14 +230,16 @@ def _record(preparation: Preparation, runs: dict[int, dict[str, Any]]) -> dict[s
         "headline": "loss",
         "split": config.data.decode_split,
         "test": {name: spread([r["test"][name] for r in records]) for name in names},
-        "missing": records[0]["missing"],
-        "notes": preparation.notes | records[0]["metric_notes"],
+        "missing": {name: why for record in records for name, why in record["missing"].items()},
+        "notes": preparation.notes
+        | {name: note for record in records for name, note in record["metric_notes"].items()},
         "seeds": {str(seed): record for seed, record in runs.items()},
         "config": workdirs.plain(config),
     }
     if not config.epochs:
         return {**result, "memory": peak_memory(), **environment()}
-    best = min(runs, key=lambda seed: runs[seed]["best"]["loss"])
+    losses = {seed: run["best"]["loss"] for seed, run in runs.items()}
+    best = min(losses, key=lambda seed: (math.isnan(losses[seed]), losses[seed]))
     chosen = {"seed": best, "epoch": runs[best]["best_epoch"]}
     return {**result, "adapter": chosen, **training_record(records)}
 

@@ -10,6 +10,7 @@ goes on with the same command.
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +77,9 @@ def get_tokenizer(
     """The tokenizer of the config: a folder's or the hub's by name, else trained once and kept."""
     if config.tokenizer.name:
         return AutoTokenizer.from_pretrained(str(hub.find(config.tokenizer.name)))
-    if not (folder / "tokenizer_config.json").exists():
+    claimed = (folder.parent / "config.json").exists()  # else it may be another config's
+    if not (claimed and (folder / "tokenizer_config.json").exists()):
+        shutil.rmtree(folder, ignore_errors=True)
         beside = folder.with_name(f".{folder.name}.new")
         train_tokenizer(corpora, config.tokenizer.vocab_size).save_pretrained(str(beside))
         beside.rename(folder)
@@ -97,7 +100,6 @@ def pretrain(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     if (record := workdirs.finished(workdir, config)) is not None:
         return record
     train, valid = (read_corpora(config, split) for split in ("train", "valid"))
-    workdirs.claim(workdir, config)
     tokenizer = get_tokenizer(config, train, workdir / "tokenizer")
     sizes = DecoderConfig(vocab_size=len(tokenizer), **config.model)
     model = Decoder(sizes, nnx.Rngs(config.seed))
@@ -119,7 +121,9 @@ def pretrain(config: ConfigDict, workdir: Path) -> dict[str, Any]:
         tokenizer.save_pretrained(str(workdir / "model"))
 
     goal = Goal("pretrain", "loss", judge, save, smaller_is_better=True)
-    run = adaptation.train(config, data, step.completion_loss(), goal, config.seed, workdir)
+    training = adaptation.prepare(config, data, step.completion_loss(), goal, config.seed, workdir)
+    workdirs.claim(workdir, config)
+    run = training()
     record = {
         "task": "pretrain",
         "parameters": adaptation.summary.counts(),

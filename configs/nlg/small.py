@@ -37,7 +37,7 @@ def get_config(arg: str = "e2e,lora") -> common.ConfigDict:
         raise ValueError(f"unknown method {method!r} in {arg!r}; known are {sorted(_METHODS)}")
     config = common.nlg_config(dataset, "runs/small_gpt2/model", _METHODS[method])
     config.seeds = (0,)
-    config.epochs = 0 if method == "none" else 2
+    config.epochs = 0 if method == "none" else 1
     config.batch_size = 16
     config.warmup_steps = 200
     config.learning_rate = _LEARNING_RATE[method]

@@ -85,8 +85,9 @@ class TrainingBatches:
 
     def _packed(self, indices: np.ndarray) -> Batch:
         shape = self.menu.choose(self._lengths[indices].tolist())
-        needed = self.examples.slots([indices])
-        return self.examples.pack(indices, shape, max(self.slots, needed))
+        enough = self.examples.outputs(indices) <= self.slots
+        slots = self.slots if enough else self.examples.slots([indices])
+        return self.examples.pack(indices, shape, slots)
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """The batches of one epoch from number `start` on, packed ahead in a thread."""

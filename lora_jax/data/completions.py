@@ -40,11 +40,13 @@ class TokenisedPairs:
         """Tokens of every row."""
         return np.array([len(ids) for ids in self.ids], np.int32)
 
+    def outputs(self, indices: Integers) -> int:
+        """One per completion token."""
+        return sum(len(self.ids[i]) - int(self.starts[i]) for i in indices)
+
     def slots(self, batches: Iterable[Integers]) -> int:
-        """One per completion token of the largest batch, 10% more, in steps of 32."""
-        completions = self.lengths - self.starts
-        most = max(int(completions[np.asarray(indices)].sum()) for indices in batches)
-        return -(-most * 11 // 320) * 32
+        """The most completion tokens of a batch and 10% more, in steps of 32."""
+        return -(-max(map(self.outputs, batches)) * 11 // 320) * 32
 
     def pack(self, indices: Integers, shape: Shape, slots: int) -> Batch:
         """Packs the rows at `indices`: every completion token is an output of the token before it.

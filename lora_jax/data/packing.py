@@ -56,8 +56,12 @@ class Packable(Protocol):
         """Tokens of every example."""
         ...
 
+    def outputs(self, indices: Integers) -> int:
+        """Outputs of a batch of examples: the slots it needs."""
+        ...
+
     def slots(self, batches: Iterable[Integers]) -> int:
-        """Slots that are enough for each of the given batches of examples."""
+        """Slots for batches like the given ones."""
         ...
 
     def pack(self, indices: Integers, shape: Shape, slots: int) -> Batch:
@@ -87,9 +91,13 @@ class TokenisedExamples:
         """Tokens of every example."""
         return np.array([len(ids) for ids in self.ids], np.int32)
 
-    def slots(self, batches: Iterable[Integers]) -> int:
+    def outputs(self, indices: Integers) -> int:
         """One per example."""
-        return max(len(indices) for indices in batches)
+        return len(indices)
+
+    def slots(self, batches: Iterable[Integers]) -> int:
+        """The most examples of a batch."""
+        return max(map(self.outputs, batches))
 
     def pack(self, indices: Integers, shape: Shape, slots: int) -> Batch:
         """Packs the examples at `indices` into rows of a static shape.

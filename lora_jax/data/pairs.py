@@ -74,21 +74,26 @@ class Grouped:
 def grouped(pairs: Pairs) -> Grouped:
     """Groups rows by context, as the public code does before it scores (gpt2_decode.py).
 
+    Blank references are left out, as the scorers do.
+
     Raises:
-      ValueError: a context is both in the seen and in the unseen subset, which holds for no row of
-        the official data.
+      ValueError: a context is both in the seen and in the unseen subset, or has blank references
+        only, which holds for no row of the official data.
     """
     references: dict[str, list[str]] = {}
     subsets: dict[str, str] = {}
     for context, completion, subset in zip(
         pairs.contexts, pairs.completions, pairs.subsets, strict=True
     ):
-        references.setdefault(context, []).append(clean(completion))
+        texts = references.setdefault(context, [])
+        texts += [text] if (text := clean(completion)) else []
         if subsets.setdefault(context, subset) != subset:
             raise ValueError(
                 f"The context {context[:80]!r} is in the subsets {subsets[context]!r} and "
                 f"{subset!r}; a context must be in one. Give each a category of one subset."
             )
+    if blank := [context for context, texts in references.items() if not texts]:
+        raise ValueError(f"The context {blank[0][:80]!r} has no reference but blank ones.")
     return Grouped(list(references), list(references.values()), list(subsets.values()))
 
 

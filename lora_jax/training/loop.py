@@ -164,8 +164,9 @@ class _Clock:
         progress.examples += int(batch.inputs.segments.max())
         progress.tokens += int(np.count_nonzero(batch.inputs.segments))
         progress.slots += batch.inputs.tokens.size
-        new = batch.inputs.tokens.shape not in self._shapes
-        self._shapes.add(batch.inputs.tokens.shape)
+        shape = (batch.inputs.tokens.shape, batch.weights.shape)
+        new = shape not in self._shapes
+        self._shapes.add(shape)
         jax.block_until_ready(loss if new else self._pending)
         self._pending = loss
         spent = self._lap()

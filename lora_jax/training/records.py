@@ -110,8 +110,14 @@ def peak_memory() -> dict[str, int | None]:
 
 
 def spread(values: Sequence[float]) -> dict[str, Any]:
-    """Median, mean, standard deviation, minimum and maximum over seeds, and the values."""
+    """Median, mean, standard deviation, minimum and maximum over seeds, and the values.
+
+    All but the values are NaN where one of them is not finite: a seed that diverged has no score.
+    """
     values = [float(v) for v in values]
+    if not all(map(math.isfinite, values)):
+        names = ("median", "mean", "std", "min", "max")
+        return {**dict.fromkeys(names, math.nan), "values": values}
     return {
         "median": statistics.median(values),
         "mean": statistics.fmean(values),

@@ -1,0 +1,297 @@
+"""The data-to-text experiment on a tiny GPT-2: records, resume, evaluation, other data, errors."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import torch
+import transformers
+from jax.experimental.compilation_cache import compilation_cache
+
+from configs.nlg import small
+from experiments import nlg, pretrain
+from lora_jax import partition
+from lora_jax.adapters import load_adapter
+from lora_jax.data import completions, data_to_text
+from lora_jax.decoding.beam import beam_search
+from lora_jax.metrics import files, generation, java, meteor, ptb
+
+ROOT = Path(__file__).parents[2]
+OPTIONS = {
+    "epochs": 2, "batch_size": 4, "warmup_steps": 2, "learning_rate": 0.02, "log_every": 1,
+    "checkpoint_every": 3, "decode.beams": 2, "decode.max_tokens": 6, "decode.batch_size": 4,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _no_java_and_no_program_compiled_twice(tmp_path_factory):
+    """Java starts only in tests/metrics: METEOR alone takes seconds to load."""
+    settings = {
+        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("programs")),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+    }
+    old = {name: getattr(jax.config, name) for name in settings}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(java, "_candidates", lambda: iter(()))
+        for name, value in settings.items():
+            jax.config.update(name, value)
+        jax.config.update("jax_disable_most_optimizations", True)  # they run for milliseconds
+        yield
+    for name, value in {**old, "jax_disable_most_optimizations": False}.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+
+
+def write_e2e(folder):
+    folder.mkdir()
+    random = np.random.default_rng(0)
+    pick = lambda *words: str(random.choice(words))  # noqa: E731
+    for split, count, texts in (("train", 19, 1), ("valid", 5, 1), ("test", 7, 2)):
+        lines = []
+        for i in range(count):
+            name, kind = f"{pick('Blue', 'Rice')} {pick('Boat', 'Mill')} {i}", pick("pub", "bar")
+            lines += [
+                f"name : {name} | Type : {kind}||{name} is a {pick('nice', 'small')} {kind} . \n"
+                for _ in range(texts)
+            ]
+        (folder / f"{split}.txt").write_text("".join(lines))
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    """A folder with E2E, a random two-layer GPT-2 and its tokenizer."""
+    root = tmp_path_factory.mktemp("nlg")
+    write_e2e(root / "e2e")
+    tokenizer = pretrain.train_tokenizer([data_to_text.read("e2e", "train", str(root))], 300)
+    tokenizer.save_pretrained(root / "gpt2")
+    torch.manual_seed(0)
+    settings = transformers.GPT2Config(
+        vocab_size=len(tokenizer), n_embd=16, n_layer=2, n_head=2, n_positions=128,
+        initializer_range=0.3, bos_token_id=0, eos_token_id=0,
+    )  # fmt: skip
+    transformers.GPT2LMHeadModel(settings).save_pretrained(root / "gpt2")
+    return root
+
+
+@pytest.fixture(scope="module")
+def config(tiny):
+    def make(argument="e2e,lora", **changes):
+        values = small.get_config(argument)
+        values.update_from_flattened_dict(
+            {**OPTIONS, "model.name": str(tiny / "gpt2"), "data.source": str(tiny)}
+        )
+        values.update_from_flattened_dict({k.replace("__", "."): v for k, v in changes.items()})
+        return values
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def finished(config, tmp_path_factory):
+    """Three seeds on E2E: the folder and the record."""
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    return folder, nlg.run_all(config(seeds=(0, 1, 2)), folder)
+
+
+RECORD = {
+    "task", "method", "model", "headline", "split", "test", "missing", "notes", "seeds", "config",
+    "parameters", "memory", "versions", "device",
+}  # fmt: skip
+TRAINED = {
+    "adapter", "best", "last", "steps", "seconds", "examples_per_second", "tokens_per_second",
+    "padding_efficiency",
+}  # fmt: skip
+SEED = {
+    "step", "history", "best", "seconds", "compile_seconds", "evaluation_seconds", "examples",
+    "tokens", "slots", "diverged", "best_epoch", "last", "shapes", "test", "missing",
+    "metric_notes", "decode",
+}  # fmt: skip
+
+
+def test_record_of_three_seeds(finished):
+    folder, result = finished
+    assert json.loads((folder / "result.json").read_text()) == json.loads(json.dumps(result))
+    assert result.keys() == RECORD | TRAINED
+    assert all(record.keys() == SEED for record in result["seeds"].values())
+    assert [result[key] for key in ("task", "method", "headline", "split")] == [
+        "e2e", "lora", "loss", "test",
+    ]  # fmt: skip
+    assert list(result["test"]) == ["bleu", "nist", "rouge_l", "cider"]
+    for name, value in result["test"].items():
+        scores = [result["seeds"][seed]["test"][name] for seed in ("0", "1", "2")]
+        assert value["values"] == scores
+        assert value["mean"] == pytest.approx(np.mean(scores))
+        assert value["std"] == pytest.approx(np.std(scores, ddof=1))
+    losses = {int(seed): record["best"]["loss"] for seed, record in result["seeds"].items()}
+    assert result["adapter"]["seed"] == min(losses, key=losses.get)
+    for seed, record in result["seeds"].items():
+        history = [metrics["loss"] for metrics in record["history"]]
+        assert record["best"]["loss"] == min(history) == history[record["best_epoch"] - 1]
+        notes = load_adapter(folder / f"seed_{seed}/adapter").notes
+        assert notes["epoch"] == record["best_epoch"] and notes["seed"] == int(seed)
+        assert record["decode"]["prompts"] == 7 and record["decode"]["tokens_per_second"] > 0
+    assert result["steps"] == 2 * 5  # 19 rows in batches of 4, two epochs
+    assert result["parameters"]["lora"] == 2 * 2 * 2 * 16 * 4  # layers, q and v, A and B
+    assert "no working Java" in result["missing"]["meteor"]
+    assert "needs Java" in result["notes"]["rouge_l"] and "missing: no working" in nlg.table(result)
+    chosen = folder / f"seed_{result['adapter']['seed']}/adapter/adapter.safetensors"
+    assert (folder / "adapter/adapter.safetensors").read_bytes() == chosen.read_bytes()
+
+
+def test_the_files_score_as_the_record_says(finished, tiny):
+    folder, result = finished
+    references = files.read_references(folder / "seed_1/references.txt")
+    test = data_to_text.grouped(data_to_text.read("e2e", "test", str(tiny)))
+    assert references == test.references and [len(texts) for texts in references] == [2] * 7
+    texts = files.read_hypotheses(folder / "seed_1/predictions.txt")
+    assert generation.e2e(texts, references).values == result["seeds"]["1"]["test"]
+
+
+def test_a_finished_run_is_read_back_and_another_config_refused(finished, config):
+    folder, result = finished
+    stamps = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+    again = nlg.run_all(config(seeds=(0, 1, 2)), folder)
+    assert again == json.loads(json.dumps(result)) and nlg.table(again) == nlg.table(result)
+    with pytest.raises(ValueError, match=r"decode.length_penalty: 0.9 there, 0.8 now"):
+        nlg.run_all(config(seeds=(0, 1, 2), decode__length_penalty=0.8), folder)
+    assert stamps == {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+
+
+def test_evaluation_reproduces_the_run_and_takes_meteor_where_it_is(
+    finished, config, tmp_path, monkeypatch
+):
+    folder, result = finished
+    seed = str(result["adapter"]["seed"])
+    monkeypatch.setattr(ptb, "stanford_tokens", lambda texts, _: ptb.python_tokens(texts))
+    monkeypatch.setattr(meteor, "score", lambda system, others, _: (0.25, [0.25] * len(system)))
+    found = nlg.evaluate(config(eval_only=True, adapter=str(folder)), tmp_path / "evaluation")
+    expected = {**result["seeds"][seed]["test"], "meteor": 0.25}
+    assert found["test"] == expected and found["missing"] == {}
+    one, two = folder / f"seed_{seed}/predictions.txt", tmp_path / "evaluation/predictions.txt"
+    assert one.read_bytes() == two.read_bytes()
+    record = json.loads((tmp_path / "evaluation/evaluation.json").read_text())
+    assert record == {"adapter": str(folder), **json.loads(json.dumps(found))}
+
+
+def test_merged_decode_is_that_of_the_unmerged_model(finished, config, tmp_path):
+    preparation = nlg.Preparation(config(eval_only=True))
+    run = nlg.Run(preparation, 0, tmp_path)
+    trained = run.adaptation.load(finished[0] / "seed_0")
+    found, texts = run.decode(trained)
+    untrained, frozen, differs = run.adaptation.trainable, run.adaptation.frozen, False
+
+    @jax.jit
+    def search(params, tokens, lengths):
+        model = partition.join(run.adaptation.structure, params, frozen)
+        return beam_search(model, tokens, lengths, preparation.search)
+
+    for prompt, tokens, score in zip(
+        preparation.prompts[:3], found.tokens, found.scores, strict=False
+    ):
+        lengths = np.array([len(prompt)])
+        one, other = (search(params, prompt[None], lengths) for params in (trained, untrained))
+        assert one.tokens[0, : one.lengths[0]].tolist() == tokens
+        assert float(one.scores[0]) == pytest.approx(score, abs=1e-5)  # W + BA in float32
+        differs |= other.tokens[0, : other.lengths[0]].tolist() != tokens
+    assert differs  # the adapter has an effect at all
+    plain = preparation.tokenizer.decode(found.tokens[0])
+    assert texts[0] == completions.clean(plain)
+
+
+def test_another_adapter_in_the_same_evaluation_folder_is_refused(finished, config, tmp_path):
+    folder, result = finished
+    first, second = (config(eval_only=True, adapter=str(folder / f"seed_{s}")) for s in (0, 1))
+    assert nlg.evaluate(first, tmp_path)["test"] == result["seeds"]["0"]["test"]
+    with pytest.raises(ValueError, match=r"decoded with other settings \(weights\)"):
+        nlg.evaluate(second, tmp_path)
+
+
+class Killed(BaseException):
+    pass
+
+
+def test_killed_in_training_then_in_decoding_gives_the_same_bytes(
+    finished, config, tiny, tmp_path, monkeypatch
+):
+    """The process is killed in training; the resumed run dies between two batches of decoding."""
+    whole, killed = finished[0], tmp_path / "killed"
+    programs = {
+        "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+    }
+    flags = [f"--config.{name}={value}" for name, value in OPTIONS.items()]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "experiments.nlg", "--config=configs/nlg/small.py:e2e,lora",
+         f"--workdir={killed}", *flags, f"--config.model.name={tiny / 'gpt2'}",
+         f"--config.data.source={tiny}"],
+        cwd=ROOT, env={**os.environ, "JAX_PLATFORMS": "cpu", **programs},
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    log = killed / "seed_0/metrics.jsonl"
+    while process.poll() is None and not (log.exists() and len(log.read_text().splitlines()) > 6):
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    _, errors = process.communicate()
+    assert not (killed / "seed_0/predictions.jsonl").exists(), "it ended before it could be killed"
+    assert any((killed / "seed_0/checkpoints").iterdir()), errors
+    values, decode_all = config(), nlg.decode_all
+
+    def dying(search, *arguments):
+        calls = iter(range(9))
+
+        def once(*batch):
+            if next(calls):
+                raise Killed
+            return search(*batch)
+
+        return decode_all(once, *arguments)
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(nlg, "decode_all", dying)
+        nlg.run_all(values, killed)
+    assert len((killed / "seed_0/predictions.jsonl").read_text().splitlines()) == 2
+    found, expected = (r["seeds"]["0"] for r in (nlg.run_all(values, killed), finished[1]))
+    assert all(found[key] == expected[key] for key in ("test", "best", "last", "tokens", "slots"))
+    for name in ("adapter/adapter.safetensors", "adapter/adapter.json", "metrics.jsonl",
+                 "predictions.txt", "references.txt"):  # fmt: skip
+        one, two = (folder / "seed_0" / name for folder in (whole, killed))
+        assert one.read_bytes() == two.read_bytes(), name
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"dataset": "e3e"}, r"Unknown dataset 'e3e'. Use one of: e2e, webnlg, dart"),
+        ({"data.source": "/nowhere"}, r"No e2e train file.*/nowhere is not a folder"),
+        ({"data.decode_split": "dev"}, r"no split 'dev'. Use one of: train, valid, test"),
+        ({"model.name": "/no/model"}, r"model folder /no/model does not exist"),
+        ({"decode.beams": 0}, r"beams must be at least 1, got 0"),
+        ({"decode.max_tokens": 128}, r"max_length=0: a prompt has at least its separator"),
+    ],
+)
+def test_bad_input_is_named_and_claims_no_folder(config, tmp_path, change, says):
+    values = config()
+    values.update_from_flattened_dict(change)
+    with pytest.raises((ValueError, FileNotFoundError), match=says):
+        nlg.run_all(values, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_model_of_another_kind_and_an_adapter_of_another_method(
+    finished, config, tiny_model, tmp_path
+):
+    with pytest.raises(ValueError, match=r"model_type 'bert' is not supported here.*gpt2"):
+        nlg.run_all(config(model__name=str(tiny_model)), tmp_path / "bert")
+    adapter = str(finished[0])
+    with pytest.raises(ValueError, match="was trained by another method(.|\n)*Use the config"):
+        nlg.evaluate(config("e2e,full", eval_only=True, adapter=adapter), tmp_path / "full")
+    assert not list(tmp_path.iterdir())
