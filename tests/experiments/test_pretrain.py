@@ -246,7 +246,7 @@ def test_a_blank_reference_beside_others_is_left_out(experiment, tmp_path):
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"warmup_steps": 11}, "warm-up of 11 updates is longer than the run of 6"),
+        ({"warmup_steps": 11}, "warm-up of 11 updates is longer than the run of 3"),
         ({"label_smoothing": 1.5}, "label smoothing must be in"),
         ({"adam.epsilon": "early"}, "epsilon must be 'after' or 'before'"),
         ({"init_adapter": "/no/run"}, "/no/run/adapter.json is missing"),
