@@ -92,7 +92,8 @@ class Preparation:
             return generation.e2e(texts, self.test.references)
         scores = generation.webnlg(texts, self.test.references)
         values, missing = dict(scores.values), dict(scores.missing)
-        for subset in sorted(set(self.test.subsets) - {""}):
+        subsets = sorted(set(self.test.subsets))
+        for subset in subsets if len(subsets) > 1 else []:
             chosen = [i for i, own in enumerate(self.test.subsets) if own == subset]
             part = generation.webnlg(
                 [texts[i] for i in chosen], [self.test.references[i] for i in chosen]
