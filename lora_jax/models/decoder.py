@@ -18,7 +18,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from lora_jax.dropout import dropout
 from lora_jax.models.attention import Inputs, attend
-from lora_jax.models.cache import Cache
+from lora_jax.models.cache import Cache, attend_cached, empty_cache
 from lora_jax.models.stack import Remat, Stack
 
 
@@ -76,6 +76,10 @@ def _norm(config: DecoderConfig, rngs: nnx.Rngs) -> nnx.LayerNorm:
     return nnx.LayerNorm(config.n_embd, epsilon=config.layer_norm_epsilon, rngs=rngs)
 
 
+def _heads_first(x: Float[Array, "n a b size"]) -> Float[Array, "n b a size"]:
+    return jnp.swapaxes(x, 1, 2)
+
+
 class Embeddings(nnx.Module):
     """Token + position embeddings."""
 
@@ -122,33 +126,13 @@ class Attention(nnx.Module):
         """As a call without dropout; also returns the keys and values."""
         q, k, v = self._project(x)
         mixed = attend(q, k, v, mask, 0.0, None)
-        return x + self.output(mixed.reshape(x.shape)), (k, v)
+        return x + self.output(mixed.reshape(x.shape)), (_heads_first(k), _heads_first(v))
 
-    def step(self, x: Float[Array, "n beams embd"], own: Any, masks: Any) -> tuple[Array, Any]:
+    def step(self, x: Float[Array, "n beams embd"], own: Any, cache: Cache) -> tuple[Array, Any]:
         """One token per beam against prompt, generated tokens and itself; returns its key, value."""
-        q, k, v = self._project(x)
-        (prompt_k, prompt_v), (past_k, past_v) = own
-        in_prompt, in_past = masks
-        score = partial(jnp.einsum, preferred_element_type=jnp.float32)
-        n, _, heads, size = q.shape
-        past_k, past_v = (p.reshape(n, -1, heads, size) for p in (past_k, past_v))
-        lowest = jnp.finfo(jnp.float32).min
-        scores = jnp.concatenate(
-            [
-                jnp.where(in_prompt, score("nkhs,nphs->nhkp", q, prompt_k), lowest),
-                jnp.where(in_past, score("nkhs,nphs->nhkp", q, past_k), lowest),
-                score("nkhs,nkhs->nhk", q, k)[..., None],
-            ],
-            axis=-1,
-        )
-        weights = jax.nn.softmax(scores * size**-0.5, axis=-1).astype(v.dtype)
-        first, second = jnp.split(weights[..., :-1], [prompt_k.shape[1]], axis=-1)
-        mixed = (
-            jnp.einsum("nhkp,nphs->nkhs", first, prompt_v)
-            + jnp.einsum("nhkp,nphs->nkhs", second, past_v)
-            + jnp.swapaxes(weights[..., -1:], 1, 2) * v
-        )
-        return x + self.output(mixed.reshape(x.shape)), (k, v)
+        q, k, v = (_heads_first(part) for part in self._project(x))
+        mixed = attend_cached(q, k, v, own, cache)
+        return x + self.output(_heads_first(mixed).reshape(x.shape)), (k, v)
 
 
 class FeedForward(nnx.Module):
@@ -183,10 +167,15 @@ class Block(nnx.Module):
         keys = (None,) * 3 if key is None else tuple(jax.random.split(key, 3))
         return self.feed_forward(self.attention(x, mask, keys[:2]), keys[2])
 
-    def cached(self, x: Array, own: Any, mask: Any) -> tuple[Array, Any]:
-        """Runs the layer on prompts (`own` None) or on one token per beam; returns keys, values."""
+    def cached(self, x: Array, own: Any, context: Any) -> tuple[Array, Any]:
+        """Runs the layer on prompts (`own` None, a mask) or one token per beam (a cache).
+
+        Returns its output and the keys and values.
+        """
         mixed, kept = (
-            self.attention.prefill(x, mask) if own is None else self.attention.step(x, own, mask)
+            self.attention.prefill(x, context)
+            if own is None
+            else self.attention.step(x, own, context)
         )
         return self.feed_forward(mixed, None), kept
 
@@ -252,10 +241,7 @@ class Decoder(nnx.Module):
         positions = jnp.broadcast_to(jnp.arange(length), prompts.shape)
         mask: Bool[Array, "1 1 prompt prompt"] = jnp.tril(jnp.ones((1, 1, length, length), bool))
         x, prompt = self.layers.cached(self.embeddings(prompts, positions), None, mask)
-        layers, *_, heads, size = prompt[0].shape
-        empty = jnp.zeros((layers, n, steps, beams, heads, size), prompt[0].dtype)
-        paths = jnp.zeros((n, beams, steps), jnp.int32)
-        cache = Cache(prompt, lengths, (empty, empty), paths, jnp.int32(0))
+        cache = empty_cache(prompt, lengths, beams, steps)
         return self._logits(x[jnp.arange(n), lengths - 1]), cache
 
     def step(
@@ -265,22 +251,7 @@ class Decoder(nnx.Module):
 
         `cache.paths` must name, for every beam, the beams that hold its tokens before this one.
         """
-        n, beams, steps = cache.paths.shape
         x = self.embeddings(tokens, cache.lengths[:, None] + jnp.full_like(tokens, cache.step))
-        in_prompt = jnp.arange(cache.prompt[0].shape[2]) < cache.lengths[:, None]
-        own = cache.paths[..., None] == jnp.arange(beams)
-        own &= (jnp.arange(steps) < cache.step)[:, None]
-        masks = in_prompt[:, None, None], own.reshape(n, 1, beams, steps * beams)
-        x, new = self.layers.cached(x, (cache.prompt, cache.generated), masks)
-        generated = tuple(
-            jax.lax.dynamic_update_slice_in_dim(old, entry[:, :, None], cache.step, axis=2)
-            for old, entry in zip(cache.generated, new, strict=True)
-        )
-        paths = jax.lax.dynamic_update_slice_in_dim(
-            cache.paths,
-            jnp.broadcast_to(jnp.arange(beams, dtype=jnp.int32)[:, None], (n, beams, 1)),
-            cache.step,
-            axis=2,
-        )
-        cache = cache._replace(generated=generated, paths=paths, step=cache.step + 1)
-        return self._logits(x), cache
+        own = (jnp.arange(self.config.n_layer), cache.prompt)
+        x, new = self.layers.cached(x, own, cache)
+        return self._logits(x), cache.extended(new)
