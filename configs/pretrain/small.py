@@ -1,11 +1,11 @@
-"""A small GPT-2 for machines without a hub: 4 layers, 256 wide, 4.2M parameters.
+"""A small GPT-2 for machines without a hub: 4 layers, 256 wide, 4.34M parameters.
 
     python -m experiments.pretrain --config=configs/pretrain/small.py --workdir=runs/small_gpt2 \\
         --config.data.source=FOLDER
 
 FOLDER holds the original files of E2E, WebNLG 2017 and DART. The model reads E2E's texts only, and
 data and text of WebNLG and DART, so E2E's data format is new to it: what LoRA has to teach. About
-half an hour on two CPU cores. No row of the paper.
+40 minutes on two CPU cores. No row of the paper.
 
 DART's training set contains WebNLG's and E2E's (cleaned, as triples); test sets are not read.
 """
