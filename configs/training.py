@@ -13,9 +13,12 @@ def training_fields() -> dict[str, Any]:
         "batch_size": 8,
         "accumulate": 1,  # batches per update
         "learning_rate": 2e-4,
+        "warmup_ratio": 0.0,  # share of the updates; where it is 0, warmup_steps counts
         "warmup_steps": 0,
         "weight_decay": 0.0,
         "max_grad_norm": 0.0,  # 0 is off
+        # epsilon "after": it joins the root of the bias-corrected second moment, as AdamW is defined;
+        # "before" is what the public GPT-2 code does. no_decay: paths exempt from weight decay.
         "adam": {"b1": 0.9, "b2": 0.999, "eps": 1e-6, "epsilon": "after", "no_decay": ""},
         "init_adapter": "",  # a run whose LoRA factors start this one
         "prng": "threefry2x32",  # dropout bits; "rbg" is faster on accelerators

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -96,9 +97,8 @@ class Adaptation:
             )
         updates = config.epochs * data.per_epoch // config.accumulate
         schedule = optimizer.linear_schedule(
-            config.learning_rate, updates, config.get("warmup_ratio", 0.0),
-            config.get("warmup_steps", 0),
-        )  # fmt: skip
+            config.learning_rate, updates, config.warmup_ratio, config.warmup_steps
+        )
         tx = optimizer.adamw(
             {path: self.labels[path] for path in trainable}, schedule,
             weight_decay=config.weight_decay, max_grad_norm=config.max_grad_norm,
@@ -146,6 +146,13 @@ class Adaptation:
 def adapter_folder(path: Path) -> Path:
     """A run folder's adapter, or the folder itself."""
     return path / "adapter" if (path / "adapter").is_dir() else path
+
+
+def best_seed(runs: Mapping[int, Mapping[str, Any]], headline: str, smaller: bool = False) -> int:
+    """The seed whose best epoch has the best headline; one that diverged only if all did."""
+    sign = 1 if smaller else -1
+    scores = {seed: run["best"][headline] for seed, run in runs.items()}
+    return min(scores, key=lambda seed: (math.isnan(scores[seed]), sign * scores[seed]))
 
 
 def training_record(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

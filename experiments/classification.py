@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from ml_collections import ConfigDict
 from transformers import AutoTokenizer
 
 from experiments import workdir as workdirs
-from experiments.adaptation import Adaptation, Goal, training_record
+from experiments.adaptation import Adaptation, Goal, best_seed, training_record
 from lora_jax import methods
 from lora_jax.data import batches
 from lora_jax.data.glue import Examples
@@ -164,8 +163,7 @@ def train_all(config: ConfigDict, problem: Callable[[], Problem], workdir: Path)
 
 def _record(preparation: Preparation, runs: dict[int, dict[str, Any]]) -> dict[str, Any]:
     config, headline = preparation.config, preparation.problem.headline
-    best = {seed: run["best"][headline] for seed, run in runs.items()}
-    best_seed = min(best, key=lambda seed: (math.isnan(best[seed]), -best[seed]))
+    best = best_seed(runs, headline)
     return {
         "task": preparation.problem.name,
         "method": preparation.method.name,
@@ -173,7 +171,7 @@ def _record(preparation: Preparation, runs: dict[int, dict[str, Any]]) -> dict[s
         "headline": headline,
         "parameters": preparation.counts,
         "warm_start": config.init_adapter or None,
-        "adapter": {"seed": best_seed, "epoch": runs[best_seed]["best_epoch"]},
+        "adapter": {"seed": best, "epoch": runs[best]["best_epoch"]},
         **training_record(list(runs.values())),
         "seeds": {str(seed): record for seed, record in runs.items()},
         "config": workdirs.plain(config),

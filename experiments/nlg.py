@@ -12,7 +12,6 @@ adapter. A run that was killed goes on with the same command. To decode and scor
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -25,7 +24,7 @@ from ml_collections import ConfigDict, config_flags
 from transformers import AutoTokenizer
 
 from experiments import workdir as workdirs
-from experiments.adaptation import Adaptation, Goal, training_record
+from experiments.adaptation import Adaptation, Goal, best_seed, training_record
 from experiments.language import end_tokens, validation
 from experiments.score import as_in_paper
 from lora_jax import adapters, layers, methods, partition
@@ -239,8 +238,7 @@ def _record(preparation: Preparation, runs: dict[int, dict[str, Any]]) -> dict[s
     }
     if not config.epochs:
         return {**result, "memory": peak_memory(), **environment()}
-    losses = {seed: run["best"]["loss"] for seed, run in runs.items()}
-    best = min(losses, key=lambda seed: (math.isnan(losses[seed]), losses[seed]))
+    best = best_seed(runs, "loss", smaller=True)
     chosen = {"seed": best, "epoch": runs[best]["best_epoch"]}
     return {**result, "adapter": chosen, **training_record(records)}
 

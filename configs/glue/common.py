@@ -7,6 +7,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from configs.training import training_fields
+
 # Column order of the paper's Tables 2 and 9.
 TASKS = ("mnli", "sst2", "mrpc", "cola", "qnli", "qqp", "rte", "stsb")
 WARM_STARTED = ("mrpc", "rte", "stsb")  # from the MNLI adapter, see the note under Table 9
@@ -36,6 +38,7 @@ def glue_config(task: str, model: str, method: Mapping[str, Any]) -> ConfigDict:
     """All fields with the defaults of the paper's GLUE scripts."""
     return ConfigDict(
         {
+            **training_fields(),
             "task": task,
             # A folder, `package:NAME`, or a hub name. None keeps what the model's config.json says.
             "model": {
@@ -46,11 +49,9 @@ def glue_config(task: str, model: str, method: Mapping[str, Any]) -> ConfigDict:
                 "remat": "none",
             },
             "method": dict(method),
-            "base_dtype": "auto",  # float32 on CPU, bfloat16 on accelerators; factors are float32
             "seeds": (0, 1, 2, 3, 4),  # the paper: median of 5 seeds, which ones is not known
             "epochs": 10,
             "batch_size": 32,
-            "accumulate": 1,  # batches per update
             "learning_rate": 1e-4,
             "warmup_ratio": 0.06,
             "weight_decay": 0.1,
@@ -65,8 +66,5 @@ def glue_config(task: str, model: str, method: Mapping[str, Any]) -> ConfigDict:
             "init_adapter": "",  # a run whose LoRA factors start this one (MNLI for mrpc, rte, stsb)
             "eval_only": False,
             "adapter": "",  # with eval_only: the run to evaluate
-            "prng": "threefry2x32",  # dropout bits; "rbg" is faster on accelerators
-            "log_every": 50,
-            "checkpoint_every": 500,
         }
     )

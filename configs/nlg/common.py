@@ -41,10 +41,10 @@ def nlg_config(dataset: str, model: str, method: Mapping[str, Any]) -> ConfigDic
     own = column(dataset)
     if method["name"] == "lora":
         method = {**method, "dropout": own["dropout"]}
-    fields = training_fields()
     return ConfigDict(
         {
-            **fields,
+            # Among them adam.epsilon: "after", as AdamW is defined; the public GPT-2 code has "before".
+            **training_fields(),
             "dataset": dataset,
             # A folder, `package:NAME`, or a hub name. The paper's GPT-2 has no dropout of its own.
             "model": {
@@ -63,9 +63,6 @@ def nlg_config(dataset: str, model: str, method: Mapping[str, Any]) -> ConfigDic
             "warmup_steps": 500,
             "weight_decay": own["weight_decay"],
             "label_smoothing": own["label_smoothing"],
-            # "after": epsilon joins the root of the bias-corrected second moment, as AdamW is
-            # defined; "before" is what the public GPT-2 code does. Nothing is exempt from decay.
-            "adam": {**fields["adam"], "eps": 1e-6, "epsilon": "after", "no_decay": ""},
             "data": {
                 "source": "data",  # the folder of the original files
                 "max_length": 512,  # longer rows lose their end; the longest real one has 259 tokens

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from lora_jax.data.packing import Batch, Integers, Shape, lay_out, with_slots
+from lora_jax.data.packing import Batch, Integers, Shape, TokenSequences, lay_out, with_slots
 from lora_jax.data.pairs import Grouped, Pairs, clean
 
 __all__ = ["TokenisedPairs", "clean", "prompts", "tokenise_pairs"]
@@ -18,7 +18,7 @@ _SEQUENCE = 512  # seq_len of the public scripts; the longest E2E row has 133 to
 
 
 @dataclasses.dataclass(frozen=True)
-class TokenisedPairs:
+class TokenisedPairs(TokenSequences):
     """Rows as token ids.
 
     Attributes:
@@ -28,17 +28,8 @@ class TokenisedPairs:
       cut: rows that were longer than the limit and lost the end of their completion.
     """
 
-    ids: list[np.ndarray]
     starts: np.ndarray
     cut: int = 0
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    @property
-    def lengths(self) -> np.ndarray:
-        """Tokens of every row."""
-        return np.array([len(ids) for ids in self.ids], np.int32)
 
     def outputs(self, indices: Integers) -> int:
         """One per completion token."""

@@ -70,18 +70,14 @@ class Packable(Protocol):
 
 
 @dataclasses.dataclass(frozen=True)
-class TokenisedExamples:
-    """Examples of a classification or regression task as token ids.
+class TokenSequences:
+    """What tokenised examples of every kind have.
 
     Attributes:
       ids: one int32 array per example.
-      types: token types, same lengths.
-      labels: (examples,) class ids (int32) or scores (float32).
     """
 
     ids: list[np.ndarray]
-    types: list[np.ndarray]
-    labels: np.ndarray
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -90,6 +86,19 @@ class TokenisedExamples:
     def lengths(self) -> np.ndarray:
         """Tokens of every example."""
         return np.array([len(ids) for ids in self.ids], np.int32)
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenisedExamples(TokenSequences):
+    """Examples of a classification or regression task as token ids.
+
+    Attributes:
+      types: token types, same lengths as `ids`.
+      labels: (examples,) class ids (int32) or scores (float32).
+    """
+
+    types: list[np.ndarray]
+    labels: np.ndarray
 
     def outputs(self, indices: Integers) -> int:
         """One per example."""

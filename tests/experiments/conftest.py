@@ -1,10 +1,13 @@
 import shutil
 
+import jax
 import numpy as np
 import pytest
 import torch
 import transformers
+from jax.experimental.compilation_cache import compilation_cache
 
+from lora_jax.metrics import java
 from lora_jax.models import hub
 
 
@@ -55,3 +58,23 @@ def tiny_glue(tmp_path_factory):
     for name, count in (("train.tsv", 60), ("dev_matched.tsv", 21), ("dev_mismatched.tsv", 18)):
         write("MNLI", name, [*pair, "gold_label"], rows(count, nli))
     return root
+
+
+@pytest.fixture(scope="module")
+def no_java_and_no_program_compiled_twice(tmp_path_factory):
+    """Java starts only in tests/metrics: METEOR alone takes seconds to load."""
+    settings = {
+        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("programs")),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+    }
+    old = {name: getattr(jax.config, name) for name in settings}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(java, "_candidates", lambda: iter(()))
+        for name, value in settings.items():
+            jax.config.update(name, value)
+        jax.config.update("jax_disable_most_optimizations", True)  # they run for milliseconds
+        yield
+    for name, value in {**old, "jax_disable_most_optimizations": False}.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()

@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from jax.experimental.compilation_cache import compilation_cache
 
 from configs.nlg import small
 from experiments import nlg, pretrain
@@ -21,7 +20,7 @@ from lora_jax import partition
 from lora_jax.adapters import load_adapter
 from lora_jax.data import completions, data_to_text
 from lora_jax.decoding.beam import beam_search
-from lora_jax.metrics import files, generation, java, meteor, ptb
+from lora_jax.metrics import files, generation, meteor, ptb
 
 ROOT = Path(__file__).parents[2]
 OPTIONS = {
@@ -30,24 +29,7 @@ OPTIONS = {
 }  # fmt: skip
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _no_java_and_no_program_compiled_twice(tmp_path_factory):
-    """Java starts only in tests/metrics: METEOR alone takes seconds to load."""
-    settings = {
-        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("programs")),
-        "jax_persistent_cache_min_compile_time_secs": 0.0,
-        "jax_persistent_cache_min_entry_size_bytes": -1,
-    }
-    old = {name: getattr(jax.config, name) for name in settings}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(java, "_candidates", lambda: iter(()))
-        for name, value in settings.items():
-            jax.config.update(name, value)
-        jax.config.update("jax_disable_most_optimizations", True)  # they run for milliseconds
-        yield
-    for name, value in {**old, "jax_disable_most_optimizations": False}.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
+pytestmark = pytest.mark.usefixtures("no_java_and_no_program_compiled_twice")
 
 
 def write_e2e(folder):
