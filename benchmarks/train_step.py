@@ -22,8 +22,9 @@ from flax import nnx
 
 import lora_jax as lj
 from benchmarks import peft_reference, timing
-from lora_jax import methods, partition
+from lora_jax import partition
 from lora_jax.data.packing import Batch
+from lora_jax.method import Method
 from lora_jax.models.attention import Inputs
 from lora_jax.models.encoder import Classifier, EncoderConfig
 from lora_jax.summary import readable_bytes
@@ -62,7 +63,7 @@ def padded_batch(rows: int, length: int, seed: int = 0) -> Batch:
     )
 
 
-def our_step(method: methods.Method, batch: Batch, unroll: int) -> tuple[Callable[[], Any], dict]:
+def our_step(method: Method, batch: Batch, unroll: int) -> tuple[Callable[[], Any], dict]:
     """A call that runs one step, and the compiled step's work."""
     config = EncoderConfig("roberta", **SIZES, position_offset=2, unroll=unroll)
     model = jax.jit(lambda: nnx.split(Classifier(config, 2, nnx.Rngs(0))))

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from lora_jax import adapters, partition
 from lora_jax.data.batches import TrainingBatches
-from lora_jax.methods import Method
+from lora_jax.method import Method
 from lora_jax.partition import Params
 from lora_jax.training import loop, optimizer, step
 from lora_jax.training.records import environment, peak_memory, spread

@@ -8,13 +8,30 @@ structure, trainable, frozen = lora_jax.split(adapted, method.labels(adapted))
 from lora_jax.adapters import load_adapter, save_adapter
 from lora_jax.layers import seed_dropout
 from lora_jax.merge import merge, strip
-from lora_jax.methods import Method, bitfit, full, head_only, lora
+from lora_jax.method import Method
+from lora_jax.methods import (
+    adapter_d,
+    adapter_h,
+    adapter_l,
+    adapter_p,
+    bitfit,
+    full,
+    head_only,
+    lora,
+    prefix_embed,
+    prefix_layer,
+    top_layers,
+)
 from lora_jax.partition import FROZEN, Rule, join, optimizer, parameters, split
 
 __all__ = [
     "FROZEN",
     "Method",
     "Rule",
+    "adapter_d",
+    "adapter_h",
+    "adapter_l",
+    "adapter_p",
     "bitfit",
     "full",
     "head_only",
@@ -24,8 +41,11 @@ __all__ = [
     "merge",
     "optimizer",
     "parameters",
+    "prefix_embed",
+    "prefix_layer",
     "save_adapter",
     "seed_dropout",
     "split",
     "strip",
+    "top_layers",
 ]

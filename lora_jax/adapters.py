@@ -25,6 +25,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as to_safetensors
 
 from lora_jax import methods, partition
+from lora_jax.method import Method
 from lora_jax.partition import Labels, Params
 
 FORMAT = "lora_jax adapter 1"
@@ -45,7 +46,7 @@ class Adapter:
       notes: whatever the run stored beside (task, model name, scores).
     """
 
-    method: methods.Method
+    method: Method
     groups: Labels
     values: dict[str, np.ndarray]
     base: str
@@ -70,7 +71,7 @@ def save_adapter(
     folder: str | os.PathLike,
     trainable: Mapping[str, Any],
     labels: Mapping[str, str],
-    method: methods.Method,
+    method: Method,
     base: str,
     notes: Mapping[str, Any] | None = None,
 ) -> Path:

@@ -10,13 +10,14 @@ from jaxtyping import Array, Float
 
 from lora_jax import factors
 from lora_jax.dropout import dropout
+from lora_jax.inserted import Inserted
 
 
 class DropoutKey(nnx.Variable):
     """Random key of one adapted layer's dropout; never a parameter."""
 
 
-class LowRank(nnx.Module):
+class LowRank(Inserted):
     """The factor pair of one weight: what LoRA inserts.
 
     Attributes:
@@ -46,7 +47,7 @@ class LowRank(nnx.Module):
         return dropout(inputs, self.dropout, key)
 
 
-class FusedLowRank(nnx.Module):
+class FusedLowRank(Inserted):
     """Factor pairs of chosen parts of a fused projection, one child `LowRank` per part.
 
     The parts divide the first output axis of the weight, as q, k, v divide GPT-2's `c_attn`. Each

@@ -12,12 +12,15 @@ import jax.numpy as jnp
 from flax import nnx
 
 from lora_jax import layers
+from lora_jax.inserted import Inserted
+from lora_jax.insertions.special_tokens import TolerantEmbed
 
 
 def merge(model: nnx.Module) -> nnx.Module:
     """Returns a copy in which every adapted layer is its original class with the delta added.
 
-    The sum is taken in float32 and cast once to the weight's type.
+    The sum is taken in float32 and cast once to the weight's type. Bottleneck adapters and special
+    tokens have no merged form and stay.
 
     Raises:
       ValueError: the model has no adapted layer.
@@ -32,19 +35,37 @@ def merge(model: nnx.Module) -> nnx.Module:
 
 
 def strip(model: nnx.Module) -> nnx.Module:
-    """Returns the base model: every adapted layer without its child, of its original class.
+    """Returns the base model: what methods inserted taken out, every layer of its original class.
+
+    A stack that was cut for single layers stays cut.
 
     Raises:
-      ValueError: the model has no adapted layer.
+      ValueError: nothing is inserted.
     """
-    stripped = _copy_of_adapted(model)
-    for layer in layers.adapted_layers(stripped).values():
-        layers.unadapt(layer)
+    stripped = nnx.clone(model)
+    found = False
+    for _, module in list(nnx.iter_modules(stripped)):
+        names = [name for name, child in vars(module).items() if isinstance(child, Inserted)]
+        if isinstance(module, Inserted) or not (names or isinstance(module, TolerantEmbed)):
+            continue
+        found = True
+        if isinstance(module, layers.Adapted):
+            layers.unadapt(module)
+            continue
+        for name in names:
+            delattr(module, name)
+        object.__setattr__(module, "__class__", type(module).__bases__[-1])
+    if not found:
+        raise _nothing_inserted()
     return stripped
 
 
 def _copy_of_adapted(model: nnx.Module) -> nnx.Module:
     copy = nnx.clone(model)
     if not layers.adapted_layers(copy):
-        raise ValueError("the model has no adapted layer; insert a method such as lora(...) first")
+        raise _nothing_inserted()
     return copy
+
+
+def _nothing_inserted() -> ValueError:
+    return ValueError("the model has no adapted layer; insert a method such as lora(...) first")

@@ -1,154 +1,32 @@
-"""Adaptation methods: what is inserted into a pre-trained model, and which leaves train.
-
-Every row of the paper's tables is one `Method`: a list of insertions and an ordered list of rules
-that label each leaf `frozen` or with the name of a trainable group. Methods combine with `+`.
-Training code never asks which method runs.
+"""The adaptation methods of the paper, by name.
 
     method = lora(r".*/(query|value)", rank=8, alpha=16, head=r"head/.*")
     adapted = method.insert(model, jax.random.key(0))
     print(method.summary(adapted))
+
+Every constructor takes `head`, a regular expression for the paths of the task head's leaves. The head
+is a group of its own in every method, because the paper's counts leave it out (Table 2).
 """
 
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import re
-import zlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
-import jax
-import numpy as np
-from flax import nnx
-from jaxtyping import Array, Key
-
-from lora_jax import factors, layers, partition
-from lora_jax import flax_forms as _flax_forms  # noqa: F401 - registers the Flax layers
-from lora_jax.partition import Labels, Rule
-from lora_jax.summary import MatchedLayer, Summary, summarise
+from lora_jax.insertions.bottleneck import Activation, BottleneckInsertion, Place
+from lora_jax.insertions.cut import CutInsertion, last_layers
+from lora_jax.insertions.low_rank import LowRankInsertion, plain, update
+from lora_jax.insertions.special_tokens import Init, PrefixEmbedInsertion, PrefixLayerInsertion
+from lora_jax.method import Insertion, Method
+from lora_jax.partition import Rule
 
 HEAD = "head"
-
-
-class Insertion(Protocol):
-    """Something a method puts into a model."""
-
-    def insert(self, model: nnx.Module, key: Key[Array, ""]) -> None:
-        """Inserts, in place."""
-        ...
-
-    def matches(self, model: nnx.Module) -> list[MatchedLayer]:
-        """What was inserted, for the summary."""
-        ...
-
-
-@dataclasses.dataclass(frozen=True)
-class Method:
-    """An adaptation method.
-
-    Attributes:
-      spec: constructor names and arguments, enough to build the method again (`to_json`).
-      insertions: applied in order by `insert`.
-      rules: the first rule whose pattern matches a leaf's path gives its group.
-    """
-
-    spec: tuple[tuple[str, Any], ...]
-    insertions: tuple[Insertion, ...]
-    rules: tuple[Rule, ...]
-
-    def __add__(self, other: Method) -> Method:
-        return Method(
-            self.spec + other.spec, self.insertions + other.insertions, self.rules + other.rules
-        )
-
-    @property
-    def name(self) -> str:
-        """Names of the constructors, joined by +."""
-        return "+".join(name for name, _ in self.spec)
-
-    def insert(self, model: nnx.Module, key: Key[Array, ""]) -> nnx.Module:
-        """Returns an adapted model that shares the arrays of `model`; `model` is left as it is.
-
-        Works on abstract models too (inside `nnx.eval_shape`).
-
-        Raises:
-          ValueError: a rule matches no layer, or a rank or alpha does not fit.
-          TypeError: a matched layer has no LoRA form.
-        """
-        adapted = nnx.clone(model)
-        for index, insertion in enumerate(self.insertions):
-            insertion.insert(adapted, jax.random.fold_in(key, index))
-        return adapted
-
-    def labels(self, adapted: nnx.Module) -> Labels:
-        """The group of every parameter of an adapted model, by path."""
-        return partition.labels(partition.parameters(adapted), self.rules)
-
-    def summary(self, adapted: nnx.Module) -> Summary:
-        """What the method did to a model: matched layers, groups, counts and bytes. Printable."""
-        matched = [row for insertion in self.insertions for row in insertion.matches(adapted)]
-        return summarise(self.name, matched, partition.parameters(adapted), self.labels(adapted))
-
-    def to_json(self) -> list[dict[str, Any]]:
-        """A description that `from_json` turns into an equal method."""
-        return [{"name": name, "arguments": dict(arguments)} for name, arguments in self.spec]
-
-
-@dataclasses.dataclass(frozen=True)
-class LowRankInsertion:
-    """Adapts every layer whose path matches one of the targets (first match wins)."""
-
-    targets: tuple[tuple[str, layers.Update], ...]
-
-    def _assign(self, paths: Sequence[str]) -> dict[str, tuple[str, layers.Update]]:
-        found = {}
-        for path in paths:
-            for pattern, update in self.targets:
-                if re.fullmatch(pattern, path):
-                    found[path] = (pattern, update)
-                    break
-        for pattern, _ in self.targets:
-            if not any(re.fullmatch(pattern, path) for path in paths):
-                raise partition.no_match_error("target", pattern, paths)
-        return found
-
-    def insert(self, model: nnx.Module, key: Key[Array, ""]) -> None:
-        """Turns the matched layers into their LoRA forms, in place."""
-        modules = {
-            "/".join(map(str, path)): module
-            for path, module in nnx.iter_modules(model)
-            if not isinstance(module, layers.LowRank | layers.FusedLowRank)
-        }
-        assigned = self._assign(sorted(modules))
-        _refuse_shared_weights(modules, assigned)
-        for path, (_, update) in assigned.items():
-            own_key = jax.random.fold_in(key, zlib.crc32(path.encode()))
-            layers.adapt(modules[path], update, own_key, path)
-
-    def matches(self, model: nnx.Module) -> list[MatchedLayer]:
-        """One row per adapted layer."""
-        adapted = layers.adapted_layers(model)
-        rows = []
-        for path, (pattern, update) in self._assign(sorted(adapted)).items():
-            layer = adapted[path]
-            values = partition.count(partition.parameters(layer.lora))
-            rows.append(MatchedLayer(pattern, path, layer.weight_shape(), update, values))
-        return rows
-
-
-def _refuse_shared_weights(modules: Mapping[str, nnx.Module], targets: Mapping[str, Any]) -> None:
-    """A Variable that two layers share would be merged twice; a layer used twice is fine."""
-    owners: dict[int, list[str]] = {}
-    for path, module in modules.items():
-        for name, value in vars(module).items():
-            if isinstance(value, nnx.Variable):
-                owners.setdefault(id(value), []).append(f"{path}/{name}")
-    for shared in owners.values():
-        if len(shared) > 1 and any(name.rpartition("/")[0] in targets for name in shared):
-            raise ValueError(
-                f"{' and '.join(sorted(shared))} are one Variable, so their layers cannot have "
-                "updates of their own; share the whole layer instead of its weight"
-            )
+EMBEDDING = r"(.*/)?embeddings/(word|token)"  # of the encoders and the decoder here
+FEED_FORWARD = r"(.*/)?feed_forward"
+SUBLAYERS = r"(.*/)?(attention|feed_forward)"
 
 
 def _with_head(head: str | None, *rules: Rule) -> tuple[Rule, ...]:
@@ -156,12 +34,7 @@ def _with_head(head: str | None, *rules: Rule) -> tuple[Rule, ...]:
 
 
 def full(head: str | None = None) -> Method:
-    """Full fine-tuning: every parameter trains. Groups: `base`, and `head` if given.
-
-    Args:
-      head: regular expression for the paths of the task head's leaves; the head is a group of its
-        own in every method, because the paper's counts leave it out (Table 2).
-    """
+    """Full fine-tuning: every parameter trains. Groups: `base`, and `head` if given."""
     return Method((("full", {"head": head}),), (), _with_head(head, Rule(".*", "base")))
 
 
@@ -220,7 +93,7 @@ def lora(
         "rank": rank, "alpha": alpha, "scaling": scaling, "init": init, "std": std,
         "dropout": dropout, "parts": parts, "fused": fused, "fused_sizes": fused_sizes,
     }  # fmt: skip
-    updates = tuple((p, _update({**shared, **own}, p)) for p, own in per_target.items())
+    updates = tuple((p, update({**shared, **own}, p)) for p, own in per_target.items())
     rules = [Rule(r"(.*/)?lora/(.*/)?[ab]", "lora")]
     if bias == "all":
         rules.append(Rule(r"(.*/)?bias", "bias"))
@@ -229,53 +102,189 @@ def lora(
         rules.append(Rule("|".join([*(f"(?:{p})/bias" for p in per_target), *whole]), "bias"))
     elif bias != "none":
         raise ValueError(f"bias must be 'none', 'all' or 'lora_only', got {bias!r}")
-    resolved = {pattern: dataclasses.asdict(update) for pattern, update in updates}
-    spec = ("lora", _plain({"targets": resolved, "bias": bias, "head": head}))
+    resolved = {pattern: dataclasses.asdict(own) for pattern, own in updates}
+    spec = ("lora", plain({"targets": resolved, "bias": bias, "head": head}))
     return Method((spec,), (LowRankInsertion(updates),), _with_head(head, *rules))
 
 
-def _plain(value: Any) -> Any:
-    """The value as JSON has it: lists for tuples, Python numbers for numpy's."""
-    if isinstance(value, Mapping):
-        return {key: _plain(inner) for key, inner in value.items()}
-    if isinstance(value, tuple | list):
-        return [_plain(inner) for inner in value]
-    return value.item() if isinstance(value, np.generic) else value
+def top_layers(count: int = 2, head: str | None = None) -> Method:
+    """The last `count` layers train (FT-Top2 of Tables 3, 13 and 14). Group: `top`.
+
+    The final LayerNorm and the embeddings stay frozen, which gives the paper's count.
+    """
+    _positive("count", count)
+    rules = _with_head(head, Rule(last_layers(count) + "/.*", "top"))
+    spec = ("top_layers", {"count": count, "head": head})
+    return Method((spec,), (CutInsertion(count),), rules)
 
 
-def _update(arguments: Mapping[str, Any], pattern: str) -> layers.Update:
-    known = {field.name for field in dataclasses.fields(layers.Update)}
-    if unknown := sorted(set(arguments) - known):
-        raise ValueError(f"target {pattern!r}: unknown {unknown}; known are {sorted(known)}")
-    values: dict[str, Any] = {
-        k: tuple(v) if isinstance(v, list) else v for k, v in _plain(arguments).items()
-    }
-    rank = factors.check_rank(values["rank"], where=f"target {pattern!r}")
-    values["alpha"] = rank if values["alpha"] is None else values["alpha"]
-    factors.check_alpha(values["alpha"])
-    factors.scale(rank, values["alpha"], values["scaling"])
-    if values["init"] not in ("kaiming", "gaussian"):
-        raise ValueError(f"init must be 'kaiming' or 'gaussian', got {values['init']!r}")
-    return layers.Update(**values)
+def adapter_h(
+    size: int,
+    *,
+    activation: Activation = "swish",
+    std: float = 0.02,
+    targets: str = SUBLAYERS,
+    head: str | None = None,
+) -> Method:
+    """Adapter H (Houlsby et al. 2019): after attention and after feed-forward. Group: `adapter`.
+
+    Args:
+      size: width of the bottleneck.
+      activation: its nonlinearity; the public code has swish.
+      std: of the kernels' initial values, see `insertions.bottleneck`.
+      targets: paths of the sublayers.
+      head: see the module's docstring.
+    """
+    return _adapter("adapter_h", "houlsby", (), targets, size, activation, std, head)
+
+
+def adapter_p(
+    size: int,
+    *,
+    activation: Activation = "relu",
+    std: float = 0.02,
+    targets: str = FEED_FORWARD,
+    head: str | None = None,
+) -> Method:
+    """Adapter P (Pfeiffer et al. 2021): after feed-forward. Group: `adapter`; see `adapter_h`."""
+    return _adapter("adapter_p", "pfeiffer", (), targets, size, activation, std, head)
+
+
+def adapter_l(
+    size: int,
+    *,
+    activation: Activation = "relu",
+    std: float = 0.02,
+    targets: str = FEED_FORWARD,
+    head: str | None = None,
+) -> Method:
+    """Adapter L (Lin et al. 2020): after the block, with a LayerNorm of its own; see `adapter_h`."""
+    return _adapter("adapter_l", "lin", (), targets, size, activation, std, head)
+
+
+def adapter_d(
+    size: int,
+    layers: int,
+    *,
+    activation: Activation = "relu",
+    std: float = 0.02,
+    head: str | None = None,
+) -> Method:
+    """Adapter D (AdapterDrop, Rücklé et al. 2021): Adapter P in the last `layers` layers only.
+
+    The layers below have no adapter, so neither does training compute gradients in them.
+    """
+    _positive("layers", layers)
+    targets = last_layers(layers) + "/feed_forward"
+    cut = (CutInsertion(layers),)
+    method = _adapter("adapter_d", "pfeiffer", cut, targets, size, activation, std, head)
+    arguments = {
+        "size": size, "layers": layers, "activation": activation, "std": std, "head": head
+    }  # fmt: skip
+    return dataclasses.replace(method, spec=(("adapter_d", arguments),))
+
+
+def _adapter(
+    name: str, place: Place, before: tuple[Insertion, ...], targets: str, size: int,
+    activation: Activation, std: float, head: str | None,
+) -> Method:  # fmt: skip
+    own = BottleneckInsertion(targets, place, size, activation, std)
+    arguments = {
+        "size": size, "activation": activation, "std": std, "targets": targets, "head": head
+    }  # fmt: skip
+    rule = Rule(r"(.*/)?adapter/(norm|down|up)/.*", "adapter")
+    return Method(((name, arguments),), (*before, own), _with_head(head, rule))
+
+
+def prefix_embed(
+    prefix: int,
+    infix: int = 0,
+    *,
+    init: Init = "vocabulary",
+    std: float = 0.02,
+    tokens: str = EMBEDDING,
+    head: str | None = None,
+) -> Method:
+    """Prefix-embedding tuning (paper, section 5.1): special tokens' embeddings. Group: `prefix`.
+
+    Args:
+      prefix: tokens before every example (l_p).
+      infix: tokens behind its input (l_i). The data must have both, see `Method.special`.
+      init: rows of the vocabulary at random, or `normal`; the paper does not say.
+      std: of `normal`.
+      tokens: path of the word embedding.
+      head: see the module's docstring.
+    """
+    own = PrefixEmbedInsertion(prefix, infix, tokens, std, init)
+    arguments = {
+        "prefix": prefix, "infix": infix, "init": init, "std": std, "tokens": tokens, "head": head
+    }  # fmt: skip
+    return Method((("prefix_embed", arguments),), (own,), _with_head(head, _PREFIX))
+
+
+def prefix_layer(
+    prefix: int,
+    infix: int = 0,
+    *,
+    std: float = 0.02,
+    tokens: str = EMBEDDING,
+    head: str | None = None,
+) -> Method:
+    """Prefix-layer tuning (paper, section 5.1): special tokens' activations in every layer.
+
+    Group: `prefix`. Arguments as in `prefix_embed`; initial values are N(0, std^2).
+    """
+    own = PrefixLayerInsertion(prefix, infix, tokens, std)
+    arguments = {"prefix": prefix, "infix": infix, "std": std, "tokens": tokens, "head": head}
+    return Method((("prefix_layer", arguments),), (own,), _with_head(head, _PREFIX))
+
+
+_PREFIX = Rule(r"(.*/)?special/embedding", "prefix")
+
+
+def _positive(name: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"{name} must be a positive integer, got {value!r}")
 
 
 CONSTRUCTORS: Mapping[str, Callable[..., Method]] = {
     "full": full,
     "head_only": head_only,
     "bitfit": bitfit,
+    "top_layers": top_layers,
     "lora": lora,
+    "adapter_h": adapter_h,
+    "adapter_p": adapter_p,
+    "adapter_l": adapter_l,
+    "adapter_d": adapter_d,
+    "prefix_embed": prefix_embed,
+    "prefix_layer": prefix_layer,
 }
 
 
-def create(name: str, **arguments: Any) -> Method:
+def create(name: str, plus: Mapping[str, Any] | None = None, **arguments: Any) -> Method:
     """Builds a method by the name of its constructor, as configs name it.
+
+    Args:
+      name: of the constructor.
+      plus: name and arguments of a second method, for a combination.
+      arguments: of the constructor.
 
     Raises:
       ValueError: unknown name; the message lists the known ones.
+      TypeError: unknown or missing arguments.
     """
     if name not in CONSTRUCTORS:
         raise ValueError(f"unknown method {name!r}; known methods are {sorted(CONSTRUCTORS)}")
-    return CONSTRUCTORS[name](**arguments)
+    known = inspect.signature(CONSTRUCTORS[name]).parameters
+    unknown = sorted(set(arguments) - set(known))
+    missing = [p.name for p in known.values() if p.default is p.empty and p.name not in arguments]
+    if unknown or missing:
+        raise TypeError(
+            f"method {name!r} takes {list(known)}; unknown {unknown}, missing {missing}"
+        )
+    method = CONSTRUCTORS[name](**arguments)
+    return method + create(**plus) if plus else method
 
 
 def from_json(description: Sequence[Mapping[str, Any]]) -> Method:

@@ -7,17 +7,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lora_jax import partition
-from lora_jax.low_rank import Update
 
 
 @dataclasses.dataclass(frozen=True)
 class MatchedLayer:
-    """One adapted layer: the rule that chose it, its path and weight, its update, its values."""
+    """One adapted layer: the rule that chose it, its path and weight, how, and the values added."""
 
     rule: str
     path: str
     shape: tuple[int, ...]
-    update: Update
+    how: str
     parameters: int
 
 
@@ -53,7 +52,7 @@ class Summary:
     def __str__(self) -> str:
         lines = [f"method {self.method}"]
         if self.layers:
-            header = ("rule", "layer", "weight", "rank", "alpha", "parameters")
+            header = ("rule", "layer", "weight", "how", "parameters")
             lines += _table([header, *(_layer_row(layer) for layer in self.layers)])
         rows = [("group", "leaves", "parameters", "bytes")]
         rows += [
@@ -95,14 +94,8 @@ def readable_bytes(size: float) -> str:
 
 
 def _layer_row(layer: MatchedLayer) -> tuple[str, ...]:
-    update = layer.update
     shape = "x".join(map(str, layer.shape))
-    if update.parts:
-        shape += f" [{','.join(update.parts)} of {','.join(update.fused)}]"
-    return (
-        layer.rule, layer.path, shape, str(update.rank), f"{update.alpha:g}",
-        f"{layer.parameters:,}",
-    )  # fmt: skip
+    return layer.rule, layer.path, shape, layer.how, f"{layer.parameters:,}"
 
 
 def _table(rows: Sequence[Sequence[str]]) -> list[str]:

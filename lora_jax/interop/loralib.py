@@ -30,6 +30,7 @@ from lora_jax import factors, methods
 from lora_jax.interop import loralib_factors as checked
 from lora_jax.interop.loralib_factors import Arrays
 from lora_jax.interop.loralib_names import FUSED, find, plain_name
+from lora_jax.method import Method
 from lora_jax.partition import Labels
 
 HEAD = r"head/.*"
@@ -48,7 +49,7 @@ class Converted:
     """
 
     architecture: str
-    method: methods.Method
+    method: Method
     values: Arrays
     groups: Labels
     layers: int
@@ -139,7 +140,7 @@ def _split(
     return dict(zip(chosen, halves, strict=True))
 
 
-def _method(targets: Mapping[str, Mapping[str, Any]], **settings: Any) -> methods.Method:
+def _method(targets: Mapping[str, Mapping[str, Any]], **settings: Any) -> Method:
     """The method as configs write it: evaluation asks that config and adapter have equal ones."""
     ranks = {own["rank"] for own in targets.values()}
     if len(ranks) > 1 or any("parts" in own for own in targets.values()):

@@ -8,9 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from lora_jax import factors, methods
+from lora_jax import factors
+from lora_jax.insertions.low_rank import LowRankInsertion
 from lora_jax.interop.loralib_factors import Arrays, transposed
 from lora_jax.interop.loralib_names import ARCHITECTURES, FUSED, Architecture, guess
+from lora_jax.method import Method
 
 
 def to_state_dict(
@@ -72,7 +74,7 @@ def _joined(pairs: Sequence[Sequence[np.ndarray]], path: str) -> tuple[np.ndarra
 
 
 def layer_settings(
-    method: methods.Method, values: Mapping[str, Any], architecture: str | None = None
+    method: Method, values: Mapping[str, Any], architecture: str | None = None
 ) -> dict[str, dict[str, Any]]:
     """The arguments with which loralib's layers must be built to take `to_state_dict`'s factors.
 
@@ -85,9 +87,7 @@ def layer_settings(
       Module name to `r`, `lora_alpha`, `lora_dropout` and, for a MergedLinear, `enable_lora`.
     """
     names = _architecture(values, architecture)
-    targets = [
-        t for i in method.insertions if isinstance(i, methods.LowRankInsertion) for t in i.targets
-    ]
+    targets = [t for i in method.insertions if isinstance(i, LowRankInsertion) for t in i.targets]
     result: dict[str, dict[str, Any]] = {}
     for theirs, ours in names.modules.items():
         path = f"{names.block}/{ours}"

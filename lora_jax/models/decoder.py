@@ -20,6 +20,7 @@ from lora_jax.dropout import dropout
 from lora_jax.models.attention import Inputs, attend
 from lora_jax.models.cache import Cache, attend_cached, empty_cache
 from lora_jax.models.stack import Remat, Stack
+from lora_jax.models.sublayer import Block, Context, PreNorm
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,7 +98,7 @@ class Embeddings(nnx.Module):
         return dropout(self.token(tokens) + self.position(positions), self.rate, key)
 
 
-class Attention(nnx.Module):
+class Attention(PreNorm):
     """LayerNorm, causal multi-head self-attention, residual."""
 
     def __init__(self, config: DecoderConfig, rngs: nnx.Rngs):
@@ -120,22 +121,24 @@ class Attention(nnx.Module):
         rate = self.config.attn_pdrop
         mixed = jax.checkpoint(attend, static_argnums=(4,))(q, k, v, mask, rate, keys[0])
         out = self.output(mixed.reshape(x.shape))
-        return x + dropout(out, self.config.resid_pdrop, keys[1])
+        return self.residual(x, dropout(out, self.config.resid_pdrop, keys[1]))
 
     def prefill(self, x: Float[Array, "n prompt embd"], mask: Array) -> tuple[Array, Any]:
         """As a call without dropout; also returns the keys and values."""
         q, k, v = self._project(x)
         mixed = attend(q, k, v, mask, 0.0, None)
-        return x + self.output(mixed.reshape(x.shape)), (_heads_first(k), _heads_first(v))
+        out = self.output(mixed.reshape(x.shape))
+        return self.residual(x, out), (_heads_first(k), _heads_first(v))
 
     def step(self, x: Float[Array, "n beams embd"], own: Any, cache: Cache) -> tuple[Array, Any]:
         """One token per beam against prompt, generated tokens and itself; returns its key, value."""
         q, k, v = (_heads_first(part) for part in self._project(x))
         mixed = attend_cached(q, k, v, own, cache)
-        return x + self.output(_heads_first(mixed).reshape(x.shape)), (k, v)
+        out = self.output(_heads_first(mixed).reshape(x.shape))
+        return self.residual(x, out), (k, v)
 
 
-class FeedForward(nnx.Module):
+class FeedForward(PreNorm):
     """LayerNorm, two linear layers around GELU (tanh form), residual."""
 
     def __init__(self, config: DecoderConfig, rngs: nnx.Rngs):
@@ -150,34 +153,7 @@ class FeedForward(nnx.Module):
     ) -> Float[Array, "rows length embd"]:
         """Transforms every token by itself."""
         out = self.down(jax.nn.gelu(self.up(self.norm(x)), approximate=True))
-        return x + dropout(out, self.rate, key)
-
-
-class Block(nnx.Module):
-    """One Transformer layer."""
-
-    def __init__(self, config: DecoderConfig, rngs: nnx.Rngs):
-        self.attention = Attention(config, rngs)
-        self.feed_forward = FeedForward(config, rngs)
-
-    def __call__(
-        self, x: Float[Array, "rows length embd"], mask: Array, *, key: Array | None = None
-    ) -> Float[Array, "rows length embd"]:
-        """Runs the layer; `key` switches dropout on."""
-        keys = (None,) * 3 if key is None else tuple(jax.random.split(key, 3))
-        return self.feed_forward(self.attention(x, mask, keys[:2]), keys[2])
-
-    def cached(self, x: Array, own: Any, context: Any) -> tuple[Array, Any]:
-        """Runs the layer on prompts (`own` None, a mask) or one token per beam (a cache).
-
-        Returns its output and the keys and values.
-        """
-        mixed, kept = (
-            self.attention.prefill(x, context)
-            if own is None
-            else self.attention.step(x, own, context)
-        )
-        return self.feed_forward(mixed, None), kept
+        return self.residual(x, dropout(out, self.rate, key))
 
 
 class Decoder(nnx.Module):
@@ -186,7 +162,7 @@ class Decoder(nnx.Module):
     def __init__(self, config: DecoderConfig, rngs: nnx.Rngs):
         self.embeddings = Embeddings(config, rngs)
         self.layers = Stack(
-            lambda r: Block(config, r),
+            lambda r: Block(Attention(config, r), FeedForward(config, r)),
             config.n_layer,
             unroll=config.unroll,
             remat=config.remat,
@@ -209,7 +185,8 @@ class Decoder(nnx.Module):
         length = tokens.shape[1]
         same = segments[:, :, None] == segments[:, None, :]
         mask = same & jnp.tril(jnp.ones((length, length), bool))
-        hidden = self.layers(self.embeddings(tokens, positions, own), mask[:, None], key=rest)
+        context = Context(mask[:, None], tokens)
+        hidden = self.layers(self.embeddings(tokens, positions, own), context, key=rest)
         return self._logits(hidden[rows, columns])
 
     def _logits(self, hidden: Float[Array, "... embd"]) -> Float[Array, "... vocab"]:
@@ -240,7 +217,8 @@ class Decoder(nnx.Module):
             )
         positions = jnp.broadcast_to(jnp.arange(length), prompts.shape)
         mask: Bool[Array, "1 1 prompt prompt"] = jnp.tril(jnp.ones((1, 1, length, length), bool))
-        x, prompt = self.layers.cached(self.embeddings(prompts, positions), None, mask)
+        context = Context(mask, prompts)
+        x, prompt = self.layers.cached(self.embeddings(prompts, positions), None, context)
         cache = empty_cache(prompt, lengths, beams, steps)
         return self._logits(x[jnp.arange(n), lengths - 1]), cache
 

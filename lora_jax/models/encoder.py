@@ -19,6 +19,7 @@ from jaxtyping import Array, Float, Int, Key
 from lora_jax.dropout import dropout
 from lora_jax.models.attention import Inputs, attend
 from lora_jax.models.stack import Remat, Stack
+from lora_jax.models.sublayer import Block, Context, PostNorm
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,7 +98,7 @@ class Embeddings(nnx.Module):
         return dropout(self.norm(x), self.config.hidden_dropout_prob, key)
 
 
-class Attention(nnx.Module):
+class Attention(PostNorm):
     """Multi-head self-attention with residual and LayerNorm after it."""
 
     def __init__(self, config: EncoderConfig, rngs: nnx.Rngs):
@@ -120,10 +121,10 @@ class Attention(nnx.Module):
         rate = self.config.attention_probs_dropout_prob
         mixed = jax.checkpoint(attend, static_argnums=(4,))(q, k, v, mask, rate, keys[0])
         out = self.output(mixed.reshape(x.shape))
-        return self.norm(x + dropout(out, self.config.hidden_dropout_prob, keys[1]))
+        return self.residual(x, dropout(out, self.config.hidden_dropout_prob, keys[1]))
 
 
-class FeedForward(nnx.Module):
+class FeedForward(PostNorm):
     """Two linear layers around GELU, with residual and LayerNorm after them."""
 
     def __init__(self, config: EncoderConfig, rngs: nnx.Rngs):
@@ -137,22 +138,7 @@ class FeedForward(nnx.Module):
     ) -> Float[Array, "rows length hidden"]:
         """Transforms every token by itself."""
         out = self.down(gelu(self.up(x)))
-        return self.norm(x + dropout(out, self.config.hidden_dropout_prob, key))
-
-
-class Block(nnx.Module):
-    """One Transformer layer."""
-
-    def __init__(self, config: EncoderConfig, rngs: nnx.Rngs):
-        self.attention = Attention(config, rngs)
-        self.feed_forward = FeedForward(config, rngs)
-
-    def __call__(
-        self, x: Float[Array, "rows length hidden"], mask: Array, *, key: Array | None = None
-    ) -> Float[Array, "rows length hidden"]:
-        """Runs the layer; `key` switches dropout on."""
-        keys = (None,) * 3 if key is None else tuple(jax.random.split(key, 3))
-        return self.feed_forward(self.attention(x, mask, keys[:2]), keys[2])
+        return self.residual(x, dropout(out, self.config.hidden_dropout_prob, key))
 
 
 class Encoder(nnx.Module):
@@ -161,7 +147,7 @@ class Encoder(nnx.Module):
     def __init__(self, config: EncoderConfig, rngs: nnx.Rngs):
         self.embeddings = Embeddings(config, rngs)
         self.layers = Stack(
-            lambda r: Block(config, r),
+            lambda r: Block(Attention(config, r), FeedForward(config, r)),
             config.num_hidden_layers,
             unroll=config.unroll,
             remat=config.remat,
@@ -175,7 +161,8 @@ class Encoder(nnx.Module):
         """Hidden states of every token; `key` switches dropout on."""
         own, rest = (None, None) if key is None else jax.random.split(key)
         same = inputs.segments[:, :, None] == inputs.segments[:, None, :]
-        return self.layers(self.embeddings(inputs, own), same[:, None], key=rest)
+        context = Context(same[:, None], jnp.asarray(inputs.tokens))
+        return self.layers(self.embeddings(inputs, own), context, key=rest)
 
 
 class RobertaHead(nnx.Module):

@@ -19,6 +19,7 @@ from lora_jax.models import encoder, hub
 from lora_jax.models.attention import Inputs
 from lora_jax.models.encoder import Classifier, EncoderConfig
 from lora_jax.models.stack import Stack
+from lora_jax.models.sublayer import Context
 
 torch.set_num_threads(1)
 
@@ -327,7 +328,7 @@ def test_one_block_of_each_layer_is_the_scan():
     x = model.encoder.embeddings(inputs, None)
     for layer in range(3):
         block = nnx.merge(graphdef, jax.tree.map(lambda v: v[layer], state))
-        x = block(x, same)
+        x = block(x, Context(same, inputs.tokens))
     logits = model.head(jnp.tanh(model.pooler(x[rows, columns])), None)
     # Compiled apart, so fused in other ways: 5e-7 reached.
     np.testing.assert_allclose(model(*tiny_batch()), logits, rtol=0, atol=5e-6)
