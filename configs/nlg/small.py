@@ -6,27 +6,36 @@
         --config.data.source=FOLDER
 
 Methods: lora (r = 4 on q and v, as the paper), lora_all (r = 16 on all four matrices of a layer),
-full, none (the pre-trained model is decoded as it is). No row of the paper: learning rates and epochs
-are ours, everything else is Table 11's. What it gave: docs/measured.md.
+adapter_h, adapter_p, adapter_l, prefix_layer (about LoRA's number of values), adapter_d (in the upper two
+layers), prefix_embed, lora_prefix_embed, lora_prefix_layer, bitfit, top2, full, none (the pre-trained
+model is decoded as it is). No row of the paper: learning rates and epochs are ours, everything else is
+Table 11's. What it gave: docs/measured.md.
 """
 
 from typing import Any
 
 from configs.nlg import common
 
-_LORA_ALL: dict[str, Any] = {
-    "name": "lora",
-    "targets": r".*/(qkv|attention/output|up|down)",
-    "rank": 16,
-    "alpha": 32.0,
-}
 _METHODS: dict[str, dict[str, Any]] = {
     "lora": common.LORA,
-    "lora_all": _LORA_ALL,
+    "lora_all": {
+        "name": "lora", "targets": r".*/(qkv|attention/output|up|down)", "rank": 16, "alpha": 32.0
+    },
+    "adapter_h": {"name": "adapter_h", "size": 4},
+    "adapter_p": {"name": "adapter_p", "size": 8},
+    "adapter_l": {"name": "adapter_l", "size": 8},
+    "adapter_d": {"name": "adapter_d", "size": 8, "layers": 2},
+    "prefix_embed": {"name": "prefix_embed", "prefix": 16, "infix": 4},
+    "prefix_layer": {"name": "prefix_layer", "prefix": 12, "infix": 4},
+    "lora_prefix_embed": {**common.LORA, "plus": {"name": "prefix_embed", "prefix": 8, "infix": 4}},
+    "lora_prefix_layer": {**common.LORA, "plus": {"name": "prefix_layer", "prefix": 8, "infix": 4}},
+    "bitfit": {"name": "bitfit"},
+    "top2": {"name": "top_layers", "count": 2},
     "full": {"name": "full"},
     "none": common.LORA,  # untrained factors change nothing
-}
-_LEARNING_RATE = {"lora": 5e-3, "lora_all": 2e-3, "full": 5e-4, "none": 0.0}
+}  # fmt: skip
+_LEARNING_RATE = {"lora_all": 2e-3, "top2": 1e-3, "full": 5e-4, "none": 0.0, "prefix_embed": 1e-2}
+_USUAL_RATE = 5e-3
 
 
 def get_config(arg: str = "e2e,lora") -> common.ConfigDict:
@@ -40,5 +49,5 @@ def get_config(arg: str = "e2e,lora") -> common.ConfigDict:
     config.epochs = 0 if method == "none" else 1
     config.batch_size = 16
     config.warmup_steps = 200
-    config.learning_rate = _LEARNING_RATE[method]
+    config.learning_rate = _LEARNING_RATE.get(method, _USUAL_RATE)
     return config

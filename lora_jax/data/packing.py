@@ -95,10 +95,12 @@ class TokenisedExamples(TokenSequences):
     Attributes:
       types: token types, same lengths as `ids`.
       labels: (examples,) class ids (int32) or scores (float32).
+      first: index of the classification token in every example.
     """
 
     types: list[np.ndarray]
     labels: np.ndarray
+    first: int = 0
 
     def outputs(self, indices: Integers) -> int:
         """One per example."""
@@ -122,7 +124,7 @@ class TokenisedExamples(TokenSequences):
         inputs, where = lay_out([self.ids[i] for i in indices], shape)
         for index, (row, column) in zip(indices, where, strict=True):
             inputs.types[row, column : column + len(self.types[index])] = self.types[index]
-        rows, columns = np.array(where, np.int32).T
+        rows, columns = (np.array(where, np.int32) + np.array([0, self.first], np.int32)).T
         return with_slots(inputs, rows, columns, self.labels[np.asarray(indices)], slots)
 
 
