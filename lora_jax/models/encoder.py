@@ -64,6 +64,16 @@ class EncoderConfig:
         return self.max_position_embeddings - self.position_offset
 
 
+def _roberta(hidden: int, layers: int, heads: int) -> EncoderConfig:
+    return EncoderConfig(
+        "roberta", 50265, hidden, layers, heads, 4 * hidden, 514, 1, 1e-5, position_offset=2
+    )
+
+
+# The RoBERTa models of the paper's Table 2.
+SIZES = {"roberta-base": _roberta(768, 12, 12), "roberta-large": _roberta(1024, 24, 16)}
+
+
 def gelu(x: Float[Array, ...]) -> Float[Array, ...]:
     """Exact GELU through erf, as in BERT; `jax.nn.gelu` takes the slower erfc."""
     return 0.5 * x * (1 + jax.lax.erf(x * 2**-0.5))

@@ -12,10 +12,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
+from transformers import AutoTokenizer
 
 from configs.glue import minilm
 from experiments import glue
 from experiments.classification import train_all
+from lora_jax.adapters import load_adapter
+from lora_jax.data import batches
+from lora_jax.data import glue as data
 from lora_jax.models import hub
 
 ROOT = Path(__file__).parents[2]
@@ -227,3 +231,32 @@ def test_roberta_with_its_tokenizer(config, real_data, tmp_path):
     result = train(values, tmp_path / "run")
     assert result["parameters"]["lora"] == 2 * 2 * 2 * 16 * 8
     assert result["parameters"]["head"] == 16 * 16 + 16 + 16 * 2 + 2
+
+
+@pytest.mark.parametrize("method", [name for name in minilm.METHODS if name != "lora"])
+def test_every_method_trains_is_saved_and_scores_the_same_when_loaded(
+    config, tmp_path, method, no_java_and_no_program_compiled_twice
+):
+    run = config("stsb", method, learning_rate=1e-2, epochs=1)
+    own = run.method
+    if own.name == "top_layers":
+        own.count = 1  # the tiny model has two layers
+    if own.name == "adapter_d":
+        own.layers = 1
+    result = train(run, tmp_path / "run")
+    adapter = load_adapter(tmp_path / "run/adapter")
+    assert adapter.method.name == result["method"]
+    stored = sum(value.size for value in adapter.values.values())
+    assert stored == result["parameters"]["trainable"]
+    assert stored > 33 or method == "head_only"
+    run.eval_only, run.adapter = True, str(tmp_path / "run")
+    again = glue.evaluate(run, None)
+    best = {name: value["median"] for name, value in result["best"].items()}
+    assert {k: v for k, v in again.items() if k in best} == pytest.approx(
+        best, abs=1e-6, nan_ok=True
+    )
+    # Prefix methods lengthen every example, other methods none.
+    tokenizer = AutoTokenizer.from_pretrained(run.model.name)
+    examples = data.read(data.task("stsb"), "train", run.data.source)
+    words = int(batches.tokenise(examples, tokenizer, 40).lengths.sum())
+    assert result["seeds"]["0"]["tokens"] == words + 60 * sum(adapter.method.special)

