@@ -55,11 +55,11 @@ class Problem:
 class Preparation:
     """What all seeds share: tokenised data, encoder configuration, method."""
 
-    def __init__(self, config: ConfigDict, problem: Problem):
+    def __init__(self, config: ConfigDict, read: Callable[[], Problem]):
         self.config = config
-        self.problem = problem
         self.method = methods.create(head=hub.HEAD, **config.method.to_dict())
-        self.folder = hub.find(config.model.name)
+        self.folder = hub.find(config.model.name)  # before the data, which may be a long download
+        problem = self.problem = read()
         given = config.model.to_dict().items()
         self.encoder = hub.read_config(
             self.folder, **{k: v for k, v in given if k != "name" and v is not None}
@@ -148,7 +148,7 @@ def train_all(config: ConfigDict, problem: Callable[[], Problem], workdir: Path)
     """
     if (record := workdirs.finished(workdir, config)) is not None:
         return record
-    preparation = Preparation(config, problem())
+    preparation = Preparation(config, problem)
     runs: dict[int, dict[str, Any]] = {}
     for seed in config.seeds:
         run = Run(preparation, seed, workdir / f"seed_{seed}")

@@ -60,7 +60,7 @@ def problem(config: ConfigDict) -> Problem:
 
 def evaluate(config: ConfigDict, workdir: Path | None) -> dict[str, float]:
     """Evaluates an adapter; with a workdir, writes evaluation.json and the outputs per example."""
-    run = Run(Preparation(config, problem(config)), config.seeds[0], workdir)
+    run = Run(Preparation(config, partial(problem, config)), config.seeds[0], workdir)
     trainable = run.adaptation.load(Path(config.adapter))
     outputs = run.outputs(trainable)
     result = run.score(outputs)

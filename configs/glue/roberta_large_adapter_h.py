@@ -10,9 +10,9 @@
 Dev sets, median of 5 seeds at their best epochs. The head trains too and is not counted.
 
 Variants: `TASK` is `TASK,small`, size 8, 835,968 values (0.8M); `TASK,large` is size 64, 6,343,680
-values (6.0M, in units of 2^20). Sizes, batch, epochs, learning rates and length are Table 9's; warm-up
-0.1 (Table 9 prints 0.06) and weight decay 0 are the public MNLI script's, which also runs 8 GPUs and,
-for size 8, 5 epochs where Table 9 has 10.
+values (6.0M, in units of 2^20). Sizes, batch, epochs, learning rates, warm-up and length are Table
+9's; weight decay 0 is the public MNLI script's, which has warm-up 0.1 and 8 GPUs and, for size 8, 5
+epochs where Table 9 has 10.
 """
 
 from configs.glue import common

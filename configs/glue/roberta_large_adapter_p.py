@@ -10,8 +10,8 @@
 Dev sets, median of 5 seeds at their best epochs. The head trains too and is not counted.
 
 Variants: `TASK` is `TASK,small`, size 16, 811,392 values (0.8M); `TASK,large` is size 64, 3,171,840
-values (3.0M, in units of 2^20). Sizes, batch, epochs, learning rates and length are Table 9's; warm-up
-0.1 (Table 9 prints 0.06) and weight decay 0 are the public MNLI script's, which also runs 8 GPUs.
+values (3.0M, in units of 2^20). Sizes, batch, epochs, learning rates, warm-up and length are Table
+9's; weight decay 0 is the public MNLI script's, which has warm-up 0.1 and 8 GPUs.
 """
 
 from configs.glue import common

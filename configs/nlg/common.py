@@ -7,7 +7,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from configs.glue.common import parse
+from configs.arguments import parse
 from configs.training import training_fields
 
 DATASETS = ("e2e", "webnlg", "dart")

@@ -44,10 +44,7 @@ _LEARNING_RATE = {
 
 def get_config(arg: str = "e2e,lora") -> common.ConfigDict:
     """Returns the config of `dataset,method`."""
-    dataset, _, method = arg.partition(",")
-    method = method or "lora"
-    if method not in METHODS:
-        raise ValueError(f"unknown method {method!r} in {arg!r}; known are {sorted(METHODS)}")
+    dataset, method = common.parse(arg, list(METHODS), "method")
     config = common.nlg_config(dataset, "runs/small_gpt2/model", METHODS[method])
     config.seeds = (0,)
     config.epochs = 0 if method == "none" else 1

@@ -91,7 +91,7 @@ def test_adapter_rows_of_table_9(module, variant):
         assert [config.epochs, config.learning_rate] == values and config.batch_size == 32
         assert config.method.to_dict() == {"name": module.__name__[-9:], "size": size}
         assert config.model.name == "roberta-large" and config.data.max_length == 128
-        assert (config.warmup_ratio, config.weight_decay) == (0.1, 0.0)
+        assert (config.warmup_ratio, config.weight_decay) == (0.06, 0.0)
         assert config.init_adapter == "" and len(config.seeds) == 5
     assert module.get_config("rte") == module.get_config("rte,small")
 
