@@ -8,6 +8,7 @@ Training code never asks which method runs. The constructors are in `methods`.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 import jax
@@ -37,7 +38,7 @@ class Method:
 
     Attributes:
       spec: constructor names and arguments, enough to build the method again (`to_json`).
-      insertions: applied in order by `insert`.
+      insertions: applied in order by `insert`, those with `changes_paths` (cuts) first.
       rules: the first rule whose pattern matches a leaf's path gives its group.
     """
 
@@ -63,6 +64,10 @@ class Method:
         """Names of the constructors, joined by +."""
         return "+".join(name for name, _ in self.spec)
 
+    def __str__(self) -> str:
+        """Constructor calls with their arguments, joined by +."""
+        return " + ".join(f"{name}({_shown(arguments)})" for name, arguments in self.spec)
+
     def insert(self, model: nnx.Module, key: Key[Array, ""]) -> nnx.Module:
         """Returns an adapted model that shares the arrays of `model`; `model` is left as it is.
 
@@ -70,10 +75,11 @@ class Method:
 
         Raises:
           ValueError: a rule matches no layer, or a rank or alpha does not fit.
-          TypeError: a matched layer has no LoRA form.
+          TypeError: a matched layer has no form for the method.
         """
         adapted = nnx.clone(model)
-        for index, insertion in enumerate(self.insertions):
+        moving = lambda item: not getattr(item[1], "changes_paths", False)  # noqa: E731
+        for index, insertion in sorted(enumerate(self.insertions), key=moving):
             insertion.insert(adapted, jax.random.fold_in(key, index))
         return adapted
 
@@ -89,3 +95,14 @@ class Method:
     def to_json(self) -> list[dict[str, Any]]:
         """A description that `from_json` turns into an equal method."""
         return [{"name": name, "arguments": dict(arguments)} for name, arguments in self.spec]
+
+
+def _shown(arguments: Mapping[str, Any]) -> str:
+    """name=value, without what is empty; a mapping's values by key."""
+    parts = []
+    for name, value in arguments.items():
+        if isinstance(value, Mapping):
+            parts += [f"{key!r}: {_shown(own)}" for key, own in value.items()]
+        elif value is not None and value != []:
+            parts.append(f"{name}={value}")
+    return ", ".join(parts)

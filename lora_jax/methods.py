@@ -16,6 +16,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
+from lora_jax.arguments import integer
 from lora_jax.insertions.bottleneck import Activation, BottleneckInsertion, Place
 from lora_jax.insertions.cut import CutInsertion, last_layers
 from lora_jax.insertions.low_rank import LowRankInsertion, plain, update
@@ -27,6 +28,7 @@ HEAD = "head"
 EMBEDDING = r"(.*/)?embeddings/(word|token)"  # of the encoders and the decoder here
 FEED_FORWARD = r"(.*/)?feed_forward"
 SUBLAYERS = r"(.*/)?(attention|feed_forward)"
+_BIAS = r"(?!(.*/)?adapter/)(.*/)?bias"  # of the model, not of what another method put in
 
 
 def _with_head(head: str | None, *rules: Rule) -> tuple[Rule, ...]:
@@ -44,8 +46,8 @@ def head_only(head: str) -> Method:
 
 
 def bitfit(head: str | None = None) -> Method:
-    """BitFit (Zaken et al. 2021; paper, section 5.1): every bias vector trains. Group: `bias`."""
-    return Method((("bitfit", {"head": head}),), (), _with_head(head, Rule(r"(.*/)?bias", "bias")))
+    """BitFit (Zaken et al. 2021; paper, section 5.1): every pre-trained bias trains. Group: `bias`."""
+    return Method((("bitfit", {"head": head}),), (), _with_head(head, Rule(_BIAS, "bias")))
 
 
 def lora(
@@ -96,7 +98,7 @@ def lora(
     updates = tuple((p, update({**shared, **own}, p)) for p, own in per_target.items())
     rules = [Rule(r"(.*/)?lora/(.*/)?[ab]", "lora")]
     if bias == "all":
-        rules.append(Rule(r"(.*/)?bias", "bias"))
+        rules.append(Rule(_BIAS, "bias"))
     elif bias == "lora_only":
         whole = ["bias"] * any(re.fullmatch(p, "") for p in per_target)  # the root is a layer
         rules.append(Rule("|".join([*(f"(?:{p})/bias" for p in per_target), *whole]), "bias"))
@@ -112,7 +114,7 @@ def top_layers(count: int = 2, head: str | None = None) -> Method:
 
     The final LayerNorm and the embeddings stay frozen, which gives the paper's count.
     """
-    _positive("count", count)
+    count = integer("count", count)
     rules = _with_head(head, Rule(last_layers(count) + "/.*", "top"))
     spec = ("top_layers", {"count": count, "head": head})
     return Method((spec,), (CutInsertion(count),), rules)
@@ -174,14 +176,14 @@ def adapter_d(
 
     The layers below have no adapter, so neither does training compute gradients in them.
     """
-    _positive("layers", layers)
+    layers = integer("layers", layers)
     targets = last_layers(layers) + "/feed_forward"
     cut = (CutInsertion(layers),)
     method = _adapter("adapter_d", "pfeiffer", cut, targets, size, activation, std, head)
     arguments = {
         "size": size, "layers": layers, "activation": activation, "std": std, "head": head
     }  # fmt: skip
-    return dataclasses.replace(method, spec=(("adapter_d", arguments),))
+    return dataclasses.replace(method, spec=(("adapter_d", plain(arguments)),))
 
 
 def _adapter(
@@ -193,7 +195,7 @@ def _adapter(
         "size": size, "activation": activation, "std": std, "targets": targets, "head": head
     }  # fmt: skip
     rule = Rule(r"(.*/)?adapter/(norm|down|up)/.*", "adapter")
-    return Method(((name, arguments),), (*before, own), _with_head(head, rule))
+    return Method(((name, plain(arguments)),), (*before, own), _with_head(head, rule))
 
 
 def prefix_embed(
@@ -219,7 +221,7 @@ def prefix_embed(
     arguments = {
         "prefix": prefix, "infix": infix, "init": init, "std": std, "tokens": tokens, "head": head
     }  # fmt: skip
-    return Method((("prefix_embed", arguments),), (own,), _with_head(head, _PREFIX))
+    return Method((("prefix_embed", plain(arguments)),), (own,), _with_head(head, _PREFIX))
 
 
 def prefix_layer(
@@ -236,15 +238,10 @@ def prefix_layer(
     """
     own = PrefixLayerInsertion(prefix, infix, tokens, std)
     arguments = {"prefix": prefix, "infix": infix, "std": std, "tokens": tokens, "head": head}
-    return Method((("prefix_layer", arguments),), (own,), _with_head(head, _PREFIX))
+    return Method((("prefix_layer", plain(arguments)),), (own,), _with_head(head, _PREFIX))
 
 
 _PREFIX = Rule(r"(.*/)?special/embedding", "prefix")
-
-
-def _positive(name: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"{name} must be a positive integer, got {value!r}")
 
 
 CONSTRUCTORS: Mapping[str, Callable[..., Method]] = {

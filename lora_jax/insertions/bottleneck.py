@@ -26,6 +26,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Key
 
 from lora_jax import partition
+from lora_jax.arguments import integer, not_negative
 from lora_jax.inserted import Inserted, own_modules
 from lora_jax.models.sublayer import Sublayer
 from lora_jax.summary import MatchedLayer
@@ -147,24 +148,27 @@ class BottleneckInsertion:
     std: float
 
     def __post_init__(self) -> None:
-        if isinstance(self.size, bool) or not isinstance(self.size, int) or self.size < 1:
-            raise ValueError(f"an adapter's size must be a positive integer, got {self.size!r}")
-        if self.activation not in ACTIVATIONS:
-            raise ValueError(
-                f"activation must be one of {sorted(ACTIVATIONS)}, got {self.activation!r}"
-            )
-        if not self.std >= 0:
-            raise ValueError(f"std must not be negative, got {self.std!r}")
+        integer("an adapter's size", self.size)
+        not_negative("std", self.std)
+        if not isinstance(self.targets, str):
+            raise ValueError(f"targets must be one regular expression, got {self.targets!r}")
+        for name, known in (("place", _PLACES), ("activation", ACTIVATIONS)):
+            if getattr(self, name) not in known:
+                raise ValueError(
+                    f"{name} must be one of {sorted(known)}, got {getattr(self, name)!r}"
+                )
 
     def insert(self, model: nnx.Module, key: Key[Array, ""]) -> None:
         """Adds the adapters, in place."""
         found = self._find(model)
         for path, module in found.items():
-            if not isinstance(module, Sublayer):
+            norm = getattr(module, "norm", None)
+            if not isinstance(module, Sublayer) or getattr(norm, "scale", None) is None:
                 raise TypeError(
                     f"{path} is a {type(module).__module__}.{type(module).__name__}, which has no "
                     "residual to put an adapter at. Subclass lora_jax.models.sublayer.Sublayer (or "
-                    "PreNorm, PostNorm) and call self.residual(x, out) in it"
+                    "PreNorm, PostNorm), call self.residual(x, out) in it, and give it a `norm` with "
+                    "a scale, which tells the width"
                 )
             if hasattr(module, "adapter"):
                 raise ValueError(f"{path} has an adapter already; one per sublayer")

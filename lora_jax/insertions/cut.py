@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import ClassVar
 
 from flax import nnx
 from jaxtyping import Array, Key
@@ -20,6 +21,7 @@ class CutInsertion:
     """
 
     last: int
+    changes_paths: ClassVar[bool] = True
 
     def insert(self, model: nnx.Module, key: Key[Array, ""]) -> None:
         """Replaces the stacks, in place; the leaves of the two parts are slices of the old ones."""

@@ -27,6 +27,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, Key
 
 from lora_jax import partition
+from lora_jax.arguments import integer, not_negative
 from lora_jax.inserted import Inserted, own_modules
 from lora_jax.models.sublayer import Block, Context
 from lora_jax.summary import MatchedLayer
@@ -116,9 +117,8 @@ class SpecialTokens:
 
     def __post_init__(self) -> None:
         for name in ("prefix", "infix"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-                raise ValueError(f"{name} must be a number of tokens, got {value!r}")
+            integer(name, getattr(self, name), least=0)
+        not_negative("std", self.std)
         if not self.prefix + self.infix:
             raise ValueError("prefix and infix are both 0: there is nothing to train")
 
