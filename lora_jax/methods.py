@@ -28,7 +28,8 @@ HEAD = "head"
 EMBEDDING = r"(.*/)?embeddings/(word|token)"  # of the encoders and the decoder here
 FEED_FORWARD = r"(.*/)?feed_forward"
 SUBLAYERS = r"(.*/)?(attention|feed_forward)"
-_BIAS = r"(?!(.*/)?adapter/)(.*/)?bias"  # of the model, not of what another method put in
+_OWN = r"(?!(.*/)?(lora|adapter|special)/)"  # of the model, not what another method put in
+_BIAS = _OWN + r"(.*/)?bias"
 
 
 def _with_head(head: str | None, *rules: Rule) -> tuple[Rule, ...]:
@@ -115,7 +116,7 @@ def top_layers(count: int = 2, head: str | None = None) -> Method:
     The final LayerNorm and the embeddings stay frozen, which gives the paper's count.
     """
     count = integer("count", count)
-    rules = _with_head(head, Rule(last_layers(count) + "/.*", "top"))
+    rules = _with_head(head, Rule(_OWN + last_layers(count) + "/.*", "top"))
     spec = ("top_layers", {"count": count, "head": head})
     return Method((spec,), (CutInsertion(count),), rules)
 

@@ -20,10 +20,12 @@ import numpy as np
 from flax import nnx
 from safetensors.numpy import save
 
-from lora_jax import layers, partition
+from lora_jax import partition
 from lora_jax.adapters import write_bytes
+from lora_jax.inserted import Inserted
 from lora_jax.models.decoder import Decoder, DecoderConfig
 from lora_jax.models.encoder import Classifier, EncoderConfig
+from lora_jax.models.stack import SplitStack
 from lora_jax.models.tensors import (
     LAYOUTS,
     from_published,
@@ -223,11 +225,16 @@ def save_decoder(folder: Path, model: Decoder, **settings: Any) -> None:
       settings: further values of config.json, such as `eos_token_id`.
 
     Raises:
-      ValueError: the model holds an update; GPT-2's files have no place for one.
+      ValueError: a method inserted something or cut the layers; GPT-2's files have no place for it.
     """
     params = partition.parameters(model)
-    if adapted := layers.adapted_layers(model):
-        raise ValueError(f"{sorted(adapted)} are adapted: merge or strip the model before saving")
+    modules = {"/".join(map(str, path)): module for path, module in nnx.iter_modules(model)}
+    added = [path for path, m in modules.items() if isinstance(m, Inserted | SplitStack)]
+    if added:
+        raise ValueError(
+            f"{sorted(added)[:5]} are not GPT-2's: merge an update, strip the rest, before saving; a "
+            "cut stack cannot be saved so"
+        )
     tensors = to_published(params, LAYOUTS["gpt2"])
     config = {k: v for k, v in dataclasses.asdict(model.config).items() if k not in _OURS}
     folder.mkdir(parents=True, exist_ok=True)

@@ -334,3 +334,15 @@ keep = lambda tensors: tensors  # noqa: E731
 def test_files_that_do_not_fit_are_errors(saved, tmp_path, change, config, message):
     with pytest.raises(ValueError, match=message):
         load(rewrite(saved, tmp_path, change, **config))
+
+
+@pytest.mark.parametrize("method", [
+    methods.lora(QV, rank=2), methods.adapter_l(2), methods.prefix_embed(2), methods.prefix_layer(2),
+    methods.top_layers(1),
+], ids=lambda method: method.name)  # fmt: skip
+def test_saving_a_model_with_something_inserted_is_an_error(method, tmp_path):
+    tiny = DecoderConfig(16, 2, 2, vocab_size=20, n_positions=8)
+    model = method.insert(Decoder(tiny, nnx.Rngs(0)), jax.random.key(0))
+    with pytest.raises(ValueError, match=r"layers|embeddings/token.* are not GPT-2's: merge"):
+        hub.save_decoder(tmp_path / "model", model)
+    assert not (tmp_path / "model").exists()
