@@ -19,7 +19,7 @@ import lora_jax
 from lora_jax import methods, partition
 from lora_jax.models import hub
 from lora_jax.models.attention import Inputs
-from lora_jax.models.decoder import SIZES, Decoder
+from lora_jax.models.decoder import SIZES, Decoder, DecoderConfig
 
 torch.set_num_threads(1)
 
