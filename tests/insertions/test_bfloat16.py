@@ -1,0 +1,66 @@
+"""A base in bfloat16 under trainable leaves in float32, as `experiments` have it on accelerators."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from lora_jax import methods, partition
+from lora_jax.data.packing import Batch
+from lora_jax.models.attention import Inputs
+from lora_jax.models.decoder import Decoder, DecoderConfig
+from lora_jax.models.encoder import Classifier, EncoderConfig
+from lora_jax.training import optimizer, step
+
+KEY = jax.random.key(0, impl="unsafe_rbg")  # compiles faster
+MODELS = {
+    "encoder": lambda: Classifier(
+        EncoderConfig("roberta", 30, 16, 3, 2, 24, 20, 1, position_offset=2), 3, nnx.Rngs(0)
+    ),
+    "decoder": lambda: Decoder(DecoderConfig(16, 3, 2, vocab_size=30, n_positions=20), nnx.Rngs(0)),
+}
+METHODS = [
+    methods.bitfit(), methods.top_layers(1), methods.full(),
+    methods.lora(".*/(query|qkv)", rank=2) + methods.adapter_d(2, 1),
+]  # fmt: skip
+
+
+def prepared(kind, method, dtype):
+    adapted = method.insert(MODELS[kind](), KEY)
+    structure, trainable, frozen = partition.split(adapted, method.labels(adapted))
+    return structure, trainable, {path: value.astype(dtype) for path, value in frozen.items()}
+
+
+def batch():
+    tokens = np.random.default_rng(0).integers(2, 30, (3, 8)).astype(np.int32)
+    places = np.broadcast_to(np.arange(8, dtype=np.int32), tokens.shape)
+    inputs = Inputs(tokens, np.ones_like(tokens), places, np.zeros_like(tokens))
+    at = np.arange(3)
+    return Batch(inputs, at, 0 * at, at, np.ones(3, np.float32))
+
+
+@pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
+@pytest.mark.parametrize("kind", MODELS)
+def test_loss_gradients_and_decoding_are_near_those_of_float32(kind, method):
+    found = {}
+    for dtype in (jnp.float32, jnp.bfloat16):
+        structure, trainable, frozen = prepared(kind, method, dtype)
+        loss = step.completion_loss() if kind == "decoder" else step.classification_loss
+        labels = dict.fromkeys(trainable, "own")
+        tx = optimizer.adamw(labels, 1e-3)
+        run = step.make_train_step(structure, loss, tx)
+        copy = jax.tree.map(jnp.copy, trainable)  # donated
+        new, _, metrics = run(copy, tx.init(trainable), frozen, batch(), KEY)
+        assert all(value.dtype == jnp.float32 for value in new.values())
+        outputs = [metrics["loss"][None], metrics["grad_norm"][None]]
+        if kind == "decoder":
+            model = partition.join(structure, trainable, frozen)
+            logits, cache = model.prefill(batch().inputs.tokens, jnp.array([8, 3, 5]), 2, 2)
+            more, _ = model.step(jnp.array([[1, 2], [3, 4], [5, 6]]), cache)
+            outputs += [logits, more]
+        found[dtype] = outputs
+    for half, exact in zip(found[jnp.bfloat16], found[jnp.float32], strict=True):
+        assert half.dtype == jnp.float32
+        # 8 bits of mantissa through three layers; 2e-2 reached.
+        assert np.abs(half - exact).max() < 0.05 * np.abs(exact).max()
