@@ -39,8 +39,6 @@ torch.set_num_threads(1)
 LOGITS_TOLERANCE = 1e-5
 GRADIENT_TOLERANCE = 2e-5
 
-# Compilation is nearly all of the time here; this and `quick_compilation` make it four times shorter.
-FAST = {"xla_cpu_use_fusion_emitters": False}
 VOCAB, WIDTH, LAYERS, POSITIONS = 50, 16, 3, 14
 KEY = jax.random.key(5, impl="unsafe_rbg")  # compiles faster
 KINDS, PLACES = ("bert", "roberta", "gpt2"), ("houlsby", "pfeiffer", "lin")
@@ -63,6 +61,7 @@ CONFIGS = {
 
 @pytest.fixture(autouse=True, scope="module")
 def quick_compilation():
+    """Compilation is nearly all of the time here."""
     before = jax.config.read("jax_disable_most_optimizations")
     jax.config.update("jax_disable_most_optimizations", True)
     yield
@@ -142,7 +141,7 @@ def inserted(kind, place, size=4, **arguments):
     return method, method.insert(base(kind), KEY)
 
 
-@functools.partial(jax.jit, static_argnames="kind", compiler_options=FAST)
+@functools.partial(jax.jit, static_argnames="kind")
 def run(model, kind, key=None):
     return model(*batch(kind)[:3], key=key)
 
@@ -252,7 +251,7 @@ def logits_and_gradients(method, model, kind, key=None):
         logits = partition.join(structure, p, frozen)(*own[:3], key=key)
         return optax.softmax_cross_entropy_with_integer_labels(logits, own.labels).mean(), logits
 
-    gradients, logits = jax.jit(jax.grad(loss, has_aux=True), compiler_options=FAST)(trainable)
+    gradients, logits = jax.jit(jax.grad(loss, has_aux=True))(trainable)
     return logits, {k: np.asarray(v) for k, v in gradients.items()}
 
 
@@ -529,7 +528,7 @@ def test_lora_beside_an_adapter(order):
 )
 def test_cached_decoding_equals_full_passes(method):
     model = randomised(method.insert(base("gpt2"), KEY))
-    quick = functools.partial(jax.jit, compiler_options=FAST)
+    quick = jax.jit
     rng, lengths, steps, rows = np.random.default_rng(3), np.array([3, 6]), 4, np.arange(2)
     texts = rng.integers(0, VOCAB, (2, max(lengths) + steps))
     columns = np.arange(texts.shape[1])
