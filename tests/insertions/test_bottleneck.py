@@ -528,15 +528,14 @@ def test_lora_beside_an_adapter(order):
 )
 def test_cached_decoding_equals_full_passes(method):
     model = randomised(method.insert(base("gpt2"), KEY))
-    quick = jax.jit
     rng, lengths, steps, rows = np.random.default_rng(3), np.array([3, 6]), 4, np.arange(2)
     texts = rng.integers(0, VOCAB, (2, max(lengths) + steps))
     columns = np.arange(texts.shape[1])
     whole = Inputs(texts, np.ones_like(texts), columns + 0 * texts, 0 * texts)
-    full = quick(lambda m: m(whole, rows[:, None], columns[None]))(model)
+    full = jax.jit(lambda m: m(whole, rows[:, None], columns[None]))(model)
     prompts = np.where(columns < lengths[:, None], texts, 9)[:, : max(lengths)]
-    logits, cache = quick(lambda m: m.prefill(prompts, lengths, 1, steps))(model)
-    step, worst = quick(lambda m, tokens, cache: m.step(tokens, cache)), 0.0
+    logits, cache = jax.jit(lambda m: m.prefill(prompts, lengths, 1, steps))(model)
+    step, worst = jax.jit(lambda m, tokens, cache: m.step(tokens, cache)), 0.0
     for i in range(steps + 1):
         at = lengths - 1 + i
         own = logits if i == 0 else logits[:, 0]
