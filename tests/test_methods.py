@@ -334,6 +334,26 @@ def test_unknown_method_lists_the_known_ones():
 def test_unknown_argument_of_a_method_is_refused():
     with pytest.raises(TypeError, match="ranks"):
         methods.create("lora", targets="x", ranks=4)
+    with pytest.raises(TypeError, match=r"'adapter_d' takes .*missing \['layers'\]"):
+        methods.create("adapter_d", size=4)
+
+
+def test_a_second_method_by_name():
+    first = {"name": "lora", "targets": ".*/query", "rank": 2, "head": "head/.*"}
+    method = methods.create(**first, plus={"name": "bitfit"})
+    assert method == lora_jax.lora(".*/query", rank=2, head="head/.*") + lora_jax.bitfit()
+    with pytest.raises(ValueError, match="unknown method 'bitfat'"):
+        methods.create(**first, plus={"name": "bitfat"})
+
+
+def test_methods_print_themselves():
+    method = lora_jax.lora({".*/qkv": {"parts": ("q",), "fused": ("q", "k")}}, rank=2, alpha=3)
+    assert str(method + lora_jax.adapter_p(4, head="head/.*")) == (
+        "lora('.*/qkv': rank=2, alpha=3, scaling=alpha/r, init=kaiming, std=0.02, dropout=0.0, "
+        "parts=['q'], fused=['q', 'k'], bias=none) + adapter_p(size=4, activation=relu, std=0.02, "
+        "targets=(.*/)?feed_forward, head=head/.*)"
+    )
+    assert str(lora_jax.full()) == "full()"
 
 
 # --- Insertion ------------------------------------------------------------------------------------
@@ -445,7 +465,8 @@ def test_methods_combine(model):
     assert groups["head"] == {"head/kernel", "head/bias"}
     assert groups["bias"] == BIASES - {"head/bias"}
     assert len(groups["lora"]) == 8
-    assert [row.update.rank for row in method.summary(adapted).layers] == [2, 2, 4, 4]
+    how = [row.how for row in method.summary(adapted).layers]
+    assert how == ["rank 2, alpha 2"] * 2 + ["rank 4, alpha 8"] * 2
 
 
 JSON_CASES = [
@@ -530,11 +551,11 @@ def test_summary_text(model):
     lines = [" ".join(line.split()) for line in text.splitlines()]
     assert lines == [
         "method lora",
-        "rule layer weight rank alpha parameters",
-        ".*/query blocks/0/attention/query 8x8 2 5 32",
-        ".*/qkv blocks/0/qkv 8x24 [q,v of q,k,v] 4 32 128",
-        ".*/query blocks/1/attention/query 8x8 2 5 32",
-        ".*/qkv blocks/1/qkv 8x24 [q,v of q,k,v] 4 32 128",
+        "rule layer weight how parameters",
+        ".*/query blocks/0/attention/query 8x8 rank 2, alpha 5 32",
+        ".*/qkv blocks/0/qkv 8x24 rank 4, alpha 32, q,v of q,k,v 128",
+        ".*/query blocks/1/attention/query 8x8 rank 2, alpha 5 32",
+        ".*/qkv blocks/1/qkv 8x24 rank 4, alpha 32, q,v of q,k,v 128",
         "group leaves parameters bytes",
         "head 2 27 108 B",
         "lora 12 320 1.2 KiB",
