@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 from lora_jax.arguments import integer
-from lora_jax.insertions.bottleneck import Activation, BottleneckInsertion, Place
+from lora_jax.insertions.bottleneck import Activation, BottleneckInsertion
 from lora_jax.insertions.cut import CutInsertion, last_layers
 from lora_jax.insertions.low_rank import LowRankInsertion, plain, update
 from lora_jax.insertions.special_tokens import Init, PrefixEmbedInsertion, PrefixLayerInsertion
@@ -30,25 +30,30 @@ FEED_FORWARD = r"(.*/)?feed_forward"
 SUBLAYERS = r"(.*/)?(attention|feed_forward)"
 _OWN = r"(?!(.*/)?(lora|adapter|special)/)"  # of the model, not what another method put in
 _BIAS = _OWN + r"(.*/)?bias"
+_ADAPTER = Rule(r"(.*/)?adapter/(norm|down|up)/.*", "adapter")
+_PREFIX = Rule(r"(.*/)?special/embedding", "prefix")
 
 
-def _with_head(head: str | None, *rules: Rule) -> tuple[Rule, ...]:
-    return ((Rule(head, HEAD),) if head else ()) + rules
+def _method(
+    name: str, arguments: Mapping[str, Any], insertions: tuple[Insertion, ...], *rules: Rule
+) -> Method:
+    head = (Rule(arguments["head"], HEAD),) if arguments["head"] else ()
+    return Method(((name, plain(arguments)),), insertions, head + rules)
 
 
 def full(head: str | None = None) -> Method:
     """Full fine-tuning: every parameter trains. Groups: `base`, and `head` if given."""
-    return Method((("full", {"head": head}),), (), _with_head(head, Rule(".*", "base")))
+    return _method("full", {"head": head}, (), Rule(".*", "base"))
 
 
 def head_only(head: str) -> Method:
     """Trains the task head on the frozen encoder. Group: `head`."""
-    return Method((("head_only", {"head": head}),), (), _with_head(head))
+    return _method("head_only", {"head": head}, ())
 
 
 def bitfit(head: str | None = None) -> Method:
     """BitFit (Zaken et al. 2021; paper, section 5.1): every pre-trained bias trains. Group: `bias`."""
-    return Method((("bitfit", {"head": head}),), (), _with_head(head, Rule(_BIAS, "bias")))
+    return _method("bitfit", {"head": head}, (), Rule(_BIAS, "bias"))
 
 
 def lora(
@@ -106,8 +111,8 @@ def lora(
     elif bias != "none":
         raise ValueError(f"bias must be 'none', 'all' or 'lora_only', got {bias!r}")
     resolved = {pattern: dataclasses.asdict(own) for pattern, own in updates}
-    spec = ("lora", plain({"targets": resolved, "bias": bias, "head": head}))
-    return Method((spec,), (LowRankInsertion(updates),), _with_head(head, *rules))
+    arguments = {"targets": resolved, "bias": bias, "head": head}
+    return _method("lora", arguments, (LowRankInsertion(updates),), *rules)
 
 
 def top_layers(count: int = 2, head: str | None = None) -> Method:
@@ -116,9 +121,8 @@ def top_layers(count: int = 2, head: str | None = None) -> Method:
     The final LayerNorm and the embeddings stay frozen, which gives the paper's count.
     """
     count = integer("count", count)
-    rules = _with_head(head, Rule(_OWN + last_layers(count) + "/.*", "top"))
-    spec = ("top_layers", {"count": count, "head": head})
-    return Method((spec,), (CutInsertion(count),), rules)
+    top = Rule(_OWN + last_layers(count) + "/.*", "top")
+    return _method("top_layers", {"count": count, "head": head}, (CutInsertion(count),), top)
 
 
 def adapter_h(
@@ -138,7 +142,11 @@ def adapter_h(
       targets: paths of the sublayers.
       head: see the module's docstring.
     """
-    return _adapter("adapter_h", "houlsby", (), targets, size, activation, std, head)
+    arguments = {
+        "size": size, "activation": activation, "std": std, "targets": targets, "head": head
+    }  # fmt: skip
+    own = BottleneckInsertion(targets, "houlsby", size, activation, std)
+    return _method("adapter_h", arguments, (own,), _ADAPTER)
 
 
 def adapter_p(
@@ -150,7 +158,11 @@ def adapter_p(
     head: str | None = None,
 ) -> Method:
     """Adapter P (Pfeiffer et al. 2021): after feed-forward. Group: `adapter`; see `adapter_h`."""
-    return _adapter("adapter_p", "pfeiffer", (), targets, size, activation, std, head)
+    arguments = {
+        "size": size, "activation": activation, "std": std, "targets": targets, "head": head
+    }  # fmt: skip
+    own = BottleneckInsertion(targets, "pfeiffer", size, activation, std)
+    return _method("adapter_p", arguments, (own,), _ADAPTER)
 
 
 def adapter_l(
@@ -162,7 +174,11 @@ def adapter_l(
     head: str | None = None,
 ) -> Method:
     """Adapter L (Lin et al. 2020): after the block, with a LayerNorm of its own; see `adapter_h`."""
-    return _adapter("adapter_l", "lin", (), targets, size, activation, std, head)
+    arguments = {
+        "size": size, "activation": activation, "std": std, "targets": targets, "head": head
+    }  # fmt: skip
+    own = BottleneckInsertion(targets, "lin", size, activation, std)
+    return _method("adapter_l", arguments, (own,), _ADAPTER)
 
 
 def adapter_d(
@@ -178,25 +194,12 @@ def adapter_d(
     The layers below have no adapter, so neither does training compute gradients in them.
     """
     layers = integer("layers", layers)
-    targets = last_layers(layers) + "/feed_forward"
-    cut = (CutInsertion(layers),)
-    method = _adapter("adapter_d", "pfeiffer", cut, targets, size, activation, std, head)
     arguments = {
         "size": size, "layers": layers, "activation": activation, "std": std, "head": head
     }  # fmt: skip
-    return dataclasses.replace(method, spec=(("adapter_d", plain(arguments)),))
-
-
-def _adapter(
-    name: str, place: Place, before: tuple[Insertion, ...], targets: str, size: int,
-    activation: Activation, std: float, head: str | None,
-) -> Method:  # fmt: skip
-    own = BottleneckInsertion(targets, place, size, activation, std)
-    arguments = {
-        "size": size, "activation": activation, "std": std, "targets": targets, "head": head
-    }  # fmt: skip
-    rule = Rule(r"(.*/)?adapter/(norm|down|up)/.*", "adapter")
-    return Method(((name, plain(arguments)),), (*before, own), _with_head(head, rule))
+    targets = last_layers(layers) + "/feed_forward"
+    own = BottleneckInsertion(targets, "pfeiffer", size, activation, std)
+    return _method("adapter_d", arguments, (CutInsertion(layers), own), _ADAPTER)
 
 
 def prefix_embed(
@@ -222,7 +225,7 @@ def prefix_embed(
     arguments = {
         "prefix": prefix, "infix": infix, "init": init, "std": std, "tokens": tokens, "head": head
     }  # fmt: skip
-    return Method((("prefix_embed", plain(arguments)),), (own,), _with_head(head, _PREFIX))
+    return _method("prefix_embed", arguments, (own,), _PREFIX)
 
 
 def prefix_layer(
@@ -239,10 +242,7 @@ def prefix_layer(
     """
     own = PrefixLayerInsertion(prefix, infix, tokens, std)
     arguments = {"prefix": prefix, "infix": infix, "std": std, "tokens": tokens, "head": head}
-    return Method((("prefix_layer", plain(arguments)),), (own,), _with_head(head, _PREFIX))
-
-
-_PREFIX = Rule(r"(.*/)?special/embedding", "prefix")
+    return _method("prefix_layer", arguments, (own,), _PREFIX)
 
 
 CONSTRUCTORS: Mapping[str, Callable[..., Method]] = {
