@@ -37,7 +37,7 @@ METHODS: dict[str, dict[str, Any]] = {
 }
 _LEARNING_RATE = {
     "lora": 1e-3, "lora_all": 1e-3, "lora_prefix_embed": 1e-3, "lora_prefix_layer": 1e-3,
-    "adapter_h": 3e-3, "adapter_p": 3e-3, "adapter_l": 3e-3, "adapter_d": 3e-3,
+    "adapter_h": 3e-3, "adapter_p": 1e-3, "adapter_l": 1e-3, "adapter_d": 3e-3,
     "prefix_embed": 2e-2, "prefix_layer": 2e-2,
     "bitfit": 2e-3, "top2": 5e-4, "full": 1e-4, "head_only": 5e-3,
 }  # fmt: skip
