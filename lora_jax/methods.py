@@ -142,11 +142,8 @@ def adapter_h(
       targets: paths of the sublayers.
       head: see the module's docstring.
     """
-    arguments = {
-        "size": size, "activation": activation, "std": std, "targets": targets, "head": head
-    }  # fmt: skip
     own = BottleneckInsertion(targets, "houlsby", size, activation, std)
-    return _method("adapter_h", arguments, (own,), _ADAPTER)
+    return _adapter("adapter_h", own, head)
 
 
 def adapter_p(
@@ -158,11 +155,8 @@ def adapter_p(
     head: str | None = None,
 ) -> Method:
     """Adapter P (Pfeiffer et al. 2021): after feed-forward. Group: `adapter`; see `adapter_h`."""
-    arguments = {
-        "size": size, "activation": activation, "std": std, "targets": targets, "head": head
-    }  # fmt: skip
     own = BottleneckInsertion(targets, "pfeiffer", size, activation, std)
-    return _method("adapter_p", arguments, (own,), _ADAPTER)
+    return _adapter("adapter_p", own, head)
 
 
 def adapter_l(
@@ -174,11 +168,16 @@ def adapter_l(
     head: str | None = None,
 ) -> Method:
     """Adapter L (Lin et al. 2020): after the block, with a LayerNorm of its own; see `adapter_h`."""
-    arguments = {
-        "size": size, "activation": activation, "std": std, "targets": targets, "head": head
-    }  # fmt: skip
     own = BottleneckInsertion(targets, "lin", size, activation, std)
-    return _method("adapter_l", arguments, (own,), _ADAPTER)
+    return _adapter("adapter_l", own, head)
+
+
+def _adapter(name: str, own: BottleneckInsertion, head: str | None) -> Method:
+    arguments = {
+        "size": own.size, "activation": own.activation, "std": own.std, "targets": own.targets,
+        "head": head,
+    }  # fmt: skip
+    return _method(name, arguments, (own,), _ADAPTER)
 
 
 def adapter_d(
