@@ -6,11 +6,11 @@ import math
 import numbers
 
 
-def integer(name: str, value: object, least: int = 1) -> int:
+def integer(name: str, value: object, least: int = 1, where: str = "") -> int:
     """Returns `value` as an int; ValueError names it if it is none (or a bool) or below `least`."""
     if isinstance(value, bool) or not isinstance(value, numbers.Integral) or int(value) < least:
         kind = "positive integer" if least == 1 else f"integer from {least} on"
-        raise ValueError(f"{name} must be a {kind}, got {value!r}")
+        raise ValueError(f"{name} must be a {kind}{where}, got {value!r}")
     return int(value)
 
 

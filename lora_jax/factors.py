@@ -21,6 +21,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
+from lora_jax.arguments import integer
+
 Shape = tuple[int, ...]
 Scaling = Literal["alpha/r", "alpha/sqrt(r)"]
 Init = Literal["kaiming", "gaussian"]
@@ -83,14 +85,13 @@ def check_rank(rank: object, limit: int | None = None, where: str = "") -> int:
       where: path of the layer, for the message.
     """
     place = f" for {where}" if where else ""
-    if isinstance(rank, bool) or not isinstance(rank, numbers.Integral) or int(rank) < 1:
-        raise ValueError(f"rank must be a positive integer{place}, got {rank!r}")
-    if limit is not None and int(rank) > limit:
+    number = integer("rank", rank, where=place)
+    if limit is not None and number > limit:
         raise ValueError(
             f"rank {rank} is larger than the matrix{place}: its smaller side is {limit}; "
             f"use a rank from 1 to {limit}"
         )
-    return int(rank)
+    return number
 
 
 def check_alpha(alpha: object) -> float:
