@@ -8,7 +8,12 @@ from typing import Any
 def training_fields() -> dict[str, Any]:
     """Optimisation, checkpoints and the log; experiments override what their source says."""
     return {
-        "base_dtype": "auto",  # float32 on CPU, bfloat16 on accelerators; factors are float32
+        # Type of the frozen base and of all computation: float32 on CPU, bfloat16 on accelerators.
+        # What trains (factors, heads, full fine-tuning's weights) and the optimizer are float32.
+        "base_dtype": "auto",
+        # Devices: copies of the model (data), splits of its weights (fsdp), splits of heads and units
+        # (model). -1: all that the others leave. A run may be resumed on another mesh.
+        "mesh": {"data": -1, "fsdp": 1, "model": 1},
         "epochs": 5,
         "batch_size": 8,
         "accumulate": 1,  # batches per update

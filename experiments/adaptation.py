@@ -11,21 +11,38 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from lora_jax import adapters, partition
 from lora_jax.data.batches import TrainingBatches
 from lora_jax.method import Method
 from lora_jax.partition import Params
+from lora_jax.sharding import axes
+from lora_jax.sharding.mesh import check_heads, make_mesh
+from lora_jax.sharding.placement import Placement, in_host_memory
 from lora_jax.training import loop, optimizer, step
 from lora_jax.training.records import environment, peak_memory, spread
 
 
-def _base_dtype(config: ConfigDict) -> Any:
-    """Type of the frozen base: as configured, else float32 on CPU and bfloat16 elsewhere."""
+def base_dtype(config: ConfigDict) -> str:
+    """Type of the frozen base and of computation: as configured, or the backend's."""
     if config.base_dtype != "auto":
-        return jnp.dtype(config.base_dtype)
-    return jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
+        return str(jnp.dtype(config.base_dtype))
+    return "float32" if jax.default_backend() == "cpu" else "bfloat16"
+
+
+def model_settings(config: ConfigDict) -> dict[str, Any]:
+    """What the config says of the model besides its name, and the type of computation."""
+    given = {k: v for k, v in config.model.to_dict().items() if k != "name" and v is not None}
+    return {**given, "compute_dtype": base_dtype(config)}
+
+
+def mesh_for(config: ConfigDict, heads: int) -> Mesh:
+    """The config's mesh; ValueError if devices or attention heads do not divide by it."""
+    mesh = make_mesh(config.mesh)
+    check_heads(heads, mesh)
+    return mesh
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,8 +72,9 @@ class Adaptation:
       base: fingerprint of the pre-trained parameters.
       labels: group of every parameter.
       summary: what the method did to the model; printable.
-      structure, trainable, frozen: from `partition.split`. The trainable part is float32; what is
-        frozen has the type the config asks for.
+      structure, trainable, frozen: from `partition.split`. The trainable part is float32, in this
+        host's memory; what is frozen has the type the config asks for and lies on the mesh.
+      placement: where everything goes.
     """
 
     def __init__(
@@ -65,20 +83,27 @@ class Adaptation:
         model: nnx.Module,
         method: Method,
         key: jax.Array,
+        mesh: Mesh,
         head: str | None = None,
     ):
+        """Inserts the method; `model` should have been made `in_host_memory`."""
         self.method = method
-        self.base = adapters.fingerprint(adapters.base_parameters(model, head))
-        adapted = method.insert(model, key)
-        self.labels = method.labels(adapted)
-        self.summary = method.summary(adapted)
-        self.structure, trainable, frozen = partition.split(adapted, self.labels)
-        self.trainable: Params = {k: jnp.asarray(v, jnp.float32) for k, v in trainable.items()}
-        dtype = _base_dtype(config)
-        self.frozen: Params = {
-            k: v.astype(dtype) if jnp.issubdtype(v.dtype, jnp.floating) else v
-            for k, v in frozen.items()
-        }
+        with in_host_memory():
+            self.base = adapters.fingerprint(adapters.base_parameters(model, head))
+            adapted = method.insert(model, key)
+            self.labels = method.labels(adapted)
+            self.summary = method.summary(adapted)
+            self.structure, trainable, frozen = partition.split(adapted, self.labels)
+            self.placement = Placement(mesh, axes.of_model(adapted))
+            self.placement.shardings(trainable)  # a mesh that does not fit is refused here
+            self.trainable: Params = {k: jnp.asarray(v, jnp.float32) for k, v in trainable.items()}
+            dtype = base_dtype(config)
+            self.frozen: Params = self.placement.put(
+                {
+                    k: v.astype(dtype) if jnp.issubdtype(v.dtype, jnp.floating) else v
+                    for k, v in frozen.items()
+                }
+            )
 
     def prepare(
         self, config: ConfigDict, data: TrainingBatches, loss: step.Loss, goal: Goal, seed: int,
@@ -109,12 +134,15 @@ class Adaptation:
             config.checkpoint_every, goal.label, goal.smaller_is_better,
         )  # fmt: skip
         dropout_key = jax.random.key(seed + 1, impl=config.prng)
-        train_step = step.make_train_step(self.structure, loss, tx)
+        train_step = step.make_train_step(self.structure, loss, tx, self.placement, trainable)
 
         def train() -> dict[str, Any]:
+            placed = self.placement.put(trainable)
+            state = self.placement.initial_state(tx.init, placed)
+            key = self.placement.replicate(dropout_key)
             _, progress = loop.fit(
-                plan, train_step, data, goal.evaluate, trainable, tx.init(trainable), self.frozen,
-                dropout_key, folder, goal.on_best,
+                plan, train_step, data, goal.evaluate, placed, state, self.frozen, key, folder,
+                goal.on_best, self.placement.batch,
             )  # fmt: skip
             return {
                 **dataclasses.asdict(progress),
@@ -140,7 +168,9 @@ class Adaptation:
                 f"  config  {self.method.to_json()}\n"
                 "Use the config (and overrides) of that run"
             )
-        return adapters.apply_adapter(adapter, self.trainable, self.base, str(path))
+        with in_host_memory():
+            values = adapters.apply_adapter(adapter, self.trainable, self.base, str(path))
+        return self.placement.put(values)
 
 
 def adapter_folder(path: Path) -> Path:

@@ -16,13 +16,22 @@ from ml_collections import ConfigDict
 from transformers import AutoTokenizer
 
 from experiments import workdir as workdirs
-from experiments.adaptation import Adaptation, Goal, best_seed, training_record
+from experiments.adaptation import (
+    Adaptation,
+    Goal,
+    best_seed,
+    mesh_for,
+    model_settings,
+    training_record,
+)
 from lora_jax import methods
 from lora_jax.data import batches
 from lora_jax.data.glue import Examples
 from lora_jax.data.special_tokens import in_examples, special_ids
 from lora_jax.models import hub
 from lora_jax.partition import Params
+from lora_jax.sharding.mesh import shares
+from lora_jax.sharding.placement import in_host_memory
 from lora_jax.training import loop, step
 from lora_jax.training.records import write_json
 
@@ -59,11 +68,9 @@ class Preparation:
         self.config = config
         self.method = methods.create(head=hub.HEAD, **config.method.to_dict())
         self.folder = hub.find(config.model.name)  # before the data, which may be a long download
+        self.encoder = hub.read_config(self.folder, **model_settings(config))
+        self.mesh = mesh_for(config, self.encoder.heads)
         problem = self.problem = read()
-        given = config.model.to_dict().items()
-        self.encoder = hub.read_config(
-            self.folder, **{k: v for k, v in given if k != "name" and v is not None}
-        )
         special = special_ids(self.method.special, self.encoder.vocab_size)
         room = min(config.data.max_length, self.encoder.max_length - special.count)
         self.max_length = room + special.count
@@ -75,7 +82,9 @@ class Preparation:
         self.train = None if problem.train is None else tokens(problem.train)
         self.evaluations = {split: tokens(e) for split, e in problem.evaluations.items()}
         self.packed = {  # once, for all seeds and epochs
-            split: batches.evaluation_batches(data, self.encoder.hidden_size, self.max_length)
+            split: batches.evaluation_batches(
+                data, self.encoder.hidden_size, self.max_length, parts=shares(self.mesh)
+            )
             for split, data in self.evaluations.items()
         }
         self.counts: dict[str, int] = {}
@@ -89,13 +98,15 @@ class Run:
         self.folder = folder
         self.seed = seed
         keys = jax.random.split(jax.random.key(seed), 3)
-        model = hub.load_classifier(
-            preparation.folder, preparation.encoder, preparation.problem.num_outputs, keys[0]
-        )
+        with in_host_memory():
+            model = hub.load_classifier(
+                preparation.folder, preparation.encoder, preparation.problem.num_outputs, keys[0]
+            )
         config, method = preparation.config, preparation.method
-        self.adaptation = Adaptation(config, model, method, keys[1], hub.HEAD)
+        self.adaptation = Adaptation(config, model, method, keys[1], preparation.mesh, hub.HEAD)
         preparation.counts = self.adaptation.summary.counts()
-        self.predict = step.make_predict_step(self.adaptation.structure)
+        adaptation = self.adaptation
+        self.predict = step.make_predict_step(adaptation.structure, placement=adaptation.placement)
 
     def prepare(self) -> Callable[[], dict[str, Any]]:
         """Checks and builds all that training needs; the result trains this seed, or resumes it."""
@@ -103,7 +114,7 @@ class Run:
         assert self.folder is not None and own.train is not None
         data = batches.TrainingBatches(
             own.train, config.batch_size, config.epochs, self.seed, own.encoder.hidden_size,
-            own.max_length,
+            own.max_length, shares(own.mesh),
         )  # fmt: skip
         loss = step.regression_loss if own.problem.regression else step.classification_loss
         label = f"{own.problem.name} {own.method.name} seed {self.seed}"
@@ -125,7 +136,8 @@ class Run:
         for split, data in own.evaluations.items():
             collected = np.zeros((len(data), own.problem.num_outputs), np.float32)
             for indices, batch in own.packed[split]:
-                logits = self.predict(trainable, self.adaptation.frozen, batch)
+                placed = self.adaptation.placement.batch(batch)
+                logits = self.predict(trainable, self.adaptation.frozen, placed)
                 collected[indices] = np.asarray(logits)[: len(indices)]
             result[split] = collected
         return result
@@ -155,7 +167,7 @@ def train_all(config: ConfigDict, problem: Callable[[], Problem], workdir: Path)
         train = run.prepare()
         if not runs:
             workdirs.claim(workdir, config)
-            print(run.adaptation.summary)
+            workdirs.say(run.adaptation.summary)
         runs[seed] = train()
     result = _record(preparation, runs)
     chosen = workdir / f"seed_{result['adapter']['seed']}" / "adapter"

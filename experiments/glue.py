@@ -22,6 +22,7 @@ from experiments import workdir as workdirs
 from experiments.classification import Outputs, Preparation, Problem, Run, train_all
 from lora_jax.data import glue
 from lora_jax.metrics import glue as metrics
+from lora_jax.sharding.hosts import is_main
 from lora_jax.training.records import write_json
 
 
@@ -66,7 +67,7 @@ def evaluate(config: ConfigDict, workdir: Path | None) -> dict[str, float]:
     result = run.score(outputs)
     if workdir is not None:
         write_json(workdir / "evaluation.json", {"adapter": config.adapter, "metrics": result})
-        for split, logits in outputs.items():
+        for split, logits in outputs.items() if is_main() else ():
             np.savetxt(workdir / f"outputs_{split}.tsv", logits, delimiter="\t", fmt="%.9g")
     return result
 
@@ -95,18 +96,20 @@ def main(_: list[str]) -> None:
     logging.set_verbosity(logging.WARNING)  # Orbax and JAX tell a lot at INFO
     config, folder = _CONFIG.value, _WORKDIR.value
     with workdirs.readable_errors():
+        workdirs.join_hosts(_HOSTS.value)
         if config.eval_only:
             for name, value in evaluate(config, Path(folder) if folder else None).items():
-                print(f"{name:24s} {value:.6f}")
+                workdirs.say(f"{name:24s} {value:.6f}")
             return
         if not folder:
             raise ValueError("--workdir=DIR is needed: the folder for checkpoints and results")
-        print(table(train_all(config, partial(problem, config), Path(folder))))
-        print(f"record: {folder}/result.json   adapter: {folder}/adapter")
+        workdirs.say(table(train_all(config, partial(problem, config), Path(folder))))
+        workdirs.say(f"record: {folder}/result.json   adapter: {folder}/adapter")
 
 
 if __name__ == "__main__":
     _CONFIG = config_flags.DEFINE_config_file("config", None, "Run configuration.")
     _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of this run.")
+    _HOSTS = workdirs.hosts_flag()
     flags.mark_flag_as_required("config")
     app.run(main)

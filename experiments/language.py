@@ -11,6 +11,7 @@ from experiments.adaptation import Adaptation
 from lora_jax.data.batches import evaluation_batches
 from lora_jax.data.completions import TokenisedPairs
 from lora_jax.partition import Params
+from lora_jax.sharding.mesh import shares
 from lora_jax.training import step
 
 _TOKENS = 1024  # of an evaluation batch: its logits have half as many rows of the vocabulary's size
@@ -27,15 +28,20 @@ def validation(
       width: of the model, for the choice of shapes.
       max_length: longest possible row.
     """
-    packed = evaluation_batches(examples, width, max_length, _TOKENS)
+    placement = adaptation.placement
+    packed = evaluation_batches(examples, width, max_length, _TOKENS, shares(placement.mesh))
     total = step.make_predict_step(
         adaptation.structure,
         lambda model, batch: jnp.sum(step.completion_losses(model, batch, None)),
+        placement,
     )
     count = int((examples.lengths - examples.starts).sum())
 
     def evaluate(trainable: Params) -> dict[str, float]:
-        sums = [float(total(trainable, adaptation.frozen, batch)) for _, batch in packed]
+        sums = [
+            float(total(trainable, adaptation.frozen, placement.batch(batch)))
+            for _, batch in packed
+        ]
         return {"loss": sum(sums) / count}
 
     return evaluate

@@ -12,6 +12,7 @@ adapter. A run that was killed goes on with the same command. To decode and scor
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -24,7 +25,14 @@ from ml_collections import ConfigDict, config_flags
 from transformers import AutoTokenizer
 
 from experiments import workdir as workdirs
-from experiments.adaptation import Adaptation, Goal, best_seed, training_record
+from experiments.adaptation import (
+    Adaptation,
+    Goal,
+    best_seed,
+    mesh_for,
+    model_settings,
+    training_record,
+)
 from experiments.language import end_tokens, validation
 from experiments.score import as_in_paper
 from lora_jax import adapters, layers, methods, partition
@@ -39,6 +47,9 @@ from lora_jax.metrics.generation import Scores
 from lora_jax.models import hub
 from lora_jax.models.decoder import Decoder
 from lora_jax.partition import Params
+from lora_jax.sharding.hosts import from_main
+from lora_jax.sharding.mesh import shares
+from lora_jax.sharding.placement import in_host_memory
 from lora_jax.training import loop, step
 from lora_jax.training.records import environment, peak_memory, spread, write_json
 
@@ -51,10 +62,8 @@ class Preparation:
         self.config = config
         self.method = methods.create(**config.method.to_dict())
         self.folder = hub.find(config.model.name)
-        given = config.model.to_dict().items()
-        self.decoder = hub.read_decoder_config(
-            self.folder, **{k: v for k, v in given if k != "name" and v is not None}
-        )
+        self.decoder = hub.read_decoder_config(self.folder, **model_settings(config))
+        self.mesh = mesh_for(config, self.decoder.heads)
         self.special = special_ids(self.method.special, self.decoder.vocab_size)
         self.max_length = min(data.max_length + self.special.count, self.decoder.max_length)
         self.tokenizer = AutoTokenizer.from_pretrained(str(self.folder))
@@ -112,9 +121,10 @@ class Run:
         self.own = preparation
         self.seed = seed
         self.folder = folder
-        model = hub.load_decoder(preparation.folder, preparation.decoder)
+        with in_host_memory():
+            model = hub.load_decoder(preparation.folder, preparation.decoder)
         self.adaptation = Adaptation(
-            preparation.config, model, preparation.method, jax.random.key(seed)
+            preparation.config, model, preparation.method, jax.random.key(seed), preparation.mesh
         )
 
     def prepare(self) -> Callable[[], dict[str, Any]]:
@@ -123,8 +133,9 @@ class Run:
         assert own.train is not None and own.valid is not None
         width = own.decoder.n_embd
         data = TrainingBatches(
-            own.train, config.batch_size, config.epochs, self.seed, width, own.max_length
-        )
+            own.train, config.batch_size, config.epochs, self.seed, width, own.max_length,
+            shares(own.mesh),
+        )  # fmt: skip
         goal = Goal(
             f"{config.dataset} {own.method.name} seed {self.seed}",
             "loss",
@@ -152,11 +163,13 @@ class Run:
         all_frozen = dict.fromkeys(partition.parameters(model), partition.FROZEN)
         structure, _, params = partition.split(model, all_frozen)
 
-        @jax.jit
-        def search(params: Params, tokens: jax.Array, lengths: jax.Array) -> Continuations:
+        def continued(params: Params, tokens: jax.Array, lengths: jax.Array) -> Continuations:
             model = partition.join(structure, {}, params)
             assert isinstance(model, Decoder)
             return beam_search(model, tokens, lengths, own.search)
+
+        placement = self.adaptation.placement
+        search = placement.jit(continued, out_shardings=placement.replicated)
 
         depends_on = {
             **settings.to_dict(),
@@ -166,7 +179,7 @@ class Run:
             "weights": adapters.fingerprint(trainable, jnp.float32),
         }
         found = decode_all(
-            partial(search, params), own.prompts, settings.batch_size,
+            placement.by_rows(partial(search, params)), own.prompts, settings.batch_size,
             self.folder / "predictions.jsonl", depends_on, f"decode seed {self.seed}",
         )  # fmt: skip
         ends = own.search.end_tokens
@@ -179,7 +192,7 @@ class Run:
     def finish(self, trainable: Params) -> dict[str, Any]:
         """Decodes and scores."""
         found, texts = self.decode(trainable)
-        scores = self.own.score(texts)
+        scores = Scores(**from_main(lambda: dataclasses.asdict(self.own.score(texts))))
         return {
             "test": scores.values, "missing": scores.missing, "metric_notes": scores.notes,
             "decode": found.speed(),
@@ -203,17 +216,20 @@ def run_all(config: ConfigDict, workdir: Path) -> dict[str, Any]:
         return record
     preparation = Preparation(config)
     for split, note in preparation.notes.items():
-        print(f"{config.dataset} {split}: {note}")
+        workdirs.say(f"{config.dataset} {split}: {note}")
     runs: dict[int, dict[str, Any]] = {}
     for seed in config.seeds:
         run = Run(preparation, seed, workdir / f"seed_{seed}")
         train = run.prepare() if config.epochs else None
         if not runs:
             workdirs.claim(workdir, config)
-            print(run.adaptation.summary)
+            workdirs.say(run.adaptation.summary)
             counts = run.adaptation.summary.counts()
         runs[seed] = train() if train else {}
-        trainable = run.adaptation.load(run.folder) if train else run.adaptation.trainable
+        adaptation = run.adaptation
+        trainable = (
+            adaptation.load(run.folder) if train else adaptation.placement.put(adaptation.trainable)
+        )
         runs[seed] |= run.finish(trainable)
     result = _record(preparation, runs) | {"parameters": counts}
     if config.epochs:
@@ -276,6 +292,7 @@ def main(_: list[str]) -> None:
     logging.set_verbosity(logging.WARNING)  # Orbax and JAX tell a lot at INFO
     config, folder = _CONFIG.value, _WORKDIR.value
     with workdirs.readable_errors():
+        workdirs.join_hosts(_HOSTS.value)
         if not folder:
             raise ValueError(
                 "--workdir=DIR is needed: the folder for texts, checkpoints and results"
@@ -283,16 +300,17 @@ def main(_: list[str]) -> None:
         if config.eval_only:
             result = evaluate(config, Path(folder))
             for name, value in result["test"].items():
-                print(f"{name:18s} {as_in_paper(name, value):>8s}   {value:.12g}")
+                workdirs.say(f"{name:18s} {as_in_paper(name, value):>8s}   {value:.12g}")
             for name, why in result["missing"].items():
-                print(f"{name:18s} missing: {why}")
+                workdirs.say(f"{name:18s} missing: {why}")
             return
-        print(table(run_all(config, Path(folder))))
-        print(f"record: {folder}/result.json   texts: {folder}/seed_*/predictions.txt")
+        workdirs.say(table(run_all(config, Path(folder))))
+        workdirs.say(f"record: {folder}/result.json   texts: {folder}/seed_*/predictions.txt")
 
 
 if __name__ == "__main__":
     _CONFIG = config_flags.DEFINE_config_file("config", None, "Run configuration.")
     _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of this run.")
+    _HOSTS = workdirs.hosts_flag()
     flags.mark_flag_as_required("config")
     app.run(main)

@@ -23,7 +23,13 @@ from tokenizers import ByteLevelBPETokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from experiments import workdir as workdirs
-from experiments.adaptation import Adaptation, Goal, training_record
+from experiments.adaptation import (
+    Adaptation,
+    Goal,
+    mesh_for,
+    model_settings,
+    training_record,
+)
 from experiments.language import validation
 from lora_jax import methods, partition
 from lora_jax.data import data_to_text
@@ -33,6 +39,9 @@ from lora_jax.data.data_to_text import Pairs
 from lora_jax.models import hub
 from lora_jax.models.decoder import Decoder, DecoderConfig
 from lora_jax.partition import Params
+from lora_jax.sharding.hosts import from_main, is_main
+from lora_jax.sharding.mesh import shares
+from lora_jax.sharding.placement import gather, in_host_memory
 from lora_jax.training import loop, step
 from lora_jax.training.records import write_json
 
@@ -47,7 +56,7 @@ def read_corpora(config: ConfigDict, split: str) -> list[Pairs]:
             raise ValueError(f"config.data.corpora.{name} must be 'texts' or 'pairs', got {what!r}")
         pairs = data_to_text.read(name, split, config.data.source).take(config.data.max_examples)
         if pairs.notes:
-            print(f"{name} {split}: {pairs.notes}")
+            workdirs.say(f"{name} {split}: {pairs.notes}")
         empty = [""] * len(pairs)
         result.append(
             pairs
@@ -77,12 +86,16 @@ def get_tokenizer(
     """The tokenizer of the config: a folder's or the hub's by name, else trained once and kept."""
     if config.tokenizer.name:
         return AutoTokenizer.from_pretrained(str(hub.find(config.tokenizer.name)))
-    claimed = (folder.parent / "config.json").exists()  # else it may be another config's
-    if not (claimed and (folder / "tokenizer_config.json").exists()):
-        shutil.rmtree(folder, ignore_errors=True)
-        beside = folder.with_name(f".{folder.name}.new")
-        train_tokenizer(corpora, config.tokenizer.vocab_size).save_pretrained(str(beside))
-        beside.rename(folder)
+
+    def make() -> None:
+        claimed = (folder.parent / "config.json").exists()  # else it may be another config's
+        if not (claimed and (folder / "tokenizer_config.json").exists()):
+            shutil.rmtree(folder, ignore_errors=True)
+            beside = folder.with_name(f".{folder.name}.new")
+            train_tokenizer(corpora, config.tokenizer.vocab_size).save_pretrained(str(beside))
+            beside.rename(folder)
+
+    from_main(make)
     return AutoTokenizer.from_pretrained(str(folder))
 
 
@@ -101,20 +114,27 @@ def pretrain(config: ConfigDict, workdir: Path) -> dict[str, Any]:
         return record
     train, valid = (read_corpora(config, split) for split in ("train", "valid"))
     tokenizer = get_tokenizer(config, train, workdir / "tokenizer")
-    sizes = DecoderConfig(vocab_size=len(tokenizer), **config.model)
-    model = Decoder(sizes, nnx.Rngs(config.seed))
-    print(f"{partition.count(partition.parameters(model)):,} parameters, {len(tokenizer):,} tokens")
-    adaptation = Adaptation(config, model, methods.full(), jax.random.key(config.seed))
+    sizes = DecoderConfig(vocab_size=len(tokenizer), **model_settings(config))
+    mesh = mesh_for(config, sizes.heads)
+    with in_host_memory():
+        model = Decoder(sizes, nnx.Rngs(config.seed))
+    count = partition.count(partition.parameters(model))
+    workdirs.say(f"{count:,} parameters, {len(tokenizer):,} tokens")
+    adaptation = Adaptation(config, model, methods.full(), jax.random.key(config.seed), mesh)
     rows = documents(train, tokenizer, sizes.max_length)
     data = TrainingBatches(
-        rows, config.batch_size, config.epochs, config.seed, sizes.n_embd, sizes.max_length
-    )
+        rows, config.batch_size, config.epochs, config.seed, sizes.n_embd, sizes.max_length,
+        shares(mesh),
+    )  # fmt: skip
     judge = validation(
         adaptation, documents(valid, tokenizer, sizes.max_length), sizes.n_embd, sizes.max_length
     )
 
     def save(trainable: Params, progress: loop.Progress) -> None:
-        trained = partition.join(adaptation.structure, trainable, adaptation.frozen)
+        whole = gather(trainable)
+        if not is_main():
+            return
+        trained = partition.join(adaptation.structure, whole, adaptation.frozen)
         assert isinstance(trained, Decoder)
         end = tokenizer.eos_token_id
         hub.save_decoder(workdir / "model", trained, eos_token_id=end, bos_token_id=end)
@@ -141,18 +161,20 @@ def main(_: list[str]) -> None:
     """Command line."""
     logging.set_verbosity(logging.WARNING)
     with workdirs.readable_errors():
+        workdirs.join_hosts(_HOSTS.value)
         if not _WORKDIR.value:
             raise ValueError("--workdir=DIR is needed: the folder for checkpoints and results")
         record = pretrain(_CONFIG.value, Path(_WORKDIR.value))
     loss, seconds = record["best"]["loss"]["median"], record["seconds"]
-    print(
+    workdirs.say(
         f"validation loss {loss:.4f}, {seconds:.0f} s, {record['tokens_per_second']:.0f} tokens/s"
     )
-    print(f"model: {_WORKDIR.value}/model   record: {_WORKDIR.value}/result.json")
+    workdirs.say(f"model: {_WORKDIR.value}/model   record: {_WORKDIR.value}/result.json")
 
 
 if __name__ == "__main__":
     _CONFIG = config_flags.DEFINE_config_file("config", None, "Run configuration.")
     _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of this run.")
+    _HOSTS = workdirs.hosts_flag()
     flags.mark_flag_as_required("config")
     app.run(main)

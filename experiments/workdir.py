@@ -11,8 +11,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from absl import flags
 from ml_collections import ConfigDict
 
+from lora_jax.sharding import hosts
 from lora_jax.training.records import to_json, write_json
 
 
@@ -25,13 +27,19 @@ def finished(workdir: Path, config: ConfigDict) -> dict[str, Any] | None:
     """Looks into a run folder: the record of a finished run, else None (new, or to be resumed).
 
     Raises:
-      ValueError: the folder holds a run of another config; the message names the fields.
+      ValueError: the folder holds a run of another config; the message names the fields. The mesh
+        may be another.
     """
+    return hosts.from_main(lambda: _finished(workdir, config))
+
+
+def _finished(workdir: Path, config: ConfigDict) -> dict[str, Any] | None:
     path = workdir / "config.json"
     if path.exists():
         other = _flat(json.loads(path.read_text()))
         flat = _flat(plain(config))
-        keys = [k for k in sorted(flat.keys() | other.keys()) if flat.get(k) != other.get(k)]
+        both = sorted(k for k in flat.keys() | other.keys() if not k.startswith("mesh."))
+        keys = [k for k in both if flat.get(k) != other.get(k)]
         if keys:
             changes = "; ".join(f"{k}: {other.get(k)!r} there, {flat.get(k)!r} now" for k in keys)
             raise ValueError(
@@ -43,8 +51,38 @@ def finished(workdir: Path, config: ConfigDict) -> dict[str, Any] | None:
 
 
 def claim(workdir: Path, config: ConfigDict) -> None:
-    """Makes the folder this config's, once all its input has proved good."""
-    write_json(workdir / "config.json", plain(config))
+    """Makes the folder this config's, once all its input has proved good.
+
+    Raises:
+      ValueError: another host does not see the folder.
+    """
+    path = workdir / "config.json"
+    write_json(path, plain(config))
+    hosts.barrier("config written")
+    if not hosts.everywhere(path.exists()):
+        raise ValueError(
+            f"the folder {workdir} is not the same on all hosts; --workdir must be on a file system "
+            "that they share"
+        )
+
+
+def say(text: object) -> None:
+    """Prints, on the first host only."""
+    if hosts.is_main():
+        print(text)
+
+
+def hosts_flag() -> flags.FlagHolder[str]:
+    """Defines `--hosts`, see `join_hosts`."""
+    return flags.DEFINE_string(
+        "hosts", "", "Several hosts: 'auto' (TPU pods, Slurm, MPI), or HOST:PORT,INDEX/COUNT."
+    )
+
+
+def join_hosts(text: str) -> None:
+    """Joins the other hosts of a run if there are any."""
+    if text:
+        hosts.start(*hosts.parse(text))
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -58,7 +96,9 @@ def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def copy_folder(source: Path, target: Path) -> None:
-    """Replaces `target` by a copy of `source`, written beside and renamed."""
+    """Replaces `target` by a copy of `source`, written beside and renamed; on the first host."""
+    if not hosts.is_main():
+        return
     beside = target.with_name(f".{target.name}.new")
     shutil.rmtree(beside, ignore_errors=True)
     shutil.copytree(source, beside)

@@ -27,6 +27,8 @@ from safetensors.numpy import save as to_safetensors
 from lora_jax import methods, partition
 from lora_jax.method import Method
 from lora_jax.partition import Labels, Params
+from lora_jax.sharding.hosts import barrier, is_main
+from lora_jax.sharding.placement import gather
 
 FORMAT = "lora_jax adapter 1"
 WEIGHTS = "adapter.safetensors"
@@ -60,8 +62,9 @@ def fingerprint(params: Mapping[str, Any], dtype: Any = jnp.bfloat16) -> str:
     loaded in bfloat16 have one fingerprint; float32 tells trained weights apart exactly.
     """
     digest = hashlib.sha256()
-    for path in sorted(params):
-        value = np.asarray(jnp.asarray(params[path], dtype))
+    whole = gather(dict(params))
+    for path in sorted(whole):
+        value = np.asarray(jnp.asarray(whole[path], dtype))
         digest.update(f"{path} {value.shape} ".encode())
         digest.update(value.tobytes())
     return digest.hexdigest()
@@ -77,6 +80,8 @@ def save_adapter(
 ) -> Path:
     """Writes an adapter folder; each file is written beside and renamed, never half there.
 
+    Of several processes all must call it: they give their parts, and the first one writes.
+
     Args:
       folder: created if needed.
       trainable: the trained leaves by path.
@@ -87,7 +92,8 @@ def save_adapter(
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = {path: np.asarray(value, order="C") for path, value in sorted(trainable.items())}
+    whole = gather(dict(trainable))
+    tensors = {path: np.asarray(value, order="C") for path, value in sorted(whole.items())}
     description = {
         "format": FORMAT,
         "method": method.to_json(),
@@ -101,11 +107,14 @@ def save_adapter(
     }
     for name, content in contents.items():
         write_bytes(folder / name, content)
+    barrier("adapter written")
     return folder
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Writes a file whole or not at all."""
+    """Writes a file whole or not at all; of several processes only the first one writes."""
+    if not is_main():
+        return
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         beside.write_bytes(content)

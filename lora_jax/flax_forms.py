@@ -155,11 +155,12 @@ class LoRAEmbed(Adapted, nnx.Embed):
         """Roles of the weight's axes."""
         return Contraction(batch=(), inputs=(0,), outputs=(1,))
 
-    def branch(self, inputs: Array, a: Array, b: Array) -> Array:
-        """x A B."""
+    def through(self, pair: LowRank, inputs: Array, dtype: Any) -> Array:
+        """scale * A[x] B; A is converted after the lookup, so its gradient's sums are float32."""
         # nnx.Embed takes row 0 for every index when there is one row only.
         rows = jnp.zeros_like(inputs) if self.num_embeddings == 1 else inputs
-        return jnp.take(a, rows, axis=0) @ b
+        low = jnp.take(pair.a[...] * pair.scale, rows, axis=0).astype(dtype)
+        return low @ pair.b[...].astype(dtype)
 
     def attend(self, query: Array, *args: Any, **kwargs: Any) -> Array:
         """Logits of `query` against the adapted embedding: q E^T + scale * (q B^T) A^T."""

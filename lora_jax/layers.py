@@ -25,6 +25,7 @@ from jaxtyping import Array, Float, Key
 
 from lora_jax import factors
 from lora_jax.low_rank import DropoutKey, FusedLowRank, LowRank, Update
+from lora_jax.sharding import axes
 
 
 class Adapted(nnx.Module):  # a Module, so that an object's class can become a form and go back
@@ -227,7 +228,23 @@ def _new_pair(layer: Any, update: Update, view: tuple[int, ...], key: Array, pat
         a = factors.initial_values(key, shape_a, fan_in, update.init, update.std)
         b = jnp.zeros(shape_b, jnp.float32)
     scale = factors.scale(rank, alpha, update.scaling)
-    return LowRank(a, b, alpha=alpha, scale=scale, dropout=float(update.dropout))
+    pair = LowRank(a, b, alpha=alpha, scale=scale, dropout=float(update.dropout))
+    _name_axes(layer, pair, len(stack))
+    return pair
+
+
+def _name_axes(layer: Any, pair: LowRank, stacked: int) -> None:
+    """Factors have the logical axes of their weight, so they are sharded as it is."""
+    roles = layer.roles()
+    names = axes.names(getattr(layer, layer.weight))
+    stack, view = names[:stacked], names[stacked:]
+    if len(view) != roles.ndim:  # a convolution's groups: the view has an axis of its own for them
+        view = (None,) * roles.ndim
+    batch, inputs, outputs = (
+        tuple(view[axis] for axis in role) for role in (roles.batch, roles.inputs, roles.outputs)
+    )
+    axes.name(pair.a, (*stack, *batch, *inputs, "rank"))
+    axes.name(pair.b, (*stack, *batch, "rank", *outputs))
 
 
 def delta(layer: Adapted) -> Float[Array, ...]:

@@ -16,6 +16,7 @@ from lora_jax.data.packing import (
     TokenisedExamples,
     choose_menu,
     place,
+    rounded_up,
     smallest,
 )
 
@@ -50,7 +51,8 @@ class TrainingBatches:
     """The batches of every epoch of a run.
 
     Order: epoch e is a permutation given by (seed, e), cut into batches of `batch_size`; the last
-    one may be smaller. Batch b of epoch e is a function of these numbers alone.
+    one may be smaller. Batch b of epoch e is a function of these numbers alone; how it is laid out in
+    rows depends also on `parts`, in which the devices share the rows out.
     """
 
     def __init__(
@@ -61,6 +63,7 @@ class TrainingBatches:
         seed: int,
         hidden_size: int,
         max_length: int,
+        parts: int = 1,
     ):
         if batch_size < 1 or not len(examples):
             raise ValueError(f"need examples and a positive batch size, got {len(examples)} examples "
@@ -74,7 +77,7 @@ class TrainingBatches:
         sample = [first[i] for i in range(min(self.per_epoch, _SAMPLED))]
         steps = self.per_epoch * epochs
         sampled = [lengths[indices] for indices in sample]
-        self.menu: ShapeMenu = choose_menu(sampled, steps, hidden_size, max_length)
+        self.menu: ShapeMenu = choose_menu(sampled, steps, hidden_size, max_length, parts=parts)
         self.slots = examples.slots(sample)
         self._lengths = lengths
 
@@ -97,7 +100,7 @@ class TrainingBatches:
 
 
 def evaluation_batches(
-    examples: Packable, hidden_size: int, max_length: int, tokens: int = 4096
+    examples: Packable, hidden_size: int, max_length: int, tokens: int = 4096, parts: int = 1
 ) -> list[tuple[np.ndarray, Batch]]:
     """All examples once, in batches of one shape.
 
@@ -106,6 +109,7 @@ def evaluation_batches(
       hidden_size: width of the model.
       max_length: longest possible example.
       tokens: size of a batch.
+      parts: of equal size in which the devices share the rows out.
 
     Returns:
       (indices of the examples, batch) pairs; the batch's first slots are those examples' outputs.
@@ -113,7 +117,7 @@ def evaluation_batches(
     lengths = examples.lengths
     length = smallest(lengths, hidden_size, max_length)[1]
     where, used = place(lengths, length)
-    rows = max(1, min(tokens // length, used))
+    rows = rounded_up(max(1, min(tokens // length, used)), parts)
     groups: list[list[int]] = [[] for _ in range(-(-used // rows))]
     for index, (row, _) in enumerate(where):
         groups[row // rows].append(index)

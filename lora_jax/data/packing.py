@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import bisect
 import dataclasses
+import math
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple, Protocol
 
@@ -202,21 +203,27 @@ def cost(shape: Shape, hidden_size: int) -> float:
     return rows * length * (1 + length / (3 * hidden_size))
 
 
-def smallest(lengths: Integers, hidden_size: int, max_length: int) -> Shape:
-    """The cheapest shape that holds segments of these lengths; rows are not rounded."""
+def smallest(lengths: Integers, hidden_size: int, max_length: int, parts: int = 1) -> Shape:
+    """The cheapest shape that holds segments of these lengths; its rows divide into `parts`."""
     longest = max(lengths)
     options = [n for n in ROW_LENGTHS if longest <= n < max_length] + [max_length]
-    shapes = [(place(lengths, option)[1], option) for option in options[:4]]
+    shapes = [(rounded_up(place(lengths, option)[1], parts), option) for option in options[:4]]
     return min(shapes, key=lambda shape: cost(shape, hidden_size))
+
+
+def rounded_up(rows: int, parts: int) -> int:
+    """The least multiple of `parts` from `rows` on."""
+    return -(-rows // parts) * parts
 
 
 @dataclasses.dataclass(frozen=True)
 class ShapeMenu:
-    """The static shapes of a run, cheapest first."""
+    """The static shapes of a run, cheapest first; their rows divide into `parts`."""
 
     shapes: tuple[Shape, ...]
     hidden_size: int
     max_length: int
+    parts: int = 1
 
     def choose(self, lengths: Integers) -> Shape:
         """The cheapest shape of the menu that fits; else one made for the batch, rounded up.
@@ -232,8 +239,8 @@ class ShapeMenu:
                 rows_at[length] = place(lengths, length)[1]
             if rows_at[length] <= rows:
                 return rows, length
-        rows, length = smallest(lengths, self.hidden_size, self.max_length)
-        return -(-rows // 4) * 4, length
+        rows, length = smallest(lengths, self.hidden_size, self.max_length, self.parts)
+        return rounded_up(rows, math.lcm(4, self.parts)), length
 
 
 def choose_menu(
@@ -242,6 +249,7 @@ def choose_menu(
     hidden_size: int,
     max_length: int,
     compile_cost: float = 20_000,
+    parts: int = 1,
 ) -> ShapeMenu:
     """Chooses the shapes of a run from a sample of its batches.
 
@@ -254,12 +262,14 @@ def choose_menu(
       hidden_size: width of the model, for the share of attention in the work.
       max_length: longest possible example.
       compile_cost: price of a program in tokens (about 4 s on a CPU for a small encoder).
+      parts: of equal size in which the devices share the rows out.
     """
     sample = [list(map(int, lengths)) for lengths in batches]
-    best = [smallest(lengths, hidden_size, max_length) for lengths in sample]
+    best = [smallest(lengths, hidden_size, max_length, parts) for lengths in sample]
     lengths_used = sorted({length for _, length in best})
     needs = [
-        {n: place(lengths, n)[1] for n in lengths_used if n >= max(lengths)} for lengths in sample
+        {n: rounded_up(place(lengths, n)[1], parts) for n in lengths_used if n >= max(lengths)}
+        for lengths in sample
     ]
     candidates = sorted({(rows, n) for need in needs for n, rows in need.items()})
     prices = np.array([cost(shape, hidden_size) for shape in candidates])
@@ -280,4 +290,4 @@ def choose_menu(
         chosen.append(pick)
         current = np.minimum(current, table[:, pick])
     shapes = sorted((candidates[i] for i in chosen), key=lambda s: cost(s, hidden_size))
-    return ShapeMenu(tuple(shapes), hidden_size, max_length)
+    return ShapeMenu(tuple(shapes), hidden_size, max_length, parts)

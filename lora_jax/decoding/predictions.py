@@ -6,6 +6,7 @@ import dataclasses
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from tqdm import tqdm
 
 from lora_jax.adapters import write_bytes
 from lora_jax.decoding.beam import Continuations
+from lora_jax.sharding.hosts import from_main, is_main
 from lora_jax.training.records import to_json
 
 Decode = Callable[[np.ndarray, np.ndarray], Continuations]  # (prompts, lengths) -> (n, ...)
@@ -58,6 +60,8 @@ def decode_all(
 ) -> Predictions:
     """Decodes every prompt once; with the same file an interrupted call goes on.
 
+    Several processes all call it; the first one reads and writes the file.
+
     Args:
       decode: continues a batch of `batch_size` prompts, padded behind.
       prompts: token ids of each.
@@ -71,12 +75,14 @@ def decode_all(
     """
     if empty := [i for i, prompt in enumerate(prompts) if not len(prompt)]:
         raise ValueError(f"prompt {empty[0]} is empty; a prompt has at least one token")
-    lines = _resume(path, {**settings, "prompts": len(prompts), "batch_size": batch_size})
+    wanted = {**settings, "prompts": len(prompts), "batch_size": batch_size}
+    lines = from_main(lambda: _resume(path, wanted))
     done = {index for line in lines for index in line["indices"]}
     todo = [i for i in np.argsort([len(p) for p in prompts], kind="stable") if i not in done]
     shapes: set[int] = set()
-    with path.open("a") as file, tqdm(
-        total=len(prompts), initial=len(done), desc=label, unit="prompt", mininterval=1
+    with path.open("a") if is_main() else nullcontext() as file, tqdm(
+        total=len(prompts), initial=len(done), desc=label, unit="prompt", mininterval=1,
+        disable=not is_main(),
     ) as bar:  # fmt: skip
         for indices, tokens, lengths in batches(prompts, todo, batch_size):
             begin = time.perf_counter()
@@ -92,8 +98,9 @@ def decode_all(
                 "compiled": tokens.shape[1] not in shapes,
             }
             shapes.add(tokens.shape[1])
-            file.write(to_json(line, indent=None) + "\n")
-            file.flush()
+            if file is not None:
+                file.write(to_json(line, indent=None) + "\n")
+                file.flush()
             lines.append(line)
             bar.update(len(indices))
     return _gather(lines, len(prompts))

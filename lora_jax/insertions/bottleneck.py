@@ -29,6 +29,7 @@ from lora_jax import partition
 from lora_jax.arguments import integer, not_negative
 from lora_jax.inserted import Inserted, own_modules
 from lora_jax.models.sublayer import Sublayer
+from lora_jax.sharding.axes import Axes, named
 from lora_jax.summary import MatchedLayer
 
 Activation = Literal["swish", "relu", "gelu"]
@@ -41,11 +42,11 @@ ACTIVATIONS: Mapping[str, Callable[[Array], Array]] = {
 
 
 class Affine(Inserted):
-    """x W + b in the type of x."""
+    """x W + b in the type of x; `axes` are the logical axes of W."""
 
-    def __init__(self, kernel: Array, bias: Array):
-        self.kernel = nnx.Param(kernel)
-        self.bias = nnx.Param(bias)
+    def __init__(self, kernel: Array, bias: Array, axes: Axes = (None, None)):
+        self.kernel = nnx.Param(kernel, **named(*axes))
+        self.bias = nnx.Param(bias, **named(None))
 
     def __call__(self, x: Float[Array, "... inputs"]) -> Float[Array, "... outputs"]:
         """Maps the last axis."""
@@ -56,8 +57,8 @@ class Norm(Inserted):
     """LayerNorm over the last axis, in the type of x."""
 
     def __init__(self, scale: Array, bias: Array, epsilon: float):
-        self.scale = nnx.Param(scale)
-        self.bias = nnx.Param(bias)
+        self.scale = nnx.Param(scale, **named("width"))
+        self.bias = nnx.Param(bias, **named("width"))
         self.epsilon = epsilon
 
     def __call__(self, x: Float[Array, "... width"]) -> Float[Array, "... width"]:
@@ -191,11 +192,12 @@ class BottleneckInsertion:
         *stack, width = sublayer.norm.scale.shape
         keys = jax.random.split(key)
 
-        def affine(key: Array, inputs: int, outputs: int) -> Affine:
+        def affine(key: Array, inputs: int, outputs: int, axes: Axes) -> Affine:
             kernel = self.std * jax.random.normal(key, (*stack, inputs, outputs), jnp.float32)
-            return Affine(kernel, jnp.zeros((*stack, outputs), jnp.float32))
+            return Affine(kernel, jnp.zeros((*stack, outputs), jnp.float32), axes)
 
-        down, up = affine(keys[0], width, self.size), affine(keys[1], self.size, width)
+        down = affine(keys[0], width, self.size, ("embed", "rank"))
+        up = affine(keys[1], self.size, width, ("rank", "embed"))
         adapter = Bottleneck(down, up, self.activation)
         if self.place == "lin":
             shape = (*stack, width)

@@ -30,6 +30,7 @@ from lora_jax import partition
 from lora_jax.arguments import integer, not_negative
 from lora_jax.inserted import Inserted, own_modules
 from lora_jax.models.sublayer import Block, Context
+from lora_jax.sharding.axes import named
 from lora_jax.summary import MatchedLayer
 
 Init = Literal["vocabulary", "normal"]
@@ -44,7 +45,7 @@ class Special(Inserted):
     """
 
     def __init__(self, embedding: Array, first: int):
-        self.embedding = nnx.Param(embedding)
+        self.embedding = nnx.Param(embedding, **named(None, "width"))
         self.first = first
 
     def replace(
@@ -52,7 +53,8 @@ class Special(Inserted):
     ) -> Float[Array, "... width"]:
         """x with the vectors of special tokens in their places."""
         own = tokens - self.first
-        vectors = jnp.take(self.embedding[...].astype(x.dtype), own, axis=0, mode="clip")
+        # Converted after the lookup: the gradient's sums are float32.
+        vectors = jnp.take(self.embedding[...], own, axis=0, mode="clip").astype(x.dtype)
         return jnp.where((own >= 0)[..., None], vectors, x)
 
 

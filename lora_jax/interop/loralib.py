@@ -2,7 +2,8 @@
 
 A loralib state dict holds for each adapted layer `lora_A` (r, d_in) and `lora_B` (d_out, r), and for
 GPT-2's fused `c_attn` the factors of its g adapted parts, one under the other: (g*r, d) and (g*d, r).
-Ours are transposed, with one leaf for all layers: `a` (layers, d_in, r) and `b` (layers, r, d_out).
+Ours are transposed, with one leaf for all layers: `a` (layers, d_in, r) and `b` (layers, r, d_out), of
+a part of `c_attn` (layers, r, 1, d).
 Sources: paper.md, sections 1.3 and 1.4. Three things to know:
 
 * alpha is not stored, and the released RoBERTa-base MNLI file needs 16 where the paper's Table 9
@@ -101,7 +102,9 @@ def from_state_dict(
         for part, pair in pairs.items():
             for side, value in zip("ab", pair, strict=True):
                 path = f"{architecture.block}/{ours}/lora/{part}/{side}".replace("//", "/")
-                values[path] = checked.transposed(value)
+                leaf = checked.transposed(value)
+                # The outputs of one part are (1, width): see `Attention` in models/decoder.py.
+                values[path] = leaf[:, :, None] if fused and side == "b" else leaf
         targets[ours] = {"rank": b.shape[-1]}
         if fused:
             targets[ours] |= {"parts": tuple(pairs), "fused": FUSED}

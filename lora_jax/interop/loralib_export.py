@@ -41,6 +41,8 @@ def to_state_dict(
             own = [f"{path}/{part}/{side}".replace("//", "/") for side in "ab"]
             if all(leaf in left for leaf in own):
                 pairs.append([np.asarray(left.pop(leaf)) for leaf in own])
+                if theirs in names.fused:
+                    pairs[-1][1] = _without_parts_axis(pairs[-1][1], own[1])
         if pairs:
             stacked[theirs] = _joined(pairs, path)
     for key, path in names.head.items():
@@ -60,6 +62,13 @@ def to_state_dict(
         for layer in range(len(factor))
     ]
     return dict(layers) | result
+
+
+def _without_parts_axis(b: np.ndarray, path: str) -> np.ndarray:
+    """(layers, r, width) from our (layers, r, 1, width): the outputs of one part are (1, width)."""
+    if b.ndim != 4 or b.shape[2] != 1:
+        raise ValueError(f"{path} has shape {b.shape}, expected (layers, rank, 1, width)")
+    return b[:, :, 0]
 
 
 def _joined(pairs: Sequence[Sequence[np.ndarray]], path: str) -> tuple[np.ndarray, np.ndarray]:

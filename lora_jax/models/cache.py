@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from lora_jax.sharding.axes import constrain
+
 _CHUNK = 16  # steps; attention reads the chunks that are written, not the whole cache
 _LOWEST = jnp.finfo(jnp.float32).min
 
@@ -59,6 +61,7 @@ def empty_cache(prompt: Any, lengths: Int[Array, " n"], beams: int, steps: int) 
     layers, n, heads, _, size = prompt[0].shape
     room = -(-steps // _CHUNK) * _CHUNK
     empty = jnp.zeros((layers, n, heads, room, beams, size), prompt[0].dtype)
+    empty = constrain(empty, "layers", "batch", "heads", None, None, None)
     paths = jnp.zeros((n, beams, room), jnp.int32)
     return Cache(prompt, lengths, (empty, empty), paths, jnp.int32(0))
 

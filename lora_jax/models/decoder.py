@@ -20,7 +20,8 @@ from lora_jax.dropout import dropout
 from lora_jax.models.attention import Inputs, attend
 from lora_jax.models.cache import Cache, attend_cached, empty_cache
 from lora_jax.models.stack import Remat, Stack
-from lora_jax.models.sublayer import Block, Context, PreNorm
+from lora_jax.models.sublayer import Block, Context, PreNorm, as_stored
+from lora_jax.sharding.axes import constrain, gathered, named
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +29,8 @@ class DecoderConfig:
     """Sizes and settings of a decoder; the names follow Hugging Face's GPT-2 config.json.
 
     The three `pdrop` rates default to 0: the paper's GPT-2 runs have no dropout but the LoRA branch's
-    (paper section D.3's code). `unroll` and `remat` say how the stack runs, see `Stack`.
+    (paper section D.3's code). `unroll` and `remat` say how the stack runs, see `Stack`;
+    `compute_dtype` is the type of activations and matrix products, whatever the parameters have.
     """
 
     n_embd: int
@@ -44,6 +46,7 @@ class DecoderConfig:
     resid_pdrop: float = 0.0
     unroll: int = 1
     remat: Remat = "none"
+    compute_dtype: str = "float32"
 
     def __post_init__(self) -> None:
         for name in ("embd_pdrop", "attn_pdrop", "resid_pdrop"):
@@ -57,6 +60,11 @@ class DecoderConfig:
         """Longest example that has position embeddings."""
         return self.n_positions
 
+    @property
+    def heads(self) -> int:
+        """Attention heads."""
+        return self.n_head
+
 
 # The models of the paper: Tables 3, 13, 14 (medium, large) and 4 (GPT-3).
 SIZES = {
@@ -68,13 +76,33 @@ SIZES = {
 }
 
 
-def _linear(config: DecoderConfig, inputs: int, outputs: int, rngs: nnx.Rngs) -> nnx.Linear:
-    normal = nnx.initializers.normal(config.initializer_range)
-    return nnx.Linear(inputs, outputs, kernel_init=normal, rngs=rngs)
+def _linear(config: DecoderConfig, axes: tuple[str, str], sizes: Any, rngs: nnx.Rngs) -> Any:
+    """A linear map; the part of its bias that every device needs whole is not split."""
+    inputs, outputs = sizes
+    fused = isinstance(outputs, tuple)
+    kind: Any = nnx.LinearGeneral if fused else nnx.Linear
+    lead = (None,) if fused else ()
+    vector = "width" if axes[1] == "embed" else axes[1]
+    return kind(
+        inputs,
+        outputs,
+        dtype=jnp.dtype(config.compute_dtype),
+        kernel_init=nnx.initializers.normal(config.initializer_range),
+        kernel_metadata=named(axes[0], *lead, axes[1]),
+        bias_metadata=named(*lead, vector),
+        rngs=rngs,
+    )
 
 
 def _norm(config: DecoderConfig, rngs: nnx.Rngs) -> nnx.LayerNorm:
-    return nnx.LayerNorm(config.n_embd, epsilon=config.layer_norm_epsilon, rngs=rngs)
+    return nnx.LayerNorm(
+        config.n_embd,
+        epsilon=config.layer_norm_epsilon,
+        dtype=jnp.dtype(config.compute_dtype),
+        scale_metadata=named("width"),
+        bias_metadata=named("width"),
+        rngs=rngs,
+    )
 
 
 def _heads_first(x: Float[Array, "n a b size"]) -> Float[Array, "n b a size"]:
@@ -86,16 +114,34 @@ class Embeddings(nnx.Module):
 
     def __init__(self, config: DecoderConfig, rngs: nnx.Rngs):
         normal = nnx.initializers.normal(config.initializer_range)
-        table = partial(nnx.Embed, features=config.n_embd, embedding_init=normal, rngs=rngs)
-        self.token = table(config.vocab_size)
-        self.position = table(config.n_positions)
+        table = partial(
+            nnx.Embed,
+            features=config.n_embd,
+            promote_dtype=as_stored,
+            embedding_init=normal,
+            rngs=rngs,
+        )
+        self.token = table(config.vocab_size, embedding_metadata=named("vocabulary", "embed"))
+        self.position = table(config.n_positions, embedding_metadata=named(None, "embed"))
         self.rate = config.embd_pdrop
+        self.dtype = jnp.dtype(config.compute_dtype)
 
     def __call__(
         self, tokens: Int[Array, ...], positions: Int[Array, ...], key: Array | None = None
     ) -> Float[Array, "... embd"]:
         """Embeds tokens at their positions."""
-        return dropout(self.token(tokens) + self.position(positions), self.rate, key)
+        rows = gathered(self.token)(tokens), gathered(self.position)(positions)
+        x = sum(part.astype(jnp.float32) for part in rows)
+        return dropout(x.astype(self.dtype), self.rate, key)
+
+    def logits(self, hidden: Float[Array, "... embd"]) -> Float[Array, "... vocab"]:
+        """The tied output layer: a product in the type of `hidden`, its sums and result float32."""
+        token = gathered(self.token)
+        if type(token).attend is not nnx.Embed.attend:  # what a method made of the table
+            return token.attend(hidden.astype(jnp.float32))
+        table = token.embedding[...].astype(hidden.dtype)
+        axes = ((hidden.ndim - 1,), (1,)), ((), ())
+        return jax.lax.dot_general(hidden, table, axes, preferred_element_type=jnp.float32)
 
 
 class Attention(PreNorm):
@@ -104,13 +150,17 @@ class Attention(PreNorm):
     def __init__(self, config: DecoderConfig, rngs: nnx.Rngs):
         d = config.n_embd
         self.norm = _norm(config, rngs)
-        self.qkv = _linear(config, d, 3 * d, rngs)
-        self.output = _linear(config, d, d, rngs)
+        # One product, with a kernel (embd, 3, embd): its last axis splits into heads for each of the
+        # three alike, which a kernel (embd, 3 embd) does not.
+        self.qkv = _linear(config, ("embed", "heads"), (d, (3, d)), rngs)
+        self.output = _linear(config, ("heads", "embed"), (d, d), rngs)
         self.config = config
 
     def _project(self, x: Array) -> list[Float[Array, "rows length heads size"]]:
         heads = (*x.shape[:-1], self.config.n_head, -1)
-        return [part.reshape(heads) for part in jnp.split(self.qkv(self.norm(x)), 3, axis=-1)]
+        qkv = self.qkv(self.norm(x))
+        parts = (qkv[..., part, :].reshape(heads) for part in range(3))
+        return [constrain(part, "batch", None, "heads", None) for part in parts]
 
     def __call__(
         self, x: Float[Array, "rows length embd"], mask: Array, keys: Any
@@ -144,15 +194,16 @@ class FeedForward(PreNorm):
     def __init__(self, config: DecoderConfig, rngs: nnx.Rngs):
         inner = config.n_inner or 4 * config.n_embd
         self.norm = _norm(config, rngs)
-        self.up = _linear(config, config.n_embd, inner, rngs)
-        self.down = _linear(config, inner, config.n_embd, rngs)
+        self.up = _linear(config, ("embed", "mlp"), (config.n_embd, inner), rngs)
+        self.down = _linear(config, ("mlp", "embed"), (inner, config.n_embd), rngs)
         self.rate = config.resid_pdrop
 
     def __call__(
         self, x: Float[Array, "rows length embd"], key: Array | None
     ) -> Float[Array, "rows length embd"]:
         """Transforms every token by itself."""
-        out = self.down(jax.nn.gelu(self.up(self.norm(x)), approximate=True))
+        inner = constrain(self.up(self.norm(x)), "batch", None, "mlp")
+        out = self.down(jax.nn.gelu(inner, approximate=True))
         return self.residual(x, dropout(out, self.rate, key))
 
 
@@ -187,10 +238,11 @@ class Decoder(nnx.Module):
         mask = same & jnp.tril(jnp.ones((length, length), bool))
         context = Context(mask[:, None], tokens)
         hidden = self.layers(self.embeddings(tokens, positions, own), context, key=rest)
-        return self._logits(hidden[rows, columns])
+        return self._logits(constrain(hidden[rows, columns], "batch", "width"))
 
-    def _logits(self, hidden: Float[Array, "... embd"]) -> Float[Array, "... vocab"]:
-        return self.embeddings.token.attend(self.norm(hidden).astype(jnp.float32))
+    def _logits(self, hidden: Float[Array, "n ... embd"]) -> Float[Array, "n ... vocab"]:
+        logits = self.embeddings.logits(self.norm(hidden))
+        return constrain(logits, "batch", *[None] * (logits.ndim - 2), "logits")
 
     def prefill(
         self, prompts: Int[Array, "n prompt"], lengths: Int[Array, " n"], beams: int, steps: int
@@ -209,7 +261,7 @@ class Decoder(nnx.Module):
         Raises:
           ValueError: the padded prompts and the new tokens are more than the model's positions.
         """
-        n, length = prompts.shape
+        length = prompts.shape[1]
         if length + steps - 1 > self.config.n_positions:
             raise ValueError(
                 f"prompts of {length} tokens (with padding) and {steps} new ones do not fit the "
@@ -220,7 +272,8 @@ class Decoder(nnx.Module):
         context = Context(mask, prompts)
         x, prompt = self.layers.cached(self.embeddings(prompts, positions), None, context)
         cache = empty_cache(prompt, lengths, beams, steps)
-        return self._logits(x[jnp.arange(n), lengths - 1]), cache
+        last = jnp.take_along_axis(x, (lengths - 1)[:, None, None], axis=1)[:, 0]
+        return self._logits(last), cache
 
     def step(
         self, tokens: Int[Array, "n beams"], cache: Cache

@@ -19,7 +19,8 @@ from jaxtyping import Array, Float, Int, Key
 from lora_jax.dropout import dropout
 from lora_jax.models.attention import Inputs, attend
 from lora_jax.models.stack import Remat, Stack
-from lora_jax.models.sublayer import Block, Context, PostNorm
+from lora_jax.models.sublayer import Block, Context, PostNorm, as_stored
+from lora_jax.sharding.axes import constrain, gathered, named
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +28,8 @@ class EncoderConfig:
     """Sizes and settings of an encoder; the names follow Hugging Face's config.json.
 
     `position_offset` is the index of the first position: 0 for BERT, padding index + 1 = 2 for
-    RoBERTa. `unroll` and `remat` say how the stack runs, see `Stack`.
+    RoBERTa. `unroll` and `remat` say how the stack runs, see `Stack`; `compute_dtype` is the type of
+    activations and matrix products below the head, whatever the parameters have.
     """
 
     architecture: str
@@ -45,6 +47,7 @@ class EncoderConfig:
     position_offset: int = 0
     unroll: int = 1
     remat: Remat = "none"
+    compute_dtype: str = "float32"
 
     def __post_init__(self) -> None:
         if self.architecture not in ("bert", "roberta"):
@@ -63,6 +66,11 @@ class EncoderConfig:
         """Longest example that has position embeddings."""
         return self.max_position_embeddings - self.position_offset
 
+    @property
+    def heads(self) -> int:
+        """Attention heads."""
+        return self.num_attention_heads
+
 
 def _roberta(hidden: int, layers: int, heads: int) -> EncoderConfig:
     return EncoderConfig(
@@ -79,13 +87,38 @@ def gelu(x: Float[Array, ...]) -> Float[Array, ...]:
     return 0.5 * x * (1 + jax.lax.erf(x * 2**-0.5))
 
 
-def _linear(config: EncoderConfig, inputs: int, outputs: int, rngs: nnx.Rngs) -> nnx.Linear:
+def _linear(
+    config: EncoderConfig, axes: tuple[str, str], sizes: tuple[int, int], rngs: nnx.Rngs
+) -> nnx.Linear:
+    """A linear map; the part of its bias that every device needs whole is not split."""
+    return nnx.Linear(
+        *sizes,
+        dtype=jnp.dtype(config.compute_dtype),
+        kernel_init=nnx.initializers.normal(config.initializer_range),
+        kernel_metadata=named(*axes),
+        bias_metadata=named("width" if axes[1] == "embed" else axes[1]),
+        rngs=rngs,
+    )
+
+
+def _head_linear(config: EncoderConfig, outputs: int, rngs: nnx.Rngs) -> nnx.Linear:
+    """A head's layer: small, always in float32."""
     normal = nnx.initializers.normal(config.initializer_range)
-    return nnx.Linear(inputs, outputs, kernel_init=normal, rngs=rngs)
+    axes = named("embed", None)
+    return nnx.Linear(
+        config.hidden_size, outputs, kernel_init=normal, kernel_metadata=axes, rngs=rngs
+    )
 
 
 def _norm(config: EncoderConfig, rngs: nnx.Rngs) -> nnx.LayerNorm:
-    return nnx.LayerNorm(config.hidden_size, epsilon=config.layer_norm_eps, rngs=rngs)
+    return nnx.LayerNorm(
+        config.hidden_size,
+        epsilon=config.layer_norm_eps,
+        dtype=jnp.dtype(config.compute_dtype),
+        scale_metadata=named("width"),
+        bias_metadata=named("width"),
+        rngs=rngs,
+    )
 
 
 class Embeddings(nnx.Module):
@@ -93,7 +126,14 @@ class Embeddings(nnx.Module):
 
     def __init__(self, config: EncoderConfig, rngs: nnx.Rngs):
         normal = nnx.initializers.normal(config.initializer_range)
-        table = partial(nnx.Embed, features=config.hidden_size, embedding_init=normal, rngs=rngs)
+        table = partial(
+            nnx.Embed,
+            features=config.hidden_size,
+            promote_dtype=as_stored,
+            embedding_init=normal,
+            embedding_metadata=named("vocabulary", "embed"),
+            rngs=rngs,
+        )
         self.word = table(config.vocab_size)
         self.position = table(config.max_position_embeddings)
         self.token_type = table(config.type_vocab_size)
@@ -103,9 +143,13 @@ class Embeddings(nnx.Module):
     def __call__(self, inputs: Inputs, key: Array | None) -> Float[Array, "rows length hidden"]:
         """Embeds a batch."""
         tokens, _, positions, types = (jnp.asarray(field) for field in inputs)
-        x = self.word(tokens) + self.token_type(types)
-        x = x + self.position(positions + self.config.position_offset)
-        return dropout(self.norm(x), self.config.hidden_dropout_prob, key)
+        rows = (
+            gathered(self.word)(tokens),
+            gathered(self.token_type)(types),
+            gathered(self.position)(positions + self.config.position_offset),
+        )
+        x = self.norm(sum(part.astype(jnp.float32) for part in rows))
+        return dropout(x, self.config.hidden_dropout_prob, key)
 
 
 class Attention(PostNorm):
@@ -113,10 +157,10 @@ class Attention(PostNorm):
 
     def __init__(self, config: EncoderConfig, rngs: nnx.Rngs):
         d = config.hidden_size
-        self.query = _linear(config, d, d, rngs)
-        self.key = _linear(config, d, d, rngs)
-        self.value = _linear(config, d, d, rngs)
-        self.output = _linear(config, d, d, rngs)
+        self.query = _linear(config, ("embed", "heads"), (d, d), rngs)
+        self.key = _linear(config, ("embed", "heads"), (d, d), rngs)
+        self.value = _linear(config, ("embed", "heads"), (d, d), rngs)
+        self.output = _linear(config, ("heads", "embed"), (d, d), rngs)
         self.norm = _norm(config, rngs)
         self.config = config
 
@@ -125,7 +169,8 @@ class Attention(PostNorm):
     ) -> Float[Array, "rows length hidden"]:
         """Attends inside the segments of each row."""
         heads = (*x.shape[:-1], self.config.num_attention_heads, -1)
-        q, k, v = (f(x).reshape(heads) for f in (self.query, self.key, self.value))
+        parts = (f(x).reshape(heads) for f in (self.query, self.key, self.value))
+        q, k, v = (constrain(part, "batch", None, "heads", None) for part in parts)
         # Weights (length^2) are recomputed in the backward pass: less memory, and 10% off a step of
         # MRPC on 2 CPU cores.
         rate = self.config.attention_probs_dropout_prob
@@ -138,8 +183,9 @@ class FeedForward(PostNorm):
     """Two linear layers around GELU, with residual and LayerNorm after them."""
 
     def __init__(self, config: EncoderConfig, rngs: nnx.Rngs):
-        self.up = _linear(config, config.hidden_size, config.intermediate_size, rngs)
-        self.down = _linear(config, config.intermediate_size, config.hidden_size, rngs)
+        sizes = config.hidden_size, config.intermediate_size
+        self.up = _linear(config, ("embed", "mlp"), sizes, rngs)
+        self.down = _linear(config, ("mlp", "embed"), sizes[::-1], rngs)
         self.norm = _norm(config, rngs)
         self.config = config
 
@@ -147,7 +193,7 @@ class FeedForward(PostNorm):
         self, x: Float[Array, "rows length hidden"], key: Array | None
     ) -> Float[Array, "rows length hidden"]:
         """Transforms every token by itself."""
-        out = self.down(gelu(self.up(x)))
+        out = self.down(gelu(constrain(self.up(x), "batch", None, "mlp")))
         return self.residual(x, dropout(out, self.config.hidden_dropout_prob, key))
 
 
@@ -179,8 +225,8 @@ class RobertaHead(nnx.Module):
     """dropout, dense, tanh, dropout, output: all of it new for a task (fairseq's head)."""
 
     def __init__(self, config: EncoderConfig, num_outputs: int, rngs: nnx.Rngs):
-        self.dense = _linear(config, config.hidden_size, config.hidden_size, rngs)
-        self.output = _linear(config, config.hidden_size, num_outputs, rngs)
+        self.dense = _head_linear(config, config.hidden_size, rngs)
+        self.output = _head_linear(config, num_outputs, rngs)
         self.rate = config.hidden_dropout_prob
 
     def __call__(self, x: Float[Array, "n hidden"], key: Array | None) -> Float[Array, "n outputs"]:
@@ -194,7 +240,7 @@ class BertHead(nnx.Module):
     """dropout, output: what is new for a task on top of BERT's pre-trained pooler."""
 
     def __init__(self, config: EncoderConfig, num_outputs: int, rngs: nnx.Rngs):
-        self.output = _linear(config, config.hidden_size, num_outputs, rngs)
+        self.output = _head_linear(config, num_outputs, rngs)
         self.rate = config.hidden_dropout_prob
 
     def __call__(self, x: Float[Array, "n hidden"], key: Array | None) -> Float[Array, "n outputs"]:
@@ -212,7 +258,7 @@ class Classifier(nnx.Module):
     def __init__(self, config: EncoderConfig, num_outputs: int, rngs: nnx.Rngs):
         self.encoder = Encoder(config, rngs)
         if config.architecture == "bert":
-            self.pooler = _linear(config, config.hidden_size, config.hidden_size, rngs)
+            self.pooler = _head_linear(config, config.hidden_size, rngs)
             self.head: nnx.Module = BertHead(config, num_outputs, rngs)
         else:
             self.head = RobertaHead(config, num_outputs, rngs)
@@ -228,7 +274,8 @@ class Classifier(nnx.Module):
     ) -> Float[Array, "n outputs"]:
         """Logits of the n examples whose classification tokens are at (rows, columns), float32."""
         keys = (None, None) if key is None else tuple(jax.random.split(key))
-        first = self.encoder(inputs, key=keys[0])[rows, columns]
+        first = constrain(self.encoder(inputs, key=keys[0])[rows, columns], "batch", "width")
+        first = first.astype(jnp.float32)
         if self.config.architecture == "bert":
             first = jnp.tanh(self.pooler(first))
         return self.head(first, keys[1]).astype(jnp.float32)

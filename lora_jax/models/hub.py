@@ -244,4 +244,4 @@ def save_decoder(folder: Path, model: Decoder, **settings: Any) -> None:
     write_bytes(folder / "config.json", text.encode())
 
 
-_OURS = ("unroll", "remat")  # how our stack runs; not of the model
+_OURS = ("unroll", "remat", "compute_dtype")  # how it runs here; not of the model

@@ -8,6 +8,16 @@ import jax
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
+from lora_jax.sharding.axes import constrain
+
+
+def as_stored(values: Any, **_: Any) -> Any:
+    """`promote_dtype` of a table: rows are looked up in the type the table is stored in.
+
+    Converting comes after, so neither a converted table nor sums of its gradient in bfloat16 arise.
+    """
+    return values
+
 
 class Context(NamedTuple):
     """What a block is told about the batch besides its activations.
@@ -72,7 +82,9 @@ class Block(nnx.Module):
     ) -> Float[Array, "rows length width"]:
         """Runs the layer; `key` switches dropout on."""
         keys = (None,) * 3 if key is None else tuple(jax.random.split(key, 3))
-        return self.feed_forward(self.attention(x, context.mask, keys[:2]), keys[2])
+        x = constrain(x, "batch", None, "width")
+        x = constrain(self.attention(x, context.mask, keys[:2]), "batch", None, "width")
+        return constrain(self.feed_forward(x, keys[2]), "batch", None, "width")
 
     def cached(self, x: Array, own: Any, context: Any) -> tuple[Array, Any]:
         """Runs the layer on prompts (`own` None, a `Context`) or one token per beam (a `Cache`).
@@ -84,4 +96,4 @@ class Block(nnx.Module):
             if own is None
             else self.attention.step(x, own, context)
         )
-        return self.feed_forward(mixed, None), kept
+        return constrain(self.feed_forward(mixed, None), "batch", None, "width"), kept

@@ -26,12 +26,14 @@ class Layout:
       names: our module or leaf path -> published name below the prefix; {} is the layer.
       unused: regular expression of published tensors that we do not need.
       transposed: kernels are stored (out, in), as PyTorch's Linear has them.
+      fused: our modules whose outputs (parts, width) are one axis there.
     """
 
     prefix: str
     names: Mapping[str, str]
     unused: str
     transposed: bool = True
+    fused: tuple[str, ...] = ()
 
     def source(self, path: str) -> tuple[str, bool]:
         """Published name (or template) of one of our leaves, and whether it is transposed."""
@@ -39,6 +41,11 @@ class Layout:
             return self.names[path], False
         module, _, leaf = path.rpartition("/")
         return f"{self.names[module]}.{_LEAF[leaf]}", leaf == "kernel" and self.transposed
+
+    def published_shape(self, path: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Shape there of one layer's leaf, before kernels are transposed."""
+        fused = path.rpartition("/")[0] in self.fused
+        return (*shape[:-2], shape[-2] * shape[-1]) if fused else shape
 
 
 def _encoder(prefix: str, unused: str) -> Layout:
@@ -82,6 +89,7 @@ LAYOUTS = {
         },
         r"lm_head\.weight|h\.\d+\.attn\.(bias|masked_bias)",
         transposed=False,  # GPT-2's Conv1D stores (in, out)
+        fused=("layers/block/attention/qkv",),
     ),
 }
 
@@ -154,10 +162,12 @@ def from_published(
             continue
         used.update(names)
         parts = [plain[name].T if transpose else plain[name] for name in names]
-        expected = shapes[path].shape[1:] if stacked else shapes[path].shape
+        own = shapes[path].shape[1:] if stacked else shapes[path].shape
+        expected = layout.published_shape(path, own)
         bad = [(n, p.shape) for n, p in zip(names, parts, strict=True) if p.shape != expected]
         misshapen += [f"{n} is {s}, config.json asks for {expected}" for n, s in bad]
         if not bad:
+            parts = [part.reshape(own) for part in parts]
             result[path] = jnp.stack(parts) if stacked else parts[0]
     extra = [n for n in plain if n not in used and not re.fullmatch(layout.unused, n)]
     problems = [
@@ -179,8 +189,9 @@ def to_published(params: Mapping[str, Any], layout: Layout) -> dict[str, np.ndar
         template, transpose = layout.source(path)
         stacked = "{}" in template
         parts = np.asarray(value) if stacked else np.asarray(value)[None]
-        for layer, part in enumerate(parts):
+        for layer, own in enumerate(parts):
             name = layout.prefix + template.format(layer)
+            part = own.reshape(layout.published_shape(path, own.shape))
             result[name] = np.ascontiguousarray(part.T if transpose else part)
     return result
 

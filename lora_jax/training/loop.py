@@ -19,6 +19,7 @@ import optax
 from tqdm import tqdm
 
 from lora_jax.partition import Params
+from lora_jax.sharding.hosts import is_main
 from lora_jax.training.checkpoints import Checkpoints
 from lora_jax.training.records import MetricsLog
 from lora_jax.training.step import TrainStep
@@ -96,6 +97,7 @@ def fit(
     key: jax.Array,
     folder: Path,
     on_best: Callable[[Params, Progress], None],
+    place: Callable[[Any], Any] = lambda batch: batch,
 ) -> tuple[Params, Progress]:
     """Trains to the end, from the newest checkpoint in `folder` if there is one.
 
@@ -108,6 +110,7 @@ def fit(
       key: dropout key of the run; each step gets its own.
       folder: of this run: checkpoints, metrics.jsonl, TensorBoard.
       on_best: called after each epoch that is the best so far, for example to save the adapter.
+      place: puts a batch on the devices, see `Placement.batch`.
 
     Returns:
       The trainable parameters after the last step, and what was done.
@@ -119,7 +122,10 @@ def fit(
         progress = Progress(**found[1])
     log = MetricsLog(folder, progress.step)
     total = plan.epochs * batches.per_epoch
-    bar = tqdm(total=total, initial=progress.step, desc=plan.label, unit="step", mininterval=1)
+    bar = tqdm(
+        total=total, initial=progress.step, desc=plan.label, unit="step", mininterval=1,
+        disable=not is_main(),
+    )  # fmt: skip
     clock = _Clock(progress)
     try:
         while progress.step < total and not progress.diverged:
@@ -127,7 +133,9 @@ def fit(
             clock.start()
             for batch in batches.epoch(epoch, number):
                 own_key = jax.random.fold_in(key, progress.step)
-                trainable, state, metrics = train_step(trainable, state, frozen, batch, own_key)
+                trainable, state, metrics = train_step(
+                    trainable, state, frozen, place(batch), own_key
+                )
                 clock.tick(batch, metrics["loss"])
                 bar.update()
                 if progress.step % plan.log_every == 0:
@@ -210,7 +218,8 @@ def _finish_epoch(
     if better or not progress.best:
         progress.best = len(progress.history)
         on_best(trainable, progress)
-    bar.write(f"{plan.label} epoch {len(progress.history)}: {plan.headline} {score:.4f}")
+    if is_main():
+        bar.write(f"{plan.label} epoch {len(progress.history)}: {plan.headline} {score:.4f}")
 
 
 def _save(checkpoints: Checkpoints, trainable: Params, state: Any, progress: Progress) -> None:

@@ -18,6 +18,7 @@ import jax
 from tensorboardX import SummaryWriter
 
 from lora_jax.adapters import write_bytes
+from lora_jax.sharding.hosts import is_main
 
 PACKAGES = (
     "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "transformers", "safetensors",
@@ -50,10 +51,14 @@ def write_json(path: str | os.PathLike, value: Any) -> None:
 class MetricsLog:
     """metrics.jsonl and TensorBoard events of one run.
 
-    A resumed run cuts what it will write again: lines after its checkpoint's step.
+    A resumed run cuts what it will write again: lines after its checkpoint's step. Of several
+    processes only the first one writes.
     """
 
     def __init__(self, folder: str | os.PathLike, resume_step: int = 0):
+        self._writes = is_main()
+        if not self._writes:
+            return
         self._path = Path(folder) / "metrics.jsonl"
         self._path.parent.mkdir(parents=True, exist_ok=True)
         kept = []
@@ -70,6 +75,8 @@ class MetricsLog:
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Appends one line and the same scalars for TensorBoard."""
+        if not self._writes:
+            return
         self._file.write(to_json({"step": step, **values}, indent=None) + "\n")
         self._file.flush()
         for name, value in values.items():
@@ -77,8 +84,9 @@ class MetricsLog:
 
     def close(self) -> None:
         """Flushes both."""
-        self._file.close()
-        self._board.close()
+        if self._writes:
+            self._file.close()
+            self._board.close()
 
 
 def environment() -> dict[str, Any]:
@@ -96,6 +104,7 @@ def environment() -> dict[str, Any]:
             "backend": jax.default_backend(),
             "kind": device.device_kind,
             "count": jax.device_count(),
+            "processes": jax.process_count(),
             "cpu_cores": os.cpu_count(),
         },
     }

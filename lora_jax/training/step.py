@@ -6,7 +6,7 @@ neither differentiated, nor closed over, nor returned.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -18,6 +18,7 @@ from jaxtyping import Array, Float
 from lora_jax import layers, partition
 from lora_jax.data.packing import Batch
 from lora_jax.partition import Params, Structure
+from lora_jax.sharding.placement import Placement
 
 Metrics = dict[str, jax.Array]
 Loss = Callable[[nnx.Module, Any, jax.Array | None], Float[Array, ""]]
@@ -69,39 +70,71 @@ def completion_loss(smoothing: float = 0.0) -> Loss:
     return loss
 
 
+def make_objective(
+    structure: Structure, loss: Loss
+) -> Callable[[Params, Params, Any, jax.Array], Float[Array, ""]]:
+    """Builds `objective(trainable, frozen, batch, key)`: the loss with dropout."""
+
+    def objective(trainable: Params, frozen: Params, batch: Any, key: jax.Array) -> jax.Array:
+        model = partition.join(structure, trainable, frozen)
+        for_model, for_branches = jax.random.split(key)
+        layers.seed_dropout(model, for_branches)
+        return loss(model, batch, for_model)
+
+    return objective
+
+
 def make_train_step(
-    structure: Structure, loss: Loss, optimizer: optax.GradientTransformation
-) -> TrainStep:
+    structure: Structure,
+    loss: Loss,
+    optimizer: optax.GradientTransformation,
+    placement: Placement | None = None,
+    trainable: Mapping[str, Any] | None = None,
+) -> Any:
     """Builds `step(trainable, state, frozen, batch, key) -> (trainable, state, metrics)`.
 
     The key is of this step; it seeds dropout of the model and of the LoRA branches.
+
+    Args:
+      structure: of the model, from `partition.split`.
+      loss: of (model, batch, key).
+      optimizer: of the trainable part.
+      placement: with it the arguments must lie as it says, and so do the results.
+      trainable: arrays or shapes of the trainable part; needed with a placement.
+
+    Returns:
+      A function under `jax.jit` (it can be lowered and compiled ahead, too).
     """
+    objective = make_objective(structure, loss)
 
     def step(
         trainable: Params, state: Any, frozen: Params, batch: Any, key: jax.Array
     ) -> tuple[Params, Any, Metrics]:
-        def objective(trainable: Params) -> jax.Array:
-            model = partition.join(structure, trainable, frozen)
-            for_model, for_branches = jax.random.split(key)
-            layers.seed_dropout(model, for_branches)
-            return loss(model, batch, for_model)
-
-        value, gradients = jax.value_and_grad(objective)(trainable)
+        value, gradients = jax.value_and_grad(objective)(trainable, frozen, batch, key)
         updates, state = optimizer.update(gradients, state, trainable)
         metrics = {"loss": value, "grad_norm": optax.global_norm(gradients)}
-        return optax.apply_updates(trainable, updates), state, metrics
+        trainable = optax.apply_updates(trainable, updates)
+        return trainable, state, metrics
 
-    return jax.jit(step, donate_argnums=(0, 1))
+    if placement is None:
+        return jax.jit(step, donate_argnums=(0, 1))
+    assert trainable is not None
+    states = placement.state_shardings(jax.eval_shape(optimizer.init, dict(trainable)), trainable)
+    places = (placement.shardings(trainable), states, placement.replicated)
+    return placement.jit(step, donate_argnums=(0, 1), out_shardings=places)
 
 
 def make_predict_step(
-    structure: Structure, function: Callable[[nnx.Module, Any], Any] | None = None
+    structure: Structure,
+    function: Callable[[nnx.Module, Any], Any] | None = None,
+    placement: Placement | None = None,
 ) -> Callable[[Params, Params, Any], Any]:
     """Builds `predict(trainable, frozen, batch)`, without dropout.
 
     Args:
       structure: of the model.
       function: of (model, batch); the default gives the model's outputs, one per slot.
+      placement: with it the results are whole on every device, so that every host can read them.
     """
 
     def predict(trainable: Params, frozen: Params, batch: Any) -> Any:
@@ -110,4 +143,6 @@ def make_predict_step(
             return function(model, batch)
         return model(batch.inputs, batch.rows, batch.columns)
 
-    return jax.jit(predict)
+    if placement is None:
+        return jax.jit(predict)
+    return placement.jit(predict, out_shardings=placement.replicated)

@@ -1,4 +1,4 @@
-"""A base in bfloat16 under trainable leaves in float32, as `experiments` have it on accelerators."""
+"""Base and computation in bfloat16, trainable leaves in float32: `experiments` on accelerators."""
 
 import jax
 import jax.numpy as jnp
@@ -15,10 +15,14 @@ from lora_jax.training import optimizer, step
 
 KEY = jax.random.key(0, impl="unsafe_rbg")  # compiles faster
 MODELS = {
-    "encoder": lambda: Classifier(
-        EncoderConfig("roberta", 30, 16, 3, 2, 24, 20, 1, position_offset=2), 3, nnx.Rngs(0)
+    "encoder": lambda dtype: Classifier(
+        EncoderConfig("roberta", 30, 16, 3, 2, 24, 20, 1, position_offset=2, compute_dtype=dtype),
+        3,
+        nnx.Rngs(0),
     ),
-    "decoder": lambda: Decoder(DecoderConfig(16, 3, 2, vocab_size=30, n_positions=20), nnx.Rngs(0)),
+    "decoder": lambda dtype: Decoder(
+        DecoderConfig(16, 3, 2, vocab_size=30, n_positions=20, compute_dtype=dtype), nnx.Rngs(0)
+    ),
 }
 METHODS = [
     methods.bitfit(), methods.top_layers(1), methods.full(),
@@ -27,7 +31,7 @@ METHODS = [
 
 
 def prepared(kind, method, dtype):
-    adapted = method.insert(MODELS[kind](), KEY)
+    adapted = method.insert(MODELS[kind](dtype), KEY)
     structure, trainable, frozen = partition.split(adapted, method.labels(adapted))
     return structure, trainable, {path: value.astype(dtype) for path, value in frozen.items()}
 
@@ -44,7 +48,7 @@ def batch():
 @pytest.mark.parametrize("kind", MODELS)
 def test_loss_gradients_and_decoding_are_near_those_of_float32(kind, method):
     found = {}
-    for dtype in (jnp.float32, jnp.bfloat16):
+    for dtype in ("float32", "bfloat16"):
         structure, trainable, frozen = prepared(kind, method, dtype)
         loss = step.completion_loss() if kind == "decoder" else step.classification_loss
         labels = dict.fromkeys(trainable, "own")
@@ -60,7 +64,7 @@ def test_loss_gradients_and_decoding_are_near_those_of_float32(kind, method):
             more, _ = model.step(jnp.array([[1, 2], [3, 4], [5, 6]]), cache)
             outputs += [logits, more]
         found[dtype] = outputs
-    for half, exact in zip(found[jnp.bfloat16], found[jnp.float32], strict=True):
+    for half, exact in zip(found["bfloat16"], found["float32"], strict=True):
         assert half.dtype == jnp.float32
-        # 8 bits of mantissa through three layers; 2e-2 reached.
-        assert np.abs(half - exact).max() < 0.05 * np.abs(exact).max()
+        # 8 bits of mantissa through three layers; 8e-3 reached.
+        assert np.abs(half - exact).max() < 0.03 * np.abs(exact).max()

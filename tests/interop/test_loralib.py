@@ -290,6 +290,34 @@ def test_written_prefix_is_the_one_the_authors_gpt2_code_strips(folders):
     assert stripped == {n for n, _ in model.transformer.named_parameters() if "lora_" in n}
 
 
+def test_file_like_the_released_gpt2_ones_comes_back_bit_for_bit():
+    """As the authors' GPT-2 files: r = 4 for q and v, keys with the prefix of DDP."""
+    random, rank, width = np.random.default_rng(0), 4, 6
+    shapes = {"A": (2 * rank, width), "B": (2 * width, rank)}
+    state = {
+        f"module.transformer.h.{layer}.attn.c_attn.lora_{side}": random.normal(size=shape).astype(
+            "f"
+        )
+        for layer in range(3)
+        for side, shape in shapes.items()
+    }
+    found = from_state_dict(state, alpha=32, layers=3)
+    path = "layers/block/attention/qkv/lora"
+    for part, index in (("q", 0), ("v", 1)):
+        a, b = found.values[f"{path}/{part}/a"], found.values[f"{path}/{part}/b"]
+        assert a.shape == (3, width, rank) and b.shape == (3, rank, 1, width)
+        for layer in range(3):
+            stem = f"module.transformer.h.{layer}.attn.c_attn.lora_"
+            rows = np.split(state[f"{stem}A"], 2)[index], np.split(state[f"{stem}B"], 2)[index]
+            np.testing.assert_array_equal(a[layer], rows[0].T)
+            np.testing.assert_array_equal(b[layer, :, 0], rows[1].T)
+    back = to_state_dict(found.values, prefix="module.")
+    assert back.keys() == state.keys()
+    for key, value in state.items():
+        assert back[key].dtype == value.dtype and back[key].shape == value.shape, key
+        assert back[key].flags.c_contiguous and back[key].tobytes() == value.tobytes(), key
+
+
 def test_state_dict_without_head(folders):
     state = state_of(reference(folders / "roberta", PAPER))
     factors_only = {key: value for key, value in state.items() if "lora_" in key}
@@ -421,9 +449,12 @@ def test_leaves_without_a_place(state):
     with pytest.raises(ValueError, match="1 leaves have no place.*encoder/embeddings/word/lora/a"):
         to_state_dict({**values, "encoder/embeddings/word/lora/a": np.zeros((9, 2))})
     block = "layers/block/attention/qkv/lora"
-    uneven = {f"{block}/{p}/{s}": np.zeros((2, 6, r) if s == "a" else (2, r, 6))
+    uneven = {f"{block}/{p}/{s}": np.zeros((2, 6, r) if s == "a" else (2, r, 1, 6))
               for p, r in (("q", 2), ("v", 3)) for s in "ab"}  # fmt: skip
     with pytest.raises(ValueError, match="one rank and width for all parts"):
         to_state_dict(uneven)
+    flat = {f"{block}/q/a": np.zeros((2, 6, 2)), f"{block}/q/b": np.zeros((2, 2, 6))}
+    with pytest.raises(ValueError, match=r"qkv/lora/q/b has shape \(2, 2, 6\), expected \(layers"):
+        to_state_dict(flat)
     with pytest.raises(ValueError, match="no place"):  # loralib splits c_attn, this one is whole
         to_state_dict({f"{block}/{side}": np.zeros((2, 6, 2)) for side in "ab"})

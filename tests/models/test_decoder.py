@@ -50,6 +50,8 @@ def to_ours(named):
     for name, tensor in named:
         *module, leaf = name.removeprefix("transformer.").split(".")
         path = NAMES[".".join(module[2:] if module[0] == "h" else module)]
+        if module[-1] == "c_attn":  # q, k, v side by side there, an axis of their own here
+            tensor = tensor.unflatten(-1, (3, -1))
         if leaf == "weight":
             leaf = "scale" if tensor.ndim == 1 else "kernel" if module[0] == "h" else "embedding"
         groups.setdefault(f"{path}/{leaf}", []).append(tensor.detach().numpy())
@@ -222,9 +224,12 @@ def test_each_dropout_has_an_effect_and_only_with_a_key(saved, name):
     assert np.abs(one - other).max() > 1e-2 and np.abs(one - still).max() > 1e-2
 
 
-def test_bfloat16_is_close(saved):
-    # 8 bits of mantissa: 1e-2 of the largest logit is reached. Logits come in float32.
-    model, expected = load(saved[1], jnp.bfloat16), torch_logits(saved[0])
+@pytest.mark.parametrize("compute_dtype", ["float32", "bfloat16"])
+def test_bfloat16_is_close(saved, compute_dtype):
+    # 8 bits of mantissa: 1e-2 of the largest logit is reached, with the parameters alone and with all
+    # products in bfloat16. Logits come in float32.
+    model = load(saved[1], jnp.bfloat16, compute_dtype=compute_dtype)
+    expected = torch_logits(saved[0])
     assert {v.dtype for v in partition.parameters(model).values()} == {jnp.dtype(jnp.bfloat16)}
     reached = difference(run(model), expected), decode(model, saved[0], (1, 6), 3, 4, 0)
     print(f"\ndeviation bfloat16 {reached}")
@@ -264,7 +269,7 @@ def test_fused_lora_equals_loralib_and_merges(saved):
         block.attn.c_attn = merged
         for i, part in enumerate(factors):
             a, b = merged.lora_A[3 * i : 3 * i + 3], merged.lora_B[16 * i : 16 * i + 16]
-            factors[part].append((a.detach().numpy().T, b.detach().numpy().T))
+            factors[part].append((a.detach().numpy().T, b.detach().numpy().T[:, None]))
     for part, pairs in factors.items():
         pair = getattr(adapted.layers.block.attention.qkv.lora, part)
         pair.a[...], pair.b[...] = map(np.stack, zip(*pairs, strict=True))
@@ -287,6 +292,7 @@ def rewrite(saved, folder, change, **config):
 
 WTE, BIAS = "transformer.wte.weight", "transformer.h.1.attn.c_attn.bias"
 BUFFERS = ("transformer.h.0.attn.bias", "transformer.h.2.attn.masked_bias")
+keep = lambda tensors: tensors  # noqa: E731
 bare = lambda t: {k.removeprefix("transformer."): v for k, v in t.items()}  # noqa: E731
 
 
@@ -312,7 +318,31 @@ def test_sharded_and_saved_again(saved, tmp_path):
     assert torch.equal(torch_logits(again), torch_logits(saved[0]))
 
 
-keep = lambda tensors: tensors  # noqa: E731
+def test_a_saved_file_is_the_published_one_bit_for_bit(saved, tmp_path):
+    """c_attn is (d, 3d) there and (d, 3, d) here: q, k, v in this order, each contiguous."""
+    model = load(saved[1])
+    hub.save_decoder(tmp_path / "new", model)
+    theirs, ours = (load_file(f / "model.safetensors") for f in (saved[1], tmp_path / "new"))
+    assert ours.keys() == theirs.keys() and len(ours) == 2 + 3 * 12 + 2
+    for name, value in theirs.items():
+        assert ours[name].shape == value.shape and ours[name].dtype == value.dtype, name
+        assert ours[name].tobytes() == value.tobytes(), name
+    qkv = model.layers.block.attention.qkv
+    assert qkv.kernel.shape == (3, 16, 3, 16) and qkv.bias.shape == (3, 3, 16)
+    for leaf, name in ((qkv.kernel, "weight"), (qkv.bias, "bias")):
+        key = theirs[f"transformer.h.2.attn.c_attn.{name}"][..., 16:32]
+        np.testing.assert_array_equal(leaf[...][2, ..., 1, :], key)
+
+
+@pytest.mark.parametrize("name", ["dtype", "torch_dtype"])
+def test_type_of_computation_is_not_of_the_files(saved, tmp_path, name):
+    folder = rewrite(saved, tmp_path, keep, **{name: "bfloat16"})
+    assert hub.read_decoder_config(folder).compute_dtype == "float32"
+    config = hub.read_decoder_config(folder, compute_dtype="bfloat16")
+    hub.save_decoder(tmp_path / "new", hub.load_decoder(folder, config))
+    text = (tmp_path / "new" / "config.json").read_text()
+    assert not json.loads(text).keys() & {"compute_dtype", "unroll", "remat", "dtype"}
+    assert hub.read_decoder_config(tmp_path / "new").compute_dtype == "float32"
 
 
 @pytest.mark.parametrize("change, config, message", [

@@ -110,6 +110,13 @@ def test_config_of_both_architectures(saved, tmp_path):
     assert config.max_length == 8
 
 
+@pytest.mark.parametrize("name", ["dtype", "torch_dtype"])
+def test_type_of_computation_is_not_of_the_files(rewritten, name):
+    folder = rewritten(**{name: "bfloat16"})
+    assert hub.read_config(folder).compute_dtype == "float32"
+    assert hub.read_config(folder, compute_dtype="bfloat16").compute_dtype == "bfloat16"
+
+
 def test_sharded_weights(saved, reference, tmp_path):
     saved[0].save_pretrained(tmp_path, max_shard_size="2KB")
     assert len(list(tmp_path.glob("model-*.safetensors"))) > 3

@@ -1,0 +1,182 @@
+"""How many bytes a compiled program's collectives move, read from its text.
+
+Convention. Bytes are those that one device sends in one run of the program, as the bandwidth-optimal
+algorithm on a ring of the n devices of a group sends them:
+
+| kind | bytes |
+|---|---|
+| all-gather | result x (n - 1) / n |
+| reduce-scatter | operand x (n - 1) / n |
+| all-reduce | 2 x operand x (n - 1) / n: a reduce-scatter and an all-gather |
+| all-to-all | operand x (n - 1) / n |
+| collective-permute | operand |
+
+A group of one device moves nothing and is not counted. Bodies of loops count as often as they run
+(once where the text does not tell, see `hlo.trip_count`), of a conditional the branch that moves most.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+import re
+
+from lora_jax.costs import hlo
+
+KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
+_GROUPS = re.compile(
+    r"replica_groups=(?:\{\{(?P<list>[\d,]*)\}|\[\d+,(?P<iota>\d+)\]<="
+    r"|mesh\[(?P<sizes>[^\]]*)\][^{]*\{(?P<axes>[^}]*)\})"
+)
+_FURTHER = re.compile(r"-(done|update)$")
+_PASSED_ON = ("bitcast", "get-tuple-element", "reshape", "copy")
+
+
+@dataclasses.dataclass(frozen=True)
+class Traffic:
+    """Of one kind of collective.
+
+    Attributes:
+      bytes: that a device sends.
+      executions: how often it runs; several arrays in one operation are one.
+    """
+
+    bytes: int = 0
+    executions: int = 0
+
+    def __add__(self, other: Traffic) -> Traffic:
+        return Traffic(self.bytes + other.bytes, self.executions + other.executions)
+
+    def __mul__(self, times: int) -> Traffic:
+        return Traffic(self.bytes * times, self.executions * times)
+
+
+def collective_bytes(text: str) -> dict[str, int]:
+    """Bytes that a device sends in one run, by kind; see the module's docstring.
+
+    Args:
+      text: `compiled.as_text()`, of a CPU, GPU or TPU program.
+    """
+    return {kind: moved.bytes for kind, moved in traffic(text).items()}
+
+
+def traffic(text: str) -> dict[str, Traffic]:
+    """Bytes and executions by kind, for the kinds that the program has.
+
+    Raises:
+      ValueError: the text is no compiled program.
+    """
+    program = hlo.parse(text)
+    return dict(_Count(program).computation(program.entry, fused=False))
+
+
+class _Count:
+    def __init__(self, program: hlo.Program):
+        self._program = program
+        # A TPU spreads one asynchronous collective over several fusions; all repeat it, with the
+        # same channel, and the one that starts it says so.
+        self._started = {
+            channel
+            for computation in program.computations.values()
+            if _starts(computation)
+            for channel in _channels(computation)
+        }
+
+    @functools.cache  # noqa: B019, the object lives for one call of `traffic`
+    def computation(self, name: str, fused: bool) -> dict[str, Traffic]:
+        within = self._program.computations[name]
+        total: dict[str, Traffic] = {}
+        for instruction in within.instructions.values():
+            for kind, moved in self._instruction(instruction, within, fused).items():
+                total[kind] = total.get(kind, Traffic()) + moved
+        return total
+
+    def _instruction(
+        self, instruction: hlo.Instruction, within: hlo.Computation, fused: bool
+    ) -> dict[str, Traffic]:
+        if _FURTHER.search(instruction.opcode):
+            return {}
+        kind = instruction.opcode.removesuffix("-start")
+        if kind in KINDS:
+            continued = _channel(instruction) in self._started and not _starts(within)
+            return {} if continued else self._collective(kind, instruction, within, fused)
+        called = instruction.called()
+        if not called:
+            return {}
+        parts = [
+            self.computation(name, fused or instruction.opcode == "fusion")
+            for names in called.values()
+            for name in names
+        ]
+        if instruction.opcode == "conditional":
+            return max(parts, key=lambda part: sum(moved.bytes for moved in part.values()))
+        times = 1
+        if instruction.opcode == "while":
+            times = hlo.trip_count(self._program, instruction, within)
+        total: dict[str, Traffic] = {}
+        for part in parts:
+            for name, moved in part.items():
+                total[name] = total.get(name, Traffic()) + moved * times
+        return total
+
+    def _collective(
+        self, kind: str, instruction: hlo.Instruction, within: hlo.Computation, fused: bool
+    ) -> dict[str, Traffic]:
+        operand = sum(
+            hlo.size_bytes(within.instructions[name].type) for name in instruction.operands
+        )
+        if kind == "collective-permute":
+            pairs = re.findall(r"\{(\d+),(\d+)\}", instruction.attributes)
+            moves = any(source != target for source, target in pairs)
+            return {kind: Traffic(operand, 1)} if moves else {}
+        n = _group_size(instruction.attributes) or self._program.devices
+        if n == 1:
+            return {}
+        if kind == "all-gather":
+            return {kind: Traffic(operand * (n - 1), 1)}
+        # A TPU's reduce-scatter is a fusion of an all-reduce and the slice that a device keeps.
+        if kind == "all-reduce" and fused and _is_sliced(instruction.name, within):
+            kind = "reduce-scatter"
+        passes = 2 if kind == "all-reduce" else 1
+        return {kind: Traffic(passes * operand * (n - 1) // n, 1)}
+
+
+def _starts(computation: hlo.Computation) -> bool:
+    return any('"AsyncCollectiveStart"' in i.attributes for i in computation.instructions.values())
+
+
+def _channels(computation: hlo.Computation) -> set[str]:
+    found = computation.instructions.values()
+    channels = {_channel(i) for i in found if i.opcode.removesuffix("-start") in KINDS}
+    return {channel for channel in channels if channel is not None}
+
+
+def _channel(instruction: hlo.Instruction) -> str | None:
+    found = re.search(r"\bchannel_id=(\d+)", instruction.attributes)
+    return found[1] if found else None
+
+
+def _is_sliced(name: str, within: hlo.Computation) -> bool:
+    for user in within.instructions.values():
+        if name not in user.operands:
+            continue
+        if user.opcode == "dynamic-slice" and user.operands[0] == name:
+            return True
+        if user.opcode in _PASSED_ON and _is_sliced(user.name, within):
+            return True
+    return False
+
+
+def _group_size(attributes: str) -> int | None:
+    """Devices in a group: `{{0,1},{2,3}}`, `[2,2]<=[4]`, or `mesh['a'=2,'b'=2] {'a'}`."""
+    found = _GROUPS.search(attributes)
+    if not found:
+        return None
+    if found["list"] is not None:
+        return len(found["list"].split(","))
+    if found["iota"] is not None:
+        return int(found["iota"])
+    sizes = dict(re.findall(r"'([^']*)'=(\d+)", found["sizes"]))
+    axes = re.findall(r"'([^']*)'(?::\(\d+\)(\d+))?", found["axes"])  # the latter: part of an axis
+    return math.prod(int(part or sizes[axis]) for axis, part in axes)

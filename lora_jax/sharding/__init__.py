@@ -1,0 +1,1 @@
+"""Where arrays live: logical axes, device meshes, placement, and several hosts."""

@@ -1,0 +1,168 @@
+"""Trains small models on meshes of 8 devices and on one, and writes how far they differ as JSON.
+
+    XLA_FLAGS=--xla_force_host_platform_device_count=8 python train_on_meshes.py roberta OUT.json
+
+A program of its own: the number of host devices is fixed when JAX starts.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+
+import lora_jax
+from lora_jax.data.packing import Batch, TokenisedExamples
+from lora_jax.data.completions import TokenisedPairs
+from lora_jax.models.decoder import Decoder, DecoderConfig
+from lora_jax.models.encoder import Classifier, EncoderConfig
+from lora_jax.sharding import axes
+from lora_jax.sharding.mesh import make_mesh
+from lora_jax.sharding.placement import Placement, gather
+from lora_jax.training import optimizer, step
+
+STEPS = 4
+MESHES = {
+    "data": {"data": 8},
+    "fsdp": {"fsdp": 8},
+    "model": {"model": 4, "data": 2},
+    "data x fsdp": {"data": 2, "fsdp": 4},
+    "data x model": {"data": 4, "model": 2},
+    "fsdp x model": {"fsdp": 2, "model": 4},
+    "data x fsdp x model": {"data": 2, "fsdp": 2, "model": 2},
+}
+SOME = ("fsdp x model", "data x fsdp x model")  # meshes for methods other than LoRA
+QV = {".*/attention/qkv": {"parts": ("q", "v"), "fused": ("q", "k", "v"), "dropout": 0.1}}
+METHODS = {
+    "roberta": {
+        "lora": lora_jax.lora(".*/attention/(query|value)", rank=2, alpha=8.0, dropout=0.1, head="head/.*"),
+        "lora everywhere": lora_jax.lora(
+            [".*/attention/(query|key|value|output)", ".*/(up|down)", ".*/word"], rank=2, alpha=8.0,
+            head="head/.*", bias="all",
+        ),
+        "adapter_h": lora_jax.adapter_h(4, head="head/.*"),
+        "prefix_layer + top": lora_jax.prefix_layer(1, 1) + lora_jax.top_layers(1, head="head/.*"),
+        "full": lora_jax.full(head="head/.*"),
+    },
+    "gpt2": {
+        "lora": lora_jax.lora(QV, rank=2, alpha=8.0),
+        "lora + prefix_embed": lora_jax.lora(QV, rank=2, alpha=8.0) + lora_jax.prefix_embed(1, 1),
+        "adapter_l": lora_jax.adapter_l(4),
+        "bitfit": lora_jax.bitfit(),
+        "full": lora_jax.full(),
+    },
+}  # fmt: skip
+VOCABULARY = 97  # odd, as the published ones
+
+
+def roberta(rngs: nnx.Rngs) -> Classifier:
+    sizes = EncoderConfig(
+        "roberta", VOCABULARY, 32, 2, 4, 64, 34, 1, 1e-5, position_offset=2, remat="dots"
+    )
+    return Classifier(sizes, 3, rngs)
+
+
+def gpt2(rngs: nnx.Rngs) -> Decoder:
+    sizes = DecoderConfig(
+        32, 2, 4, vocab_size=VOCABULARY, n_positions=32, attn_pdrop=0.1, resid_pdrop=0.1,
+        embd_pdrop=0.1, remat="full",
+    )  # fmt: skip
+    return Decoder(sizes, rngs)
+
+
+def batches(name: str) -> list[Batch]:
+    """Batches of 7 rows, which divide by nothing."""
+    random = np.random.default_rng(0)
+    result = []
+    for _ in range(STEPS):
+        lengths = random.integers(4, 20, 11)
+        ids = [random.integers(1, VOCABULARY, n).astype(np.int32) for n in lengths]
+        if name == "roberta":
+            labels = random.integers(0, 3, len(ids)).astype(np.int32)
+            types = [np.zeros_like(row) for row in ids]
+            examples = TokenisedExamples(ids, types, labels)
+        else:
+            examples = TokenisedPairs(ids, np.array([2] * len(ids), np.int32), 0)
+        indices = range(len(ids))
+        result.append(examples.pack(indices, (7, 32), 201))
+    return result
+
+
+def train(name: str, method: lora_jax.Method, mesh: jax.sharding.Mesh) -> dict:
+    """Losses, trained leaves and predictions."""
+    make = {"roberta": roberta, "gpt2": gpt2}[name]
+    model = method.insert(make(nnx.Rngs(0)), jax.random.key(1))
+    labels = method.labels(model)
+    structure, trainable, frozen = lora_jax.split(model, labels)
+    placement = Placement(mesh, axes.of_model(model))
+    tx = optimizer.adamw(
+        {p: labels[p] for p in trainable}, 1e-2, weight_decay=0.1, max_grad_norm=1.0, accumulate=2
+    )
+    loss = step.classification_loss if name == "roberta" else step.completion_loss(0.1)
+    train_step = step.make_train_step(structure, loss, tx, placement, trainable)
+    placed, frozen = placement.put(trainable), placement.put(frozen)
+    wanted = [leaf.sharding for leaf in jax.tree.leaves(placed)]
+    state = placement.initial_state(tx.init, placed)
+    losses, norms = [], []
+    for number, batch in enumerate(batches(name)):
+        key = placement.replicate(jax.random.fold_in(jax.random.key(2), number))
+        placed, state, metrics = train_step(placed, state, frozen, placement.batch(batch), key)
+        losses.append(float(metrics["loss"]))
+        norms.append(float(metrics["grad_norm"]))
+    predict = step.make_predict_step(structure, placement=placement)
+    outputs = predict(placed, frozen, placement.batch(batch))
+    return {
+        "losses": losses,
+        "norms": norms,
+        "trained": gather(placed),
+        "outputs": np.asarray(outputs),
+        "start": {path: np.asarray(value) for path, value in trainable.items()},
+        "stays": all(
+            leaf.sharding.is_equivalent_to(own, leaf.ndim)
+            for leaf, own in zip(jax.tree.leaves(placed), wanted, strict=True)
+        ),
+        "programs": train_step._cache_size(),
+        "bytes": sum(leaf.addressable_shards[0].data.nbytes for leaf in frozen.values()),
+        "state_bytes": sum(
+            leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(state)
+        ),
+    }
+
+
+def compare(name: str) -> dict:
+    """Differences of every mesh and method from one device."""
+    result, begin = {}, time.perf_counter()
+    for method_name, method in METHODS[name].items():
+        one = train(name, method, make_mesh({}, jax.devices()[:1]))
+        moved = max(np.abs(one["trained"][p] - one["start"][p]).max() for p in one["trained"])
+        rows = {}
+        for mesh_name in MESHES if method_name == "lora" else SOME:
+            sizes = MESHES[mesh_name]
+            found = train(name, method, make_mesh(sizes))
+            far = lambda a, b: float(np.max(np.abs(np.asarray(a) - np.asarray(b))))  # noqa: E731
+            print(method_name, mesh_name, f"{time.perf_counter() - begin:.1f} s", flush=True)
+            rows[mesh_name] = {
+                "loss": far(found["losses"], one["losses"]),
+                "norm": far(found["norms"], one["norms"]),
+                "trained": max(far(found["trained"][p], one["trained"][p]) for p in one["trained"]),
+                "outputs": far(found["outputs"], one["outputs"]),
+                "stays": found["stays"],
+                "programs": found["programs"],
+                "bytes": found["bytes"] / one["bytes"] if one["bytes"] else 0.0,
+                "state_bytes": found["state_bytes"] / one["state_bytes"],
+            }
+        result[method_name] = {"moved": float(moved), "losses": one["losses"], "meshes": rows}
+    return result
+
+
+if __name__ == "__main__":
+    assert jax.device_count() == 8, jax.devices()
+    jax.config.update("jax_disable_most_optimizations", True)  # they take minutes, for milliseconds
+    Path(sys.argv[2]).write_text(json.dumps(compare(sys.argv[1]), indent=1))
