@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from lora_jax import adapters, partition
+from lora_jax.costs import chips, flops
 from lora_jax.data.batches import TrainingBatches
 from lora_jax.method import Method
 from lora_jax.partition import Params
@@ -136,13 +137,18 @@ class Adaptation:
         dropout_key = jax.random.key(seed + 1, impl=config.prng)
         train_step = step.make_train_step(self.structure, loss, tx, self.placement, trainable)
 
+        objective = step.make_objective(self.structure, loss)
+
+        def count(batch: Any) -> int:
+            return flops.training(objective, trainable, self.frozen, batch, dropout_key)
+
         def train() -> dict[str, Any]:
             placed = self.placement.put(trainable)
             state = self.placement.initial_state(tx.init, placed)
             key = self.placement.replicate(dropout_key)
             _, progress = loop.fit(
                 plan, train_step, data, goal.evaluate, placed, state, self.frozen, key, folder,
-                goal.on_best, self.placement.batch,
+                goal.on_best, self.placement.batch, count,
             )  # fmt: skip
             return {
                 **dataclasses.asdict(progress),
@@ -178,6 +184,22 @@ def adapter_folder(path: Path) -> Path:
     return path / "adapter" if (path / "adapter").is_dir() else path
 
 
+def speed(result: Mapping[str, Any]) -> str:
+    """The speed of a run record's training, in words."""
+    rate, share = result["flops_per_second_and_device"], result["mfu"]
+    parts = [
+        f"{result['seconds']:.0f} s of training",
+        f"{result['examples_per_second']:.1f} examples/s",
+        f"{result['tokens_per_second']:.0f} tokens/s",
+        f"{100 * result['padding_efficiency']:.0f}% real tokens",
+    ]
+    if rate:
+        parts.append(f"{rate / 1e9:,.0f} GFLOP/s per device")
+    if share is not None:
+        parts.append(f"MFU {100 * share:.1f}%")
+    return ", ".join(parts)
+
+
 def best_seed(runs: Mapping[int, Mapping[str, Any]], headline: str, smaller: bool = False) -> int:
     """The seed whose best epoch has the best headline; one that diverged only if all did."""
     sign = 1 if smaller else -1
@@ -191,7 +213,10 @@ def training_record(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     def over_seeds(which: str) -> dict[str, Any]:
         return {m: spread([r[which][m] for r in runs]) for m in runs[0][which]}
 
-    total = {k: sum(r[k] for r in runs) for k in ("examples", "tokens", "slots", "seconds")}
+    names = ("examples", "tokens", "slots", "seconds", "compile_seconds", "flops")
+    total = {name: sum(run[name] for run in runs) for name in names}
+    devices, chip = jax.device_count(), chips.by_device_kind(jax.devices()[0].device_kind)
+    stepping = total["seconds"] - total["compile_seconds"]
     return {
         "best": over_seeds("best"),
         "last": over_seeds("last"),
@@ -200,6 +225,10 @@ def training_record(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "examples_per_second": total["examples"] / total["seconds"],
         "tokens_per_second": total["tokens"] / total["seconds"],
         "padding_efficiency": total["tokens"] / total["slots"],
+        # Without compilation; recomputation does not count. MFU is null where the peak is not known.
+        "flops": total["flops"],
+        "flops_per_second_and_device": total["flops"] / stepping / devices if stepping else None,
+        "mfu": chips.mfu(total["flops"], stepping, devices, chip) if stepping else None,
         "memory": peak_memory(),
         **environment(),
     }

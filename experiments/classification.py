@@ -30,6 +30,7 @@ from lora_jax.data.glue import Examples
 from lora_jax.data.special_tokens import in_examples, special_ids
 from lora_jax.models import hub
 from lora_jax.partition import Params
+from lora_jax.sharding import hosts
 from lora_jax.sharding.mesh import shares
 from lora_jax.sharding.placement import in_host_memory
 from lora_jax.training import loop, step
@@ -160,7 +161,8 @@ def train_all(config: ConfigDict, problem: Callable[[], Problem], workdir: Path)
     """
     if (record := workdirs.finished(workdir, config)) is not None:
         return record
-    preparation = Preparation(config, problem)
+    with hosts.together():
+        preparation = Preparation(config, problem)
     runs: dict[int, dict[str, Any]] = {}
     for seed in config.seeds:
         run = Run(preparation, seed, workdir / f"seed_{seed}")

@@ -19,6 +19,7 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from experiments import workdir as workdirs
+from experiments.adaptation import speed
 from experiments.classification import Outputs, Preparation, Problem, Run, train_all
 from lora_jax.data import glue
 from lora_jax.metrics import glue as metrics
@@ -84,10 +85,7 @@ def table(result: dict[str, Any]) -> str:
         )
     counts = ", ".join(f"{k} {v:,}" for k, v in result["parameters"].items())
     lines.append(f"  parameters: {counts}")
-    lines.append(
-        f"  {result['seconds']:.0f} s, {result['examples_per_second']:.1f} examples/s, "
-        f"{100 * result['padding_efficiency']:.0f}% real tokens"
-    )
+    lines.append(f"  {speed(result)}")
     return "\n".join(lines)
 
 

@@ -31,6 +31,7 @@ from experiments.adaptation import (
     best_seed,
     mesh_for,
     model_settings,
+    speed,
     training_record,
 )
 from experiments.language import end_tokens, validation
@@ -47,7 +48,7 @@ from lora_jax.metrics.generation import Scores
 from lora_jax.models import hub
 from lora_jax.models.decoder import Decoder
 from lora_jax.partition import Params
-from lora_jax.sharding.hosts import from_main
+from lora_jax.sharding.hosts import from_main, together
 from lora_jax.sharding.mesh import shares
 from lora_jax.sharding.placement import in_host_memory
 from lora_jax.training import loop, step
@@ -214,7 +215,8 @@ def run_all(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     """
     if (record := workdirs.finished(workdir, config)) is not None:
         return record
-    preparation = Preparation(config)
+    with together():
+        preparation = Preparation(config)
     for split, note in preparation.notes.items():
         workdirs.say(f"{config.dataset} {split}: {note}")
     runs: dict[int, dict[str, Any]] = {}
@@ -273,16 +275,12 @@ def table(result: dict[str, Any]) -> str:
     counts = ", ".join(f"{k} {v:,}" for k, v in result["parameters"].items())
     lines.append(f"  parameters: {counts}")
     if "best" in result:
-        lines.append(
-            f"  validation loss {result['best']['loss']['mean']:.4f}; {result['seconds']:.0f} s of "
-            f"training, {result['tokens_per_second']:.0f} tokens/s, "
-            f"{100 * result['padding_efficiency']:.0f}% real tokens"
-        )
+        lines.append(f"  validation loss {result['best']['loss']['mean']:.4f}; {speed(result)}")
     for seed, record in result["seeds"].items():
-        speed = record["decode"]
+        own = record["decode"]
         lines.append(
-            f"  seed {seed}: decoded {speed['prompts']} inputs in {speed['seconds']:.0f} s, "
-            f"{speed['tokens_per_second']:.0f} tokens/s"
+            f"  seed {seed}: decoded {own['prompts']} inputs in {own['seconds']:.0f} s, "
+            f"{own['tokens_per_second']:.0f} tokens/s"
         )
     return "\n".join(lines)
 

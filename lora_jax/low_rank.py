@@ -50,8 +50,9 @@ class LowRank(Inserted):
 class FusedLowRank(Inserted):
     """Factor pairs of chosen parts of a fused projection, one child `LowRank` per part.
 
-    The parts divide the first output axis of the weight, as q, k, v divide GPT-2's `c_attn`. Each
-    part has factors of its own (loralib's `MergedLinear`); the other parts get no update.
+    The parts divide the first output axis of the weight: q, k, v are the three of our GPT-2's kernel
+    (d, 3, d), or thirds of a kernel (d, 3d). Each part has factors of its own (loralib's
+    `MergedLinear`); the other parts get no update.
     """
 
     def __init__(self, parts: dict[str, LowRank], names: tuple[str, ...], sizes: tuple[int, ...]):

@@ -20,7 +20,7 @@ from lora_jax.dropout import dropout
 from lora_jax.models.attention import Inputs, attend
 from lora_jax.models.cache import Cache, attend_cached, empty_cache
 from lora_jax.models.stack import Remat, Stack
-from lora_jax.models.sublayer import Block, Context, PreNorm, as_stored
+from lora_jax.models.sublayer import Block, Context, PreNorm, as_stored, check_compute_dtype
 from lora_jax.sharding.axes import constrain, gathered, named
 
 
@@ -49,6 +49,7 @@ class DecoderConfig:
     compute_dtype: str = "float32"
 
     def __post_init__(self) -> None:
+        check_compute_dtype(self.compute_dtype)
         for name in ("embd_pdrop", "attn_pdrop", "resid_pdrop"):
             if not 0 <= getattr(self, name) < 1 - 2**-16:
                 raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)!r}")

@@ -19,7 +19,7 @@ from jaxtyping import Array, Float, Int, Key
 from lora_jax.dropout import dropout
 from lora_jax.models.attention import Inputs, attend
 from lora_jax.models.stack import Remat, Stack
-from lora_jax.models.sublayer import Block, Context, PostNorm, as_stored
+from lora_jax.models.sublayer import Block, Context, PostNorm, as_stored, check_compute_dtype
 from lora_jax.sharding.axes import constrain, gathered, named
 
 
@@ -50,6 +50,7 @@ class EncoderConfig:
     compute_dtype: str = "float32"
 
     def __post_init__(self) -> None:
+        check_compute_dtype(self.compute_dtype)
         if self.architecture not in ("bert", "roberta"):
             raise ValueError(f"architecture must be 'bert' or 'roberta', got {self.architecture!r}")
         for name in ("hidden_dropout_prob", "attention_probs_dropout_prob"):

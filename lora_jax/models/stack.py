@@ -13,6 +13,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Key
 
+from lora_jax.sharding.axes import kept
+
 Remat = Literal["none", "full", "dots"]
 
 
@@ -76,7 +78,7 @@ class Stack(nnx.Module):
 
         def body(carry: Array, layer: tuple[Any, Any]) -> tuple[Array, Any]:
             own_state, own = layer
-            return run(nnx.merge(graphdef, own_state), carry, own)
+            return run(nnx.merge(graphdef, kept(own_state)), carry, own)
 
         if self.remat == "full":
             body = jax.checkpoint(body)

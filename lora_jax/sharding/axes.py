@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import PartitionSpec
 from jaxtyping import Array
@@ -61,6 +62,8 @@ def names(variable: nnx.Variable) -> Axes:
         if not isinstance(found, tuple | PartitionSpec) or len(found) != ndim:
             return (None,) * ndim
         return tuple(axis if isinstance(axis, str) else None for axis in found)
+    if len(found) > ndim:  # inside the scan over layers
+        return tuple(found[len(found) - ndim :])
     return ("layers",) * (ndim - len(found)) + tuple(found)
 
 
@@ -98,14 +101,32 @@ def constrain(x: Array, *axes: str | None) -> Array:
     return jax.lax.with_sharding_constraint(x, spec(axes, mesh.axis_names))
 
 
+def kept(state: Any) -> Any:
+    """A module's state whose parameters, and so their gradients, are split as their axes say.
+
+    For the parameters of one layer inside a scan: left to itself the compiler may stack whole
+    gradients.
+    """
+    if jax.sharding.get_abstract_mesh().empty:
+        return state
+    is_variable = lambda leaf: isinstance(leaf, nnx.Variable)  # noqa: E731
+    return jax.tree.map(_kept, state, is_leaf=is_variable)
+
+
+def _kept(leaf: Any) -> Any:
+    if not isinstance(leaf, nnx.Variable) or jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        return leaf
+    return leaf.replace(constrain(leaf.get_raw_value(), *names(leaf)))
+
+
 def gathered(module: nnx.Module) -> Any:
     """The module with its parameters whole on every device, for this one use.
 
     For a table that is looked up: left to itself the compiler looks up slices of rows and gathers
-    activations, which are larger.
+    activations, which are larger. Gradients are split as the parameters are.
     """
     if jax.sharding.get_abstract_mesh().empty:
         return module
     graphdef, state = nnx.split(module)
-    whole = jax.tree.map(lambda leaf: constrain(leaf, *[None] * leaf.ndim), state)
+    whole = jax.tree.map(lambda leaf: constrain(leaf, *[None] * leaf.ndim), kept(state))
     return nnx.merge(graphdef, whole)

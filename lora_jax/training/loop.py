@@ -47,6 +47,7 @@ class Progress:
         and checkpoints included), of the first step of every new shape, and of evaluation; summed
         over restarts.
       examples, tokens, slots: examples and real tokens trained on, and token slots computed.
+      flops: of the steps, all devices together, see `costs.flops`.
       diverged: step at which the loss was not finite, 0 if never.
     """
 
@@ -59,6 +60,7 @@ class Progress:
     examples: int = 0
     tokens: int = 0
     slots: int = 0
+    flops: int = 0
     diverged: int = 0
 
 
@@ -98,6 +100,7 @@ def fit(
     folder: Path,
     on_best: Callable[[Params, Progress], None],
     place: Callable[[Any], Any] = lambda batch: batch,
+    flops: Callable[[Any], int] = lambda batch: 0,
 ) -> tuple[Params, Progress]:
     """Trains to the end, from the newest checkpoint in `folder` if there is one.
 
@@ -111,6 +114,7 @@ def fit(
       folder: of this run: checkpoints, metrics.jsonl, TensorBoard.
       on_best: called after each epoch that is the best so far, for example to save the adapter.
       place: puts a batch on the devices, see `Placement.batch`.
+      flops: of a step with this batch; called once for every shape.
 
     Returns:
       The trainable parameters after the last step, and what was done.
@@ -126,7 +130,7 @@ def fit(
         total=total, initial=progress.step, desc=plan.label, unit="step", mininterval=1,
         disable=not is_main(),
     )  # fmt: skip
-    clock = _Clock(progress)
+    clock = _Clock(progress, flops)
     try:
         while progress.step < total and not progress.diverged:
             epoch, number = divmod(progress.step, batches.per_epoch)
@@ -157,9 +161,10 @@ def fit(
 class _Clock:
     """Counts steps, tokens and seconds; lets the device run one step behind the host, not more."""
 
-    def __init__(self, progress: Progress):
+    def __init__(self, progress: Progress, flops: Callable[[Any], int]):
         self._progress = progress
-        self._shapes: set[Any] = set()
+        self._flops = flops
+        self._shapes: dict[Any, int] = {}
         self._pending: jax.Array | None = None
         self._mark = 0.0
 
@@ -174,7 +179,9 @@ class _Clock:
         progress.slots += batch.inputs.tokens.size
         shape = (batch.inputs.tokens.shape, batch.weights.shape)
         new = shape not in self._shapes
-        self._shapes.add(shape)
+        if new:
+            self._shapes[shape] = self._flops(batch)
+        progress.flops += self._shapes[shape]
         jax.block_until_ready(loss if new else self._pending)
         self._pending = loss
         spent = self._lap()

@@ -210,3 +210,20 @@ def test_evaluation_of_real_pairs_is_mostly_real_tokens(real_data, tokenizers):
     found = batches.evaluation_batches(tokenised, 768, 510)
     size = sum(batch.inputs.tokens.size for _, batch in found)
     assert tokenised.lengths.sum() / size > 0.85  # padding to 512 gives 0.1
+
+
+@pytest.mark.parametrize("parts", [3, 8])
+def test_rows_for_several_devices_hold_the_same_batches(parts):
+    examples = numbered(67)
+    one = training(examples)
+    shared = batches.TrainingBatches(examples, 8, 3, 0, 16, 40, parts)
+    for epoch in range(2):
+        own = list(shared.epoch(epoch))
+        assert order(own) == order(one.epoch(epoch))
+        assert all(len(batch.inputs.tokens) % parts == 0 for batch in own)
+    packed = batches.evaluation_batches(examples, 16, 40, 200, parts)
+    assert len({batch.inputs.tokens.shape for _, batch in packed}) == 1
+    assert len(packed[0][1].inputs.tokens) % parts == 0
+    assert sorted(np.concatenate([indices for indices, _ in packed])) == list(range(67))
+    for indices, batch in packed:
+        np.testing.assert_array_equal(batch.labels[: len(indices)], indices)

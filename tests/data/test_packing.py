@@ -357,6 +357,22 @@ def test_choose_takes_the_cheapest_shape_that_fits():
     assert menu.choose([128] * 3) == (4, 128)  # made for it, rows rounded up to 4
 
 
+@pytest.mark.parametrize("parts", [1, 3, 8])
+def test_rows_divide_among_the_devices(parts):
+    rng = np.random.default_rng(parts)
+    sample = [rng.integers(1, 60, 20).tolist() for _ in range(8)]
+    menu = packing.choose_menu(sample, 10**6, 384, 128, parts=parts)
+    others = [rng.integers(1, 129, 30).tolist() for _ in range(20)]
+    for lengths in [*sample, *others]:
+        rows, length = menu.choose(lengths)
+        assert rows % parts == 0
+        assert packing.place(lengths, length)[1] <= rows
+        own = packing.smallest(lengths, 384, 128, parts)
+        assert own[0] % parts == 0
+        needed = packing.place(lengths, own[1])[1]
+        assert needed <= own[0] < needed + parts
+
+
 def test_a_menu_without_a_shape_for_all():
     """One batch needs long rows, another many: no candidate holds both."""
     menu = packing.choose_menu([[512], [32] * 64], 1, 384, 512, compile_cost=math.inf)

@@ -55,6 +55,8 @@ def test_record_of_two_seeds(config, tmp_path):
     assert result["parameters"]["lora"] == 2 * 2 * 2 * 32 * 8
     assert result["parameters"]["head"] == 66
     assert 0 < result["padding_efficiency"] <= 1 and result["examples_per_second"] > 0
+    assert result["flops"] == sum(seed["flops"] for seed in result["seeds"].values()) > 0
+    assert result["flops_per_second_and_device"] > 0 and result["mfu"] is None  # no peak of a CPU
     assert {"config", "versions", "device", "memory"} <= result.keys()
     assert (tmp_path / "run/adapter/adapter.safetensors").exists()
     assert list((tmp_path / "run/seed_3/tensorboard").iterdir())

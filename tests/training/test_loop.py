@@ -30,14 +30,14 @@ def step(trainable, state, frozen, batch, key):
     return {"w": total}, state + 1, {"loss": total}
 
 
-def run(folder, epochs, train_step=step, scores=None, **settings):
+def run(folder, epochs, train_step=step, scores=None, flops=lambda _: 0, **settings):
     plan = loop.Plan(epochs, "accuracy", lambda _: 0.1, log_every=1, checkpoint_every=3, **settings)
     scores = iter(scores or np.linspace(0.1, 0.9, epochs))
     saved = []
     trained, progress = loop.fit(
         plan, train_step, Batches(), lambda _: {"accuracy": float(next(scores))},
         {"w": jnp.zeros(())}, jnp.zeros((), jnp.int32), {}, jax.random.key(0), folder,
-        lambda trainable, p: saved.append((p.best, float(trainable["w"]))),
+        lambda trainable, p: saved.append((p.best, float(trainable["w"]))), flops=flops,
     )  # fmt: skip
     return trained, progress, saved
 
@@ -67,6 +67,36 @@ def test_resumed_run_equals_the_whole_one(tmp_path, after):
     assert (again.examples, again.tokens, again.slots) == (24, 72, 72)
     logs = [(tmp_path / name / "metrics.jsonl").read_text() for name in ("whole", "cut")]
     assert logs[0] == logs[1]
+
+
+def test_flops_are_counted_once_per_shape_and_summed_over_restarts(tmp_path):
+    asked = []
+
+    def flops(batch):
+        asked.append(batch.inputs.tokens.shape)
+        return 7
+
+    _, progress, _ = run(tmp_path, 2, flops=flops)
+    assert progress.flops == 8 * 7 and asked == [(2, 3)]
+    _, progress, _ = run(tmp_path, 3, scores=[0.5], flops=flops)
+    assert progress.flops == 12 * 7 and asked == [(2, 3)] * 2
+
+
+def test_batches_go_through_place(tmp_path):
+    """The step gets what `place` made of a batch; counts are of the batch itself."""
+    plan = loop.Plan(1, "accuracy", lambda _: 0.1)
+    seen = []
+
+    def watching(trainable, state, frozen, batch, key):
+        seen.append(batch)
+        return step(trainable, state, frozen, SimpleNamespace(value=batch), key)
+
+    _, progress = loop.fit(
+        plan, watching, Batches(), lambda _: {"accuracy": 0.5}, {"w": jnp.zeros(())},
+        jnp.zeros((), jnp.int32), {}, jax.random.key(0), tmp_path, lambda *_: None,
+        lambda batch: batch.value + 100,
+    )  # fmt: skip
+    assert seen == [100, 101, 102, 103] and progress.tokens == 24
 
 
 def test_best_epoch_is_the_first_of_equals_and_is_saved_once(tmp_path):

@@ -1,0 +1,95 @@
+"""What a compiled program needs, against sizes counted by hand."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from lora_jax.costs import chips, compiled
+
+GIB = 2**30
+
+
+def mesh(devices=None):
+    devices = jax.devices()[:1] if devices is None else devices
+    return Mesh(np.array(devices).reshape(-1, 1), ("data", "model"))
+
+
+def shape(sizes, mesh, *spec, dtype=jnp.float32):
+    sharding = NamedSharding(mesh, PartitionSpec(*spec))
+    return jax.ShapeDtypeStruct(sizes, dtype, sharding=sharding)
+
+
+@pytest.fixture(scope="module")
+def chips_of_a_host(tmp_path_factory):
+    """Four v5e devices to compile for."""
+    pytest.importorskip("libtpu", reason="compiling for TPUs needs libtpu")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TPU_SKIP_MDS_QUERY", "1")
+        patch.setenv("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+        yield compiled.topology_devices("v5e:2x2")
+
+
+def test_on_this_machine():
+    own = mesh()
+    arguments = (shape((256, 128), own), shape((128, 64), own, dtype=jnp.bfloat16))
+    assert compiled.argument_bytes(arguments) == 256 * 128 * 4 + 128 * 64 * 2
+    found = compiled.needs(jax.jit(lambda a, b: a @ b.astype(a.dtype)), arguments, None)
+    assert found.arguments == compiled.argument_bytes(arguments)
+    assert found.peak == found.arguments + found.temporaries
+    assert found.temporaries >= 256 * 64 * 4  # the result at least
+    assert found.fits and found.traffic == {} and found.sent == 0
+
+
+def test_split_arguments_and_traffic_on_a_tpu_topology(chips_of_a_host):
+    """Rows over four chips: each holds a quarter, and the sum over rows is reduced."""
+    own = mesh(chips_of_a_host)
+    arguments = (shape((4096, 1024), own, "data"), shape((4096, 1024), own, "data"))
+    product = jax.jit(lambda a, b: a.T @ b, out_shardings=NamedSharding(own, PartitionSpec()))
+    found = compiled.needs(product, arguments, chips.by_topology("v5e:2x2"))
+    assert found.arguments == 2 * 1024 * 1024 * 4
+    # a ring all-reduce of the float32 product: each chip sends 2 x 3/4 of it
+    assert found.traffic["all-reduce"].bytes == 2 * 1024 * 1024 * 4 * 3 // 4
+    assert found.sent == sum(own.bytes for own in found.traffic.values())
+    assert found.fits
+
+
+def test_what_does_not_fit_is_said_with_its_size(chips_of_a_host):
+    own = mesh(chips_of_a_host)
+    argument = shape((60000, 60000), own)
+    found = compiled.needs(jax.jit(lambda x: (x + 1, x * 2)), (argument,), chips.by_name("v5e"))
+    assert not found.fits and found.traffic == {}
+    assert found.arguments == 60000**2 * 4
+    # the argument and two results of its size; the compiler rounds to 10 MiB and pads
+    assert found.peak == pytest.approx(3 * 60000**2 * 4, rel=0.01)
+
+
+def test_a_chip_with_too_little_memory(chips_of_a_host):
+    """The compiler's own limit is the real chip's; ours counts too."""
+    own = mesh(chips_of_a_host)
+    small = dataclasses.replace(chips.by_name("v5e"), memory_bytes=2**20)
+    assert not compiled.needs(jax.jit(jnp.sin), (shape((512, 1024), own),), small).fits
+
+
+def test_unknown_topologies_and_missing_libtpu(chips_of_a_host, monkeypatch):
+    with pytest.raises(ValueError, match="unknown chip 'v9'; known chips are .*v5p"):
+        compiled.topology_devices("v9:2x2")
+    with pytest.raises(ValueError, match="topology 'v5e:3x5' is not one of v5e"):
+        compiled.topology_devices("v5e:3x5")
+    monkeypatch.setitem(sys.modules, "libtpu", None)
+    with pytest.raises(ImportError, match="pip install libtpu"):
+        compiled.topology_devices("v5e:2x2")
+
+
+def test_other_failures_of_the_compiler_are_not_taken_for_memory():
+    message = (
+        "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 22.40G of 15.75G hbm."
+    )
+    assert compiled._asked_for(message) == int(22.4 * GIB)
+    assert compiled._asked_for("INTERNAL: something else") is None

@@ -1,0 +1,207 @@
+"""Plans of small models for a TPU host, against sizes counted by hand."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import Mesh
+
+from configs.pod import gpt2_large_lora, gpt3_175b_lora, roberta_large_lora
+from experiments import abstract_step, pod_plan
+from lora_jax import methods
+from lora_jax.costs import chips, compiled
+from lora_jax.models import decoder, encoder
+from lora_jax.sharding.mesh import make_mesh
+
+TOPOLOGY = "v5e:2x2"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_models():
+    """The configs' models by name, with small sizes."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TPU_SKIP_MDS_QUERY", "1")
+        patch.setenv("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+        small = decoder.DecoderConfig(256, 3, 4, vocab_size=1003, n_positions=256)
+        for name in ("gpt2-large", "gpt3-175b"):
+            patch.setitem(decoder.SIZES, name, small)
+        large = dataclasses.replace(
+            encoder.SIZES["roberta-large"], hidden_size=256, num_hidden_layers=2,
+            num_attention_heads=4, intermediate_size=512, vocab_size=1003,
+        )  # fmt: skip
+        patch.setitem(encoder.SIZES, "roberta-large", large)
+        yield
+
+
+def small_plan(config, **mesh):
+    config.rows, config.length, config.outputs = 8, 128, 16
+    config.mesh.update({"data": 1, "fsdp": 1, "model": 1, **mesh})
+    return config
+
+
+@pytest.fixture
+def gpt2():
+    return small_plan(gpt2_large_lora.get_config(), fsdp=2, model=2)
+
+
+@pytest.fixture
+def planner(gpt2, tmp_path):
+    pytest.importorskip("libtpu", reason="compiling for TPUs needs libtpu")
+    return pod_plan.Planner(gpt2, TOPOLOGY, tmp_path)
+
+
+def one_device():
+    return make_mesh({}, jax.devices()[:1])
+
+
+def test_lora_against_full_on_a_host(planner, gpt2, capsys):
+    """Arguments by hand: the base in bfloat16 over fsdp x model, Adam's moments for what trains."""
+    method = methods.create(**gpt2.method.to_dict())
+    lora = planner.plan(method, gpt2.mesh.to_dict(), 8)
+    full = planner.plan(methods.full(), gpt2.mesh.to_dict(), 8)
+    d, layers, rank = 256, 3, 4
+    factors = layers * 2 * 2 * d * rank
+    assert lora.trainable == factors
+    assert lora.total == full.total + factors
+    matrices, tables = layers * 12 * d * d, (1003 + 256) * d
+    vectors = layers * (4 * d + 2 * d) + 2 * d  # norms and the biases of width d: whole everywhere
+    split_vectors = layers * (3 * d + 4 * d)  # biases of qkv and up: over model
+    batch = 4 * 8 // 2 * 128 * 4 + 4 * 8 * 16 * 4  # rows over fsdp; slots whole
+    weights = matrices // 4 + tables // 2 + vectors + split_vectors // 2
+    by_hand = {"lora": 2 * weights + 3 * 4 * factors // 2 + batch, "full": 3 * 4 * weights + batch}
+    mesh = make_mesh(gpt2.mesh.to_dict(), planner.devices)
+    for name, own, found in (("lora", method, lora), ("full", methods.full(), full)):
+        step = abstract_step.build(gpt2, own, mesh, 8)
+        counters = 100  # of the optimizer, and the key: a few words
+        assert compiled.argument_bytes(step.arguments) - by_hand[name] in range(counters)
+        # the TPU's layouts pad vectors to tiles; token types, which a decoder does not read, are out
+        assert found.arguments == pytest.approx(by_hand[name], rel=0.01)
+    assert lora.peak < full.peak and lora.fits and full.fits
+    assert lora.traffic["all-reduce"] < full.traffic["all-reduce"]
+    assert sum(lora.traffic.values()) < sum(full.traffic.values())
+    # 3 products per weight; LoRA does without those of the weights' gradients
+    assert 0.6 < lora.flops / full.flops < 0.75
+    assert lora.compute_seconds == lora.flops / (4 * 197e12)
+    text = pod_plan.comparison(lora, full, planner.chip)
+    assert f"| trained values | {factors:,} | {full.trainable:,} |" in text
+    assert "| fits v5e (16.00 GiB) | yes | yes |  |" in text
+    assert "gpt2-large" in pod_plan.title(lora, gpt2)
+    # the file knows both now, another planner compiles nothing
+    again = pod_plan.Planner(gpt2, TOPOLOGY, planner.path.parent)
+    again._compile = None
+    assert again.plan(method, gpt2.mesh.to_dict(), 8) == lora
+    keys = [json.loads(line)["key"] for line in planner.path.read_text().splitlines()]
+    assert len(keys) == len(set(keys)) == 2
+
+
+def test_search_ranks_what_fits(gpt2):
+    pytest.importorskip("libtpu", reason="compiling for TPUs needs libtpu")
+    gpt2.search.model, gpt2.search.rows = (1, 3, 4), (4, 6)
+    planner = pod_plan.Planner(gpt2, TOPOLOGY, None)
+    method = methods.create(**gpt2.method.to_dict())
+    found = [(mesh, rows) for mesh, rows in planner.candidates(method)]
+    # 3 divides neither heads nor devices; 6 rows do not divide by 4
+    assert found == [
+        ({"data": 4, "fsdp": 1, "model": 1}, 4),
+        ({"data": 2, "fsdp": 2, "model": 1}, 4),
+        ({"data": 1, "fsdp": 4, "model": 1}, 4),
+        ({"data": 1, "fsdp": 1, "model": 4}, 4),
+        ({"data": 1, "fsdp": 1, "model": 4}, 6),
+    ]
+    tiny = dataclasses.replace(planner.chip, memory_bytes=1000)
+    planner.chip = tiny
+    with pytest.raises(ValueError, match="weights and optimizer state alone"):
+        pod_plan.search(planner, method)
+
+
+def plan(rows, peak, fits, seconds):
+    mesh = {"data": 4, "fsdp": 1, "model": 1}
+    return pod_plan.Plan(
+        TOPOLOGY, 4, mesh, "lora()", rows, rows * 100, 1, 2, 1, 1, peak, fits,
+        {"all-gather": 2**20} if fits else {}, 1, seconds, seconds / 2, 1.0,
+    )  # fmt: skip
+
+
+def test_ranking_puts_the_fastest_that_fits_first():
+    plans = [plan(4, 2**30, True, 2.0), plan(64, 2**35, False, 0.1), plan(8, 2**31, True, 1.0)]
+    _, _, *lines = pod_plan.ranking(plans).splitlines()
+    assert [line.split("|")[4].strip() for line in lines] == ["8", "4", "64"]
+    assert lines[0] == "| 4 | 1 | 1 | 8 | 2.00 GiB | yes | 1.00 MiB | 800 |"
+    assert lines[2] == "| 4 | 1 | 1 | 64 | 32.00 GiB | no | - | - |"
+
+
+@pytest.mark.parametrize(
+    ("mesh", "message"),
+    [
+        (
+            {"data": 2, "fsdp": 2, "modle": 1},
+            "unknown axis 'modle'; the axes are data, fsdp, model",
+        ),
+        ({"data": 3}, "data=3 x fsdp=1 x model=1 = 3 is not the number of devices, 4"),
+        ({"data": -1, "model": 3}, "does not divide the number of devices, 4"),
+    ],
+)
+def test_wrong_meshes_are_refused_before_anything_is_compiled(planner, gpt2, mesh, message):
+    planner._compile = None
+    with pytest.raises(ValueError, match=message):
+        planner.plan(methods.full(), mesh, 8)
+
+
+def test_rows_and_heads_that_do_not_divide(planner, gpt2):
+    with pytest.raises(ValueError, match=r"data x fsdp = 4 does not divide the batch's 6 rows"):
+        planner.plan(methods.full(), {"data": 4}, 6)
+    with pytest.raises(ValueError, match="model=8 does not divide the model's 4 attention heads"):
+        abstract_step.build(gpt2, methods.full(), _fake(model=8), 8)
+    with pytest.raises(ValueError, match=r"fsdp=3 does not divide the axis 'embed' of .*has 256"):
+        abstract_step.build(gpt2, methods.full(), _fake(fsdp=3), 9)
+
+
+def _fake(**sizes):
+    """A mesh of more devices than there are, for checks that come first."""
+    shape = tuple(sizes.get(axis, 1) for axis in ("data", "fsdp", "model"))
+    return Mesh(np.array([*jax.devices() * int(np.prod(shape))][: int(np.prod(shape))]).reshape(shape),
+                ("data", "fsdp", "model"))  # fmt: skip
+
+
+def test_configs_of_the_three_models(small_models):
+    for module, size, heads in (
+        (gpt3_175b_lora, "gpt3-175b", None),
+        (gpt2_large_lora, "gpt2-large", None),
+        (roberta_large_lora, "roberta-large", "head/.*"),
+    ):
+        config = module.get_config()
+        assert config.model.size == size and config.base_dtype == "bfloat16"
+        assert abstract_step.head_pattern(config) == heads
+        small_plan(config)
+        method = methods.create(head=heads, **config.method.to_dict())
+        step = abstract_step.build(config, method, one_device(), 8)
+        assert 0 < step.trainable < step.total / 3 and step.flops > 0
+    with pytest.raises(ValueError, match=r"unknown variant 'x'; known are \['qv8', 'qv4', 'v2'\]"):
+        gpt3_175b_lora.get_config("x")
+    config.model.size = "gpt5"
+    with pytest.raises(ValueError, match="unknown model 'gpt5'; known are .*gpt3-175b"):
+        abstract_step.model_config(config)
+
+
+def test_the_step_of_a_plan_runs(gpt2):
+    """The compiled program is the trainer's: it takes the plan's arguments and trains."""
+    small_plan(gpt2)
+    gpt2.base_dtype = "float32"
+    method = methods.create(**gpt2.method.to_dict())
+    step = abstract_step.build(gpt2, method, one_device(), 8)
+    zeros = jax.tree.map(
+        lambda leaf: (
+            jax.random.key(0)
+            if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+            else np.zeros(leaf.shape, leaf.dtype)
+        ),
+        step.arguments,
+    )
+    trainable, _, metrics = step.function(*zeros)
+    assert trainable.keys() == step.arguments[0].keys()
+    assert np.isfinite(float(metrics["loss"]))
+    assert chips.by_topology(TOPOLOGY).memory_bytes > compiled.argument_bytes(step.arguments)

@@ -1,0 +1,39 @@
+"""The FLOPs and the MFU that a run record shows."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import jax
+import pytest
+
+from experiments import adaptation
+
+
+def run(**values):
+    progress = {
+        "examples": 100, "tokens": 4000, "slots": 5000, "seconds": 30.0, "compile_seconds": 10.0,
+        "flops": 10**16, "step": 7, "best": {"loss": 1.0}, "last": {"loss": 1.0},
+    }  # fmt: skip
+    return {**progress, **values}
+
+
+def test_mfu_on_a_chip_whose_peak_is_known(monkeypatch):
+    """Two runs of 1e16 FLOPs in 20 s each (compilation does not count) on 4 chips of 459 TFLOP/s."""
+    chip = SimpleNamespace(device_kind="TPU v5", memory_stats=lambda: None)
+    monkeypatch.setattr(jax, "devices", lambda: [chip] * 4)
+    monkeypatch.setattr(jax, "device_count", lambda: 4)
+    record = adaptation.training_record([run(), run()])
+    assert record["flops"] == 2 * 10**16
+    assert record["flops_per_second_and_device"] == pytest.approx(2e16 / 40 / 4)
+    assert record["mfu"] == pytest.approx(2e16 / 40 / 4 / 459e12)
+    text = adaptation.speed(record)
+    assert "125,000 GFLOP/s per device, MFU 27.2%" in text and "80% real tokens" in text
+
+
+def test_no_mfu_on_a_cpu_and_none_without_a_step():
+    record = adaptation.training_record([run()])
+    assert record["mfu"] is None and "MFU" not in adaptation.speed(record)
+    record = adaptation.training_record([run(compile_seconds=30.0)])  # all of it was compilation
+    assert record["flops_per_second_and_device"] is None and record["mfu"] is None
+    assert "FLOP" not in adaptation.speed(record)
