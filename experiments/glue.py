@@ -110,4 +110,4 @@ if __name__ == "__main__":
     _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of this run.")
     _HOSTS = workdirs.hosts_flag()
     flags.mark_flag_as_required("config")
-    app.run(main)
+    app.run(main, flags_parser=workdirs.parse_flags)

@@ -264,4 +264,4 @@ if __name__ == "__main__":
     _SEARCH = flags.DEFINE_bool("search", False, "Try meshes and batch sizes.")
     _WORKDIR = flags.DEFINE_string("workdir", "", "Folder for the figures.")
     flags.mark_flags_as_required(["config", "topology"])
-    app.run(main)
+    app.run(main, flags_parser=workdirs.parse_flags)

@@ -21,7 +21,7 @@ from lora_jax.models.attention import Inputs, attend
 from lora_jax.models.cache import Cache, attend_cached, empty_cache
 from lora_jax.models.stack import Remat, Stack
 from lora_jax.models.sublayer import Block, Context, PreNorm, as_stored, check_compute_dtype
-from lora_jax.sharding.axes import constrain, gathered, named
+from lora_jax.sharding.axes import constrain, named
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,16 +131,14 @@ class Embeddings(nnx.Module):
         self, tokens: Int[Array, ...], positions: Int[Array, ...], key: Array | None = None
     ) -> Float[Array, "... embd"]:
         """Embeds tokens at their positions."""
-        rows = gathered(self.token)(tokens), gathered(self.position)(positions)
-        x = sum(part.astype(jnp.float32) for part in rows)
+        x = self.token(tokens).astype(jnp.float32) + self.position(positions).astype(jnp.float32)
         return dropout(x.astype(self.dtype), self.rate, key)
 
     def logits(self, hidden: Float[Array, "... embd"]) -> Float[Array, "... vocab"]:
         """The tied output layer: a product in the type of `hidden`, its sums and result float32."""
-        token = gathered(self.token)
-        if type(token).attend is not nnx.Embed.attend:  # what a method made of the table
-            return token.attend(hidden.astype(jnp.float32))
-        table = token.embedding[...].astype(hidden.dtype)
+        if type(self.token).attend is not nnx.Embed.attend:  # what a method made of the table
+            return self.token.attend(hidden.astype(jnp.float32))
+        table = self.token.embedding[...].astype(hidden.dtype)
         axes = ((hidden.ndim - 1,), (1,)), ((), ())
         return jax.lax.dot_general(hidden, table, axes, preferred_element_type=jnp.float32)
 

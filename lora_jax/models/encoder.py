@@ -20,7 +20,7 @@ from lora_jax.dropout import dropout
 from lora_jax.models.attention import Inputs, attend
 from lora_jax.models.stack import Remat, Stack
 from lora_jax.models.sublayer import Block, Context, PostNorm, as_stored, check_compute_dtype
-from lora_jax.sharding.axes import constrain, gathered, named
+from lora_jax.sharding.axes import constrain, named
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,11 +145,12 @@ class Embeddings(nnx.Module):
         """Embeds a batch."""
         tokens, _, positions, types = (jnp.asarray(field) for field in inputs)
         rows = (
-            gathered(self.word)(tokens),
-            gathered(self.token_type)(types),
-            gathered(self.position)(positions + self.config.position_offset),
+            self.word(tokens),
+            self.token_type(types),
+            self.position(positions + self.config.position_offset),
         )
-        x = self.norm(sum(part.astype(jnp.float32) for part in rows))
+        word, kind, place = (part.astype(jnp.float32) for part in rows)
+        x = self.norm(word + kind + place)
         return dropout(x, self.config.hidden_dropout_prob, key)
 
 

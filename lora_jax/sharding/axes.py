@@ -117,16 +117,3 @@ def _kept(leaf: Any) -> Any:
     if not isinstance(leaf, nnx.Variable) or jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         return leaf
     return leaf.replace(constrain(leaf.get_raw_value(), *names(leaf)))
-
-
-def gathered(module: nnx.Module) -> Any:
-    """The module with its parameters whole on every device, for this one use.
-
-    For a table that is looked up: left to itself the compiler looks up slices of rows and gathers
-    activations, which are larger. Gradients are split as the parameters are.
-    """
-    if jax.sharding.get_abstract_mesh().empty:
-        return module
-    graphdef, state = nnx.split(module)
-    whole = jax.tree.map(lambda leaf: constrain(leaf, *[None] * leaf.ndim), kept(state))
-    return nnx.merge(graphdef, whole)
