@@ -183,14 +183,17 @@ def comparison(lora: Plan, full: Plan, chip: Chip) -> str:
     rows.append((f"fits {chip.name} ({_size(chip.memory_bytes)})", *fits, ""))
     for kind in sorted(lora.traffic | full.traffic):
         a, b = (plan.traffic.get(kind, 0) for plan in (lora, full))
-        rows.append((f"{kind}, sent per device and step", _size(a), _size(b), ratio(a, b)))
+        sent = [_size(size) if plan.fits else "-" for size, plan in ((a, lora), (b, full))]
+        rows.append((f"{kind}, sent per device and step", *sent, ratio(a, b)))
     rows.append(
         ("PFLOP a step", *(f"{p.flops / 1e15:.4g}" for p in (lora, full)),
          ratio(lora.flops, full.flops))
     )  # fmt: skip
-    for name, field in (("products", "compute_seconds"), ("links", "link_seconds")):
-        a, b = getattr(lora, field), getattr(full, field)
-        rows.append((f"at least, by {name}", f"{a:.3g} s", f"{b:.3g} s", ratio(a, b)))
+    a, b = lora.compute_seconds, full.compute_seconds
+    rows.append(("at least, by products", f"{a:.3g} s", f"{b:.3g} s", ratio(a, b)))
+    if lora.fits and full.fits:  # else the traffic is not known
+        a, b = lora.link_seconds, full.link_seconds
+        rows.append(("at least, by links", f"{a:.3g} s", f"{b:.3g} s", ratio(a, b)))
     rows.append(
         ("compiled here in", *(f"{p.compile_seconds:.0f} s" for p in (lora, full)), "")
     )  # fmt: skip

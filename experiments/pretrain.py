@@ -39,7 +39,7 @@ from lora_jax.data.data_to_text import Pairs
 from lora_jax.models import hub
 from lora_jax.models.decoder import Decoder, DecoderConfig
 from lora_jax.partition import Params
-from lora_jax.sharding.hosts import from_main, is_main
+from lora_jax.sharding.hosts import from_main, is_main, together
 from lora_jax.sharding.mesh import shares
 from lora_jax.sharding.placement import gather, in_host_memory
 from lora_jax.training import loop, step
@@ -112,7 +112,8 @@ def pretrain(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     """Trains the model, writes DIR/model and the run record DIR/result.json, and returns the record."""
     if (record := workdirs.finished(workdir, config)) is not None:
         return record
-    train, valid = (read_corpora(config, split) for split in ("train", "valid"))
+    with together():
+        train, valid = (read_corpora(config, split) for split in ("train", "valid"))
     tokenizer = get_tokenizer(config, train, workdir / "tokenizer")
     sizes = DecoderConfig(vocab_size=len(tokenizer), **model_settings(config))
     mesh = mesh_for(config, sizes.heads)
@@ -177,4 +178,4 @@ if __name__ == "__main__":
     _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of this run.")
     _HOSTS = workdirs.hosts_flag()
     flags.mark_flag_as_required("config")
-    app.run(main)
+    app.run(main, flags_parser=workdirs.parse_flags)

@@ -11,10 +11,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from absl import flags
+from absl import app, flags
 from ml_collections import ConfigDict
 
 from lora_jax.sharding import hosts
+from lora_jax.sharding.mesh import AXES
 from lora_jax.training.records import to_json, write_json
 
 
@@ -28,20 +29,23 @@ def finished(workdir: Path, config: ConfigDict) -> dict[str, Any] | None:
 
     Raises:
       ValueError: the folder holds a run of another config; the message names the fields. The mesh
-        may be another.
+        may be another. Or the hosts were given different configs.
     """
+    own = plain(config)
+    first = hosts.from_main(lambda: own)
+    if not hosts.everywhere(own == first):
+        raise ValueError(
+            "the hosts were started with different configs "
+            f"({_changes(first, own, 'on the first host', 'here') or 'see the others'})"
+        )
     return hosts.from_main(lambda: _finished(workdir, config))
 
 
 def _finished(workdir: Path, config: ConfigDict) -> dict[str, Any] | None:
     path = workdir / "config.json"
     if path.exists():
-        other = _flat(json.loads(path.read_text()))
-        flat = _flat(plain(config))
-        both = sorted(k for k in flat.keys() | other.keys() if not k.startswith("mesh."))
-        keys = [k for k in both if flat.get(k) != other.get(k)]
-        if keys:
-            changes = "; ".join(f"{k}: {other.get(k)!r} there, {flat.get(k)!r} now" for k in keys)
+        other, own = json.loads(path.read_text()), plain(config)
+        if changes := _changes({**other, "mesh": None}, {**own, "mesh": None}, "there", "now"):
             raise ValueError(
                 f"{workdir} holds a run with another config ({changes}). Use another --workdir, or "
                 "the same config to resume it"
@@ -72,6 +76,22 @@ def say(text: object) -> None:
         print(text)
 
 
+def parse_flags(arguments: list[str]) -> list[str]:
+    """The `flags_parser` of `app.run`: a config field that does not exist is a readable error."""
+    try:
+        return app.parse_flags_with_usage(arguments)
+    except AttributeError as error:  # from ml_collections, which names the field only
+        field = str(error).strip("\"'")
+        given = [a for a in arguments if f".{field}=" in a or a.endswith(f".{field}")]
+        mesh = any(".mesh." in a for a in given)
+        known = (
+            f"a mesh has {', '.join(AXES)}" if mesh else "see the file of --config and its imports"
+        )
+        sys.exit(
+            f"error: {given[0] if given else field}: no field {field!r} in the config; {known}"
+        )
+
+
 def hosts_flag() -> flags.FlagHolder[str]:
     """Defines `--hosts`, see `join_hosts`."""
     return flags.DEFINE_string(
@@ -83,6 +103,12 @@ def join_hosts(text: str) -> None:
     """Joins the other hosts of a run if there are any."""
     if text:
         hosts.start(*hosts.parse(text))
+
+
+def _changes(old: dict[str, Any], new: dict[str, Any], where: str, here: str) -> str:
+    old, new = _flat(old), _flat(new)
+    keys = [k for k in sorted(old.keys() | new.keys()) if old.get(k) != new.get(k)]
+    return "; ".join(f"{k}: {old.get(k)!r} {where}, {new.get(k)!r} {here}" for k in keys)
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -111,6 +137,7 @@ def readable_errors() -> Iterator[None]:
     """Turns the errors of bad input into a message and exit status 1; LORA_JAX_DEBUG=1 traces them."""
     try:
         yield
+        hosts.finish()
     except (ValueError, TypeError, OSError, ImportError) as error:
         if os.environ.get("LORA_JAX_DEBUG"):
             raise

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import jax
 import numpy as np
+
+# Seconds for which a process that ends waits for the others; then they are ended too. Without an
+# error all end together, see `finish`.
+_PATIENCE = 30
+_LONGEST_WAIT = 24 * 3600 * 1000  # ms, for work of one process; the death of a process ends it
+_numbers = itertools.count()
 
 
 def start(address: str, index: int | None = None, count: int | None = None) -> None:
@@ -22,17 +30,20 @@ def start(address: str, index: int | None = None, count: int | None = None) -> N
     Raises:
       ValueError: the numbers do not fit, or "auto" finds nothing.
     """
+    if address != "auto" and (index is None or count is None or not 0 <= index < count):
+        raise ValueError(f"process {index} of {count}: the index goes from 0 to the count less one")
+    # With that service SIGTERM would ask for a checkpoint, which our loop writes often enough, and
+    # not end the process.
+    jax.config.update("jax_enable_preemption_service", False)
     if address == "auto":
         try:
-            jax.distributed.initialize()
+            jax.distributed.initialize(shutdown_timeout_seconds=_PATIENCE)
         except (ValueError, RuntimeError) as error:
             raise ValueError(
                 f"the machine does not tell of other hosts ({error}); name them: HOST:PORT,INDEX/COUNT"
             ) from error
         return
-    if index is None or count is None or not 0 <= index < count:
-        raise ValueError(f"process {index} of {count}: the index goes from 0 to the count less one")
-    jax.distributed.initialize(address, count, index)
+    jax.distributed.initialize(address, count, index, shutdown_timeout_seconds=_PATIENCE)
 
 
 def parse(text: str) -> tuple[str, int | None, int | None]:
@@ -58,11 +69,33 @@ def is_main() -> bool:
 
 
 def barrier(name: str) -> None:
-    """Waits until every process is here."""
-    if jax.process_count() > 1:
-        from jax.experimental import multihost_utils
+    """Waits until every process is here, however long the others work.
 
-        multihost_utils.sync_global_devices(name)
+    The coordination service waits: a collective of CPU devices gives up after 30 seconds.
+    """
+    if jax.process_count() > 1:
+        from orbax.checkpoint import multihost
+
+        wait = multihost.get_barrier_sync_fn()
+        wait(key=f"{name} {next(_numbers)}", timeout_ms=_LONGEST_WAIT)
+
+
+def finish() -> None:
+    """The end of a program that went well: no process leaves before the others are done."""
+    if jax.distributed.is_initialized():
+        barrier("end")
+
+
+@contextmanager
+def together() -> Iterator[None]:
+    """A part that can fail on one process only; then all fail. Nothing in it may be collective."""
+    try:
+        yield
+    except Exception:
+        everywhere(False)
+        raise
+    if not everywhere(True):
+        raise ValueError("another process failed; its own message says why")
 
 
 def from_main(function: Callable[[], Any]) -> Any:
@@ -79,6 +112,7 @@ def from_main(function: Callable[[], Any]) -> Any:
             message = {"value": function()}
         except Exception as error:
             failure, message = error, {"error": f"{type(error).__name__}: {error}"}
+    barrier("from the first process")
     message = json.loads(_broadcast(json.dumps(message).encode()))
     if failure is not None:
         raise failure
@@ -93,6 +127,7 @@ def everywhere(condition: bool) -> bool:
         return condition
     from jax.experimental import multihost_utils
 
+    barrier("everywhere")
     return bool(np.all(multihost_utils.process_allgather(np.array(condition))))
 
 

@@ -11,11 +11,9 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-import torch
-import transformers
 
 from configs.nlg import small
-from experiments import nlg, pretrain
+from experiments import nlg
 from lora_jax import partition
 from lora_jax.adapters import load_adapter
 from lora_jax.data import completions, data_to_text
@@ -32,35 +30,9 @@ OPTIONS = {
 pytestmark = pytest.mark.usefixtures("no_java_and_no_program_compiled_twice")
 
 
-def write_e2e(folder):
-    folder.mkdir()
-    random = np.random.default_rng(0)
-    pick = lambda *words: str(random.choice(words))  # noqa: E731
-    for split, count, texts in (("train", 19, 1), ("valid", 5, 1), ("test", 7, 2)):
-        lines = []
-        for i in range(count):
-            name, kind = f"{pick('Blue', 'Rice')} {pick('Boat', 'Mill')} {i}", pick("pub", "bar")
-            lines += [
-                f"name : {name} | Type : {kind}||{name} is a {pick('nice', 'small')} {kind} . \n"
-                for _ in range(texts)
-            ]
-        (folder / f"{split}.txt").write_text("".join(lines))
-
-
 @pytest.fixture(scope="module")
-def tiny(tmp_path_factory):
-    """A folder with E2E, a random two-layer GPT-2 and its tokenizer."""
-    root = tmp_path_factory.mktemp("nlg")
-    write_e2e(root / "e2e")
-    tokenizer = pretrain.train_tokenizer([data_to_text.read("e2e", "train", str(root))], 300)
-    tokenizer.save_pretrained(root / "gpt2")
-    torch.manual_seed(0)
-    settings = transformers.GPT2Config(
-        vocab_size=len(tokenizer), n_embd=16, n_layer=2, n_head=2, n_positions=128,
-        initializer_range=0.3, bos_token_id=0, eos_token_id=0,
-    )  # fmt: skip
-    transformers.GPT2LMHeadModel(settings).save_pretrained(root / "gpt2")
-    return root
+def tiny(tiny_nlg):
+    return tiny_nlg
 
 
 @pytest.fixture(scope="module")

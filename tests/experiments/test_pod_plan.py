@@ -134,6 +134,15 @@ def test_ranking_puts_the_fastest_that_fits_first():
     assert lines[2] == "| 4 | 1 | 1 | 64 | 32.00 GiB | no | - | - |"
 
 
+def test_what_does_not_fit_has_no_traffic_in_the_table():
+    text = pod_plan.comparison(
+        plan(8, 2**33, True, 1.0), plan(8, 2**35, False, 1.0), chips.by_name("v5e")
+    )
+    assert "| fits v5e (16.00 GiB) | yes | no |  |" in text
+    assert "| all-gather, sent per device and step | 1.00 MiB | - | - |" in text
+    assert "by products" in text and "by links" not in text
+
+
 @pytest.mark.parametrize(
     ("mesh", "message"),
     [

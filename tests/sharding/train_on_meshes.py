@@ -1,6 +1,6 @@
 """Trains small models on meshes of 8 devices and on one, and writes how far they differ as JSON.
 
-    XLA_FLAGS=--xla_force_host_platform_device_count=8 python train_on_meshes.py roberta OUT.json
+    XLA_FLAGS=--xla_force_host_platform_device_count=8 python train_on_meshes.py gpt2 OUT.json
 
 A program of its own: the number of host devices is fixed when JAX starts.
 """
@@ -11,16 +11,16 @@ import json
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 from flax import nnx
 
 import lora_jax
-from lora_jax.data.packing import Batch, TokenisedExamples
 from lora_jax.data.completions import TokenisedPairs
+from lora_jax.data.packing import Batch, TokenisedExamples
+from lora_jax.data.special_tokens import in_examples, in_pairs, special_ids
 from lora_jax.models.decoder import Decoder, DecoderConfig
 from lora_jax.models.encoder import Classifier, EncoderConfig
 from lora_jax.sharding import axes
@@ -38,11 +38,13 @@ MESHES = {
     "fsdp x model": {"fsdp": 2, "model": 4},
     "data x fsdp x model": {"data": 2, "fsdp": 2, "model": 2},
 }
-SOME = ("fsdp x model", "data x fsdp x model")  # meshes for methods other than LoRA
+ALL_AXES = "data x fsdp x model"  # the mesh of methods other than LoRA
 QV = {".*/attention/qkv": {"parts": ("q", "v"), "fused": ("q", "k", "v"), "dropout": 0.1}}
 METHODS = {
     "roberta": {
-        "lora": lora_jax.lora(".*/attention/(query|value)", rank=2, alpha=8.0, dropout=0.1, head="head/.*"),
+        "lora": lora_jax.lora(
+            ".*/attention/(query|value)", rank=2, alpha=8.0, dropout=0.1, head="head/.*"
+        ),
         "lora everywhere": lora_jax.lora(
             [".*/attention/(query|key|value|output)", ".*/(up|down)", ".*/word"], rank=2, alpha=8.0,
             head="head/.*", bias="all",
@@ -77,8 +79,9 @@ def gpt2(rngs: nnx.Rngs) -> Decoder:
     return Decoder(sizes, rngs)
 
 
-def batches(name: str) -> list[Batch]:
-    """Batches of 7 rows, which divide by nothing."""
+def batches(name: str, method: lora_jax.Method) -> list[Batch]:
+    """Batches of 7 rows, which divide by nothing; with the method's special tokens."""
+    special = special_ids(method.special, VOCABULARY)
     random = np.random.default_rng(0)
     result = []
     for _ in range(STEPS):
@@ -87,9 +90,10 @@ def batches(name: str) -> list[Batch]:
         if name == "roberta":
             labels = random.integers(0, 3, len(ids)).astype(np.int32)
             types = [np.zeros_like(row) for row in ids]
-            examples = TokenisedExamples(ids, types, labels)
+            examples = in_examples(TokenisedExamples(ids, types, labels), special)
         else:
-            examples = TokenisedPairs(ids, np.array([2] * len(ids), np.int32), 0)
+            pairs = TokenisedPairs(ids, np.array([2] * len(ids), np.int32), 0)
+            examples = in_pairs(pairs, special)
         indices = range(len(ids))
         result.append(examples.pack(indices, (7, 32), 201))
     return result
@@ -111,7 +115,7 @@ def train(name: str, method: lora_jax.Method, mesh: jax.sharding.Mesh) -> dict:
     wanted = [leaf.sharding for leaf in jax.tree.leaves(placed)]
     state = placement.initial_state(tx.init, placed)
     losses, norms = [], []
-    for number, batch in enumerate(batches(name)):
+    for number, batch in enumerate(batches(name, method)):
         key = placement.replicate(jax.random.fold_in(jax.random.key(2), number))
         placed, state, metrics = train_step(placed, state, frozen, placement.batch(batch), key)
         losses.append(float(metrics["loss"]))
@@ -136,17 +140,21 @@ def train(name: str, method: lora_jax.Method, mesh: jax.sharding.Mesh) -> dict:
     }
 
 
+def far(one: Any, two: Any) -> float:
+    """The largest difference."""
+    return float(np.max(np.abs(np.asarray(one) - np.asarray(two))))
+
+
 def compare(name: str) -> dict:
     """Differences of every mesh and method from one device."""
     result, begin = {}, time.perf_counter()
     for method_name, method in METHODS[name].items():
         one = train(name, method, make_mesh({}, jax.devices()[:1]))
-        moved = max(np.abs(one["trained"][p] - one["start"][p]).max() for p in one["trained"])
+        moved = {p: far(one["trained"][p], one["start"][p]) for p in one["trained"]}
         rows = {}
-        for mesh_name in MESHES if method_name == "lora" else SOME:
+        for mesh_name in MESHES if method_name == "lora" else (ALL_AXES,):
             sizes = MESHES[mesh_name]
             found = train(name, method, make_mesh(sizes))
-            far = lambda a, b: float(np.max(np.abs(np.asarray(a) - np.asarray(b))))  # noqa: E731
             print(method_name, mesh_name, f"{time.perf_counter() - begin:.1f} s", flush=True)
             rows[mesh_name] = {
                 "loss": far(found["losses"], one["losses"]),
@@ -158,7 +166,7 @@ def compare(name: str) -> dict:
                 "bytes": found["bytes"] / one["bytes"] if one["bytes"] else 0.0,
                 "state_bytes": found["state_bytes"] / one["state_bytes"],
             }
-        result[method_name] = {"moved": float(moved), "losses": one["losses"], "meshes": rows}
+        result[method_name] = {"moved": moved, "losses": one["losses"], "meshes": rows}
     return result
 
 

@@ -1,0 +1,41 @@
+"""Programs of their own: the number of host devices is fixed when JAX starts."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+
+
+@pytest.fixture(scope="session")
+def on_eight_devices(tmp_path_factory):
+    """Runs a program of this folder on 8 host devices: the JSON it writes."""
+
+    def run(program, *arguments):
+        out = tmp_path_factory.mktemp("eight") / "out.json"
+        environment = {
+            **os.environ,
+            "JAX_PLATFORMS": "cpu",
+            # Without its new code generator the compiler takes half the time.
+            "XLA_FLAGS": "--xla_force_host_platform_device_count=8 --xla_cpu_use_fusion_emitters=false",
+            "TF_CPP_MIN_LOG_LEVEL": "2",
+            "PYTHONPATH": os.pathsep.join([str(HERE.parents[1]), os.environ.get("PYTHONPATH", "")]),
+        }
+        done = subprocess.run(
+            [sys.executable, str(HERE / program), *arguments, str(out)],
+            env=environment, capture_output=True, text=True, timeout=600,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr[-4000:]
+        return json.loads(out.read_text())
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def others(on_eight_devices):
+    """What others_on_meshes.py found: decoding, evaluation, donation, checkpoints."""
+    return on_eight_devices("others_on_meshes.py")

@@ -1,0 +1,87 @@
+"""Training on meshes of 8 devices equals training on one: every axis, alone and combined."""
+
+import pytest
+
+MESHES = (
+    "data", "fsdp", "model", "data x fsdp", "data x model", "fsdp x model", "data x fsdp x model",
+)  # fmt: skip
+CASES = {
+    "roberta": ("lora everywhere", "adapter_h", "prefix_layer + top", "full"),
+    "gpt2": ("lora + prefix_embed", "adapter_l", "bitfit", "full"),
+}
+# Bytes of the frozen part on one device, as a share of all. Tables and matrices are split by fsdp,
+# matrices by model; vectors (a tenth of so small a model) and, by model, the tables stay whole.
+FROZEN = {
+    "data": (1.0, 1.0),
+    "fsdp": (1 / 8, 0.2),
+    "model": (1 / 4, 0.5),
+    "data x fsdp": (1 / 4, 0.3),
+    "data x model": (1 / 2, 0.7),
+    "fsdp x model": (1 / 8, 0.25),
+    "data x fsdp x model": (1 / 4, 0.4),
+}
+# Losses are about 4 and gradients' norms about 1: some units of float32's last place. The dropout
+# masks are those of one device, or the losses would differ by 0.1.
+LOSS = 5e-6
+# Values move by 2e-2. Adam divides a gradient by its own size, so where a gradient is nearly zero its
+# rounding is seen: not with LoRA, whose gradients are all of a size; up to 1.7e-5 with biases of keys
+# (whose gradient is zero but for rounding) and rare words.
+TRAINED = {"lora": 2e-6, "lora + prefix_embed": 2e-6, "adapter_h": 2e-6, "adapter_l": 2e-6}
+TRAINED_ELSE = 1e-4
+
+
+@pytest.fixture(scope="module")
+def roberta(on_eight_devices):
+    return on_eight_devices("train_on_meshes.py", "roberta")
+
+
+@pytest.fixture(scope="module")
+def gpt2(on_eight_devices):
+    return on_eight_devices("train_on_meshes.py", "gpt2")
+
+
+def cases():
+    for model, others in CASES.items():
+        for mesh in MESHES:
+            yield model, "lora", mesh
+        for method in others:
+            yield model, method, "data x fsdp x model"
+
+
+@pytest.mark.parametrize(("model", "method", "mesh"), cases())
+def test_a_mesh_gives_what_one_device_gives(model, method, mesh, request):
+    record = request.getfixturevalue(model)[method]
+    found = record["meshes"][mesh]
+    assert found["loss"] <= LOSS and found["norm"] <= LOSS
+    assert found["trained"] <= TRAINED.get(method, TRAINED_ELSE)
+    assert found["outputs"] <= 1e-5
+    # Every trained leaf moved, by up to the learning rate, 1e-2, in each of two updates; but a bias
+    # of keys changes no attention weight.
+    moved = {path: far for path, far in record["moved"].items() if not path.endswith("key/bias")}
+    assert min(moved.values()) > 1e-3, moved
+    assert found["programs"] == 1  # for four steps: results lie where arguments do
+    assert found["stays"]
+
+
+@pytest.mark.parametrize("mesh", MESHES)
+@pytest.mark.parametrize("model", CASES)
+def test_a_device_holds_its_share(model, mesh, request):
+    record = request.getfixturevalue(model)["lora"]["meshes"][mesh]
+    least, most = FROZEN[mesh]
+    assert least <= record["bytes"] <= most
+    # Adam's moments and the mean gradient of the factors lie as the factors do.
+    assert record["state_bytes"] == 1 if mesh == "data" else record["state_bytes"] < 0.95
+
+
+@pytest.mark.parametrize("model", CASES)
+def test_state_of_full_fine_tuning_is_split(model, request):
+    """Here the trained part is all of the model, so its state shrinks as the frozen part does."""
+    record = request.getfixturevalue(model)["full"]["meshes"]["data x fsdp x model"]
+    assert record["bytes"] == 0 and 1 / 4 <= record["state_bytes"] <= 0.4
+
+
+@pytest.mark.parametrize("model", CASES)
+def test_every_listed_case_ran(model, request):
+    found = request.getfixturevalue(model)
+    assert set(found) == {"lora", *CASES[model]}
+    assert set(found["lora"]["meshes"]) == set(MESHES)
