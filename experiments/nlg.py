@@ -25,16 +25,9 @@ from ml_collections import ConfigDict, config_flags
 from transformers import AutoTokenizer
 
 from experiments import workdir as workdirs
-from experiments.adaptation import (
-    Adaptation,
-    Goal,
-    best_seed,
-    mesh_for,
-    model_settings,
-    speed,
-    training_record,
-)
+from experiments.adaptation import Adaptation, Goal, mesh_for, model_settings
 from experiments.language import end_tokens, validation
+from experiments.nlg_record import record_of, table
 from experiments.score import as_in_paper
 from lora_jax import adapters, layers, methods, partition
 from lora_jax.data import completions, data_to_text
@@ -52,7 +45,7 @@ from lora_jax.sharding.hosts import from_main, together
 from lora_jax.sharding.mesh import shares
 from lora_jax.sharding.placement import in_host_memory
 from lora_jax.training import loop, step
-from lora_jax.training.records import environment, peak_memory, spread, write_json
+from lora_jax.training.records import write_json
 
 
 class Preparation:
@@ -233,56 +226,14 @@ def run_all(config: ConfigDict, workdir: Path) -> dict[str, Any]:
             adaptation.load(run.folder) if train else adaptation.placement.put(adaptation.trainable)
         )
         runs[seed] |= run.finish(trainable)
-    result = _record(preparation, runs) | {"parameters": counts}
+    result = record_of(preparation.config, preparation.method.name, preparation.notes, runs) | {
+        "parameters": counts
+    }
     if config.epochs:
         chosen = workdir / f"seed_{result['adapter']['seed']}" / "adapter"
         workdirs.copy_folder(chosen, workdir / "adapter")
     write_json(workdir / "result.json", result)
     return result
-
-
-def _record(preparation: Preparation, runs: dict[int, dict[str, Any]]) -> dict[str, Any]:
-    config, records = preparation.config, list(runs.values())
-    names = [name for name in records[0]["test"] if all(name in r["test"] for r in records)]
-    result = {
-        "task": config.dataset,
-        "method": preparation.method.name if config.epochs else "none",
-        "model": config.model.name,
-        "headline": "loss",
-        "split": config.data.decode_split,
-        "test": {name: spread([r["test"][name] for r in records]) for name in names},
-        "missing": {name: why for record in records for name, why in record["missing"].items()},
-        "notes": preparation.notes
-        | {name: note for record in records for name, note in record["metric_notes"].items()},
-        "seeds": {str(seed): record for seed, record in runs.items()},
-        "config": workdirs.plain(config),
-    }
-    if not config.epochs:
-        return {**result, "memory": peak_memory(), **environment()}
-    best = best_seed(runs, "loss", smaller=True)
-    chosen = {"seed": best, "epoch": runs[best]["best_epoch"]}
-    return {**result, "adapter": chosen, **training_record(records)}
-
-
-def table(result: dict[str, Any]) -> str:
-    """A short text of a run record."""
-    lines = [f"{result['task']} {result['split']}  {result['method']}  {result['model']}"]
-    for name, value in result["test"].items():
-        mean, std = (as_in_paper(name, value[key]) for key in ("mean", "std"))
-        lines.append(f"  {name:18s} {mean:>8s} ±{std}   ({len(value['values'])} seeds)")
-    lines += [f"  {name:18s}   missing: {why}" for name, why in result["missing"].items()]
-    lines += [f"  note on {name}: {text}" for name, text in result["notes"].items() if text]
-    counts = ", ".join(f"{k} {v:,}" for k, v in result["parameters"].items())
-    lines.append(f"  parameters: {counts}")
-    if "best" in result:
-        lines.append(f"  validation loss {result['best']['loss']['mean']:.4f}; {speed(result)}")
-    for seed, record in result["seeds"].items():
-        own = record["decode"]
-        lines.append(
-            f"  seed {seed}: decoded {own['prompts']} inputs in {own['seconds']:.0f} s, "
-            f"{own['tokens_per_second']:.0f} tokens/s"
-        )
-    return "\n".join(lines)
 
 
 def main(_: list[str]) -> None:

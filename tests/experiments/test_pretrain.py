@@ -1,7 +1,6 @@
 """Pre-training a tiny GPT-2 on the three corpora, and the data-to-text experiment on that model."""
 
 import json
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,6 +10,7 @@ import transformers
 from configs.nlg import small as nlg_config
 from configs.pretrain import small
 from experiments import nlg, pretrain
+from experiments.nlg_record import record_of
 from lora_jax.adapters import load_adapter
 from lora_jax.data import completions, data_to_text
 from lora_jax.metrics import files
@@ -239,27 +239,21 @@ def test_bad_settings_of_training_claim_no_folder(experiment, tmp_path, change, 
     assert not (tmp_path / "config.json").exists()
 
 
-def prepared():
-    method = SimpleNamespace(name="lora")
-    return SimpleNamespace(config=nlg_config.get_config(), method=method, notes={})
-
-
 def seed_record(loss, missing):
     test = {"bleu": 0.5} | ({} if missing else {"meteor": 0.25})
     return {
         "test": test, "missing": missing, "metric_notes": {}, "step": 1, "examples": 1, "tokens": 1,
-        "slots": 1, "seconds": 1.0, "best_epoch": 1, "best": {"loss": loss}, "last": {"loss": loss},
+        "slots": 1, "seconds": 1.0, "compile_seconds": 0.5, "flops": 8, "best_epoch": 1,
+        "best": {"loss": loss}, "last": {"loss": loss},
     }  # fmt: skip
 
 
 def test_a_metric_that_one_seed_lacks_is_missing():
-    preparation = prepared()
     records = {0: seed_record(1.0, {}), 1: seed_record(2.0, {"meteor": "Java was killed"})}
-    result = nlg._record(preparation, records)
+    result = record_of(nlg_config.get_config(), "lora", {}, records)
     assert list(result["test"]) == ["bleu"] and result["missing"] == {"meteor": "Java was killed"}
 
 
 def test_a_seed_that_diverged_is_not_the_best():
-    preparation = prepared()
     records = {0: seed_record(float("nan"), {}), 1: seed_record(2.0, {})}
-    assert nlg._record(preparation, records)["adapter"]["seed"] == 1
+    assert record_of(nlg_config.get_config(), "lora", {}, records)["adapter"]["seed"] == 1
