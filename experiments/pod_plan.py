@@ -76,6 +76,11 @@ class Plan:
         """Tokens per second that the slice cannot exceed, by products and links."""
         return self.tokens / max(self.compute_seconds, self.link_seconds)
 
+    @property
+    def serial(self) -> float:
+        """The same if links wait for products."""
+        return self.tokens / (self.compute_seconds + self.link_seconds)
+
 
 class Planner:
     """Compiles steps of one config for one topology; remembers them in a file if there is one."""
@@ -203,16 +208,17 @@ def comparison(lora: Plan, full: Plan, chip: Chip) -> str:
 
 
 def ranking(plans: Sequence[Plan]) -> str:
-    """The plans of a search: those that fit first, by their bound on tokens per second."""
-    ordered = sorted(plans, key=lambda p: (not p.fits, -p.bound, p.peak))
-    head = ("data", "fsdp", "model", "rows", "peak", "fits", "sent a step", "tokens/s at most")
+    """The plans of a search: those that fit first, by tokens per second if nothing overlaps."""
+    ordered = sorted(plans, key=lambda p: (not p.fits, -p.serial, p.peak))
+    speeds = ("tokens/s at most", "without overlap")
+    head = ("data", "fsdp", "model", "rows", "peak", "fits", "sent a step", *speeds)
     lines: list[tuple[str, ...]] = [head, ("---",) * len(head)]
     for plan in ordered:
-        bound = f"{plan.bound:,.0f}" if plan.fits else "-"
+        bounds = [f"{value:,.0f}" if plan.fits else "-" for value in (plan.bound, plan.serial)]
         sent = _size(sum(plan.traffic.values())) if plan.fits else "-"
         lines.append(
             (*(str(plan.mesh[axis]) for axis in AXES), str(plan.rows), _size(plan.peak),
-             "yes" if plan.fits else "no", sent, bound)
+             "yes" if plan.fits else "no", sent, *bounds)
         )  # fmt: skip
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 

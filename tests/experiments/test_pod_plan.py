@@ -130,8 +130,8 @@ def test_ranking_puts_the_fastest_that_fits_first():
     plans = [plan(4, 2**30, True, 2.0), plan(64, 2**35, False, 0.1), plan(8, 2**31, True, 1.0)]
     _, _, *lines = pod_plan.ranking(plans).splitlines()
     assert [line.split("|")[4].strip() for line in lines] == ["8", "4", "64"]
-    assert lines[0] == "| 4 | 1 | 1 | 8 | 2.00 GiB | yes | 1.00 MiB | 800 |"
-    assert lines[2] == "| 4 | 1 | 1 | 64 | 32.00 GiB | no | - | - |"
+    assert lines[0] == "| 4 | 1 | 1 | 8 | 2.00 GiB | yes | 1.00 MiB | 800 | 533 |"
+    assert lines[2] == "| 4 | 1 | 1 | 64 | 32.00 GiB | no | - | - | - |"
 
 
 def test_what_does_not_fit_has_no_traffic_in_the_table():
