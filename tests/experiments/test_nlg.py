@@ -61,10 +61,10 @@ RECORD = {
 }  # fmt: skip
 TRAINED = {
     "adapter", "best", "last", "steps", "seconds", "examples_per_second", "tokens_per_second",
-    "padding_efficiency",
+    "padding_efficiency", "flops", "flops_per_second_and_device", "mfu",
 }  # fmt: skip
 SEED = {
-    "step", "history", "best", "seconds", "compile_seconds", "evaluation_seconds", "examples",
+    "step", "history", "best", "seconds", "compile_seconds", "evaluation_seconds", "examples", "flops",
     "tokens", "slots", "diverged", "best_epoch", "last", "shapes", "test", "missing",
     "metric_notes", "decode",
 }  # fmt: skip

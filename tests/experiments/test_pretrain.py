@@ -70,7 +70,8 @@ def test_record_and_what_is_learned(pretrained, config):
     folder, record = pretrained
     assert record.keys() == {
         "task", "parameters", "documents", "notes", "best", "last", "steps", "seconds",
-        "examples_per_second", "tokens_per_second", "padding_efficiency", "memory", "versions",
+        "examples_per_second", "tokens_per_second", "padding_efficiency", "flops",
+        "flops_per_second_and_device", "mfu", "memory", "versions",
         "device", "seeds", "config",
     }  # fmt: skip
     assert record["documents"] == 17 + 2 * 17 + 17 and record["steps"] == 2 * 9
