@@ -8,7 +8,6 @@ logits are computed for the gathered tokens only. Decoding: see `lora_jax.decodi
 from __future__ import annotations
 
 import dataclasses
-from functools import partial
 from typing import Any
 
 import jax
@@ -19,9 +18,10 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from lora_jax.dropout import dropout
 from lora_jax.models.attention import Inputs, attend
 from lora_jax.models.cache import Cache, attend_cached, empty_cache
+from lora_jax.models.parts import check_compute_dtype, linear, norm, table
 from lora_jax.models.stack import Remat, Stack
-from lora_jax.models.sublayer import Block, Context, PreNorm, as_stored, check_compute_dtype
-from lora_jax.sharding.axes import constrain, named
+from lora_jax.models.sublayer import Block, Context, PreNorm
+from lora_jax.sharding.axes import constrain
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,35 +77,6 @@ SIZES = {
 }
 
 
-def _linear(config: DecoderConfig, axes: tuple[str, str], sizes: Any, rngs: nnx.Rngs) -> Any:
-    """A linear map; the part of its bias that every device needs whole is not split."""
-    inputs, outputs = sizes
-    fused = isinstance(outputs, tuple)
-    kind: Any = nnx.LinearGeneral if fused else nnx.Linear
-    lead = (None,) if fused else ()
-    vector = "width" if axes[1] == "embed" else axes[1]
-    return kind(
-        inputs,
-        outputs,
-        dtype=jnp.dtype(config.compute_dtype),
-        kernel_init=nnx.initializers.normal(config.initializer_range),
-        kernel_metadata=named(axes[0], *lead, axes[1]),
-        bias_metadata=named(*lead, vector),
-        rngs=rngs,
-    )
-
-
-def _norm(config: DecoderConfig, rngs: nnx.Rngs) -> nnx.LayerNorm:
-    return nnx.LayerNorm(
-        config.n_embd,
-        epsilon=config.layer_norm_epsilon,
-        dtype=jnp.dtype(config.compute_dtype),
-        scale_metadata=named("width"),
-        bias_metadata=named("width"),
-        rngs=rngs,
-    )
-
-
 def _heads_first(x: Float[Array, "n a b size"]) -> Float[Array, "n b a size"]:
     return jnp.swapaxes(x, 1, 2)
 
@@ -114,16 +85,9 @@ class Embeddings(nnx.Module):
     """Token + position embeddings."""
 
     def __init__(self, config: DecoderConfig, rngs: nnx.Rngs):
-        normal = nnx.initializers.normal(config.initializer_range)
-        table = partial(
-            nnx.Embed,
-            features=config.n_embd,
-            promote_dtype=as_stored,
-            embedding_init=normal,
-            rngs=rngs,
-        )
-        self.token = table(config.vocab_size, embedding_metadata=named("vocabulary", "embed"))
-        self.position = table(config.n_positions, embedding_metadata=named(None, "embed"))
+        width = config.n_embd
+        self.token = table(config, config.vocab_size, width, rngs, "vocabulary")
+        self.position = table(config, config.n_positions, width, rngs)
         self.rate = config.embd_pdrop
         self.dtype = jnp.dtype(config.compute_dtype)
 
@@ -138,9 +102,9 @@ class Embeddings(nnx.Module):
         """The tied output layer: a product in the type of `hidden`, its sums and result float32."""
         if type(self.token).attend is not nnx.Embed.attend:  # what a method made of the table
             return self.token.attend(hidden.astype(jnp.float32))
-        table = self.token.embedding[...].astype(hidden.dtype)
+        embedding = self.token.embedding[...].astype(hidden.dtype)
         axes = ((hidden.ndim - 1,), (1,)), ((), ())
-        return jax.lax.dot_general(hidden, table, axes, preferred_element_type=jnp.float32)
+        return jax.lax.dot_general(hidden, embedding, axes, preferred_element_type=jnp.float32)
 
 
 class Attention(PreNorm):
@@ -148,11 +112,11 @@ class Attention(PreNorm):
 
     def __init__(self, config: DecoderConfig, rngs: nnx.Rngs):
         d = config.n_embd
-        self.norm = _norm(config, rngs)
+        self.norm = norm(config, config.n_embd, config.layer_norm_epsilon, rngs)
         # One product, with a kernel (embd, 3, embd): its last axis splits into heads for each of the
         # three alike, which a kernel (embd, 3 embd) does not.
-        self.qkv = _linear(config, ("embed", "heads"), (d, (3, d)), rngs)
-        self.output = _linear(config, ("heads", "embed"), (d, d), rngs)
+        self.qkv = linear(config, ("embed", "heads"), (d, (3, d)), rngs)
+        self.output = linear(config, ("heads", "embed"), (d, d), rngs)
         self.config = config
 
     def _project(self, x: Array) -> list[Float[Array, "rows length heads size"]]:
@@ -192,9 +156,9 @@ class FeedForward(PreNorm):
 
     def __init__(self, config: DecoderConfig, rngs: nnx.Rngs):
         inner = config.n_inner or 4 * config.n_embd
-        self.norm = _norm(config, rngs)
-        self.up = _linear(config, ("embed", "mlp"), (config.n_embd, inner), rngs)
-        self.down = _linear(config, ("mlp", "embed"), (inner, config.n_embd), rngs)
+        self.norm = norm(config, config.n_embd, config.layer_norm_epsilon, rngs)
+        self.up = linear(config, ("embed", "mlp"), (config.n_embd, inner), rngs)
+        self.down = linear(config, ("mlp", "embed"), (inner, config.n_embd), rngs)
         self.rate = config.resid_pdrop
 
     def __call__(
@@ -218,7 +182,7 @@ class Decoder(nnx.Module):
             remat=config.remat,
             rngs=rngs,
         )
-        self.norm = _norm(config, rngs)
+        self.norm = norm(config, config.n_embd, config.layer_norm_epsilon, rngs)
         self.config = config
 
     def __call__(

@@ -8,7 +8,6 @@ which, attention stays inside a segment, and the logits are those of the unpacke
 from __future__ import annotations
 
 import dataclasses
-from functools import partial
 from typing import Any
 
 import jax
@@ -18,8 +17,9 @@ from jaxtyping import Array, Float, Int, Key
 
 from lora_jax.dropout import dropout
 from lora_jax.models.attention import Inputs, attend
+from lora_jax.models.parts import check_compute_dtype, linear, norm, table
 from lora_jax.models.stack import Remat, Stack
-from lora_jax.models.sublayer import Block, Context, PostNorm, as_stored, check_compute_dtype
+from lora_jax.models.sublayer import Block, Context, PostNorm
 from lora_jax.sharding.axes import constrain, named
 
 
@@ -88,20 +88,6 @@ def gelu(x: Float[Array, ...]) -> Float[Array, ...]:
     return 0.5 * x * (1 + jax.lax.erf(x * 2**-0.5))
 
 
-def _linear(
-    config: EncoderConfig, axes: tuple[str, str], sizes: tuple[int, int], rngs: nnx.Rngs
-) -> nnx.Linear:
-    """A linear map; the part of its bias that every device needs whole is not split."""
-    return nnx.Linear(
-        *sizes,
-        dtype=jnp.dtype(config.compute_dtype),
-        kernel_init=nnx.initializers.normal(config.initializer_range),
-        kernel_metadata=named(*axes),
-        bias_metadata=named("width" if axes[1] == "embed" else axes[1]),
-        rngs=rngs,
-    )
-
-
 def _head_linear(config: EncoderConfig, outputs: int, rngs: nnx.Rngs) -> nnx.Linear:
     """A head's layer: small, always in float32."""
     normal = nnx.initializers.normal(config.initializer_range)
@@ -111,34 +97,15 @@ def _head_linear(config: EncoderConfig, outputs: int, rngs: nnx.Rngs) -> nnx.Lin
     )
 
 
-def _norm(config: EncoderConfig, rngs: nnx.Rngs) -> nnx.LayerNorm:
-    return nnx.LayerNorm(
-        config.hidden_size,
-        epsilon=config.layer_norm_eps,
-        dtype=jnp.dtype(config.compute_dtype),
-        scale_metadata=named("width"),
-        bias_metadata=named("width"),
-        rngs=rngs,
-    )
-
-
 class Embeddings(nnx.Module):
     """Word + position + token type, then LayerNorm and dropout."""
 
     def __init__(self, config: EncoderConfig, rngs: nnx.Rngs):
-        normal = nnx.initializers.normal(config.initializer_range)
-        table = partial(
-            nnx.Embed,
-            features=config.hidden_size,
-            promote_dtype=as_stored,
-            embedding_init=normal,
-            embedding_metadata=named("vocabulary", "embed"),
-            rngs=rngs,
-        )
-        self.word = table(config.vocab_size)
-        self.position = table(config.max_position_embeddings)
-        self.token_type = table(config.type_vocab_size)
-        self.norm = _norm(config, rngs)
+        width = config.hidden_size
+        self.word = table(config, config.vocab_size, width, rngs, "vocabulary")
+        self.position = table(config, config.max_position_embeddings, width, rngs)
+        self.token_type = table(config, config.type_vocab_size, width, rngs)
+        self.norm = norm(config, config.hidden_size, config.layer_norm_eps, rngs)
         self.config = config
 
     def __call__(self, inputs: Inputs, key: Array | None) -> Float[Array, "rows length hidden"]:
@@ -159,11 +126,11 @@ class Attention(PostNorm):
 
     def __init__(self, config: EncoderConfig, rngs: nnx.Rngs):
         d = config.hidden_size
-        self.query = _linear(config, ("embed", "heads"), (d, d), rngs)
-        self.key = _linear(config, ("embed", "heads"), (d, d), rngs)
-        self.value = _linear(config, ("embed", "heads"), (d, d), rngs)
-        self.output = _linear(config, ("heads", "embed"), (d, d), rngs)
-        self.norm = _norm(config, rngs)
+        self.query = linear(config, ("embed", "heads"), (d, d), rngs)
+        self.key = linear(config, ("embed", "heads"), (d, d), rngs)
+        self.value = linear(config, ("embed", "heads"), (d, d), rngs)
+        self.output = linear(config, ("heads", "embed"), (d, d), rngs)
+        self.norm = norm(config, config.hidden_size, config.layer_norm_eps, rngs)
         self.config = config
 
     def __call__(
@@ -186,9 +153,9 @@ class FeedForward(PostNorm):
 
     def __init__(self, config: EncoderConfig, rngs: nnx.Rngs):
         sizes = config.hidden_size, config.intermediate_size
-        self.up = _linear(config, ("embed", "mlp"), sizes, rngs)
-        self.down = _linear(config, ("mlp", "embed"), sizes[::-1], rngs)
-        self.norm = _norm(config, rngs)
+        self.up = linear(config, ("embed", "mlp"), sizes, rngs)
+        self.down = linear(config, ("mlp", "embed"), sizes[::-1], rngs)
+        self.norm = norm(config, config.hidden_size, config.layer_norm_eps, rngs)
         self.config = config
 
     def __call__(

@@ -11,22 +11,6 @@ from jaxtyping import Array, Bool, Float, Int
 from lora_jax.sharding.axes import constrain
 
 
-def check_compute_dtype(name: str) -> None:
-    """Raises ValueError for a type of computation that is not supported."""
-    if name not in ("float32", "bfloat16"):
-        raise ValueError(
-            f"compute_dtype (config.base_dtype) must be 'float32' or 'bfloat16', got {name!r}"
-        )
-
-
-def as_stored(values: Any, **_: Any) -> Any:
-    """`promote_dtype` of a table: rows are looked up in the type the table is stored in.
-
-    Converting comes after, so neither a converted table nor sums of its gradient in bfloat16 arise.
-    """
-    return values
-
-
 class Context(NamedTuple):
     """What a block is told about the batch besides its activations.
 

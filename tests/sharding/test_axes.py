@@ -31,8 +31,8 @@ PROJECTIONS = {
 }
 ENCODER = {
     "encoder/embeddings/word/embedding": "vocabulary embed",
-    "encoder/embeddings/position/embedding": "vocabulary embed",
-    "encoder/embeddings/token_type/embedding": "vocabulary embed",
+    "encoder/embeddings/position/embedding": ". embed",
+    "encoder/embeddings/token_type/embedding": ". embed",
     "encoder/embeddings/norm/scale": "width",
     "encoder/embeddings/norm/bias": "width",
     **below("encoder/layers/block/attention", PROJECTIONS | _OUTPUT),
