@@ -21,6 +21,7 @@ import dataclasses
 import functools
 import math
 import re
+from collections.abc import Iterable
 
 from lora_jax.costs import hlo
 
@@ -86,11 +87,7 @@ class _Count:
     @functools.cache  # noqa: B019, the object lives for one call of `traffic`
     def computation(self, name: str, fused: bool) -> dict[str, Traffic]:
         within = self._program.computations[name]
-        total: dict[str, Traffic] = {}
-        for instruction in within.instructions.values():
-            for kind, moved in self._instruction(instruction, within, fused).items():
-                total[kind] = total.get(kind, Traffic()) + moved
-        return total
+        return _summed(self._instruction(i, within, fused) for i in within.instructions.values())
 
     def _instruction(
         self, instruction: hlo.Instruction, within: hlo.Computation, fused: bool
@@ -114,11 +111,7 @@ class _Count:
         times = 1
         if instruction.opcode == "while":
             times = hlo.trip_count(self._program, instruction, within)
-        total: dict[str, Traffic] = {}
-        for part in parts:
-            for name, moved in part.items():
-                total[name] = total.get(name, Traffic()) + moved * times
-        return total
+        return {kind: moved * times for kind, moved in _summed(parts).items()}
 
     def _collective(
         self, kind: str, instruction: hlo.Instruction, within: hlo.Computation, fused: bool
@@ -140,6 +133,14 @@ class _Count:
             kind = "reduce-scatter"
         passes = 2 if kind == "all-reduce" else 1
         return {kind: Traffic(passes * operand * (n - 1) // n, 1)}
+
+
+def _summed(parts: Iterable[dict[str, Traffic]]) -> dict[str, Traffic]:
+    total: dict[str, Traffic] = {}
+    for part in parts:
+        for kind, moved in part.items():
+            total[kind] = total.get(kind, Traffic()) + moved
+    return total
 
 
 def _starts(computation: hlo.Computation) -> bool:
