@@ -11,6 +11,7 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 from ml_collections import ConfigDict
 
+from experiments.adaptation import optimizer_for
 from lora_jax import partition
 from lora_jax.costs import flops
 from lora_jax.data.packing import Batch
@@ -20,9 +21,10 @@ from lora_jax.models.attention import Inputs
 from lora_jax.sharding import axes
 from lora_jax.sharding.mesh import check_heads
 from lora_jax.sharding.placement import Placement
-from lora_jax.training import optimizer, step
+from lora_jax.training import step
 
 _CLASSES = 2
+_UPDATES = 1000  # numbers of the schedule, which cost nothing
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,12 +87,7 @@ def build(config: ConfigDict, method: Method, mesh: Mesh, rows: int) -> Abstract
         {path: jax.ShapeDtypeStruct(leaf.shape, dtype) for path, leaf in part.items()}
         for part, dtype in zip(both, types, strict=True)
     )
-    tx = optimizer.adamw(
-        {path: labels[path] for path in trainable},
-        optimizer.linear_schedule(config.learning_rate, 1000, config.warmup_ratio),
-        weight_decay=config.weight_decay, max_grad_norm=config.max_grad_norm,
-        accumulate=config.accumulate, **config.adam,
-    )  # fmt: skip
+    _, tx = optimizer_for(config, {path: labels[path] for path in trainable}, _UPDATES)
     loss = step.classification_loss if is_classifier(config) else step.completion_loss()
     placement = Placement(mesh, axes.of_model(model))
     function = step.make_train_step(structure, loss, tx, placement, trainable)

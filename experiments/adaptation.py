@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 from flax import nnx
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -18,7 +19,7 @@ from lora_jax import adapters, partition
 from lora_jax.costs import chips, flops
 from lora_jax.data.batches import TrainingBatches
 from lora_jax.method import Method
-from lora_jax.partition import Params
+from lora_jax.partition import Labels, Params
 from lora_jax.sharding import axes
 from lora_jax.sharding.mesh import check_heads, make_mesh
 from lora_jax.sharding.placement import Placement, in_host_memory
@@ -44,6 +45,20 @@ def mesh_for(config: ConfigDict, heads: int) -> Mesh:
     mesh = make_mesh(config.mesh)
     check_heads(heads, mesh)
     return mesh
+
+
+def optimizer_for(
+    config: ConfigDict, labels: Labels, updates: int
+) -> tuple[optax.Schedule, optax.GradientTransformationExtraArgs]:
+    """The config's learning rate by update, and its AdamW for the labelled parameters."""
+    schedule = optimizer.linear_schedule(
+        config.learning_rate, updates, config.warmup_ratio, config.warmup_steps
+    )
+    tx = optimizer.adamw(
+        labels, schedule, weight_decay=config.weight_decay, max_grad_norm=config.max_grad_norm,
+        accumulate=config.accumulate, **config.adam,
+    )  # fmt: skip
+    return schedule, tx
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,14 +137,7 @@ class Adaptation:
                 start, trainable, self.labels, "lora", config.init_adapter
             )
         updates = config.epochs * data.per_epoch // config.accumulate
-        schedule = optimizer.linear_schedule(
-            config.learning_rate, updates, config.warmup_ratio, config.warmup_steps
-        )
-        tx = optimizer.adamw(
-            {path: self.labels[path] for path in trainable}, schedule,
-            weight_decay=config.weight_decay, max_grad_norm=config.max_grad_norm,
-            accumulate=config.accumulate, **config.adam,
-        )  # fmt: skip
+        schedule, tx = optimizer_for(config, {p: self.labels[p] for p in trainable}, updates)
         plan = loop.Plan(
             config.epochs, goal.headline, schedule, config.accumulate, config.log_every,
             config.checkpoint_every, goal.label, goal.smaller_is_better,

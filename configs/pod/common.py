@@ -35,9 +35,10 @@ def plan_config(
       model_axis, search_rows: what --search tries, besides all divisions into data and fsdp.
       training: fields of `training_fields`.
     """
-    config = ConfigDict(
+    return ConfigDict(
         {
             **training_fields(),
+            "base_dtype": "bfloat16",
             "model": {"size": size, "remat": remat, "unroll": 1},
             "method": dict(method),
             "mesh": dict(mesh),
@@ -45,8 +46,6 @@ def plan_config(
             "length": length,
             "outputs": outputs,
             "search": {"model": tuple(model_axis), "rows": tuple(search_rows) or (rows,)},
+            **training,
         }
     )
-    config.base_dtype = "bfloat16"
-    config.update(training)
-    return config
