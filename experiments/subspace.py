@@ -183,8 +183,8 @@ The effective update is (alpha/r) B A. `rank_for_90`: directions that hold 90% o
 `phi` of the first i and the first j directions, its mean for random subspaces (`chance`), and how many
 standard deviations it is above that; `shared` = min(i, j) phi.""",
     "amplification": """
-`delta`, `weight`, `random`: norm of U^T W V^T with the directions of the update, of W, and random ones;
-`factor` = norm of the effective update, alpha/r included, over `delta`.""",
+`in_delta`, `in_weight`, `in_random`: norm of U^T W V^T with the directions of the update, of W, and random
+ones; `factor` = norm of the effective update, alpha/r included, over `in_delta`.""",
     "weight_directions": """
 phi of all `of_W` top right-singular vectors of W and all of A's; `gaussian`: a random matrix for A.""",
 }

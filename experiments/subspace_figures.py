@@ -58,7 +58,7 @@ class Figures:
         d = max(dims.values())
         same = {name: phi for name, phi in maps.items() if dims[name] == d}
         some = next(iter(same.values()))
-        zoom = self._zoom if some.shape[1] <= _SMALL else 0
+        zoom = self._zoom if some.shape[1] <= _SMALL and self._zoom < some.shape[2] else 0
         by_layer: dict[str, dict[str, Any]] = {}
         for layer in self._shown(len(some)):
             panels = {short(name): phi[layer - 1] for name, phi in same.items()}

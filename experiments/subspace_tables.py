@@ -88,8 +88,8 @@ def spectrum_rows(label: str, pairs: Pairs) -> Iterator[Row]:
 def amplification_rows(label: str, rank: int, weight: str, found: Amplification) -> Iterator[Row]:
     """Table 7, every layer."""
     ratios = {
-        "over_random": found.delta / found.random_expected,
-        "of_own_top": found.delta / found.weight,
+        "over_random": found.in_delta / found.in_random_expected,
+        "of_own_top": found.in_delta / found.in_weight,
     }
     head = {"adapter": label, "weight": weight, "rank": rank}
     return _by_layer(head, {**found._asdict(), **ratios})

@@ -24,19 +24,19 @@ class Amplification(NamedTuple):
     """Table 7's figures at one rank, one value per layer.
 
     Attributes:
-      delta: ||U^T W V||_F with U, V the first r singular directions of the update.
-      weight: the same with W's own first r: the root of the sum of its largest r squared values.
-      random: the same with those of a Gaussian matrix, the root mean square over draws.
-      random_expected: its expectation, ||W||_F r / sqrt(inputs * outputs).
+      in_delta: ||U^T W V||_F with U, V the first r singular directions of the update.
+      in_weight: the same with W's own first r: the root of the sum of its largest r squared values.
+      in_random: the same with those of a Gaussian matrix, the root mean square over draws.
+      in_random_expected: its expectation, ||W||_F r / sqrt(inputs * outputs).
       delta_norm: ||Delta W||_F of the whole effective update.
       weight_norm: ||W||_F.
-      factor: delta_norm / delta.
+      factor: delta_norm / in_delta.
     """
 
-    delta: Float[Array, " layers"]
-    weight: Float[Array, " layers"]
-    random: Float[Array, " layers"]
-    random_expected: Float[Array, " layers"]
+    in_delta: Float[Array, " layers"]
+    in_weight: Float[Array, " layers"]
+    in_random: Float[Array, " layers"]
+    in_random_expected: Float[Array, " layers"]
     delta_norm: Float[Array, " layers"]
     weight_norm: Float[Array, " layers"]
     factor: Float[Array, " layers"]
@@ -91,10 +91,10 @@ def amplification(
     delta_norm = jnp.sqrt((values**2).sum(axis=-1))
     weight_norm = jnp.sqrt((own**2).sum(axis=-1))
     return Amplification(
-        delta=inside,
-        weight=jnp.sqrt((own[..., :r] ** 2).sum(axis=-1)),
-        random=jnp.sqrt(jnp.mean(jnp.stack(drawn) ** 2, axis=0)),
-        random_expected=weight_norm * r / jnp.sqrt(float(inputs * outputs)),
+        in_delta=inside,
+        in_weight=jnp.sqrt((own[..., :r] ** 2).sum(axis=-1)),
+        in_random=jnp.sqrt(jnp.mean(jnp.stack(drawn) ** 2, axis=0)),
+        in_random_expected=weight_norm * r / jnp.sqrt(float(inputs * outputs)),
         delta_norm=delta_norm,
         weight_norm=weight_norm,
         factor=delta_norm / inside,

@@ -83,7 +83,9 @@ def similarity_maps(
     for axes, (label, values) in zip(grid, shown.items(), strict=True):
         panels = list(zip(titles, values, strict=True))
         if zoom:
-            panels += [(f"{title}, j ≤ i ≤ {zoom}", _triangle(v, zoom)) for title, v in panels]
+            panels += [
+                (f"{title} j ≤ i ≤ {zoom}".strip(), _triangle(v, zoom)) for title, v in panels
+            ]
         if chance == "drawn":
             panels.append((f"chance, max(i, j) / {d}", levels[max(values, key=np.size).shape]))
         for axis, (title, panel) in zip(axes, panels, strict=True):
@@ -181,9 +183,9 @@ def amplification(rows: Mapping[str, Amplification]) -> Figure:
     figure = _figure(8.6, 3.3)
     left, right = figure.subplots(1, 2)
     kinds = {
-        "random": r"$W$ in random directions",
-        "delta": r"$W$ in the directions of $\Delta W$",
-        "weight": r"$W$ in its own top directions",
+        "in_random": r"$W$ in random directions",
+        "in_delta": r"$W$ in the directions of $\Delta W$",
+        "in_weight": r"$W$ in its own top directions",
         "delta_norm": r"$\Delta W$ itself",
     }
     width = 0.8 / len(kinds)

@@ -1,0 +1,246 @@
+"""The subspace analysis from adapter folders to figures and tables, against numpy in float64."""
+
+from __future__ import annotations
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from configs.subspace import common, minilm_sst2, roberta_base_mnli
+from experiments import convert, subspace
+from lora_jax import adapters, methods, partition
+from lora_jax.models import hub
+
+ROOT = Path(__file__).parents[2]
+TARGETS = r".*/attention/(query|value)"
+
+
+def _save(folder, model_folder, rank, seed, targets=TARGETS):
+    """An adapter with random factors on the model, as training would leave it."""
+    config = hub.read_config(model_folder)
+    model = hub.load_classifier(model_folder, config, 2, jax.random.key(0))
+    method = methods.lora(targets, rank=rank, alpha=16, head=hub.HEAD)
+    adapted = method.insert(model, jax.random.key(seed))
+    labels = method.labels(adapted)
+    _, trainable, _ = partition.split(adapted, labels)
+    random = np.random.default_rng(seed)
+    trainable = {
+        path: random.normal(size=value.shape).astype(np.float32)
+        for path, value in trainable.items()
+    }
+    base = adapters.fingerprint(adapters.base_parameters(model, hub.HEAD))
+    return adapters.save_adapter(
+        folder, trainable, labels, method, base, {"seed": seed, "task": "rte"}
+    )
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory, tiny_model):
+    root = tmp_path_factory.mktemp("adapters")
+    return {
+        "small": str(_save(root / "small", tiny_model, 3, 0)),
+        "large": str(_save(root / "large" / "adapter", tiny_model, 8, 1).parent),  # a run folder
+        "other": str(_save(root / "other", tiny_model, 8, 2)),
+    }
+
+
+@pytest.fixture(scope="module")
+def analysed(folders, tiny_model, tmp_path_factory):
+    config = common.subspace_config(
+        folders, (("small", "large"), ("large", "other")), str(tiny_model)
+    )
+    config.directions = ("a", "delta_out")
+    config.layers = (2,)
+    workdir = tmp_path_factory.mktemp("analysis")
+    return subspace.analyse(config, workdir), workdir
+
+
+def _factors(folders, name, weight):
+    folder = Path(folders[name])
+    folder = folder / "adapter" if (folder / "adapter").exists() else folder
+    values = load_file(folder / "adapter.safetensors")
+    stem = f"encoder/layers/block/attention/{weight}/lora"
+    return (np.asarray(values[f"{stem}/{side}"], np.float64) for side in "ab")
+
+
+def _find(rows, **keys):
+    (row,) = [row for row in rows if all(row[k] == v for k, v in keys.items())]
+    return row
+
+
+def test_similarity_of_a_is_that_of_its_right_singular_vectors(analysed, folders):
+    rows = analysed[0]["similarity"]
+    for weight in ("query", "value"):
+        a, other = (next(_factors(folders, name, weight)) for name in ("small", "large"))
+        for layer in (1, 2):
+            # The paper's A is (r, d): the transpose of ours.
+            u, v = (np.linalg.svd(x[layer - 1].T)[2].T for x in (a, other))
+            for i, j in ((1, 1), (2, 2), (1, 8), (3, 8)):
+                expected = np.linalg.norm(u[:, :i].T @ v[:, :j]) ** 2 / min(i, j)
+                row = _find(
+                    rows, pair="small / large", directions="a", weight=weight, layer=layer, i=i, j=j
+                )
+                assert row["phi"] == pytest.approx(expected, abs=2e-6)  # float32
+                assert row["chance"] == pytest.approx(max(i, j) / 32)
+                assert row["shared"] == pytest.approx(min(i, j) * expected, abs=2e-6)
+
+
+def test_similarity_of_outputs_is_that_of_the_updates_left_singular_vectors(analysed, folders):
+    rows = analysed[0]["similarity"]
+    bases = []
+    for name in ("large", "other"):
+        a, b = _factors(folders, name, "value")
+        bases.append(np.linalg.svd((a[1] @ b[1]).T)[0])  # Delta W = (a b)^T
+    expected = np.linalg.norm(bases[0][:, :4].T @ bases[1][:, :4]) ** 2 / 4
+    row = _find(
+        rows, pair="large / other", directions="delta_out", weight="value", layer=2, i=4, j=4
+    )
+    assert row["phi"] == pytest.approx(expected, abs=2e-6)
+
+
+def test_table_7_against_dense_matrices(analysed, folders, tiny_model):
+    rows = analysed[0]["amplification"]
+    tensors = load_file(Path(tiny_model) / "model.safetensors")
+    for layer in (0, 1):
+        key = f"encoder.layer.{layer}.attention.self.query.weight"
+        w = np.asarray(tensors.get(key, tensors.get(f"bert.{key}")), np.float64)  # (out, in)
+        a, b = _factors(folders, "small", "query")
+        delta = 16 / 3 * (a[layer] @ b[layer]).T
+        u, s, vt = np.linalg.svd(delta)
+        row = _find(rows, adapter="small", weight="query", layer=layer + 1)
+        inside = np.linalg.norm(u[:, :3].T @ w @ vt[:3].T)
+        assert row["in_delta"] == pytest.approx(inside, rel=1e-4)
+        assert row["delta_norm"] == pytest.approx(np.linalg.norm(s), rel=1e-5)
+        assert row["factor"] == pytest.approx(np.linalg.norm(s) / inside, rel=1e-4)
+        own = np.linalg.svd(w, compute_uv=False)
+        assert row["in_weight"] == pytest.approx(np.linalg.norm(own[:3]), rel=1e-5)
+        assert row["in_random_expected"] == pytest.approx(np.linalg.norm(w) * 3 / 32, rel=1e-5)
+
+
+def test_weight_directions_are_the_input_side(analysed, folders, tiny_model):
+    rows = analysed[0]["weight_directions"]
+    tensors = load_file(Path(tiny_model) / "model.safetensors")
+    key = "encoder.layer.1.attention.self.value.weight"
+    w = np.asarray(tensors.get(key, tensors.get(f"bert.{key}")), np.float64)
+    a, _ = _factors(folders, "large", "value")
+    top, own = np.linalg.svd(w)[2][:3].T, np.linalg.svd(a[1].T)[2][:8].T  # 10% of 32 directions
+    row = _find(rows, adapter="large", weight="value", layer=2)
+    assert (row["of_W"], row["of_update"]) == (3, 8)
+    assert row["phi"] == pytest.approx(np.linalg.norm(top.T @ own) ** 2 / 3, abs=1e-5)
+    assert row["chance"] == pytest.approx(8 / 32)
+
+
+def test_files_hold_the_rows(analysed):
+    rows, workdir = analysed
+    written = json.loads((workdir / "analysis.json").read_text())
+    assert written["tables"]["spectra"] == rows["spectra"]
+    assert written["config"]["directions"] == ["a", "delta_out"]
+    for name, own in rows.items():
+        with (workdir / "tables" / f"{name}.csv").open() as file:
+            read = list(csv.DictReader(file))
+        assert len(read) == len(own)
+        assert list(read[0]) == list(own[0])
+    text = (workdir / "analysis.md").read_text()
+    figures = {path.name for path in (workdir / "figures").iterdir()}
+    assert figures == {part.split(")")[0] for part in text.split("](figures/")[1:]}
+    assert {
+        "spectra.png", "effective_ranks.png", "amplification.png",
+        "similarity_small_large_a.png", "similarity_large_other_a_minus_chance.png",
+        "weight_directions_small_query.png",
+    } <= figures  # fmt: skip
+
+
+def test_medians_and_ranges_over_layers(analysed):
+    rows, workdir = analysed
+    two = [r["norm"] for r in rows["spectra"] if r["adapter"] == "small" and r["weight"] == "query"]
+    shown = f"{np.median(two):.3g} ({min(two):.3g} to {max(two):.3g})"
+    assert f"| small | query | 3 | {shown} |" in (workdir / "analysis.md").read_text()
+
+
+def test_without_a_base_there_is_no_table_7(folders, tmp_path):
+    config = common.subspace_config({"small": folders["small"]}, (("small:query", "small:value"),))
+    config.layers = (2,)
+    found = subspace.analyse(config, tmp_path)
+    assert set(found) == {"spectra", "similarity"}
+    assert {row["pair"] for row in found["similarity"]} == {"small:query / small:value"}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"adapters": {}}, "config.adapters is empty"),
+        ({"comparisons": (("small", "huge"),)}, "no adapter 'huge'"),
+        ({"comparisons": (("small:key", "large"),)}, "'small:key' is not one of the weights"),
+        ({"comparisons": (("small:query", "large"),)}, "no layer in common"),
+        ({"directions": ("c",)}, r"unknown \['c'\]; known are"),
+        ({"weights": "nothing"}, "matches no adapted layer of large"),
+        ({"layers": (3,)}, r"\[3\] are not layers from 1 to 2"),
+    ],
+)
+def test_wrong_configs_say_what_is_wrong(folders, tmp_path, change, message):
+    config = common.subspace_config(folders, (("small", "large"),))
+    with config.unlocked():
+        config.update(change)
+        if not change.get("adapters", True):
+            config.adapters = {}
+    with pytest.raises(ValueError, match=message):
+        subspace.analyse(config, tmp_path / "out")
+    assert not (tmp_path / "out" / "analysis.json").exists()
+
+
+def test_updates_are_put_onto_their_own_base_only(folders, tiny_model, tmp_path):
+    description = json.loads((Path(folders["small"]) / "adapter.json").read_text())
+    (tmp_path / "adapter.json").write_text(json.dumps({**description, "base": "0" * 64}))
+    weights = Path(folders["small"]) / "adapter.safetensors"
+    (tmp_path / "adapter.safetensors").write_bytes(weights.read_bytes())
+    config = common.subspace_config({"x": str(tmp_path)}, model=str(tiny_model))
+    config.layers = (1,)
+    with pytest.raises(ValueError, match="trained on another base"):
+        subspace.analyse(config, tmp_path / "out")
+
+
+def test_a_damaged_adapter_is_named(folders, tmp_path):
+    folder = tmp_path / "broken"
+    folder.mkdir()
+    for name in ("adapter.json", "adapter.safetensors"):
+        (folder / name).write_bytes((Path(folders["small"]) / name).read_bytes())
+    save_file({"x": np.zeros(2, np.float32)}, folder / "adapter.safetensors")
+    with pytest.raises(ValueError, match="broken"):
+        subspace.analyse(common.subspace_config({"x": str(folder)}), tmp_path / "out")
+
+
+def test_the_released_adapter_by_command(real_data, tmp_path):
+    """Norms of the released RoBERTa-base adapter as `paper.md` section 6.3 lists them."""
+    name = "adapters/microsoft_lora_roberta_base_mnli/roberta_base_lora_mnli.safetensors"
+    convert.from_loralib(real_data / name, tmp_path / "adapter", alpha=16)
+    command = [
+        sys.executable, "-m", "experiments.subspace", f"--workdir={tmp_path / 'out'}",
+        f"--config=configs/subspace/roberta_base_mnli.py:{tmp_path / 'adapter'}",
+        "--config.directions=('a',)", "--config.layers=(12,)",
+    ]  # fmt: skip
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
+    assert result.returncode == 0, result.stderr
+    assert "Spectra of the effective updates" in result.stdout
+    rows = json.loads((tmp_path / "out" / "analysis.json").read_text())["tables"]["spectra"]
+    norms = [row["norm"] / 2 for row in rows if row["weight"] == "query"]  # scale 16/8
+    assert norms == pytest.approx(
+        [4.81, 3.90, 3.80, 4.44, 4.62, 4.72, 5.11, 6.13, 6.16, 6.92, 7.21, 6.39], abs=0.006
+    )
+    shares = [row["energy_of_largest"] for row in rows if row["weight"] == "query"]
+    assert shares == pytest.approx(
+        [0.63, 0.44, 0.43, 0.39, 0.32, 0.34, 0.43, 0.69, 0.54, 0.84, 0.94, 0.99], abs=0.006
+    )
+
+
+def test_configs_name_their_adapters():
+    own = minilm_sst2.get_config("runs/x")
+    assert own.adapters.r64b == "runs/x/r64/seed_1/adapter"
+    assert {name for pair in own.comparisons for name in pair} == set(own.adapters)
+    assert roberta_base_mnli.get_config("folder").adapters.r8 == "folder"
