@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 from pathlib import Path
 
 import jax
@@ -30,6 +32,22 @@ def load(folder: Path, outputs: int) -> nnx.Module:
     return hub.load_classifier(folder, hub.read_config(folder), outputs, jax.random.key(0))
 
 
+@dataclasses.dataclass(frozen=True)
+class Base:
+    """A pre-trained model with the fingerprint that adapters know it by."""
+
+    model: nnx.Module
+    fingerprint: str
+
+
+@functools.lru_cache(maxsize=1)
+def base(name: str, outputs: int) -> Base:
+    """The model `name` (see `hub.find`), read once for several adapters."""
+    with in_host_memory():
+        model = load(hub.find(name), outputs)
+        return Base(model, adapters.fingerprint(adapters.base_parameters(model, hub.HEAD)))
+
+
 def adapted(name: str, adapter: Adapter, where: str) -> nnx.Module:
     """The model `name` with an adapter on it, loaded strictly.
 
@@ -42,11 +60,10 @@ def adapted(name: str, adapter: Adapter, where: str) -> nnx.Module:
       FileNotFoundError, ValueError: the model cannot be read, or it is not the adapter's base.
     """
     bias = adapter.values.get("head/output/bias")
+    own = base(name, 2 if bias is None else len(bias))
     with in_host_memory():
-        model = load(hub.find(name), 2 if bias is None else len(bias))
-        base = adapters.fingerprint(adapters.base_parameters(model, hub.HEAD))
-        inserted = adapter.method.insert(model, jax.random.key(0))
+        inserted = adapter.method.insert(own.model, jax.random.key(0))
         labels = adapter.method.labels(inserted)
         structure, trainable, frozen = partition.split(inserted, labels)
-        values = adapters.apply_adapter(adapter, trainable, base, where)
+        values = adapters.apply_adapter(adapter, trainable, own.fingerprint, where)
         return partition.join(structure, values, frozen)

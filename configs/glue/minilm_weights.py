@@ -11,7 +11,7 @@ ranks, as in the paper (section 4.1). All points of both tables on two tasks, 3 
           --workdir=runs/weights/$task,$point --config.data.source=FOLDER_WITH_GLUE_TSV_FILES
       done
     done
-    python -m experiments.report runs/weights --out=report
+    python -m experiments.report runs/weights --output=runs/weights.md
 
 The paper's numbers are of another model and other tasks (GPT-3 175B on WikiSQL and MNLI): only which
 weights and ranks do better can be compared.

@@ -8,6 +8,7 @@ say which it took.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -75,7 +76,6 @@ def amplification(
     Raises:
       ValueError: shapes that do not fit, or a rank above the update's.
     """
-    _, inputs, outputs = matrices.shape
     if (pair.layers, pair.a.shape[1], pair.b.shape[2]) != matrices.shape:
         raise ValueError(
             f"an update of {pair.layers} x {pair.a.shape[1]} x {pair.b.shape[2]} does not fit weights "
@@ -85,15 +85,24 @@ def amplification(
     if not 0 < r <= pair.rank:
         raise ValueError(f"rank {rank} is not from 1 to the update's, {pair.rank}")
     u, values, v = delta_svd(pair)
-    inside = projected_norm(u[..., :r], matrices, v[..., :r])
+    return _figures(u[..., :r], values, v[..., :r], matrices, key, draws)
+
+
+@partial(jax.jit, static_argnames="draws")
+def _figures(
+    u: Array, values: Array, v: Array, matrices: Array, key: Array, draws: int
+) -> Amplification:
+    _, inputs, outputs = matrices.shape
+    r = u.shape[-1]
     own = jnp.linalg.svd(matrices, compute_uv=False)
-    drawn = [_random(k, matrices, r) for k in jax.random.split(key, draws)]
+    drawn = jax.lax.map(lambda k: _random(k, matrices, r), jax.random.split(key, draws))
+    inside = projected_norm(u, matrices, v)
     delta_norm = jnp.sqrt((values**2).sum(axis=-1))
     weight_norm = jnp.sqrt((own**2).sum(axis=-1))
     return Amplification(
         in_delta=inside,
         in_weight=jnp.sqrt((own[..., :r] ** 2).sum(axis=-1)),
-        in_random=jnp.sqrt(jnp.mean(jnp.stack(drawn) ** 2, axis=0)),
+        in_random=jnp.sqrt(jnp.mean(drawn**2, axis=0)),
         in_random_expected=weight_norm * r / jnp.sqrt(float(inputs * outputs)),
         delta_norm=delta_norm,
         weight_norm=weight_norm,

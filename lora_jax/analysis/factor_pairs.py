@@ -22,7 +22,8 @@ from lora_jax.adapters import Adapter
 from lora_jax.insertions.low_rank import LowRankInsertion
 from lora_jax.low_rank import LowRank
 
-_LEAF = re.compile(r"(?P<layer>.*)/lora/(?:(?P<part>[^/]+)/)?(?P<side>[ab])")
+_LEAF = re.compile(r"(?:(?P<layer>.*)/)?lora/(?:(?P<part>[^/]+)/)?(?P<side>[ab])")
+_SCANNED = re.compile(r"(.*/)?layers/((first|last_\d+)/)?block/.*")  # the stacks of lora_jax.models
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +62,7 @@ def from_adapter(adapter: Adapter) -> dict[str, FactorPair]:
     sides: dict[tuple[str, str], dict[str, Array]] = {}
     for path, value in sorted(adapter.values.items()):
         if match := _LEAF.fullmatch(path):
-            key = match["layer"], match["part"] or ""
+            key = match["layer"] or "", match["part"] or ""
             sides.setdefault(key, {})[match["side"]] = jnp.asarray(value, jnp.float32)
     if not sides:
         raise ValueError(
@@ -70,7 +71,7 @@ def from_adapter(adapter: Adapter) -> dict[str, FactorPair]:
         )
     result = {}
     for (layer, part), pair in sides.items():
-        name = f"{layer}/{part}" if part else layer
+        name = "/".join(filter(None, (layer, part)))
         a, b = pair["a"], pair["b"]
         result[name] = _pair(a, b, _scale(adapter, layer), _stack_axes(a, b, name))
     return result
@@ -82,21 +83,21 @@ def from_model(model: nnx.Module) -> dict[str, FactorPair]:
     Raises:
       ValueError: the model has no adapted layer.
     """
-    found = {
+    return {
         name: _pair(
             pair.a[...], pair.b[...], pair.scale, layer.stack_axes() + len(layer.roles().batch)
         )
         for name, layer, pair, _ in _adapted(model)
     }
-    if not found:
-        raise ValueError("the model has no adapted layer; insert a method such as lora(...) first")
-    return found
 
 
 def base_matrices(model: nnx.Module) -> dict[str, Float[Array, "layers inputs outputs"]]:
     """The pre-trained weights of an adapted model's layers, with the keys of `from_model`.
 
     The inputs come first: the paper's W transposed. Float32.
+
+    Raises:
+      ValueError: the model has no adapted layer.
     """
     result = {}
     for name, layer, _, (start, size) in _adapted(model):
@@ -116,14 +117,17 @@ def _adapted(
     model: nnx.Module,
 ) -> Iterator[tuple[str, layers.Adapted, LowRank, tuple[int, int]]]:
     """Yields name, layer, pair, and the pair's (start, size) along the first output axis."""
-    for path, layer in layers.adapted_layers(model).items():
+    adapted = layers.adapted_layers(model)
+    if not adapted:
+        raise ValueError("the model has no adapted layer; insert a method such as lora(...) first")
+    for path, layer in adapted.items():
         if isinstance(layer.lora, LowRank):
             size = layer.view()[layer.roles().outputs[0]]
             yield path, layer, layer.lora, (0, size)
             continue
         for part, (pair, start, size) in zip(layer.lora.names, layer.lora.slots(), strict=True):
             if pair is not None:
-                yield f"{path}/{part}", layer, pair, (start, size)
+                yield "/".join(filter(None, (path, part))), layer, pair, (start, size)
 
 
 def _pair(a: Array, b: Array, scale: float, stacked: int) -> FactorPair:
@@ -155,7 +159,7 @@ def _stack_axes(a: Array, b: Array, name: str) -> int:
     ]
     if len(possible) == 1:
         return possible[0]
-    if "block" in name.split("/") and 1 in possible:  # the scanned stacks of lora_jax.models
+    if 1 in possible and a.ndim == 3 and _SCANNED.fullmatch(name):
         return 1
     raise ValueError(
         f"the shapes of {name}, a {a.shape} and b {b.shape}, leave open which axes are layers; put "

@@ -8,6 +8,7 @@ and so is phi at the i that divides them.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -41,7 +42,7 @@ def overlap(
 
 
 def phi(
-    first: Float[Array, "*layers d m"], second: Float[Array, "*layers d n"]
+    first: Float[Array, "*layers d p"], second: Float[Array, "*layers d q"]
 ) -> Float[Array, "*layers m n"]:
     """Normalised subspace similarity of two matrices for all i and j (equation 4, appendix G).
 
@@ -50,7 +51,8 @@ def phi(
       second: another one in the same space; the number of columns may differ.
 
     Returns:
-      phi at [layer, i-1, j-1], in [0, 1] up to rounding. The scale of a matrix does not matter.
+      phi at [layer, i-1, j-1], in [0, 1] up to rounding, for i up to m = min(d, p) and j up to
+      n = min(d, q). The scale of a matrix does not matter.
     """
     return overlap(directions(first), directions(second))
 
@@ -74,6 +76,7 @@ def random_deviation(d: int, m: int, n: int) -> Float[Array, "m n"]:
     return jnp.sqrt(variance) / jnp.minimum(i, j)
 
 
+@partial(jax.jit, static_argnums=(1, 2, 3, 4))
 def gaussian_control(
     key: Key[Array, ""], d: int, m: int, n: int, layers: int = 1
 ) -> Float[Array, "layers m n"]:

@@ -60,13 +60,18 @@ def _thin_svd(a: Array, b: Array, scale: float) -> DeltaSVD:
 
 def energy(values: Float[Array, "layers k"]) -> Float[Array, "layers k"]:
     """Share of the squared Frobenius norm in the first 1, 2, ... directions."""
-    squares = values**2
+    squares = _relative(values) ** 2
     return jnp.cumsum(squares, axis=-1) / squares.sum(axis=-1, keepdims=True)
 
 
 def stable_rank(values: Float[Array, "layers k"]) -> Float[Array, " layers"]:
     """||.||_F^2 / ||.||_2^2: 1 if one direction has all the energy, k if all are equal."""
-    return (values**2).sum(axis=-1) / values[..., 0] ** 2
+    return (_relative(values) ** 2).sum(axis=-1)
+
+
+def _relative(values: Array) -> Array:
+    """Over the largest, so that squares stay in float32's range."""
+    return values / values[..., :1]
 
 
 def entropy_rank(values: Float[Array, "layers k"]) -> Float[Array, " layers"]:
@@ -77,6 +82,8 @@ def entropy_rank(values: Float[Array, "layers k"]) -> Float[Array, " layers"]:
 
 def rank_for_energy(values: Float[Array, "layers k"], share: float = 0.9) -> Int[Array, " layers"]:
     """The fewest directions that hold a share of the squared Frobenius norm; 0 of a zero update.
+
+    Directions that hold less than a millionth of the energy together do not count.
 
     Raises:
       ValueError: the share is not in (0, 1].
