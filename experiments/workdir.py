@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -106,16 +106,17 @@ def join_hosts(text: str) -> None:
 
 
 def _changes(old: dict[str, Any], new: dict[str, Any], where: str, here: str) -> str:
-    old, new = _flat(old), _flat(new)
+    old, new = flat(old), flat(new)
     keys = [k for k in sorted(old.keys() | new.keys()) if old.get(k) != new.get(k)]
     return "; ".join(f"{k}: {old.get(k)!r} {where}, {new.get(k)!r} {here}" for k in keys)
 
 
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A config with dotted names."""
     result = {}
     for key, value in values.items():
-        if isinstance(value, dict) and value:
-            result.update(_flat(value, f"{prefix}{key}."))
+        if isinstance(value, Mapping) and value:
+            result.update(flat(value, f"{prefix}{key}."))
         else:
             result[prefix + key] = value
     return result
