@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from pathlib import Path
 
 import jax
 from flax import nnx
 
-from lora_jax import adapters, partition
-from lora_jax.adapters import Adapter
+from lora_jax.adapters import Adapter, attach
 from lora_jax.models import hub
 from lora_jax.models.tensors import read_json
 from lora_jax.sharding.placement import in_host_memory
@@ -32,20 +30,11 @@ def load(folder: Path, outputs: int) -> nnx.Module:
     return hub.load_classifier(folder, hub.read_config(folder), outputs, jax.random.key(0))
 
 
-@dataclasses.dataclass(frozen=True)
-class Base:
-    """A pre-trained model with the fingerprint that adapters know it by."""
-
-    model: nnx.Module
-    fingerprint: str
-
-
 @functools.lru_cache(maxsize=1)
-def base(name: str, outputs: int) -> Base:
+def base(name: str, outputs: int) -> nnx.Module:
     """The model `name` (see `hub.find`), read once for several adapters."""
     with in_host_memory():
-        model = load(hub.find(name), outputs)
-        return Base(model, adapters.fingerprint(adapters.base_parameters(model, hub.HEAD)))
+        return load(hub.find(name), outputs)
 
 
 def adapted(name: str, adapter: Adapter, where: str) -> nnx.Module:
@@ -60,10 +49,6 @@ def adapted(name: str, adapter: Adapter, where: str) -> nnx.Module:
       FileNotFoundError, ValueError: the model cannot be read, or it is not the adapter's base.
     """
     bias = adapter.values.get("head/output/bias")
-    own = base(name, 2 if bias is None else len(bias))
+    model = base(name, 2 if bias is None else len(bias))
     with in_host_memory():
-        inserted = adapter.method.insert(own.model, jax.random.key(0))
-        labels = adapter.method.labels(inserted)
-        structure, trainable, frozen = partition.split(inserted, labels)
-        values = adapters.apply_adapter(adapter, trainable, own.fingerprint, where)
-        return partition.join(structure, values, frozen)
+        return attach(model, adapter, hub.HEAD, where)

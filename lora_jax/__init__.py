@@ -5,7 +5,7 @@ adapted = method.insert(model, jax.random.key(0))
 structure, trainable, frozen = lora_jax.split(adapted, method.labels(adapted))
 """
 
-from lora_jax.adapters import load_adapter, save_adapter
+from lora_jax.adapters import attach, load_adapter, save_adapter
 from lora_jax.layers import seed_dropout
 from lora_jax.merge import merge, strip
 from lora_jax.method import Method
@@ -32,6 +32,7 @@ __all__ = [
     "adapter_h",
     "adapter_l",
     "adapter_p",
+    "attach",
     "bitfit",
     "full",
     "head_only",

@@ -18,6 +18,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -201,6 +202,28 @@ def apply_adapter(
             f"{where} does not fit: missing {missing[:5]}, not in the model {extra[:5]}"
         )
     return _replaced(adapter.values, trainable, where)
+
+
+def attach(
+    model: nnx.Module, adapter: Adapter, head: str | None = None, where: str = "the adapter"
+) -> nnx.Module:
+    """Returns the adapted model: the adapter's method inserted into its base, with its values.
+
+    `model` is left as it is; frozen arrays are shared.
+
+    Args:
+      model: the pre-trained model, with a head of the adapter's shape if it has one.
+      adapter: from `load_adapter`.
+      head: regular expression for the paths of the task head's leaves, which are not of the base.
+      where: name of the adapter, for messages.
+
+    Raises:
+      ValueError: another or an unknown base, or leaves missing, extra or of another shape.
+    """
+    base = fingerprint(base_parameters(model, head))
+    inserted = adapter.method.insert(model, jax.random.key(0))
+    structure, trainable, frozen = partition.split(inserted, adapter.method.labels(inserted))
+    return partition.join(structure, apply_adapter(adapter, trainable, base, where), frozen)
 
 
 def transfer_group(

@@ -119,6 +119,20 @@ def test_round_trip_keeps_bits(folder, run, base):
     np.testing.assert_array_equal(first(ids), second(ids))
 
 
+def test_attach_gives_the_trained_model_and_leaves_the_base(folder, run, base):
+    before = bits(lora_jax.parameters(base))
+    fresh = nnx.clone(base)
+    fresh.head = randomise(Model(nnx.Rngs(0)), 7).head  # the head is the adapter's, not the base's
+    attached = lora_jax.attach(fresh, lora_jax.load_adapter(folder), head=HEAD)
+    trained = lora_jax.join(run.structure, run.trainable, run.frozen)
+    ids = jnp.arange(10)
+    np.testing.assert_array_equal(attached(ids), trained(ids))
+    assert bits(lora_jax.parameters(base)) == before
+    randomise(fresh, 8)
+    with pytest.raises(ValueError, match=r"runs/x was trained on another base"):
+        lora_jax.attach(fresh, lora_jax.load_adapter(folder), head=HEAD, where="runs/x")
+
+
 @pytest.mark.parametrize(
     "method",
     [
