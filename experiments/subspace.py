@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 from tqdm import tqdm
@@ -114,9 +113,7 @@ def _compare(
     maps = rows_of.overlaps(one, other, kind, label)
     dims = {name: _dimension(one[name], kind) for name in maps}
     shapes = {(dims[name], *phi.shape[1:]) for name, phi in maps.items()}
-    control = {
-        shape: np.asarray(similarity.gaussian_control(_key(config, 0), *shape)) for shape in shapes
-    }
+    control = {shape: similarity.gaussian_control(_key(config, 0), *shape) for shape in shapes}
     figures.similarity(first, second, kind, maps, dims, control)
     return list(rows_of.similarity_rows(label, kind, maps, dims))
 
@@ -147,11 +144,9 @@ def _against_base(
                 top = max(1, round(config.top_weight_directions * matrices[path].shape[1]))
                 directions[path] = similarity.directions(matrices[path])[..., :top]
             d = matrices[path].shape[1]
-            phi = np.asarray(similarity.overlap(directions[path], similarity.directions(pair.a)))
+            phi = similarity.overlap(directions[path], similarity.directions(pair.a))
             gaussian = jax.random.normal(_key(config, index + 1), pair.a.shape)
-            control = np.asarray(
-                similarity.overlap(directions[path], similarity.directions(gaussian))
-            )
+            control = similarity.overlap(directions[path], similarity.directions(gaussian))
             rows["weight_directions"] += rows_of.weight_direction_rows(
                 name, weight, phi, d, control
             )

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Float
 
 from lora_jax.analysis import factor_pairs, similarity, spectra
 from lora_jax.analysis.amplification import Amplification
@@ -15,9 +14,9 @@ from lora_jax.analysis.factor_pairs import FactorPair
 
 Row = dict[str, Any]
 Pairs = Mapping[str, FactorPair]
-DIRECTIONS: Mapping[str, Callable[[FactorPair], Float[Array, "layers d r"]]] = {
+DIRECTIONS: Mapping[str, Callable[[FactorPair], Float[np.ndarray, "layers d r"]]] = {
     "a": lambda pair: similarity.directions(pair.a),
-    "b": lambda pair: similarity.directions(jnp.swapaxes(pair.b, -1, -2)),
+    "b": lambda pair: similarity.directions(np.swapaxes(pair.b, -1, -2)),
     "delta_in": lambda pair: spectra.delta_svd(pair).inputs,
     "delta_out": lambda pair: spectra.delta_svd(pair).outputs,
 }
@@ -38,7 +37,7 @@ def overlaps(first: Pairs, second: Pairs, kind: str, where: str) -> dict[str, np
     """phi of two adapters by weight, (layers, i, j), between the directions of one kind."""
     find = DIRECTIONS[kind]
     return {
-        name: np.asarray(similarity.overlap(find(first[name]), find(second[name])))
+        name: similarity.overlap(find(first[name]), find(second[name]))
         for name in factor_pairs.shared(first, second, where)
     }
 
@@ -54,8 +53,8 @@ def similarity_rows(
     for name, phi in maps.items():
         d = dims[name]
         _, m, n = phi.shape
-        mean = np.asarray(similarity.random_mean(d, m, n))
-        deviation = np.asarray(similarity.random_deviation(d, m, n))
+        mean = similarity.random_mean(d, m, n)
+        deviation = similarity.random_deviation(d, m, n)
         sizes = [2**k for k in range(12) if 2**k <= min(m, n)]
         places = dict.fromkeys([(k, k) for k in sizes] + [(1, n), (m, n)])
         for layer, own in enumerate(phi):
@@ -75,7 +74,7 @@ def spectrum_rows(label: str, pairs: Pairs) -> Iterator[Row]:
     for name, pair in pairs.items():
         values = spectra.delta_svd(pair).values
         figures = {
-            "norm": jnp.sqrt((values**2).sum(-1)),
+            "norm": np.linalg.norm(values, axis=-1),
             "largest": values[:, 0],
             "energy_of_largest": spectra.energy(values)[:, 0],
             "stable_rank": spectra.stable_rank(values),

@@ -6,6 +6,9 @@ import os
 import pathlib
 import shutil
 
+# Two workers with two OpenBLAS threads each wait for one another: SVDs take ten times as long.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
 import numpy as np
 import pytest
 

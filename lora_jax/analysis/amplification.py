@@ -8,17 +8,15 @@ say which it took.
 
 from __future__ import annotations
 
-from functools import partial
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Key
 
 from lora_jax.analysis.factor_pairs import FactorPair
+from lora_jax.analysis.similarity import Matrix
 from lora_jax.analysis.spectra import delta_svd
-
-_HIGHEST = jax.lax.Precision.HIGHEST
 
 
 class Amplification(NamedTuple):
@@ -34,32 +32,31 @@ class Amplification(NamedTuple):
       factor: delta_norm / in_delta.
     """
 
-    in_delta: Float[Array, " layers"]
-    in_weight: Float[Array, " layers"]
-    in_random: Float[Array, " layers"]
-    in_random_expected: Float[Array, " layers"]
-    delta_norm: Float[Array, " layers"]
-    weight_norm: Float[Array, " layers"]
-    factor: Float[Array, " layers"]
+    in_delta: Float[np.ndarray, " layers"]
+    in_weight: Float[np.ndarray, " layers"]
+    in_random: Float[np.ndarray, " layers"]
+    in_random_expected: Float[np.ndarray, " layers"]
+    delta_norm: Float[np.ndarray, " layers"]
+    weight_norm: Float[np.ndarray, " layers"]
+    factor: Float[np.ndarray, " layers"]
 
 
-@jax.jit
 def projected_norm(
-    u: Float[Array, "*layers inputs r"],
-    matrix: Float[Array, "*layers inputs outputs"],
-    v: Float[Array, "*layers outputs r"],
-) -> Float[Array, "*layers"]:
+    u: Float[Matrix, "*layers inputs r"],
+    matrix: Float[Matrix, "*layers inputs outputs"],
+    v: Float[Matrix, "*layers outputs r"],
+) -> Float[np.ndarray, "*layers"]:
     """||U^T W V||_F for orthonormal columns U and V.
 
     The paper's W is the transpose of ours, and its V has the vectors as rows; the norm is the same.
     """
-    core = jnp.einsum("...di,...de,...ej->...ij", u, matrix, v, precision=_HIGHEST)
-    return jnp.sqrt((core**2).sum(axis=(-1, -2)))
+    u, matrix, v = (np.asarray(x, np.float64) for x in (u, matrix, v))
+    return np.linalg.norm(np.swapaxes(u, -1, -2) @ matrix @ v, axis=(-1, -2))
 
 
 def amplification(
     pair: FactorPair,
-    matrices: Float[Array, "layers inputs outputs"],
+    matrices: Float[Matrix, "layers inputs outputs"],
     key: Key[Array, ""],
     rank: int | None = None,
     draws: int = 8,
@@ -85,38 +82,29 @@ def amplification(
     if not 0 < r <= pair.rank:
         raise ValueError(f"rank {rank} is not from 1 to the update's, {pair.rank}")
     u, values, v = delta_svd(pair)
-    return _figures(u[..., :r], values, v[..., :r], matrices, key, draws)
-
-
-@partial(jax.jit, static_argnames="draws")
-def _figures(
-    u: Array, values: Array, v: Array, matrices: Array, key: Array, draws: int
-) -> Amplification:
-    _, inputs, outputs = matrices.shape
-    r = u.shape[-1]
-    own = jnp.linalg.svd(matrices, compute_uv=False)
-    drawn = jax.lax.map(lambda k: _random(k, matrices, r), jax.random.split(key, draws))
-    inside = projected_norm(u, matrices, v)
-    delta_norm = jnp.sqrt((values**2).sum(axis=-1))
-    weight_norm = jnp.sqrt((own**2).sum(axis=-1))
+    u, v = u[..., :r], v[..., :r]
+    whole = np.asarray(matrices, np.float64)
+    own = np.linalg.svd(whole, compute_uv=False)
+    drawn = [_random(k, whole, r) for k in jax.random.split(key, draws)]
+    inside = projected_norm(u, whole, v)
+    delta_norm, weight_norm = np.linalg.norm(values, axis=-1), np.linalg.norm(own, axis=-1)
     return Amplification(
         in_delta=inside,
-        in_weight=jnp.sqrt((own[..., :r] ** 2).sum(axis=-1)),
-        in_random=jnp.sqrt(jnp.mean(drawn**2, axis=0)),
-        in_random_expected=weight_norm * r / jnp.sqrt(float(inputs * outputs)),
+        in_weight=np.linalg.norm(own[..., :r], axis=-1),
+        in_random=np.sqrt(np.mean(np.square(drawn), axis=0)),
+        in_random_expected=weight_norm * r / np.sqrt(whole.shape[1] * whole.shape[2]),
         delta_norm=delta_norm,
         weight_norm=weight_norm,
         factor=delta_norm / inside,
     )
 
 
-def _random(key: Key[Array, ""], matrices: Float[Array, "layers inputs outputs"], r: int) -> Array:
+def _random(key: Key[Array, ""], matrices: np.ndarray, r: int) -> np.ndarray:
     """The projection onto r random directions on either side, of their own for each layer."""
     # QR of a thin Gaussian matrix spans what the first r singular vectors of a whole one would.
     layers, inputs, outputs = matrices.shape
-    keys = jax.random.split(key)
     u, v = (
-        jnp.linalg.qr(jax.random.normal(k, (layers, size, r)))[0]
-        for k, size in zip(keys, (inputs, outputs), strict=True)
+        np.linalg.qr(np.asarray(jax.random.normal(k, (layers, size, r)), np.float64))[0]
+        for k, size in zip(jax.random.split(key), (inputs, outputs), strict=True)
     )
     return projected_norm(u, matrices, v)

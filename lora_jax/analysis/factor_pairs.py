@@ -12,8 +12,7 @@ import math
 import re
 from collections.abc import Iterator, Mapping
 
-import jax
-import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
@@ -36,8 +35,8 @@ class FactorPair:
       scale: alpha/r or alpha/sqrt(r); the effective update includes it.
     """
 
-    a: Float[Array, "layers inputs rank"]
-    b: Float[Array, "layers rank outputs"]
+    a: Float[np.ndarray, "layers inputs rank"]
+    b: Float[np.ndarray, "layers rank outputs"]
     scale: float
 
     @property
@@ -59,11 +58,11 @@ def from_adapter(adapter: Adapter) -> dict[str, FactorPair]:
     Raises:
       ValueError: the adapter has no LoRA factors, or their shapes leave open which axes are layers.
     """
-    sides: dict[tuple[str, str], dict[str, Array]] = {}
+    sides: dict[tuple[str, str], dict[str, np.ndarray]] = {}
     for path, value in sorted(adapter.values.items()):
         if match := _LEAF.fullmatch(path):
             key = match["layer"] or "", match["part"] or ""
-            sides.setdefault(key, {})[match["side"]] = jnp.asarray(value, jnp.float32)
+            sides.setdefault(key, {})[match["side"]] = value
     if not sides:
         raise ValueError(
             f"the adapter has no LoRA factors (its method is {adapter.method}); the analysis is "
@@ -91,7 +90,7 @@ def from_model(model: nnx.Module) -> dict[str, FactorPair]:
     }
 
 
-def base_matrices(model: nnx.Module) -> dict[str, Float[Array, "layers inputs outputs"]]:
+def base_matrices(model: nnx.Module) -> dict[str, Float[np.ndarray, "layers inputs outputs"]]:
     """The pre-trained weights of an adapted model's layers, with the keys of `from_model`.
 
     The inputs come first: the paper's W transposed. Float32.
@@ -104,12 +103,12 @@ def base_matrices(model: nnx.Module) -> dict[str, Float[Array, "layers inputs ou
         stacked = layer.stack_axes()
         roles = layer.roles().stacked(stacked)
         stack = layer.weight_shape()[:stacked]
-        view = getattr(layer, layer.weight)[...].reshape(*stack, *layer.view())
-        part = jax.lax.slice_in_dim(view, start, start + size, axis=roles.outputs[0])
+        whole = np.asarray(getattr(layer, layer.weight)[...], np.float32)
+        view = whole.reshape(*stack, *layer.view())
+        part = np.take(view, np.arange(start, start + size), axis=roles.outputs[0])
         batch, inputs, outputs = roles.sizes(part.shape)
-        ordered = jnp.transpose(part, roles.batch + roles.inputs + roles.outputs)
-        shape = math.prod(batch), math.prod(inputs), math.prod(outputs)
-        result[name] = ordered.reshape(shape).astype(jnp.float32)
+        ordered = np.transpose(part, roles.batch + roles.inputs + roles.outputs)
+        result[name] = ordered.reshape(math.prod(batch), math.prod(inputs), math.prod(outputs))
     return result
 
 
@@ -130,11 +129,11 @@ def _adapted(
                 yield "/".join(filter(None, (path, part))), layer, pair, (start, size)
 
 
-def _pair(a: Array, b: Array, scale: float, stacked: int) -> FactorPair:
+def _pair(a: Array | np.ndarray, b: Array | np.ndarray, scale: float, stacked: int) -> FactorPair:
     maps, rank = math.prod(a.shape[:stacked]), a.shape[-1]
     return FactorPair(
-        a.astype(jnp.float32).reshape(maps, -1, rank),
-        b.astype(jnp.float32).reshape(maps, rank, -1),
+        np.asarray(a, np.float32).reshape(maps, -1, rank),
+        np.asarray(b, np.float32).reshape(maps, rank, -1),
         scale,
     )
 
@@ -149,7 +148,7 @@ def _scale(adapter: Adapter, layer: str) -> float:
     raise ValueError(f"no target of the adapter's method matches its factors at {layer}")
 
 
-def _stack_axes(a: Array, b: Array, name: str) -> int:
+def _stack_axes(a: np.ndarray, b: np.ndarray, name: str) -> int:
     """How many leading axes hold layers: b's rank axis follows them, and a has the same ones."""
     rank = a.shape[-1]
     possible = [

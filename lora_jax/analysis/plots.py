@@ -69,9 +69,7 @@ def similarity_maps(
     titles = list(next(iter(maps.values())))
     shown = {label: [np.asarray(own[title]) for title in titles] for label, own in maps.items()}
     levels = {
-        values.shape: np.asarray(random_mean(d, *values.shape))
-        for own in shown.values()
-        for values in own
+        values.shape: random_mean(d, *values.shape) for own in shown.values() for values in own
     }
     if chance == "subtracted":
         shown = {label: [v - levels[v.shape] for v in own] for label, own in shown.items()}

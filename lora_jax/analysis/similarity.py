@@ -3,47 +3,48 @@
 All functions work on stacks: leading axes are layers. Directions are columns, the one with the
 largest singular value first. Where singular values are equal, the single directions are arbitrary,
 and so is phi at the i that divides them.
+
+Decompositions are numpy's, in float64 on the host: a matrix a layer is little work, and batched ones of
+jaxlib 0.10 can wait for their own thread pool for ever on a CPU with few cores.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Key
 
-_HIGHEST = jax.lax.Precision.HIGHEST
+Matrix = Array | np.ndarray
 
 
-@jax.jit
-def directions(matrix: Float[Array, "*layers d n"]) -> Float[Array, "*layers d k"]:
+def directions(matrix: Float[Matrix, "*layers d n"]) -> Float[np.ndarray, "*layers d k"]:
     """Left-singular vectors as columns, k = min(d, n), largest singular value first.
 
     Of a factor `a` (layers, inputs, rank) these are the right-singular vectors of the paper's A
     (section 7.2); of a base matrix (layers, inputs, outputs) those of the paper's W.
     """
-    return jnp.linalg.svd(matrix, full_matrices=False)[0]
+    return np.linalg.svd(np.asarray(matrix, np.float64), full_matrices=False)[0]
 
 
-@jax.jit
 def overlap(
-    first: Float[Array, "*layers d m"], second: Float[Array, "*layers d n"]
-) -> Float[Array, "*layers m n"]:
+    first: Float[Matrix, "*layers d m"], second: Float[Matrix, "*layers d n"]
+) -> Float[np.ndarray, "*layers m n"]:
     """phi of the subspaces that the first i and the first j of given orthonormal columns span.
 
     Entry [i-1, j-1] is ||U_i^T V_j||_F^2 / min(i, j) for every i and j at once: 1 where one subspace
     holds the other, 0 where they are orthogonal.
     """
-    cosines = jnp.einsum("...di,...dj->...ij", first, second, precision=_HIGHEST)
-    sums = jnp.cumsum(jnp.cumsum(cosines**2, axis=-2), axis=-1)
-    return sums / _by_rank(jnp.minimum, *sums.shape[-2:])
+    u, v = np.asarray(first, np.float64), np.asarray(second, np.float64)
+    cosines = np.swapaxes(u, -1, -2) @ v
+    sums = np.cumsum(np.cumsum(cosines**2, axis=-2), axis=-1)
+    return sums / _by_rank(np.minimum, *sums.shape[-2:])
 
 
 def phi(
-    first: Float[Array, "*layers d p"], second: Float[Array, "*layers d q"]
-) -> Float[Array, "*layers m n"]:
+    first: Float[Matrix, "*layers d p"], second: Float[Matrix, "*layers d q"]
+) -> Float[np.ndarray, "*layers m n"]:
     """Normalised subspace similarity of two matrices for all i and j (equation 4, appendix G).
 
     Args:
@@ -57,29 +58,28 @@ def phi(
     return overlap(directions(first), directions(second))
 
 
-def random_mean(d: int, m: int, n: int) -> Float[Array, "m n"]:
+def random_mean(d: int, m: int, n: int) -> Float[np.ndarray, "m n"]:
     """The mean of phi between independent random subspaces of R^d: max(i, j) / d.
 
     It is 0.005 at the paper's d = 12,288 and j = 64, but 0.17 at d = 384.
     """
-    return _by_rank(jnp.maximum, m, n) / d
+    return _by_rank(np.maximum, m, n) / d
 
 
-def random_deviation(d: int, m: int, n: int) -> Float[Array, "m n"]:
+def random_deviation(d: int, m: int, n: int) -> Float[np.ndarray, "m n"]:
     """The standard deviation of phi between independent random subspaces of R^d.
 
     The trace of the product of two projections of ranks i and j, one of them random, has the variance
     2 i j (d-i) (d-j) / (d^2 (d-1) (d+2)); phi is that trace over min(i, j).
     """
-    i, j = jnp.arange(1.0, m + 1)[:, None], jnp.arange(1.0, n + 1)
+    i, j = np.arange(1.0, m + 1)[:, None], np.arange(1.0, n + 1)
     variance = 2 * i * j * (d - i) * (d - j) / (float(d) ** 2 * (d - 1) * (d + 2))
-    return jnp.sqrt(variance) / jnp.minimum(i, j)
+    return np.sqrt(variance) / np.minimum(i, j)
 
 
-@partial(jax.jit, static_argnums=(1, 2, 3, 4))
 def gaussian_control(
     key: Key[Array, ""], d: int, m: int, n: int, layers: int = 1
-) -> Float[Array, "layers m n"]:
+) -> Float[np.ndarray, "layers m n"]:
     """phi between pairs of Gaussian matrices (the right panel of Figure 4), one pair per layer."""
     keys = jax.random.split(key)
     first, second = (
@@ -88,14 +88,18 @@ def gaussian_control(
     return phi(first, second)
 
 
-def squared_distance(similarity: Float[Array, "*layers m n"]) -> Float[Array, "*layers m n"]:
+def squared_distance(
+    similarity: Float[Matrix, "*layers m n"],
+) -> Float[np.ndarray, "*layers m n"]:
     """The squared projection metric d^2 = p - sum of squared cosines, p = min(i, j), from phi.
 
     So phi = 1 - d^2 / p. The paper's appendix G prints (1 - d^2) / p, which can be negative.
     """
-    return (1 - similarity) * _by_rank(jnp.minimum, *similarity.shape[-2:])
+    return (1 - np.asarray(similarity)) * _by_rank(np.minimum, *similarity.shape[-2:])
 
 
-def _by_rank(choose: Callable[[Array, Array], Array], m: int, n: int) -> Float[Array, "m n"]:
+def _by_rank(
+    choose: Callable[[np.ndarray, np.ndarray], np.ndarray], m: int, n: int
+) -> Float[np.ndarray, "m n"]:
     """choose(i, j) for i = 1..m and j = 1..n."""
-    return choose(jnp.arange(1.0, m + 1)[:, None], jnp.arange(1.0, n + 1))
+    return choose(np.arange(1.0, m + 1)[:, None], np.arange(1.0, n + 1))

@@ -7,13 +7,12 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import jax
-import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+import numpy as np
+from jaxtyping import Float, Int
+from scipy.special import xlogy
 
 from lora_jax.analysis.factor_pairs import FactorPair
-
-_HIGHEST = jax.lax.Precision.HIGHEST
+from lora_jax.analysis.similarity import Matrix
 
 
 class DeltaSVD(NamedTuple):
@@ -25,9 +24,9 @@ class DeltaSVD(NamedTuple):
       outputs: directions in the output space, as columns.
     """
 
-    inputs: Float[Array, "layers inputs rank"]
-    values: Float[Array, "layers rank"]
-    outputs: Float[Array, "layers outputs rank"]
+    inputs: Float[np.ndarray, "layers inputs rank"]
+    values: Float[np.ndarray, "layers rank"]
+    outputs: Float[np.ndarray, "layers outputs rank"]
 
 
 def delta_svd(pair: FactorPair) -> DeltaSVD:
@@ -41,55 +40,49 @@ def delta_svd(pair: FactorPair) -> DeltaSVD:
             f"rank {pair.rank} is larger than a side of the {pair.a.shape[1]} x {pair.b.shape[2]} "
             "matrix"
         )
-    return _thin_svd(pair.a, pair.b, pair.scale)
+    inputs, left = np.linalg.qr(np.asarray(pair.a, np.float64))
+    outputs, right = np.linalg.qr(np.swapaxes(np.asarray(pair.b, np.float64), -1, -2))
+    u, values, vt = np.linalg.svd(left @ np.swapaxes(right, -1, -2))
+    return DeltaSVD(inputs @ u, pair.scale * values, outputs @ np.swapaxes(vt, -1, -2))
 
 
-@jax.jit
-def _thin_svd(a: Array, b: Array, scale: float) -> DeltaSVD:
-    inputs, left = jnp.linalg.qr(a)
-    outputs, right = jnp.linalg.qr(jnp.swapaxes(b, -1, -2))
-    core = jnp.einsum("lij,lkj->lik", left, right, precision=_HIGHEST)
-    u, values, vt = jnp.linalg.svd(core)
-    product = lambda x, y, form: jnp.einsum(form, x, y, precision=_HIGHEST)  # noqa: E731
-    return DeltaSVD(
-        product(inputs, u, "ldi,lij->ldj"),
-        scale * values,
-        product(outputs, vt, "ldi,lji->ldj"),
-    )
-
-
-def energy(values: Float[Array, "layers k"]) -> Float[Array, "layers k"]:
+def energy(values: Float[Matrix, "layers k"]) -> Float[np.ndarray, "layers k"]:
     """Share of the squared Frobenius norm in the first 1, 2, ... directions."""
     squares = _relative(values) ** 2
-    return jnp.cumsum(squares, axis=-1) / squares.sum(axis=-1, keepdims=True)
+    return np.cumsum(squares, axis=-1) / squares.sum(axis=-1, keepdims=True)
 
 
-def stable_rank(values: Float[Array, "layers k"]) -> Float[Array, " layers"]:
+def stable_rank(values: Float[Matrix, "layers k"]) -> Float[np.ndarray, " layers"]:
     """||.||_F^2 / ||.||_2^2: 1 if one direction has all the energy, k if all are equal."""
     return (_relative(values) ** 2).sum(axis=-1)
 
 
-def _relative(values: Array) -> Array:
-    """Over the largest, so that squares stay in float32's range."""
-    return values / values[..., :1]
+def _relative(values: Matrix) -> np.ndarray:
+    """Over the largest: squares stay in range, and of a zero update all is NaN."""
+    values = np.asarray(values, np.float64)
+    with np.errstate(invalid="ignore"):
+        return values / values[..., :1]
 
 
-def entropy_rank(values: Float[Array, "layers k"]) -> Float[Array, " layers"]:
+def entropy_rank(values: Float[Matrix, "layers k"]) -> Float[np.ndarray, " layers"]:
     """exp of the entropy of the normalised singular values (Roy & Vetterli 2007), from 1 to k."""
-    shares = values / values.sum(axis=-1, keepdims=True)
-    return jnp.exp(-jax.scipy.special.xlogy(shares, shares).sum(axis=-1))
+    shares = _relative(values)
+    shares = shares / shares.sum(axis=-1, keepdims=True)
+    return np.exp(-xlogy(shares, shares).sum(axis=-1))
 
 
-def rank_for_energy(values: Float[Array, "layers k"], share: float = 0.9) -> Int[Array, " layers"]:
+def rank_for_energy(
+    values: Float[Matrix, "layers k"], share: float = 0.9
+) -> Int[np.ndarray, " layers"]:
     """The fewest directions that hold a share of the squared Frobenius norm; 0 of a zero update.
 
-    Directions that hold less than a millionth of the energy together do not count.
+    Directions that hold less than a millionth of the energy together do not count: they may be
+    the rounding of the factors' float32.
 
     Raises:
       ValueError: the share is not in (0, 1].
     """
     if not 0 < share <= 1:
         raise ValueError(f"share must be above 0 and at most 1, got {share!r}")
-    # Rounding may leave the last cumulative share a little below 1.
     reached = energy(values) >= share * (1 - 1e-6)
-    return jnp.where(values[..., 0] > 0, jnp.argmax(reached, axis=-1) + 1, 0)
+    return np.where(np.asarray(values)[..., 0] > 0, np.argmax(reached, axis=-1) + 1, 0)
