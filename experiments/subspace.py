@@ -45,8 +45,13 @@ def read(config: ConfigDict) -> dict[str, Adapter]:
         raise ValueError("config.adapters is empty: --config.adapters.NAME=FOLDER names one")
     return {
         name: load_adapter(adapter_folder(Path(folder)))
-        for name, folder in sorted(config.adapters.items())
+        for name, folder in sorted(config.adapters.items(), key=_natural)
     }
+
+
+def _natural(item: tuple[str, str]) -> list[str | int]:
+    """Sorts r8 before r64."""
+    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", item[0])]
 
 
 def chosen(pairs: Mapping[str, Pairs], name: str) -> Pairs:

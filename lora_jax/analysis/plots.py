@@ -178,7 +178,7 @@ def amplification(rows: Mapping[str, Amplification]) -> Figure:
     Args:
       rows: by name of adapter and weight: the figures of all layers.
     """
-    figure = _figure(8.6, 3.3)
+    figure = _figure(9.4, 3.3)
     left, right = figure.subplots(1, 2)
     kinds = {
         "in_random": r"$W$ in random directions",
@@ -203,8 +203,8 @@ def amplification(rows: Mapping[str, Amplification]) -> Figure:
     _lines(right, {name: row.factor for name, row in rows.items()})
     right.set_ylabel(r"$\|\Delta W\|_F\ /\ \|U^T W V^T\|_F$")
     right.set_ylim(bottom=0)
-    right.legend(fontsize=7)
-    figure.legend(*left.get_legend_handles_labels(), loc="outside upper left", ncols=2, fontsize=7)
+    right.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    figure.legend(*left.get_legend_handles_labels(), loc="outside upper left", ncols=4, fontsize=7)
     return figure
 
 

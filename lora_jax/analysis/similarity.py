@@ -4,8 +4,8 @@ All functions work on stacks: leading axes are layers. Directions are columns, t
 largest singular value first. Where singular values are equal, the single directions are arbitrary,
 and so is phi at the i that divides them.
 
-Decompositions are numpy's, in float64 on the host: a matrix a layer is little work, and batched ones of
-jaxlib 0.10 can wait for their own thread pool for ever on a CPU with few cores.
+Decompositions are numpy's, in float64 on the host: a matrix a layer is little work, and programs with
+several batched ones were seen to wait for ever on a CPU of two cores (jaxlib 0.10.2).
 """
 
 from __future__ import annotations
