@@ -8,6 +8,7 @@ from flax import nnx
 
 from configs.glue import (
     common,
+    minilm_weights,
     roberta_base_adapter_d,
     roberta_base_bitfit,
     roberta_base_full,
@@ -403,3 +404,25 @@ def test_every_row_of_table_3_has_a_config(row, size, module, variant, numbers):
         config = module.get_config(dataset + variant)
         model = {"M": "gpt2-medium", "L": "gpt2-large"}[row.split()[1]]
         assert config.dataset == dataset and config.model.name == model
+
+
+@pytest.mark.parametrize("point", ["q,8", "k,8", "v,8", "o,8", "qk,4", "qv,4", "qkvo,2"])
+def test_points_of_table_5_have_one_budget(point):
+    """18M values in GPT-3; in a model of 6 layers, 384 wide, 6 x 8 x (384 + 384)."""
+    config = minilm_weights.get_config(f"sst2,{point}")
+    method = methods.create(head=hub.HEAD, **config.method.to_dict())
+    sizes = EncoderConfig(
+        vocab_size=50, hidden_size=384, num_hidden_layers=6, num_attention_heads=12,
+        intermediate_size=384, max_position_embeddings=16,
+    )  # fmt: skip
+    adapted = nnx.eval_shape(
+        lambda: method.insert(Classifier(sizes, 2, nnx.Rngs(0)), jax.random.key(0))
+    )
+    assert method.summary(adapted).counts()["lora"] == 36_864
+    assert config.method.alpha == 16.0 and len(config.seeds) == 3
+
+
+@pytest.mark.parametrize("argument", ["sst2", "sst2,qv", "sst2,qx,4", "sst2,qv,many", "sst2,,4"])
+def test_wrong_points_are_explained(argument):
+    with pytest.raises(ValueError, match="is not TASK,WEIGHTS,RANK"):
+        minilm_weights.get_config(argument)

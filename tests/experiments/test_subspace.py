@@ -11,6 +11,8 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+import torch
+import transformers
 from safetensors.numpy import load_file, save_file
 
 from configs.subspace import common, minilm_sst2, roberta_base_mnli
@@ -26,7 +28,12 @@ def _save(folder, model_folder, rank, seed, targets=TARGETS):
     """An adapter with random factors on the model, as training would leave it."""
     config = hub.read_config(model_folder)
     model = hub.load_classifier(model_folder, config, 2, jax.random.key(0))
-    method = methods.lora(targets, rank=rank, alpha=16, head=hub.HEAD)
+    return _save_adapter(
+        folder, model, methods.lora(targets, rank=rank, alpha=16, head=hub.HEAD), seed
+    )
+
+
+def _save_adapter(folder, model, method, seed):
     adapted = method.insert(model, jax.random.key(seed))
     labels = method.labels(adapted)
     _, trainable, _ = partition.split(adapted, labels)
@@ -135,6 +142,32 @@ def test_weight_directions_are_the_input_side(analysed, folders, tiny_model):
     assert (row["of_W"], row["of_update"]) == (3, 8)
     assert row["phi"] == pytest.approx(np.linalg.norm(top.T @ own) ** 2 / 3, abs=1e-5)
     assert row["chance"] == pytest.approx(8 / 32)
+
+
+def test_parts_of_a_fused_projection(tmp_path):
+    """GPT-2's W_v is the last third of c_attn, whose weight is (in, 3 out)."""
+    sizes = {"vocab_size": 40, "n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 8}
+    torch.manual_seed(0)
+    transformers.GPT2LMHeadModel(transformers.GPT2Config(**sizes)).save_pretrained(
+        tmp_path / "base"
+    )
+    model = hub.load_decoder(tmp_path / "base", hub.read_decoder_config(tmp_path / "base"))
+    targets = {".*/qkv": {"rank": 2, "parts": ("q", "v"), "fused": ("q", "k", "v")}}
+    _save_adapter(tmp_path / "adapter", model, methods.lora(targets, alpha=6), 0)
+    config = common.subspace_config({"x": str(tmp_path / "adapter")}, (("x:q", "x:v"),))
+    config.model = str(tmp_path / "base")
+    found = subspace.analyse(config, tmp_path / "out")
+    assert {row["weight"] for row in found["amplification"]} == {"q", "v"}
+
+    values = load_file(tmp_path / "adapter" / "adapter.safetensors")
+    stem = next(path for path in values if path.endswith("/v/a"))[:-1]
+    a, b = (np.asarray(values[stem + side], np.float64)[1] for side in "ab")
+    weight = load_file(tmp_path / "base" / "model.safetensors")
+    w = np.asarray(weight["transformer.h.1.attn.c_attn.weight"], np.float64)[:, 32:].T  # (out, in)
+    u, values_of_delta, vt = np.linalg.svd(3 * (a @ b.reshape(2, 16)).T)
+    row = _find(found["amplification"], weight="v", layer=2)
+    assert row["in_delta"] == pytest.approx(np.linalg.norm(u[:, :2].T @ w @ vt[:2].T), rel=1e-5)
+    assert row["delta_norm"] == pytest.approx(np.linalg.norm(values_of_delta), rel=1e-5)
 
 
 def test_files_hold_the_rows(analysed):
