@@ -412,8 +412,8 @@ def test_points_of_table_5_have_one_budget(point):
     config = minilm_weights.get_config(f"sst2,{point}")
     method = methods.create(head=hub.HEAD, **config.method.to_dict())
     sizes = EncoderConfig(
-        vocab_size=50, hidden_size=384, num_hidden_layers=6, num_attention_heads=12,
-        intermediate_size=384, max_position_embeddings=16,
+        "bert", vocab_size=50, hidden_size=384, num_hidden_layers=6, num_attention_heads=12,
+        intermediate_size=384, max_position_embeddings=16, type_vocab_size=2,
     )  # fmt: skip
     adapted = nnx.eval_shape(
         lambda: method.insert(Classifier(sizes, 2, nnx.Rngs(0)), jax.random.key(0))
