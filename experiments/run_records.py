@@ -256,14 +256,24 @@ def swept_setting(record: Record) -> tuple[str, str, str]:
 
 
 def distinctions(records: Sequence[Record]) -> list[str]:
-    """What sets each record apart from the others: `learning_rate=0.001`; "" for a single one."""
+    """What sets each record apart from the others, in few fields; "" for a single one.
+
+    The set-up lists have all fields; here the first ones that tell the records apart are enough.
+    """
     configs = [json.loads(setting(record, _SWEPT)) for record in records]
     names = sorted({key for config in configs for key in config})
-    differing = [n for n in names if len({json.dumps(c.get(n)) for c in configs}) > 1]
-    return [
-        ", ".join(f"{n}={_short(config[n])}" for n in differing if n in config)
-        for config in configs
-    ]
+    first = [name for name in ("data.max_examples", "epochs", "learning_rate") if name in names]
+    chosen: list[str] = []
+
+    def texts() -> list[str]:
+        return [", ".join(f"{n}={_short(c[n])}" for n in chosen if n in c) for c in configs]
+
+    for name in dict.fromkeys([*first, *names]):
+        before = len(set(texts()))
+        chosen.append(name)
+        if len(set(texts())) == before:
+            chosen.pop()
+    return texts()
 
 
 def _short(value: Any) -> str:

@@ -55,27 +55,30 @@ def _natural(item: tuple[str, str]) -> list[str | int]:
 
 
 def chosen(pairs: Mapping[str, Pairs], name: str) -> Pairs:
-    """The factor pairs of `NAME`, or of `NAME:WEIGHT` with an empty path.
+    """The factor pairs of `NAME` by weight, or that of `NAME:WEIGHT` under an empty name.
 
     Raises:
-      ValueError: no such adapter, or no such weight or several in it.
+      ValueError: no such adapter, or no such weight in it.
     """
     adapter, _, weight = name.partition(":")
     if adapter not in pairs:
         raise ValueError(f"comparisons: no adapter {adapter!r}; config.adapters has {list(pairs)}")
     if not weight:
         return pairs[adapter]
-    found = [own for path, own in pairs[adapter].items() if rows_of.short(path) == weight]
-    if len(found) != 1:
-        names = [rows_of.short(path) for path in pairs[adapter]]
-        raise ValueError(f"comparisons: {name!r} is not one of the weights {names} of {adapter}")
-    return {"": found[0]}
+    if weight not in pairs[adapter]:
+        known = list(pairs[adapter])
+        raise ValueError(f"comparisons: {name!r} is not one of the weights {known} of {adapter}")
+    return {"": pairs[adapter][weight]}
 
 
 def analyse(config: ConfigDict, workdir: Path) -> dict[str, list[Row]]:
     """Computes all rows, draws all figures, and writes both; returns the rows by table."""
     adapters = read(config)
-    pairs = {name: _matching(own, config.weights, name) for name, own in adapters.items()}
+    by_path = {name: _matching(own, config.weights, name) for name, own in adapters.items()}
+    labels = rows_of.labels(path for own in by_path.values() for path in own)
+    pairs = {
+        name: {labels[path]: pair for path, pair in own.items()} for name, own in by_path.items()
+    }
     kinds = list(config.directions)
     if unknown := [kind for kind in kinds if kind not in rows_of.DIRECTIONS]:
         known = list(rows_of.DIRECTIONS)
@@ -90,7 +93,7 @@ def analyse(config: ConfigDict, workdir: Path) -> dict[str, list[Row]]:
         rows = _compare(config, figures, pairs, first, second, kind)
         found.setdefault("similarity", []).extend(rows)
     if config.model:
-        found |= _against_base(config, figures, adapters, pairs)
+        found |= _against_base(config, figures, adapters, pairs, labels)
     _write(config, workdir, adapters, found, figures)
     return found
 
@@ -132,6 +135,7 @@ def _against_base(
     figures: Figures,
     adapters: Mapping[str, Adapter],
     pairs: Mapping[str, Pairs],
+    labels: Mapping[str, str],
 ) -> dict[str, list[Row]]:
     """Table 7 and Figure 8: updates beside the pre-trained weights."""
     amplified: dict[str, Amplification] = {}
@@ -139,19 +143,23 @@ def _against_base(
     directions: dict[str, Any] = {}
     for name, adapter in tqdm(adapters.items(), desc="base weights", disable=None):
         model = bases.adapted(config.model, adapter, config.adapters[name])
-        matrices = factor_pairs.base_matrices(model)
-        for index, (path, pair) in enumerate(pairs[name].items()):
-            weight, title = rows_of.short(path), f"{name} {rows_of.short(path)}"
-            row = amplification(pair, matrices[path], _key(config, index + 1), draws=config.draws)
-            amplified[title] = row
+        matrices = {
+            labels[path]: matrix
+            for path, matrix in factor_pairs.base_matrices(model).items()
+            if path in labels
+        }
+        for index, (weight, pair) in enumerate(pairs[name].items()):
+            matrix, key = matrices[weight], _key(config, index + 1)
+            row = amplification(pair, matrix, key, draws=config.draws)
+            amplified[f"{name} {weight}"] = row
             rows["amplification"] += rows_of.amplification_rows(name, pair.rank, weight, row)
-            if path not in directions:
-                top = max(1, round(config.top_weight_directions * matrices[path].shape[1]))
-                directions[path] = similarity.directions(matrices[path])[..., :top]
-            d = matrices[path].shape[1]
-            phi = similarity.overlap(directions[path], similarity.directions(pair.a))
-            gaussian = jax.random.normal(_key(config, index + 1), pair.a.shape)
-            control = similarity.overlap(directions[path], similarity.directions(gaussian))
+            d = matrix.shape[1]
+            if weight not in directions:
+                top = max(1, round(config.top_weight_directions * d))
+                directions[weight] = similarity.directions(matrix)[..., :top]
+            phi = similarity.overlap(directions[weight], similarity.directions(pair.a))
+            gaussian = jax.random.normal(key, pair.a.shape)
+            control = similarity.overlap(directions[weight], similarity.directions(gaussian))
             rows["weight_directions"] += rows_of.weight_direction_rows(
                 name, weight, phi, d, control
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from experiments.subspace_tables import TITLES, Pairs, short
+from experiments.subspace_tables import TITLES, Pairs
 from lora_jax.analysis import plots, spectra
 from lora_jax.analysis.amplification import Amplification
 
@@ -28,6 +29,7 @@ class Figures:
         return self._drawn.get(table, [])
 
     def _save(self, table: str, name: str, caption: str, figure: Figure) -> None:
+        name = re.sub(r"[:/]", "-", name)
         plots.save(figure, self._folder / f"{name}.png")
         self._drawn.setdefault(table, []).append((f"{name}.png", caption))
 
@@ -41,9 +43,9 @@ class Figures:
     def spectra(self, pairs: Mapping[str, Pairs]) -> None:
         """Spectra of all adapters and weights, and their entropy ranks by layer."""
         values = {
-            f"{name} {short(path)}": spectra.delta_svd(pair).values
+            f"{name} {weight}": spectra.delta_svd(pair).values
             for name, own in pairs.items()
-            for path, pair in own.items()
+            for weight, pair in own.items()
         }
         self._save("spectra", "spectra", "Spectra of the updates", plots.spectra(values))
         ranks = {title: spectra.entropy_rank(own) for title, own in values.items()}
@@ -61,12 +63,12 @@ class Figures:
         zoom = self._zoom if some.shape[1] <= _SMALL and self._zoom < some.shape[2] else 0
         by_layer: dict[str, dict[str, Any]] = {}
         for layer in self._shown(len(some)):
-            panels = {short(name): phi[layer - 1] for name, phi in same.items()}
+            panels = {name: phi[layer - 1] for name, phi in same.items()}
             if not zoom:
                 panels["Gaussian"] = control[d, *some.shape[1:]][0]
             by_layer[f"layer {layer}"] = panels
         rows, columns = f"i: {first}", f"j: {second}"
-        name = f"similarity_{first}_{second}_{kind}".replace(":", "-")
+        name = f"similarity_{first}_{second}_{kind}"
         caption = f"phi of {first} (i) and {second} (j), {TITLES[kind]}"
         figure = plots.similarity_maps(by_layer, d, rows=rows, columns=columns, zoom=zoom)
         self._save("similarity", name, caption, figure)

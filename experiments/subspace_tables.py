@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -28,18 +28,33 @@ TITLES = {
 }
 
 
-def short(name: str) -> str:
-    """The last part of a layer's path: query, value, q."""
-    return name.rpartition("/")[2]
+def labels(paths: Iterable[str]) -> dict[str, str]:
+    """The shortest ends of paths that tell them apart: `query`, or `first/block/attention/query`."""
+    given = list(dict.fromkeys(paths))
+
+    def end(path: str, parts: int) -> str:
+        return "/".join(path.split("/")[-parts:])
+
+    result = {}
+    for path in given:
+        lengths = range(1, path.count("/") + 2)
+        unique = (n for n in lengths if sum(end(other, n) == end(path, n) for other in given) == 1)
+        result[path] = end(path, next(unique, len(lengths)))  # or the whole path
+    return result
 
 
 def overlaps(first: Pairs, second: Pairs, kind: str, where: str) -> dict[str, np.ndarray]:
     """phi of two adapters by weight, (layers, i, j), between the directions of one kind."""
-    find = DIRECTIONS[kind]
-    return {
-        name: similarity.overlap(find(first[name]), find(second[name]))
-        for name in factor_pairs.shared(first, second, where)
-    }
+    result = {}
+    for name in factor_pairs.shared(first, second, where):
+        one, other = (DIRECTIONS[kind](pairs[name]) for pairs in (first, second))
+        if one.shape[-2] != other.shape[-2]:
+            raise ValueError(
+                f"{where}: the {TITLES[kind]} live in spaces of {one.shape[-2]} and "
+                f"{other.shape[-2]} dimensions; compare another side (config.directions)"
+            )
+        result[name] = similarity.overlap(one, other)
+    return result
 
 
 def similarity_rows(
@@ -62,7 +77,7 @@ def similarity_rows(
                 value, chance = float(own[i - 1, j - 1]), float(mean[i - 1, j - 1])
                 sd = float(deviation[i - 1, j - 1])
                 yield {
-                    "pair": label, "directions": kind, "weight": short(name), "layer": layer + 1,
+                    "pair": label, "directions": kind, "weight": name, "layer": layer + 1,
                     "i": i, "j": j, "phi": value, "chance": chance,
                     "deviations": (value - chance) / sd if sd > 1e-9 else None,
                     "shared": min(i, j) * value, "shared_chance": min(i, j) * chance,
@@ -81,7 +96,7 @@ def spectrum_rows(label: str, pairs: Pairs) -> Iterator[Row]:
             "entropy_rank": spectra.entropy_rank(values),
             "rank_for_90": spectra.rank_for_energy(values, 0.9),
         }
-        yield from _by_layer({"adapter": label, "weight": short(name), "rank": pair.rank}, figures)
+        yield from _by_layer({"adapter": label, "weight": name, "rank": pair.rank}, figures)
 
 
 def amplification_rows(label: str, rank: int, weight: str, found: Amplification) -> Iterator[Row]:

@@ -16,7 +16,7 @@ import transformers
 from safetensors.numpy import load_file, save_file
 
 from configs.subspace import common, minilm_sst2, roberta_base_mnli
-from experiments import convert, subspace
+from experiments import convert, subspace, subspace_tables
 from lora_jax import adapters, methods, partition
 from lora_jax.models import hub
 
@@ -270,6 +270,29 @@ def test_the_released_adapter_by_command(real_data, tmp_path):
     assert shares == pytest.approx(
         [0.63, 0.44, 0.43, 0.39, 0.32, 0.34, 0.43, 0.69, 0.54, 0.84, 0.94, 0.99], abs=0.006
     )
+
+
+def test_labels_are_the_shortest_ends_that_differ():
+    assert subspace_tables.labels(
+        ["layers/first/block/query", "layers/last_2/block/query", "layers/block/value", "down"]
+    ) == {
+        "layers/first/block/query": "first/block/query",
+        "layers/last_2/block/query": "last_2/block/query",
+        "layers/block/value": "value",
+        "down": "down",
+    }
+    assert subspace_tables.labels(["query", "block/query"]) == {
+        "query": "query",
+        "block/query": "block/query",
+    }
+
+
+def test_sides_of_different_widths_are_not_compared(tiny_model, tmp_path):
+    _save(tmp_path / "x", tiny_model, 2, 0, targets=r".*/(query|up)")
+    config = common.subspace_config({"x": str(tmp_path / "x")}, (("x:query", "x:up"),))
+    config.directions = ("b",)
+    with pytest.raises(ValueError, match="live in spaces of 32 and 64 dimensions"):
+        subspace.analyse(config, tmp_path / "out")
 
 
 def test_configs_name_their_adapters():
