@@ -9,6 +9,7 @@ import shutil
 # Two workers with two OpenBLAS threads each wait for one another: SVDs take ten times as long.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
+import jax
 import numpy as np
 import pytest
 
@@ -22,6 +23,15 @@ def real_data() -> pathlib.Path:
     if not folder.is_dir():
         pytest.skip(f"real data are not at {folder}; set LORA_JAX_DATA to their folder")
     return folder
+
+
+@pytest.fixture(scope="module")
+def quick_compilation():
+    """For modules whose programs run for milliseconds each."""
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
 
 
 @pytest.fixture(scope="session")

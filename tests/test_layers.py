@@ -25,13 +25,7 @@ peft = pytest.importorskip("peft")
 torch.set_num_threads(1)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick_compilation():
-    """Hundreds of small programs are compiled here and each runs once."""
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 # Sums of up to a few hundred float32 products of size about 1, in another order.

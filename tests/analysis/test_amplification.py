@@ -20,15 +20,6 @@ KEY = jax.random.key(0, impl="rbg")
 EPS = float(np.finfo(np.float32).eps)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick_compilation():
-    """Every program here runs for milliseconds."""
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
-
-
 def float32(x):
     return jnp.asarray(x, jnp.float32)
 

@@ -33,13 +33,7 @@ DECODER = DecoderConfig(16, 3, 2, vocab_size=20, n_positions=16)
 QKV = {"parts": ("q", "v"), "fused": ("q", "k", "v")}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick_compilation():
-    """Every program here is small and runs once."""
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 class Mixed(nnx.Module):

@@ -18,15 +18,6 @@ LAYERS, D, M, N = 3, 24, 4, 6
 KEY = jax.random.key(0, impl="rbg")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick_compilation():
-    """Every program here runs for milliseconds."""
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
-
-
 # A singular vector is known to eps * sigma_1 / gap = 6e-8 * 6 / 1 for the matrices of `matrices`, phi
 # is a mean of squared cosines of them, and LAPACK's constant is about 10.
 FLOAT32 = {"rtol": 0, "atol": 5e-6}
