@@ -56,9 +56,22 @@ class Figures:
         self, first: str, second: str, kind: str, maps: Mapping[str, np.ndarray],
         dims: Mapping[str, int], control: Mapping[tuple[int, ...], np.ndarray],
     ) -> None:  # fmt: skip
-        """Maps of phi for some layers, with chance beside and minus chance."""
-        d = max(dims.values())
-        same = {name: phi for name, phi in maps.items() if dims[name] == d}
+        """Maps of phi for some layers, with chance beside and minus chance.
+
+        Weights whose maps have another dimension or size get figures of their own.
+        """
+        groups: dict[tuple[int, ...], dict[str, np.ndarray]] = {}
+        for weight, phi in maps.items():
+            groups.setdefault((dims[weight], *phi.shape), {})[weight] = phi
+        for (d, *_), same in groups.items():
+            ending = f"_{'_'.join(same)}" if len(groups) > 1 else ""
+            name = f"similarity_{first}_{second}_{kind}{ending}"
+            self._maps(first, second, kind, same, d, control, name)
+
+    def _maps(
+        self, first: str, second: str, kind: str, same: Mapping[str, np.ndarray], d: int,
+        control: Mapping[tuple[int, ...], np.ndarray], name: str,
+    ) -> None:  # fmt: skip
         some = next(iter(same.values()))
         zoom = self._zoom if some.shape[1] <= _SMALL and self._zoom < some.shape[2] else 0
         by_layer: dict[str, dict[str, Any]] = {}
@@ -68,7 +81,6 @@ class Figures:
                 panels["Gaussian"] = control[d, *some.shape[1:]][0]
             by_layer[f"layer {layer}"] = panels
         rows, columns = f"i: {first}", f"j: {second}"
-        name = f"similarity_{first}_{second}_{kind}"
         caption = f"phi of {first} (i) and {second} (j), {TITLES[kind]}"
         figure = plots.similarity_maps(by_layer, d, rows=rows, columns=columns, zoom=zoom)
         self._save("similarity", name, caption, figure)

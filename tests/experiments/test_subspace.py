@@ -288,6 +288,16 @@ def test_labels_are_the_shortest_ends_that_differ():
     }
 
 
+def test_weights_of_other_widths_get_figures_of_their_own(tiny_model, tmp_path):
+    for name, seed in (("x", 0), ("y", 1)):
+        _save(tmp_path / name, tiny_model, 2, seed, targets=r".*/(query|down)")
+    config = common.subspace_config({n: str(tmp_path / n) for n in "xy"}, (("x", "y"),))
+    config.directions, config.layers = ("a",), (1,)
+    subspace.analyse(config, tmp_path / "out")
+    drawn = {path.name for path in (tmp_path / "out" / "figures").iterdir()}
+    assert {"similarity_x_y_a_query.png", "similarity_x_y_a_down.png"} <= drawn
+
+
 def test_sides_of_different_widths_are_not_compared(tiny_model, tmp_path):
     _save(tmp_path / "x", tiny_model, 2, 0, targets=r".*/(query|up)")
     config = common.subspace_config({"x": str(tmp_path / "x")}, (("x:query", "x:up"),))
