@@ -93,7 +93,9 @@ def make_train_step(
 ) -> Any:
     """Builds `step(trainable, state, frozen, batch, key) -> (trainable, state, metrics)`.
 
-    The key is of this step; it seeds dropout of the model and of the LoRA branches.
+    The key is of this step; it seeds dropout of the model and of the LoRA branches. `trainable` and
+    `state` are donated: their arrays are gone afterwards. A head that a method trains is the base
+    model's own, so copy `trainable` first (`jax.tree.map(jnp.copy, trainable)`) to use the base again.
 
     Args:
       structure: of the model, from `partition.split`.
