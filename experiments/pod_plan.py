@@ -24,6 +24,7 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 from tqdm import tqdm
 
+from experiments import tables
 from experiments import workdir as workdirs
 from experiments.abstract_step import build, head_pattern, model_config
 from lora_jax import methods
@@ -204,7 +205,7 @@ def comparison(lora: Plan, full: Plan, chip: Chip) -> str:
     )  # fmt: skip
     head = ("", lora.method.partition("(")[0], "full", "ratio")
     lines: list[tuple[str, ...]] = [head, ("---",) * 4, *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return tables.grid(lines)
 
 
 def ranking(plans: Sequence[Plan]) -> str:
@@ -220,7 +221,7 @@ def ranking(plans: Sequence[Plan]) -> str:
             (*(str(plan.mesh[axis]) for axis in AXES), str(plan.rows), _size(plan.peak),
              "yes" if plan.fits else "no", sent, *bounds)
         )  # fmt: skip
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return tables.grid(lines)
 
 
 def title(plan: Plan, config: ConfigDict) -> str:

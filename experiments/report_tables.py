@@ -19,10 +19,8 @@ from experiments.paper_scores import (
     parse,
 )
 from experiments.parameters import count, rounds_to
-from experiments.run_records import (
-    Record,
-    pooled,
-)
+from experiments.run_records import Record, pooled
+from experiments.tables import grid
 from lora_jax.training.records import spread
 
 MISSING = "–"
@@ -95,7 +93,7 @@ class Table:
             ("---",) * width,
             *(line + ("",) * (width - len(line)) for line in self.lines),
         ]
-        text = "\n".join("| " + " | ".join(row) + " |" for row in rows)
+        text = grid(rows)
         return f"## {self.title}\n\nPaper: {SETUPS[self.number]}\n\n{text}"
 
     def csv(self) -> str:

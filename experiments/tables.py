@@ -13,6 +13,11 @@ def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
     columns = list(rows[0])
     lines = [columns, ["---"] * len(columns)]
     lines += [[_cell(row[column]) for column in columns] for row in rows]
+    return grid(lines)
+
+
+def grid(lines: Sequence[Sequence[str]]) -> str:
+    """Lines of cells as Markdown; the second one is the rule below the header."""
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
