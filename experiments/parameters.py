@@ -26,7 +26,6 @@ from flax import nnx
 
 from experiments import workdir as workdirs
 from experiments.paper_rows import ROWS, TITLES, PaperRow
-from lora_jax.adapters import write_bytes
 from lora_jax.method import Method
 from lora_jax.methods import CONSTRUCTORS
 from lora_jax.methods import HEAD as HEAD_GROUP
@@ -264,8 +263,7 @@ def main(arguments: list[str]) -> None:
             print(text, end="")
             return
         path = Path(_OUTPUT.value)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_bytes(path, text.encode())
+        workdirs.write_text(path, text)
         print(f"wrote {path}")
 
 

@@ -27,7 +27,6 @@ from experiments.report_sweeps import (
 )
 from experiments.report_tables import Table, score_table
 from experiments.run_records import Found, Record, find, model_label
-from lora_jax.adapters import write_bytes
 from lora_jax.analysis.plots import save
 
 _LEGEND = """\
@@ -169,10 +168,9 @@ def _range(low: int, high: int) -> str:
 def write(found: Found, command: str, path: Path) -> None:
     """Writes the Markdown, and beside it the folder of CSV files and plots."""
     made, folder = tables(found.records), path.with_suffix("")
-    folder.mkdir(parents=True, exist_ok=True)
     plots: dict[int, str] = {}
     for table in made:
-        write_bytes(folder / f"table_{table.number}.csv", table.csv().encode())
+        workdirs.write_text(folder / f"table_{table.number}.csv", table.csv())
         image = folder / f"table_{table.number}.png"
         drawn = report_plot.figure(table) if table.number in (2, 3, 13, 14) else None
         if drawn is None:
@@ -180,7 +178,7 @@ def write(found: Found, command: str, path: Path) -> None:
             continue
         save(drawn, image)
         plots[table.number] = f"{folder.name}/{image.name}"
-    write_bytes(path, document(found, made, command, plots).encode())
+    workdirs.write_text(path, document(found, made, command, plots))
 
 
 def _command(folders: Sequence[str], output: str | None) -> str:

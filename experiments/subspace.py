@@ -29,7 +29,7 @@ from experiments import workdir as workdirs
 from experiments.adaptation import adapter_folder
 from experiments.subspace_figures import Figures
 from experiments.subspace_tables import Pairs, Row
-from lora_jax.adapters import Adapter, load_adapter, write_bytes
+from lora_jax.adapters import Adapter, load_adapter
 from lora_jax.analysis import factor_pairs, similarity
 from lora_jax.analysis.amplification import Amplification, amplification
 from lora_jax.training.records import write_json
@@ -218,18 +218,12 @@ def _write(
         parts += [f"## {_HEADINGS[name]}", _NOTES[name].strip()]
         parts += [tables.markdown(rows_of.over_layers(rows, _KEYS[name]))]
         parts += [f"![{text}](figures/{file})" for file, text in figures.of(name)]
-        write_text(workdir / "tables" / f"{name}.csv", tables.csv_text(rows))
-    write_text(workdir / "analysis.md", "\n\n".join(parts) + "\n")
+        workdirs.write_text(workdir / "tables" / f"{name}.csv", tables.csv_text(rows))
+    workdirs.write_text(workdir / "analysis.md", "\n\n".join(parts) + "\n")
     write_json(
         workdir / "analysis.json",
         {"config": workdirs.plain(config), "adapters": about, "tables": dict(found)},
     )
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes a text file whole or not at all; makes its folder if needed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_bytes(path, text.encode())
 
 
 def main(_: list[str]) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 from absl import app, flags
 from ml_collections import ConfigDict
 
+from lora_jax.adapters import write_bytes
 from lora_jax.sharding import hosts
 from lora_jax.sharding.mesh import AXES
 from lora_jax.training.records import to_json, write_json
@@ -120,6 +121,12 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             result[prefix + key] = value
     return result
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a text file whole or not at all; makes its folder if needed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_bytes(path, text.encode())
 
 
 def copy_folder(source: Path, target: Path) -> None:

@@ -23,6 +23,7 @@ from matplotlib.ticker import MaxNLocator
 from lora_jax.adapters import write_bytes
 from lora_jax.analysis.amplification import Amplification
 from lora_jax.analysis.similarity import random_mean
+from lora_jax.analysis.spectra import energy
 
 Maps = Mapping[str, Mapping[str, Any]]
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -135,12 +136,12 @@ def spectra(values: Mapping[str, Any]) -> Figure:
     for column, (title, spectrum) in enumerate(values.items()):
         spectrum = np.asarray(spectrum)
         number = np.arange(1, spectrum.shape[1] + 1)
-        squares = np.cumsum(spectrum**2, axis=1) / (spectrum**2).sum(axis=1, keepdims=True)
+        shares = energy(spectrum)
         for layer, colour in enumerate(_by_layer(len(spectrum))):
             relative = np.maximum(spectrum[layer] / spectrum[layer, 0], 1e-8)
             own = {"color": colour, "marker": ".", "markersize": 4, "linewidth": 1}
             grid[0][column].plot(number, relative, **own)
-            grid[1][column].plot(number, squares[layer], **own, label=f"layer {layer + 1}")
+            grid[1][column].plot(number, shares[layer], **own, label=f"layer {layer + 1}")
         flat = {"color": "black", "linestyle": ":", "linewidth": 1}
         grid[1][column].plot(number, number / len(number), **flat, label="all equal")
         grid[0][column].set_title(title)
