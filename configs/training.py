@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from ml_collections.config_dict import placeholder
+
 
 def training_fields() -> dict[str, Any]:
     """Optimisation, checkpoints and the log; experiments override what their source says."""
@@ -12,8 +14,9 @@ def training_fields() -> dict[str, Any]:
         # What trains (factors, heads, full fine-tuning's weights) and the optimizer are float32.
         "base_dtype": "auto",
         # Devices: copies of the model (data), splits of its weights (fsdp), splits of heads and units
-        # (model). -1: all that the others leave. A run may be resumed on another mesh.
-        "mesh": {"data": -1, "fsdp": 1, "model": 1},
+        # (model). -1: all that the others leave. A run may be resumed on another mesh. The axis run
+        # splits the runs of a sweep (experiments.sweep).
+        "mesh": {"run": 1, "data": -1, "fsdp": 1, "model": 1},
         "epochs": 5,
         "batch_size": 8,
         "accumulate": 1,  # batches per update
@@ -29,4 +32,13 @@ def training_fields() -> dict[str, Any]:
         "prng": "threefry2x32",  # dropout bits; "rbg" is faster on accelerators
         "log_every": 50,
         "checkpoint_every": 500,
+    }
+
+
+def order_fields() -> dict[str, Any]:
+    """Fields of `data` that say how the examples come; the paper's runs leave them as they are."""
+    return {
+        "order_seed": placeholder(int),  # of the order of the examples; None: the run's own seed
+        # Tokens of a packed row; None: what each batch asks for, 0: the longest an example can be.
+        "row_length": placeholder(int),
     }

@@ -3,28 +3,29 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from experiments.training_record import seed_record
 from lora_jax import adapters, partition
-from lora_jax.costs import chips, flops
-from lora_jax.data.batches import TrainingBatches
+from lora_jax.costs import flops
+from lora_jax.data.batches import BatchesOfRuns, TrainingBatches
+from lora_jax.data.packing import Batch, Packable
 from lora_jax.method import Method
 from lora_jax.partition import Labels, Params
 from lora_jax.sharding import axes
-from lora_jax.sharding.mesh import check_heads, make_mesh
+from lora_jax.sharding.mesh import RUN, check_heads, make_mesh, shares
 from lora_jax.sharding.placement import Placement, in_host_memory
 from lora_jax.training import loop, optimizer, step
-from lora_jax.training.records import environment, peak_memory, spread
 
 
 def base_dtype(config: ConfigDict) -> str:
@@ -47,18 +48,69 @@ def mesh_for(config: ConfigDict, heads: int) -> Mesh:
     return mesh
 
 
-def optimizer_for(
-    config: ConfigDict, labels: Labels, updates: int
-) -> tuple[optax.Schedule, optax.GradientTransformationExtraArgs]:
-    """The config's learning rate by update, and its AdamW for the labelled parameters."""
-    schedule = optimizer.linear_schedule(
-        config.learning_rate, updates, config.warmup_ratio, config.warmup_steps
+def training_batches(
+    config: ConfigDict, examples: Packable, seeds: Sequence[int], width: int, max_length: int,
+    mesh: Mesh,
+) -> TrainingBatches:  # fmt: skip
+    """The batches of a run, or of several whose arrays have a first axis of runs.
+
+    Runs whose examples come in one order have the same batches: no axis.
+
+    Args:
+      config: of the run; of several, what they have in common.
+      examples: tokenised.
+      seeds: of every run's order, see `order_seed`.
+      width: of the model, for the choice of shapes.
+      max_length: longest possible example.
+      mesh: whose devices share the rows out.
+    """
+    given, parts = config.data.row_length, shares(mesh)
+    row_length = 0 if given is None else given or max_length
+    if len(set(seeds)) == 1:
+        return TrainingBatches(
+            examples,
+            config.batch_size,
+            config.epochs,
+            seeds[0],
+            width,
+            max_length,
+            parts,
+            row_length,
+        )
+    return BatchesOfRuns(
+        examples, config.batch_size, config.epochs, seeds, width, row_length or max_length, parts
     )
+
+
+def order_seed(config: ConfigDict, seed: int) -> int:
+    """Seed of the order of a run's examples."""
+    own = config.data.order_seed
+    return seed if own is None else own
+
+
+def optimizer_for(
+    config: ConfigDict, labels: Labels, updates: int, learning_rate: Any = None
+) -> tuple[optax.Schedule, optax.GradientTransformationExtraArgs]:
+    """The config's learning rate by update, and its AdamW for the labelled parameters.
+
+    Args:
+      config: of the run.
+      labels: group of every parameter that trains.
+      updates: of the whole run.
+      learning_rate: instead of the config's; it may be traced.
+    """
+    peak = config.learning_rate if learning_rate is None else learning_rate
+    schedule = optimizer.linear_schedule(peak, updates, config.warmup_ratio, config.warmup_steps)
     tx = optimizer.adamw(
         labels, schedule, weight_decay=config.weight_decay, max_grad_norm=config.max_grad_norm,
         accumulate=config.accumulate, **config.adam,
     )  # fmt: skip
     return schedule, tx
+
+
+# Of a packed batch on this host: what the models of one run or several give for it, with a first axis
+# of runs.
+Predict = Callable[[Batch], np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,19 +181,19 @@ class Adaptation:
 
         Returns:
           A function that trains, or resumes, in `folder` and returns the seed's run record.
+
+        Raises:
+          ValueError: the mesh has an axis of runs.
         """
-        trainable = self.trainable
-        if config.init_adapter:
-            start = adapters.load_adapter(adapter_folder(Path(config.init_adapter)))
-            trainable = adapters.transfer_group(
-                start, trainable, self.labels, "lora", config.init_adapter
+        if (ways := self.placement.mesh.shape[RUN]) > 1:
+            raise ValueError(
+                f"mesh: run={ways} splits the runs of a sweep (experiments.sweep); this is one run: use "
+                "data, fsdp or model"
             )
+        trainable = warm_started(config, self.trainable, self.labels)
         updates = config.epochs * data.per_epoch // config.accumulate
         schedule, tx = optimizer_for(config, {p: self.labels[p] for p in trainable}, updates)
-        plan = loop.Plan(
-            config.epochs, goal.headline, schedule, config.accumulate, config.log_every,
-            config.checkpoint_every, goal.label, goal.smaller_is_better,
-        )  # fmt: skip
+        plan = plan_of(config, schedule, goal.headline, goal.label, goal.smaller_is_better)
         dropout_key = jax.random.key(seed + 1, impl=config.prng)
         train_step = step.make_train_step(self.structure, loss, tx, self.placement, trainable)
 
@@ -158,15 +210,26 @@ class Adaptation:
                 plan, train_step, data, goal.evaluate, placed, state, self.frozen, key, folder,
                 goal.on_best, self.placement.batch, count,
             )  # fmt: skip
-            return {
-                **dataclasses.asdict(progress),
-                "best": progress.history[progress.best - 1],
-                "best_epoch": progress.best,
-                "last": progress.history[-1],
-                "shapes": data.menu.shapes,
-            }
+            return seed_record(progress, data)
 
         return train
+
+    def predictor(
+        self, function: Callable[[nnx.Module, Any], Any] | None = None
+    ) -> Callable[[Params], Predict]:
+        """Builds a predict step; of trainable parameters it gives what a `Predict` says, for one run.
+
+        Args:
+          function: of (model, batch); the default gives the model's outputs, one per slot.
+        """
+        predict = step.make_predict_step(self.structure, function, self.placement)
+
+        def of(trainable: Params) -> Predict:
+            return lambda batch: np.asarray(
+                predict(trainable, self.frozen, self.placement.batch(batch))
+            )[None]
+
+        return of
 
     def save(self, folder: Path, trainable: Params, notes: Mapping[str, Any]) -> None:
         """Writes the trainable parameters as an adapter folder."""
@@ -187,56 +250,34 @@ class Adaptation:
         return self.placement.put(values)
 
 
+def warm_started(config: ConfigDict, trainable: Params, labels: Labels) -> Params:
+    """The trainable parameters, LoRA's from the run that the config names, if it names one."""
+    if not config.init_adapter:
+        return trainable
+    start = adapters.load_adapter(adapter_folder(Path(config.init_adapter)))
+    return adapters.transfer_group(start, trainable, labels, "lora", config.init_adapter)
+
+
+def plan_of(
+    config: ConfigDict, schedule: optax.Schedule, headline: str, label: str, smaller: bool
+) -> loop.Plan:
+    """The loop's settings."""
+    return loop.Plan(
+        config.epochs, headline, schedule, config.accumulate, config.log_every,
+        config.checkpoint_every, label, smaller,
+    )  # fmt: skip
+
+
+def adapter_notes(
+    config: ConfigDict, task: str, seed: int, progress: loop.Progress
+) -> dict[str, Any]:
+    """What the folder of a run's adapter says of where it comes from."""
+    return {
+        "task": task, "model": config.model.name, "seed": seed, "epoch": progress.best,
+        "metrics": progress.history[progress.best - 1],
+    }  # fmt: skip
+
+
 def adapter_folder(path: Path) -> Path:
     """A run folder's adapter, or the folder itself."""
     return path / "adapter" if (path / "adapter").is_dir() else path
-
-
-def speed(result: Mapping[str, Any]) -> str:
-    """The speed of a run record's training, in words."""
-    rate, share = result["flops_per_second_and_device"], result["mfu"]
-    parts = [
-        f"{result['seconds']:.0f} s of training",
-        f"{result['examples_per_second']:.1f} examples/s",
-        f"{result['tokens_per_second']:.0f} tokens/s",
-        f"{100 * result['padding_efficiency']:.0f}% real tokens",
-    ]
-    if rate:
-        parts.append(f"{rate / 1e9:,.0f} GFLOP/s per device")
-    if share is not None:
-        parts.append(f"MFU {100 * share:.1f}%")
-    return ", ".join(parts)
-
-
-def best_seed(runs: Mapping[int, Mapping[str, Any]], headline: str, smaller: bool = False) -> int:
-    """The seed whose best epoch has the best headline; one that diverged only if all did."""
-    sign = 1 if smaller else -1
-    scores = {seed: run["best"][headline] for seed, run in runs.items()}
-    return min(scores, key=lambda seed: (math.isnan(scores[seed]), sign * scores[seed]))
-
-
-def training_record(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """What all seeds give together: scores at best and last epoch, speed, memory, versions."""
-
-    def over_seeds(which: str) -> dict[str, Any]:
-        return {m: spread([r[which][m] for r in runs]) for m in runs[0][which]}
-
-    names = ("examples", "tokens", "slots", "seconds", "compile_seconds", "flops")
-    total = {name: sum(run[name] for run in runs) for name in names}
-    devices, chip = jax.device_count(), chips.by_device_kind(jax.devices()[0].device_kind)
-    stepping = total["seconds"] - total["compile_seconds"]
-    return {
-        "best": over_seeds("best"),
-        "last": over_seeds("last"),
-        "steps": runs[0]["step"],
-        "seconds": total["seconds"],
-        "examples_per_second": total["examples"] / total["seconds"],
-        "tokens_per_second": total["tokens"] / total["seconds"],
-        "padding_efficiency": total["tokens"] / total["slots"],
-        # Without compilation; recomputation does not count. MFU is null where the peak is not known.
-        "flops": total["flops"],
-        "flops_per_second_and_device": total["flops"] / stepping / devices if stepping else None,
-        "mfu": chips.mfu(total["flops"], stepping, devices, chip) if stepping else None,
-        "memory": peak_memory(),
-        **environment(),
-    }

@@ -19,8 +19,8 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from experiments import workdir as workdirs
-from experiments.adaptation import speed
 from experiments.classification import Outputs, Preparation, Problem, Run, train_all
+from experiments.training_record import speed
 from lora_jax.data import glue
 from lora_jax.metrics import glue as metrics
 from lora_jax.sharding.hosts import is_main
@@ -65,7 +65,7 @@ def evaluate(config: ConfigDict, workdir: Path | None) -> dict[str, float]:
     run = Run(Preparation(config, partial(problem, config)), config.seeds[0], workdir)
     trainable = run.adaptation.load(Path(config.adapter))
     outputs = run.outputs(trainable)
-    result = run.score(outputs)
+    result = run.preparation.score(outputs)
     if workdir is not None:
         write_json(workdir / "evaluation.json", {"adapter": config.adapter, "metrics": result})
         for split, logits in outputs.items() if is_main() else ():

@@ -2,49 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
+from jaxtyping import Array, Float
 from transformers import PreTrainedTokenizerBase
 
-from experiments.adaptation import Adaptation
+from experiments.adaptation import Predict
 from lora_jax.data.batches import evaluation_batches
 from lora_jax.data.completions import TokenisedPairs
-from lora_jax.partition import Params
+from lora_jax.data.packing import Batch
 from lora_jax.sharding.mesh import shares
 from lora_jax.training import step
 
 _TOKENS = 1024  # of an evaluation batch: its logits have half as many rows of the vocabulary's size
 
 
-def validation(
-    adaptation: Adaptation, examples: TokenisedPairs, width: int, max_length: int
-) -> Callable[[Params], dict[str, float]]:
-    """A function that gives the mean cross-entropy per completion token, not smoothed.
+class Validation:
+    """The mean cross-entropy per completion token of validation rows, not smoothed."""
 
-    Args:
-      adaptation: the model.
-      examples: validation rows.
-      width: of the model, for the choice of shapes.
-      max_length: longest possible row.
-    """
-    placement = adaptation.placement
-    packed = evaluation_batches(examples, width, max_length, _TOKENS, shares(placement.mesh))
-    total = step.make_predict_step(
-        adaptation.structure,
-        lambda model, batch: jnp.sum(step.completion_losses(model, batch, None)),
-        placement,
-    )
-    count = int((examples.lengths - examples.starts).sum())
+    def __init__(self, examples: TokenisedPairs, width: int, max_length: int, mesh: Mesh):
+        """Packs the rows.
 
-    def evaluate(trainable: Params) -> dict[str, float]:
-        sums = [
-            float(total(trainable, adaptation.frozen, placement.batch(batch)))
-            for _, batch in packed
-        ]
-        return {"loss": sum(sums) / count}
+        Args:
+          examples: validation rows.
+          width: of the model, for the choice of shapes.
+          max_length: longest possible row.
+          mesh: whose devices share the rows out.
+        """
+        self._packed = evaluation_batches(examples, width, max_length, _TOKENS, shares(mesh))
+        self._count = int((examples.lengths - examples.starts).sum())
 
-    return evaluate
+    @staticmethod
+    def function(model: nnx.Module, batch: Batch) -> Float[Array, ""]:
+        """What is computed of a batch: the sum over its tokens."""
+        return jnp.sum(step.completion_losses(model, batch, None))
+
+    def metrics(self, predict: Predict) -> list[dict[str, float]]:
+        """The loss of every run, where `predict` gives `function` of every run's model."""
+        sums = sum(np.asarray(predict(batch), np.float64) for _, batch in self._packed)
+        return [{"loss": float(own)} for own in np.atleast_1d(sums / self._count)]
 
 
 def end_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:

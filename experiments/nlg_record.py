@@ -8,8 +8,8 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from experiments import workdir as workdirs
-from experiments.adaptation import best_seed, speed, training_record
 from experiments.score import as_in_paper
+from experiments.training_record import best_seed, speed, training_record
 from lora_jax.training.records import environment, peak_memory, spread
 
 

@@ -23,14 +23,9 @@ from tokenizers import ByteLevelBPETokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from experiments import workdir as workdirs
-from experiments.adaptation import (
-    Adaptation,
-    Goal,
-    mesh_for,
-    model_settings,
-    training_record,
-)
-from experiments.language import validation
+from experiments.adaptation import Adaptation, Goal, mesh_for, model_settings
+from experiments.language import Validation
+from experiments.training_record import training_record
 from lora_jax import methods, partition
 from lora_jax.data import data_to_text
 from lora_jax.data.batches import TrainingBatches
@@ -127,8 +122,8 @@ def pretrain(config: ConfigDict, workdir: Path) -> dict[str, Any]:
         rows, config.batch_size, config.epochs, config.seed, sizes.n_embd, sizes.max_length,
         shares(mesh),
     )  # fmt: skip
-    judge = validation(
-        adaptation, documents(valid, tokenizer, sizes.max_length), sizes.n_embd, sizes.max_length
+    judge = Validation(
+        documents(valid, tokenizer, sizes.max_length), sizes.n_embd, sizes.max_length, mesh
     )
 
     def save(trainable: Params, progress: loop.Progress) -> None:
@@ -141,7 +136,11 @@ def pretrain(config: ConfigDict, workdir: Path) -> dict[str, Any]:
         hub.save_decoder(workdir / "model", trained, eos_token_id=end, bos_token_id=end)
         tokenizer.save_pretrained(str(workdir / "model"))
 
-    goal = Goal("pretrain", "loss", judge, save, smaller_is_better=True)
+    predict = adaptation.predictor(judge.function)
+    goal = Goal(
+        "pretrain", "loss", lambda trainable: judge.metrics(predict(trainable))[0], save,
+        smaller_is_better=True,
+    )  # fmt: skip
     training = adaptation.prepare(config, data, step.completion_loss(), goal, config.seed, workdir)
     workdirs.claim(workdir, config)
     run = training()

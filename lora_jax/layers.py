@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import jax
@@ -24,7 +24,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Key
 
 from lora_jax import factors
-from lora_jax.low_rank import DropoutKey, FusedLowRank, LowRank, Update
+from lora_jax.low_rank import DropoutKey, DropoutRate, FusedLowRank, LowRank, Update
 from lora_jax.sharding import axes
 
 
@@ -276,19 +276,30 @@ def adapted_layers(model: nnx.Module) -> dict[str, Adapted]:
     return dict(sorted(found.items()))
 
 
-def seed_dropout(model: nnx.Module, key: Key[Array, ""]) -> None:
+def factor_pairs(model: nnx.Module) -> dict[str, LowRank]:
+    """Every factor pair of an adapted model by the path of its leaves, without `/a` and `/b`."""
+    return {
+        "/".join(filter(None, (path, "lora", part))): pair
+        for path, layer in adapted_layers(model).items()
+        for part, pair in layer.lora.pairs().items()
+    }
+
+
+def seed_dropout(
+    model: nnx.Module, key: Key[Array, ""], rates: Mapping[str, Float[Array, ""]] | None = None
+) -> None:
     """Switches dropout on the LoRA branches on, in place, for the calls that follow.
 
     Every adapted layer gets its own key, derived from its path; a stack gets one per layer. Use it
-    on the copy of the model that a train step builds, with a new key each step.
+    on the copy of the model that a train step builds, with a new key each step. `rates`, by path as
+    in `factor_pairs` and possibly traced, replace the rates of the model.
     """
     for path, layer in adapted_layers(model).items():
         stack = layer.weight_shape()[: layer.stack_axes()]
-        if isinstance(layer.lora, LowRank):
-            pairs: dict[str, LowRank | None] = {"": layer.lora}
-        else:
-            pairs = {name: getattr(layer.lora, name, None) for name in layer.lora.names}
-        for name, pair in pairs.items():
-            if pair is not None and pair.dropout:
-                own = jax.random.fold_in(key, zlib.crc32(f"{path}/{name}".encode()))
+        for part, pair in layer.lora.pairs().items():
+            rate = (rates or {}).get("/".join(filter(None, (path, "lora", part))))
+            if pair.dropout or rate is not None:
+                own = jax.random.fold_in(key, zlib.crc32(f"{path}/{part}".encode()))
                 pair.dropout_key = DropoutKey(jax.random.split(own, stack) if stack else own)
+            if rate is not None:
+                pair.dropout_rate = DropoutRate(jnp.broadcast_to(rate, stack))

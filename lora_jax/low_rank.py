@@ -17,6 +17,10 @@ class DropoutKey(nnx.Variable):
     """Random key of one adapted layer's dropout; never a parameter."""
 
 
+class DropoutRate(nnx.Variable):
+    """Rate of one adapted layer's dropout, where it is a number of a run and not of the model."""
+
+
 class LowRank(Inserted):
     """The factor pair of one weight: what LoRA inserts.
 
@@ -34,17 +38,24 @@ class LowRank(Inserted):
         self.scale = scale
         self.dropout = dropout
 
-    dropout_key: DropoutKey  # only while `seed_dropout` has set it
+    # only while `seed_dropout` has set them
+    dropout_key: DropoutKey
+    dropout_rate: DropoutRate
 
     @property
     def rank(self) -> int:
         """Rank of the update."""
         return self.a.shape[-1]
 
+    def pairs(self) -> dict[str, LowRank]:
+        """This one, without a part's name."""
+        return {"": self}
+
     def drop(self, inputs: Float[Array, ...]) -> Float[Array, ...]:
         """The branch's input, with dropout if this layer holds a key."""
         key = self.dropout_key[...] if hasattr(self, "dropout_key") else None
-        return dropout(inputs, self.dropout, key)
+        rate = self.dropout_rate[...] if hasattr(self, "dropout_rate") else self.dropout
+        return dropout(inputs, rate, key)
 
 
 class FusedLowRank(Inserted):
@@ -60,6 +71,10 @@ class FusedLowRank(Inserted):
         self.sizes = sizes
         for name, pair in parts.items():
             setattr(self, name, pair)
+
+    def pairs(self) -> dict[str, LowRank]:
+        """The factor pairs of the adapted parts by name."""
+        return {name: getattr(self, name) for name in self.names if hasattr(self, name)}
 
     def slots(self) -> Iterator[tuple[LowRank | None, int, int]]:
         """Yields (factor pair or None, start, size) for every part, in order."""

@@ -8,7 +8,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from configs.arguments import parse
-from configs.training import training_fields
+from configs.training import order_fields, training_fields
 
 # Column order of the paper's Tables 2 and 9.
 TASKS = ("mnli", "sst2", "mrpc", "cola", "qnli", "qqp", "rte", "stsb")
@@ -50,6 +50,7 @@ def glue_config(task: str, model: str, method: Mapping[str, Any]) -> ConfigDict:
             "max_grad_norm": 1.0,
             "adam": {"b1": 0.9, "b2": 0.999, "eps": 1e-8},
             "data": {
+                **order_fields(),
                 "source": "tfds",  # or tfds:DIR, or a folder of the original GLUE TSV files
                 "max_length": 512,
                 "max_examples": 0,  # of the training set; 0 is all

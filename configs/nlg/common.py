@@ -8,7 +8,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from configs.arguments import parse
-from configs.training import training_fields
+from configs.training import order_fields, training_fields
 
 DATASETS = ("e2e", "webnlg", "dart")
 
@@ -78,6 +78,7 @@ def nlg_config(dataset: str, model: str, method: Mapping[str, Any]) -> ConfigDic
             "weight_decay": own["weight_decay"],
             "label_smoothing": own["label_smoothing"],
             "data": {
+                **order_fields(),
                 "source": "data",  # the folder of the original files
                 "max_length": 512,  # longer rows lose their end; the longest real one has 259 tokens
                 "max_examples": 0,  # of the training set; 0 is all

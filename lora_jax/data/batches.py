@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import grain
+import jax
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
@@ -12,6 +13,7 @@ from lora_jax.data.glue import Examples
 from lora_jax.data.packing import (
     Batch,
     Packable,
+    Shape,
     ShapeMenu,
     TokenisedExamples,
     choose_menu,
@@ -53,6 +55,9 @@ class TrainingBatches:
     Order: epoch e is a permutation given by (seed, e), cut into batches of `batch_size`; the last
     one may be smaller. Batch b of epoch e is a function of these numbers alone; how it is laid out in
     rows depends also on `parts`, in which the devices share the rows out.
+
+    With a `row_length` all rows are that long. Then dropout masks depend on the batch alone, not on
+    how many rows other batches need: runs with different orders can share a program and be those alone.
     """
 
     def __init__(
@@ -64,6 +69,7 @@ class TrainingBatches:
         hidden_size: int,
         max_length: int,
         parts: int = 1,
+        row_length: int = 0,
     ):
         if batch_size < 1 or not len(examples):
             raise ValueError(f"need examples and a positive batch size, got {len(examples)} examples "
@@ -75,28 +81,72 @@ class TrainingBatches:
         lengths = examples.lengths
         first = self._indices(0)
         sample = [first[i] for i in range(min(self.per_epoch, _SAMPLED))]
+        if row_length and max(lengths) > row_length:
+            raise ValueError(
+                f"rows of {row_length} tokens cannot hold the longest example, which has "
+                f"{max(lengths)}; set config.data.row_length (or data.max_length) to that at least"
+            )
         steps = self.per_epoch * epochs
         sampled = [lengths[indices] for indices in sample]
-        self.menu: ShapeMenu = choose_menu(sampled, steps, hidden_size, max_length, parts=parts)
+        self.menu: ShapeMenu = choose_menu(
+            sampled, steps, hidden_size, row_length or max_length, parts=parts, fixed=row_length > 0
+        )
         self.slots = examples.slots(sample)
         self._lengths = lengths
 
-    def _indices(self, epoch: int) -> grain.MapDataset:
-        seed = int(np.random.SeedSequence([self.seed, epoch]).generate_state(1)[0])
-        order = grain.MapDataset.range(len(self.examples)).shuffle(seed=seed)
+    def _indices(self, epoch: int, seed: int | None = None) -> grain.MapDataset:
+        own = self.seed if seed is None else seed
+        shuffling = int(np.random.SeedSequence([own, epoch]).generate_state(1)[0])
+        order = grain.MapDataset.range(len(self.examples)).shuffle(seed=shuffling)
         return order.batch(self.batch_size, drop_remainder=False)
 
-    def _packed(self, indices: np.ndarray) -> Batch:
+    def _layout(self, indices: np.ndarray) -> tuple[Shape, int]:
+        """Shape and slots of a batch of these examples."""
         shape = self.menu.choose(self._lengths[indices].tolist())
         enough = self.examples.outputs(indices) <= self.slots
-        slots = self.slots if enough else self.examples.slots([indices])
-        return self.examples.pack(indices, shape, slots)
+        return shape, self.slots if enough else self.examples.slots([indices])
+
+    def _packed(self, indices: np.ndarray) -> Batch:
+        return self.examples.pack(indices, *self._layout(indices))
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """The batches of one epoch from number `start` on, packed ahead in a thread."""
-        batches = self._indices(epoch)[start:].map(self._packed)
-        options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)
-        return iter(batches.to_iter_dataset(options))
+        return _ahead(self._indices(epoch)[start:].map(self._packed))
+
+
+class BatchesOfRuns(TrainingBatches):
+    """The batches of several runs, each in the order of its own seed: arrays have an axis of runs.
+
+    Run i's examples, their slots and their places in the rows are those of `TrainingBatches` with its
+    seed and the same `row_length`. There are as many rows as the run that needs most of them has.
+    """
+
+    def __init__(self, examples: Packable, batch_size: int, epochs: int, seeds: Sequence[int],
+                 hidden_size: int, row_length: int, parts: int = 1):  # fmt: skip
+        super().__init__(
+            examples, batch_size, epochs, seeds[0], hidden_size, row_length, parts, row_length
+        )
+        self.seeds = tuple(dict.fromkeys(seeds))
+        self._order_of_run = [self.seeds.index(seed) for seed in seeds]
+
+    def _stacked(self, orders: Sequence[np.ndarray]) -> Batch:
+        layouts = [self._layout(indices) for indices in orders]
+        shape, slots = max(shape for shape, _ in layouts), max(own for _, own in layouts)
+        packed = [self.examples.pack(indices, shape, slots) for indices in orders]
+        runs = [packed[order] for order in self._order_of_run]
+        return jax.tree.map(lambda *fields: np.stack(fields), *runs)
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """As `TrainingBatches.epoch`."""
+        orders = [self._indices(epoch, seed) for seed in self.seeds]
+        numbers = grain.MapDataset.range(start, self.per_epoch)
+        return _ahead(numbers.map(lambda number: self._stacked([own[number] for own in orders])))
+
+
+def _ahead(batches: grain.MapDataset) -> Iterator[Batch]:
+    """Packed ahead in a thread."""
+    options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)
+    return iter(batches.to_iter_dataset(options))
 
 
 def evaluation_batches(

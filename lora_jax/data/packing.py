@@ -203,10 +203,15 @@ def cost(shape: Shape, hidden_size: int) -> float:
     return rows * length * (1 + length / (3 * hidden_size))
 
 
-def smallest(lengths: Integers, hidden_size: int, max_length: int, parts: int = 1) -> Shape:
-    """The cheapest shape that holds segments of these lengths; its rows divide into `parts`."""
+def smallest(
+    lengths: Integers, hidden_size: int, max_length: int, parts: int = 1, fixed: bool = False
+) -> Shape:
+    """The cheapest shape that holds segments of these lengths; its rows divide into `parts`.
+
+    With `fixed` its rows are `max_length` long.
+    """
     longest = max(lengths)
-    options = [n for n in ROW_LENGTHS if longest <= n < max_length] + [max_length]
+    options = [n for n in ROW_LENGTHS if longest <= n < max_length and not fixed] + [max_length]
     shapes = [(rounded_up(place(lengths, option)[1], parts), option) for option in options[:4]]
     return min(shapes, key=lambda shape: cost(shape, hidden_size))
 
@@ -218,12 +223,16 @@ def rounded_up(rows: int, parts: int) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class ShapeMenu:
-    """The static shapes of a run, cheapest first; their rows divide into `parts`."""
+    """The static shapes of a run, cheapest first; their rows divide into `parts`.
+
+    With `fixed` all have rows of `max_length`.
+    """
 
     shapes: tuple[Shape, ...]
     hidden_size: int
     max_length: int
     parts: int = 1
+    fixed: bool = False
 
     def choose(self, lengths: Integers) -> Shape:
         """The cheapest shape of the menu that fits; else one made for the batch, rounded up.
@@ -239,7 +248,7 @@ class ShapeMenu:
                 rows_at[length] = place(lengths, length)[1]
             if rows_at[length] <= rows:
                 return rows, length
-        rows, length = smallest(lengths, self.hidden_size, self.max_length, self.parts)
+        rows, length = smallest(lengths, self.hidden_size, self.max_length, self.parts, self.fixed)
         return rounded_up(rows, math.lcm(4, self.parts)), length
 
 
@@ -250,6 +259,7 @@ def choose_menu(
     max_length: int,
     compile_cost: float = 20_000,
     parts: int = 1,
+    fixed: bool = False,
 ) -> ShapeMenu:
     """Chooses the shapes of a run from a sample of its batches.
 
@@ -263,9 +273,10 @@ def choose_menu(
       max_length: longest possible example.
       compile_cost: price of a program in tokens (about 4 s on a CPU for a small encoder).
       parts: of equal size in which the devices share the rows out.
+      fixed: whether all rows are `max_length` long.
     """
     sample = [list(map(int, lengths)) for lengths in batches]
-    best = [smallest(lengths, hidden_size, max_length, parts) for lengths in sample]
+    best = [smallest(lengths, hidden_size, max_length, parts, fixed) for lengths in sample]
     lengths_used = sorted({length for _, length in best})
     needs = [
         {n: rounded_up(place(lengths, n)[1], parts) for n in lengths_used if n >= max(lengths)}
@@ -290,4 +301,4 @@ def choose_menu(
         chosen.append(pick)
         current = np.minimum(current, table[:, pick])
     shapes = sorted((candidates[i] for i in chosen), key=lambda s: cost(s, hidden_size))
-    return ShapeMenu(tuple(shapes), hidden_size, max_length, parts)
+    return ShapeMenu(tuple(shapes), hidden_size, max_length, parts, fixed)

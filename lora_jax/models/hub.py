@@ -162,6 +162,11 @@ def load_classifier(
     return model
 
 
+def new_head(config: EncoderConfig, num_outputs: int, key: jax.Array) -> partition.Params:
+    """The head's initial values that `load_classifier` gives with this key, by path."""
+    return _head(lambda: Classifier(config, num_outputs, nnx.Rngs(params=key)))
+
+
 def load_decoder(folder: Path, config: DecoderConfig, dtype: Any = jnp.float32) -> Decoder:
     """A pre-trained GPT-2.
 
@@ -184,22 +189,25 @@ def _load(
 ) -> nnx.Module:
     abstract = nnx.eval_shape(make)
     shapes = partition.parameters(abstract)
-    own_head = {path for path in shapes if re.fullmatch(HEAD, path)}
-
-    @jax.jit  # only the head is computed; the other random values are dead code
-    def head() -> dict[str, jax.Array]:
-        params = partition.parameters(make())
-        return {path: params[path] for path in own_head}
-
+    head = _head(make)
     tensors = read_tensors(folder)
     _refuse_untied(tensors, folder)
     loaded = from_published(
-        tensors, LAYOUTS[architecture], shapes.keys() - own_head, shapes, depth,
+        tensors, LAYOUTS[architecture], shapes.keys() - head.keys(), shapes, depth,
         f"{folder} ({architecture}, {depth} layers)",
     )  # fmt: skip
     weights = {path: jnp.asarray(value, dtype) for path, value in loaded.items()}
     structure, _, _ = partition.split(abstract, dict.fromkeys(shapes, partition.FROZEN))
-    return partition.join(structure, head(), weights)
+    return partition.join(structure, head, weights)
+
+
+def _head(make: Callable[[], nnx.Module]) -> partition.Params:
+    @jax.jit  # only the head is computed; the other random values are dead code
+    def head() -> partition.Params:
+        params = partition.parameters(make())
+        return {path: value for path, value in params.items() if re.fullmatch(HEAD, path)}
+
+    return head()
 
 
 def _refuse_untied(tensors: Mapping[str, jax.Array], folder: Path) -> None:

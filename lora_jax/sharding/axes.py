@@ -24,6 +24,7 @@ _KEY = "logical_axes"  # not Flax's own `out_sharding`: that one shards while a 
 # Megatron-LM (Shoeybi et al. 2019); "embed" is gathered before use, as in ZeRO-3 (Rajbhandari et al.
 # 2020). Factors of a low-rank update have their kernel's axes and a "rank" axis that is not split.
 RULES: Mapping[str, tuple[str, ...]] = {
+    "runs": ("run",),  # of a sweep: of all that differs between its runs
     # of parameters
     "layers": (),  # the axis of a scan
     "embed": ("fsdp",),  # model width, as a side of a matrix

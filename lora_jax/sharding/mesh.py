@@ -1,4 +1,4 @@
-"""Device meshes by name: `data`, `fsdp` and `model`."""
+"""Device meshes by name: `run`, `data`, `fsdp` and `model`."""
 
 from __future__ import annotations
 
@@ -12,10 +12,12 @@ from jax.sharding import AxisType, Mesh
 
 from lora_jax.arguments import integer
 
+# run: whole runs of a sweep; each part has a base of its own. Nothing is sent along it.
 # data: examples; parameters are whole on every device (but for the other axes).
 # fsdp: examples too, and parameters and optimizer state are split (ZeRO-3).
 # model: attention heads and feed-forward units (tensor parallelism). Neighbours come last.
-AXES = ("data", "fsdp", "model")
+RUN = "run"
+AXES = (RUN, "data", "fsdp", "model")
 REST = -1
 
 

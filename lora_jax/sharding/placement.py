@@ -39,6 +39,15 @@ class Placement:
         """Whole on every device."""
         return NamedSharding(self.mesh, PartitionSpec())
 
+    def of_runs(self) -> Placement:
+        """The same for the parameters of several runs, stacked along a first axis."""
+        return Placement(self.mesh, {path: ("runs", *own) for path, own in self.axes.items()})
+
+    @property
+    def each_run(self) -> NamedSharding:
+        """Of an array whose first axis is the runs, and nothing else split."""
+        return NamedSharding(self.mesh, spec(("runs",), self.mesh.axis_names))
+
     def shardings(self, params: Mapping[str, Any]) -> Shardings:
         """The sharding of every parameter.
 
@@ -86,6 +95,10 @@ class Placement:
         shardings = self.shardings(params)
         return {path: put(value, shardings[path]) for path, value in params.items()}
 
+    def per_run(self, tree: Any) -> Any:
+        """A tree of values with a first axis of runs, equal on every host, split by runs."""
+        return jax.tree.map(lambda leaf: put(leaf, self.each_run), tree)
+
     def replicate(self, tree: Any) -> Any:
         """A tree of equal values on every host, whole on every device."""
         return jax.tree.map(lambda leaf: put(leaf, self.replicated), tree)
@@ -94,12 +107,17 @@ class Placement:
         """A packed batch on the devices: token rows split, slots whole.
 
         Every host holds the whole batch (packing is cheap and a function of the seed) and sends the
-        rows of its own devices. Rows that are missing for equal parts are added: padding.
+        rows of its own devices. Rows that are missing for equal parts are added: padding. Where the
+        arrays have a first axis of runs, each run's devices get their own.
         """
         parts = shares(self.mesh)
-        rows = NamedSharding(self.mesh, spec(("batch", None), self.mesh.axis_names))
+        runs: Axes = ("runs",) * (batch.inputs.tokens.ndim - 2)
+        rows, slot = (
+            NamedSharding(self.mesh, spec((*runs, *own), self.mesh.axis_names))
+            for own in (("batch", None), (None,))
+        )
         inputs = [put(_padded(field, parts), rows) for field in batch.inputs]
-        slots = {k: put(v, self.replicated) for k, v in batch._asdict().items() if k != "inputs"}
+        slots = {k: put(v, slot) for k, v in batch._asdict().items() if k != "inputs"}
         return batch._replace(inputs=type(batch.inputs)(*inputs), **slots)
 
     def by_rows(self, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -173,5 +191,6 @@ def _same(x: jax.Array) -> jax.Array:  # one function, so that one program serve
 
 
 def _padded(rows: np.ndarray, parts: int) -> np.ndarray:
-    missing = rounded_up(len(rows), parts) - len(rows)
-    return np.pad(rows, ((0, missing), (0, 0))) if missing else rows
+    *runs, count, _ = rows.shape
+    missing = rounded_up(count, parts) - count
+    return np.pad(rows, (*[(0, 0)] * len(runs), (0, missing), (0, 0))) if missing else rows

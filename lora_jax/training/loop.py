@@ -87,6 +87,17 @@ class Plan:
     label: str = ""
     smaller_is_better: bool = False
 
+    def note(self, progress: Progress, metrics: dict[str, float]) -> bool:
+        """Adds a finished epoch to the history; whether it is the best so far."""
+        progress.history.append(metrics)
+        score = metrics[self.headline]
+        best = progress.history[progress.best - 1][self.headline] if progress.best else score
+        better = score < best if self.smaller_is_better else score > best
+        if better or not progress.best:
+            progress.best = len(progress.history)
+            return True
+        return False
+
 
 def fit(
     plan: Plan,
@@ -130,7 +141,7 @@ def fit(
         total=total, initial=progress.step, desc=plan.label, unit="step", mininterval=1,
         disable=not is_main(),
     )  # fmt: skip
-    clock = _Clock(progress, flops)
+    clock = Clock(progress, flops)
     try:
         while progress.step < total and not progress.diverged:
             epoch, number = divmod(progress.step, batches.per_epoch)
@@ -158,8 +169,11 @@ def fit(
     return trainable, progress
 
 
-class _Clock:
-    """Counts steps, tokens and seconds; lets the device run one step behind the host, not more."""
+class Clock:
+    """Counts steps, tokens and seconds; lets the device run one step behind the host, not more.
+
+    Of batches with a first axis of runs it counts the examples and tokens of one run, on average.
+    """
 
     def __init__(self, progress: Progress, flops: Callable[[Any], int]):
         self._progress = progress
@@ -169,14 +183,17 @@ class _Clock:
         self._mark = 0.0
 
     def start(self) -> None:
+        """Before the first batch of an epoch."""
         self._mark = time.perf_counter()
 
     def tick(self, batch: Any, loss: jax.Array) -> None:
-        progress = self._progress
+        """After the step on a batch was sent to the device."""
+        progress, segments = self._progress, batch.inputs.segments
+        runs = segments.shape[0] if segments.ndim == 3 else 1
         progress.step += 1
-        progress.examples += int(batch.inputs.segments.max())
-        progress.tokens += int(np.count_nonzero(batch.inputs.segments))
-        progress.slots += batch.inputs.tokens.size
+        progress.examples += int(segments.max())
+        progress.tokens += int(np.count_nonzero(segments)) // runs
+        progress.slots += batch.inputs.tokens.size // runs
         shape = (batch.inputs.tokens.shape, batch.weights.shape)
         new = shape not in self._shapes
         if new:
@@ -188,6 +205,7 @@ class _Clock:
         progress.compile_seconds += spent if new else 0.0
 
     def stop(self) -> None:
+        """After the last batch of an epoch."""
         jax.block_until_ready(self._pending)
         self._lap()
 
@@ -217,15 +235,11 @@ def _finish_epoch(
     begin = time.perf_counter()
     metrics = evaluate(trainable)
     progress.evaluation_seconds += time.perf_counter() - begin
-    progress.history.append(metrics)
     log.write(progress.step, {f"validation/{name}": value for name, value in metrics.items()})
-    score = metrics[plan.headline]
-    best = progress.history[progress.best - 1][plan.headline] if progress.best else score
-    better = score < best if plan.smaller_is_better else score > best
-    if better or not progress.best:
-        progress.best = len(progress.history)
+    if plan.note(progress, metrics):
         on_best(trainable, progress)
     if is_main():
+        score = metrics[plan.headline]
         bar.write(f"{plan.label} epoch {len(progress.history)}: {plan.headline} {score:.4f}")
 
 

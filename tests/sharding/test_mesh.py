@@ -29,25 +29,27 @@ def abstract(**sizes):
 @pytest.mark.parametrize(
     ("sizes", "count", "shape"),
     [
-        ({}, 1, (1, 1, 1)),
-        ({"data": 8}, 8, (8, 1, 1)),
-        ({"data": -1}, 6, (6, 1, 1)),
-        ({"fsdp": -1}, 1, (1, 1, 1)),
-        ({"data": -1, "fsdp": 2, "model": 2}, 8, (2, 2, 2)),
-        ({"model": -1, "data": 2}, 6, (2, 1, 3)),
-        ({"data": -1, "model": 4}, 4, (1, 1, 4)),
-        ({"model": 2, "fsdp": 3}, 6, (1, 3, 2)),
-        (ConfigDict({"data": -1, "fsdp": 2, "model": 1}), 4, (2, 2, 1)),
+        ({}, 1, (1, 1, 1, 1)),
+        ({"data": 8}, 8, (1, 8, 1, 1)),
+        ({"run": 4, "data": -1}, 8, (4, 2, 1, 1)),
+        ({"run": -1, "model": 2}, 8, (4, 1, 1, 2)),
+        ({"data": -1}, 6, (1, 6, 1, 1)),
+        ({"fsdp": -1}, 1, (1, 1, 1, 1)),
+        ({"data": -1, "fsdp": 2, "model": 2}, 8, (1, 2, 2, 2)),
+        ({"model": -1, "data": 2}, 6, (1, 2, 1, 3)),
+        ({"data": -1, "model": 4}, 4, (1, 1, 1, 4)),
+        ({"model": 2, "fsdp": 3}, 6, (1, 1, 3, 2)),
+        (ConfigDict({"data": -1, "fsdp": 2, "model": 1}), 4, (1, 2, 2, 1)),
     ],
 )
 def test_sizes(sizes, count, shape):
     given = devices(count)
     mesh = make_mesh(sizes, given)
-    assert mesh.axis_names == AXES == ("data", "fsdp", "model")
-    assert mesh.devices.shape == shape and mesh.axis_types == (AxisType.Auto,) * 3
+    assert mesh.axis_names == AXES == ("run", "data", "fsdp", "model")
+    assert mesh.devices.shape == shape and mesh.axis_types == (AxisType.Auto,) * 4
     # Neighbours lie along `model`, the axis with the most traffic.
     assert list(mesh.devices.ravel()) == given
-    assert shares(mesh) == shape[0] * shape[1]
+    assert shares(mesh) == shape[1] * shape[2]
 
 
 def test_all_devices_by_default():
@@ -57,7 +59,7 @@ def test_all_devices_by_default():
 @pytest.mark.parametrize(
     ("sizes", "count", "says"),
     [
-        ({"tensor": 2}, 2, r"unknown axis 'tensor'; the axes are data, fsdp, model"),
+        ({"tensor": 2}, 2, r"unknown axis 'tensor'; the axes are run, data, fsdp, model"),
         ({"data": 3}, 8, r"data=3 x fsdp=1 x model=1 = 3 is not the number of devices, 8"),
         ({"data": 4, "model": 4}, 8, r"= 16 is not the number of devices, 8"),
         ({}, 2, r"= 1 is not the number of devices, 2.*-1 for one of them"),

@@ -187,7 +187,7 @@ def test_jit_knows_the_mesh_and_the_function_s_name(one):
         return x
 
     one.jit(own)(jnp.ones(2))
-    assert seen == [("data", "fsdp", "model")] and one.jit(own).__name__ == "own"
+    assert seen == [("run", "data", "fsdp", "model")] and one.jit(own).__name__ == "own"
     assert jax.sharding.get_abstract_mesh().empty
 
 

@@ -1,0 +1,76 @@
+"""What a run record says of training: of one seed, and of all seeds together."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+
+from lora_jax.costs import chips
+from lora_jax.data.batches import TrainingBatches
+from lora_jax.training import loop
+from lora_jax.training.records import environment, peak_memory, spread
+
+
+def seed_record(progress: loop.Progress, data: TrainingBatches) -> dict[str, Any]:
+    """What a run record says of one seed."""
+    return {
+        **dataclasses.asdict(progress),
+        "best": progress.history[progress.best - 1],
+        "best_epoch": progress.best,
+        "last": progress.history[-1],
+        "shapes": data.menu.shapes,
+    }
+
+
+def speed(result: Mapping[str, Any]) -> str:
+    """The speed of a run record's training, in words."""
+    rate, share = result["flops_per_second_and_device"], result["mfu"]
+    parts = [
+        f"{result['seconds']:.0f} s of training",
+        f"{result['examples_per_second']:.1f} examples/s",
+        f"{result['tokens_per_second']:.0f} tokens/s",
+        f"{100 * result['padding_efficiency']:.0f}% real tokens",
+    ]
+    if rate:
+        parts.append(f"{rate / 1e9:,.0f} GFLOP/s per device")
+    if share is not None:
+        parts.append(f"MFU {100 * share:.1f}%")
+    return ", ".join(parts)
+
+
+def best_seed(runs: Mapping[int, Mapping[str, Any]], headline: str, smaller: bool = False) -> int:
+    """The seed whose best epoch has the best headline; one that diverged only if all did."""
+    sign = 1 if smaller else -1
+    scores = {seed: run["best"][headline] for seed, run in runs.items()}
+    return min(scores, key=lambda seed: (math.isnan(scores[seed]), sign * scores[seed]))
+
+
+def training_record(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What all seeds give together: scores at best and last epoch, speed, memory, versions."""
+
+    def over_seeds(which: str) -> dict[str, Any]:
+        return {m: spread([r[which][m] for r in runs]) for m in runs[0][which]}
+
+    names = ("examples", "tokens", "slots", "seconds", "compile_seconds", "flops")
+    total = {name: sum(run[name] for run in runs) for name in names}
+    devices, chip = jax.device_count(), chips.by_device_kind(jax.devices()[0].device_kind)
+    stepping = total["seconds"] - total["compile_seconds"]
+    return {
+        "best": over_seeds("best"),
+        "last": over_seeds("last"),
+        "steps": runs[0]["step"],
+        "seconds": total["seconds"],
+        "examples_per_second": total["examples"] / total["seconds"],
+        "tokens_per_second": total["tokens"] / total["seconds"],
+        "padding_efficiency": total["tokens"] / total["slots"],
+        # Without compilation; recomputation does not count. MFU is null where the peak is not known.
+        "flops": total["flops"],
+        "flops_per_second_and_device": total["flops"] / stepping / devices if stepping else None,
+        "mfu": chips.mfu(total["flops"], stepping, devices, chip) if stepping else None,
+        "memory": peak_memory(),
+        **environment(),
+    }

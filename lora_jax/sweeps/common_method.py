@@ -1,0 +1,61 @@
+"""One method with room for many: runs whose LoRA differs in numbers only share its structure.
+
+Rank, alpha, scaling, initial values and dropout are numbers of a run. The common method has, for
+every target, the largest rank; a smaller one is padded with zeros (see `padding`), and alpha/r comes
+from outside (see `runs`).
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+from lora_jax import methods
+from lora_jax.method import Method
+from lora_jax.training.records import to_json
+
+# Of a LoRA target; everything else about it is the structure of the program.
+NUMBERS = ("rank", "alpha", "scaling", "init", "std", "dropout")
+
+
+def structure_of(method: Method) -> str:
+    """What methods must have in common for their runs to be one program, as text."""
+    spec = copy.deepcopy(method.to_json())
+    for target in _targets(spec):
+        for name in NUMBERS:
+            del target[name]
+    return to_json(spec, indent=None)
+
+
+def common_method(members: Sequence[Method]) -> Method:
+    """A method with the structure of all members and, for every target, the largest of their ranks.
+
+    Its scale is 1 and it has no dropout of its own: both are values of the runs.
+
+    Raises:
+      ValueError: no members, or members of different structures.
+    """
+    if not members:
+        raise ValueError("no methods: a program needs at least one run")
+    if len({structure_of(method) for method in members}) > 1:
+        shown = "\n  ".join(dict.fromkeys(map(str, members)))
+        raise ValueError(
+            f"these methods cannot be one program, they insert other things:\n  {shown}"
+        )
+    spec = copy.deepcopy(members[0].to_json())
+    every = [_targets(method.to_json()) for method in members]
+    for index, target in enumerate(_targets(spec)):
+        rank = max(targets[index]["rank"] for targets in every)
+        target |= {"rank": rank, "alpha": rank, "scaling": "alpha/r", "dropout": 0.0}
+    return methods.from_json(spec)
+
+
+def _targets(spec: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The settings of every LoRA target of a method's description, to be read or changed."""
+    return [
+        target
+        for part in spec
+        if part["name"] == "lora"
+        for target in part["arguments"]["targets"].values()
+    ]

@@ -1,0 +1,124 @@
+"""Train and evaluation steps of several runs at once: `jax.vmap` over all that differs.
+
+The base is an argument without an axis of runs: its matrices are multiplied once with the
+activations of all runs. Under a mesh the runs are split over the axis `run`; nothing is sent along it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import optax
+from flax import nnx
+
+from lora_jax import layers, partition
+from lora_jax.partition import Params, Structure
+from lora_jax.sharding.mesh import RUN
+from lora_jax.sharding.placement import Placement
+from lora_jax.sweeps.runs import RunValues, scaled
+from lora_jax.training.step import Loss, Metrics
+
+Optimizer = Callable[[Any], optax.GradientTransformation]
+
+
+def make_run_objective(
+    structure: Structure, loss: Loss
+) -> Callable[[Params, RunValues, Params, Any, jax.Array], jax.Array]:
+    """Builds `objective(trainable, values, frozen, batch, key)` of one run: its loss with dropout."""
+
+    def objective(
+        trainable: Params, values: RunValues, frozen: Params, batch: Any, key: jax.Array
+    ) -> jax.Array:
+        model = partition.join(structure, scaled(trainable, values.scales), frozen)
+        for_model, for_branches = jax.random.split(key)
+        layers.seed_dropout(model, for_branches, values.rates)
+        return loss(model, batch, for_model)
+
+    return objective
+
+
+def make_runs_train_step(
+    structure: Structure,
+    loss: Loss,
+    optimizer: Optimizer,
+    placement: Placement,
+    trainable: Mapping[str, Any],
+) -> Any:
+    """Builds `step(trainable, state, values, frozen, batch, keys, number)`.
+
+    It returns (trainable, state, metrics) with a first axis of runs in each. `trainable` and `state`
+    are donated. The keys are the runs' own; `number` is the step's, folded into each.
+
+    Args:
+      structure: of the model with the common method.
+      loss: of (model, batch, key).
+      optimizer: of a run with this learning rate.
+      placement: of one run's parameters.
+      trainable: stacked arrays or shapes.
+
+    Returns:
+      A function under `jax.jit`. The batch has a first axis of runs, or is the same one for all.
+    """
+    objective = make_run_objective(structure, loss)
+
+    def one(
+        trainable: Params, state: Any, values: RunValues, key: jax.Array, frozen: Params, batch: Any,
+        number: jax.Array,
+    ) -> tuple[Params, Any, Metrics]:  # fmt: skip
+        own_key = jax.random.fold_in(key, number)
+        value, gradients = jax.value_and_grad(objective)(trainable, values, frozen, batch, own_key)
+        updates, state = optimizer(values.learning_rate).update(gradients, state, trainable)
+        metrics = {"loss": value, "grad_norm": optax.global_norm(gradients)}
+        return optax.apply_updates(trainable, updates), state, metrics
+
+    def step(
+        trainable: Params, state: Any, values: RunValues, frozen: Params, batch: Any,
+        keys: jax.Array, number: jax.Array,
+    ) -> tuple[Params, Any, Metrics]:  # fmt: skip
+        own_batches = 0 if batch.inputs.tokens.ndim == 3 else None
+        axes = (0, 0, 0, 0, None, own_batches, None)
+        runs = jax.vmap(one, axes, spmd_axis_name=RUN)
+        return runs(trainable, state, values, keys, frozen, batch, number)
+
+    of_runs = placement.of_runs()
+    state = jax.eval_shape(initial_states(optimizer), dict(trainable), _one_rate(trainable))
+    places = (
+        of_runs.shardings(trainable), of_runs.state_shardings(state, trainable),
+        placement.replicated,
+    )  # fmt: skip
+    return placement.jit(step, donate_argnums=(0, 1), out_shardings=places)
+
+
+def initial_states(optimizer: Optimizer) -> Callable[[Params, jax.Array], Any]:
+    """The function that makes the optimizer states of stacked parameters and learning rates."""
+    return jax.vmap(lambda trainable, rate: optimizer(rate).init(trainable))
+
+
+def _one_rate(trainable: Mapping[str, Any]) -> Any:
+    runs = next(iter(trainable.values())).shape[0]
+    return jax.ShapeDtypeStruct((runs,), "float32")
+
+
+def make_runs_predict_step(
+    structure: Structure,
+    placement: Placement,
+    function: Callable[[nnx.Module, Any], Any] | None = None,
+) -> Callable[[Params, Mapping[str, Any], Params, Any], Any]:
+    """Builds `predict(trainable, scales, frozen, batch)` without dropout: a first axis of runs.
+
+    Args:
+      structure: of the model with the common method.
+      placement: the results are whole on every device, so that every host can read them.
+      function: of (model, batch); the default gives the model's outputs, one per slot.
+    """
+
+    def one(trainable: Params, scales: Mapping[str, Any], frozen: Params, batch: Any) -> Any:
+        model = partition.join(structure, scaled(trainable, scales), frozen)
+        if function is not None:
+            return function(model, batch)
+        return model(batch.inputs, batch.rows, batch.columns)  # type: ignore[operator]
+
+    runs = jax.vmap(one, (0, 0, None, None), spmd_axis_name=RUN)
+    return placement.jit(runs, out_shardings=placement.replicated)
