@@ -3,8 +3,9 @@
     python -m experiments.report WORKDIR... --output=docs/results.md
 
 A WORKDIR is one run's folder or holds many; the inside of `seed_*` is skipped. Beside NAME.md, the
-folder NAME has every table as CSV (one line per cell) and plots of score against number of trained
-values, in the form of the paper's Figure 2. Without --output the Markdown is printed.
+folder NAME has every table as CSV (one line per cell), plots of score against number of trained values, in
+the form of the paper's Figure 2, and where there are rank sweeps, rank_sweeps.csv and rank_curves.png.
+Without --output the Markdown is printed.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Any
 
 from absl import app, flags
 
-from experiments import report_plot
+from experiments import report_plot, report_rank_plot, report_ranks
 from experiments import workdir as workdirs
 from experiments.paper_scores import TITLES
 from experiments.report_sweeps import (
@@ -53,7 +54,13 @@ def tables(records: Sequence[Record]) -> list[Table]:
     ]
 
 
-def document(found: Found, made: Sequence[Table], command: str, plots: dict[int, str]) -> str:
+def document(
+    found: Found,
+    made: Sequence[Table],
+    command: str,
+    plots: dict[int, str],
+    rank_curves: str = "",
+) -> str:
     """The Markdown.
 
     Args:
@@ -61,6 +68,7 @@ def document(found: Found, made: Sequence[Table], command: str, plots: dict[int,
       made: the tables of them.
       command: that made it.
       plots: paths of images by table number.
+      rank_curves: path of the image of the rank sweeps, if there is one.
     """
     count = len(found.records)
     parts = [
@@ -78,7 +86,11 @@ def document(found: Found, made: Sequence[Table], command: str, plots: dict[int,
             parts.append("No run of ours.")
         if table.number in plots:
             parts.append(f"![Score against trained values, {table.title}]({plots[table.number]})")
-    if left := _unplaced(found, made):
+    ranks = report_ranks.sweeps(found.records)
+    if ranks:
+        parts.append(report_ranks.markdown(ranks, _common, rank_curves))
+    shown = [*(table.records for table in made), *(sweep.records for sweep in ranks)]
+    if left := _unplaced(found, {record.workdir for own in shown for record in own}):
         parts.append("## Records in no table\n\n" + "\n".join(left))
     if found.unfinished:
         unfinished = "\n".join(f"- `{workdir}`" for workdir in found.unfinished)
@@ -86,8 +98,7 @@ def document(found: Found, made: Sequence[Table], command: str, plots: dict[int,
     return "\n\n".join(parts) + "\n"
 
 
-def _unplaced(found: Found, made: Sequence[Table]) -> list[str]:
-    placed = {record.workdir for table in made for record in table.records}
+def _unplaced(found: Found, placed: set[str]) -> list[str]:
     left = [
         (record.workdir, f"{record.task} is no task of these tables")
         for record in found.records
@@ -178,7 +189,24 @@ def write(found: Found, command: str, path: Path) -> None:
             continue
         save(drawn, image)
         plots[table.number] = f"{folder.name}/{image.name}"
-    workdirs.write_text(path, document(found, made, command, plots))
+    curves = _write_ranks(found.records, folder)
+    workdirs.write_text(path, document(found, made, command, plots, curves))
+
+
+def _write_ranks(records: Sequence[Record], folder: Path) -> str:
+    """Writes the rank sweeps' CSV and figure; the figure's path in the Markdown, "" without one."""
+    ranks = report_ranks.sweeps(records)
+    values, image = folder / "rank_sweeps.csv", folder / "rank_curves.png"
+    drawn = report_rank_plot.figure(ranks)
+    if ranks:
+        workdirs.write_text(values, report_ranks.csv_text(ranks))
+    else:
+        values.unlink(missing_ok=True)  # of an earlier report
+    if drawn is None:
+        image.unlink(missing_ok=True)
+        return ""
+    save(drawn, image)
+    return f"{folder.name}/{image.name}"
 
 
 def _command(folders: Sequence[str], output: str | None) -> str:

@@ -15,7 +15,8 @@ from experiments import workdir as workdirs
 
 # What may differ between runs of one setting.
 _NO_SETTING = (
-    "seeds", "mesh", "data.source", "workdir", "log_every", "checkpoint_every", "decode.batch_size"
+    "seeds", "mesh", "data.source", "data.row_length", "workdir", "log_every", "checkpoint_every",
+    "decode.batch_size",
 )  # fmt: skip
 # What a sweep over weights and ranks varies.
 _SWEPT = (
@@ -240,12 +241,16 @@ def _lora(method: Mapping[str, Any], decoder: bool) -> tuple[str | None, int | N
 
 
 def setting(record: Record, without: Sequence[str] = ()) -> str:
-    """The config as text, without seeds, paths, log and the fields (and what is beneath) given."""
+    """The config as text, without seeds, paths, log, the fields (and what is beneath) given, and None.
+
+    A field that older configs do not know is None where it has no effect.
+    """
     left_out = (*_NO_SETTING, *without)
     kept = {
         key: value
         for key, value in workdirs.flat(record.config).items()
-        if not any(key == name or key.startswith(f"{name}.") for name in left_out)
+        if value is not None
+        and not any(key == name or key.startswith(f"{name}.") for name in left_out)
     }
     return json.dumps(kept, sort_keys=True)
 
@@ -288,12 +293,10 @@ def pooled(records: Iterable[Record]) -> list[Record]:
             if setting(old) == setting(new) and not set(old.seeds) & set(new.seeds):
                 common = [name for name in old.scores if name in new.scores]
                 result[i] = dataclasses.replace(
-                    old,
-                    workdirs=old.workdirs + new.workdirs,
-                    seeds=old.seeds + new.seeds,
+                    old, workdirs=old.workdirs + new.workdirs, seeds=old.seeds + new.seeds,
                     scores={name: old.scores[name] + new.scores[name] for name in common},
                     raw=old.raw + new.raw,
-                )
+                )  # fmt: skip
                 break
         else:
             result.append(new)

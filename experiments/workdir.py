@@ -37,7 +37,7 @@ def finished(workdir: Path, config: ConfigDict) -> dict[str, Any] | None:
     if not hosts.everywhere(own == first):
         raise ValueError(
             "the hosts were started with different configs "
-            f"({_changes(first, own, 'on the first host', 'here') or 'see the others'})"
+            f"({changes(first, own, 'on the first host', 'here') or 'see the others'})"
         )
     return hosts.from_main(lambda: _finished(workdir, config))
 
@@ -46,9 +46,9 @@ def _finished(workdir: Path, config: ConfigDict) -> dict[str, Any] | None:
     path = workdir / "config.json"
     if path.exists():
         other, own = json.loads(path.read_text()), plain(config)
-        if changes := _changes({**other, "mesh": None}, {**own, "mesh": None}, "there", "now"):
+        if found := changes({**other, "mesh": None}, {**own, "mesh": None}, "there", "now"):
             raise ValueError(
-                f"{workdir} holds a run with another config ({changes}). Use another --workdir, or "
+                f"{workdir} holds a run with another config ({found}). Use another --workdir, or "
                 "the same config to resume it"
             )
     result = workdir / "result.json"
@@ -106,7 +106,8 @@ def join_hosts(text: str) -> None:
         hosts.start(*hosts.parse(text))
 
 
-def _changes(old: dict[str, Any], new: dict[str, Any], where: str, here: str) -> str:
+def changes(old: dict[str, Any], new: dict[str, Any], where: str, here: str) -> str:
+    """The fields in which two configs differ, for a message."""
     old, new = flat(old), flat(new)
     keys = [k for k in sorted(old.keys() | new.keys()) if old.get(k) != new.get(k)]
     return "; ".join(f"{k}: {old.get(k)!r} {where}, {new.get(k)!r} {here}" for k in keys)

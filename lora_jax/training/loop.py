@@ -192,7 +192,7 @@ class Clock:
         runs = segments.shape[0] if segments.ndim == 3 else 1
         progress.step += 1
         progress.examples += int(segments.max())
-        progress.tokens += int(np.count_nonzero(segments)) // runs
+        progress.tokens += round(int(np.count_nonzero(segments)) / runs)
         progress.slots += batch.inputs.tokens.size // runs
         shape = (batch.inputs.tokens.shape, batch.weights.shape)
         new = shape not in self._shapes

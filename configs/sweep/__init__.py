@@ -1,0 +1,1 @@
+"""Sweeps over rank, learning rate, seed and targets, see experiments.sweep."""
