@@ -63,7 +63,8 @@ def points(config: ConfigDict) -> list[Point]:
     """All points of a sweep's config, each once: every grid's product of values, in its order.
 
     A grid is a part of the run's config whose leaves are tuples of values:
-    `{"method": {"rank": (1, 8)}, "seeds": (0, 1)}` are four points.
+    `{"method": {"rank": (1, 8)}, "seeds": (0, 1)}` are four points. `config.labels` has pairs of a
+    label and a value that is too long for a name, such as a target's pattern.
 
     Raises:
       ValueError: an unknown field, no values, or a value of the wrong type; the message names it.
@@ -75,11 +76,12 @@ def points(config: ConfigDict) -> list[Point]:
         for name, grid in config.grids.items()
     }
     varied = list(dict.fromkeys(path for grid in grids.values() for path in grid))
+    labels = {_text(value): label for label, value in config.labels}
     found: dict[str, Point] = {}
     for name, grid in grids.items():
         for values in _product(name, grid):
             own = _with(config.run, values, f"grids.{name}")
-            point = Point(_name(own, varied), own)
+            point = Point(_name(own, varied, labels), own)
             found.setdefault(point.name, point)
     return _with_row_lengths(list(found.values()))
 
@@ -119,21 +121,25 @@ def _with(run: ConfigDict, values: Mapping[str, Any], where: str) -> ConfigDict:
     return own
 
 
-def _name(config: ConfigDict, varied: Sequence[str]) -> str:
-    """`rank=8,seed=0` of the fields that the grids name."""
+def _name(config: ConfigDict, varied: Sequence[str], labels: Mapping[str, str]) -> str:
+    """`rank=8,seed=0` of the fields that the grids name; labels stand for long values."""
     flat = workdirs.flat(workdirs.plain(config))
     last = [path.rpartition(".")[2] for path in varied]
     parts = []
     for path, short in zip(varied, last, strict=True):
         label = short if last.count(short) == 1 else path
         value = flat["seeds"][0] if path == "seeds" else flat.get(path)
-        parts.append(f"{'seed' if path == 'seeds' else label}={_short(value)}")
+        parts.append(f"{'seed' if path == 'seeds' else label}={_short(value, labels)}")
     return ",".join(parts)
 
 
-def _short(value: Any) -> str:
+def _text(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _short(value: Any, labels: Mapping[str, str]) -> str:
     """A value as part of a folder's name."""
-    text = f"{value:g}" if isinstance(value, float) else str(value)
+    text = labels.get(_text(value), _text(value))
     return "".join(c if c.isalnum() or c in "+-._" else "~" for c in text)
 
 
