@@ -9,11 +9,12 @@ Statuses come from the runs of this process and from status files of others (`to
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import sys
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Self
 
 from rich.console import Console, Group, JustifyMethod
@@ -107,6 +108,18 @@ class LiveTable:
     def __exit__(self, *error: object) -> None:
         if self._live:
             self._live.stop()
+
+    @contextlib.contextmanager
+    def aside(self) -> Iterator[None]:
+        """The table is away while something else draws; the next update shows it again."""
+        if self._live is None or not self._live.is_started:
+            yield
+            return
+        self._live.stop()
+        try:
+            yield
+        finally:
+            self._live.start()
 
     def update(self, statuses: Sequence[RunStatus], note: str = "") -> None:
         """Shows the runs as they are now; the note, below the table, in a terminal only."""

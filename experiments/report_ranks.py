@@ -35,9 +35,8 @@ LoRA runs that differ in nothing but rank, alpha, scaling, adapted weights, lear
 of A (init, std), order of the data and seed. Scores are in the unit of the tables above; the paper's are in
 Tables 6 and 18. The best run has the highest score of all at a rank. The best set-up (learning rate, alpha
 and so on) has the highest median over seeds, also on data-to-text; ± is their standard deviation. Both are
-chosen by the score shown: on GLUE the dev set's, on data-to-text BLEU of the decoded split. So both are the
-higher for the choice, the more so the more runs there are. A diverged run counts as the worst when the best
-set-up is chosen, and not in its median, deviation and range."""
+chosen by the score shown: on GLUE the dev set's, on data-to-text BLEU of the decoded split; more runs make
+the best one higher. A diverged run is the worst in that choice, and in no median, deviation or range."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,8 +45,7 @@ class Run:
 
     Attributes:
       record: that it is in.
-      seed: of initial values, dropout and, without `order`, of the order of the data.
-      order: the seed of the order of the data alone, if it had one.
+      seed: of all that is random but for `order`, if the order of the data has a seed of its own.
       score: the task's headline in the unit of the tables; NaN if it diverged.
       set_up: values of `FIELDS`; text with slashes where the targets differ in one.
     """
@@ -142,13 +140,11 @@ def sweeps(records: Sequence[Record]) -> list[RankSweep]:
         if record.method == "lora" and record.rank and column and column.metric in record.scores:
             key = record.task, record.model, setting(record, SWEPT)
             groups.setdefault(key, []).append(record)
-    # Without two ranks of one choice of weights nothing is a curve.
-    points = [{(_weights(record), record.rank) for record in own} for own in groups.values()]
-    found = [
-        own
-        for own, places in zip(groups.values(), points, strict=True)
-        if len({weights for weights, _ in places}) < len(places)
-    ]
+    found = []  # without two ranks of one choice of weights nothing is a curve
+    for own in groups.values():
+        places = {(_weights(record), record.rank) for record in own}
+        if len({weights for weights, _ in places}) < len(places):
+            found.append(own)
     # Of the config only what a sweep has in common may tell it from others.
     common = [
         dataclasses.replace(own[0], config=json.loads(setting(own[0], SWEPT))) for own in found

@@ -241,10 +241,7 @@ def _lora(method: Mapping[str, Any], decoder: bool) -> tuple[str | None, int | N
 
 
 def setting(record: Record, without: Sequence[str] = ()) -> str:
-    """The config as text, without seeds, paths, log, the fields (and what is beneath) given, and None.
-
-    A field that older configs do not know is None where it has no effect.
-    """
+    """The config as text, without seeds, paths, log, fields (and what is beneath) given, and None."""
     left_out = (*_NO_SETTING, *without)
     kept = {
         key: value

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,10 @@ from lora_jax.training import loop
 from lora_jax.training.records import write_json
 
 
-def train_program(group: Group, program: Program, workdir: Path, watch: Watch) -> None:
+def train_program(
+    group: Group, program: Program, workdir: Path, watch: Watch,
+    aside: Callable[[], AbstractContextManager[None]] = nullcontext,
+) -> None:  # fmt: skip
     """Trains the points of a program, or resumes it, and writes their run records.
 
     Args:
@@ -32,6 +36,7 @@ def train_program(group: Group, program: Program, workdir: Path, watch: Watch) -
       program: which points.
       workdir: of the sweep.
       watch: told how the points get on, in the order of the program.
+      aside: entered while decoding shows a bar of its own.
     """
     points = [group.points[name] for name in program.points]
     starts = [group.start(point) for point in points]
@@ -54,7 +59,8 @@ def train_program(group: Group, program: Program, workdir: Path, watch: Watch) -
     for point, start, own in zip(points, starts, progress, strict=True):
         notes = {"program": program.name, "runs": program.runs, "points": len(points)}
         record = {**seed_record(own, data), "sweep": notes}
-        _finish(group, point, start, record, folder_of(workdir, point))
+        with aside():
+            _finish(group, point, start, record, folder_of(workdir, point))
 
 
 def folder_of(workdir: Path, point: Point) -> Path:

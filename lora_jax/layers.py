@@ -2,13 +2,12 @@
 
 An adapted layer is the same object with the same pre-trained Variables at the same paths, plus a
 child `lora`. Its class is a subclass of the original whose call adds the low-rank branch
-x -> rank -> y; the d x d delta is never formed in training. Taking the child away gives the
-original class back (see `merge`).
+x -> rank -> y; the d x d delta is never formed. Without the child the class is the original again.
 
 Dropout on the branch is data, not hidden state: `seed_dropout(model, key)` writes one key per
-adapted layer (and per stacked layer) into a model, usually the copy that a train step merges
-inside `jax.jit`. A layer without a key is deterministic. So the code of the user's model need not
-pass keys to its Linear layers, and scan, vmap and remat see ordinary arrays.
+adapted layer (and per stacked layer) into a model, usually the copy that a train step merges.
+A layer without a key is deterministic. So the user's model need not pass keys to its Linear
+layers, and scan, vmap and remat see ordinary arrays.
 """
 
 from __future__ import annotations
@@ -31,8 +30,7 @@ from lora_jax.sharding import axes
 class Adapted(nnx.Module):  # a Module, so that an object's class can become a form and go back
     """Mixin of every LoRA form: the base layer's call plus the low-rank branch.
 
-    A form states which attribute is the weight, the roles of its axes, and how activations pass
-    through a factor pair. To support a layer of your own:
+    A form names the weight, the roles of its axes, and how activations pass through a factor pair:
 
         @lora_jax.layers.register(MyLinear)
         class LoRAMyLinear(lora_jax.layers.Adapted, MyLinear):
@@ -252,9 +250,8 @@ def delta(layer: Adapted) -> Float[Array, ...]:
     stack = layer.weight_shape()[: layer.stack_axes()]
     roles = layer.roles().stacked(len(stack))
     if isinstance(layer.lora, LowRank):
-        whole = layer.lora
-        dense = factors.delta(roles, whole.a[...], whole.b[...], whole.scale)
-        return dense.reshape(layer.weight_shape())
+        own = layer.lora
+        return factors.delta(roles, own.a[...], own.b[...], own.scale).reshape(layer.weight_shape())
     axis = roles.outputs[0]
     view = stack + layer.view()
     pieces = []

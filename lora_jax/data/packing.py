@@ -206,10 +206,7 @@ def cost(shape: Shape, hidden_size: int) -> float:
 def smallest(
     lengths: Integers, hidden_size: int, max_length: int, parts: int = 1, fixed: bool = False
 ) -> Shape:
-    """The cheapest shape that holds segments of these lengths; its rows divide into `parts`.
-
-    With `fixed` its rows are `max_length` long.
-    """
+    """The cheapest shape for segments of these lengths; `fixed`: with rows of `max_length`."""
     longest = max(lengths)
     options = [n for n in ROW_LENGTHS if longest <= n < max_length and not fixed] + [max_length]
     shapes = [(rounded_up(place(lengths, option)[1], parts), option) for option in options[:4]]
@@ -223,10 +220,7 @@ def rounded_up(rows: int, parts: int) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class ShapeMenu:
-    """The static shapes of a run, cheapest first; their rows divide into `parts`.
-
-    With `fixed` all have rows of `max_length`.
-    """
+    """The static shapes of a run, cheapest first; `fixed`: all with rows of `max_length`."""
 
     shapes: tuple[Shape, ...]
     hidden_size: int

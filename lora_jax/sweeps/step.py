@@ -43,8 +43,9 @@ def make_runs_train_step(
     structure: Structure,
     loss: Loss,
     optimizer: Optimizer,
-    placement: Placement,
-    trainable: Mapping[str, Any],
+    placement: Placement | None = None,
+    trainable: Mapping[str, Any] | None = None,
+    own_batches: bool | None = None,
 ) -> Any:
     """Builds `step(trainable, state, values, frozen, batch, keys, number)`.
 
@@ -55,11 +56,13 @@ def make_runs_train_step(
       structure: of the model with the common method.
       loss: of (model, batch, key).
       optimizer: of a run with this learning rate.
-      placement: of one run's parameters.
-      trainable: stacked arrays or shapes.
+      placement: of one run's parameters; with it arguments must lie as its `of_runs` says.
+      trainable: stacked arrays or shapes; needed with a placement.
+      own_batches: whether batches have a first axis of runs too, or are the same for all. None: as a
+        packed batch (`data.packing.Batch`) shows.
 
     Returns:
-      A function under `jax.jit`. The batch has a first axis of runs, or is the same one for all.
+      A function under `jax.jit`.
     """
     objective = make_run_objective(structure, loss)
 
@@ -77,11 +80,14 @@ def make_runs_train_step(
         trainable: Params, state: Any, values: RunValues, frozen: Params, batch: Any,
         keys: jax.Array, number: jax.Array,
     ) -> tuple[Params, Any, Metrics]:  # fmt: skip
-        own_batches = 0 if batch.inputs.tokens.ndim == 3 else None
-        axes = (0, 0, 0, 0, None, own_batches, None)
+        own = batch.inputs.tokens.ndim == 3 if own_batches is None else own_batches
+        axes = (0, 0, 0, 0, None, 0 if own else None, None)
         runs = jax.vmap(one, axes, spmd_axis_name=RUN)
         return runs(trainable, state, values, keys, frozen, batch, number)
 
+    if placement is None:
+        return jax.jit(step, donate_argnums=(0, 1))
+    assert trainable is not None
     of_runs = placement.of_runs()
     state = jax.eval_shape(initial_states(optimizer), dict(trainable), _one_rate(trainable))
     places = (
