@@ -153,11 +153,17 @@ class Adaptation:
         key: jax.Array,
         mesh: Mesh,
         head: str | None = None,
+        like: Adaptation | None = None,
     ):
-        """Inserts the method; `model` should have been made `in_host_memory`."""
+        """Inserts the method; `model` should have been made `in_host_memory`.
+
+        Another adaptation of the same model on the same mesh, `like`, shares its frozen part.
+        """
         self.method = method
+        self.base: str
         with in_host_memory():
-            self.base = adapters.fingerprint(adapters.base_parameters(model, head))
+            params = adapters.base_parameters(model, head)
+            self.base = adapters.fingerprint(params) if like is None else like.base
             adapted = method.insert(model, key)
             self.labels = method.labels(adapted)
             self.summary = method.summary(adapted)
@@ -166,7 +172,11 @@ class Adaptation:
             self.placement.shardings(trainable)  # a mesh that does not fit is refused here
             self.trainable: Params = {k: jnp.asarray(v, jnp.float32) for k, v in trainable.items()}
             dtype = base_dtype(config)
-            self.frozen: Params = self.placement.put(
+            self.frozen: Params
+            if like is not None:
+                self.frozen = {path: like.frozen[path] for path in frozen}
+                return
+            self.frozen = self.placement.put(
                 {
                     k: v.astype(dtype) if jnp.issubdtype(v.dtype, jnp.floating) else v
                     for k, v in frozen.items()

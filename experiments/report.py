@@ -176,9 +176,17 @@ def _range(low: int, high: int) -> str:
     return f"{low:,}" if low == high else f"{low:,} to {high:,}"
 
 
-def write(found: Found, command: str, path: Path) -> None:
-    """Writes the Markdown, and beside it the folder of CSV files and plots."""
+def write(found: Found, command: str, path: Path, only_ours: bool = False) -> None:
+    """Writes the Markdown, and beside it the folder of CSV files and plots.
+
+    Args:
+      found: the records.
+      command: that makes the page.
+      path: of the Markdown.
+      only_ours: leaves out tables without a run of ours.
+    """
     made, folder = tables(found.records), path.with_suffix("")
+    made = [table for table in made if table.records or not only_ours]
     plots: dict[int, str] = {}
     for table in made:
         workdirs.write_text(folder / f"table_{table.number}.csv", table.csv())

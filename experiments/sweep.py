@@ -16,8 +16,9 @@ fsdp and model. Separate machines: `--engine=ray`, see experiments.sweep_ray.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 from absl import app, flags, logging
@@ -32,13 +33,12 @@ from experiments.sweep_points import Point, Program, groups, points, programs
 from experiments.sweep_program import train_program
 from lora_jax import methods
 from lora_jax.data import glue
+from lora_jax.method import Method
 from lora_jax.metrics import glue as metrics
 from lora_jax.sharding.hosts import from_main, is_main
 from lora_jax.sharding.mesh import RUN
-from lora_jax.sweeps.common_method import common_method
 from lora_jax.sweeps.loop import Watch
 from lora_jax.training.loop import Progress
-from lora_jax.training.records import to_json
 
 
 class Board:
@@ -50,14 +50,13 @@ class Board:
 
     def watch(self, group: Group, program: Program) -> Watch:
         """Told of a program's runs, it keeps files and table up to date."""
-        steps = group.config.epochs * group.per_epoch
-        headline = group.preparation.headline
+        epochs, headline = group.config.epochs, group.preparation.headline
 
         def told(runs: Sequence[Progress], losses: Sequence[float]) -> None:
             if not is_main():
                 return
             own = [
-                _status(name, run, loss, steps, headline, program.name)
+                _status(name, run, loss, (epochs, group.per_epoch), headline, program.name)
                 for name, run, loss in zip(program.points, runs, losses, strict=True)
             ]
             self._statuses |= {status.name: status for status in own}
@@ -66,6 +65,10 @@ class Board:
 
         return told
 
+    def aside(self) -> AbstractContextManager[None]:
+        """Takes the table away while something else draws."""
+        return nullcontext() if self._table is None else self._table.aside()
+
     def show(self, note: str = "") -> None:
         """Draws the table."""
         if self._table is not None:
@@ -73,12 +76,13 @@ class Board:
 
 
 def _status(
-    name: str, run: Progress, loss: float, steps: int, headline: str, program: str
+    name: str, run: Progress, loss: float, length: tuple[int, int], headline: str, program: str
 ) -> RunStatus:
-    state = "diverged" if run.diverged else "finished" if run.step >= steps else "training"
+    ended = len(run.history) == length[0]
+    state = "diverged" if run.diverged else "finished" if ended else "training"
     scores = [epoch[headline] for epoch in run.history]
     return RunStatus(
-        name, state, run.step, steps, loss, scores[-1] if scores else None,
+        name, state, run.step, math.prod(length), loss, scores[-1] if scores else None,
         scores[run.best - 1] if scores else None, run.best, program,
     )  # fmt: skip
 
@@ -91,10 +95,19 @@ def planned(config: ConfigDict, folder: SweepFolder, found: Sequence[Point]) -> 
         )
     for group in groups(found).values():
         if new := _new(folder, group):
-            own = common_method([method_of(config.experiment, point.config) for point in new])
-            ways = max(1, group[0].config.mesh.run)
-            folder.plan(programs(new, own, config.runs_per_program, ways, len(folder.programs())))
+            _plan(config, folder, new, config.runs_per_program, max(1, new[0].config.mesh.run))
     return folder.programs()
+
+
+def _plan(
+    config: ConfigDict, folder: SweepFolder, new: Sequence[Point], most: int, ways: int
+) -> list[Program]:
+    def method(point: Point) -> Method:
+        return method_of(config.experiment, point.config)
+
+    more = programs(new, method, most, ways, len(folder.programs()))
+    folder.plan(more)
+    return more
 
 
 def _new(folder: SweepFolder, group: Sequence[Point]) -> list[Point]:
@@ -107,28 +120,21 @@ def _work(
     config: ConfigDict, folder: SweepFolder, group: Sequence[Point], only: Collection[str] | None
 ) -> Iterator[tuple[Group, list[Program]]]:
     """The programs of a group that are not finished: those planned before, then new ones."""
-    names, done = {point.name for point in group}, folder.finished()
-    old: dict[str, list[Program]] = {}
-    for program in folder.programs():
-        own = set(program.points)
-        if own & names and own - done and (only is None or program.name in only):
-            old.setdefault(to_json(program.method, indent=None), []).append(program)
-    by_name = {point.name: point for point in group}
-    for own_programs in old.values():
-        members = [
-            by_name.get(name) or folder.point(name)
-            for program in own_programs
-            for name in program.points
-        ]
-        method = methods.from_json(own_programs[0].method)
-        yield Group(config.experiment, members, method), own_programs
+    by_name, done = {point.name: point for point in group}, folder.finished()
+    old = [
+        program
+        for program in folder.programs()
+        if set(program.points) & by_name.keys() and set(program.points) - done
+        if only is None or program.name in only
+    ]
+    if old:  # as they were started, and with points that the grids no longer have
+        names = [name for program in old for name in program.points]
+        started = [folder.point(name, config.run.mesh) or by_name[name] for name in names]
+        yield Group(config.experiment, started), old
     if only is None and (new := _new(folder, group)):
         made = Group(config.experiment, new)
         most = config.runs_per_program or from_main(made.runs_that_fit)
-        ways = made.placement.mesh.shape[RUN]
-        more = programs(new, made.method, most, ways, len(folder.programs()))
-        folder.plan(more)
-        yield made, more
+        yield made, _plan(config, folder, new, most, made.placement.mesh.shape[RUN])
 
 
 def run_sweep(
@@ -153,7 +159,10 @@ def run_sweep(
         for group in groups(found).values():
             for made, own in _work(config, folder, group, only):
                 for program in own:
-                    train_program(made, program, workdir, board.watch(made, program))
+                    told = board.watch(made, program)
+                    own_room = made.with_method(methods.from_json(program.method))
+                    train_program(own_room, program, workdir, told, board.aside)
+                del made, own_room  # its base makes room for the next group's
     return folder
 
 
@@ -177,7 +186,8 @@ def write_report(workdir: Path) -> None:
     """DIR/report.md and DIR/report: tables and curves of all finished points."""
     if is_main():
         command = f"python -m experiments.report {workdir.name}/points"
-        report.write(run_records.find([workdir / "points"]), command, workdir / "report.md")
+        found = run_records.find([workdir / "points"])
+        report.write(found, command, workdir / "report.md", only_ours=True)
 
 
 def main(_: list[str]) -> None:
@@ -185,6 +195,7 @@ def main(_: list[str]) -> None:
     logging.set_verbosity(logging.WARNING)  # Orbax and JAX tell a lot at INFO
     config = _CONFIG.value
     with workdirs.readable_errors():
+        machines = _MACHINES()
         workdirs.join_hosts(_HOSTS.value)
         if not _WORKDIR.value:
             raise ValueError("--workdir=DIR is needed: the folder of the sweep")
@@ -192,7 +203,10 @@ def main(_: list[str]) -> None:
         found = points(config)
         headline, smaller = headline_of(config)
         table = LiveTable(headline, len(found), smaller_is_better=smaller)
-        folder = run_sweep(config, workdir, table if is_main() else None)
+        if machines:
+            folder = sweep_ray.run_sweep(config, workdir, machines, table)
+        else:
+            folder = run_sweep(config, workdir, table if is_main() else None)
         write_report(workdir)
         if is_main():
             print(summary(folder.statuses(folder.named(found)), smaller))
@@ -200,8 +214,11 @@ def main(_: list[str]) -> None:
 
 
 if __name__ == "__main__":
+    from experiments import ray_cluster, sweep_ray  # the latter imports this module
+
     _CONFIG = config_flags.DEFINE_config_file("config", None, "Sweep configuration.")
     _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the sweep.")
     _HOSTS = workdirs.hosts_flag()
+    _MACHINES = ray_cluster.define_flags()
     flags.mark_flag_as_required("config")
     app.run(main, flags_parser=workdirs.parse_flags)

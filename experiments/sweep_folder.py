@@ -88,10 +88,11 @@ class SweepFolder:
         found = (self.path / "points").glob("*/result.json")
         return set(hosts.from_main(lambda: [path.parent.name for path in found]))
 
-    def point(self, name: str) -> Point:
-        """A point that was started here."""
-        text = (self.path / "points" / name / "config.json").read_text()
-        return Point(name, ConfigDict(json.loads(text)))
+    def point(self, name: str, mesh: ConfigDict) -> Point | None:
+        """A point as it was started here, but for the mesh; None if it was not."""
+        file = self.path / "points" / name / "config.json"
+        values = hosts.from_main(lambda: json.loads(file.read_text()) if file.exists() else None)
+        return values and Point(name, ConfigDict({**values, "mesh": mesh.to_dict()}))
 
     def programs(self) -> list[Program]:
         """What was planned, in order."""
@@ -147,5 +148,7 @@ def _lasting(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _identity(config: dict[str, Any]) -> str:
-    flat = workdirs.flat({**config, "mesh": None})
+    """What makes a run the same: not where it runs, nor how its examples lie in rows."""
+    data = {**config["data"], "row_length": None}
+    flat = workdirs.flat({**config, "data": data, "mesh": None})
     return to_json({key: flat[key] for key in sorted(flat) if flat[key] is not None}, indent=None)

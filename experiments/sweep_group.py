@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property, partial
+from functools import partial
 from typing import Any
 
 import jax
@@ -89,28 +90,48 @@ class Group:
       placement: of the base, and of one run's parameters.
     """
 
-    def __init__(self, experiment: str, points: Sequence[Point], method: Method | None = None):
+    def __init__(self, experiment: str, points: Sequence[Point]):
         """Reads data and base.
 
         Args:
           experiment: `glue` or `nlg`.
           points: of one group.
-          method: common method of a program that was planned before; by default that of the points.
 
         Raises:
           ValueError: unknown experiment, or what its own command would refuse.
         """
+        own_methods = [method_of(experiment, point.config) for point in points]
         self._experiment = experiment
-        own_method = common_method([method_of(experiment, point.config) for point in points])
-        self.method = method or own_method
         self.points = {point.name: point for point in points}
         self.config = points[0].config
-        self.preparation = own = EXPERIMENTS[experiment](self.config)
+        self.preparation = EXPERIMENTS[experiment](self.config)
         self._model: nnx.Module
-        self._model, key = own.model(points[0].seed)
-        self.adaptation = Adaptation(self.config, self._model, self.method, key, own.mesh, own.head)
+        self._model, self._key = self.preparation.model(points[0].seed)
+        self._rooms: dict[str, Group] = {}
+        self._insert(common_method(own_methods), None)
+
+    def _insert(self, method: Method, like: Adaptation | None) -> None:
+        own = self.preparation
+        self.method = method
+        self.adaptation = Adaptation(
+            self.config, self._model, method, self._key, own.mesh, own.head, like
+        )
         self.placement = self.adaptation.placement
         self.shapes = padding.shapes_of(self.adaptation.trainable)
+        self._steps: dict[int, Any] = {}
+        self._predict_step = step.make_runs_predict_step(
+            self.adaptation.structure, self.placement, own.function
+        )
+
+    def with_method(self, method: Method) -> Group:
+        """The same data and base with another common method, for programs of smaller ranks."""
+        if method == self.method:
+            return self
+        key = str(method)
+        if key not in self._rooms:
+            room = self._rooms[key] = copy.copy(self)
+            room._insert(method, self.adaptation)
+        return self._rooms[key]
 
     def start(self, point: Point) -> Start:
         """The start of a point's run: what `experiments.glue` or `experiments.nlg` begins with."""
@@ -160,15 +181,6 @@ class Group:
                 self._stacked(count),
             )  # fmt: skip
         return self._steps[count]
-
-    @cached_property
-    def _steps(self) -> dict[int, Any]:
-        return {}
-
-    @cached_property
-    def _predict_step(self) -> Any:
-        function = self.preparation.function
-        return step.make_runs_predict_step(self.adaptation.structure, self.placement, function)
 
     def predict(self, trainable: Params, scales: Mapping[str, Any]) -> Predict:
         """What the runs with these parameters give for a batch, see `Predict`."""

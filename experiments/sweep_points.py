@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from experiments import workdir as workdirs
 from lora_jax import methods
 from lora_jax.method import Method
-from lora_jax.sweeps.common_method import NUMBERS, structure_of
+from lora_jax.sweeps.common_method import NUMBERS, common_method, largest_rank, structure_of
 from lora_jax.training.records import to_json
 
 # Differing in these, runs are still one program: arrays hold them. In anything else, they are not.
@@ -60,7 +60,7 @@ class Program:
 
 
 def points(config: ConfigDict) -> list[Point]:
-    """All points of a sweep's config, each once: every grid's product of values, in its order.
+    """All points of a sweep's config, each once: every grid's product of values.
 
     A grid is a part of the run's config whose leaves are tuples of values:
     `{"method": {"rank": (1, 8)}, "seeds": (0, 1)}` are four points. `config.labels` has pairs of a
@@ -69,6 +69,8 @@ def points(config: ConfigDict) -> list[Point]:
     Raises:
       ValueError: an unknown field, no values, or a value of the wrong type; the message names it.
     """
+    if not config.run.epochs:
+        raise ValueError("config.run.epochs is 0: a sweep trains")
     if not config.grids:
         raise ValueError("config.grids is empty: a sweep needs at least one grid of values")
     grids = {
@@ -178,13 +180,15 @@ def groups(found: Sequence[Point]) -> dict[str, list[Point]]:
 
 
 def programs(
-    group: Sequence[Point], method: Method, most: int, ways: int, first: int
+    group: Sequence[Point], method: Callable[[Point], Method], most: int, ways: int, first: int
 ) -> list[Program]:
     """Shares a group's points out over as few programs as can be, all with as many runs.
 
+    Small ranks come first and together: a program's padding reaches to its own largest rank only.
+
     Args:
       group: points.
-      method: the common one.
+      method: a point's own.
       most: runs that fit one program.
       ways: size of the mesh axis `run`, which must divide the runs.
       first: number of the first program, for the names.
@@ -194,10 +198,14 @@ def programs(
             f"runs_per_program is {most}, but mesh.run={ways} devices need a run each; raise it, or "
             "lower config.run.mesh.run"
         )
-    count = -(-len(group) // (most // ways * ways))
-    runs = -(-len(group) // (count * ways)) * ways
-    parts = [group[start : start + runs] for start in range(0, len(group), runs)]
+    ordered = sorted(group, key=lambda point: largest_rank(method(point)))
+    count = -(-len(ordered) // (most // ways * ways))
+    runs = -(-len(ordered) // (count * ways)) * ways
+    parts = [ordered[start : start + runs] for start in range(0, len(ordered), runs)]
     return [
-        Program(f"{first + i:03d}", tuple(p.name for p in part), runs, method.to_json())
+        Program(
+            f"{first + i:03d}", tuple(point.name for point in part), runs,
+            common_method([method(point) for point in part]).to_json(),
+        )
         for i, part in enumerate(parts)
-    ]
+    ]  # fmt: skip

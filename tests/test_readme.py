@@ -41,6 +41,32 @@ def test_python_lines():
     assert isinstance(names["tx"], optax.GradientTransformation)
 
 
+def test_python_lines_on_sweeps_give_each_run_alone():
+    (code,) = re.findall(
+        r"```python\n(.*?)```", (README.parent / "docs/sweeps.md").read_text(), re.S
+    )
+    random = np.random.default_rng(0)
+    x, y = random.normal(size=(5, 8)), random.normal(size=(5, 2))
+    names = {"MyModel": MyModel, "x": x, "y": y, "print": lambda *_: None}
+    exec(code, names)
+    lj, method = names["lj"], names["methods"][1]
+    model = method.insert(names["base"], names["keys"][1])
+    labels = method.labels(model)
+    structure, trainable, frozen = lj.split(model, labels)
+    adam = lj.optimizer({path: labels[path] for path in trainable}, optax.adamw(1e-2))
+    state = adam.init(trainable)
+
+    def loss(trainable):
+        return jax.numpy.mean((lj.join(structure, trainable, frozen)(x) - y) ** 2)
+
+    for _ in range(10):
+        updates, state = adam.update(jax.grad(loss)(trainable), state, trainable)
+        trainable = optax.apply_updates(trainable, updates)
+    assert trainable.keys() == names["own"].keys()
+    for path, value in trainable.items():  # ten updates of Adam in float32
+        np.testing.assert_allclose(names["own"][path], value, rtol=1e-4, atol=1e-5)
+
+
 def test_commands_name_files_that_exist():
     text = README.read_text()
     for path in re.findall(r"configs/[\w/]+\.py", text):

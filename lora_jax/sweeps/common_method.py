@@ -51,6 +51,11 @@ def common_method(members: Sequence[Method]) -> Method:
     return methods.from_json(spec)
 
 
+def largest_rank(method: Method) -> int:
+    """Of its LoRA targets; 0 without any."""
+    return max((target["rank"] for target in _targets(method.to_json())), default=0)
+
+
 def _targets(spec: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """The settings of every LoRA target of a method's description, to be read or changed."""
     return [
