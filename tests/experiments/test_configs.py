@@ -1,6 +1,8 @@
 """Configs against the paper: Tables 9 and 11, the rows of Tables 2, 3, 13, 14, variants, counts."""
 
+import importlib.util
 import re
+from pathlib import Path
 
 import jax
 import pytest
@@ -46,6 +48,27 @@ ALL = [
     (roberta_large_full, ""), (roberta_large_lora, ""), (roberta_large_lora, ",restricted"),
     (roberta_large_lora, ",script"),
 ]  # fmt: skip
+
+
+ROOT = Path(common.__file__).parents[2]
+FILES = [
+    file
+    for file in sorted((ROOT / "configs").rglob("*.py"))
+    if "\ndef get_config(" in file.read_text()
+]
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(ROOT)))
+def test_heads_have_the_command_of_their_own_config(file):
+    """Every config file says how it is run, with a program that exists; its argument has a default."""
+    path = file.relative_to(ROOT)
+    module = importlib.import_module(".".join(path.with_suffix("").parts))
+    commands = re.findall(r"python -m (\S+)(.*)", module.__doc__)
+    assert commands and all(importlib.util.find_spec(program) for program, _ in commands)
+    named = any(f"--config={path}" in arguments for _, arguments in commands)
+    assert named or file.name == "quickstart.py"
+    if file.name not in ("record.py", "folders.py"):  # which need the folder of a run
+        assert module.get_config()
 
 
 # (batch, epochs, learning rate, alpha, length) as paper.md 5.1 and 5.2 have them

@@ -1,0 +1,69 @@
+"""The config of a run again, from the config.json in its folder: the same run, alone or changed.
+
+    python -m experiments.glue --config=configs/record.py:FOLDER --workdir=OTHER_FOLDER
+    python -m experiments.glue --config=configs/record.py:runs/sweep/points/rank=8,seed=0 --workdir=alone
+
+FOLDER is the --workdir of a run of experiments.glue or experiments.nlg (start the same one again), or the
+folder of one point of a sweep: alone it gives what the sweep gave. Every field can be set on the command
+line: --config.seeds="(0,1)" --config.data.source=FOLDER. The mesh is the default one, all devices as copies
+of the model, and not the recorded one: the machine may be another.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from configs.training import order_fields, training_fields
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    """Returns the config recorded in a folder.
+
+    Raises:
+      ValueError: no folder, or not that of a run; the message names the file and what to give.
+    """
+    values = _values(Path(arg)) if arg else {}
+    if not values:
+        raise ValueError(f"give the folder of a run: {_EXAMPLE}")
+    # Older records lack newer fields; None was a placeholder, which takes a value of its type.
+    unset = {key: value for key, value in order_fields().items() if values["data"].get(key) is None}
+    values["data"] |= unset
+    return ConfigDict({**training_fields(), **values, "mesh": training_fields()["mesh"]})
+
+
+_EXAMPLE = "--config=configs/record.py:FOLDER, where FOLDER was its --workdir"
+
+
+def _values(folder: Path) -> dict[str, Any]:
+    """config.json of a run's folder."""
+    file = folder / "config.json"
+    if not file.is_file():
+        if (folder / "sweep.json").is_file():
+            known = sorted(path.parent.name for path in folder.glob("points/*/config.json"))
+            raise ValueError(
+                f"{folder} is the folder of a sweep ({folder / 'sweep.json'}), not of a run; name "
+                f"one of its points, {folder / 'points' / (known[0] if known else 'NAME')}"
+            )
+        raise ValueError(f"there is no {file}; give the folder of a run: {_EXAMPLE}")
+    try:
+        values = json.loads(file.read_text())
+    except ValueError as error:
+        raise ValueError(f"{file} is no JSON ({error}); give the folder of another run") from None
+    named = isinstance(values, dict) and ("task" in values or "dataset" in values)
+    if not named or not all(name in values for name in ("method", "seeds", "data", "epochs")):
+        raise ValueError(
+            f"{file} is not the config of a run of experiments.glue or experiments.nlg; give the "
+            f"folder of one: {_EXAMPLE}"
+        )
+    return {key: _tuples(value) for key, value in values.items()}
+
+
+def _tuples(value: Any) -> Any:
+    """JSON has lists where configs have tuples, which alone can be set on the command line."""
+    if isinstance(value, dict):
+        return {key: _tuples(own) for key, own in value.items()}
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
