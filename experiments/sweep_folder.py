@@ -55,6 +55,8 @@ class SweepFolder:
                     f"{self.path} holds a sweep with another config ({changes}). Use another "
                     "--workdir; only grids, runs_per_program and the mesh may change"
                 )
+            if other == own:  # workers of one sweep all come here
+                return own
         write_json(file, own)
         return own
 

@@ -13,6 +13,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import platform
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -116,7 +117,7 @@ def write_bytes(path: Path, content: bytes) -> None:
     """Writes a file whole or not at all; of several processes only the first one writes."""
     if not is_main():
         return
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    beside = path.with_name(f".{path.name}.{platform.node()}.{os.getpid()}")
     try:
         beside.write_bytes(content)
         beside.replace(path)

@@ -28,9 +28,8 @@ Variants: `small` (default) is configs/nlg/small.py:e2e,lora, with learning rate
 matrices are 256 wide, so its ranks end at 256. Pre-train it first, its file says how. `gpt2_medium` is
 configs/nlg/gpt2_medium_lora.py:e2e, Table 11's values, 5 epochs (26,290 steps), ranks to 1024.
 
-A program pads its factors to its largest rank. So that small ranks do not pay for 1024, run them first
-(--config.grids.ranks.method.rank="(1,2,4,8,16,32,64)"), then the whole grid with the same --workdir: points
-that are finished stay. More seeds: --config.grids.ranks.seeds="(0,1,2)".
+A program pads its factors to its largest rank. With --config.runs_per_program=4 small ranks do not pay for
+1024: programs take points in the order of their ranks. More seeds: --config.grids.ranks.seeds="(0,1,2)".
 """
 
 from __future__ import annotations
