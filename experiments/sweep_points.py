@@ -71,6 +71,11 @@ def points(config: ConfigDict) -> list[Point]:
     """
     if not config.run.epochs:
         raise ValueError("config.run.epochs is 0: a sweep trains")
+    if config.run.prng != "threefry2x32":
+        raise ValueError(
+            f"config.run.prng is {config.run.prng!r}: with it dropout masks depend on the other runs of a "
+            "program; a sweep takes threefry2x32"
+        )
     if not config.grids:
         raise ValueError("config.grids is empty: a sweep needs at least one grid of values")
     grids = {

@@ -24,5 +24,6 @@ def dropout(
     *lead, last = x.shape
     words = jax.random.bits(key, (*lead, (last + 1) // 2), jnp.uint32)
     bits = jnp.concatenate([words & 0xFFFF, words >> 16], axis=-1)[..., :last]
-    threshold = jnp.round(jnp.float32(rate) * 2**16).astype(jnp.uint32)
-    return jnp.where(bits >= threshold, x / jnp.asarray(1 - rate, x.dtype), 0)
+    rate = jnp.float32(rate)
+    threshold = jnp.round(rate * 2**16).astype(jnp.uint32)
+    return jnp.where(bits >= threshold, x / (1 - rate).astype(x.dtype), 0)

@@ -5,6 +5,7 @@ branch: the two are computed in different ways and must agree for random factors
 are the reference for what their users would get.
 """
 
+import functools
 import types
 
 import jax
@@ -16,6 +17,7 @@ from flax import nnx
 
 import lora_jax
 from lora_jax import layers
+from lora_jax.dropout import dropout
 from lora_jax.factors import Contraction
 from lora_jax.layers import Update
 
@@ -966,3 +968,85 @@ def test_merge_ignores_dropout():
     np.testing.assert_array_equal(merged.kernel[...], np.eye(64, dtype=np.float32))
     np.testing.assert_array_equal(also.kernel[...], merged.kernel[...])
     assert nnx.graphdef(also) == nnx.graphdef(linear(64, 64)(nnx.Rngs(0)))
+
+
+# --- Dropout rates of runs ------------------------------------------------------------------------
+
+RATES = [0.0, 0.1, 0.5, 0.8, 0.9]
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_a_traced_rate_drops_as_the_same_number(dtype):
+    x = random_input((5, 33)).astype(dtype)
+    with_array = jax.jit(dropout)
+    for rate in RATES:
+        expected = jax.jit(functools.partial(dropout, rate=rate))(x, key=key(3))
+        found = with_array(x, jnp.float32(rate), key(3))
+        assert found.dtype == expected.dtype == dtype
+        np.testing.assert_array_equal(exact(found), exact(expected), err_msg=str(rate))
+    assert dropout(x, jnp.float32(0.5), None) is x  # no key, no dropout
+
+
+def three_layers(*rates):
+    """A Linear, a fused one and a stack."""
+
+    class Three(nnx.Module):
+        def __init__(self):
+            fused = {"fused": ("q", "k", "v"), "parts": ("q", "v")}
+            self.one = pass_through(rates[0], size=8)
+            self.two = pass_through(rates[1], size=8, **fused)
+            self.three = pass_through(rates[2], size=8, stack=2)
+
+        def __call__(self, x):
+            graphdef, state = nnx.split(self.three)
+            stacked = jax.lax.scan(lambda c, s: (c, nnx.merge(graphdef, s)(x)), None, state)[1]
+            return self.one(x), self.two(x), stacked
+
+    return Three()
+
+
+PATHS = ["one/lora", "three/lora", "two/lora/q", "two/lora/v"]
+
+
+def test_factor_pairs_are_named_as_their_leaves_are():
+    model = three_layers(0.1, 0.2, 0.3)
+    pairs = layers.factor_pairs(model)
+    assert sorted(pairs) == PATHS
+    leaves = lora_jax.parameters(model)
+    assert sorted(path for path in leaves if "/lora/" in path) == [
+        f"{path}/{factor}" for path in PATHS for factor in "ab"
+    ]
+    for path, pair in pairs.items():
+        np.testing.assert_array_equal(leaves[f"{path}/a"], pair.a[...])
+    assert [pairs[path].dropout for path in PATHS] == [0.1, 0.3, 0.2, 0.2]
+    # A model that is one layer, and one that has none.
+    assert list(layers.factor_pairs(pass_through(0.0, size=8))) == ["lora"]
+    assert layers.factor_pairs(linear(4, 4)(nnx.Rngs(0))) == {}
+
+
+@pytest.mark.parametrize("rates, of_model", [((0.5, 0.1, 0.25), 0.0), ((0.0, 0.5, 0.0), 0.75)])
+def test_given_rates_are_those_of_a_model_that_has_them(rates, of_model):
+    """They replace the model's own, a rate of 0 too."""
+    expected = seeded(three_layers(*rates), 1)(x := random_input((4, 8)))
+    graphdef, state = nnx.split(three_layers(*[of_model] * 3))
+
+    @jax.jit
+    def run(rates):
+        model = nnx.merge(graphdef, state)
+        layers.seed_dropout(model, jax.random.key(1), rates)
+        assert sorted(lora_jax.parameters(model)) == sorted(
+            lora_jax.parameters(nnx.merge(graphdef, state))
+        )
+        return model(x)
+
+    by_path = dict(zip(PATHS, np.float32(rates)[[0, 2, 1, 1]], strict=True))
+    for found, own in zip(run(by_path), expected, strict=True):
+        np.testing.assert_array_equal(found, own)
+
+
+def test_rates_of_some_layers_leave_the_others_as_they_are():
+    model = three_layers(0.5, 0.0, 0.25)
+    expected = seeded(three_layers(0.5, 0.0, 0.5), 1)(x := random_input((4, 8)))
+    layers.seed_dropout(model, jax.random.key(1), {"three/lora": jnp.float32(0.5)})
+    for found, own in zip(model(x), expected, strict=True):
+        np.testing.assert_array_equal(found, own)

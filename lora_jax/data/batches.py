@@ -118,7 +118,8 @@ class BatchesOfRuns(TrainingBatches):
     """The batches of several runs, each in the order of its own seed: arrays have an axis of runs.
 
     Run i's examples, their slots and their places in the rows are those of `TrainingBatches` with its
-    seed and the same `row_length`. There are as many rows as the run that needs most of them has.
+    seed and the same `row_length`. There are as many rows as the run that needs most of them asks
+    for, by the shapes of the first seed.
     """
 
     def __init__(self, examples: Packable, batch_size: int, epochs: int, seeds: Sequence[int],

@@ -194,3 +194,90 @@ def test_jit_knows_the_mesh_and_the_function_s_name(one):
 def test_host_memory():
     with in_host_memory():
         assert jnp.ones(3).devices() == {jax.local_devices(backend="cpu")[0]}
+
+
+# Several runs: a first axis
+
+
+def of_many(shape=(2, 1, 2, 2)):
+    return Placement(AbstractMesh(shape, ("run", "data", "fsdp", "model")), AXES).of_runs()
+
+
+def stacked(runs=4):
+    return params({path: (runs, *shape) for path, shape in SHAPES.items()})
+
+
+def test_parameters_of_runs_are_split_by_runs_and_as_those_of_one():
+    found = of_many().shardings(stacked())
+    expected = {path: PartitionSpec("run", *spec) for path, spec in SPECS.items()}
+    assert {path: sharding.spec for path, sharding in found.items()} == expected
+    # Without that axis of the mesh nothing is split by it.
+    plain = abstract().of_runs().shardings(stacked())
+    assert plain["bias"].spec == PartitionSpec(None, None)
+    one = Placement(of_many().mesh, AXES)
+    assert {p: s.spec for p, s in one.shardings(params()).items()} == SPECS  # a base has no runs
+    assert one.of_runs() == of_many() and one.each_run.spec == PartitionSpec("run")
+
+
+def test_runs_that_do_not_divide_are_named():
+    with pytest.raises(ValueError, match=r"run=2 does not divide the axis 'runs' of .* has 3"):
+        of_many().shardings(stacked(3))
+
+
+@pytest.mark.parametrize("kind", ["adamw", "partition", "MultiSteps"])
+def test_states_of_runs_lie_where_their_parameters_do(kind):
+    optimizer, copies = OPTIMIZERS[kind]
+    state = jax.eval_shape(jax.vmap(optimizer.init), stacked())
+    found = of_many().state_shardings(state, stacked())
+    counts = dict.fromkeys(SHAPES, 0)
+    for keys, sharding in jax.tree_util.tree_leaves_with_path(found):
+        paths = [k.key for k in keys if isinstance(k, jax.tree_util.DictKey) and k.key in SHAPES]
+        if paths:
+            assert sharding.spec == PartitionSpec("run", *SPECS[paths[-1]]), keys
+            counts[paths[-1]] += 1
+    assert counts == dict.fromkeys(SHAPES, copies)
+
+
+def test_values_of_runs(one):
+    tree = {"rate": np.arange(3.0), "scales": [jnp.ones((3, 2))], "keys": jax.random.split(KEY, 3)}
+    placed = one.per_run(tree)
+    assert jax.tree.structure(placed) == jax.tree.structure(tree)
+    assert all(leaf.sharding.spec[0] == "run" for leaf in jax.tree.leaves(placed))
+    np.testing.assert_array_equal(placed["rate"], tree["rate"])
+    np.testing.assert_array_equal(
+        jax.random.bits(placed["keys"][1]), jax.random.bits(tree["keys"][1])
+    )
+
+
+KEY = jax.random.key(0)
+
+
+def packed(*lead):
+    rows = np.arange(np.prod([*lead, 5, 2]), dtype=np.int32).reshape(*lead, 5, 2)
+    slots = np.arange(np.prod([*lead, 4]), dtype=np.int32).reshape(*lead, 4)
+    return Batch(Inputs(rows, rows + 1, rows, rows), slots, slots, slots + 2, slots)
+
+
+@pytest.mark.parametrize("lead", [(), (4,)])
+def test_batches_of_runs_are_split_by_runs_and_rows(monkeypatch, lead):
+    """On a mesh that only has names: what would be sent where."""
+    sent = []
+    monkeypatch.setattr(
+        "lora_jax.sharding.placement.put", lambda x, sharding: sent.append(sharding.spec) or x
+    )
+    batch, mesh = packed(*lead), of_many((2, 2, 2, 1)).mesh
+    found = Placement(mesh, AXES).batch(batch)
+    runs = ("run",) * len(lead)
+    assert sent[:4] == [PartitionSpec(*runs, ("data", "fsdp"), None)] * 4
+    assert sent[4:] == [PartitionSpec(*runs, None)] * 4
+    for a, b in zip(found.inputs, batch.inputs, strict=True):
+        assert a.shape == (*lead, 8, 2) and not a[..., 5:, :].any()  # 4 equal parts of rows
+        np.testing.assert_array_equal(a[..., :5, :], b)
+    for a, b in zip(found[1:], batch[1:], strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_a_batch_of_runs_keeps_its_kind(one):
+    placed = one.batch(packed(3))
+    assert isinstance(placed, Batch) and placed.inputs.tokens.sharding.spec[0] == "run"
+    jax.tree.map(np.testing.assert_array_equal, placed, packed(3))
