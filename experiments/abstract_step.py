@@ -1,4 +1,4 @@
-"""The train step of a plan in shapes: nothing is computed, no weights and no data are needed."""
+"""The train steps of a plan in shapes: nothing is computed, no weights and no data are needed."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 from ml_collections import ConfigDict
@@ -21,6 +22,9 @@ from lora_jax.models.attention import Inputs
 from lora_jax.sharding import axes
 from lora_jax.sharding.mesh import check_heads
 from lora_jax.sharding.placement import Placement
+from lora_jax.sweeps import step as sweep_step
+from lora_jax.sweeps.common_method import common_method
+from lora_jax.sweeps.runs import run_values, stack
 from lora_jax.training import step
 
 _CLASSES = 2
@@ -32,14 +36,16 @@ class AbstractStep:
     """A train step that can be compiled.
 
     Attributes:
-      function: from `make_train_step`.
+      function: from `make_train_step` or `make_runs_train_step`.
       arguments: its arguments, shapes with shardings.
-      flops: of one step, all devices together.
-      trainable, total: numbers of parameters.
+      frozen: those among them that are the base's.
+      flops: of one step, all devices and runs together.
+      trainable, total: numbers of parameters, of all runs; total has the base once.
     """
 
     function: Any
     arguments: tuple[Any, ...]
+    frozen: dict[str, Any]
     flops: int
     trainable: int
     total: int
@@ -64,14 +70,35 @@ def is_classifier(config: ConfigDict) -> bool:
     return config.model.size in encoder.SIZES
 
 
-def build(config: ConfigDict, method: Method, mesh: Mesh, rows: int) -> AbstractStep:
-    """The train step of `method` for batches of `rows` token rows.
+@dataclasses.dataclass(frozen=True)
+class _Parts:
+    """A model with a method, in shapes, as the steps of one run and of several take it."""
+
+    config: ConfigDict
+    structure: partition.Structure
+    labels: partition.Labels
+    trainable: dict[str, Any]
+    frozen: dict[str, Any]
+    placement: Placement
+    loss: step.Loss
+
+    def optimizer(self, learning_rate: Any = None) -> optax.GradientTransformation:
+        """AdamW as the config says, with its learning rate or this one."""
+        own = {path: self.labels[path] for path in self.trainable}
+        return optimizer_for(self.config, own, _UPDATES, learning_rate)[1]
+
+    @property
+    def placed_frozen(self) -> dict[str, Any]:
+        return _placed(self.frozen, self.placement.shardings(self.frozen))
+
+
+def _abstract_model(config: ConfigDict, method: Method) -> nnx.Module:
+    """The plan's model with a method.
 
     Raises:
-      ValueError: the mesh does not fit the model.
+      ValueError: no such model.
     """
     sizes = model_config(config)
-    check_heads(sizes.heads, mesh)
 
     def make() -> nnx.Module:
         rngs = nnx.Rngs(0)
@@ -79,7 +106,12 @@ def build(config: ConfigDict, method: Method, mesh: Mesh, rows: int) -> Abstract
             return encoder.Classifier(sizes, _CLASSES, rngs)
         return decoder.Decoder(sizes, rngs)
 
-    model = nnx.eval_shape(lambda: method.insert(make(), jax.random.key(0)))
+    return nnx.eval_shape(lambda: method.insert(make(), jax.random.key(0)))
+
+
+def _parts(config: ConfigDict, method: Method, mesh: Mesh) -> _Parts:
+    check_heads(model_config(config).heads, mesh)
+    model = _abstract_model(config, method)
     labels = method.labels(model)
     structure, *both = partition.split(model, labels)
     types = (jnp.float32, jnp.dtype(config.base_dtype))
@@ -87,35 +119,97 @@ def build(config: ConfigDict, method: Method, mesh: Mesh, rows: int) -> Abstract
         {path: jax.ShapeDtypeStruct(leaf.shape, dtype) for path, leaf in part.items()}
         for part, dtype in zip(both, types, strict=True)
     )
-    _, tx = optimizer_for(config, {path: labels[path] for path in trainable}, _UPDATES)
     loss = step.classification_loss if is_classifier(config) else step.completion_loss()
     placement = Placement(mesh, axes.of_model(model))
-    function = step.make_train_step(structure, loss, tx, placement, trainable)
+    return _Parts(config, structure, labels, trainable, frozen, placement, loss)
+
+
+def build(config: ConfigDict, method: Method, mesh: Mesh, rows: int) -> AbstractStep:
+    """The train step of `method` for batches of `rows` token rows.
+
+    Raises:
+      ValueError: the mesh does not fit the model.
+    """
+    parts = _parts(config, method, mesh)
+    placement, trainable, tx = parts.placement, parts.trainable, parts.optimizer()
+    function = step.make_train_step(parts.structure, parts.loss, tx, placement, trainable)
     state = jax.eval_shape(tx.init, trainable)
-    batch = abstract_batch(config, rows, placement)
     key = jax.eval_shape(lambda: jax.random.key(0, impl=config.prng))
     arguments = (
         _placed(trainable, placement.shardings(trainable)),
         _placed(state, placement.state_shardings(state, trainable)),
-        _placed(frozen, placement.shardings(frozen)),
-        batch,
+        parts.placed_frozen,
+        abstract_batch(config, rows, placement),
         _placed(key, placement.replicated),
     )
-    count = flops.training(
-        step.make_objective(structure, loss), trainable, frozen, batch, arguments[-1]
+    objective = step.make_objective(parts.structure, parts.loss)
+    count = flops.training(objective, trainable, *arguments[2:])
+    values = partition.count(trainable)
+    return AbstractStep(
+        function, arguments, arguments[2], count, values, values + partition.count(parts.frozen)
     )
-    total = partition.count({**trainable, **frozen})
-    return AbstractStep(function, arguments, count, partition.count(trainable), total)
 
 
-def abstract_batch(config: ConfigDict, rows: int, placement: Placement) -> Batch:
-    """A packed batch of the plan in shapes."""
-    split = axes.spec(("batch", None), placement.mesh.axis_names)
-    field: Any = jax.ShapeDtypeStruct(
-        (rows, config.length), jnp.int32, sharding=NamedSharding(placement.mesh, split)
+def build_runs(
+    config: ConfigDict, method: Method, mesh: Mesh, rows: int, runs: int
+) -> AbstractStep:
+    """The train step of a sweep's program: `runs` runs of `method`, each with `rows` token rows.
+
+    The method's rank is that of all runs: the largest one of the sweep, to which others are padded.
+    With `config.orders` "shared" all runs have the same batch, else each has its own.
+
+    Raises:
+      ValueError: the mesh does not fit the model.
+    """
+    common = common_method([method])
+    parts = _parts(config, common, mesh)
+    of_run = run_values(_abstract_model(config, method), config.learning_rate)
+    values = stack([of_run] * runs)
+    placement, of_runs = parts.placement, parts.placement.of_runs()
+    each, own_batches = placement.each_run, config.orders != "shared"
+    trainable = {
+        path: jax.ShapeDtypeStruct((runs, *leaf.shape), leaf.dtype)
+        for path, leaf in parts.trainable.items()
+    }
+    function = sweep_step.make_runs_train_step(
+        parts.structure, parts.loss, parts.optimizer, placement, trainable
     )
+    rates = jax.ShapeDtypeStruct((runs,), jnp.float32)
+    state = jax.eval_shape(sweep_step.initial_states(parts.optimizer), trainable, rates)
+    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0, impl=config.prng), runs))
+    arguments = (
+        _placed(trainable, of_runs.shardings(trainable)),
+        _placed(state, of_runs.state_shardings(state, trainable)),
+        jax.tree.map(lambda leaf: _placed(leaf, each), values),
+        parts.placed_frozen,
+        abstract_batch(config, rows, placement, runs if own_batches else None),
+        _placed(keys, each),
+        _placed(jax.ShapeDtypeStruct((), jnp.uint32), placement.replicated),
+    )
+    count = runs * flops.training(
+        sweep_step.make_run_objective(parts.structure, parts.loss), parts.trainable,
+        _first(values), parts.frozen, abstract_batch(config, rows, placement), _first(keys),
+    )  # fmt: skip
+    trained = partition.count(trainable)
+    return AbstractStep(
+        function, arguments, arguments[3], count, trained, trained + partition.count(parts.frozen)
+    )
+
+
+def abstract_batch(
+    config: ConfigDict, rows: int, placement: Placement, runs: int | None = None
+) -> Batch:
+    """A packed batch of the plan in shapes; with `runs` one of each run, along a first axis."""
+    mesh = placement.mesh
+    lead: tuple[int, ...] = () if runs is None else (runs,)
+    names: axes.Axes = ("runs",) * len(lead)
+    of_rows, of_slots = (
+        NamedSharding(mesh, axes.spec((*names, *own), mesh.axis_names))
+        for own in (("batch", None), (None,))
+    )
+    field: Any = jax.ShapeDtypeStruct((*lead, rows, config.length), jnp.int32, sharding=of_rows)
     slots: Any = [
-        jax.ShapeDtypeStruct((rows * config.outputs,), dtype, sharding=placement.replicated)
+        jax.ShapeDtypeStruct((*lead, rows * config.outputs), dtype, sharding=of_slots)
         for dtype in (jnp.int32, jnp.int32, jnp.int32, jnp.float32)
     ]
     return Batch(Inputs(*[field] * 4), *slots)
@@ -124,6 +218,10 @@ def abstract_batch(config: ConfigDict, rows: int, placement: Placement) -> Batch
 def head_pattern(config: ConfigDict) -> str | None:
     """The head's leaves, where there is one."""
     return hub.HEAD if is_classifier(config) else None
+
+
+def _first(tree: Any) -> Any:
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), tree)
 
 
 def _placed(shapes: Any, shardings: Any) -> Any:

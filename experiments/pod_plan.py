@@ -3,84 +3,52 @@
     pip install libtpu
     python -m experiments.pod_plan --config=configs/pod/gpt3_175b_lora.py --topology=v5p:4x4x4
     python -m experiments.pod_plan --config=configs/pod/gpt2_large_lora.py --topology=v5e:2x4 --search
+    python -m experiments.pod_plan --config=configs/pod/gpt2_large_sweep.py --topology=v5e:8x8
 
 Compiles the real train step, of the config's method and of full fine-tuning, for the named topology
-(v4, v5e, v5p, v6e; the sizes are the slice's) and prints what each device needs. `--search` tries mesh
-shapes and batch sizes for the config's method and ranks those that fit. With `--workdir=DIR` the
-figures go to DIR/plans.jsonl, and what is there already is not compiled again.
+(v4, v5e, v5p, v6e; the sizes are the slice's) and prints what each device needs. With `config.runs`
+above 1 it is the step of a sweep's program, that many runs over one frozen base (experiments.sweep),
+beside one run at a time. `--search` tries mesh shapes, batch sizes and numbers of runs for the config's
+method and ranks those that fit. With `--workdir=DIR` the figures go to DIR/plans.jsonl, and what is
+there already is not compiled again.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
 from absl import app, flags, logging
+from jax.sharding import Mesh
 from ml_collections import ConfigDict, config_flags
 from tqdm import tqdm
 
-from experiments import tables
 from experiments import workdir as workdirs
-from experiments.abstract_step import build, head_pattern, model_config
+from experiments.abstract_step import AbstractStep, build, build_runs, head_pattern, model_config
+from experiments.plan_tables import (
+    Plan,
+    comparison,
+    ranking,
+    sweep_comparison,
+    sweep_title,
+    title,
+)
 from lora_jax import methods
+from lora_jax.arguments import integer
 from lora_jax.costs import chips, compiled
 from lora_jax.costs.chips import Chip
 from lora_jax.method import Method
-from lora_jax.sharding.mesh import AXES, make_mesh, shares
+from lora_jax.sharding.mesh import AXES, RUN, make_mesh, shares
 from lora_jax.training.records import to_json
 
-
-@dataclasses.dataclass(frozen=True)
-class Plan:
-    """What one train step needs of each device of a topology.
-
-    Attributes:
-      topology, devices: the slice.
-      mesh: size of each axis.
-      method: as text.
-      rows, tokens: of a batch.
-      trainable, total: numbers of parameters.
-      arguments, temporaries, peak: bytes per device, see `compiled.Needs`.
-      fits: in the chip's memory.
-      traffic: bytes that a device sends in a step, by kind of collective.
-      flops: of a step, all devices together.
-      compute_seconds, link_seconds: what the products take at the chip's peak, and the traffic at its
-        links' peak: a step takes at least the longer of the two.
-      compile_seconds: on this machine.
-    """
-
-    topology: str
-    devices: int
-    mesh: dict[str, int]
-    method: str
-    rows: int
-    tokens: int
-    trainable: int
-    total: int
-    arguments: int
-    temporaries: int
-    peak: int
-    fits: bool
-    traffic: dict[str, int]
-    flops: int
-    compute_seconds: float
-    link_seconds: float
-    compile_seconds: float
-
-    @property
-    def bound(self) -> float:
-        """Tokens per second that the slice cannot exceed, by products and links."""
-        return self.tokens / max(self.compute_seconds, self.link_seconds)
-
-    @property
-    def serial(self) -> float:
-        """The same if links wait for products."""
-        return self.tokens / (self.compute_seconds + self.link_seconds)
+# Fields of a config that are not of a step, or (the last three) only of a sweep's.
+_NOT_OF_STEP = ("mesh", "search", "runs", "orders", "single_mesh")
 
 
 class Planner:
@@ -97,11 +65,12 @@ class Planner:
             lines = map(json.loads, self.path.read_text().splitlines())
             self.known = {line["key"]: line["plan"] for line in lines}
 
-    def plan(self, method: Method, mesh: dict[str, int], rows: int) -> Plan:
-        """Compiles one step.
+    def plan(self, method: Method, mesh: dict[str, int], rows: int, runs: int = 1) -> Plan:
+        """Compiles one step: of a run alone, or of a program of several runs.
 
         Raises:
-          ValueError: the mesh fits neither the devices nor the model, or the rows not the mesh.
+          ValueError: the mesh fits neither the devices nor the model, or the rows or the runs not the
+            mesh.
         """
         own = make_mesh(mesh, self.devices)
         if rows % shares(own):
@@ -109,13 +78,13 @@ class Planner:
                 f"mesh: data x fsdp = {shares(own)} does not divide the batch's {rows} rows; set "
                 "config.rows to a multiple"
             )
-        sizes = {axis: own.shape[axis] for axis in AXES}
-        plain = {
-            k: v for k, v in workdirs.plain(self.config).items() if k not in ("mesh", "search")
-        }
-        key = to_json([plain, self.topology, str(method), sizes, rows], indent=None)
+        _check_runs(own, runs)
+        sizes = {axis: own.shape[axis] for axis in (AXES if runs > 1 else AXES[1:])}
+        plain = {k: v for k, v in workdirs.plain(self.config).items() if k not in _NOT_OF_STEP}
+        of_sweep = [runs, self._orders()] if runs > 1 else []
+        key = to_json([plain, self.topology, str(method), sizes, rows, *of_sweep], indent=None)
         if key not in self.known:
-            self.known[key] = dataclasses.asdict(self._compile(method, own, sizes, rows))
+            self.known[key] = dataclasses.asdict(self._compile(method, own, sizes, rows, runs))
             if self.path is not None:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
                 with self.path.open("a") as file:
@@ -123,126 +92,139 @@ class Planner:
                     file.write(to_json(line, indent=None) + "\n")
         return Plan(**self.known[key])
 
-    def _compile(self, method: Method, mesh: Any, sizes: dict[str, int], rows: int) -> Plan:
-        step = build(self.config, method, mesh, rows)
+    def single_mesh(self, mesh: dict[str, int]) -> dict[str, int]:
+        """The mesh of one run on the slice that a sweep has with `mesh`.
+
+        What `config.single_mesh` leaves at 0 is as the sweep has it; data takes the axis run, too.
+        """
+        own = make_mesh(mesh, self.devices).shape
+        sizes = {axis: own[axis] for axis in AXES[1:]}
+        sizes["data"] *= own[RUN]
+        return {axis: self.config.single_mesh.get(axis, 0) or size for axis, size in sizes.items()}
+
+    def single(self, method: Method, mesh: dict[str, int], rows: int) -> Plan:
+        """One run at a time on the slice of a sweep.
+
+        Raises:
+          ValueError: its mesh does not fit; names `config.single_mesh`.
+        """
+        single = self.single_mesh(mesh)
+        try:
+            return self.plan(method, single, rows)
+        except ValueError as error:
+            raise ValueError(
+                f"one run at a time: {error}. Its mesh is {single}: set config.single_mesh, whose zeros "
+                "are the sizes of config.mesh, with run in data"
+            ) from error
+
+    def _orders(self) -> str:
+        if self.config.orders not in ("own", "shared"):
+            raise ValueError(f"config.orders must be own or shared, got {self.config.orders!r}")
+        return self.config.orders
+
+    def _step(self, method: Method, mesh: Mesh, rows: int, runs: int) -> AbstractStep:
+        if runs > 1:
+            return build_runs(self.config, method, mesh, rows, runs)
+        return build(self.config, method, mesh, rows)
+
+    def _compile(
+        self, method: Method, mesh: Mesh, sizes: dict[str, int], rows: int, runs: int
+    ) -> Plan:
+        step = self._step(method, mesh, rows, runs)
         needs = compiled.needs(step.function, step.arguments, self.chip)
         count = len(self.devices)
         return Plan(
-            self.topology, count, sizes, str(method), rows, rows * self.config.length,
+            self.topology, count, sizes, str(method), rows, runs * rows * self.config.length,
             step.trainable, step.total, needs.arguments, needs.temporaries, needs.peak, needs.fits,
             {kind: own.bytes for kind, own in needs.traffic.items()}, step.flops,
             step.flops / (count * self.chip.peak_flops),
-            needs.sent / self.chip.interconnect_bandwidth, needs.compile_seconds,
+            needs.sent / self.chip.interconnect_bandwidth, needs.compile_seconds, runs,
+            compiled.argument_bytes(step.frozen),
         )  # fmt: skip
 
-    def candidates(self, method: Method) -> Iterator[tuple[dict[str, int], int]]:
+    def candidates(self, method: Method, runs: int = 1) -> Iterator[tuple[dict[str, int], int]]:
         """Meshes and batch sizes of a search, without those that cannot fit.
 
         Arguments alone (weights, optimizer state) may be more than a device has: no need to compile.
         """
+        for mesh in self._meshes(runs):
+            for rows in self.config.search.rows:
+                if rows % (mesh["data"] * mesh["fsdp"]):
+                    continue
+                try:
+                    step = self._step(method, make_mesh(mesh, self.devices), rows, runs)
+                except ValueError:  # a width that the mesh does not divide
+                    continue
+                if compiled.argument_bytes(step.arguments) < self.chip.memory_bytes:
+                    yield mesh, rows
+
+    def _meshes(self, runs: int) -> Iterator[dict[str, int]]:
+        """Divisions of the devices, with the sizes of model and run that config.search names."""
         count, heads = len(self.devices), model_config(self.config).heads
         for model in self.config.search.model:
             if heads % model or count % model:
                 continue
-            for fsdp in _divisors(count // model):
-                mesh = {"data": count // model // fsdp, "fsdp": fsdp, "model": model}
-                for rows in self.config.search.rows:
-                    if rows % (count // model):
-                        continue
-                    try:
-                        step = build(self.config, method, make_mesh(mesh, self.devices), rows)
-                    except ValueError:  # a width that the mesh does not divide
-                        continue
-                    if compiled.argument_bytes(step.arguments) < self.chip.memory_bytes:
-                        yield mesh, rows
+            for run in _divisors(math.gcd(count // model, runs)):
+                if run not in (self.config.search.run or (run,)):
+                    continue
+                left = count // model // run
+                for fsdp in _divisors(left):
+                    own = {"data": left // fsdp, "fsdp": fsdp, "model": model}
+                    yield {RUN: run, **own} if runs > 1 else own
+
+
+def runs_of(config: ConfigDict) -> int:
+    """Runs of the plan's program; 0 is 1.
+
+    Raises:
+      ValueError: no number of runs.
+    """
+    return max(integer("config.runs", config.runs, least=0), 1)
+
+
+def _check_runs(mesh: Mesh, runs: int) -> None:
+    ways = mesh.shape[RUN]
+    if runs > 1 and runs % ways:
+        raise ValueError(
+            f"mesh: run={ways} does not divide the sweep's {runs} runs; set config.runs to a multiple"
+        )
+    if runs == 1 and ways > 1:
+        raise ValueError(
+            f"mesh: run={ways} splits the runs of a sweep, and this is one run: set config.runs to a "
+            f"multiple of {ways}, or use data, fsdp or model"
+        )
 
 
 def _divisors(number: int) -> list[int]:
     return [n for n in range(1, number + 1) if number % n == 0]
 
 
-def _size(number: int) -> str:
-    for unit, name in ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB")):
-        if number >= unit / 2:
-            return f"{number / unit:.2f} {name}"
-    return f"{number} B"
-
-
-def comparison(lora: Plan, full: Plan, chip: Chip) -> str:
-    """The two plans side by side, as a Markdown table."""
-
-    def ratio(a: float, b: float) -> str:
-        return f"{a / b:.3f}" if b else "-"
-
-    rows: list[tuple[str, ...]] = [
-        ("trained values", f"{lora.trainable:,}", f"{full.trainable:,}",
-         ratio(lora.trainable, full.trainable)),
-    ]  # fmt: skip
-    for name, field in (
-        ("arguments: weights, optimizer state, batch", "arguments"),
-        ("temporaries: activations, gradients", "temporaries"),
-        ("peak", "peak"),
-    ):
-        a, b = getattr(lora, field), getattr(full, field)
-        rows.append((f"{name}, per device", _size(a), _size(b), ratio(a, b)))
-    fits = ["yes" if plan.fits else "no" for plan in (lora, full)]
-    rows.append((f"fits {chip.name} ({_size(chip.memory_bytes)})", *fits, ""))
-    for kind in sorted(lora.traffic | full.traffic):
-        a, b = (plan.traffic.get(kind, 0) for plan in (lora, full))
-        sent = [_size(size) if plan.fits else "-" for size, plan in ((a, lora), (b, full))]
-        rows.append((f"{kind}, sent per device and step", *sent, ratio(a, b)))
-    rows.append(
-        ("PFLOP a step", *(f"{p.flops / 1e15:.4g}" for p in (lora, full)),
-         ratio(lora.flops, full.flops))
-    )  # fmt: skip
-    a, b = lora.compute_seconds, full.compute_seconds
-    rows.append(("at least, by products", f"{a:.3g} s", f"{b:.3g} s", ratio(a, b)))
-    if lora.fits and full.fits:  # else the traffic is not known
-        a, b = lora.link_seconds, full.link_seconds
-        rows.append(("at least, by links", f"{a:.3g} s", f"{b:.3g} s", ratio(a, b)))
-    rows.append(
-        ("compiled here in", *(f"{p.compile_seconds:.0f} s" for p in (lora, full)), "")
-    )  # fmt: skip
-    head = ("", lora.method.partition("(")[0], "full", "ratio")
-    lines: list[tuple[str, ...]] = [head, ("---",) * 4, *rows]
-    return tables.grid(lines)
-
-
-def ranking(plans: Sequence[Plan]) -> str:
-    """The plans of a search: those that fit first, by tokens per second if nothing overlaps."""
-    ordered = sorted(plans, key=lambda p: (not p.fits, -p.serial, p.peak))
-    speeds = ("tokens/s at most", "without overlap")
-    head = ("data", "fsdp", "model", "rows", "peak", "fits", "sent a step", *speeds)
-    lines: list[tuple[str, ...]] = [head, ("---",) * len(head)]
-    for plan in ordered:
-        bounds = [f"{value:,.0f}" if plan.fits else "-" for value in (plan.bound, plan.serial)]
-        sent = _size(sum(plan.traffic.values())) if plan.fits else "-"
-        lines.append(
-            (*(str(plan.mesh[axis]) for axis in AXES), str(plan.rows), _size(plan.peak),
-             "yes" if plan.fits else "no", sent, *bounds)
-        )  # fmt: skip
-    return tables.grid(lines)
-
-
-def title(plan: Plan, config: ConfigDict) -> str:
-    """What is compiled, in a line or two."""
-    mesh = ", ".join(f"{axis}={size}" for axis, size in plan.mesh.items())
-    return (
-        f"{config.model.size}, {plan.total:,} values; {plan.topology}, {plan.devices} devices; {mesh}; "
-        f"{plan.rows} rows of {config.length} tokens, remat {config.model.remat}\n{plan.method}\n"
-    )
-
-
 def search(planner: Planner, method: Method) -> list[Plan]:
     """Compiles every candidate for the config's method."""
-    todo = list(planner.candidates(method))
+    given = planner.config.search.runs or (runs_of(planner.config),)
+    counts = [integer("config.search.runs", runs) for runs in given]
+    todo = [(*own, runs) for runs in counts for own in planner.candidates(method, runs)]
     if not todo:
         raise ValueError(
             "no mesh and batch size of config.search can fit: weights and optimizer state alone are "
-            "more than a device has, or data x fsdp never divides the rows"
+            "more than a device has, or data x fsdp never divides the rows, or run the runs"
         )
     bar = tqdm(todo, desc="plans", unit="plan")
-    return [planner.plan(method, mesh, rows) for mesh, rows in bar]
+    return [planner.plan(method, mesh, rows, runs) for mesh, rows, runs in bar]
+
+
+def report(planner: Planner, config: ConfigDict, head: str | None) -> str:
+    """The config's own plan beside what it is compared with."""
+    method = methods.create(head=head, **config.method.to_dict())
+    mesh, runs = config.mesh.to_dict(), runs_of(config)
+    if runs > 1:
+        single = planner.single(method, mesh, config.rows)  # first: it may not fit the slice
+        own = planner.plan(method, mesh, config.rows, runs)
+        table = sweep_comparison(own, single, planner.chip)
+        return f"{sweep_title(own, single, config)}\n{table}"
+    own = planner.plan(method, mesh, config.rows)
+    full = planner.plan(methods.full(head), mesh, config.rows)
+    return f"{title(own, config)}\n{comparison(own, full, planner.chip)}"
 
 
 def main(_: list[str]) -> None:
@@ -254,16 +236,12 @@ def main(_: list[str]) -> None:
     with workdirs.readable_errors():
         workdir = Path(_WORKDIR.value) if _WORKDIR.value else None
         head = head_pattern(config)
-        method = methods.create(head=head, **config.method.to_dict())
         planner = Planner(config, _TOPOLOGY.value or "", workdir)
         if _SEARCH.value:
+            method = methods.create(head=head, **config.method.to_dict())
             print(ranking(search(planner, method)))
-            return
-        mesh = config.mesh.to_dict()
-        own = planner.plan(method, mesh, config.rows)
-        full = planner.plan(methods.full(head), mesh, config.rows)
-        print(title(own, config))
-        print(comparison(own, full, planner.chip))
+        else:
+            print(report(planner, config, head))
 
 
 if __name__ == "__main__":
@@ -271,7 +249,7 @@ if __name__ == "__main__":
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     _CONFIG = config_flags.DEFINE_config_file("config", None, "Plan.")
     _TOPOLOGY = flags.DEFINE_string("topology", None, "TPU topology, such as v5p:4x4x4.")
-    _SEARCH = flags.DEFINE_bool("search", False, "Try meshes and batch sizes.")
+    _SEARCH = flags.DEFINE_bool("search", False, "Try meshes, batch sizes and numbers of runs.")
     _WORKDIR = flags.DEFINE_string("workdir", "", "Folder for the figures.")
     flags.mark_flags_as_required(["config", "topology"])
     app.run(main, flags_parser=workdirs.parse_flags)

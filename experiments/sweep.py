@@ -106,7 +106,7 @@ def _plan(
         return method_of(config.experiment, point.config)
 
     more = programs(new, method, most, ways, len(folder.programs()))
-    folder.plan(more)
+    folder.plan(more, new)
     return more
 
 
@@ -129,7 +129,7 @@ def _work(
     ]
     if old:  # as they were started, and with points that the grids no longer have
         names = [name for program in old for name in program.points]
-        started = [folder.point(name, config.run.mesh) or by_name[name] for name in names]
+        started = [folder.point(name, config.run.mesh) for name in names]
         yield Group(config.experiment, started), old
     if only is None and (new := _new(folder, group)):
         made = Group(config.experiment, new)
@@ -208,8 +208,9 @@ def main(_: list[str]) -> None:
         else:
             folder = run_sweep(config, workdir, table if is_main() else None)
         write_report(workdir)
+        found = folder.named(found)  # on all hosts
         if is_main():
-            print(summary(folder.statuses(folder.named(found)), smaller))
+            print(summary(folder.statuses(found), smaller))
             print(f"runs: {workdir}/points   report: {workdir}/report.md")
 
 

@@ -90,11 +90,11 @@ class SweepFolder:
         found = (self.path / "points").glob("*/result.json")
         return set(hosts.from_main(lambda: [path.parent.name for path in found]))
 
-    def point(self, name: str, mesh: ConfigDict) -> Point | None:
-        """A point as it was started here, but for the mesh; None if it was not."""
+    def point(self, name: str, mesh: ConfigDict) -> Point:
+        """A planned point as it was then, but for the mesh."""
         file = self.path / "points" / name / "config.json"
-        values = hosts.from_main(lambda: json.loads(file.read_text()) if file.exists() else None)
-        return values and Point(name, ConfigDict({**values, "mesh": mesh.to_dict()}))
+        values = hosts.from_main(lambda: json.loads(file.read_text()))
+        return Point(name, ConfigDict({**values, "mesh": mesh.to_dict()}))
 
     def programs(self) -> list[Program]:
         """What was planned, in order."""
@@ -104,8 +104,10 @@ class SweepFolder:
         file = self.path / "plan.json"
         return json.loads(file.read_text()) if file.exists() else []
 
-    def plan(self, more: Iterable[Program]) -> None:
-        """Adds programs to the plan."""
+    def plan(self, more: Iterable[Program], points: Iterable[Point]) -> None:
+        """Adds programs to the plan, and makes the folders of their points."""
+        for point in points:
+            workdirs.claim(self.path / "points" / point.name, point.config)
         planned = [*self.programs(), *more]
         write_json(self.path / "plan.json", [dataclasses.asdict(program) for program in planned])
         hosts.barrier("plan written")
@@ -150,7 +152,7 @@ def _lasting(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _identity(config: dict[str, Any]) -> str:
-    """What makes a run the same: not where it runs, nor how its examples lie in rows."""
-    data = {**config["data"], "row_length": None}
+    """What makes a run the same: not where it runs, nor that its rows have the default length."""
+    data = {**config["data"], "row_length": config["data"]["row_length"] or None}
     flat = workdirs.flat({**config, "data": data, "mesh": None})
     return to_json({key: flat[key] for key in sorted(flat) if flat[key] is not None}, indent=None)

@@ -239,7 +239,9 @@ class Group:
 
     def _largest_batch(self, count: int) -> Batch:
         """Shapes of the largest usual batch; with an axis of runs if their orders differ."""
-        data = self.batches(list(self.points.values()))
+        members = list(self.points.values())
+        ways = self.placement.mesh.shape[RUN]
+        data = self.batches(members + members[-1:] * (-len(members) % ways))
         rows, length = data.menu.shapes[-1]
         first = self.placement.batch(next(data.epoch(0)))
         lead = (count,) * (first.inputs.tokens.ndim - 2)

@@ -88,12 +88,19 @@ def points(config: ConfigDict) -> list[Point]:
     for name, grid in grids.items():
         for values in _product(name, grid):
             own = _with(config.run, values, f"grids.{name}")
-            point = Point(_name(own, varied, labels), own)
-            found.setdefault(point.name, point)
+            point = Point(_name(own, values, varied, labels), own)
+            same = found.setdefault(point.name, point)
+            if workdirs.plain(same.config) != workdirs.plain(own):
+                raise ValueError(
+                    f"config.grids: two points have the name {point.name!r}; give their values different "
+                    "labels (config.labels)"
+                )
     return _with_row_lengths(list(found.values()))
 
 
 def _product(name: str, grid: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    if not grid:
+        raise ValueError(f"config.grids.{name} is empty; name at least one field and its values")
     for path, values in grid.items():
         if not isinstance(values, tuple | list) or not values:
             raise ValueError(
@@ -116,6 +123,8 @@ def _with(run: ConfigDict, values: Mapping[str, Any], where: str) -> ConfigDict:
         # A method's arguments have defaults that its config need not name.
         if at is None or (last not in at and parents != ["method"]):
             raise ValueError(f"config.{where}: the run's config has no field {path!r}")
+        if path == "seeds" and type(value) is not int:
+            raise ValueError(f"config.{where}.seeds: {value!r} does not fit, a seed is an integer")
         try:
             at[last] = (value,) if path == "seeds" else value
         except TypeError as error:
@@ -128,20 +137,24 @@ def _with(run: ConfigDict, values: Mapping[str, Any], where: str) -> ConfigDict:
     return own
 
 
-def _name(config: ConfigDict, varied: Sequence[str], labels: Mapping[str, str]) -> str:
+def _name(
+    config: ConfigDict, values: Mapping[str, Any], varied: Sequence[str], labels: Mapping[str, str]
+) -> str:
     """`rank=8,seed=0` of the fields that the grids name; labels stand for long values."""
-    flat = workdirs.flat(workdirs.plain(config))
+    flat = {**workdirs.flat(workdirs.plain(config)), "seeds": config.seeds[0], **values}
     last = [path.rpartition(".")[2] for path in varied]
     parts = []
     for path, short in zip(varied, last, strict=True):
-        label = short if last.count(short) == 1 else path
-        value = flat["seeds"][0] if path == "seeds" else flat.get(path)
-        parts.append(f"{'seed' if path == 'seeds' else label}={_short(value, labels)}")
+        label = "seed" if path == "seeds" else short if last.count(short) == 1 else path
+        parts.append(f"{label}={_short(flat.get(path), labels)}")
     return ",".join(parts)
 
 
 def _text(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    if isinstance(value, Mapping | ConfigDict) and "name" in value:
+        return str(value["name"])  # a whole method
+    short = f"{value:g}" if isinstance(value, float) else str(value)
+    return str(value) if isinstance(value, float) and float(short) != value else short
 
 
 def _short(value: Any, labels: Mapping[str, str]) -> str:

@@ -40,8 +40,6 @@ def train_program(
     """
     points = [group.points[name] for name in program.points]
     starts = [group.start(point) for point in points]
-    for point in points:
-        workdirs.claim(folder_of(workdir, point), point.config)
     filled = [*range(len(points)), *[len(points) - 1] * (program.runs - len(points))]
     data = group.batches([points[i] for i in filled])
     arrays = _arrays(group, [points[i] for i in filled], [starts[i] for i in filled])

@@ -82,7 +82,7 @@ def parse_flags(arguments: list[str]) -> list[str]:
     try:
         return app.parse_flags_with_usage(arguments)
     except AttributeError as error:  # from ml_collections, which names the field only
-        field = str(error).strip("\"'")
+        field = str(error).partition("\n")[0].strip("\"'")
         given = [a for a in arguments if f".{field}=" in a or a.endswith(f".{field}")]
         mesh = any(".mesh." in a for a in given)
         known = (

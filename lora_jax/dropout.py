@@ -24,6 +24,6 @@ def dropout(
     *lead, last = x.shape
     words = jax.random.bits(key, (*lead, (last + 1) // 2), jnp.uint32)
     bits = jnp.concatenate([words & 0xFFFF, words >> 16], axis=-1)[..., :last]
-    rate = jnp.float32(rate)
-    threshold = jnp.round(rate * 2**16).astype(jnp.uint32)
-    return jnp.where(bits >= threshold, x / (1 - rate).astype(x.dtype), 0)
+    share = jnp.asarray(rate, jnp.float32)
+    threshold = jnp.round(share * 2**16).astype(jnp.uint32)
+    return jnp.where(bits >= threshold, x / (1 - share).astype(x.dtype), 0)

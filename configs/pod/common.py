@@ -21,6 +21,10 @@ def plan_config(
     remat: str = "none",
     model_axis: Sequence[int] = (1,),
     search_rows: Sequence[int] = (),
+    runs: int = 1,
+    search_runs: Sequence[int] = (),
+    run_axis: Sequence[int] = (),
+    single_mesh: Mapping[str, int] | None = None,
     **training: Any,
 ) -> ConfigDict:
     """All fields of a plan.
@@ -28,11 +32,17 @@ def plan_config(
     Args:
       size: name of a model in `models.encoder.SIZES` or `models.decoder.SIZES`.
       method: compared with full fine-tuning.
-      mesh: sizes of the mesh's axes; one may be -1.
-      rows, length: token rows of a batch (of all devices), and tokens of a row.
+      mesh: sizes of the mesh's axes; one may be -1. The axis run splits the runs of a sweep.
+      rows, length: token rows of a run's batch (of all devices), and tokens of a row.
       outputs: of a row: examples of a classifier, predicted tokens of a language model.
       remat: what the backward pass recomputes, see `Stack`.
       model_axis, search_rows: what --search tries, besides all divisions into data and fsdp.
+      runs: of a sweep's program, all of the method's rank (the largest of the sweep: others are padded
+        to it); 1 is a run alone.
+      search_runs, run_axis: numbers of runs and sizes of the axis run that --search tries; by default
+        `runs`, and all that divide runs and devices.
+      single_mesh: of one run at a time, which a sweep is compared with. Axes that are not given or 0
+        are those of `mesh`, with run in data.
       training: fields of `training_fields`.
     """
     return ConfigDict(
@@ -41,11 +51,20 @@ def plan_config(
             "base_dtype": "bfloat16",
             "model": {"size": size, "remat": remat, "unroll": 1},
             "method": dict(method),
-            "mesh": dict(mesh),
+            "mesh": {"run": 1, **mesh},
+            "runs": runs,
+            # Of the examples: each run has batches of its own, or "shared": one batch for all.
+            "orders": "own",
+            "single_mesh": {"data": 0, "fsdp": 0, "model": 0, **(single_mesh or {})},
             "rows": rows,
             "length": length,
             "outputs": outputs,
-            "search": {"model": tuple(model_axis), "rows": tuple(search_rows) or (rows,)},
+            "search": {
+                "model": tuple(model_axis),
+                "rows": tuple(search_rows) or (rows,),
+                "runs": tuple(search_runs),
+                "run": tuple(run_axis),
+            },
             **training,
         }
     )

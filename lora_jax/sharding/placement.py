@@ -29,10 +29,12 @@ class Placement:
     Attributes:
       mesh: from `make_mesh`.
       axes: of every parameter by path, from `axes.of_model`.
+      runs: whether parameters and optimizer states have a first axis of runs.
     """
 
     mesh: Mesh
     axes: Mapping[str, Axes]
+    runs: bool = False
 
     @property
     def replicated(self) -> NamedSharding:
@@ -41,7 +43,8 @@ class Placement:
 
     def of_runs(self) -> Placement:
         """The same for the parameters of several runs, stacked along a first axis."""
-        return Placement(self.mesh, {path: ("runs", *own) for path, own in self.axes.items()})
+        axes = {path: ("runs", *own) for path, own in self.axes.items()}
+        return Placement(self.mesh, axes, runs=True)
 
     @property
     def each_run(self) -> NamedSharding:
@@ -81,12 +84,13 @@ class Placement:
           params: the parameters that train, arrays or shapes.
         """
         shardings = self.shardings(params)
+        other = self.each_run if self.runs else self.replicated
 
         def one(keys: tuple[Any, ...], leaf: Any) -> NamedSharding:
             paths = [key.key for key in keys if isinstance(key, jax.tree_util.DictKey)]
             own = next((path for path in reversed(paths) if path in params), None)
             same = own is not None and leaf.shape == params[own].shape
-            return shardings[own] if own is not None and same else self.replicated
+            return shardings[own] if own is not None and same else other
 
         return jax.tree_util.tree_map_with_path(one, state)
 

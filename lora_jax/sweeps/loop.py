@@ -96,6 +96,8 @@ def fit_runs(
     clock = Clock(program.shared, flops)
     plan, shared = members[0].plan, program.shared
     total = plan.epochs * batches.per_epoch
+    if shared.step < total and program.live:
+        program.open_logs()
     try:
         program.tell()
         while shared.step < total and program.live:
@@ -142,17 +144,20 @@ class _Program:
         return [i for i, run in enumerate(self.runs) if not run.diverged]
 
     def restore(self, trainable: Params, state: Any) -> tuple[Params, Any]:
-        """The newest checkpoint's arrays, or the given ones; opens the logs."""
+        """The newest checkpoint's arrays, or the given ones."""
         found = self._checkpoints.restore({"trainable": trainable, "state": state})
         if found is not None:
             trainable, state = found[0]["trainable"], found[0]["state"]
             self.shared = Progress(**found[1]["shared"])
             self.runs = [Progress(**run) for run in found[1]["runs"]]
+        return trainable, state
+
+    def open_logs(self) -> None:
+        """Opens metrics.jsonl of every member; what will be written again is cut off."""
         self._logs = [
             MetricsLog(member.folder, run.diverged or self.shared.step)
             for member, run in zip(self.members, self.runs, strict=True)
         ]
-        return trainable, state
 
     def log(self, metrics: Mapping[str, jax.Array]) -> bool:
         """Writes the logged step of every live run; whether one of them just diverged."""

@@ -1,7 +1,8 @@
 """Train and evaluation steps of several runs at once: `jax.vmap` over all that differs.
 
 The base is an argument without an axis of runs: its matrices are multiplied once with the
-activations of all runs. Under a mesh the runs are split over the axis `run`; nothing is sent along it.
+activations of all runs. Under a mesh the runs are split over the axis `run`, and send each other their
+metrics only.
 """
 
 from __future__ import annotations

@@ -89,7 +89,9 @@ def test_lora_against_full_on_a_host(planner, gpt2, capsys):
     text = pod_plan.comparison(lora, full, planner.chip)
     assert f"| trained values | {factors:,} | {full.trainable:,} |" in text
     assert "| fits v5e (16.00 GiB) | yes | yes |  |" in text
-    assert "gpt2-large" in pod_plan.title(lora, gpt2)
+    title = pod_plan.title(lora, gpt2)
+    assert "gpt2-large" in title and "4 devices; data=1, fsdp=2, model=2; 8 rows" in title
+    assert pod_plan.report(planner, gpt2, None) == f"{title}\n{text}"
     # the file knows both now, another planner compiles nothing
     again = pod_plan.Planner(gpt2, TOPOLOGY, planner.path.parent)
     again._compile = None
@@ -148,7 +150,7 @@ def test_what_does_not_fit_has_no_traffic_in_the_table():
     [
         (
             {"data": 2, "fsdp": 2, "modle": 1},
-            "unknown axis 'modle'; the axes are data, fsdp, model",
+            "unknown axis 'modle'; the axes are run, data, fsdp, model",
         ),
         ({"data": 3}, "data=3 x fsdp=1 x model=1 = 3 is not the number of devices, 4"),
         ({"data": -1, "model": 3}, "does not divide the number of devices, 4"),
@@ -196,15 +198,18 @@ def test_configs_of_the_three_models(small_models):
         abstract_step.model_config(config)
 
 
-def test_the_step_of_a_plan_runs(gpt2):
+@pytest.mark.parametrize("runs", [1, 2])
+def test_the_step_of_a_plan_runs(gpt2, runs):
     """The compiled program is the trainer's: it takes the plan's arguments and trains."""
     small_plan(gpt2)
     gpt2.base_dtype = "float32"
     method = methods.create(**gpt2.method.to_dict())
     step = abstract_step.build(gpt2, method, one_device(), 8)
+    if runs > 1:
+        step = abstract_step.build_runs(gpt2, method, one_device(), 8, runs)
     zeros = jax.tree.map(
         lambda leaf: (
-            jax.random.key(0)
+            jax.random.split(jax.random.key(0), leaf.size).reshape(leaf.shape)
             if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
             else np.zeros(leaf.shape, leaf.dtype)
         ),
@@ -212,5 +217,6 @@ def test_the_step_of_a_plan_runs(gpt2):
     )
     trainable, _, metrics = step.function(*zeros)
     assert trainable.keys() == step.arguments[0].keys()
-    assert np.isfinite(float(metrics["loss"]))
+    assert metrics["loss"].shape == ((runs,) if runs > 1 else ())
+    assert np.isfinite(metrics["loss"]).all()
     assert chips.by_topology(TOPOLOGY).memory_bytes > compiled.argument_bytes(step.arguments)
