@@ -118,9 +118,13 @@ class Group:
         )
         self.placement = self.adaptation.placement
         self.shapes = padding.shapes_of(self.adaptation.trainable)
+        # A CPU's caches hold the activations of few runs: on 2 cores a step of 8 runs of MiniLM in a loop
+        # takes 2.25 s, all at once 3.1 to 3.7 s.
+        one_cpu = jax.default_backend() == "cpu" and own.mesh.shape[RUN] == 1
+        self._at_once = 1 if one_cpu else 0
         self._steps: dict[int, Any] = {}
         self._predict_step = step.make_runs_predict_step(
-            self.adaptation.structure, self.placement, own.function
+            self.adaptation.structure, self.placement, own.function, self._at_once
         )
 
     def with_method(self, method: Method) -> Group:
@@ -178,7 +182,7 @@ class Group:
             own = self.adaptation
             self._steps[count] = step.make_runs_train_step(
                 own.structure, self.preparation.loss, self.optimizer, self.placement,
-                self._stacked(count),
+                self._stacked(count), at_once=self._at_once,
             )  # fmt: skip
         return self._steps[count]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 import sys
 from collections.abc import Iterator, Mapping
@@ -82,7 +83,8 @@ def parse_flags(arguments: list[str]) -> list[str]:
     try:
         return app.parse_flags_with_usage(arguments)
     except AttributeError as error:  # from ml_collections, which names the field only
-        field = str(error).partition("\n")[0].strip("\"'")
+        named = re.search(r"\w+", str(error))  # in quotes of several kinds, with advice behind
+        field = named[0] if named else str(error)
         given = [a for a in arguments if f".{field}=" in a or a.endswith(f".{field}")]
         mesh = any(".mesh." in a for a in given)
         known = (

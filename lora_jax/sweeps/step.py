@@ -47,6 +47,7 @@ def make_runs_train_step(
     placement: Placement | None = None,
     trainable: Mapping[str, Any] | None = None,
     own_batches: bool | None = None,
+    at_once: int = 0,
 ) -> Any:
     """Builds `step(trainable, state, values, frozen, batch, keys, number)`.
 
@@ -61,6 +62,8 @@ def make_runs_train_step(
       trainable: stacked arrays or shapes; needed with a placement.
       own_batches: whether batches have a first axis of runs too, or are the same for all. None: as a
         packed batch (`data.packing.Batch`) shows.
+      at_once: so many runs are vectorised, in a loop over the others; 0: all of them. A loop takes the
+        memory of the activations of so many runs only. Not where a mesh splits the runs.
 
     Returns:
       A function under `jax.jit`.
@@ -82,9 +85,12 @@ def make_runs_train_step(
         keys: jax.Array, number: jax.Array,
     ) -> tuple[Params, Any, Metrics]:  # fmt: skip
         own = batch.inputs.tokens.ndim == 3 if own_batches is None else own_batches
-        axes = (0, 0, 0, 0, None, 0 if own else None, None)
-        runs = jax.vmap(one, axes, spmd_axis_name=RUN)
-        return runs(trainable, state, values, keys, frozen, batch, number)
+
+        def run(each: tuple[Any, ...]) -> tuple[Params, Any, Metrics]:
+            trainable, state, values, key, own_batch = each
+            return one(trainable, state, values, key, frozen, own_batch if own else batch, number)
+
+        return _of_runs(run, (trainable, state, values, keys, batch if own else ()), at_once)
 
     if placement is None:
         return jax.jit(step, donate_argnums=(0, 1))
@@ -112,6 +118,7 @@ def make_runs_predict_step(
     structure: Structure,
     placement: Placement,
     function: Callable[[nnx.Module, Any], Any] | None = None,
+    at_once: int = 0,
 ) -> Callable[[Params, Mapping[str, Any], Params, Any], Any]:
     """Builds `predict(trainable, scales, frozen, batch)` without dropout: a first axis of runs.
 
@@ -119,13 +126,23 @@ def make_runs_predict_step(
       structure: of the model with the common method.
       placement: the results are whole on every device, so that every host can read them.
       function: of (model, batch); the default gives the model's outputs, one per slot.
+      at_once: see `make_runs_train_step`.
     """
 
-    def one(trainable: Params, scales: Mapping[str, Any], frozen: Params, batch: Any) -> Any:
-        model = partition.join(structure, scaled(trainable, scales), frozen)
-        if function is not None:
-            return function(model, batch)
-        return model(batch.inputs, batch.rows, batch.columns)  # type: ignore[operator]
+    def predict(trainable: Params, scales: Mapping[str, Any], frozen: Params, batch: Any) -> Any:
+        def run(each: tuple[Params, Mapping[str, Any]]) -> Any:
+            model = partition.join(structure, scaled(*each), frozen)
+            if function is not None:
+                return function(model, batch)
+            return model(batch.inputs, batch.rows, batch.columns)  # type: ignore[operator]
 
-    runs = jax.vmap(one, (0, 0, None, None), spmd_axis_name=RUN)
-    return placement.jit(runs, out_shardings=placement.replicated)
+        return _of_runs(run, (trainable, scales), at_once)
+
+    return placement.jit(predict, out_shardings=placement.replicated)
+
+
+def _of_runs(function: Callable[[Any], Any], runs: Any, at_once: int) -> Any:
+    """`function` of every run: of all at once, or in a loop of so many."""
+    if at_once:
+        return jax.lax.map(function, runs, batch_size=at_once if at_once > 1 else None)
+    return jax.vmap(function, spmd_axis_name=RUN)(runs)

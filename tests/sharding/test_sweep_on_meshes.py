@@ -59,8 +59,14 @@ def test_factors_are_split_by_runs_and_the_base_is_not(found, mesh):
 
 @pytest.mark.parametrize("mesh", MESHES)
 def test_runs_send_each_other_nothing(found, mesh):
-    """But for the losses and norms of 8 runs, which every host must see for its log."""
-    assert all(size <= 2 * 8 * 4 for _, size, _ in found[mesh]["crossing"]), found[mesh]["crossing"]
+    """But for the losses and norms of 8 runs, which every host must see for its log.
+
+    And, where `fsdp` splits the base, what the compiler makes of looking words up in a split table.
+    """
+    crossing = [(size, origin) for _, size, origin in found[mesh]["crossing"]]
+    others = [own for own in crossing if "fsdp" not in mesh or "_take" not in own[1]]
+    assert all(size <= 2 * 8 * 4 for size, _ in others), others
+    assert len(crossing) - len(others) <= 2, crossing
     if mesh == "run":
         assert set(found[mesh]["kinds"]) <= {"all-gather"}
     else:

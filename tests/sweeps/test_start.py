@@ -1,0 +1,80 @@
+"""Runs on a model of one's own: their start, and loops over runs beside vectorised ones."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+import lora_jax as lj
+from lora_jax.sweeps.start import together
+from lora_jax.sweeps.step import initial_states, make_runs_train_step
+
+RANKS = (1, 4, 2)
+
+
+class Model(nnx.Module):
+    def __init__(self, rngs):
+        self.first = nnx.Linear(6, 5, rngs=rngs)
+        self.head = nnx.Linear(5, 2, rngs=rngs)
+
+    def __call__(self, x):
+        return self.head(jnp.tanh(self.first(x)))
+
+
+@pytest.fixture(scope="module")
+def runs():
+    methods = [lj.lora("first", rank=rank, alpha=8, dropout=0.1, head="head/.*") for rank in RANKS]
+    keys = jax.random.split(jax.random.key(0), 3)
+    return together(Model(nnx.Rngs(0)), methods, [1e-2, 3e-2, 1e-3], keys)
+
+
+def test_start_is_that_of_each_method(runs):
+    keys = jax.random.split(jax.random.key(0), 3)
+    for number, rank in enumerate(RANKS):
+        method = lj.lora("first", rank=rank, alpha=8, head="head/.*")
+        model = method.insert(Model(nnx.Rngs(0)), keys[number])
+        _, trainable, frozen = lj.split(model, method.labels(model))
+        own = runs.run(runs.trainable, number)
+        assert own.keys() == trainable.keys() and runs.frozen.keys() == frozen.keys()
+        for path, value in trainable.items():
+            np.testing.assert_array_equal(own[path], value)
+        assert runs.trainable["first/lora/a"].shape == (3, 6, 4)
+        assert float(runs.values.scales["first/lora"][number]) == 8 / rank
+
+
+def test_numbers_of_arguments_that_differ(runs):
+    with pytest.raises(ValueError, match="argument 2 is longer"):
+        together(Model(nnx.Rngs(0)), [lj.lora("first", rank=2)], [1e-2, 1e-2], [jax.random.key(0)])
+
+
+@pytest.mark.parametrize("own_batches", [False, True])
+@pytest.mark.parametrize("at_once", [1, 2, 3])
+def test_a_loop_over_runs_is_all_at_once(runs, at_once, own_batches):
+    random = np.random.default_rng(0)
+    lead = (3,) if own_batches else ()
+    batch = random.normal(size=(*lead, 7, 6)), random.normal(size=(*lead, 7, 2))
+    labels = {path: runs.labels[path] for path in runs.trainable}
+    keys = jax.random.split(jax.random.key(1), 3)
+
+    def adam(rate):
+        return lj.optimizer(labels, optax.adamw(rate))
+
+    def loss(model, batch, key):
+        return jnp.mean((model(batch[0]) - batch[1]) ** 2)
+
+    results = []
+    for own in (0, at_once):
+        step = make_runs_train_step(
+            runs.structure, loss, adam, own_batches=own_batches, at_once=own
+        )
+        trainable = jax.tree.map(jnp.asarray, runs.trainable)
+        state = initial_states(adam)(trainable, runs.values.learning_rate)
+        for number in range(3):
+            trainable, state, metrics = step(
+                trainable, state, runs.values, runs.frozen, batch, keys, number
+            )
+        results.append((trainable, metrics))
+    for one, other in zip(*map(jax.tree.leaves, results), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)  # float32, products batched
