@@ -201,6 +201,7 @@ def main(_: list[str]) -> None:
             raise ValueError("--workdir=DIR is needed: the folder of the sweep")
         workdir = Path(_WORKDIR.value)
         found = points(config)
+        method_of(config.experiment, found[0].config)  # refuses what is no experiment
         headline, smaller = headline_of(config)
         table = LiveTable(headline, len(found), smaller_is_better=smaller)
         if machines:

@@ -154,11 +154,11 @@ class Group:
         return Start(method, own, labels, values, method.summary(adapted).counts())
 
     def batches(self, points: Sequence[Point]) -> TrainingBatches:
-        """The batches of these points' runs."""
-        own = self.preparation
+        """The batches of these points' runs, in rows as their own configs say."""
+        own, config = self.preparation, points[0].config
         assert own.train is not None
         orders = [order_of(point.config) for point in points]
-        return training_batches(self.config, own.train, orders, own.width, own.max_length, own.mesh)
+        return training_batches(config, own.train, orders, own.width, own.max_length, own.mesh)
 
     @property
     def per_epoch(self) -> int:

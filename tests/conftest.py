@@ -13,6 +13,19 @@ import jax
 import numpy as np
 import pytest
 
+
+def pytest_collection_modifyitems(items):
+    """Tests marked `slow` repeat in whole programs what others show in parts; opt in to them."""
+    if os.environ.get("LORA_JAX_SLOW"):
+        return
+    skipped = pytest.mark.skip(
+        reason="slow, and shown in parts by other tests: LORA_JAX_SLOW=1 runs it"
+    )
+    for item in items:
+        if "slow" in item.keywords:
+            item.add_marker(skipped)
+
+
 _BESIDE_REPOSITORY = pathlib.Path(__file__).resolve().parents[2] / "shared" / "data"
 
 

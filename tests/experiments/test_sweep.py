@@ -128,7 +128,7 @@ def test_the_points_differ(own_orders):
     curves = [losses(point) for point in own_orders.points.values()]
     for i, one in enumerate(curves):
         for other in curves[:i]:
-            assert np.max(np.abs(np.subtract(one, other))) > 1e-4
+            assert np.max(np.abs(np.subtract(one, other))) > 3e-5  # runs alone: 1e-5
 
 
 def test_the_plan_has_few_programs_of_one_size(own_orders):
@@ -190,7 +190,7 @@ def test_other_methods_and_targets_are_groups_of_their_own(mixed):
     assert len({count for count in counts if count}) == 4
 
 
-@pytest.mark.parametrize("text", ["name=full", "up,rank=2"])
+@pytest.mark.parametrize("text", [pytest.param("name=full", marks=pytest.mark.slow), "up,rank=2"])
 def test_a_point_of_any_method_is_the_run_alone(mixed, text):
     names = [name for name in mixed.points if all(part in name for part in text.split(","))]
     assert len(names) == 1
@@ -224,6 +224,7 @@ def seeds(tiny_model, tiny_glue):
 def test_as_many_runs_as_the_memory_holds(seeds, tmp_path, monkeypatch):
     measure = functools.cache(Group._needed_bytes)
     group = Group("glue", points(seeds))
+    group._at_once = 0  # as on accelerators; in a loop over runs activations are those of one
     needs = [measure(group, count) for count in (1, 2, 3)]
     base, slope = group._frozen_bytes, needs[1] - needs[0]
     # Three really need what the line through one and two says.

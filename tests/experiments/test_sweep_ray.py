@@ -96,6 +96,7 @@ def test_records_are_those_of_one_process_though_a_worker_was_killed(config, tmp
             assert (a / file).read_bytes() == (b / file).read_bytes(), (name, file)
 
 
+@pytest.mark.slow
 def test_the_command_names_a_program_that_fails_and_only_it_is_repeated(
     config, tiny_glue, tmp_path, cluster
 ):

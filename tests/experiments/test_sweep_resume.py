@@ -185,6 +185,7 @@ def test_further_points_are_trained_alone(config, copy, steps):
         assert seed["sweep"] == {"program": program, "runs": 2, "points": count}
 
 
+@pytest.mark.slow
 def test_a_second_seed_is_trained_alone(config, tmp_path, steps):
     """The first sweep's points have one order, the grown one's have two."""
     run_sweep(config({"a": {"seeds": (0,)}}, epochs=1), tmp_path)
@@ -267,6 +268,7 @@ def test_command_line(tiny_model, tiny_glue, tmp_path):
     assert "## Rank sweeps" in report and "python -m experiments.report sweep/points" in report
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [

@@ -37,7 +37,6 @@ FIELDS = {
 MESHES = {
     "run": {"run": 8},
     "run x data": {"run": 4, "data": 2},
-    "run x data x model": {"run": 2, "data": 2, "model": 2},
     "run x fsdp x model": {"run": 2, "fsdp": 2, "model": 2},
 }
 # What a compiled program's text has for groups: lists, a reshaped and transposed range, axes of a mesh.

@@ -9,8 +9,7 @@ from tests.sharding.sweep_on_meshes import GRIDS, MESHES, config
 POINTS = [*(f"rank={rank},seed={seed}" for rank in (1, 4) for seed in (0, 1, 2)), "rank=2,seed=0"]
 # Of the factors (of one run) and of the base's matrices, the least that a device holds.
 WITHIN = {
-    "run": (1, 1), "run x data": (1, 1), "run x data x model": (1 / 2, 1 / 2),
-    "run x fsdp x model": (1 / 2, 1 / 4),
+    "run": (1, 1), "run x data": (1, 1), "run x fsdp x model": (1 / 2, 1 / 4)
 }  # fmt: skip
 
 pytestmark = pytest.mark.usefixtures("no_java_and_no_program_compiled_twice")

@@ -90,6 +90,7 @@ def test_only_the_first_process_writes_and_talks(whole, root):
     assert len(list(folder.glob("points/rank=1,seed=0/seed_0/tensorboard/*"))) == 1
 
 
+@pytest.mark.slow
 def test_one_process_killed_and_both_started_again(start, whole, root):
     folder = root / "killed"
     pair = start("killed", "killed_log")

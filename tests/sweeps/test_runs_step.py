@@ -117,7 +117,9 @@ def tx(labels, rate):
     return optimizer.adamw(labels, schedule, weight_decay=0.1, max_grad_norm=1.0, eps=1e-4)
 
 
-@pytest.fixture(scope="module", params=MODELS)
+@pytest.fixture(
+    scope="module", params=["decoder", pytest.param("classifier", marks=pytest.mark.slow)]
+)
 def sweep(request, quick_compilation):
     """A base, its runs alone and stacked, and their steps."""
     make, loss, methods, rates, seeds = MODELS[request.param]
