@@ -26,7 +26,9 @@ from ml_collections import ConfigDict, config_flags
 
 from experiments import report, run_records
 from experiments import workdir as workdirs
+from experiments.classification import Preparation as Classification
 from experiments.live_table import LiveTable, RunStatus, summary
+from experiments.nlg_preparation import Preparation as DataToText
 from experiments.sweep_folder import SweepFolder
 from experiments.sweep_group import Group, method_of
 from experiments.sweep_points import Point, Program, groups, points, programs
@@ -178,8 +180,8 @@ def opened(config: ConfigDict, workdir: Path) -> tuple[SweepFolder, list[Point]]
 def headline_of(config: ConfigDict) -> tuple[str, bool]:
     """The score that chooses a run's best epoch, and whether less of it is better."""
     if config.experiment == "nlg":
-        return "loss", True
-    return metrics.headline(glue.task(config.run.task)), False
+        return DataToText.headline, DataToText.smaller_is_better
+    return metrics.headline(glue.task(config.run.task)), Classification.smaller_is_better
 
 
 def write_report(workdir: Path) -> None:

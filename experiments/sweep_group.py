@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import jax
@@ -220,20 +220,24 @@ class Group:
         frozen = self.adaptation.frozen.values()
         return sum(leaf.addressable_shards[0].data.nbytes for leaf in frozen)
 
+    @cached_property
+    def _values(self) -> runs.RunValues:
+        """Of all points; for the structure that a program's values have."""
+        return runs.stack([self.start(point).values for point in self.points.values()])
+
     def _needed_bytes(self, count: int) -> int:
         """Of each device, in the train step of the largest batch."""
         of_runs, each = self.placement.of_runs(), self.placement.each_run
         shapes, states = self._stacked(count), step.initial_states(self.optimizer)
         rates = jax.ShapeDtypeStruct((count,), jnp.float32)
         state = jax.eval_shape(states, dict(shapes), rates)
-        values = runs.stack([self.start(point).values for point in self.points.values()])
         keys = jax.eval_shape(
             lambda: jax.random.split(jax.random.key(0, impl=self.config.prng), count)
         )
         arguments = (
             jax.tree.map(_abstract, dict(shapes), of_runs.shardings(shapes)),
             jax.tree.map(_abstract, state, of_runs.state_shardings(state, shapes)),
-            jax.tree.map(lambda leaf: _abstract(rates, each), values),
+            jax.tree.map(lambda leaf: _abstract(rates, each), self._values),
             self.adaptation.frozen,
             self._largest_batch(count),
             _abstract(keys, each),

@@ -10,6 +10,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from experiments import workdir as workdirs
+from experiments.adaptation import order_seed
 from lora_jax import methods
 from lora_jax.method import Method
 from lora_jax.sweeps.common_method import NUMBERS, common_method, largest_rank, structure_of
@@ -178,8 +179,7 @@ def _with_row_lengths(found: list[Point]) -> list[Point]:
 
 def order_of(config: ConfigDict) -> int:
     """Seed of the order of a point's examples."""
-    own = config.data.order_seed
-    return config.seeds[0] if own is None else own
+    return order_seed(config, config.seeds[0])
 
 
 def groups(found: Sequence[Point]) -> dict[str, list[Point]]:
