@@ -27,7 +27,7 @@ from absl import app, flags
 from flax import nnx
 
 from benchmarks import timing
-from experiments.language import end_tokens
+from experiments.runs.language import end_tokens
 from lora_jax import partition
 from lora_jax.data import completions, data_to_text
 from lora_jax.decoding.beam import BeamSearch, beam_search

@@ -24,9 +24,8 @@ from flax import nnx
 from configs.glue import minilm
 from configs.nlg import small
 from lora_jax import methods, partition
-from lora_jax.data.packing import Batch
+from lora_jax.data.batch import Batch, Inputs
 from lora_jax.models import decoder, encoder, hub
-from lora_jax.models.attention import Inputs
 from lora_jax.summary import readable_bytes
 from lora_jax.training import optimizer, step
 

@@ -30,9 +30,10 @@ from ml_collections import ConfigDict
 from safetensors.numpy import load_file
 
 from benchmarks.timing import report
-from experiments import glue, sweep
-from experiments.classification import train_all
-from experiments.sweep_points import points
+from experiments import glue
+from experiments.runs.classification import train_all
+from experiments.sweep import local
+from experiments.sweep.points import points
 
 _DATA = flags.DEFINE_string("data", None, "Folder of the GLUE files.", required=True)
 _CONFIG = flags.DEFINE_string("config", "configs/sweep/rank_glue.py:mrpc", "Of a GLUE sweep.")
@@ -60,7 +61,7 @@ def work(names: list[str], folder: Path, as_program: bool) -> None:
     """What a child process does: trains these points into `folder`."""
     config = sweep_config()
     if as_program:
-        sweep.run_sweep(config, folder)
+        local.run_sweep(config, folder)
         return
     for point in points(config):
         if point.name in names:

@@ -23,9 +23,8 @@ from flax import nnx
 import lora_jax as lj
 from benchmarks import peft_reference, timing
 from lora_jax import partition
-from lora_jax.data.packing import Batch
+from lora_jax.data.batch import Batch, Inputs
 from lora_jax.method import Method
-from lora_jax.models.attention import Inputs
 from lora_jax.models.encoder import Classifier, EncoderConfig
 from lora_jax.summary import readable_bytes
 from lora_jax.training import optimizer, step

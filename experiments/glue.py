@@ -18,13 +18,13 @@ import numpy as np
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from experiments import workdir as workdirs
-from experiments.classification import Outputs, Preparation, Problem, Run, train_all
-from experiments.training_record import speed
+from experiments.runs import command_line
+from experiments.runs.classification import Outputs, Preparation, Problem, Run, train_all
+from experiments.runs.record import speed
 from lora_jax.data import glue
+from lora_jax.files import write_json
 from lora_jax.metrics import glue as metrics
 from lora_jax.sharding.hosts import is_main
-from lora_jax.training.records import write_json
 
 
 def score(task: glue.Task, outputs: Outputs, labels: Outputs) -> dict[str, float]:
@@ -93,21 +93,21 @@ def main(_: list[str]) -> None:
     """Command line."""
     logging.set_verbosity(logging.WARNING)  # Orbax and JAX tell a lot at INFO
     config, folder = _CONFIG.value, _WORKDIR.value
-    with workdirs.readable_errors():
-        workdirs.join_hosts(_HOSTS.value)
+    with command_line.readable_errors():
+        command_line.join_hosts(_HOSTS.value)
         if config.eval_only:
             for name, value in evaluate(config, Path(folder) if folder else None).items():
-                workdirs.say(f"{name:24s} {value:.6f}")
+                command_line.say(f"{name:24s} {value:.6f}")
             return
         if not folder:
             raise ValueError("--workdir=DIR is needed: the folder for checkpoints and results")
-        workdirs.say(table(train_all(config, partial(problem, config), Path(folder))))
-        workdirs.say(f"record: {folder}/result.json   adapter: {folder}/adapter")
+        command_line.say(table(train_all(config, partial(problem, config), Path(folder))))
+        command_line.say(f"record: {folder}/result.json   adapter: {folder}/adapter")
 
 
 if __name__ == "__main__":
     _CONFIG = config_flags.DEFINE_config_file("config", None, "Run configuration.")
     _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of this run.")
-    _HOSTS = workdirs.hosts_flag()
+    _HOSTS = command_line.hosts_flag()
     flags.mark_flag_as_required("config")
-    app.run(main, flags_parser=workdirs.parse_flags)
+    app.run(main, flags_parser=command_line.parse_flags)

@@ -20,23 +20,23 @@ import jax.numpy as jnp
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from experiments import workdir as workdirs
-from experiments.adaptation import (
+from experiments.paper.scores import as_in_paper
+from experiments.runs import command_line, folder
+from experiments.runs.adaptation import (
     Adaptation,
     Goal,
     adapter_notes,
     order_seed,
     training_batches,
 )
-from experiments.nlg_preparation import Preparation
-from experiments.nlg_record import table
-from experiments.score import as_in_paper
-from lora_jax import adapters, partition
+from experiments.runs.data_to_text import Preparation
+from experiments.runs.data_to_text_record import table
+from lora_jax import adapters, files, partition
 from lora_jax.decoding.predictions import Predictions
+from lora_jax.files import write_json
 from lora_jax.partition import Params
 from lora_jax.sharding.hosts import together
 from lora_jax.training import loop
-from lora_jax.training.records import write_json
 
 
 class Run:
@@ -98,19 +98,19 @@ def run_all(config: ConfigDict, workdir: Path) -> dict[str, Any]:
 
     A finished run is read back, an unfinished one is resumed.
     """
-    if (record := workdirs.finished(workdir, config)) is not None:
+    if (record := folder.finished(workdir, config)) is not None:
         return record
     with together():
         preparation = Preparation(config)
     for split, note in preparation.notes.items():
-        workdirs.say(f"{config.dataset} {split}: {note}")
+        command_line.say(f"{config.dataset} {split}: {note}")
     runs: dict[int, dict[str, Any]] = {}
     for seed in config.seeds:
         run = Run(preparation, seed, workdir / f"seed_{seed}")
         train = run.prepare() if config.epochs else None
         if not runs:
-            workdirs.claim(workdir, config)
-            workdirs.say(run.adaptation.summary)
+            folder.claim(workdir, config)
+            command_line.say(run.adaptation.summary)
             counts = run.adaptation.summary.counts()
         runs[seed] = train() if train else {}
         adaptation = run.adaptation
@@ -121,7 +121,7 @@ def run_all(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     result = preparation.record(config, runs, counts)
     if config.epochs:
         chosen = workdir / f"seed_{result['adapter']['seed']}" / "adapter"
-        workdirs.copy_folder(chosen, workdir / "adapter")
+        files.replace_folder(chosen, workdir / "adapter")
     write_json(workdir / "result.json", result)
     return result
 
@@ -130,8 +130,8 @@ def main(_: list[str]) -> None:
     """Command line."""
     logging.set_verbosity(logging.WARNING)  # Orbax and JAX tell a lot at INFO
     config, folder = _CONFIG.value, _WORKDIR.value
-    with workdirs.readable_errors():
-        workdirs.join_hosts(_HOSTS.value)
+    with command_line.readable_errors():
+        command_line.join_hosts(_HOSTS.value)
         if not folder:
             raise ValueError(
                 "--workdir=DIR is needed: the folder for texts, checkpoints and results"
@@ -139,17 +139,17 @@ def main(_: list[str]) -> None:
         if config.eval_only:
             result = evaluate(config, Path(folder))
             for name, value in result["test"].items():
-                workdirs.say(f"{name:18s} {as_in_paper(name, value):>8s}   {value:.12g}")
+                command_line.say(f"{name:18s} {as_in_paper(name, value):>8s}   {value:.12g}")
             for name, why in result["missing"].items():
-                workdirs.say(f"{name:18s} missing: {why}")
+                command_line.say(f"{name:18s} missing: {why}")
             return
-        workdirs.say(table(run_all(config, Path(folder))))
-        workdirs.say(f"record: {folder}/result.json   texts: {folder}/seed_*/predictions.txt")
+        command_line.say(table(run_all(config, Path(folder))))
+        command_line.say(f"record: {folder}/result.json   texts: {folder}/seed_*/predictions.txt")
 
 
 if __name__ == "__main__":
     _CONFIG = config_flags.DEFINE_config_file("config", None, "Run configuration.")
     _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of this run.")
-    _HOSTS = workdirs.hosts_flag()
+    _HOSTS = command_line.hosts_flag()
     flags.mark_flag_as_required("config")
-    app.run(main, flags_parser=workdirs.parse_flags)
+    app.run(main, flags_parser=command_line.parse_flags)

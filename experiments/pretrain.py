@@ -22,15 +22,16 @@ from ml_collections import ConfigDict, config_flags
 from tokenizers import ByteLevelBPETokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from experiments import workdir as workdirs
-from experiments.adaptation import Adaptation, Goal, mesh_for, model_settings
-from experiments.language import Validation
-from experiments.training_record import training_record
+from experiments.runs import command_line, folder
+from experiments.runs.adaptation import Adaptation, Goal, mesh_for, model_settings
+from experiments.runs.language import Validation
+from experiments.runs.record import training_record
 from lora_jax import methods, partition
 from lora_jax.data import data_to_text
 from lora_jax.data.batches import TrainingBatches
 from lora_jax.data.completions import TokenisedPairs, tokenise_pairs
 from lora_jax.data.data_to_text import Pairs
+from lora_jax.files import write_json
 from lora_jax.models import hub
 from lora_jax.models.decoder import Decoder, DecoderConfig
 from lora_jax.partition import Params
@@ -38,7 +39,6 @@ from lora_jax.sharding.hosts import from_main, is_main, together
 from lora_jax.sharding.mesh import shares
 from lora_jax.sharding.placement import gather, in_host_memory
 from lora_jax.training import loop, step
-from lora_jax.training.records import write_json
 
 _END = "<|endoftext|>"
 
@@ -51,7 +51,7 @@ def read_corpora(config: ConfigDict, split: str) -> list[Pairs]:
             raise ValueError(f"config.data.corpora.{name} must be 'texts' or 'pairs', got {what!r}")
         pairs = data_to_text.read(name, split, config.data.source).take(config.data.max_examples)
         if pairs.notes:
-            workdirs.say(f"{name} {split}: {pairs.notes}")
+            command_line.say(f"{name} {split}: {pairs.notes}")
         empty = [""] * len(pairs)
         result.append(
             pairs
@@ -105,7 +105,7 @@ def documents(
 
 def pretrain(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     """Trains the model, writes DIR/model and the run record DIR/result.json, and returns the record."""
-    if (record := workdirs.finished(workdir, config)) is not None:
+    if (record := folder.finished(workdir, config)) is not None:
         return record
     with together():
         train, valid = (read_corpora(config, split) for split in ("train", "valid"))
@@ -115,7 +115,7 @@ def pretrain(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     with in_host_memory():
         model = Decoder(sizes, nnx.Rngs(config.seed))
     count = partition.count(partition.parameters(model))
-    workdirs.say(f"{count:,} parameters, {len(tokenizer):,} tokens")
+    command_line.say(f"{count:,} parameters, {len(tokenizer):,} tokens")
     adaptation = Adaptation(config, model, methods.full(), jax.random.key(config.seed), mesh)
     rows = documents(train, tokenizer, sizes.max_length)
     data = TrainingBatches(
@@ -142,7 +142,7 @@ def pretrain(config: ConfigDict, workdir: Path) -> dict[str, Any]:
         smaller_is_better=True,
     )  # fmt: skip
     training = adaptation.prepare(config, data, step.completion_loss(), goal, config.seed, workdir)
-    workdirs.claim(workdir, config)
+    folder.claim(workdir, config)
     run = training()
     record = {
         "task": "pretrain",
@@ -151,7 +151,7 @@ def pretrain(config: ConfigDict, workdir: Path) -> dict[str, Any]:
         "notes": {name: p.notes for name, p in zip(config.data.corpora, train, strict=True)},
         **training_record([run]),
         "seeds": {str(config.seed): run},
-        "config": workdirs.plain(config),
+        "config": folder.plain(config),
     }
     write_json(workdir / "result.json", record)
     return record
@@ -160,21 +160,21 @@ def pretrain(config: ConfigDict, workdir: Path) -> dict[str, Any]:
 def main(_: list[str]) -> None:
     """Command line."""
     logging.set_verbosity(logging.WARNING)
-    with workdirs.readable_errors():
-        workdirs.join_hosts(_HOSTS.value)
+    with command_line.readable_errors():
+        command_line.join_hosts(_HOSTS.value)
         if not _WORKDIR.value:
             raise ValueError("--workdir=DIR is needed: the folder for checkpoints and results")
         record = pretrain(_CONFIG.value, Path(_WORKDIR.value))
     loss, seconds = record["best"]["loss"]["median"], record["seconds"]
-    workdirs.say(
+    command_line.say(
         f"validation loss {loss:.4f}, {seconds:.0f} s, {record['tokens_per_second']:.0f} tokens/s"
     )
-    workdirs.say(f"model: {_WORKDIR.value}/model   record: {_WORKDIR.value}/result.json")
+    command_line.say(f"model: {_WORKDIR.value}/model   record: {_WORKDIR.value}/result.json")
 
 
 if __name__ == "__main__":
     _CONFIG = config_flags.DEFINE_config_file("config", None, "Run configuration.")
     _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of this run.")
-    _HOSTS = workdirs.hosts_flag()
+    _HOSTS = command_line.hosts_flag()
     flags.mark_flag_as_required("config")
-    app.run(main, flags_parser=workdirs.parse_flags)
+    app.run(main, flags_parser=command_line.parse_flags)

@@ -17,8 +17,8 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict
 
 from configs import quickstart
-from experiments import workdir as workdirs
-from experiments.classification import Outputs, Problem, train_all
+from experiments.runs import command_line
+from experiments.runs.classification import Outputs, Problem, train_all
 from lora_jax.data import sentiment
 from lora_jax.data.glue import Examples
 
@@ -65,7 +65,7 @@ def main(_: list[str]) -> None:
     logging.set_verbosity(logging.WARNING)
     folder = Path(_WORKDIR.value)
     results = []
-    with workdirs.readable_errors():
+    with command_line.readable_errors():
         for method in ("head_only", "lora"):
             config = quickstart.get_config(method)
             results.append(train_all(config, partial(problem, config), folder / method))

@@ -15,11 +15,11 @@ from typing import Any
 
 from absl import app, flags
 
-from experiments import workdir as workdirs
+from experiments.paper.scores import as_in_paper
+from experiments.runs import command_line
+from lora_jax.files import write_json
 from lora_jax.metrics import files, generation
-from lora_jax.training.records import write_json
 
-_PERCENT = ("bleu", "meteor", "rouge_l")  # the paper's tables show these times 100
 _USAGE = "python -m experiments.score REFS HYPS [--metrics=e2e|webnlg] [--json=FILE]"
 
 
@@ -63,12 +63,6 @@ def score(
     }
 
 
-def as_in_paper(name: str, value: float) -> str:
-    """A score as the paper's tables show it: BLEU, METEOR and ROUGE-L times 100."""
-    metric = name.removesuffix("_seen").removesuffix("_unseen")
-    return f"{100 * value:.2f}" if metric in _PERCENT else f"{value:.4f}"
-
-
 def table(result: dict[str, Any]) -> str:
     """A short text: the scores as the paper shows them, and as computed."""
     lines = [f"{result['metrics']}  {result['instances']} instances"]
@@ -82,7 +76,7 @@ def table(result: dict[str, Any]) -> str:
 
 def main(arguments: list[str]) -> None:
     """Command line."""
-    with workdirs.readable_errors():
+    with command_line.readable_errors():
         if len(arguments) != 3:
             raise ValueError(f"two files are needed, got {len(arguments) - 1}: {_USAGE}")
         result = score(arguments[1], arguments[2], _METRICS.value, _CORPUS_TER.value)

@@ -13,7 +13,6 @@ import dataclasses
 import hashlib
 import json
 import os
-import platform
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -27,9 +26,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as to_safetensors
 
 from lora_jax import methods, partition
+from lora_jax.files import write_bytes
 from lora_jax.method import Method
 from lora_jax.partition import Labels, Params
-from lora_jax.sharding.hosts import barrier, is_main
+from lora_jax.sharding.hosts import barrier
 from lora_jax.sharding.placement import gather
 
 FORMAT = "lora_jax adapter 1"
@@ -111,19 +111,6 @@ def save_adapter(
         write_bytes(folder / name, content)
     barrier("adapter written")
     return folder
-
-
-def write_bytes(path: Path, content: bytes) -> None:
-    """Writes a file whole or not at all; of several processes only the first one writes."""
-    if not is_main():
-        return
-    beside = path.with_name(f".{path.name}.{platform.node()}.{os.getpid()}")
-    try:
-        beside.write_bytes(content)
-        beside.replace(path)
-    except BaseException:
-        beside.unlink(missing_ok=True)
-        raise
 
 
 def load_adapter(folder: str | os.PathLike) -> Adapter:

@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
-from lora_jax.arguments import integer
+from lora_jax.checks import integer
 
 Shape = tuple[int, ...]
 Scaling = Literal["alpha/r", "alpha/sqrt(r)"]

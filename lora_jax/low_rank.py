@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 
 from lora_jax import factors
 from lora_jax.dropout import dropout
-from lora_jax.inserted import Inserted
+from lora_jax.surgery import Inserted
 
 
 class DropoutKey(nnx.Variable):

@@ -12,8 +12,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from lora_jax import layers
-from lora_jax.inserted import Inserted
 from lora_jax.insertions.special_tokens import TolerantEmbed
+from lora_jax.surgery import Inserted
 
 
 def merge(model: nnx.Module) -> nnx.Module:

@@ -16,7 +16,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
-from lora_jax.arguments import integer
+from lora_jax.checks import integer
 from lora_jax.insertions.bottleneck import Activation, BottleneckInsertion
 from lora_jax.insertions.cut import CutInsertion, last_layers
 from lora_jax.insertions.low_rank import LowRankInsertion, plain, update

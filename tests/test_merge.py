@@ -10,7 +10,7 @@ from flax import nnx
 
 import lora_jax
 from lora_jax import layers
-from lora_jax.models.attention import Inputs
+from lora_jax.data.batch import Inputs
 from lora_jax.models.encoder import Classifier, EncoderConfig
 
 TINY = EncoderConfig(

@@ -20,10 +20,10 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from lora_jax.adapters import write_bytes
 from lora_jax.analysis.amplification import Amplification
 from lora_jax.analysis.similarity import random_mean
 from lora_jax.analysis.spectra import energy
+from lora_jax.files import write_bytes
 
 Maps = Mapping[str, Mapping[str, Any]]
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")

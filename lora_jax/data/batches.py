@@ -9,9 +9,9 @@ import jax
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from lora_jax.data.batch import Batch
 from lora_jax.data.glue import Examples
 from lora_jax.data.packing import (
-    Batch,
     Packable,
     Shape,
     ShapeMenu,

@@ -9,7 +9,8 @@ from collections.abc import Iterable
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from lora_jax.data.packing import Batch, Integers, Shape, TokenSequences, lay_out, with_slots
+from lora_jax.data.batch import Batch
+from lora_jax.data.packing import Integers, Shape, TokenSequences, lay_out, with_slots
 from lora_jax.data.pairs import Grouped, Pairs, clean
 
 __all__ = ["TokenisedPairs", "clean", "prompts", "tokenise_pairs"]

@@ -13,36 +13,15 @@ import bisect
 import dataclasses
 import math
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import numpy as np
 
-from lora_jax.models.attention import Inputs
+from lora_jax.data.batch import Batch, Inputs
 
 ROW_LENGTHS = (32, 48, 64, 96, 128, 160, 192, 256, 320, 384, 512)
 Shape = tuple[int, int]
 Integers = Sequence[int] | np.ndarray
-
-
-class Batch(NamedTuple):
-    """One packed batch. The last four arrays are slots: one for each output that is trained on.
-
-    Slot i is example i of a classification batch, whatever row holds it; a decoder's batch has a
-    slot for every token to be predicted.
-
-    Attributes:
-      inputs: token rows, see `Inputs`; segments are numbered from 1, over all rows.
-      rows: row of each output's token (the classification token; the token before a predicted one).
-      columns: its column.
-      labels: class ids, scores, or next tokens.
-      weights: 1 for an output, 0 for an unused slot.
-    """
-
-    inputs: Inputs
-    rows: np.ndarray
-    columns: np.ndarray
-    labels: np.ndarray
-    weights: np.ndarray
 
 
 class Packable(Protocol):

@@ -14,10 +14,9 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from lora_jax.adapters import write_bytes
 from lora_jax.decoding.beam import Continuations
+from lora_jax.files import to_json, write_bytes
 from lora_jax.sharding.hosts import from_main, is_main
-from lora_jax.training.records import to_json
 
 Decode = Callable[[np.ndarray, np.ndarray], Continuations]  # (prompts, lengths) -> (n, ...)
 _PROMPT_STEP = 16  # prompts are padded to a multiple of this, so a run compiles few programs

@@ -26,11 +26,11 @@ from flax import nnx
 from jaxtyping import Array, Float, Key
 
 from lora_jax import partition
-from lora_jax.arguments import integer, not_negative
-from lora_jax.inserted import Inserted, own_modules
+from lora_jax.checks import integer, not_negative
 from lora_jax.models.sublayer import Sublayer
 from lora_jax.sharding.axes import Axes, named
 from lora_jax.summary import MatchedLayer
+from lora_jax.surgery import Inserted, own_modules
 
 Activation = Literal["swish", "relu", "gelu"]
 Place = Literal["houlsby", "pfeiffer", "lin"]

@@ -8,9 +8,9 @@ from typing import ClassVar
 from flax import nnx
 from jaxtyping import Array, Key
 
-from lora_jax.inserted import own_modules
 from lora_jax.models.stack import SplitStack, Stack
 from lora_jax.summary import MatchedLayer
+from lora_jax.surgery import own_modules
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,8 +15,8 @@ from jaxtyping import Array, Key
 
 from lora_jax import factors, layers, partition
 from lora_jax import flax_forms as _flax_forms  # noqa: F401 - registers the Flax layers
-from lora_jax.inserted import own_modules
 from lora_jax.summary import MatchedLayer
+from lora_jax.surgery import own_modules
 
 
 @dataclasses.dataclass(frozen=True)

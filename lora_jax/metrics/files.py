@@ -13,7 +13,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from lora_jax.adapters import write_bytes
+from lora_jax.files import write_bytes
 
 
 def read_hypotheses(path: str | os.PathLike) -> list[str]:

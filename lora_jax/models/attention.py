@@ -2,30 +2,11 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Key
 
 from lora_jax.dropout import dropout
-
-
-class Inputs(NamedTuple):
-    """A batch of token rows, each holding one or more segments (examples).
-
-    Attributes:
-      tokens: token ids.
-      segments: 0 for padding; tokens of one row with equal number attend to each other.
-      positions: position inside the segment, from 0.
-      types: token types (0 for the first sentence, 1 for the second); a decoder does not read them.
-    """
-
-    tokens: Int[Array | np.ndarray, "rows length"]
-    segments: Int[Array | np.ndarray, "rows length"]
-    positions: Int[Array | np.ndarray, "rows length"]
-    types: Int[Array | np.ndarray, "rows length"]
 
 
 def attend(

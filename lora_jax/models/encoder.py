@@ -15,8 +15,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int, Key
 
+from lora_jax.data.batch import Inputs
 from lora_jax.dropout import dropout
-from lora_jax.models.attention import Inputs, attend
+from lora_jax.models.attention import attend
 from lora_jax.models.parts import check_compute_dtype, linear, norm, table
 from lora_jax.models.stack import Remat, Stack
 from lora_jax.models.sublayer import Block, Context, PostNorm

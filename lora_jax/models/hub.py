@@ -21,19 +21,12 @@ from flax import nnx
 from safetensors.numpy import save
 
 from lora_jax import partition
-from lora_jax.adapters import write_bytes
-from lora_jax.inserted import Inserted
+from lora_jax.files import read_json, to_json, write_bytes
 from lora_jax.models.decoder import Decoder, DecoderConfig
 from lora_jax.models.encoder import Classifier, EncoderConfig
 from lora_jax.models.stack import SplitStack
-from lora_jax.models.tensors import (
-    LAYOUTS,
-    from_published,
-    read_json,
-    read_tensors,
-    to_published,
-)
-from lora_jax.training.records import to_json
+from lora_jax.models.tensors import LAYOUTS, from_published, read_tensors, to_published
+from lora_jax.surgery import Inserted
 
 HEAD = r"head/.*"
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -13,6 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from safetensors import SafetensorError, safe_open
+
+from lora_jax.data.text_files import read_json
 
 _LEAF = {"kernel": "weight", "scale": "weight", "bias": "bias"}
 
@@ -92,14 +93,6 @@ LAYOUTS = {
         fused=("layers/block/attention/qkv",),
     ),
 }
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON file; a ValueError that names it if it is broken."""
-    try:
-        return json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is no valid JSON ({error}): fetch it again") from error
 
 
 def read_tensors(folder: Path) -> dict[str, jax.Array]:

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh
 
-from lora_jax.arguments import integer
+from lora_jax.checks import integer
 
 # run: whole runs of a sweep; each part has a base of its own. Nothing is sent along it.
 # data: examples; parameters are whole on every device (but for the other axes).

@@ -14,7 +14,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from lora_jax.data.packing import rounded_up
 from lora_jax.partition import Params
 from lora_jax.sharding.axes import Axes, spec
 from lora_jax.sharding.mesh import shares
@@ -196,5 +195,5 @@ def _same(x: jax.Array) -> jax.Array:  # one function, so that one program serve
 
 def _padded(rows: np.ndarray, parts: int) -> np.ndarray:
     *runs, count, _ = rows.shape
-    missing = rounded_up(count, parts) - count
+    missing = -count % parts
     return np.pad(rows, (*[(0, 0)] * len(runs), (0, missing), (0, 0))) if missing else rows

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from lora_jax import methods
+from lora_jax.files import to_json
 from lora_jax.method import Method
-from lora_jax.training.records import to_json
 
 # Of a LoRA target; everything else about it is the structure of the program.
 NUMBERS = ("rank", "alpha", "scaling", "init", "std", "dropout")

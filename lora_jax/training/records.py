@@ -17,35 +17,13 @@ from typing import Any
 import jax
 from tensorboardX import SummaryWriter
 
-from lora_jax.adapters import write_bytes
+from lora_jax.files import to_json, write_bytes
 from lora_jax.sharding.hosts import is_main
 
 PACKAGES = (
     "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "transformers", "safetensors",
     "ml-collections", "numpy", "scikit-learn", "scipy",
 )  # fmt: skip
-
-
-def to_json(value: Any, indent: int | None = 2) -> str:
-    """JSON text; NaN and infinity become null, which every reader accepts."""
-
-    def clean(x: Any) -> Any:
-        if isinstance(x, Mapping):
-            return {str(k): clean(v) for k, v in x.items()}
-        if isinstance(x, list | tuple):
-            return [clean(v) for v in x]
-        if isinstance(x, float) and not math.isfinite(x):
-            return None
-        return x
-
-    return json.dumps(clean(value), indent=indent)
-
-
-def write_json(path: str | os.PathLike, value: Any) -> None:
-    """Writes a JSON file whole or not at all."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_bytes(path, (to_json(value) + "\n").encode())
 
 
 class MetricsLog:

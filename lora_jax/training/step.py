@@ -16,7 +16,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from lora_jax import layers, partition
-from lora_jax.data.packing import Batch
+from lora_jax.data.batch import Batch
 from lora_jax.partition import Params, Structure
 from lora_jax.sharding.placement import Placement
 

@@ -12,8 +12,8 @@ from flax import nnx
 
 from lora_jax import partition
 from lora_jax.data import batches, glue, packing
+from lora_jax.data.batch import Inputs
 from lora_jax.models import hub
-from lora_jax.models.attention import Inputs
 from lora_jax.models.encoder import Classifier, EncoderConfig
 from lora_jax.training import step
 

@@ -14,9 +14,9 @@ from flax import nnx
 
 from lora_jax import partition
 from lora_jax.data import batches, completions, data_to_text, packing
+from lora_jax.data.batch import Inputs
 from lora_jax.data.completions import TokenisedPairs
 from lora_jax.models import hub
-from lora_jax.models.attention import Inputs
 from lora_jax.models.decoder import Decoder, DecoderConfig
 from lora_jax.training import step
 

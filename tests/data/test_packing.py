@@ -15,8 +15,8 @@ from flax import nnx
 
 from lora_jax import methods, partition
 from lora_jax.data import batches, glue, packing
+from lora_jax.data.batch import Batch, Inputs
 from lora_jax.models import hub
-from lora_jax.models.attention import Inputs
 from lora_jax.models.encoder import Classifier, EncoderConfig
 from lora_jax.training import step
 
@@ -44,7 +44,7 @@ def pad(examples, indices):
     count = len(indices)
     at = np.arange(count), np.zeros(count, int)
     inputs = Inputs(tokens, mask, positions, types)
-    return packing.Batch(inputs, *at, examples.labels[list(indices)], np.ones(count, np.float32))
+    return Batch(inputs, *at, examples.labels[list(indices)], np.ones(count, np.float32))
 
 
 # place
@@ -291,7 +291,7 @@ def test_padding_and_unused_slots_have_no_influence():
         np.where(padding, 1, batch.inputs.types),
     )
     used = batch.weights > 0
-    other = packing.Batch(
+    other = Batch(
         inputs,
         np.where(used, batch.rows, 2),
         np.where(used, batch.columns, 5),

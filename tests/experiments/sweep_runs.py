@@ -15,8 +15,8 @@ from configs.glue import minilm
 from configs.nlg import small
 from configs.sweep.common import sweep_config
 from experiments import glue, nlg
-from experiments import workdir as workdirs
-from experiments.classification import train_all
+from experiments.runs import folder as workdirs
+from experiments.runs.classification import train_all
 
 GLUE = {
     "data.max_length": 48, "batch_size": 16, "epochs": 2, "log_every": 1, "checkpoint_every": 3,

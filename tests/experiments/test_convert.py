@@ -19,8 +19,11 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from configs.glue import minilm
-from experiments import convert, glue, state_dicts
+from experiments import glue
+from experiments.convert import __main__, state_dicts
+from experiments.convert.loralib import from_loralib, to_loralib
 from lora_jax import adapters, partition
+from lora_jax.interop.loralib import from_state_dict
 from lora_jax.models import hub
 
 ROOT = Path(__file__).parents[2]
@@ -126,7 +129,7 @@ def test_code_in_a_pickle_is_refused_and_not_run(tmp_path, how):
     else:
         torch.save(content, path, _use_new_zipfile_serialization=how == "torch")
     with pytest.raises(ValueError, match=r"state\.bin cannot be read as tensors.*refused"):
-        convert.from_loralib(path, tmp_path / "adapter", alpha=16)
+        from_loralib(path, tmp_path / "adapter", alpha=16)
     assert not (tmp_path / "opened").exists() and not (tmp_path / "adapter").exists()
 
 
@@ -152,18 +155,18 @@ def test_files_without_a_state_dict(tmp_path, content, message):
 
 def test_missing_file(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"nowhere\.bin does not exist"):
-        convert.from_loralib(tmp_path / "nowhere.bin", tmp_path / "adapter", alpha=16)
+        from_loralib(tmp_path / "nowhere.bin", tmp_path / "adapter", alpha=16)
 
 
 def test_torch_is_optional(file, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)  # import raises ImportError
-    folder = convert.from_loralib(file, tmp_path / "adapter", alpha=16)
-    convert.to_loralib(folder, tmp_path / "back.safetensors")
+    folder = from_loralib(file, tmp_path / "adapter", alpha=16)
+    to_loralib(folder, tmp_path / "back.safetensors")
     (tmp_path / "state.bin").write_bytes(b"x")
     with pytest.raises(ImportError, match=r"pip install torch, or use \.safetensors"):
         state_dicts.read(tmp_path / "state.bin")
     with pytest.raises(ImportError, match="pip install torch"):
-        convert.to_loralib(folder, tmp_path / "back.bin")
+        to_loralib(folder, tmp_path / "back.bin")
     assert not (tmp_path / "back.bin").exists()
 
 
@@ -180,9 +183,9 @@ def test_torch_before_its_repair_is_refused(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".bin", ".pt"])
 def test_round_trip_of_a_file(file, state, tmp_path, suffix):
-    folder = convert.from_loralib(file, tmp_path / "adapter", alpha=16)
+    folder = from_loralib(file, tmp_path / "adapter", alpha=16)
     back = tmp_path / "new" / f"back{suffix}"
-    settings = convert.to_loralib(folder, back)
+    settings = to_loralib(folder, back)
     own = {"r": 2, "lora_alpha": 16, "lora_dropout": 0.0}
     assert settings == {"attention.self.query": own, "attention.self.value": own}
     read = state_dicts.read(back)
@@ -197,30 +200,30 @@ def test_round_trip_of_a_file(file, state, tmp_path, suffix):
 def test_factors_alone_keep_their_architecture(state, tmp_path):
     factors = {key: value for key, value in state.items() if "lora_" in key}
     save_file(factors, tmp_path / "x.safetensors")
-    folder = convert.from_loralib(tmp_path / "x.safetensors", tmp_path / "adapter", alpha=16)
-    convert.to_loralib(folder, tmp_path / "back.safetensors")
+    folder = from_loralib(tmp_path / "x.safetensors", tmp_path / "adapter", alpha=16)
+    to_loralib(folder, tmp_path / "back.safetensors")
     assert load_file(tmp_path / "back.safetensors").keys() == factors.keys()
 
 
 def test_nothing_is_overwritten(file, tmp_path):
-    folder = convert.from_loralib(file, tmp_path / "adapter", alpha=16)
+    folder = from_loralib(file, tmp_path / "adapter", alpha=16)
     with pytest.raises(ValueError, match="adapter holds an adapter already"):
-        convert.from_loralib(file, folder, alpha=8)
+        from_loralib(file, folder, alpha=8)
     with pytest.raises(ValueError, match=r"state\.safetensors exists already"):
-        convert.to_loralib(folder, file)
+        to_loralib(folder, file)
     with pytest.raises(ValueError, match=r"x\.npz must end in \.safetensors, \.bin or \.pt"):
-        convert.to_loralib(folder, tmp_path / "x.npz")
+        to_loralib(folder, tmp_path / "x.npz")
 
 
 def test_errors_name_the_file(file, state, tmp_path):
     with pytest.raises(ValueError, match=r"state\.safetensors: alpha is needed"):
-        convert.from_loralib(file, tmp_path / "adapter", alpha=None)
+        from_loralib(file, tmp_path / "adapter", alpha=None)
     labels = {"before/bias": "bias"}
     leaf = {"before/bias": np.zeros(2, np.float32)}
-    method = convert.loralib.from_state_dict(state, alpha=1).method
+    method = from_state_dict(state, alpha=1).method
     adapters.save_adapter(tmp_path / "odd", leaf, labels, method, "print")
     with pytest.raises(ValueError, match="odd: 1 leaves have no place.*before/bias"):
-        convert.to_loralib(tmp_path / "odd", tmp_path / "x.bin", architecture="roberta")
+        to_loralib(tmp_path / "odd", tmp_path / "x.bin", architecture="roberta")
 
 
 # --- The base -------------------------------------------------------------------------------------
@@ -228,7 +231,7 @@ def test_errors_name_the_file(file, state, tmp_path):
 
 def test_unknown_base(file, bases, tmp_path):
     """The factors can be read and can warm-start a run; onto a model only if somebody vouches."""
-    adapter = adapters.load_adapter(convert.from_loralib(file, tmp_path / "adapter", alpha=16))
+    adapter = adapters.load_adapter(from_loralib(file, tmp_path / "adapter", alpha=16))
     assert adapter.base == adapters.UNKNOWN_BASE
     assert adapter.notes["checkpoint"] == "state.safetensors" and len(adapter.notes["sha256"]) == 64
     trainable, base = trainable_of(bases / "roberta", adapter.method)
@@ -244,9 +247,7 @@ def test_unknown_base(file, bases, tmp_path):
 
 
 def test_known_base(file, bases, tmp_path):
-    folder = convert.from_loralib(
-        file, tmp_path / "adapter", alpha=16, model=str(bases / "roberta")
-    )
+    folder = from_loralib(file, tmp_path / "adapter", alpha=16, model=str(bases / "roberta"))
     adapter = adapters.load_adapter(folder)
     trainable, base = trainable_of(bases / "roberta", adapter.method)
     assert adapter.base == base and adapter.notes["model"] == str(bases / "roberta")
@@ -262,13 +263,13 @@ def test_base_of_gpt2(bases, tmp_path):
     torch.save(
         {"model_state_dict": {k: torch.tensor(v) for k, v in state.items()}}, tmp_path / "x.pt"
     )
-    folder = convert.from_loralib(
+    folder = from_loralib(
         tmp_path / "x.pt", tmp_path / "adapter", alpha=32, model=str(bases / "gpt2"), dropout=0.1
     )
     adapter = adapters.load_adapter(folder)
     decoder = hub.load_decoder(bases / "gpt2", hub.read_decoder_config(bases / "gpt2"))
     assert adapter.base == adapters.fingerprint(adapters.base_parameters(decoder, None))
-    settings = convert.to_loralib(folder, tmp_path / "back.safetensors", prefix="module.")
+    settings = to_loralib(folder, tmp_path / "back.safetensors", prefix="module.")
     enabled = {"r": 2, "lora_alpha": 32, "lora_dropout": 0.1, "enable_lora": [True, False, True]}
     assert settings == {"attn.c_attn": enabled}
     back = load_file(tmp_path / "back.safetensors")
@@ -286,14 +287,14 @@ def test_base_of_gpt2(bases, tmp_path):
 )
 def test_another_base_is_refused(file, bases, tmp_path, model, message):
     with pytest.raises(ValueError, match=message):
-        convert.from_loralib(file, tmp_path / "adapter", alpha=16, model=str(bases / model))
+        from_loralib(file, tmp_path / "adapter", alpha=16, model=str(bases / model))
     assert not (tmp_path / "adapter").exists()
 
 
 def test_base_without_weights(file, bases, tmp_path):
     transformers.RobertaConfig(**SIZES, pad_token_id=1).save_pretrained(tmp_path / "base")
     with pytest.raises(FileNotFoundError, match=r"model\.safetensors is missing"):
-        convert.from_loralib(file, tmp_path / "adapter", alpha=16, model=str(tmp_path / "base"))
+        from_loralib(file, tmp_path / "adapter", alpha=16, model=str(tmp_path / "base"))
 
 
 def test_evaluation_of_a_converted_adapter(tiny_model, tiny_glue, tmp_path):
@@ -310,9 +311,7 @@ def test_evaluation_of_a_converted_adapter(tiny_model, tiny_glue, tmp_path):
     alpha = config.method.alpha
     for model in (str(tiny_model), None):
         config.adapter = str(tmp_path / f"adapter {model is None}")
-        convert.from_loralib(
-            tmp_path / "x.safetensors", Path(config.adapter), alpha=alpha, model=model
-        )
+        from_loralib(tmp_path / "x.safetensors", Path(config.adapter), alpha=alpha, model=model)
         if model:
             assert glue.evaluate(config, None).keys() == {"accuracy"}
         else:
@@ -328,7 +327,7 @@ def test_wrong_commands(arguments, monkeypatch):
     unset = types.SimpleNamespace(checkpoint="x", output=None, adapter="x")
     monkeypatch.setattr(convert, "FLAGS", unset, raising=False)
     with pytest.raises(SystemExit, match="error: say from_loralib --checkpoint=FILE"):
-        convert.main(["convert", *arguments])
+        __main__.main(["convert", *arguments])
 
 
 def command(*arguments):

@@ -16,7 +16,7 @@ from transformers import AutoTokenizer
 
 from configs.glue import minilm
 from experiments import glue
-from experiments.classification import train_all
+from experiments.runs.classification import train_all
 from lora_jax.adapters import load_adapter
 from lora_jax.data import batches
 from lora_jax.data import glue as data

@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 from rich.text import Text
 
-from experiments.live_table import LiveTable, RunStatus, from_json, summary, to_json
+from experiments.sweep.live_table import LiveTable, RunStatus, from_json, summary, to_json
 
 RUNS = [
     RunStatus("rank=1,seed=0", "waiting"),

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from configs.nlg import small
-from experiments import nlg, nlg_preparation
+from experiments import nlg
+from experiments.runs import data_to_text as nlg_task
 from lora_jax import partition
 from lora_jax.adapters import load_adapter
 from lora_jax.data import completions, data_to_text
@@ -197,7 +198,7 @@ def test_killed_in_training_then_in_decoding_gives_the_same_bytes(
     _, errors = process.communicate()
     assert not (killed / "seed_0/predictions.jsonl").exists(), "it ended before it could be killed"
     assert any((killed / "seed_0/checkpoints").iterdir()), errors
-    values, decode_all = config(), nlg_preparation.decode_all
+    values, decode_all = config(), nlg_task.decode_all
 
     def dying(search, *arguments):
         calls = iter(range(9))
@@ -210,7 +211,7 @@ def test_killed_in_training_then_in_decoding_gives_the_same_bytes(
         return decode_all(once, *arguments)
 
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(nlg_preparation, "decode_all", dying)
+        patch.setattr(nlg_task, "decode_all", dying)
         nlg.run_all(values, killed)
     assert len((killed / "seed_0/predictions.jsonl").read_text().splitlines()) == 2
     found, expected = (r["seeds"]["0"] for r in (nlg.run_all(values, killed), finished[1]))

@@ -16,7 +16,9 @@ import torch
 import transformers
 from flax import nnx
 
-from experiments import paper_rows, parameters
+from experiments import parameters
+from experiments.paper import counts
+from experiments.paper.rows import ROWS
 from lora_jax import methods, partition
 from lora_jax.models.deberta_shapes import ClassifierShapes, DebertaShapes
 
@@ -194,7 +196,7 @@ def test_rows_that_one_figure_names_twice_have_its_notes(rows):
 
 
 def test_methods_go_through_json(rows):
-    for row, source in zip(rows, paper_rows.ROWS, strict=True):
+    for row, source in zip(rows, ROWS, strict=True):
         assert methods.from_json(row["method"]) == source.method
 
 
@@ -227,20 +229,20 @@ def test_values_of_printed_figures(rows):
     ],
 )
 def test_rounding(count, figure, expected):
-    assert parameters.rounds_to(count, figure) is expected
+    assert counts.rounds_to(count, figure) is expected
 
 
 @pytest.mark.parametrize("figure", ["", "M", "0.35", "0.35K", ".5M", "-1M", "1.M", "1 M", "0.35M "])
 def test_no_figure(figure):
     with pytest.raises(ValueError, match="is no printed figure such as 0.35M"):
-        parameters.printed(figure)
+        counts.printed(figure)
 
 
 def test_models_are_shapes_only():
-    model = parameters.abstract("gpt3-175b")
+    model = counts.abstract("gpt3-175b")
     leaves = jax.tree.leaves(nnx.state(model))
     assert leaves and all(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in leaves)
-    assert parameters.abstract("gpt3-175b") is model
+    assert counts.abstract("gpt3-175b") is model
 
 
 # --- DeBERTa --------------------------------------------------------------------------------------
@@ -276,7 +278,7 @@ def test_defaults_are_the_published_sizes():
 
 
 def test_deberta_xxlarge_has_transformers_count():
-    shapes = parameters.abstract("deberta-v2-xxlarge")
+    shapes = counts.abstract("deberta-v2-xxlarge")
     found = partition.count(partition.parameters(shapes.encoder))
     theirs = deberta(transformers.DebertaV2Model, num_attention_heads=24, **XXLARGE)
     assert found == torch_count(theirs) == 1_564_549_632
@@ -325,7 +327,7 @@ def test_markdown(rows):
 
 
 def test_short_calls():
-    shown = [parameters.short(row.method) for row in paper_rows.ROWS]
+    shown = [parameters.short(row.method) for row in ROWS]
     assert shown[:5] == [
         "full()", "bitfit()", "adapter_d(size=48, layers=4)", "adapter_p(size=48)",
         'lora("query value", rank=8)',
@@ -346,7 +348,7 @@ def test_command_prints_markdown_and_writes_json(tmp_path, rows):
     done = command("--tables=4")
     assert done.returncode == 0, done.stderr
     assert done.stdout == parameters.report(["4"], "markdown")
-    path = tmp_path / "new" / "counts.json"
+    path = tmp_path / "new" / "parameters.json"
     done = command("--tables=2,3,4,15", "--format=json", f"--output={path}")
     assert done.returncode == 0, done.stderr
     assert json.loads(path.read_text()) == rows

@@ -11,7 +11,8 @@ import pytest
 from jax.sharding import Mesh
 
 from configs.pod import gpt2_large_lora, gpt3_175b_lora, roberta_large_lora
-from experiments import abstract_step, pod_plan
+from experiments.pod_plan import abstract_step, tables
+from experiments.pod_plan.planner import Planner, report, search
 from lora_jax import methods
 from lora_jax.costs import chips, compiled
 from lora_jax.models import decoder, encoder
@@ -51,7 +52,7 @@ def gpt2():
 @pytest.fixture
 def planner(gpt2, tmp_path):
     pytest.importorskip("libtpu", reason="compiling for TPUs needs libtpu")
-    return pod_plan.Planner(gpt2, TOPOLOGY, tmp_path)
+    return Planner(gpt2, TOPOLOGY, tmp_path)
 
 
 def one_device():
@@ -86,14 +87,14 @@ def test_lora_against_full_on_a_host(planner, gpt2, capsys):
     # 3 products per weight; LoRA does without those of the weights' gradients
     assert 0.6 < lora.flops / full.flops < 0.75
     assert lora.compute_seconds == lora.flops / (4 * 197e12)
-    text = pod_plan.comparison(lora, full, planner.chip)
+    text = tables.comparison(lora, full, planner.chip)
     assert f"| trained values | {factors:,} | {full.trainable:,} |" in text
     assert "| fits v5e (16.00 GiB) | yes | yes |  |" in text
-    title = pod_plan.title(lora, gpt2)
+    title = tables.title(lora, gpt2)
     assert "gpt2-large" in title and "4 devices; data=1, fsdp=2, model=2; 8 rows" in title
-    assert pod_plan.report(planner, gpt2, None) == f"{title}\n{text}"
+    assert report(planner, gpt2, None) == f"{title}\n{text}"
     # the file knows both now, another planner compiles nothing
-    again = pod_plan.Planner(gpt2, TOPOLOGY, planner.path.parent)
+    again = Planner(gpt2, TOPOLOGY, planner.path.parent)
     again._compile = None
     assert again.plan(method, gpt2.mesh.to_dict(), 8) == lora
     keys = [json.loads(line)["key"] for line in planner.path.read_text().splitlines()]
@@ -103,7 +104,7 @@ def test_lora_against_full_on_a_host(planner, gpt2, capsys):
 def test_search_ranks_what_fits(gpt2):
     pytest.importorskip("libtpu", reason="compiling for TPUs needs libtpu")
     gpt2.search.model, gpt2.search.rows = (1, 3, 4), (4, 6)
-    planner = pod_plan.Planner(gpt2, TOPOLOGY, None)
+    planner = Planner(gpt2, TOPOLOGY, None)
     method = methods.create(**gpt2.method.to_dict())
     found = [(mesh, rows) for mesh, rows in planner.candidates(method)]
     # 3 divides neither heads nor devices; 6 rows do not divide by 4
@@ -117,12 +118,12 @@ def test_search_ranks_what_fits(gpt2):
     tiny = dataclasses.replace(planner.chip, memory_bytes=1000)
     planner.chip = tiny
     with pytest.raises(ValueError, match="weights and optimizer state alone"):
-        pod_plan.search(planner, method)
+        search(planner, method)
 
 
 def plan(rows, peak, fits, seconds):
     mesh = {"data": 4, "fsdp": 1, "model": 1}
-    return pod_plan.Plan(
+    return tables.Plan(
         TOPOLOGY, 4, mesh, "lora()", rows, rows * 100, 1, 2, 1, 1, peak, fits,
         {"all-gather": 2**20} if fits else {}, 1, seconds, seconds / 2, 1.0,
     )  # fmt: skip
@@ -130,14 +131,14 @@ def plan(rows, peak, fits, seconds):
 
 def test_ranking_puts_the_fastest_that_fits_first():
     plans = [plan(4, 2**30, True, 2.0), plan(64, 2**35, False, 0.1), plan(8, 2**31, True, 1.0)]
-    _, _, *lines = pod_plan.ranking(plans).splitlines()
+    _, _, *lines = tables.ranking(plans).splitlines()
     assert [line.split("|")[4].strip() for line in lines] == ["8", "4", "64"]
     assert lines[0] == "| 4 | 1 | 1 | 8 | 2.00 GiB | yes | 1.00 MiB | 800 | 533 |"
     assert lines[2] == "| 4 | 1 | 1 | 64 | 32.00 GiB | no | - | - | - |"
 
 
 def test_what_does_not_fit_has_no_traffic_in_the_table():
-    text = pod_plan.comparison(
+    text = tables.comparison(
         plan(8, 2**33, True, 1.0), plan(8, 2**35, False, 1.0), chips.by_name("v5e")
     )
     assert "| fits v5e (16.00 GiB) | yes | no |  |" in text

@@ -9,7 +9,8 @@ import jax
 import pytest
 
 from configs.pod import gpt2_large_sweep, gpt3_175b_sweep
-from experiments import abstract_step, plan_tables, pod_plan
+from experiments.pod_plan import abstract_step, tables
+from experiments.pod_plan.planner import Planner, report, runs_of, search
 from lora_jax import methods
 from lora_jax.costs import compiled
 from lora_jax.models import decoder
@@ -43,7 +44,7 @@ def sweep(tmp_path):
     pytest.importorskip("libtpu", reason="compiling for TPUs needs libtpu")
     config = small_plan(gpt2_large_sweep, fsdp=2, model=2)
     config.runs, config.method.rank = 4, 4
-    return pod_plan.Planner(config, TOPOLOGY, tmp_path)
+    return Planner(config, TOPOLOGY, tmp_path)
 
 
 def steps_of(planner, runs, **mesh):
@@ -103,7 +104,7 @@ def test_the_axis_of_runs_splits_all_but_the_base(sweep):
 @pytest.mark.slow
 def test_a_sweep_beside_one_run_at_a_time(sweep):
     config = sweep.config
-    text = pod_plan.report(sweep, config, None)
+    text = report(sweep, config, None)
     method = methods.create(**config.method.to_dict())
     own = sweep.plan(method, config.mesh.to_dict(), 8, 4)
     one = sweep.single(method, config.mesh.to_dict(), 8)
@@ -121,15 +122,15 @@ def test_a_sweep_beside_one_run_at_a_time(sweep):
     assert head in text and "run=1, data=1, fsdp=2, model=2 (one run at a time: data=1, " in text
     assert f"| trained values | {4 * FACTORS:,} | {FACTORS:,} | 4.000 |" in text
     assert f"| PFLOP | {own.flops / 1e15:.4g} | {4 * one.flops / 1e15:.4g} | 1.000 |" in text
-    saved = plan_tables.size_text(3 * own.frozen), plan_tables.size_text(12 * own.frozen)
+    saved = tables.size_text(3 * own.frozen), tables.size_text(12 * own.frozen)
     assert f"have it 4 times: {saved[0]} more on each device, {saved[1]} more on all 4." in text
     large = dataclasses.replace(own, fits=False, traffic={})
-    text = plan_tables.sweep_comparison(large, one, sweep.chip)
-    gathered = plan_tables.size_text(4 * one.traffic["all-gather"])
+    text = tables.sweep_comparison(large, one, sweep.chip)
+    gathered = tables.size_text(4 * one.traffic["all-gather"])
     assert f"| all-gather, sent per device | - | {gathered} | - |" in text
     assert f"at most, by products and links | - | {one.bound:,.0f} | - |" in text
     alone = dataclasses.replace(own, mesh={**own.mesh, "run": 4})
-    assert "one run and" in plan_tables.sweep_comparison(alone, one, sweep.chip)
+    assert "one run and" in tables.sweep_comparison(alone, one, sweep.chip)
 
 
 def test_sweeps_that_cannot_be(sweep):
@@ -150,7 +151,7 @@ def test_sweeps_that_cannot_be(sweep):
         sweep.plan(method, {"run": 4}, 8, 4)
     sweep.config.runs = -1
     with pytest.raises(ValueError, match="config.runs must be .*integer from 0 on, got -1"):
-        pod_plan.runs_of(sweep.config)
+        runs_of(sweep.config)
 
 
 def test_a_search_of_sweeps(sweep):
@@ -158,7 +159,7 @@ def test_a_search_of_sweeps(sweep):
     config.search.update({"runs": (2, 1), "rows": (2,), "model": (1, 2), "run": ()})
     sweep.plan = lambda method, mesh, rows, runs: (mesh, rows, runs)
     method = methods.create(**config.method.to_dict())
-    found = [(list(mesh.items()), runs) for mesh, _, runs in pod_plan.search(sweep, method)]
+    found = [(list(mesh.items()), runs) for mesh, _, runs in search(sweep, method)]
     rest = [[("data", 2), ("fsdp", 1), ("model", 2)], [("data", 1), ("fsdp", 2), ("model", 2)]]
     assert found == [  # two rows: data x fsdp is 2 at most
         ([("run", 2), ("data", 2), ("fsdp", 1), ("model", 1)], 2),
@@ -171,16 +172,16 @@ def test_a_search_of_sweeps(sweep):
 
 def test_the_ranking_of_sweeps_shows_runs():
     mesh = {"data": 4, "fsdp": 1, "model": 1}
-    slow = plan_tables.Plan(
+    slow = tables.Plan(
         TOPOLOGY, 4, mesh, "lora()", 4, 400, 1, 2, 1, 1, 2**30, True, {"all-gather": 2**20}, 1,
         2.0, 1.0, 1.0,
     )  # fmt: skip
     fast = dataclasses.replace(slow, runs=8, mesh={"run": 4, **mesh}, tokens=8 * slow.tokens)
-    head, _, *lines = pod_plan.ranking([slow, fast]).splitlines()
+    head, _, *lines = tables.ranking([slow, fast]).splitlines()
     assert head.startswith("| run | data | fsdp | model | runs | rows | peak | fits |")
     assert lines[0] == "| 4 | 4 | 1 | 1 | 8 | 4 | 1.00 GiB | yes | 1.00 MiB | 1,600 | 1,067 |"
     assert lines[1].startswith("| 1 | 4 | 1 | 1 | 1 | 4 | ")
-    assert "run" not in pod_plan.ranking([slow])
+    assert "run" not in tables.ranking([slow])
 
 
 def test_configs_of_the_sweeps():

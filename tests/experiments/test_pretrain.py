@@ -10,7 +10,7 @@ import transformers
 from configs.nlg import small as nlg_config
 from configs.pretrain import small
 from experiments import nlg, pretrain
-from experiments.nlg_record import record_of
+from experiments.runs.data_to_text_record import record_of
 from lora_jax.adapters import load_adapter
 from lora_jax.data import completions, data_to_text
 from lora_jax.metrics import files

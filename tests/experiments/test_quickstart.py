@@ -6,7 +6,7 @@ import pytest
 
 from configs import quickstart as configs
 from experiments import quickstart
-from experiments.classification import train_all
+from experiments.runs.classification import train_all
 from lora_jax.data import sentiment
 
 

@@ -18,10 +18,11 @@ import pytest
 
 from configs.glue import minilm, roberta_base_lora, roberta_large_lora
 from configs.nlg import gpt2_medium_lora
-from experiments import glue, report, report_plot
-from experiments.classification import train_all
-from experiments.paper_scores import COLUMNS, SCORES, TABLE_5, TABLE_6, TABLE_18
-from experiments.run_records import find, model_label
+from experiments import glue
+from experiments.paper.scores import COLUMNS, SCORES, TABLE_5, TABLE_6, TABLE_18
+from experiments.report import document, plot
+from experiments.report.records import find, model_label
+from experiments.runs.classification import train_all
 
 ROOT = Path(__file__).parents[2]
 QUERY_VALUE = r".*/attention/(query|value)"
@@ -108,7 +109,7 @@ def nlg_record(
 
 
 def made(folder, number):
-    return next(t for t in report.tables(find([folder]).records) if t.number == number)
+    return next(t for t in document.tables(find([folder]).records) if t.number == number)
 
 
 def ours(table, **where):
@@ -414,7 +415,7 @@ def test_unfinished_runs_and_records_of_no_table_are_listed(tmp_path):
     (tmp_path / "done/evaluation.json").write_text("no JSON")
     found = find([tmp_path, tmp_path / "done"])  # given twice, read once
     assert found.unfinished == (f"{tmp_path.name}/begun",) and len(found.records) == 2
-    text = report.document(found, report.tables(found.records), "COMMAND", {})
+    text = document.document(found, document.tables(found.records), "COMMAND", {})
     name = tmp_path.name
     assert f"- `{name}/made_up`: sentiment is no task of these tables" in text
     assert f"- `{name}/small`: a pre-training run, no adaptation" in text
@@ -427,7 +428,7 @@ def test_set_ups_are_told(tmp_path):
     glue_record(tmp_path / "b", "rte", data__max_examples=100)
     records = find([tmp_path]).records
     name = tmp_path.name
-    assert report.setups(records) == [
+    assert document.setups(records) == [
         "- roberta-base on sst2: 2 epochs, batch 16, 100 training examples (all), length up to "
         "512; 1 x cpu",
         f"  - lora W_q, W_v r=8 (`{name}/a`): learning rate 0.0005; seeds 0, 1; starts from "
@@ -479,7 +480,7 @@ def test_csv_has_the_values_of_the_markdown(tmp_path):
     glue_record(tmp_path / "b", method="bitfit", trained=77, model="package:mini")
     nlg_record(tmp_path / "c", bleu=(0.7, None))
     sweep(tmp_path / "s", [("q", 8, 0.1), ("qk", 4, 0.2), ("q", 1, 0.3)])
-    for table in report.tables(find([tmp_path]).records):
+    for table in document.tables(find([tmp_path]).records):
         rows = list(csv.DictReader(io.StringIO(table.csv())))
 
         def shown(name, rows=rows):
@@ -533,7 +534,7 @@ def test_plot_has_a_panel_per_task_model_and_number_of_examples(tmp_path):
     glue_record(tmp_path / "e", "rte", values=(None,), trained=2000, **mini)
     glue_record(tmp_path / "f", "qqp", values=(0.5,), method="bitfit", trained=300, **mini)  # alone
     glue_record(tmp_path / "g", "mrpc", values=(0.9,))  # RoBERTa: with the paper's five rows
-    drawn = report_plot.figure(made(tmp_path, 2))
+    drawn = plot.figure(made(tmp_path, 2))
     titles = [axes.get_title() for axes in drawn.axes]
     assert titles == [
         "MRPC, roberta-base\n100 training examples",
@@ -541,7 +542,7 @@ def test_plot_has_a_panel_per_task_model_and_number_of_examples(tmp_path):
         "RTE, mini\n100 training examples",
     ]
     mrpc, sst2, rte = drawn.axes
-    styles = {marker for _, marker in report_plot.STYLES.values()}
+    styles = {marker for _, marker in plot.STYLES.values()}
     points = [line for line in mrpc.lines if line.get_marker() in styles]
     hollow = [line for line in points if line.get_markerfacecolor() == "none"]
     assert (len(hollow), len(points)) == (5, 6)
@@ -554,14 +555,14 @@ def test_plot_has_a_panel_per_task_model_and_number_of_examples(tmp_path):
     labels = [text.get_text() for text in drawn.legends[0].get_texts()]
     paper = ["full", "bitfit", "adapter_p", "adapter_d", "lora"]
     assert labels == [*paper, "head_only", "hollow: the paper's"]
-    assert report_plot.figure(made(tmp_path, 3)) is None
+    assert plot.figure(made(tmp_path, 3)) is None
 
 
 def test_methods_differ_in_marker_and_text_is_readable():
-    markers = [marker for _, marker in report_plot.STYLES.values()]
+    markers = [marker for _, marker in plot.STYLES.values()]
     assert len(set(markers)) == len(markers)
-    assert all(matplotlib.colors.is_color_like(color) for color, _ in report_plot.STYLES.values())
-    assert report_plot.FONT >= 8 and report_plot.PANEL[0] >= 100
+    assert all(matplotlib.colors.is_color_like(color) for color, _ in plot.STYLES.values())
+    assert plot.FONT >= 8 and plot.PANEL[0] >= 100
 
 
 @pytest.mark.usefixtures("no_java_and_no_program_compiled_twice")
@@ -570,7 +571,7 @@ def test_a_real_run(tiny_model, tiny_glue, tmp_path):
     config.model.name, config.data.source = str(tiny_model), str(tiny_glue)
     config.data.max_length, config.batch_size, config.epochs, config.seeds = 48, 8, 1, (3, 5)
     result = train_all(config, partial(glue.problem, config), tmp_path / "run")
-    report.write(find([tmp_path / "run"]), "COMMAND", tmp_path / "out.md")
+    document.write(find([tmp_path / "run"]), "COMMAND", tmp_path / "out.md")
     text, own = (tmp_path / "out.md").read_text(), result["best"]["accuracy"]
     score = f"{100 * own['median']:.2f}±{100 * own['std']:.2f}"
     label = f"{tiny_model.parent.name}/{tiny_model.name}"

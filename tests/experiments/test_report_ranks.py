@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments import report, report_rank_plot, report_ranks
-from experiments.paper_scores import TABLE_18
-from experiments.run_records import find
+from experiments.paper.scores import TABLE_18
+from experiments.report import document, rank_plot, ranks
+from experiments.report.records import find
 from lora_jax.analysis.plots import COLOURS
 
 _NAMES = {"q": "query", "k": "key", "v": "value", "o": "output"}
@@ -38,7 +38,7 @@ def point(folder, weights="qv", rank=8, values=(0.9,), seeds=None, **changes):
 
 
 def swept(*folders):
-    return report_ranks.sweeps(find(folders).records)
+    return ranks.sweeps(find(folders).records)
 
 
 def by_place(sweep):
@@ -98,7 +98,7 @@ def test_a_diverged_seed_hides_no_other(tmp_path):
     own = by_place(swept(tmp_path)[0])
     assert own["qv", 4].best.score == pytest.approx(80) and own["qv", 4].median == pytest.approx(75)
     assert own["qv", 8].best is None and own["qv", 8].scores == []
-    lines = report_ranks.markdown(swept(tmp_path), str, "").splitlines()
+    lines = ranks.markdown(swept(tmp_path), str, "").splitlines()
     four, eight = [line.split(" | ") for line in lines if line.startswith("| W_q, W_v |")]
     std = np.std([80, 70, 75], ddof=1)
     assert four[3] == "8 (1 diverged)"
@@ -137,7 +137,7 @@ def test_what_varies_joins_runs_and_all_else_parts_them(tmp_path):
     assert [sweep.name for sweep in found] == [
         "roberta-base, sst2 accuracy, epochs=2", "roberta-base, sst2 accuracy, epochs=7"
     ]  # fmt: skip
-    text = report_ranks.markdown(found, lambda record: record.model, "x.png")
+    text = ranks.markdown(found, lambda record: record.model, "x.png")
     first, second = text.split("### ")[1:]
     assert "scaling | dropout | init | std | seed" in first and "scaling | dropout" not in second
     assert "| 0.0005 | 8 | alpha/r | 0 | gaussian | 0.1 | 0, order 3 |" in first
@@ -175,7 +175,7 @@ def test_a_repeated_seed_counts_once(tmp_path):
     (sweep,) = swept(tmp_path)
     assert by_place(sweep)["qv", 4].scores == pytest.approx([80, 70])
     assert sweep.repeats == (f"{tmp_path.name}/b",)
-    assert f"another run has: `{tmp_path.name}/b`" in report_ranks.markdown([sweep], str, "")
+    assert f"another run has: `{tmp_path.name}/b`" in ranks.markdown([sweep], str, "")
 
 
 def test_other_weights_than_attentions_have_their_targets_as_name(tmp_path):
@@ -190,16 +190,16 @@ def test_other_weights_than_attentions_have_their_targets_as_name(tmp_path):
     names = [everywhere, ".*/up, .*/down"]
     assert list(by_place(sweep)) == [("q", 4), *((n, r) for n in sorted(names) for r in (2, 4))]
     assert by_place(sweep)[names[1], 2].best.set_up[1] == "4 / 2"
-    text = report_ranks.markdown([sweep], str, "")
+    text = ranks.markdown([sweep], str, "")
     assert r"| `.*/(query\|key\|value\|up\|down)$` | 2 |" in text
-    drawn = report_rank_plot.figure([sweep])
+    drawn = rank_plot.figure([sweep])
     drawn.canvas.draw()  # nothing in a pattern is a formula
 
 
 def test_csv_has_every_line(tmp_path):
     scores = grid(tmp_path, np.random.default_rng(3), weights=("q", "v"), ranks=(2, 8))
     found = swept(tmp_path)
-    rows = list(csv.DictReader(io.StringIO(report_ranks.csv_text(found))))
+    rows = list(csv.DictReader(io.StringIO(ranks.csv_text(found))))
     assert [(row["weights"], row["rank"]) for row in rows] == [
         (w, r) for w in "qv" for r in ("2", "8")
     ]
@@ -223,7 +223,7 @@ def test_a_sweeps_folder_is_read_and_files_of_an_earlier_report_go(tmp_path):
     grid(tmp_path / "sweep", np.random.default_rng(4), ranks=(2, 8))
     (tmp_path / "sweep/sweep.json").write_text(json.dumps({"method": {}, "seeds": [], "points": 8}))
     found = find([tmp_path / "sweep"])
-    report.write(found, "COMMAND", tmp_path / "out.md")
+    document.write(found, "COMMAND", tmp_path / "out.md")
     text = (tmp_path / "out.md").read_text()
     assert len(found.records) == 12 and not found.unfinished and not found.others
     assert text.count("## Rank sweeps\n") == 1 and "Records in no table" not in text
@@ -232,11 +232,11 @@ def test_a_sweeps_folder_is_read_and_files_of_an_earlier_report_go(tmp_path):
     assert "- roberta-base on sst2: 2 epochs, batch 16, 100 training examples" in text
     files = [tmp_path / "out/rank_sweeps.csv", tmp_path / "out/rank_curves.png"]
     assert files[1].read_bytes().startswith(b"\x89PNG") and files[0].exists()
-    printed = report.document(found, report.tables(found.records), "COMMAND", {})
+    printed = document.document(found, document.tables(found.records), "COMMAND", {})
     assert "## Rank sweeps" in printed and "rank_curves.png" not in printed
 
     point(tmp_path / "alone")
-    report.write(find([tmp_path / "alone"]), "COMMAND", tmp_path / "out.md")
+    document.write(find([tmp_path / "alone"]), "COMMAND", tmp_path / "out.md")
     assert not any(path.exists() for path in files)
     assert "Rank sweeps" not in (tmp_path / "out.md").read_text()
 
@@ -244,16 +244,16 @@ def test_a_sweeps_folder_is_read_and_files_of_an_earlier_report_go(tmp_path):
 def test_a_record_in_a_rank_sweep_alone_is_placed(tmp_path):
     for rank in (2, 8):
         point(tmp_path / f"{rank}", rank=rank)
-    text = report.document(find([tmp_path]), [], "COMMAND", {})  # no tables at all
+    text = document.document(find([tmp_path]), [], "COMMAND", {})  # no tables at all
     assert "Records in no table" not in text
     point(tmp_path / "8", rank=2, seeds=(1,))  # now one rank
-    assert "Records in no table" in report.document(find([tmp_path]), [], "COMMAND", {})
+    assert "Records in no table" in document.document(find([tmp_path]), [], "COMMAND", {})
 
 
 def test_a_headline_score_is_needed(tmp_path):
     for rank in (2, 8):
         point(tmp_path / f"{rank}", rank=rank, metric="f1")
-    assert swept(tmp_path) == [] and report_ranks.sweeps([]) == []
+    assert swept(tmp_path) == [] and ranks.sweeps([]) == []
 
 
 # --- The figure -----------------------------------------------------------------------------------
@@ -272,16 +272,16 @@ def test_figure_has_medians_ranges_and_seeds(tmp_path):
     scores = grid(tmp_path / "a", np.random.default_rng(5), rates=(1e-3,))
     point(tmp_path / "b/1", rank=1, values=(0.5,), epochs=3)
     point(tmp_path / "b/2", rank=32, values=(None,), epochs=3)
-    drawn = report_rank_plot.figure(swept(tmp_path))
+    drawn = rank_plot.figure(swept(tmp_path))
     two, one = drawn.axes
     assert [axes.get_title() for axes in drawn.axes] == [
         "roberta-base, sst2 accuracy, epochs=2", "roberta-base, sst2 accuracy, epochs=3"
     ]  # fmt: skip
     expected = {w: [100 * scores[w, r, 1e-3] for r in (1, 4, 64)] for w in ("q", "qv")}
-    for (color, ranks, medians), own, known in zip(
+    for (color, drawn_ranks, medians), own, known in zip(
         curves(two), expected.values(), COLOURS, strict=False
     ):
-        assert color == known and ranks == [1, 4, 64]
+        assert color == known and drawn_ranks == [1, 4, 64]
         assert medians == pytest.approx([np.median(v) for v in own])
     for container, own in zip(two.containers, expected.values(), strict=True):
         ends = container.lines[2][0].get_segments()
@@ -305,7 +305,7 @@ def test_points_of_one_rank_stand_beside_each_other_nearer_than_ranks(tmp_path):
     for w in ("q", "k", "v", "o", "qk", "qv", "qkvo"):
         for rank in (3, 4, 1024):
             point(tmp_path / f"{w}{rank}", w, rank, (0.5, 0.6))
-    (axes,) = report_rank_plot.figure(swept(tmp_path)).axes
+    (axes,) = rank_plot.figure(swept(tmp_path)).axes
     x = np.array([c.lines[0].get_xdata() for c in axes.containers], float)
     assert np.all(np.diff(x, axis=0) > 0) and x[:, 0].max() < x[:, 1].min()
     assert np.exp(np.log(x).mean(0)) == pytest.approx([3, 4, 1024])
@@ -329,7 +329,7 @@ def test_points_of_one_rank_stand_beside_each_other_nearer_than_ranks(tmp_path):
 def test_the_papers_curve_is_in_its_own_panel_only(tmp_path, changes, drawn):
     for rank in (1, 16):
         RECORDS.nlg_record(tmp_path / f"{rank}", rank=rank, bleu=(0.6, 0.7, 0.69), **changes)
-    figure = report_rank_plot.figure(swept(tmp_path))
+    figure = rank_plot.figure(swept(tmp_path))
     (axes,) = figure.axes
     dashed = [line for line in axes.lines if line.get_linestyle() == "--"]
     labels = [text.get_text() for text in figure.legends[0].get_texts()]
@@ -344,6 +344,6 @@ def test_the_papers_curve_is_in_its_own_panel_only(tmp_path, changes, drawn):
 def test_no_figure_without_a_score(tmp_path):
     for rank in (1, 2):
         point(tmp_path / f"{rank}", rank=rank, values=(None,))
-    assert report_rank_plot.figure(swept(tmp_path)) is None and report_rank_plot.figure([]) is None
-    report.write(find([tmp_path]), "COMMAND", tmp_path / "out.md")
+    assert rank_plot.figure(swept(tmp_path)) is None and rank_plot.figure([]) is None
+    document.write(find([tmp_path]), "COMMAND", tmp_path / "out.md")
     assert (tmp_path / "out/rank_sweeps.csv").exists() and not list(tmp_path.glob("out/rank*.png"))

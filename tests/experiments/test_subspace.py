@@ -17,7 +17,8 @@ from safetensors.numpy import load_file, save_file
 
 from configs.subspace import common, minilm_sst2, roberta_base_mnli
 from configs.subspace import folders as of_folders
-from experiments import convert, subspace, subspace_tables
+from experiments.convert import loralib
+from experiments.subspace import analysis, rows
 from lora_jax import adapters, methods, partition
 from lora_jax.models import hub
 
@@ -67,7 +68,7 @@ def analysed(folders, tiny_model, tmp_path_factory):
     config.directions = ("a", "delta_out")
     config.layers = (2,)
     workdir = tmp_path_factory.mktemp("analysis")
-    return subspace.analyse(config, workdir), workdir
+    return analysis.analyse(config, workdir), workdir
 
 
 def _factors(folders, name, weight):
@@ -157,7 +158,7 @@ def test_parts_of_a_fused_projection(tmp_path):
     _save_adapter(tmp_path / "adapter", model, methods.lora(targets, alpha=6), 0)
     config = common.subspace_config({"x": str(tmp_path / "adapter")}, (("x:q", "x:v"),))
     config.model = str(tmp_path / "base")
-    found = subspace.analyse(config, tmp_path / "out")
+    found = analysis.analyse(config, tmp_path / "out")
     assert {row["weight"] for row in found["amplification"]} == {"q", "v"}
 
     values = load_file(tmp_path / "adapter" / "adapter.safetensors")
@@ -201,7 +202,7 @@ def test_medians_and_ranges_over_layers(analysed):
 def test_without_a_base_there_is_no_table_7(folders, tmp_path):
     config = common.subspace_config({"small": folders["small"]}, (("small:query", "small:value"),))
     config.layers = (2,)
-    found = subspace.analyse(config, tmp_path)
+    found = analysis.analyse(config, tmp_path)
     assert set(found) == {"spectra", "similarity"}
     assert {row["pair"] for row in found["similarity"]} == {"small:query / small:value"}
 
@@ -225,7 +226,7 @@ def test_wrong_configs_say_what_is_wrong(folders, tmp_path, change, message):
         if not change.get("adapters", True):
             config.adapters = {}
     with pytest.raises(ValueError, match=message):
-        subspace.analyse(config, tmp_path / "out")
+        analysis.analyse(config, tmp_path / "out")
     assert not (tmp_path / "out" / "analysis.json").exists()
 
 
@@ -237,7 +238,7 @@ def test_updates_are_put_onto_their_own_base_only(folders, tiny_model, tmp_path)
     config = common.subspace_config({"x": str(tmp_path)}, model=str(tiny_model))
     config.layers = (1,)
     with pytest.raises(ValueError, match="trained on another base"):
-        subspace.analyse(config, tmp_path / "out")
+        analysis.analyse(config, tmp_path / "out")
 
 
 def test_a_damaged_adapter_is_named(folders, tmp_path):
@@ -247,13 +248,13 @@ def test_a_damaged_adapter_is_named(folders, tmp_path):
         (folder / name).write_bytes((Path(folders["small"]) / name).read_bytes())
     save_file({"x": np.zeros(2, np.float32)}, folder / "adapter.safetensors")
     with pytest.raises(ValueError, match="broken"):
-        subspace.analyse(common.subspace_config({"x": str(folder)}), tmp_path / "out")
+        analysis.analyse(common.subspace_config({"x": str(folder)}), tmp_path / "out")
 
 
 def test_the_released_adapter_by_command(real_data, tmp_path):
     """Norms of the released RoBERTa-base adapter as `paper.md` section 6.3 lists them."""
     name = "adapters/microsoft_lora_roberta_base_mnli/roberta_base_lora_mnli.safetensors"
-    convert.from_loralib(real_data / name, tmp_path / "adapter", alpha=16)
+    loralib.from_loralib(real_data / name, tmp_path / "adapter", alpha=16)
     command = [
         sys.executable, "-m", "experiments.subspace", f"--workdir={tmp_path / 'out'}",
         f"--config=configs/subspace/roberta_base_mnli.py:{tmp_path / 'adapter'}",
@@ -274,7 +275,7 @@ def test_the_released_adapter_by_command(real_data, tmp_path):
 
 
 def test_labels_are_the_shortest_ends_that_differ():
-    assert subspace_tables.labels(
+    assert rows.labels(
         ["layers/first/block/query", "layers/last_2/block/query", "layers/block/value", "down"]
     ) == {
         "layers/first/block/query": "first/block/query",
@@ -282,7 +283,7 @@ def test_labels_are_the_shortest_ends_that_differ():
         "layers/block/value": "value",
         "down": "down",
     }
-    assert subspace_tables.labels(["query", "block/query"]) == {
+    assert rows.labels(["query", "block/query"]) == {
         "query": "query",
         "block/query": "block/query",
     }
@@ -293,7 +294,7 @@ def test_weights_of_other_widths_get_figures_of_their_own(tiny_model, tmp_path):
         _save(tmp_path / name, tiny_model, 2, seed, targets=r".*/(query|down)")
     config = common.subspace_config({n: str(tmp_path / n) for n in "xy"}, (("x", "y"),))
     config.directions, config.layers = ("a",), (1,)
-    subspace.analyse(config, tmp_path / "out")
+    analysis.analyse(config, tmp_path / "out")
     drawn = {path.name for path in (tmp_path / "out" / "figures").iterdir()}
     assert {"similarity_x_y_a_query.png", "similarity_x_y_a_down.png"} <= drawn
 
@@ -303,7 +304,7 @@ def test_sides_of_different_widths_are_not_compared(tiny_model, tmp_path):
     config = common.subspace_config({"x": str(tmp_path / "x")}, (("x:query", "x:up"),))
     config.directions = ("b",)
     with pytest.raises(ValueError, match="live in spaces of 32 and 64 dimensions"):
-        subspace.analyse(config, tmp_path / "out")
+        analysis.analyse(config, tmp_path / "out")
 
 
 def test_configs_name_their_adapters():

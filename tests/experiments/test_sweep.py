@@ -10,11 +10,12 @@ import json
 import numpy as np
 import pytest
 
-from experiments import glue, nlg_preparation
-from experiments.sweep import planned, run_sweep
-from experiments.sweep_folder import SweepFolder
-from experiments.sweep_group import Group
-from experiments.sweep_points import points
+from experiments import glue
+from experiments.runs import data_to_text
+from experiments.sweep.folder import SweepFolder
+from experiments.sweep.group import Group
+from experiments.sweep.local import planned, run_sweep
+from experiments.sweep.points import points
 from lora_jax.adapters import load_adapter
 from lora_jax.metrics import files
 from lora_jax.sweeps import capacity
@@ -264,7 +265,7 @@ def test_a_plan_without_the_device_needs_a_number(seeds, tmp_path):
 def texts(tiny_nlg, tmp_path_factory):
     """E2E at two ranks, and how many beam searches were compiled."""
     searches = []
-    search = nlg_preparation.Preparation._search
+    search = data_to_text.Preparation._search
 
     def kept(self, *arguments):
         searches.append(search(self, *arguments))
@@ -272,7 +273,7 @@ def texts(tiny_nlg, tmp_path_factory):
 
     config = nlg_sweep(tiny_nlg, {"a": {"method": {"rank": (1, 4)}}}, data__row_length=0)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(nlg_preparation.Preparation, "_search", kept)
+        patch.setattr(data_to_text.Preparation, "_search", kept)
         sweep = Sweep(config, tmp_path_factory.mktemp("texts"))
     return sweep, searches
 

@@ -14,10 +14,10 @@ from configs.glue.common import TASKS
 from configs.nlg import gpt2_medium_lora, small
 from configs.sweep import learning_rate, rank_glue, table_5, table_6, table_18
 from configs.training import training_fields
-from experiments import paper_scores
-from experiments import workdir as workdirs
-from experiments.sweep_group import method_of
-from experiments.sweep_points import groups, points
+from experiments.paper import scores
+from experiments.runs import folder as workdirs
+from experiments.sweep.group import method_of
+from experiments.sweep.points import groups, points
 from lora_jax import methods
 from lora_jax.models.decoder import SIZES, Decoder, DecoderConfig
 
@@ -185,15 +185,15 @@ def test_heads_have_the_numbers_of_the_paper():
         lines = module.__doc__.splitlines()
         return [[cell.strip() for cell in x.strip("|").split("|")] for x in lines if x[:1] == "|"]
 
-    assert [tuple(row[2:]) for row in cells(table_6)[2:]] == list(paper_scores.TABLE_6.values())
+    assert [tuple(row[2:]) for row in cells(table_6)[2:]] == list(scores.TABLE_6.values())
     names = {"q": "W_q", "qv": "W_q, W_v", "qkvo": "W_q, W_k, W_v, W_o"}
-    assert [row[1] for row in cells(table_6)[2:]] == [names[own] for _, own in paper_scores.TABLE_6]
+    assert [row[1] for row in cells(table_6)[2:]] == [names[own] for _, own in scores.TABLE_6]
     assert [tuple(row[1:]) for row in cells(rank_glue)[2:]] == [
-        paper_scores.TABLE_6[task, "qv"] for task in ("WikiSQL", "MNLI")
+        scores.TABLE_6[task, "qv"] for task in ("WikiSQL", "MNLI")
     ]
-    assert [tuple(row[1:]) for row in cells(table_5)[3:]] == list(paper_scores.TABLE_5.values())
+    assert [tuple(row[1:]) for row in cells(table_5)[3:]] == list(scores.TABLE_5.values())
     found = {int(row[0]): tuple(row[1:]) for row in cells(table_18)[2:]}
-    assert found == paper_scores.TABLE_18
+    assert found == scores.TABLE_18
 
 
 # the config of a record

@@ -8,9 +8,9 @@ from ml_collections import ConfigDict
 
 from configs.glue import minilm
 from configs.sweep.common import sweep_config
-from experiments import workdir as workdirs
-from experiments.sweep_group import method_of
-from experiments.sweep_points import Point, Program, groups, order_of, points, programs
+from experiments.runs import folder as workdirs
+from experiments.sweep.group import method_of
+from experiments.sweep.points import Point, Program, groups, order_of, points, programs
 
 QUERY, KEY = ".*/attention/query", ".*/attention/key"
 

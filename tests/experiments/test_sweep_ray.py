@@ -16,8 +16,8 @@ import pytest
 
 from configs.glue import minilm
 from configs.sweep.common import sweep_config
-from experiments import ray_cluster, sweep, sweep_ray
-from experiments.ray_cluster import Machines, parse_resources
+from experiments.sweep import local, ray, ray_cluster
+from experiments.sweep.ray_cluster import Machines, parse_resources
 
 ROOT = Path(__file__).parents[2]
 
@@ -77,10 +77,10 @@ def test_records_are_those_of_one_process_though_a_worker_was_killed(config, tmp
         learning_rate=1e-2,
     )  # fmt: skip
     here, there, killed = tmp_path / "here", tmp_path / "there", []
-    sweep.run_sweep(values, here)
+    local.run_sweep(values, here)
     killer = threading.Thread(target=kill_after_checkpoint, args=(there, killed), daemon=True)
     killer.start()
-    sweep_ray.run_sweep(values, there, Machines("auto"))
+    ray.run_sweep(values, there, Machines("auto"))
     killer.join()
     assert killed and worker_of(there, "000")["process"] != killed[0]
     names = sorted(path.name for path in (here / "points").iterdir())
@@ -119,7 +119,7 @@ def test_the_command_names_a_program_that_fails_and_only_it_is_repeated(
     (result,) = (folder / "points").glob("*/result.json")
     before = result.stat().st_mtime_ns, worker_of(folder, "001")
     shutil.copytree(tiny_glue, missing)
-    sweep_ray.run_sweep(values, folder, Machines("auto"))
+    ray.run_sweep(values, folder, Machines("auto"))
     assert len(list((folder / "points").glob("*/result.json"))) == 2
     assert (result.stat().st_mtime_ns, worker_of(folder, "001")) == before
     assert not (folder / "programs/000/error.txt").exists()
@@ -127,20 +127,20 @@ def test_the_command_names_a_program_that_fails_and_only_it_is_repeated(
 
 def test_a_machine_that_does_not_see_the_folder_says_so(tmp_path):
     with pytest.raises(FileNotFoundError, match="file system that all machines share"):
-        sweep_ray._train("000", str(tmp_path), str(tmp_path))
+        ray._train("000", str(tmp_path), str(tmp_path))
 
 
 def test_the_number_of_runs_must_be_given(config, tmp_path):
     values = config({"seeds": (0,)})
     values.runs_per_program = 0
     with pytest.raises(ValueError, match="runs_per_program is 0"):
-        sweep_ray.run_sweep(values, tmp_path, Machines())
+        ray.run_sweep(values, tmp_path, Machines())
 
 
 def test_no_ray(config, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(ImportError, match="pip install -r requirements-ray.txt"):
-        sweep_ray.run_sweep(config({"seeds": (0,)}), tmp_path, Machines())
+        ray.run_sweep(config({"seeds": (0,)}), tmp_path, Machines())
 
 
 def test_resources():

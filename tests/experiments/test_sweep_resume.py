@@ -12,10 +12,10 @@ from pathlib import Path
 import jax
 import pytest
 
-from experiments import sweep as sweeps
-from experiments import sweep_program
-from experiments.sweep import run_sweep
-from experiments.sweep_group import Group
+from experiments.sweep import local as sweeps
+from experiments.sweep import program as program_module
+from experiments.sweep.group import Group
+from experiments.sweep.local import run_sweep
 from tests.experiments.sweep_runs import TIMES, glue_sweep, record, without
 
 ROOT = Path(__file__).parents[2]
@@ -131,7 +131,7 @@ def killed(config, tmp_path_factory):
             else:
                 owner, name = {
                     "evaluation": (Group, "predict"),
-                    "records": (sweep_program, "_finish"),
+                    "records": (program_module, "_finish"),
                     "program": (sweeps, "train_program"),
                 }[what]
                 patch.setattr(owner, name, dying(getattr(owner, name), calls))

@@ -7,8 +7,7 @@ import pytest
 from flax import nnx
 
 from lora_jax import methods, partition
-from lora_jax.data.packing import Batch
-from lora_jax.models.attention import Inputs
+from lora_jax.data.batch import Batch, Inputs
 from lora_jax.models.decoder import Decoder, DecoderConfig
 from lora_jax.models.encoder import Classifier, EncoderConfig
 from lora_jax.training import optimizer, step

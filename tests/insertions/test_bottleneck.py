@@ -21,9 +21,8 @@ from flax import nnx
 
 import lora_jax
 from lora_jax import adapters, methods, partition
-from lora_jax.data.packing import Batch
+from lora_jax.data.batch import Batch, Inputs
 from lora_jax.models import decoder, encoder
-from lora_jax.models.attention import Inputs
 from lora_jax.models.decoder import Decoder, DecoderConfig
 from lora_jax.models.encoder import Classifier, EncoderConfig
 from lora_jax.models.hub import HEAD

@@ -15,10 +15,9 @@ from flax import nnx
 
 import lora_jax
 from lora_jax import adapters, methods, partition
-from lora_jax.data.packing import Batch
+from lora_jax.data.batch import Batch, Inputs
 from lora_jax.decoding.beam import BeamSearch, beam_search
 from lora_jax.models import hub
-from lora_jax.models.attention import Inputs
 from lora_jax.models.decoder import SIZES, Decoder
 from lora_jax.training import optimizer, step
 

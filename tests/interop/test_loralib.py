@@ -12,10 +12,10 @@ from safetensors.numpy import load_file
 
 from configs.glue import roberta_base_lora
 from lora_jax import factors, methods, partition
+from lora_jax.data.batch import Inputs
 from lora_jax.interop.loralib import from_state_dict
 from lora_jax.interop.loralib_export import layer_settings, to_state_dict
 from lora_jax.models import hub
-from lora_jax.models.attention import Inputs
 
 torch.set_num_threads(1)
 KEY = jax.random.key(0, impl="rbg")

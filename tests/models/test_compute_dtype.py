@@ -10,8 +10,8 @@ import pytest
 from flax import nnx
 
 from lora_jax import methods, partition
+from lora_jax.data.batch import Inputs
 from lora_jax.models import decoder, encoder
-from lora_jax.models.attention import Inputs
 
 KEY = jax.random.key(0, impl="unsafe_rbg")  # compiles faster
 WIDTH, INNER, VOCAB, OUTPUTS, LAYERS, ROWS, LENGTH = 16, 24, 30, 3, 3, 3, 8

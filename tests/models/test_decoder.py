@@ -17,8 +17,8 @@ from safetensors.numpy import load_file, save_file
 
 import lora_jax
 from lora_jax import methods, partition
+from lora_jax.data.batch import Inputs
 from lora_jax.models import hub
-from lora_jax.models.attention import Inputs
 from lora_jax.models.decoder import SIZES, Decoder, DecoderConfig
 
 torch.set_num_threads(1)

@@ -15,8 +15,8 @@ import transformers
 from flax import nnx
 
 from lora_jax import methods, partition
+from lora_jax.data.batch import Inputs
 from lora_jax.models import encoder, hub
-from lora_jax.models.attention import Inputs
 from lora_jax.models.encoder import Classifier, EncoderConfig
 from lora_jax.models.stack import Stack
 from lora_jax.models.sublayer import Context

@@ -355,7 +355,7 @@ def test_bfloat16_base_with_float32_head_and_factors(saved, reference):
 
 
 def hub_inputs(tokens):
-    from lora_jax.models.attention import Inputs
+    from lora_jax.data.batch import Inputs
 
     columns = np.broadcast_to(np.arange(tokens.shape[1]), tokens.shape)
     return Inputs(tokens, np.ones_like(tokens), columns, np.zeros_like(tokens))

@@ -14,7 +14,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from experiments import workdir
+from experiments.runs import command_line
 from lora_jax.sharding import hosts
 
 
@@ -56,17 +56,17 @@ def main(folder: Path) -> dict[str, Any]:
             hosts.everywhere(False),
         ],
         "together": [fail(on=2), *(outcome(lambda on=on: fail(on)) for on in (0, 1))],
-        "same config": outcome(lambda: workdir.finished(folder, config(0.1, 2))),
-        "other config": outcome(lambda: workdir.finished(folder, config(0.1 + index, 2))),
-        "claimed": outcome(lambda: workdir.claim(folder, config(0.1, 2))),
-        "another mesh": outcome(lambda: workdir.finished(folder, config(0.1, 1))),
-        "another run": outcome(lambda: workdir.finished(folder, config(0.2, 2))),
+        "same config": outcome(lambda: folder.finished(folder, config(0.1, 2))),
+        "other config": outcome(lambda: folder.finished(folder, config(0.1 + index, 2))),
+        "claimed": outcome(lambda: folder.claim(folder, config(0.1, 2))),
+        "another mesh": outcome(lambda: folder.finished(folder, config(0.1, 1))),
+        "another run": outcome(lambda: folder.finished(folder, config(0.2, 2))),
         "after all this": hosts.from_main(lambda: "in step"),
     }
 
 
 if __name__ == "__main__":
-    workdir.join_hosts(sys.argv[2].removeprefix("--hosts="))
+    command_line.join_hosts(sys.argv[2].removeprefix("--hosts="))
     seen = main(Path(sys.argv[1]) / "run")
     (Path(sys.argv[1]) / f"{jax.process_index()}.json").write_text(json.dumps(seen))
     hosts.finish()

@@ -21,9 +21,9 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from experiments.sweep import run_sweep
-from experiments.sweep_group import Group
-from experiments.sweep_points import points
+from experiments.sweep.group import Group
+from experiments.sweep.local import run_sweep
+from experiments.sweep.points import points
 from lora_jax.costs import hlo
 from lora_jax.costs.collectives import KINDS
 from tests.experiments.sweep_runs import glue_sweep

@@ -7,8 +7,7 @@ import optax
 import pytest
 from jax.sharding import AbstractMesh, PartitionSpec
 
-from lora_jax.data.packing import Batch
-from lora_jax.models.attention import Inputs
+from lora_jax.data.batch import Batch, Inputs
 from lora_jax.sharding.mesh import make_mesh
 from lora_jax.sharding.placement import Placement, gather, in_host_memory, put
 

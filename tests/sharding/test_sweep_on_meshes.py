@@ -2,7 +2,7 @@
 
 import pytest
 
-from experiments.sweep import run_sweep
+from experiments.sweep.local import run_sweep
 from tests.experiments.sweep_runs import assert_same
 from tests.sharding.sweep_on_meshes import GRIDS, MESHES, config
 

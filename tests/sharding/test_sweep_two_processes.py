@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from experiments.sweep import run_sweep
+from experiments.sweep.local import run_sweep
 from tests.experiments.sweep_runs import TIMES, assert_same, glue_sweep, record, without
 from tests.sharding.test_two_processes import Pair
 

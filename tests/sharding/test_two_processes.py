@@ -18,8 +18,8 @@ from safetensors.numpy import load_file
 from configs.glue import minilm
 from configs.nlg import small
 from experiments import glue, nlg
-from experiments import workdir as workdirs
-from experiments.classification import train_all
+from experiments.runs import command_line
+from experiments.runs.classification import train_all
 
 ROOT = Path(__file__).parents[2]
 LIMIT = 240  # seconds until a process that hangs is ended; they need 10 to 25
@@ -278,5 +278,5 @@ def test_processes_agree_on_values_failures_and_configs(root, tmp_path):
     ],
 )
 def test_a_wrong_hosts_text_ends_the_program_at_once(text, says):
-    with pytest.raises(SystemExit, match=f"error: .*{says}"), workdirs.readable_errors():
-        workdirs.join_hosts(text)
+    with pytest.raises(SystemExit, match=f"error: .*{says}"), command_line.readable_errors():
+        command_line.join_hosts(text)

@@ -18,8 +18,9 @@ import numpy as np
 from flax import nnx
 
 import lora_jax
+from lora_jax.data.batch import Batch
 from lora_jax.data.completions import TokenisedPairs
-from lora_jax.data.packing import Batch, TokenisedExamples
+from lora_jax.data.packing import TokenisedExamples
 from lora_jax.data.special_tokens import in_examples, in_pairs, special_ids
 from lora_jax.models.decoder import Decoder, DecoderConfig
 from lora_jax.models.encoder import Classifier, EncoderConfig

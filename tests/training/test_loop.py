@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from lora_jax.files import to_json
 from lora_jax.training import loop
-from lora_jax.training.records import MetricsLog, to_json
+from lora_jax.training.records import MetricsLog
 
 
 class Batches:

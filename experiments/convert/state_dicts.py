@@ -1,0 +1,108 @@
+"""State dict files of other programs: safetensors, or PyTorch files of which only tensors are read.
+
+The library itself never unpickles; this belongs to the offline converter. PyTorch is optional, and
+imported only for its own files.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save as to_safetensors
+
+from lora_jax import files
+
+
+def torch_module() -> Any:
+    """PyTorch, an optional dependency.
+
+    Raises:
+      ImportError: it is absent, or so old that reading tensors only does not hold.
+    """
+    try:
+        import torch
+    except ImportError as error:
+        raise ImportError(
+            "files other than safetensors need PyTorch: pip install torch, or use .safetensors"
+        ) from error
+    if tuple(int(part) for part in torch.__version__.split(".")[:2]) < (2, 6):
+        raise ImportError(  # CVE-2025-32434: weights_only could be made to run code
+            f"PyTorch {torch.__version__} can run code hidden in a checkpoint; it must be 2.6 or "
+            "newer: pip install --upgrade torch"
+        )
+    return torch
+
+
+def read(path: Path) -> dict[str, np.ndarray]:
+    """The tensors of a .safetensors file or a PyTorch file; code in the latter is never run.
+
+    Raises:
+      FileNotFoundError: no such file.
+      ImportError: PyTorch is needed and missing.
+      ValueError: broken, or not only tensors.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"checkpoint {path} does not exist")
+    if path.suffix == ".safetensors":
+        try:
+            with safe_open(path, framework="np") as file:
+                return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except SafetensorError as error:
+            raise ValueError(
+                f"{path} cannot be read ({error}); it is truncated or not safetensors"
+            ) from error
+    torch = torch_module()
+    with path.open("rb") as file:
+        try:
+            state = torch.load(file, map_location="cpu", weights_only=True)
+        except Exception as error:  # PyTorch raises many kinds for bytes that it cannot read
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise ValueError(
+                f"{path} cannot be read as tensors ({reason}). It is broken, or holds objects that "
+                "run code when loaded, which is refused"
+            ) from error
+    if isinstance(state, Mapping) and "model_state_dict" in state:  # the authors' GPT-2 files
+        state = state["model_state_dict"]
+    if not isinstance(state, Mapping):
+        raise ValueError(f"{path} holds a {type(state).__name__}, expected a state dict")
+    if odd := [key for key, value in state.items() if not isinstance(value, torch.Tensor)]:
+        raise ValueError(f"{path} is no state dict: {odd[:3]} are no tensors")
+    return {key: _array(value, torch) for key, value in state.items()}
+
+
+def _array(value: Any, torch: Any) -> np.ndarray:
+    # numpy has no bfloat16; float32 holds it exactly
+    return (value.float() if value.dtype == torch.bfloat16 else value).detach().numpy()
+
+
+def write(path: Path, state: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None:
+    """Writes a state dict whole or not at all, as its suffix says.
+
+    Args:
+      path: .safetensors, or .bin and .pt through PyTorch; must not exist yet.
+      state: key to array; types PyTorch does not share with numpy (bfloat16) become float32 in its
+        files.
+      metadata: kept by safetensors only.
+
+    Raises:
+      ImportError: PyTorch is needed and missing.
+      ValueError: another suffix, or the file exists.
+    """
+    if path.suffix not in (".safetensors", ".bin", ".pt"):
+        raise ValueError(f"{path} must end in .safetensors, .bin or .pt")
+    if path.exists():
+        raise ValueError(f"{path} exists already; choose another file")
+    if path.suffix == ".safetensors":
+        content = to_safetensors(dict(state), {"format": "pt", **metadata})
+    else:
+        torch, buffer = torch_module(), io.BytesIO()
+        plain = {k: v if v.dtype.kind == "f" else v.astype(np.float32) for k, v in state.items()}
+        torch.save({k: torch.tensor(v) for k, v in plain.items()}, buffer)
+        content = buffer.getvalue()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    files.write_bytes(path, content)

@@ -1,0 +1,1 @@
+"""What the paper prints: rows, scores, counts of trained values."""

@@ -1,0 +1,228 @@
+"""The train steps of a plan in shapes: nothing is computed, no weights and no data are needed."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding
+from ml_collections import ConfigDict
+
+from experiments.runs.adaptation import optimizer_for
+from lora_jax import partition
+from lora_jax.costs import flops
+from lora_jax.data.batch import Batch, Inputs
+from lora_jax.method import Method
+from lora_jax.models import decoder, encoder, hub
+from lora_jax.sharding import axes
+from lora_jax.sharding.mesh import check_heads
+from lora_jax.sharding.placement import Placement
+from lora_jax.sweeps import step as sweep_step
+from lora_jax.sweeps.common_method import common_method
+from lora_jax.sweeps.runs import run_values, stack
+from lora_jax.training import step
+
+_CLASSES = 2
+_UPDATES = 1000  # numbers of the schedule, which cost nothing
+
+
+@dataclasses.dataclass(frozen=True)
+class AbstractStep:
+    """A train step that can be compiled.
+
+    Attributes:
+      function: from `make_train_step` or `make_runs_train_step`.
+      arguments: its arguments, shapes with shardings.
+      frozen: those among them that are the base's.
+      flops: of one step, all devices and runs together.
+      trainable, total: numbers of parameters, of all runs; total has the base once.
+    """
+
+    function: Any
+    arguments: tuple[Any, ...]
+    frozen: dict[str, Any]
+    flops: int
+    trainable: int
+    total: int
+
+
+def model_config(config: ConfigDict) -> Any:
+    """Sizes and settings of the plan's model.
+
+    Raises:
+      ValueError: no such model.
+    """
+    sizes: dict[str, Any] = {**encoder.SIZES, **decoder.SIZES}
+    if config.model.size not in sizes:
+        raise ValueError(f"unknown model {config.model.size!r}; known are {sorted(sizes)}")
+    settings = {k: v for k, v in config.model.items() if k != "size"}
+    own = sizes[config.model.size]
+    return dataclasses.replace(own, compute_dtype=str(config.base_dtype), **settings)
+
+
+def is_classifier(config: ConfigDict) -> bool:
+    """Whether the plan's model is an encoder with a task head."""
+    return config.model.size in encoder.SIZES
+
+
+@dataclasses.dataclass(frozen=True)
+class _Parts:
+    """A model with a method, in shapes, as the steps of one run and of several take it."""
+
+    config: ConfigDict
+    structure: partition.Structure
+    labels: partition.Labels
+    trainable: dict[str, Any]
+    frozen: dict[str, Any]
+    placement: Placement
+    loss: step.Loss
+
+    def optimizer(self, learning_rate: Any = None) -> optax.GradientTransformation:
+        """AdamW as the config says, with its learning rate or this one."""
+        own = {path: self.labels[path] for path in self.trainable}
+        return optimizer_for(self.config, own, _UPDATES, learning_rate)[1]
+
+    @property
+    def placed_frozen(self) -> dict[str, Any]:
+        return _placed(self.frozen, self.placement.shardings(self.frozen))
+
+
+def _abstract_model(config: ConfigDict, method: Method) -> nnx.Module:
+    """The plan's model with a method.
+
+    Raises:
+      ValueError: no such model.
+    """
+    sizes = model_config(config)
+
+    def make() -> nnx.Module:
+        rngs = nnx.Rngs(0)
+        if is_classifier(config):
+            return encoder.Classifier(sizes, _CLASSES, rngs)
+        return decoder.Decoder(sizes, rngs)
+
+    return nnx.eval_shape(lambda: method.insert(make(), jax.random.key(0)))
+
+
+def _parts(config: ConfigDict, method: Method, mesh: Mesh) -> _Parts:
+    check_heads(model_config(config).heads, mesh)
+    model = _abstract_model(config, method)
+    labels = method.labels(model)
+    structure, *both = partition.split(model, labels)
+    types = (jnp.float32, jnp.dtype(config.base_dtype))
+    trainable, frozen = (
+        {path: jax.ShapeDtypeStruct(leaf.shape, dtype) for path, leaf in part.items()}
+        for part, dtype in zip(both, types, strict=True)
+    )
+    loss = step.classification_loss if is_classifier(config) else step.completion_loss()
+    placement = Placement(mesh, axes.of_model(model))
+    return _Parts(config, structure, labels, trainable, frozen, placement, loss)
+
+
+def build(config: ConfigDict, method: Method, mesh: Mesh, rows: int) -> AbstractStep:
+    """The train step of `method` for batches of `rows` token rows.
+
+    Raises:
+      ValueError: the mesh does not fit the model.
+    """
+    parts = _parts(config, method, mesh)
+    placement, trainable, tx = parts.placement, parts.trainable, parts.optimizer()
+    function = step.make_train_step(parts.structure, parts.loss, tx, placement, trainable)
+    state = jax.eval_shape(tx.init, trainable)
+    key = jax.eval_shape(lambda: jax.random.key(0, impl=config.prng))
+    arguments = (
+        _placed(trainable, placement.shardings(trainable)),
+        _placed(state, placement.state_shardings(state, trainable)),
+        parts.placed_frozen,
+        abstract_batch(config, rows, placement),
+        _placed(key, placement.replicated),
+    )
+    objective = step.make_objective(parts.structure, parts.loss)
+    count = flops.training(objective, trainable, *arguments[2:])
+    values = partition.count(trainable)
+    return AbstractStep(
+        function, arguments, arguments[2], count, values, values + partition.count(parts.frozen)
+    )
+
+
+def build_runs(
+    config: ConfigDict, method: Method, mesh: Mesh, rows: int, runs: int
+) -> AbstractStep:
+    """The train step of a sweep's program: `runs` runs of `method`, each with `rows` token rows.
+
+    The method's rank is that of all runs: the largest one of the sweep, to which others are padded.
+    With `config.orders` "shared" all runs have the same batch, else each has its own.
+
+    Raises:
+      ValueError: the mesh does not fit the model.
+    """
+    common = common_method([method])
+    parts = _parts(config, common, mesh)
+    of_run = run_values(_abstract_model(config, method), config.learning_rate)
+    values = stack([of_run] * runs)
+    placement, of_runs = parts.placement, parts.placement.of_runs()
+    each, own_batches = placement.each_run, config.orders != "shared"
+    trainable = {
+        path: jax.ShapeDtypeStruct((runs, *leaf.shape), leaf.dtype)
+        for path, leaf in parts.trainable.items()
+    }
+    function = sweep_step.make_runs_train_step(
+        parts.structure, parts.loss, parts.optimizer, placement, trainable
+    )
+    rates = jax.ShapeDtypeStruct((runs,), jnp.float32)
+    state = jax.eval_shape(sweep_step.initial_states(parts.optimizer), trainable, rates)
+    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0, impl=config.prng), runs))
+    arguments = (
+        _placed(trainable, of_runs.shardings(trainable)),
+        _placed(state, of_runs.state_shardings(state, trainable)),
+        jax.tree.map(lambda leaf: _placed(leaf, each), values),
+        parts.placed_frozen,
+        abstract_batch(config, rows, placement, runs if own_batches else None),
+        _placed(keys, each),
+        _placed(jax.ShapeDtypeStruct((), jnp.uint32), placement.replicated),
+    )
+    count = runs * flops.training(
+        sweep_step.make_run_objective(parts.structure, parts.loss), parts.trainable,
+        _first(values), parts.frozen, abstract_batch(config, rows, placement), _first(keys),
+    )  # fmt: skip
+    trained = partition.count(trainable)
+    return AbstractStep(
+        function, arguments, arguments[3], count, trained, trained + partition.count(parts.frozen)
+    )
+
+
+def abstract_batch(
+    config: ConfigDict, rows: int, placement: Placement, runs: int | None = None
+) -> Batch:
+    """A packed batch of the plan in shapes; with `runs` one of each run, along a first axis."""
+    mesh = placement.mesh
+    lead: tuple[int, ...] = () if runs is None else (runs,)
+    names: axes.Axes = ("runs",) * len(lead)
+    of_rows, of_slots = (
+        NamedSharding(mesh, axes.spec((*names, *own), mesh.axis_names))
+        for own in (("batch", None), (None,))
+    )
+    field: Any = jax.ShapeDtypeStruct((*lead, rows, config.length), jnp.int32, sharding=of_rows)
+    slots: Any = [
+        jax.ShapeDtypeStruct((*lead, rows * config.outputs), dtype, sharding=of_slots)
+        for dtype in (jnp.int32, jnp.int32, jnp.int32, jnp.float32)
+    ]
+    return Batch(Inputs(*[field] * 4), *slots)
+
+
+def head_pattern(config: ConfigDict) -> str | None:
+    """The head's leaves, where there is one."""
+    return hub.HEAD if is_classifier(config) else None
+
+
+def _first(tree: Any) -> Any:
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), tree)
+
+
+def _placed(shapes: Any, shardings: Any) -> Any:
+    place = lambda leaf, own: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=own)  # noqa: E731
+    return jax.tree.map(place, shapes, shardings)

@@ -1,0 +1,215 @@
+"""Compiles train steps for a TPU topology, and searches meshes, batch sizes and numbers of runs."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+from tqdm import tqdm
+
+from experiments.pod_plan.abstract_step import (
+    AbstractStep,
+    build,
+    build_runs,
+    model_config,
+)
+from experiments.pod_plan.tables import (
+    Plan,
+    comparison,
+    sweep_comparison,
+    sweep_title,
+    title,
+)
+from experiments.runs import folder
+from lora_jax import methods
+from lora_jax.checks import integer
+from lora_jax.costs import chips, compiled
+from lora_jax.costs.chips import Chip
+from lora_jax.files import to_json
+from lora_jax.method import Method
+from lora_jax.sharding.mesh import AXES, RUN, make_mesh, shares
+
+# Fields of a config that are not of a step, or (the last three) only of a sweep's.
+_NOT_OF_STEP = ("mesh", "search", "runs", "orders", "single_mesh")
+
+
+class Planner:
+    """Compiles steps of one config for one topology; remembers them in a file if there is one."""
+
+    def __init__(self, config: ConfigDict, topology: str, workdir: Path | None):
+        self.config = config
+        self.topology = topology
+        self.chip: Chip = chips.by_topology(topology)
+        self.devices = compiled.topology_devices(topology)
+        self.path = None if workdir is None else workdir / "plans.jsonl"
+        self.known: dict[str, dict[str, Any]] = {}
+        if self.path is not None and self.path.exists():
+            lines = map(json.loads, self.path.read_text().splitlines())
+            self.known = {line["key"]: line["plan"] for line in lines}
+
+    def plan(self, method: Method, mesh: dict[str, int], rows: int, runs: int = 1) -> Plan:
+        """Compiles one step: of a run alone, or of a program of several runs.
+
+        Raises:
+          ValueError: the mesh fits neither the devices nor the model, or the rows or the runs not the
+            mesh.
+        """
+        own = make_mesh(mesh, self.devices)
+        if rows % shares(own):
+            raise ValueError(
+                f"mesh: data x fsdp = {shares(own)} does not divide the batch's {rows} rows; set "
+                "config.rows to a multiple"
+            )
+        _check_runs(own, runs)
+        sizes = {axis: own.shape[axis] for axis in (AXES if runs > 1 else AXES[1:])}
+        plain = {k: v for k, v in folder.plain(self.config).items() if k not in _NOT_OF_STEP}
+        of_sweep = [runs, self._orders()] if runs > 1 else []
+        key = to_json([plain, self.topology, str(method), sizes, rows, *of_sweep], indent=None)
+        if key not in self.known:
+            self.known[key] = dataclasses.asdict(self._compile(method, own, sizes, rows, runs))
+            if self.path is not None:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                with self.path.open("a") as file:
+                    line = {"key": key, "plan": self.known[key]}
+                    file.write(to_json(line, indent=None) + "\n")
+        return Plan(**self.known[key])
+
+    def single_mesh(self, mesh: dict[str, int]) -> dict[str, int]:
+        """The mesh of one run on the slice that a sweep has with `mesh`.
+
+        What `config.single_mesh` leaves at 0 is as the sweep has it; data takes the axis run, too.
+        """
+        own = make_mesh(mesh, self.devices).shape
+        sizes = {axis: own[axis] for axis in AXES[1:]}
+        sizes["data"] *= own[RUN]
+        return {axis: self.config.single_mesh.get(axis, 0) or size for axis, size in sizes.items()}
+
+    def single(self, method: Method, mesh: dict[str, int], rows: int) -> Plan:
+        """One run at a time on the slice of a sweep.
+
+        Raises:
+          ValueError: its mesh does not fit; names `config.single_mesh`.
+        """
+        single = self.single_mesh(mesh)
+        try:
+            return self.plan(method, single, rows)
+        except ValueError as error:
+            raise ValueError(
+                f"one run at a time: {error}. Its mesh is {single}: set config.single_mesh, whose zeros "
+                "are the sizes of config.mesh, with run in data"
+            ) from error
+
+    def _orders(self) -> str:
+        if self.config.orders not in ("own", "shared"):
+            raise ValueError(f"config.orders must be own or shared, got {self.config.orders!r}")
+        return self.config.orders
+
+    def _step(self, method: Method, mesh: Mesh, rows: int, runs: int) -> AbstractStep:
+        if runs > 1:
+            return build_runs(self.config, method, mesh, rows, runs)
+        return build(self.config, method, mesh, rows)
+
+    def _compile(
+        self, method: Method, mesh: Mesh, sizes: dict[str, int], rows: int, runs: int
+    ) -> Plan:
+        step = self._step(method, mesh, rows, runs)
+        needs = compiled.needs(step.function, step.arguments, self.chip)
+        count = len(self.devices)
+        return Plan(
+            self.topology, count, sizes, str(method), rows, runs * rows * self.config.length,
+            step.trainable, step.total, needs.arguments, needs.temporaries, needs.peak, needs.fits,
+            {kind: own.bytes for kind, own in needs.traffic.items()}, step.flops,
+            step.flops / (count * self.chip.peak_flops),
+            needs.sent / self.chip.interconnect_bandwidth, needs.compile_seconds, runs,
+            compiled.argument_bytes(step.frozen),
+        )  # fmt: skip
+
+    def candidates(self, method: Method, runs: int = 1) -> Iterator[tuple[dict[str, int], int]]:
+        """Meshes and batch sizes of a search, without those that cannot fit.
+
+        Arguments alone (weights, optimizer state) may be more than a device has: no need to compile.
+        """
+        for mesh in self._meshes(runs):
+            for rows in self.config.search.rows:
+                if rows % (mesh["data"] * mesh["fsdp"]):
+                    continue
+                try:
+                    step = self._step(method, make_mesh(mesh, self.devices), rows, runs)
+                except ValueError:  # a width that the mesh does not divide
+                    continue
+                if compiled.argument_bytes(step.arguments) < self.chip.memory_bytes:
+                    yield mesh, rows
+
+    def _meshes(self, runs: int) -> Iterator[dict[str, int]]:
+        """Divisions of the devices, with the sizes of model and run that config.search names."""
+        count, heads = len(self.devices), model_config(self.config).heads
+        for model in self.config.search.model:
+            if heads % model or count % model:
+                continue
+            for run in _divisors(math.gcd(count // model, runs)):
+                if run not in (self.config.search.run or (run,)):
+                    continue
+                left = count // model // run
+                for fsdp in _divisors(left):
+                    own = {"data": left // fsdp, "fsdp": fsdp, "model": model}
+                    yield {RUN: run, **own} if runs > 1 else own
+
+
+def runs_of(config: ConfigDict) -> int:
+    """Runs of the plan's program; 0 is 1.
+
+    Raises:
+      ValueError: no number of runs.
+    """
+    return max(integer("config.runs", config.runs, least=0), 1)
+
+
+def _check_runs(mesh: Mesh, runs: int) -> None:
+    ways = mesh.shape[RUN]
+    if runs > 1 and runs % ways:
+        raise ValueError(
+            f"mesh: run={ways} does not divide the sweep's {runs} runs; set config.runs to a multiple"
+        )
+    if runs == 1 and ways > 1:
+        raise ValueError(
+            f"mesh: run={ways} splits the runs of a sweep, and this is one run: set config.runs to a "
+            f"multiple of {ways}, or use data, fsdp or model"
+        )
+
+
+def _divisors(number: int) -> list[int]:
+    return [n for n in range(1, number + 1) if number % n == 0]
+
+
+def search(planner: Planner, method: Method) -> list[Plan]:
+    """Compiles every candidate for the config's method."""
+    given = planner.config.search.runs or (runs_of(planner.config),)
+    counts = [integer("config.search.runs", runs) for runs in given]
+    todo = [(*own, runs) for runs in counts for own in planner.candidates(method, runs)]
+    if not todo:
+        raise ValueError(
+            "no mesh and batch size of config.search can fit: weights and optimizer state alone are "
+            "more than a device has, or data x fsdp never divides the rows, or run the runs"
+        )
+    bar = tqdm(todo, desc="plans", unit="plan")
+    return [planner.plan(method, mesh, rows, runs) for mesh, rows, runs in bar]
+
+
+def report(planner: Planner, config: ConfigDict, head: str | None) -> str:
+    """The config's own plan beside what it is compared with."""
+    method = methods.create(head=head, **config.method.to_dict())
+    mesh, runs = config.mesh.to_dict(), runs_of(config)
+    if runs > 1:
+        single = planner.single(method, mesh, config.rows)  # first: it may not fit the slice
+        own = planner.plan(method, mesh, config.rows, runs)
+        table = sweep_comparison(own, single, planner.chip)
+        return f"{sweep_title(own, single, config)}\n{table}"
+    own = planner.plan(method, mesh, config.rows)
+    full = planner.plan(methods.full(head), mesh, config.rows)
+    return f"{title(own, config)}\n{comparison(own, full, planner.chip)}"

@@ -1,0 +1,1 @@
+"""What runs of experiments share: tasks, settings, folders, records, the command line."""

@@ -1,0 +1,54 @@
+"""A pre-trained model by name, whatever its architecture, with an adapter on it."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+
+import jax
+from flax import nnx
+
+from lora_jax.adapters import Adapter, attach
+from lora_jax.files import read_json
+from lora_jax.models import hub
+from lora_jax.sharding.placement import in_host_memory
+
+
+def load(folder: Path, outputs: int) -> nnx.Module:
+    """GPT-2 as a decoder, BERT and RoBERTa as a classifier with a fresh head.
+
+    Args:
+      folder: from `hub.find`.
+      outputs: of the head.
+
+    Raises:
+      FileNotFoundError, ValueError: files missing, broken, or of another architecture.
+    """
+    path = folder / "config.json"
+    if path.is_file() and read_json(path).get("model_type") == "gpt2":
+        return hub.load_decoder(folder, hub.read_decoder_config(folder))
+    return hub.load_classifier(folder, hub.read_config(folder), outputs, jax.random.key(0))
+
+
+@functools.lru_cache(maxsize=1)
+def base(name: str, outputs: int) -> nnx.Module:
+    """The model `name` (see `hub.find`), read once for several adapters."""
+    with in_host_memory():
+        return load(hub.find(name), outputs)
+
+
+def adapted(name: str, adapter: Adapter, where: str) -> nnx.Module:
+    """The model `name` with an adapter on it, loaded strictly.
+
+    Args:
+      name: as in `hub.find`.
+      adapter: from `load_adapter`.
+      where: name of the adapter, for messages.
+
+    Raises:
+      FileNotFoundError, ValueError: the model cannot be read, or it is not the adapter's base.
+    """
+    bias = adapter.values.get("head/output/bias")
+    model = base(name, 2 if bias is None else len(bias))
+    with in_host_memory():
+        return attach(model, adapter, hub.HEAD, where)

@@ -1,0 +1,51 @@
+"""What experiments on decoders share: validation loss and tokens that end a text."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
+from jaxtyping import Array, Float
+from transformers import PreTrainedTokenizerBase
+
+from experiments.runs.adaptation import Predict
+from lora_jax.data.batch import Batch
+from lora_jax.data.batches import evaluation_batches
+from lora_jax.data.completions import TokenisedPairs
+from lora_jax.sharding.mesh import shares
+from lora_jax.training import step
+
+_TOKENS = 1024  # of an evaluation batch: its logits have half as many rows of the vocabulary's size
+
+
+class Validation:
+    """The mean cross-entropy per completion token of validation rows, not smoothed."""
+
+    def __init__(self, examples: TokenisedPairs, width: int, max_length: int, mesh: Mesh):
+        """Packs the rows.
+
+        Args:
+          examples: validation rows.
+          width: of the model, for the choice of shapes.
+          max_length: longest possible row.
+          mesh: whose devices share the rows out.
+        """
+        self._packed = evaluation_batches(examples, width, max_length, _TOKENS, shares(mesh))
+        self._count = int((examples.lengths - examples.starts).sum())
+
+    @staticmethod
+    def function(model: nnx.Module, batch: Batch) -> Float[Array, ""]:
+        """What is computed of a batch: the sum over its tokens."""
+        return jnp.sum(step.completion_losses(model, batch, None))
+
+    def metrics(self, predict: Predict) -> list[dict[str, float]]:
+        """The loss of every run, where `predict` gives `function` of every run's model."""
+        sums = sum(np.asarray(predict(batch), np.float64) for _, batch in self._packed)
+        return [{"loss": float(own)} for own in np.atleast_1d(sums / self._count)]
+
+
+def end_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """The end-of-text token and, where it is one token, the empty line (GPT-2: 50256 and 628)."""
+    line = tokenizer("\n\n", add_special_tokens=False)["input_ids"]
+    return (tokenizer.eos_token_id, *line) if len(line) == 1 else (tokenizer.eos_token_id,)

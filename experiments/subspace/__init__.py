@@ -1,0 +1,1 @@
+"""The rank-deficiency analysis of adapters (`python -m experiments.subspace`)."""

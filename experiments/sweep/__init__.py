@@ -1,0 +1,1 @@
+"""Sweeps: the points of a grid as runs of few programs (`python -m experiments.sweep`)."""
