@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 from flax import nnx
@@ -20,6 +20,7 @@ from lora_jax.partition import Labels, Rule
 from lora_jax.summary import MatchedLayer, Summary, summarise
 
 
+@runtime_checkable
 class Insertion(Protocol):
     """Something a method puts into a model."""
 

@@ -10,8 +10,23 @@ import shutil
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import jax
+import jaxtyping
 import numpy as np
 import pytest
+
+# Every annotated function of the library is checked at every call, shapes included.
+jaxtyping.install_import_hook("lora_jax", "type_checking.check")
+
+
+@pytest.fixture(autouse=True)
+def _types_unchecked(request):
+    """Switches the type checker off for tests marked `wrong_types`."""
+    if "wrong_types" not in request.keywords:
+        yield
+        return
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 def pytest_collection_modifyitems(items):

@@ -13,7 +13,7 @@ import bisect
 import dataclasses
 import math
 from collections.abc import Iterable, Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -24,6 +24,7 @@ Shape = tuple[int, int]
 Integers = Sequence[int] | np.ndarray
 
 
+@runtime_checkable
 class Packable(Protocol):
     """Tokenised examples of any kind, as batches are made of them."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax.numpy as jnp
 from flax import nnx
@@ -10,6 +10,7 @@ from flax import nnx
 from lora_jax.sharding.axes import named
 
 
+@runtime_checkable
 class Settings(Protocol):
     """What the layers take from a model's configuration."""
 

@@ -12,7 +12,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -42,6 +42,7 @@ class Member:
     on_best: Callable[[Mapping[str, np.ndarray], Progress], None]
 
 
+@runtime_checkable
 class Watch(Protocol):
     """Told how a program gets on, at every logged step and after every epoch."""
 

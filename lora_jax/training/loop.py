@@ -11,7 +11,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -25,6 +25,7 @@ from lora_jax.training.records import MetricsLog
 from lora_jax.training.step import TrainStep
 
 
+@runtime_checkable
 class Batches(Protocol):
     """Batches of a run; batch `number` of an epoch is a function of the two numbers alone."""
 
