@@ -78,7 +78,7 @@ def cost(model: nnx.Module, arguments: dict[str, Any], rows: int, length: int) -
     tx = optimizer.adamw({path: labels[path] for path in trainable}, 1e-4)
     state = jax.eval_shape(tx.init, trainable)
     decodes = isinstance(model, decoder.Decoder)
-    batch = _batch(rows, length + sum(method.special), length // 2 if decodes else 1)
+    batch = _batch(rows, length + sum(method.special_tokens), length // 2 if decodes else 1)
     loss = step.completion_loss(0.1) if decodes else step.classification_loss
     train: Any = step.make_train_step(structure, loss, tx)
     compiled = train.lower(trainable, state, frozen, batch, jax.random.key(0)).compile()

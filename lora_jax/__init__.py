@@ -3,11 +3,15 @@
 method = lora_jax.lora(r".*/(query|value)", rank=8, alpha=16, head=r"head/.*")
 adapted = method.insert(model, jax.random.key(0))
 structure, trainable, frozen = lora_jax.split(adapted, method.labels(adapted))
+
+`lora_jax.training` has a trainer for this.
 """
 
 from lora_jax.adapters import attach, load_adapter, save_adapter
-from lora_jax.layers import seed_dropout
-from lora_jax.merge import merge, strip
+from lora_jax.low_rank.contraction import Contraction
+from lora_jax.low_rank.layers import LoRALayer, register
+from lora_jax.low_rank.merge import merge, strip
+from lora_jax.low_rank.seeding import seed_dropout
 from lora_jax.method import Method
 from lora_jax.methods import (
     adapter_d,
@@ -24,29 +28,37 @@ from lora_jax.methods import (
 )
 from lora_jax.partition import FROZEN, Rule, join, optimizer, parameters, split
 
-__all__ = [
-    "FROZEN",
+__all__ = [  # noqa: RUF022 - in groups
+    # Methods: what is inserted, and what trains
     "Method",
     "Rule",
     "adapter_d",
     "adapter_h",
     "adapter_l",
     "adapter_p",
-    "attach",
     "bitfit",
     "full",
     "head_only",
-    "join",
-    "load_adapter",
     "lora",
-    "merge",
-    "optimizer",
-    "parameters",
     "prefix_embed",
     "prefix_layer",
-    "save_adapter",
+    "top_layers",
+    # Partition: parameters by path, labels, the optimizer, the train step's two parts
+    "FROZEN",
+    "join",
+    "optimizer",
+    "parameters",
     "seed_dropout",
     "split",
+    # Adapter folders
+    "attach",
+    "load_adapter",
+    "save_adapter",
+    # Merging, and back to the base
+    "merge",
     "strip",
-    "top_layers",
+    # Layers of your own
+    "Contraction",
+    "LoRALayer",
+    "register",
 ]

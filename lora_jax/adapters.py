@@ -73,7 +73,7 @@ def fingerprint(params: Mapping[str, Any], dtype: Any = jnp.bfloat16) -> str:
 
 
 def save_adapter(
-    folder: str | os.PathLike,
+    folder: str | os.PathLike[str],
     trainable: Mapping[str, Any],
     labels: Mapping[str, str],
     method: Method,
@@ -113,7 +113,7 @@ def save_adapter(
     return folder
 
 
-def load_adapter(folder: str | os.PathLike) -> Adapter:
+def load_adapter(folder: str | os.PathLike[str]) -> Adapter:
     """Reads an adapter folder.
 
     Raises:

@@ -59,7 +59,7 @@ def to_json(value: Any, indent: int | None = 2) -> str:
     return json.dumps(clean(value), indent=indent)
 
 
-def write_json(path: str | os.PathLike, value: Any) -> None:
+def write_json(path: str | os.PathLike[str], value: Any) -> None:
     """Writes a JSON file whole or not at all."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)

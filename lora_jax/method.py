@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, ClassVar
 
 import jax
 from flax import nnx
@@ -20,17 +20,33 @@ from lora_jax.partition import Labels, Rule
 from lora_jax.summary import MatchedLayer, Summary, summarise
 
 
-@runtime_checkable
-class Insertion(Protocol):
-    """Something a method puts into a model."""
+class Insertion:
+    """Base class of what a method puts into a model.
+
+    Attributes:
+      changes_paths: whether it moves leaves to other paths; such insertions come first.
+      special_tokens: numbers of special tokens, before and behind the input, that examples must have.
+    """
+
+    changes_paths: ClassVar[bool] = False
+
+    @property
+    def special_tokens(self) -> tuple[int, int]:
+        """None, unless a subclass says otherwise."""
+        return 0, 0
 
     def insert(self, model: nnx.Module, key: Key[Array, ""]) -> None:
-        """Inserts, in place."""
-        ...
+        """Inserts, in place.
+
+        Args:
+          model: a copy of the pre-trained model, which shares its arrays.
+          key: for initial values.
+        """
+        raise NotImplementedError
 
     def matches(self, model: nnx.Module) -> list[MatchedLayer]:
-        """What was inserted, for the summary."""
-        ...
+        """What was inserted into an adapted model, for the summary."""
+        raise NotImplementedError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +55,7 @@ class Method:
 
     Attributes:
       spec: constructor names and arguments, enough to build the method again (`to_json`).
-      insertions: applied in order by `insert`, those with `changes_paths` (cuts) first.
+      insertions: applied in order by `insert`, those that change paths (cuts) first.
       rules: the first rule whose pattern matches a leaf's path gives its group.
     """
 
@@ -53,12 +69,16 @@ class Method:
         )
 
     @property
-    def special(self) -> tuple[int, int]:
-        """Numbers of special tokens, before and behind the input, that examples must have."""
-        found = [i.special for i in self.insertions if hasattr(i, "special")]
-        if len(found) > 1:
+    def special_tokens(self) -> tuple[int, int]:
+        """Numbers of special tokens, before and behind the input, that examples must have.
+
+        Raises:
+          ValueError: two combined methods have special tokens.
+        """
+        counts = [i.special_tokens for i in self.insertions if any(i.special_tokens)]
+        if len(counts) > 1:
             raise ValueError(f"{self.name}: two methods have special tokens; a method takes one")
-        return found[0] if found else (0, 0)
+        return counts[0] if counts else (0, 0)
 
     @property
     def name(self) -> str:
@@ -74,14 +94,18 @@ class Method:
 
         Works on abstract models too (inside `nnx.eval_shape`).
 
+        Args:
+          model: pre-trained.
+          key: for the initial values of what is inserted.
+
         Raises:
           ValueError: a rule matches no layer, or a rank or alpha does not fit.
-          TypeError: a matched layer has no form for the method.
+          TypeError: the method cannot adapt a layer of that class.
         """
         adapted = nnx.clone(model)
-        moving = lambda item: not getattr(item[1], "changes_paths", False)  # noqa: E731
-        for index, insertion in sorted(enumerate(self.insertions), key=moving):
-            insertion.insert(adapted, jax.random.fold_in(key, index))
+        numbered = sorted(enumerate(self.insertions), key=lambda item: not item[1].changes_paths)
+        for number, insertion in numbered:
+            insertion.insert(adapted, jax.random.fold_in(key, number))
         return adapted
 
     def labels(self, adapted: nnx.Module) -> Labels:
@@ -94,7 +118,7 @@ class Method:
         return summarise(self.name, matched, partition.parameters(adapted), self.labels(adapted))
 
     def to_json(self) -> list[dict[str, Any]]:
-        """A description that `from_json` turns into an equal method."""
+        """A description that `methods.from_json` turns into an equal method."""
         return [{"name": name, "arguments": dict(arguments)} for name, arguments in self.spec]
 
 
@@ -103,7 +127,7 @@ def _shown(arguments: Mapping[str, Any]) -> str:
     parts = []
     for name, value in arguments.items():
         if isinstance(value, Mapping):
-            parts += [f"{key!r}: {_shown(own)}" for key, own in value.items()]
+            parts += [f"{key!r}: {_shown(inner)}" for key, inner in value.items()]
         elif value is not None and value != []:
             parts.append(f"{name}={value}")
     return ", ".join(parts)

@@ -20,14 +20,14 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import jax
 import optax
 from flax import nnx
 
 FROZEN = "frozen"
 TRAINABLE = "trainable"
 
-Params = dict[str, jax.Array]
+# Values by path: arrays of JAX or numpy; of an abstract model, shapes and types.
+Params = dict[str, Any]
 Labels = dict[str, str]
 
 
@@ -115,7 +115,7 @@ def optimizer(
 class Structure:
     """A model without its arrays: static and hashable, so it can be closed over by a jitted step."""
 
-    graphdef: nnx.GraphDef
+    graphdef: nnx.GraphDef[nnx.Module]
     paths: tuple[tuple[Any, ...], ...]
 
 
@@ -134,9 +134,9 @@ def split(model: nnx.Module, labels: Mapping[str, str]) -> tuple[Structure, Para
     Raises:
       ValueError: the labels are not those of this model's parameters.
     """
-    own = set(parameters(model))
-    if own != set(labels):
-        odd = sorted(own ^ set(labels))
+    paths_of_model = set(parameters(model))
+    if paths_of_model != set(labels):
+        odd = sorted(paths_of_model ^ set(labels))
         raise ValueError(f"labels and parameters differ, for example at {odd[:5]}")
     graphdef, state = nnx.split(model)
     trainable: Params = {}
@@ -156,7 +156,8 @@ def join(
     """The inverse of `split`: a model that holds the given arrays."""
     both = {**frozen, **trainable}
     flat = {path: both["/".join(map(str, path))] for path in structure.paths}
-    return nnx.merge(structure.graphdef, nnx.from_flat_state(flat))
+    model: nnx.Module = nnx.merge(structure.graphdef, nnx.from_flat_state(flat))
+    return model
 
 
 def count(params: Mapping[str, Any]) -> int:

@@ -11,13 +11,25 @@ from lora_jax import partition
 
 @dataclasses.dataclass(frozen=True)
 class MatchedLayer:
-    """One adapted layer: the rule that chose it, its path and weight, how, and the values added."""
+    """One layer that a method put something into.
+
+    Attributes:
+      rule: the regular expression that chose the layer.
+      path: of the layer.
+      shape: of the weight that is adapted, stack axes included.
+      how: what was inserted, in words.
+      parameters: number of values that were added.
+      rank: of a low-rank update; None for what has no rank.
+      parts: adapted parts of a fused projection; empty for the whole weight.
+    """
 
     rule: str
     path: str
     shape: tuple[int, ...]
     how: str
     parameters: int
+    rank: int | None = None
+    parts: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)

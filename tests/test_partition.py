@@ -8,8 +8,9 @@ import pytest
 from flax import nnx
 
 import lora_jax
-from lora_jax import layers, partition
-from lora_jax.factors import Contraction
+from lora_jax import partition
+from lora_jax.low_rank import layers, seeding
+from lora_jax.low_rank.contraction import Contraction
 from lora_jax.training.optimizer import adamw
 from lora_jax.training.step import make_train_step
 
@@ -404,15 +405,18 @@ class Int8Linear(nnx.Module):
 
 
 def test_quantised_base_trains_by_the_split_route(monkeypatch):
-    monkeypatch.setattr(layers, "_FORMS", dict(layers._FORMS))
+    monkeypatch.setattr(layers, "_LORA_LAYERS", dict(layers._LORA_LAYERS))
 
     @layers.register(Int8Linear)
-    class LoRAInt8Linear(layers.Adapted, Int8Linear):
+    class LoRAInt8Linear(layers.LoRALayer, Int8Linear):
         def roles(self):
             return Contraction((), (0,), (1,))
 
-        def branch(self, inputs, a, b):
+        def low_rank_output(self, inputs, a, b):
             return inputs @ a @ b
+
+        def weight_values(self):
+            return self.kernel[...].astype(jnp.float32) * self.scale[...]
 
     method = lora_jax.lora("", rank=2)
     adapted = method.insert(Int8Linear(), KEY)
@@ -423,6 +427,8 @@ def test_quantised_base_trains_by_the_split_route(monkeypatch):
     )
     assert bits(frozen) == before and frozen["kernel"].dtype == jnp.int8
     assert np.any(history[-1]["lora/b"])
+    with pytest.raises(ValueError, match="stored as int8, which cannot hold the merged values"):
+        lora_jax.merge(adapted)
 
 
 # --- The project's train step ---------------------------------------------------------------------
@@ -453,7 +459,7 @@ def test_train_step_trains_the_trainable_part_with_fresh_dropout():
 
     def objective(trainable):
         model = lora_jax.join(structure, trainable, frozen)
-        layers.seed_dropout(model, jax.random.split(jax.random.key(1))[1])
+        seeding.seed_dropout(model, jax.random.split(jax.random.key(1))[1])
         return loss(model, batch)
 
     norm = optax.global_norm(jax.grad(objective)(trainable))

@@ -83,7 +83,7 @@ class Preparation:
         problem = self.problem = read()
         self.task, self.headline = problem.name, problem.headline
         self.loss = step.regression_loss if problem.regression else step.classification_loss
-        special = special_ids(self.method.special, self.encoder.vocab_size)
+        special = special_ids(self.method.special_tokens, self.encoder.vocab_size)
         room = min(config.data.max_length, self.encoder.max_length - special.count)
         self.max_length = room + special.count
         tokenizer = AutoTokenizer.from_pretrained(str(self.folder))

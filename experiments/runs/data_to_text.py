@@ -16,12 +16,13 @@ from transformers import AutoTokenizer
 from experiments.runs.adaptation import Predict, mesh_for, model_settings
 from experiments.runs.data_to_text_record import record_of
 from experiments.runs.language import Validation, end_tokens
-from lora_jax import layers, methods, partition
+from lora_jax import methods, partition
 from lora_jax.data import completions, data_to_text
 from lora_jax.data.special_tokens import in_pairs, in_prompts, special_ids
 from lora_jax.decoding.beam import BeamSearch, Continuations, beam_search
 from lora_jax.decoding.predictions import Predictions, decode_all
-from lora_jax.merge import merge
+from lora_jax.low_rank import layers
+from lora_jax.low_rank.merge import merge
 from lora_jax.metrics import files, generation
 from lora_jax.metrics.generation import Scores
 from lora_jax.models import hub
@@ -49,7 +50,7 @@ class Preparation:
         self.width = self.decoder.n_embd
         self.mesh = mesh_for(config, self.decoder.heads)
         self.task, self.loss = config.dataset, step.completion_loss(config.label_smoothing)
-        self.special = special_ids(self.method.special, self.decoder.vocab_size)
+        self.special = special_ids(self.method.special_tokens, self.decoder.vocab_size)
         self.max_length = min(data.max_length + self.special.count, self.decoder.max_length)
         self.tokenizer = AutoTokenizer.from_pretrained(str(self.folder))
         self.search = BeamSearch(

@@ -33,7 +33,7 @@ def special_ids(counts: tuple[int, int], vocab_size: int) -> SpecialIds:
     """Ids from the vocabulary's size on.
 
     Args:
-      counts: of prefix and infix tokens, from `Method.special`.
+      counts: of prefix and infix tokens, from `Method.special_tokens`.
       vocab_size: of the model.
     """
     prefix, infix = counts

@@ -26,7 +26,7 @@ class Context(NamedTuple):
 class Sublayer(nnx.Module):
     """Attention or feed-forward with the residual around it.
 
-    `residual` is where bottleneck adapters go (`insertions.bottleneck`): a module of your own that
+    `residual` is where bottleneck adapters go (`methods.bottleneck_layers`): a module of your own that
     subclasses this and calls `self.residual(x, out)` can have them too.
 
     Attributes:

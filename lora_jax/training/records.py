@@ -33,7 +33,7 @@ class MetricsLog:
     processes only the first one writes.
     """
 
-    def __init__(self, folder: str | os.PathLike, resume_step: int = 0):
+    def __init__(self, folder: str | os.PathLike[str], resume_step: int = 0):
         self._writes = is_main()
         if not self._writes:
             return

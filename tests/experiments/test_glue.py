@@ -261,4 +261,4 @@ def test_every_method_trains_is_saved_and_scores_the_same_when_loaded(
     tokenizer = AutoTokenizer.from_pretrained(run.model.name)
     examples = data.read(data.task("stsb"), "train", run.data.source)
     words = int(batches.tokenise(examples, tokenizer, 40).lengths.sum())
-    assert result["seeds"]["0"]["tokens"] == words + 60 * sum(adapter.method.special)
+    assert result["seeds"]["0"]["tokens"] == words + 60 * sum(adapter.method.special_tokens)

@@ -82,7 +82,7 @@ def gpt2(rngs: nnx.Rngs) -> Decoder:
 
 def batches(name: str, method: lora_jax.Method) -> list[Batch]:
     """Batches of 7 rows, which divide by nothing; with the method's special tokens."""
-    special = special_ids(method.special, VOCABULARY)
+    special = special_ids(method.special_tokens, VOCABULARY)
     random = np.random.default_rng(0)
     result = []
     for _ in range(STEPS):

@@ -1,7 +1,7 @@
-"""LoRA forms of the Flax NNX layers: Linear, LinearGeneral, Einsum, Embed and Conv.
+"""LoRA layers of Flax NNX: Linear, LinearGeneral, Einsum, Embed and Conv.
 
-Each form says which axes of its weight are inputs and outputs, and how activations pass through
-the two factors with the cost of x -> rank -> y. Importing this module registers them.
+Each says which axes of its weight are inputs and outputs, and how activations pass through the two
+factors with the cost of x -> rank -> y. Importing this module registers them.
 """
 
 from __future__ import annotations
@@ -12,53 +12,54 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
-from lora_jax.factors import Contraction
-from lora_jax.layers import Adapted, register
-from lora_jax.low_rank import LowRank, Update
+from lora_jax.low_rank.contraction import Contraction
+from lora_jax.low_rank.layers import LoRALayer, register
+from lora_jax.low_rank.settings import LoRASettings
+from lora_jax.low_rank.weights import WeightView
 
 
 @register(nnx.Linear)
-class LoRALinear(Adapted, nnx.Linear):
+class LoRALinear(LoRALayer, nnx.Linear):
     """y = x W + b + scale * x A B."""
 
     def roles(self) -> Contraction:
-        """Roles of the weight's axes."""
+        """Roles of the axes of the kernel."""
         return Contraction(batch=(), inputs=(0,), outputs=(1,))
 
-    def branch(
+    def low_rank_output(
         self,
         inputs: Float[Array, "... inputs"],
         a: Float[Array, "inputs rank"],
         b: Float[Array, "rank outputs"],
     ) -> Float[Array, "... outputs"]:
-        """x A B."""
+        """Multiplies by both factors: x A B."""
         low = jnp.matmul(inputs, a, precision=self.precision)
         return jnp.matmul(low, b, precision=self.precision)
 
 
 @register(nnx.LinearGeneral)
-class LoRALinearGeneral(Adapted, nnx.LinearGeneral):
+class LoRALinearGeneral(LoRALayer, nnx.LinearGeneral):
     """Any contraction of input axes; the projections of `nnx.MultiHeadAttention` are of this kind."""
 
     def roles(self) -> Contraction:
-        """Roles of the weight's axes."""
+        """Roles of the axes of the kernel."""
         n_batch, n_in = len(self.batch_axis), len(self.in_features)
         n_all = n_batch + n_in + len(self.out_features)
         axes = tuple(range(n_all))
         return Contraction(axes[:n_batch], axes[n_batch : n_batch + n_in], axes[n_batch + n_in :])
 
-    def branch(self, inputs: Array, a: Array, b: Array) -> Array:
-        """x A B."""
+    def low_rank_output(self, inputs: Array, a: Array, b: Array) -> Array:
+        """Multiplies by both factors: x A B."""
         ndim, n_batch = inputs.ndim, len(self.batch_axis)
         # nnx.LinearGeneral sorts the axes before it contracts them.
         contracted = tuple(sorted(axis % ndim for axis in self.axis))
         batch = tuple(sorted(axis % ndim for axis in self.batch_axis))
         lead = tuple(range(n_batch))
-        own = tuple(range(n_batch, n_batch + len(contracted)))
+        contracted_of_a = tuple(range(n_batch, n_batch + len(contracted)))
         low = jax.lax.dot_general(
-            inputs, a, ((contracted, own), (batch, lead)), precision=self.precision
+            inputs, a, ((contracted, contracted_of_a), (batch, lead)), precision=self.precision
         )
         return jax.lax.dot_general(
             low, b, (((low.ndim - 1,), (n_batch,)), (lead, lead)), precision=self.precision
@@ -66,11 +67,11 @@ class LoRALinearGeneral(Adapted, nnx.LinearGeneral):
 
 
 @register(nnx.Einsum)
-class LoRAEinsum(Adapted, nnx.Einsum):
+class LoRAEinsum(LoRALayer, nnx.Einsum):
     """Einsum with one weight; letters decide the roles of its axes."""
 
-    def check(self, update: Update) -> None:
-        """Raises ValueError for settings that cannot be adapted."""
+    def check(self, settings: LoRASettings) -> None:
+        """Raises ValueError for layers that cannot be adapted."""
         if self.einsum_str is None:
             raise ValueError(
                 "an nnx.Einsum without einsum_str gets its equation only when called, so the roles "
@@ -102,7 +103,7 @@ class LoRAEinsum(Adapted, nnx.Einsum):
         return inputs, weight, outputs
 
     def roles(self) -> Contraction:
-        """Roles of the weight's axes."""
+        """Roles of the axes of the kernel."""
         inputs, weight, outputs = self._letters()
         where = list(enumerate(weight))
         return Contraction(
@@ -112,14 +113,42 @@ class LoRAEinsum(Adapted, nnx.Einsum):
         )
 
     def output_axis(self, ndim: int) -> int:
-        """Where the first output axis is in a result."""
-        _, weight, outputs = self._letters()
-        first = outputs.index(weight[self.roles().outputs[0]])
-        after_dots = "..." in outputs[:first]
-        return ndim - (len(outputs) - first) if after_dots else first
+        """Axis of a result with `ndim` axes that holds the kernel's first output axis."""
+        return self._result_axes(ndim)[len(self.roles().batch)]
 
-    def branch(self, inputs: Array, a: Array, b: Array) -> Array:
-        """x A B."""
+    def on_outputs(self, values: Array, ndim: int) -> Array:
+        """Values (*batch, *outputs) in a shape that broadcasts against a result with `ndim` axes."""
+        axes = self._result_axes(ndim)
+        shape = [1] * ndim
+        for axis, size in zip(axes, values.shape, strict=True):
+            shape[axis] = size
+        return jnp.transpose(values, sorted(range(len(axes)), key=axes.__getitem__)).reshape(shape)
+
+    def bias_values(self) -> Array | None:
+        """The bias as (*batch, *outputs); its own axes are in the order of the result."""
+        if self.bias is None:
+            return None
+        _, kernel, result = self._letters()
+        sizes = dict(zip(kernel, self.view(), strict=True))
+        ordered = [letter for letter in result if letter in sizes]
+        bias = self.bias[...].reshape([sizes[letter] for letter in ordered])
+        return jnp.transpose(bias, [ordered.index(letter) for letter in self._kept_letters()])
+
+    def _kept_letters(self) -> list[str]:
+        """Letters of the kernel's batch and output axes."""
+        kernel, roles = self._letters()[1], self.roles()
+        return [kernel[axis] for axis in roles.batch + roles.outputs]
+
+    def _result_axes(self, ndim: int) -> list[int]:
+        """Axes of a result with `ndim` axes that hold the kernel's batch and output axes."""
+        before, _, after = self._letters()[2].partition("...")
+        return [
+            before.index(letter) if letter in before else ndim - len(after) + after.index(letter)
+            for letter in self._kept_letters()
+        ]
+
+    def low_rank_output(self, inputs: Array, a: Array, b: Array) -> Array:
+        """Multiplies by both factors: x A B."""
         letters_in, weight, letters_out = self._letters()
         roles = self.roles()
         batch, contracted, produced = (
@@ -137,57 +166,58 @@ class LoRAEinsum(Adapted, nnx.Einsum):
 
 
 @register(nnx.Embed)
-class LoRAEmbed(Adapted, nnx.Embed):
+class LoRAEmbed(LoRALayer, nnx.Embed):
     """E + scale * A B with A (vocabulary, rank) gathered like E. A starts at zero, B at N(0, 1).
 
     `attend` (a tied output layer) uses the adapted matrix too. The branch has no dropout.
     """
 
     weight = "embedding"
-    zero_a = True
+    gathers = True
 
-    def check(self, update: Update) -> None:
-        """Raises ValueError for settings that cannot be adapted."""
-        if update.fused:
+    def check(self, settings: LoRASettings) -> None:
+        """Raises ValueError for layers that cannot be adapted."""
+        if settings.fused:
             raise ValueError("an nnx.Embed has no parts to choose; adapt the whole layer")
 
     def roles(self) -> Contraction:
-        """Roles of the weight's axes."""
+        """Roles of the axes of the table."""
         return Contraction(batch=(), inputs=(0,), outputs=(1,))
 
-    def through(self, pair: LowRank, inputs: Array, dtype: Any) -> Array:
-        """scale * A[x] B; A is converted after the lookup, so its gradient's sums are float32."""
+    def low_rank_output(
+        self,
+        inputs: Int[Array, ...],
+        a: Float[Array, "vocabulary rank"],
+        b: Float[Array, "rank features"],
+    ) -> Float[Array, "... features"]:
+        """Looks up rows of A and multiplies them by B."""
         # nnx.Embed takes row 0 for every index when there is one row only.
         rows = jnp.zeros_like(inputs) if self.num_embeddings == 1 else inputs
-        low = jnp.take(pair.a[...] * pair.scale, rows, axis=0).astype(dtype)
-        return low @ pair.b[...].astype(dtype)
+        return jnp.take(a, rows, axis=0).astype(b.dtype) @ b
 
     def attend(self, query: Array, *args: Any, **kwargs: Any) -> Array:
-        """Logits of `query` against the adapted embedding: q E^T + scale * (q B^T) A^T."""
-        logits = super().attend(query, *args, **kwargs)
-        pair, dtype = self.lora, logits.dtype
-        assert isinstance(pair, LowRank)
-        low = query.astype(dtype) @ (pair.b[...] * pair.scale).astype(dtype).T
-        return logits + low @ pair.a[...].astype(dtype).T
+        """Logits of `query` against the adapted table."""
+        base = super().attend
+        return self.lora.attend(WeightView(self), query, lambda q: base(q, *args, **kwargs))
 
 
 @register(nnx.Conv)
-class LoRAConv(Adapted, nnx.Conv):
+class LoRAConv(LoRALayer, nnx.Conv):
     """A convolution to `rank` channels per group, then a 1x1 map to the outputs.
 
     A has the kernel's window, stride, padding and dilation. Groups are batch axes: every group has
     factors of its own, of `rank` each.
     """
 
-    def check(self, update: Update) -> None:
-        """Raises ValueError for settings that cannot be adapted."""
+    def check(self, settings: LoRASettings) -> None:
+        """Raises ValueError for layers that cannot be adapted."""
         if self.mask is not None:
             raise ValueError("a masked nnx.Conv has no LoRA form: the mask would cut the delta")
-        if update.fused and self.feature_group_count != 1:
+        if settings.fused and self.feature_group_count != 1:
             raise ValueError("a grouped nnx.Conv has no parts to choose; adapt the whole layer")
 
     def roles(self) -> Contraction:
-        """Roles of the weight's axes."""
+        """Roles of the axes of the kernel."""
         window = tuple(range(len(self.kernel_size) + 1))
         group = len(window)
         return Contraction(batch=(group,), inputs=window, outputs=(group + 1,))
@@ -203,11 +233,15 @@ class LoRAConv(Adapted, nnx.Conv):
         return (*window, groups, outputs // groups)
 
     def output_axis(self, ndim: int) -> int:
-        """Where the first output axis is in a result."""
+        """Channels are the last axis of a result."""
         return ndim - 1
 
-    def branch(self, inputs: Array, a: Array, b: Array) -> Array:
-        """x A B."""
+    def on_outputs(self, values: Array, ndim: int) -> Array:
+        """Values (groups, channels of a group) for the channels of a result."""
+        return values.reshape((1,) * (ndim - 1) + (-1,))
+
+    def low_rank_output(self, inputs: Array, a: Array, b: Array) -> Array:
+        """Multiplies by both factors: x A B."""
         groups, rank = self.feature_group_count, a.shape[-1]
         kernel = jnp.moveaxis(a, 0, -2).reshape(*a.shape[1:-1], groups * rank)
         low = _same_convolution(self, kernel)(inputs)

@@ -424,7 +424,7 @@ def test_combination_with_lora(kind, name, lora_first, pretrained):
     adapted, batch = method.insert(base, KEY), batch_of(kind)
     counts = method.summary(adapted).counts()
     assert counts["prefix"] == (PREFIX + INFIX) * WIDTH * (LAYERS if name == "layer" else 1)
-    assert counts["lora"] == 2 * LAYERS * 2 * WIDTH * 2 and method.special == (PREFIX, INFIX)
+    assert counts["lora"] == 2 * LAYERS * 2 * WIDTH * 2 and method.special_tokens == (PREFIX, INFIX)
     adapted, _ = moved(adapted, method.labels(adapted))
     merged, expected = lora_jax.merge(adapted), forward(adapted, batch)
     without = own.insert(base, KEY)
@@ -446,7 +446,7 @@ def test_adapter_folder(name, pretrained, tmp_path):
     mark = adapters.fingerprint(adapters.base_parameters(base, hub.HEAD))
     adapters.save_adapter(tmp_path, trainable, labels, method, mark)
     loaded = adapters.load_adapter(tmp_path)
-    assert loaded.method == method and loaded.method.special == (PREFIX, INFIX)
+    assert loaded.method == method and loaded.method.special_tokens == (PREFIX, INFIX)
     fresh = loaded.method.insert(base, jax.random.fold_in(KEY, 1))
     structure, own, frozen = partition.split(fresh, loaded.method.labels(fresh))
     again = partition.join(structure, adapters.apply_adapter(loaded, own, mark), frozen)
@@ -462,7 +462,7 @@ def test_adapter_folder(name, pretrained, tmp_path):
 ])  # fmt: skip
 def test_json_and_special(method, special):
     assert methods.from_json(json.loads(json.dumps(method.to_json()))) == method
-    assert method.special == special
+    assert method.special_tokens == special
 
 
 # --- Errors ---------------------------------------------------------------------------------------

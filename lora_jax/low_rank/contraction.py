@@ -1,4 +1,4 @@
-"""Low-rank algebra: shapes, initial values, scale and delta of a factor pair.
+"""Low-rank algebra: the roles of a weight's axes, and shapes, initial values, scale and product of factors.
 
 A pre-trained weight W is a linear map with named roles for its axes: `batch` axes hold
 independent maps (stacked layers, experts, convolution groups), `inputs` are contracted with
@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import numbers
 from typing import Literal
 
 import jax
@@ -75,14 +74,36 @@ class Contraction:
         )
         return batch, inputs, outputs
 
+    def to_matrices(
+        self, weight: Float[Array, ...]
+    ) -> Float[Array, "maps flat_inputs flat_outputs"]:
+        """A weight as matrices, one for every map: each role's axes become one."""
+        sizes = self.sizes(weight.shape)
+        ordered = jnp.transpose(weight, self.batch + self.inputs + self.outputs)
+        return ordered.reshape(*(math.prod(size) for size in sizes))
+
+    def from_matrices(
+        self, matrices: Float[Array, "maps flat_inputs flat_outputs"], shape: Shape
+    ) -> Float[Array, ...]:
+        """The inverse of `to_matrices`, for a weight of `shape`."""
+        batch, inputs, outputs = self.sizes(shape)
+        order = self.batch + self.inputs + self.outputs  # where each axis goes in the weight
+        return jnp.transpose(
+            matrices.reshape(*batch, *inputs, *outputs),
+            tuple(order.index(axis) for axis in range(self.ndim)),
+        )
+
 
 def check_rank(rank: object, limit: int | None = None, where: str = "") -> int:
-    """Returns `rank` if it is a usable rank, else raises ValueError.
+    """Returns `rank` if it is a usable rank.
 
     Args:
       rank: a positive integer; a bool is refused although Python calls it an int.
       limit: the smaller side of the matrix; a larger rank buys nothing but parameters.
       where: path of the layer, for the message.
+
+    Raises:
+      ValueError: the rank is not a positive integer, or larger than the limit.
     """
     place = f" for {where}" if where else ""
     number = integer("rank", rank, where=place)
@@ -94,20 +115,12 @@ def check_rank(rank: object, limit: int | None = None, where: str = "") -> int:
     return number
 
 
-def check_alpha(alpha: object) -> float:
-    """Returns `alpha` as a float if it is finite and positive, else raises ValueError."""
-    if (
-        isinstance(alpha, bool)
-        or not isinstance(alpha, numbers.Real)
-        or not math.isfinite(alpha)
-        or alpha <= 0
-    ):
-        raise ValueError(f"alpha must be a positive finite number, got {alpha!r}")
-    return float(alpha)
-
-
 def scale(rank: int, alpha: float, scaling: Scaling = "alpha/r") -> float:
-    """The factor in front of A B: `alpha/r` (paper, section 4.1) or `alpha/sqrt(r)` (rsLoRA)."""
+    """The factor in front of A B: `alpha/r` (paper, section 4.1) or `alpha/sqrt(r)` (rsLoRA).
+
+    Raises:
+      ValueError: another `scaling`.
+    """
     if scaling == "alpha/r":
         return alpha / rank
     if scaling == "alpha/sqrt(r)":
@@ -134,6 +147,9 @@ def initial_values(
       init: `kaiming` is U(-1/sqrt(fan_in), 1/sqrt(fan_in)), what loralib does; `gaussian` is
         N(0, std^2), what the paper says without naming its std (0.02 is GPT-2's and RoBERTa's).
       std: standard deviation of `gaussian`.
+
+    Raises:
+      ValueError: another `init`.
     """
     if init == "kaiming":
         bound = 1 / math.sqrt(fan_in)
@@ -144,15 +160,33 @@ def initial_values(
 
 
 def product(
-    a: Float[Array, "batch inputs rank"], b: Float[Array, "batch rank outputs"]
-) -> Float[Array, "batch inputs outputs"]:
-    """A B for every map of a batch, accumulated in float32 whatever the factors' type."""
+    a: Float[Array, "maps inputs rank"], b: Float[Array, "maps rank outputs"]
+) -> Float[Array, "maps inputs outputs"]:
+    """A B for every map, accumulated in float32 whatever the factors' type."""
     return jnp.einsum(
         "bir,bro->bio",
         a.astype(jnp.float32),
         b.astype(jnp.float32),
         precision=jax.lax.Precision.HIGHEST,
     )
+
+
+def as_matrices(
+    roles: Contraction, a: Float[Array, ...], b: Float[Array, ...]
+) -> tuple[
+    Float[Array, "maps flat_inputs rank"],
+    Float[Array, "maps rank flat_outputs"],
+]:
+    """Factors as matrices, one pair for every map.
+
+    Args:
+      roles: the axes of the weight.
+      a: (*batch, *inputs, rank).
+      b: (*batch, rank, *outputs).
+    """
+    n = len(roles.batch)
+    maps, rank = math.prod(a.shape[:n]), a.shape[-1]
+    return a.reshape(maps, -1, rank), b.reshape(maps, rank, -1)
 
 
 def delta(
@@ -167,12 +201,8 @@ def delta(
       scale: alpha/r or alpha/sqrt(r).
     """
     n = len(roles.batch)
-    batch, inputs, outputs = a.shape[:n], a.shape[n:-1], b.shape[n + 1 :]
-    maps = math.prod(batch)
-    dense = product(
-        a.reshape(maps, math.prod(inputs), a.shape[-1]),
-        b.reshape(maps, b.shape[n], math.prod(outputs)),
-    )
-    by_role = (scale * dense).reshape(*batch, *inputs, *outputs)
-    order = roles.batch + roles.inputs + roles.outputs  # where each axis goes in the weight
-    return jnp.transpose(by_role, tuple(order.index(axis) for axis in range(roles.ndim)))
+    sizes = dict(zip(roles.batch, a.shape[:n], strict=True))
+    sizes |= dict(zip(roles.inputs, a.shape[n:-1], strict=True))
+    sizes |= dict(zip(roles.outputs, b.shape[n + 1 :], strict=True))
+    dense = scale * product(*as_matrices(roles, a, b))
+    return roles.from_matrices(dense, tuple(sizes[axis] for axis in range(roles.ndim)))

@@ -4,7 +4,7 @@ The paper's section 5.1 (Li and Liang 2021): `prefix` tokens go before every exa
 behind its input (before the completion a decoder writes; at the end of an encoder's text). They are
 tokens like others, with ids from the vocabulary's size on, so attention, packing, positions, the loss
 and cached decoding treat them rightly without knowing of them. The data gets them from
-`Method.special`.
+`Method.special_tokens`.
 
 * PrefixEmbed: their word embeddings train.
 * PrefixLayer: their activations train, at the input of every layer: those computed by the layer
@@ -16,7 +16,6 @@ and cached decoding treat them rightly without knowing of them. The data gets th
 from __future__ import annotations
 
 import dataclasses
-import functools
 import re
 import zlib
 from typing import Any, Literal
@@ -24,86 +23,28 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Key
 
-from lora_jax import partition
+from lora_jax import partition, surgery
 from lora_jax.checks import integer, not_negative
-from lora_jax.models.sublayer import Block, Context
-from lora_jax.sharding.axes import named
+from lora_jax.method import Insertion, Method
+from lora_jax.methods import common
+from lora_jax.methods.prefix_layers import (
+    Replacing,
+    SpecialVectors,
+    TolerantEmbed,
+    WithSpecialTokens,
+)
+from lora_jax.models.sublayer import Block
+from lora_jax.partition import Rule
 from lora_jax.summary import MatchedLayer
-from lora_jax.surgery import Inserted, own_modules
 
 Init = Literal["vocabulary", "normal"]
-
-
-class Special(Inserted):
-    """Trainable vectors of the special tokens.
-
-    Attributes:
-      embedding: (*stack, tokens, width).
-      first: id of the first special token.
-    """
-
-    def __init__(self, embedding: Array, first: int):
-        self.embedding = nnx.Param(embedding, **named(None, "width"))
-        self.first = first
-
-    def replace(
-        self, x: Float[Array, "... width"], tokens: Int[Array, ...]
-    ) -> Float[Array, "... width"]:
-        """x with the vectors of special tokens in their places."""
-        own = tokens - self.first
-        # Converted after the lookup: the gradient's sums are float32.
-        vectors = jnp.take(self.embedding[...], own, axis=0, mode="clip").astype(x.dtype)
-        return jnp.where((own >= 0)[..., None], vectors, x)
-
-
-class WithSpecialTokens(nnx.Embed):
-    """An embedding whose ids go on behind the vocabulary; `attend` keeps to the vocabulary."""
-
-    special: Special
-
-    def __call__(
-        self, inputs: Int[Array, ...], *args: Any, **kwargs: Any
-    ) -> Float[Array, "... features"]:
-        """Embeds ids below and from `num_embeddings` on."""
-        x = super().__call__(jnp.minimum(inputs, self.num_embeddings - 1), *args, **kwargs)
-        return self.special.replace(x, inputs)
-
-
-class TolerantEmbed(nnx.Embed):
-    """An embedding that takes special tokens; what it gives for them is replaced later."""
-
-    def __call__(
-        self, inputs: Int[Array, ...], *args: Any, **kwargs: Any
-    ) -> Float[Array, "... features"]:
-        """Embeds ids; those behind the vocabulary get some row."""
-        return super().__call__(jnp.minimum(inputs, self.num_embeddings - 1), *args, **kwargs)
-
-
-class Replacing(Block):
-    """Mixin: a block whose inputs at special tokens are trainable vectors."""
-
-    special: Special
-
-    def __call__(self, x: Array, context: Context, *, key: Array | None = None) -> Array:
-        """As the block."""
-        return super().__call__(self.special.replace(x, context.tokens), context, key=key)
-
-    def cached(self, x: Array, own: Any, context: Any) -> tuple[Array, Any]:
-        """As the block; generated tokens (`own` given) are never special."""
-        if own is None:
-            x = self.special.replace(x, context.tokens)
-        return super().cached(x, own, context)
-
-
-@functools.cache  # one class per base: equal models have equal graph definitions
-def _replacing(base: Any) -> Any:
-    return type(base)(f"Replacing{base.__name__}", (Replacing, base), {})
+_RULE = Rule(r"(.*/)?special/embedding", "prefix")
 
 
 @dataclasses.dataclass(frozen=True)
-class SpecialTokens:
+class SpecialTokensInsertion(Insertion):
     """What both insertions have in common.
 
     Attributes:
@@ -125,12 +66,12 @@ class SpecialTokens:
             raise ValueError("prefix and infix are both 0: there is nothing to train")
 
     @property
-    def special(self) -> tuple[int, int]:
+    def special_tokens(self) -> tuple[int, int]:
         """Numbers of prefix and infix tokens that the data must have."""
         return self.prefix, self.infix
 
     def _embedding(self, model: nnx.Module) -> tuple[str, Any]:
-        modules = own_modules(model)
+        modules = surgery.pretrained_modules(model)
         found = {p: m for p, m in modules.items() if re.fullmatch(self.tokens, p)}
         if not found:
             raise partition.no_match_error("word embedding", self.tokens, list(modules))
@@ -139,7 +80,7 @@ class SpecialTokens:
             raise ValueError(f"{self.tokens!r} names several modules, {sorted(found)}: name one")
         return path, module
 
-    def _turn(self, model: nnx.Module, form: type) -> tuple[str, Any]:
+    def _change_embedding(self, model: nnx.Module, changed: type[nnx.Embed]) -> tuple[str, Any]:
         """Gives the word embedding another class."""
         path, module = self._embedding(model)
         if type(module) is not nnx.Embed:
@@ -147,12 +88,12 @@ class SpecialTokens:
                 f"{path} is a {type(module).__module__}.{type(module).__name__}; special tokens need "
                 "a plain nnx.Embed, without an update or special tokens of another method"
             )
-        object.__setattr__(module, "__class__", form)
+        surgery.become(module, changed)
         return path, module
 
 
 @dataclasses.dataclass(frozen=True)
-class PrefixEmbedInsertion(SpecialTokens):
+class PrefixEmbedInsertion(SpecialTokensInsertion):
     """Prefix-embedding tuning; `init`: rows of the vocabulary, or N(0, std^2)."""
 
     init: Init = "vocabulary"
@@ -164,14 +105,14 @@ class PrefixEmbedInsertion(SpecialTokens):
 
     def insert(self, model: nnx.Module, key: Key[Array, ""]) -> None:
         """Extends the word embedding, in place."""
-        _, module = self._turn(model, WithSpecialTokens)
+        _, module = self._change_embedding(model, WithSpecialTokens)
         count = self.prefix + self.infix
         if self.init == "vocabulary":
             rows = jax.random.randint(key, (count,), 0, module.num_embeddings)
             vectors = module.embedding[...][rows].astype(jnp.float32)
         else:
             vectors = self.std * jax.random.normal(key, (count, module.features), jnp.float32)
-        module.special = Special(vectors, module.num_embeddings)
+        module.special = SpecialVectors(vectors, module.num_embeddings)
 
     def matches(self, model: nnx.Module) -> list[MatchedLayer]:
         """The word embedding."""
@@ -180,7 +121,7 @@ class PrefixEmbedInsertion(SpecialTokens):
 
 
 @dataclasses.dataclass(frozen=True)
-class PrefixLayerInsertion(SpecialTokens):
+class PrefixLayerInsertion(SpecialTokensInsertion):
     """Prefix-layer tuning: vectors N(0, std^2) at the input of every `Block`."""
 
     def insert(self, model: nnx.Module, key: Key[Array, ""]) -> None:
@@ -191,15 +132,14 @@ class PrefixLayerInsertion(SpecialTokens):
                 f"the {type(model).__name__} holds no lora_jax.models.sublayer.Block whose "
                 "activations could be replaced; prefix_embed works with any nnx.Embed"
             )
-        _, embedding = self._turn(model, TolerantEmbed)
+        _, embedding = self._change_embedding(model, TolerantEmbed)
         for path, block in blocks.items():
             *stack, width = block.attention.norm.scale.shape
-            own = jax.random.fold_in(key, zlib.crc32(path.encode()))
+            block_key = jax.random.fold_in(key, zlib.crc32(path.encode()))
             shape = (*stack, self.prefix + self.infix, width)
-            vectors = self.std * jax.random.normal(own, shape, jnp.float32)
-            block.special = Special(vectors, embedding.num_embeddings)
-            base: Any = type(block)
-            object.__setattr__(block, "__class__", _replacing(base))
+            vectors = self.std * jax.random.normal(block_key, shape, jnp.float32)
+            block.special = SpecialVectors(vectors, embedding.num_embeddings)
+            surgery.become(block, surgery.extended(Replacing, block.__class__))
 
     def matches(self, model: nnx.Module) -> list[MatchedLayer]:
         """The blocks."""
@@ -207,10 +147,57 @@ class PrefixLayerInsertion(SpecialTokens):
 
 
 def _blocks(model: nnx.Module) -> dict[str, Any]:
-    return {path: m for path, m in own_modules(model).items() if isinstance(m, Block)}
+    return {
+        path: m for path, m in surgery.pretrained_modules(model).items() if isinstance(m, Block)
+    }
 
 
-def _row(insertion: SpecialTokens, path: str, special: Special) -> MatchedLayer:
+def _row(insertion: SpecialTokensInsertion, path: str, special: SpecialVectors) -> MatchedLayer:
     how = f"{insertion.prefix} prefix and {insertion.infix} infix tokens"
     shape = special.embedding.shape
-    return MatchedLayer(insertion.tokens, path, shape, how, special.embedding.size)
+    return MatchedLayer(
+        rule=insertion.tokens, path=path, shape=shape, how=how, parameters=special.embedding.size
+    )
+
+
+def prefix_embed(
+    prefix: int,
+    infix: int = 0,
+    *,
+    init: Init = "vocabulary",
+    std: float = 0.02,
+    tokens: str = common.EMBEDDING,
+    head: str | None = None,
+) -> Method:
+    """Prefix-embedding tuning (paper, section 5.1): special tokens' embeddings. Group: `prefix`.
+
+    Args:
+      prefix: tokens before every example (l_p).
+      infix: tokens behind its input (l_i). The data must have both, see `Method.special_tokens`.
+      init: rows of the vocabulary at random, or `normal`; the paper does not say.
+      std: of `normal`.
+      tokens: path of the word embedding.
+      head: regular expression for the task head's leaves.
+    """
+    insertion = PrefixEmbedInsertion(prefix, infix, tokens, std, init)
+    arguments = {
+        "prefix": prefix, "infix": infix, "init": init, "std": std, "tokens": tokens, "head": head
+    }  # fmt: skip
+    return common.method("prefix_embed", arguments, (insertion,), _RULE)
+
+
+def prefix_layer(
+    prefix: int,
+    infix: int = 0,
+    *,
+    std: float = 0.02,
+    tokens: str = common.EMBEDDING,
+    head: str | None = None,
+) -> Method:
+    """Prefix-layer tuning (paper, section 5.1): special tokens' activations in every layer.
+
+    Group: `prefix`. Arguments as in `prefix_embed`; initial values are N(0, std^2).
+    """
+    insertion = PrefixLayerInsertion(prefix, infix, tokens, std)
+    arguments = {"prefix": prefix, "infix": infix, "std": std, "tokens": tokens, "head": head}
+    return common.method("prefix_layer", arguments, (insertion,), _RULE)

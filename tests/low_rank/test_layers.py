@@ -16,10 +16,10 @@ import torch
 from flax import nnx
 
 import lora_jax
-from lora_jax import layers
 from lora_jax.dropout import dropout
-from lora_jax.factors import Contraction
-from lora_jax.layers import Update
+from lora_jax.low_rank import layers, seeding
+from lora_jax.low_rank.contraction import Contraction
+from lora_jax.low_rank.settings import LoRASettings
 
 loralib = pytest.importorskip("loralib")
 peft = pytest.importorskip("peft")
@@ -139,7 +139,7 @@ def randomise(model, seed, only=nnx.Param):
 
 def adapted_copy(base, update=None, seed=0, **arguments):
     layer = nnx.clone(base)
-    layers.adapt(layer, update or Update(**{"rank": 2, "alpha": 3.0, **arguments}), key(seed))
+    layers.adapt(layer, update or LoRASettings(**{"rank": 2, "alpha": 3.0, **arguments}), key(seed))
     return layer
 
 
@@ -504,13 +504,15 @@ def test_bad_parts_are_refused_and_leave_the_layer(arguments, message):
     layer = linear(6, 18)(nnx.Rngs(0))
     before = nnx.graphdef(layer)
     with pytest.raises(ValueError, match=message):
-        layers.adapt(layer, Update(**{"rank": 2, "alpha": 2.0, **arguments}), key(0), "block/qkv")
+        layers.adapt(
+            layer, LoRASettings(**{"rank": 2, "alpha": 2.0, **arguments}), key(0), "block/qkv"
+        )
     assert type(layer) is nnx.Linear and nnx.graphdef(layer) == before
 
 
 def test_parts_of_a_grouped_convolution_are_refused():
     layer = conv(6, 12, (3, 3), feature_group_count=2)(nnx.Rngs(0))
-    update = Update(rank=2, alpha=2.0, fused=("q", "k"), parts=("q",))
+    update = LoRASettings(rank=2, alpha=2.0, fused=("q", "k"), parts=("q",))
     with pytest.raises(ValueError, match=r"grouped .*adapt the whole layer"):
         layers.adapt(layer, update, key(0), "conv")
 
@@ -528,7 +530,7 @@ def test_parts_of_an_embedding_are_refused():
     """`attend` would have to know them."""
     layer = embed(10, 6)(nnx.Rngs(0))
     with pytest.raises(ValueError, match=r"Embed.*adapt the whole layer"):
-        layers.adapt(layer, Update(rank=2, alpha=2.0, fused=("f", "g"), parts=("g",)), key(0))
+        layers.adapt(layer, LoRASettings(rank=2, alpha=2.0, fused=("f", "g"), parts=("g",)), key(0))
     assert type(layer) is nnx.Embed
 
 
@@ -574,7 +576,7 @@ def test_scanned_stack_equals_a_loop_over_single_layers(name, parts):
         arguments |= {"rank": 2, "fused": ("f", "g"), "parts": ("g",), "fused_sizes": sizes}
     stack = nnx.split_rngs(splits=DEPTH)(nnx.vmap(make))(nnx.Rngs(0))
     randomise(stack, 0)
-    layers.adapt(stack, Update(**arguments), key(1))
+    layers.adapt(stack, LoRASettings(**arguments), key(1))
     start = stack.lora.g if parts else stack.lora
     first = start.b if isinstance(stack, nnx.Embed) else start.a
     assert first.shape[0] == DEPTH
@@ -582,7 +584,7 @@ def test_scanned_stack_equals_a_loop_over_single_layers(name, parts):
     randomise(stack.lora, 2)
     graphdef, state = nnx.split(stack)
     single = make(nnx.Rngs(0))
-    layers.adapt(single, Update(**arguments), key(1))
+    layers.adapt(single, LoRASettings(**arguments), key(1))
     single_graphdef = nnx.graphdef(single)
     x = random_input(shape, 10 if "embed" in name else None)
 
@@ -607,7 +609,7 @@ def test_stack_starts_as_large_as_a_single_layer():
     """he_uniform of a (12, d, r) factor sees a fan-in of 12 d and is 3.5 times too small."""
     single = adapted_copy(linear(128, 128)(nnx.Rngs(0)), rank=8)
     stack = nnx.split_rngs(splits=12)(nnx.vmap(linear(128, 128)))(nnx.Rngs(0))
-    layers.adapt(stack, Update(rank=8, alpha=8.0), key(0))
+    layers.adapt(stack, LoRASettings(rank=8, alpha=8.0), key(0))
     assert stack.lora.a.shape == (12, 128, 8) and stack.lora.b.shape == (12, 8, 128)
     assert not np.any(stack.lora.b[...])
     stds = np.std(np.asarray(stack.lora.a[...]), axis=(1, 2))
@@ -682,7 +684,7 @@ def test_einsum_called_with_another_equation_is_not_silently_wrong():
 @pytest.fixture
 def registry(monkeypatch):
     """Forms that a test registers are gone after it."""
-    monkeypatch.setattr(layers, "_FORMS", dict(layers._FORMS))
+    monkeypatch.setattr(layers, "_LORA_LAYERS", dict(layers._LORA_LAYERS))
 
 
 class TransposedLinear(nnx.Module):
@@ -697,12 +699,14 @@ class TransposedLinear(nnx.Module):
 
 def test_unsupported_layer_is_refused_with_the_remedy():
     with pytest.raises(TypeError) as error:
-        layers.adapt(TransposedLinear(4, 5, nnx.Rngs(0)), Update(2, 2.0), key(0), "encoder/odd")
+        layers.adapt(
+            TransposedLinear(4, 5, nnx.Rngs(0)), LoRASettings(2, 2.0), key(0), "encoder/odd"
+        )
     text = str(error.value)
     assert "encoder/odd" in text and "TransposedLinear" in text
     for name in ("Linear", "LinearGeneral", "Einsum", "Embed", "Conv"):
         assert f"flax.{name}" in text
-    assert "lora_jax.layers.register(TransposedLinear)" in text
+    assert "lora_jax.register(TransposedLinear)" in text
 
 
 def test_subclass_of_a_supported_layer_is_refused():
@@ -711,20 +715,20 @@ def test_subclass_of_a_supported_layer_is_refused():
             return 2 * super().__call__(inputs)
 
     layer = Doubled(4, 5, rngs=nnx.Rngs(0))
-    with pytest.raises(TypeError, match="no LoRA form"):
-        layers.adapt(layer, Update(2, 2.0), key(0))
+    with pytest.raises(TypeError, match="no LoRA layer"):
+        layers.adapt(layer, LoRASettings(2, 2.0), key(0))
     assert type(layer) is Doubled and not hasattr(layer, "lora")
 
 
 def test_registered_layer_of_a_user_works(registry):
     @layers.register(TransposedLinear)
-    class LoRATransposedLinear(layers.Adapted, TransposedLinear):
+    class LoRATransposedLinear(layers.LoRALayer, TransposedLinear):
         weight = "weight_matrix"
 
         def roles(self):
             return Contraction(batch=(), inputs=(1,), outputs=(0,))
 
-        def branch(self, inputs, a, b):
+        def low_rank_output(self, inputs, a, b):
             return inputs @ a @ b
 
     assert TransposedLinear in layers.supported()
@@ -745,13 +749,14 @@ def test_registry_is_as_before():
 
 
 def test_form_that_is_no_subclass_is_refused(registry):
-    with pytest.raises(TypeError, match="must subclass Adapted and TransposedLinear"):
+    with pytest.raises(TypeError, match="must subclass LoRALayer and TransposedLinear"):
 
         @layers.register(TransposedLinear)
-        class Wrong(layers.Adapted):
+        class Wrong(layers.LoRALayer):
             pass
 
 
+@pytest.mark.wrong_types
 @pytest.mark.parametrize(
     "arguments, message",
     [
@@ -768,24 +773,24 @@ def test_form_that_is_no_subclass_is_refused(registry):
         ({"scaling": "r"}, "scaling"),
     ],
 )
-def test_bad_update_is_refused_and_leaves_the_layer(arguments, message):
+def test_bad_settings_are_refused_and_leave_the_layer(arguments, message):
     layer = linear(4, 6)(nnx.Rngs(0))
     before = nnx.graphdef(layer)
     with pytest.raises(ValueError, match=message):
-        layers.adapt(layer, Update(**{"rank": 2, "alpha": 2.0, **arguments}), key(0))
+        layers.adapt(layer, LoRASettings(**{"rank": 2, "alpha": 2.0, **arguments}), key(0))
     assert type(layer) is nnx.Linear and nnx.graphdef(layer) == before
 
 
 def test_adapting_twice_is_refused():
     layer = adapted_copy(linear(4, 6)(nnx.Rngs(0)))
     with pytest.raises(ValueError, match="adapted already"):
-        layers.adapt(layer, Update(2, 2.0), key(0))
+        layers.adapt(layer, LoRASettings(2, 2.0), key(0))
 
 
 def test_masked_convolution_is_refused():
     layer = conv(3, 4, (3,), mask=jnp.tril(jnp.ones((3, 3, 4))))(nnx.Rngs(0))
     with pytest.raises(ValueError, match="masked"):
-        layers.adapt(layer, Update(2, 2.0), key(0))
+        layers.adapt(layer, LoRASettings(2, 2.0), key(0))
     assert type(layer) is nnx.Conv
 
 
@@ -793,7 +798,7 @@ def test_masked_convolution_is_refused():
 def test_einsum_without_clear_roles_is_refused(equation):
     layer = einsum(equation, (4, 5))(nnx.Rngs(0))
     with pytest.raises(ValueError, match=r"einsum|role"):
-        layers.adapt(layer, Update(2, 2.0), key(0))
+        layers.adapt(layer, LoRASettings(2, 2.0), key(0))
     assert type(layer) is nnx.Einsum
 
 
@@ -836,7 +841,7 @@ class Tied(nnx.Module):
 def test_tied_layers_are_adapted_once_and_every_use_sees_it(jit):
     base = Tied(nnx.Rngs(0))
     model = lora_jax.lora("embed|first", rank=2).insert(base, key(0))
-    assert model.first is model.second and layers.is_adapted(model.second)
+    assert model.first is model.second and isinstance(model.second, layers.LoRALayer)
     assert sorted(layers.adapted_layers(model)) == ["embed", "first"]
     assert len([p for p in lora_jax.parameters(model) if "lora" in p]) == 4
     randomise(model, 1, nnx.LoRAParam)
@@ -856,7 +861,7 @@ def pass_through(rate, size=64, stack=0, **arguments):
     """A Linear whose base is zero and whose branch is the identity: it shows the dropped input."""
     make = linear(size, size * max(1, len(arguments.get("fused", ()))))
     layer = (nnx.split_rngs(splits=stack)(nnx.vmap(make)) if stack else make)(nnx.Rngs(0))
-    layers.adapt(layer, Update(size, float(size), dropout=rate, **arguments), key(0))
+    layers.adapt(layer, LoRASettings(size, float(size), dropout=rate, **arguments), key(0))
     for _, variable in nnx.to_flat_state(nnx.state(layer, nnx.Param)):
         variable[...] = jnp.zeros_like(variable[...])
     for _, variable in nnx.to_flat_state(nnx.state(layer, nnx.LoRAParam)):
@@ -866,7 +871,7 @@ def pass_through(rate, size=64, stack=0, **arguments):
 
 def seeded(layer, seed):
     copy = nnx.clone(layer)
-    layers.seed_dropout(copy, jax.random.key(seed))
+    seeding.seed_dropout(copy, jax.random.key(seed))
     return copy
 
 
@@ -912,7 +917,7 @@ def test_mean_over_dropout_keys_is_the_branch_without_dropout():
 
     def run(one_key):
         model = nnx.merge(graphdef, state)
-        layers.seed_dropout(model, one_key)
+        seeding.seed_dropout(model, one_key)
         return model(x)
 
     mean = jax.jit(lambda keys: jax.vmap(run)(keys).mean(0))(
@@ -1033,7 +1038,7 @@ def test_given_rates_are_those_of_a_model_that_has_them(rates, of_model):
     @jax.jit
     def run(rates):
         model = nnx.merge(graphdef, state)
-        layers.seed_dropout(model, jax.random.key(1), rates)
+        seeding.seed_dropout(model, jax.random.key(1), rates)
         assert sorted(lora_jax.parameters(model)) == sorted(
             lora_jax.parameters(nnx.merge(graphdef, state))
         )
@@ -1047,6 +1052,6 @@ def test_given_rates_are_those_of_a_model_that_has_them(rates, of_model):
 def test_rates_of_some_layers_leave_the_others_as_they_are():
     model = three_layers(0.5, 0.0, 0.25)
     expected = seeded(three_layers(0.5, 0.0, 0.5), 1)(x := random_input((4, 8)))
-    layers.seed_dropout(model, jax.random.key(1), {"three/lora": jnp.float32(0.5)})
+    seeding.seed_dropout(model, jax.random.key(1), {"three/lora": jnp.float32(0.5)})
     for found, own in zip(model(x), expected, strict=True):
         np.testing.assert_array_equal(found, own)

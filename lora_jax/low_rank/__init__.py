@@ -1,0 +1,1 @@
+"""Low-rank updates: the algebra, the layers that take them, merging."""

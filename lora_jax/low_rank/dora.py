@@ -1,0 +1,98 @@
+"""DoRA: weight-decomposed low-rank adaptation (Liu et al. 2024, arXiv 2402.09353).
+
+    m * (W + scale * A B) / ||W + scale * A B||
+
+The norm is taken over the inputs of every output; m, the magnitude, starts as ||W|| and trains besides
+A and B. The norm counts as a constant for the gradient (section 4.3 of that paper).
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Key, Num
+
+from lora_jax.low_rank import contraction
+from lora_jax.low_rank.settings import LoRASettings
+from lora_jax.low_rank.updates import BaseCall, LowRankUpdate
+from lora_jax.low_rank.weights import WeightView
+from lora_jax.sharding import axes
+
+
+class DoRAUpdate(LowRankUpdate):
+    """A factor pair with trained magnitudes.
+
+    Attributes:
+      magnitude: (*stack, *batch, *outputs), one value for every output of every map.
+    """
+
+    magnitude: nnx.LoRAParam[Array]
+
+    @classmethod
+    def create(
+        cls, weight: WeightView, settings: LoRASettings, key: Key[Array, ""], path: str
+    ) -> DoRAUpdate:
+        """A new pair whose product is zero, and the norms of the weight. See the base class."""
+        update = super().create(weight, settings, key, path)
+        update.magnitude = nnx.LoRAParam(update.norms(weight))
+        roles, names = weight.roles, weight.axis_names
+        axes.name(update.magnitude, tuple(names[axis] for axis in roles.batch + roles.outputs))
+        return update
+
+    def norms(self, weight: WeightView) -> Float[Array, ...]:
+        """||W + scale * A B|| over the inputs, (*stack, *batch, *outputs), without the d x d product.
+
+        ||W||^2 + 2 scale <W, A B> + scale^2 ||A B||^2 for every output; only W itself is as large as W.
+        """
+        roles = weight.roles
+        w = roles.to_matrices(weight.values())
+        a, b = contraction.as_matrices(roles, self.a[...] * self.scale, self.b[...])
+        exact = jax.lax.Precision.HIGHEST
+        mixed = jnp.einsum("mir,mio->mro", a, w, precision=exact)
+        gram = jnp.einsum("mir,mis->mrs", a, a, precision=exact)
+        squared = jnp.sum(w * w, axis=1) + jnp.sum(
+            b * (2 * mixed + jnp.einsum("mrs,mso->mro", gram, b, precision=exact)), axis=1
+        )
+        batch, _, outputs = roles.sizes(weight.shape)
+        return jnp.sqrt(jnp.maximum(squared, 0)).reshape(batch + outputs)
+
+    def ratio(self, weight: WeightView) -> Float[Array, ...]:
+        """m / ||W + scale * A B||, (*stack, *batch, *outputs); 1 where the norm is 0."""
+        norms = jax.lax.stop_gradient(self.norms(weight))
+        return jnp.where(norms > 0, self.magnitude[...] / jnp.where(norms > 0, norms, 1), 1)
+
+    def output(self, weight: WeightView, inputs: Num[Array, ...], base: BaseCall) -> Array:
+        """m / norm * (x W + scale * x A B) + bias.
+
+        With dropout only what differs from the base layer sees the dropped x, as in PEFT:
+        x W + (m / norm - 1) * x' W + m / norm * scale * x' A B + bias.
+        """
+        outputs, dropped = base(inputs), self.drop(inputs)
+        linear = outputs if dropped is inputs else base(dropped)
+        if (bias := weight.bias_on_outputs(outputs.ndim)) is not None:
+            linear = linear - bias.astype(outputs.dtype)
+        ratio = weight.on_outputs(self.ratio(weight), outputs.ndim)
+        low = self.low_rank_output(weight, dropped, outputs.dtype)
+        return outputs + (ratio - 1).astype(low.dtype) * linear + ratio.astype(low.dtype) * low
+
+    def attend(
+        self, weight: WeightView, query: Float[Array, "... features"], base: BaseCall
+    ) -> Float[Array, "... rows"]:
+        """(q * m / norm) (W + scale * A B)^T."""
+        return super().attend(weight, query * self.ratio(weight).astype(query.dtype), base)
+
+    def merged(self, weight: WeightView) -> Float[Array, ...]:
+        """m / norm * (W + scale * A B)."""
+        roles = weight.roles
+        batch, _, outputs = roles.sizes(weight.shape)
+        shape = [1] * roles.ndim
+        for axis, size in zip(roles.batch + roles.outputs, batch + outputs, strict=True):
+            shape[axis] = size
+        order = roles.batch + roles.outputs
+        ratio = jnp.transpose(self.ratio(weight), [order.index(axis) for axis in sorted(order)])
+        return ratio.reshape(shape) * super().merged(weight)
+
+    def delta(self, weight: WeightView) -> Float[Array, ...]:
+        """What differs from the pre-trained weight: direction and magnitude."""
+        return self.merged(weight) - weight.values()

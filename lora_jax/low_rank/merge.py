@@ -1,0 +1,72 @@
+"""Merging: the update becomes part of the weight, for inference without extra cost (paper, section 4.1).
+
+A merged model has the original layer classes again, so it is the base model's program with other
+numbers. There is no "unmerge": subtracting the update does not restore the bits of W, in bfloat16 by
+far. Keep the adapted model (its base arrays are shared, not copied) and drop the merged one. To
+switch tasks, load another adapter onto the base and merge that.
+"""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+from flax import nnx
+
+from lora_jax import surgery
+from lora_jax.low_rank.layers import adapted_layers, unadapt
+from lora_jax.low_rank.weights import WeightView
+
+
+def merge(model: nnx.Module) -> nnx.Module:
+    """Returns a copy in which every adapted layer is its original class with the update merged in.
+
+    The merged weight is computed in float32 and cast once to the weight's type. Bottleneck adapters
+    and special tokens have no merged form and stay.
+
+    Raises:
+      ValueError: the model has no adapted layer, or the type of a weight cannot hold the result.
+    """
+    merged = nnx.clone(model)
+    layers = adapted_layers(merged)
+    if not layers:
+        raise nothing_inserted()
+    for path, layer in layers.items():
+        weight = getattr(layer, layer.weight)
+        if not jnp.issubdtype(weight.dtype, jnp.inexact):
+            raise ValueError(
+                f"the weight of {path or type(layer).__name__} is stored as {weight.dtype}, which "
+                "cannot hold the merged values; keep the model adapted, or merge into a copy of the "
+                "base whose weights are floating-point numbers"
+            )
+        total = layer.lora.merged(WeightView(layer)).reshape(weight.shape)
+        weight[...] = total.astype(weight.dtype)
+        unadapt(layer)
+    return merged
+
+
+def strip(model: nnx.Module) -> nnx.Module:
+    """Returns the base model: what methods inserted taken out, every layer of its original class.
+
+    A stack that was cut for single layers stays cut.
+
+    Raises:
+      ValueError: nothing is inserted.
+    """
+    stripped = nnx.clone(model)
+    changed = False
+    for _, module in list(nnx.iter_modules(stripped)):
+        if isinstance(module, surgery.Inserted):
+            continue
+        for name, child in list(vars(module).items()):
+            if isinstance(child, surgery.Inserted):
+                delattr(module, name)
+        while surgery.is_changed(module):
+            surgery.restore(module)
+            changed = True
+    if not changed:
+        raise nothing_inserted()
+    return stripped
+
+
+def nothing_inserted() -> ValueError:
+    """The error for a model that no method was inserted into."""
+    return ValueError("the model has no adapted layer; insert a method such as lora(...) first")

@@ -1,0 +1,259 @@
+"""What LoRA inserts into a layer. The inserted child owns its algebra: how the layer's output changes,
+and what the merged weight is; of the layer it sees the weight and the
+roles of its axes (`weights.WeightView`).
+
+`LowRankUpdate` is LoRA's W + scale * A B. `FusedUpdate` has an update for each chosen part of a fused
+projection. Others (`dora`) subclass the former.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from typing import TypeVar
+
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Inexact, Key, Num
+
+from lora_jax.dropout import dropout
+from lora_jax.low_rank import contraction
+from lora_jax.low_rank.settings import LoRASettings
+from lora_jax.low_rank.weights import WeightView
+from lora_jax.sharding import axes
+from lora_jax.surgery import Inserted
+
+Pair = TypeVar("Pair", bound="LowRankUpdate")
+BaseCall = Callable[[Array], Array]  # the pre-trained layer's own call, of its inputs
+
+
+class DropoutKey(nnx.Variable[Array]):
+    """Random key of one adapted layer's dropout; never a parameter."""
+
+
+class DropoutRate(nnx.Variable[Array]):
+    """Rate of one adapted layer's dropout, where it is a number of a run and not of the model."""
+
+
+class WeightUpdate(Inserted):
+    """Base of the children `lora` of adapted layers. All their parameters train as the group `lora`."""
+
+    def output(self, weight: WeightView, inputs: Num[Array, ...], base: BaseCall) -> Array:
+        """The adapted layer's result.
+
+        Args:
+          weight: of the layer that holds this child.
+          inputs: of the layer.
+          base: the pre-trained layer's call.
+        """
+        raise NotImplementedError
+
+    def attend(
+        self, weight: WeightView, query: Float[Array, "... features"], base: BaseCall
+    ) -> Float[Array, "... rows"]:
+        """Logits of a query against an adapted table whose transpose is the output layer.
+
+        Args:
+          weight: of the layer that holds this child.
+          query: activations.
+          base: the pre-trained table's `attend`.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no form for a tied output layer")
+
+    def merged(self, weight: WeightView) -> Float[Array, ...]:
+        """The weight with the update in it, float32, in the shape of its view.
+
+        For inference without extra cost (paper, section 4.1).
+        """
+        raise NotImplementedError
+
+    def delta(self, weight: WeightView) -> Float[Array, ...]:
+        """What the update adds to the weight, float32, in the shape of its view."""
+        return self.merged(weight) - weight.values()
+
+    def pairs(self) -> dict[str, LowRankUpdate]:
+        """The factor pairs by the name of their part; "" for the pair of a whole weight."""
+        raise NotImplementedError
+
+
+class LowRankUpdate(WeightUpdate):
+    """The factor pair of one weight: W + scale * A B (Hu et al. 2021, section 4.1).
+
+    The d x d product is never formed but for merging: activations pass x -> rank -> y.
+
+    Attributes:
+      a: (*stack, *batch, *inputs, rank).
+      b: (*stack, *batch, rank, *outputs).
+      alpha: the constant of section 4.1.
+      scale: alpha/r or alpha/sqrt(r).
+      dropout: rate on the input of A, on this branch only (as loralib).
+    """
+
+    def __init__(self, a: Array, b: Array, *, alpha: float, scale: float, dropout: float):
+        self.a = nnx.LoRAParam(a)
+        self.b = nnx.LoRAParam(b)
+        self.alpha = alpha
+        self.scale = scale
+        self.dropout = dropout
+
+    # only while `seed_dropout` has set them
+    dropout_key: DropoutKey
+    dropout_rate: DropoutRate
+
+    @classmethod
+    def create(
+        cls: type[Pair], weight: WeightView, settings: LoRASettings, key: Key[Array, ""], path: str
+    ) -> Pair:
+        """A new pair whose product is zero.
+
+        Args:
+          weight: that the pair is for.
+          settings: rank, alpha and the rest.
+          key: random key; stacked layers each draw their own values.
+          path: of the layer, for messages.
+
+        Raises:
+          ValueError: the rank, alpha or dropout rate is out of range.
+        """
+        roles = weight.roles
+        _, inputs, outputs = roles.sizes(weight.shape)
+        fan_in, fan_out = math.prod(inputs), math.prod(outputs)
+        rank = contraction.check_rank(settings.rank, min(fan_in, fan_out), path)
+        if isinstance(settings.dropout, bool) or not 0 <= settings.dropout < 1:
+            raise ValueError(f"dropout must be in [0, 1), got {settings.dropout!r}")
+        shape_a, shape_b = contraction.factor_shapes(roles, weight.shape, rank)
+        if weight.gathers:
+            a = jnp.zeros(shape_a, jnp.float32)
+            b = contraction.initial_values(key, shape_b, rank, "gaussian", std=1.0)  # as loralib
+        else:
+            a = contraction.initial_values(key, shape_a, fan_in, settings.init, settings.std)
+            b = jnp.zeros(shape_b, jnp.float32)
+        dropout_rate = float(settings.dropout)
+        pair = cls(a, b, alpha=float(settings.alpha), scale=settings.scale, dropout=dropout_rate)
+        names = weight.axis_names
+        batch, inputs_names, outputs_names = (
+            tuple(names[axis] for axis in role)
+            for role in (roles.batch, roles.inputs, roles.outputs)
+        )
+        axes.name(pair.a, (*batch, *inputs_names, "rank"))
+        axes.name(pair.b, (*batch, "rank", *outputs_names))
+        return pair
+
+    @property
+    def rank(self) -> int:
+        """Rank of the update."""
+        return self.a.shape[-1]
+
+    def pairs(self) -> dict[str, LowRankUpdate]:
+        """This pair, without the name of a part."""
+        return {"": self}
+
+    def output(self, weight: WeightView, inputs: Num[Array, ...], base: BaseCall) -> Array:
+        """x W + scale * x A B, with dropout on the second x."""
+        outputs = base(inputs)
+        return outputs + self.low_rank_output(weight, self.drop(inputs), outputs.dtype)
+
+    def attend(
+        self, weight: WeightView, query: Float[Array, "... features"], base: BaseCall
+    ) -> Float[Array, "... rows"]:
+        """q W^T + scale * (q B^T) A^T, without dropout."""
+        logits = base(query)
+        low = query.astype(logits.dtype) @ (self.b[...] * self.scale).astype(logits.dtype).T
+        return logits + low @ self.a[...].astype(logits.dtype).T
+
+    def merged(self, weight: WeightView) -> Float[Array, ...]:
+        """W + scale * A B."""
+        return weight.values() + self.scaled_product(weight)
+
+    def delta(self, weight: WeightView) -> Float[Array, ...]:
+        """scale * A B."""
+        return self.scaled_product(weight)
+
+    def scaled_product(self, weight: WeightView) -> Float[Array, ...]:
+        """scale * A B in the shape of the weight's view, float32."""
+        return contraction.delta(weight.roles, self.a[...], self.b[...], self.scale)
+
+    def low_rank_output(
+        self, weight: WeightView, inputs: Num[Array, ...], dtype: DTypeLike
+    ) -> Inexact[Array, ...]:
+        """scale * x A B, computed in `dtype`; `inputs` have passed dropout."""
+        a = self.a[...] * self.scale
+        if not weight.gathers:  # a gathered A stays float32, and so do the sums of its gradient
+            a, inputs = a.astype(dtype), inputs.astype(dtype)
+        return weight.low_rank_output(inputs, a, self.b[...].astype(dtype))
+
+    def drop(self, inputs: Num[Array, ...]) -> Num[Array, ...]:
+        """The branch's inputs, with dropout if this layer holds a key."""
+        if not hasattr(self, "dropout_key") or not jnp.issubdtype(inputs.dtype, jnp.inexact):
+            return inputs
+        rate = self.dropout_rate[...] if hasattr(self, "dropout_rate") else self.dropout
+        return dropout(inputs, rate, self.dropout_key[...])
+
+
+class FusedUpdate(WeightUpdate):
+    """Updates of chosen parts of a fused projection, one child for each.
+
+    The parts divide the first output axis of the weight: q, k, v are the three of our GPT-2's kernel
+    (d, 3, d), or thirds of a kernel (d, 3d). Each part has factors of its own (loralib's
+    `MergedLinear`); the other parts get no update.
+
+    Attributes:
+      names: of all parts, in order.
+      sizes: of all parts along that axis.
+    """
+
+    def __init__(
+        self, parts: dict[str, LowRankUpdate], names: tuple[str, ...], sizes: tuple[int, ...]
+    ):
+        self.names = names
+        self.sizes = sizes
+        for name, update in parts.items():
+            setattr(self, name, update)
+
+    def pairs(self) -> dict[str, LowRankUpdate]:
+        """The factor pairs of the adapted parts by name."""
+        return {name: getattr(self, name) for name in self.names if hasattr(self, name)}
+
+    def slots(self) -> Iterator[tuple[str, LowRankUpdate | None]]:
+        """Yields the name of every part, in order, and its update if it has one."""
+        for name in self.names:
+            yield name, getattr(self, name, None)
+
+    def output(self, weight: WeightView, inputs: Num[Array, ...], base: BaseCall) -> Array:
+        """The outputs of all parts, joined."""
+        outputs = base(inputs)
+        axis = weight.output_axis(outputs.ndim)
+        pieces = []
+        for part, (_, update) in zip(weight.parts(self.sizes), self.slots(), strict=True):
+
+            def base_part(x: Array, part: WeightView = part) -> Array:
+                return part.sliced(outputs if x is inputs else base(x), axis)
+
+            if update is None:
+                pieces.append(base_part(inputs))
+            else:
+                pieces.append(update.output(part, inputs, base_part))
+        return jnp.concatenate(pieces, axis=axis)
+
+    def merged(self, weight: WeightView) -> Float[Array, ...]:
+        """The merged weights of all parts, joined."""
+        return self._joined(weight, lambda part: part.values(), lambda u, part: u.merged(part))
+
+    def delta(self, weight: WeightView) -> Float[Array, ...]:
+        """The deltas of all parts, joined; zero for a part without an update."""
+        return self._joined(
+            weight, lambda part: jnp.zeros(part.shape, jnp.float32), lambda u, part: u.delta(part)
+        )
+
+    def _joined(
+        self,
+        weight: WeightView,
+        untouched: Callable[[WeightView], Array],
+        updated: Callable[[LowRankUpdate, WeightView], Array],
+    ) -> Float[Array, ...]:
+        pieces = [
+            untouched(part) if update is None else updated(update, part)
+            for part, (_, update) in zip(weight.parts(self.sizes), self.slots(), strict=True)
+        ]
+        return jnp.concatenate(pieces, axis=weight.roles.outputs[0])

@@ -1,0 +1,35 @@
+"""The adaptation methods of the paper, by name.
+
+    method = lora(r".*/(query|value)", rank=8, alpha=16, head=r"head/.*")
+    adapted = method.insert(model, jax.random.key(0))
+    print(method.summary(adapted))
+
+One family a file: constructors, what they insert, and the rule that labels it. Every constructor takes
+`head`, a regular expression for the paths of the task head's leaves. The head is a group of its own in
+every method, because the paper's counts leave it out (Table 2).
+"""
+
+from lora_jax.methods.bottleneck import adapter_d, adapter_h, adapter_l, adapter_p
+from lora_jax.methods.common import HEAD
+from lora_jax.methods.lora import lora
+from lora_jax.methods.prefix import prefix_embed, prefix_layer
+from lora_jax.methods.registry import CONSTRUCTORS, create, from_json
+from lora_jax.methods.selection import bitfit, full, head_only, top_layers
+
+__all__ = [
+    "CONSTRUCTORS",
+    "HEAD",
+    "adapter_d",
+    "adapter_h",
+    "adapter_l",
+    "adapter_p",
+    "bitfit",
+    "create",
+    "from_json",
+    "full",
+    "head_only",
+    "lora",
+    "prefix_embed",
+    "prefix_layer",
+    "top_layers",
+]

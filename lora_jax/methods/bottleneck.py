@@ -1,0 +1,197 @@
+"""Bottleneck adapters of Houlsby, Pfeiffer, Lin and AdapterDrop; see `bottleneck_layers`."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import zlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Key
+
+from lora_jax import partition, surgery
+from lora_jax.checks import integer, not_negative
+from lora_jax.method import Insertion, Method
+from lora_jax.methods import common
+from lora_jax.methods.bottleneck_layers import (
+    ACTIVATIONS,
+    PLACES,
+    Activation,
+    Affine,
+    Bottleneck,
+    Norm,
+    Place,
+)
+from lora_jax.methods.selection import CutInsertion, last_layers
+from lora_jax.models.sublayer import Sublayer
+from lora_jax.partition import Rule
+from lora_jax.sharding.axes import Axes
+from lora_jax.summary import MatchedLayer
+
+_RULE = Rule(r"(.*/)?adapter/(norm|down|up)/.*", "adapter")
+
+
+@dataclasses.dataclass(frozen=True)
+class BottleneckInsertion(Insertion):
+    """Gives every sublayer whose path matches an adapter.
+
+    Attributes:
+      targets: regular expression for the whole paths of `Sublayer` modules.
+      place: see `bottleneck_layers`.
+      size: width of the bottleneck, r in the paper's counts.
+      activation: nonlinearity.
+      std: kernels start at N(0, std^2), biases at zero, so a model starts near the pre-trained one:
+        what an adapter adds is of the order of std^2 sqrt(width size) times its input.
+    """
+
+    targets: str
+    place: Place
+    size: int
+    activation: Activation
+    std: float
+
+    def __post_init__(self) -> None:
+        integer("an adapter's size", self.size)
+        not_negative("std", self.std)
+        if not isinstance(self.targets, str):
+            raise ValueError(f"targets must be one regular expression, got {self.targets!r}")
+        for name, known in (("place", PLACES), ("activation", ACTIVATIONS)):
+            if getattr(self, name) not in known:
+                raise ValueError(
+                    f"{name} must be one of {sorted(known)}, got {getattr(self, name)!r}"
+                )
+
+    def insert(self, model: nnx.Module, key: Key[Array, ""]) -> None:
+        """Adds the adapters, in place."""
+        found = self._find(model)
+        for path, module in found.items():
+            norm = getattr(module, "norm", None)
+            if not isinstance(module, Sublayer) or getattr(norm, "scale", None) is None:
+                raise TypeError(
+                    f"{path} is a {type(module).__module__}.{type(module).__name__}, which has no "
+                    "residual to put an adapter at. Subclass lora_jax.models.sublayer.Sublayer (or "
+                    "PreNorm, PostNorm), call self.residual(x, out) in it, and give it a `norm` with "
+                    "a scale, which tells the width"
+                )
+            if hasattr(module, "adapter"):
+                raise ValueError(f"{path} has an adapter already; one per sublayer")
+        for path, module in found.items():
+            adapter_key = jax.random.fold_in(key, zlib.crc32(path.encode()))
+            module.adapter = self._new(module, adapter_key)
+            surgery.become(module, surgery.extended(PLACES[self.place], module.__class__))
+
+    def _find(self, model: nnx.Module) -> dict[str, Any]:
+        modules = surgery.pretrained_modules(model)
+        found = {p: m for p, m in modules.items() if re.fullmatch(self.targets, p)}
+        if not found:
+            raise partition.no_match_error("adapter", self.targets, list(modules))
+        return found
+
+    def _new(self, sublayer: Sublayer, key: Key[Array, ""]) -> Bottleneck:
+        assert sublayer.norm.scale is not None
+        *stack, width = sublayer.norm.scale.shape
+        keys = jax.random.split(key)
+
+        def affine(key: Array, inputs: int, outputs: int, axes: Axes) -> Affine:
+            kernel = self.std * jax.random.normal(key, (*stack, inputs, outputs), jnp.float32)
+            return Affine(kernel, jnp.zeros((*stack, outputs), jnp.float32), axes)
+
+        down = affine(keys[0], width, self.size, ("embed", "rank"))
+        up = affine(keys[1], self.size, width, ("rank", "embed"))
+        adapter = Bottleneck(down, up, self.activation)
+        if self.place == "lin":
+            shape = (*stack, width)
+            adapter.norm = Norm(jnp.ones(shape), jnp.zeros(shape), sublayer.norm.epsilon)
+        return adapter
+
+    def matches(self, model: nnx.Module) -> list[MatchedLayer]:
+        """One row per adapter."""
+        return [
+            MatchedLayer(
+                rule=self.targets,
+                path=path,
+                shape=module.adapter.down.kernel.shape,
+                how=f"{self.place} adapter, size {self.size}, {self.activation}",
+                parameters=partition.count(partition.parameters(module.adapter)),
+            )
+            for path, module in self._find(model).items()
+        ]
+
+
+def adapter_h(
+    size: int,
+    *,
+    activation: Activation = "swish",
+    std: float = 0.02,
+    targets: str = common.SUBLAYERS,
+    head: str | None = None,
+) -> Method:
+    """Adapter H (Houlsby et al. 2019): after attention and after feed-forward. Group: `adapter`.
+
+    Args:
+      size: width of the bottleneck.
+      activation: its nonlinearity; the public code has swish.
+      std: of the kernels' initial values, see `BottleneckInsertion`.
+      targets: paths of the sublayers.
+      head: regular expression for the task head's leaves.
+    """
+    insertion = BottleneckInsertion(targets, "houlsby", size, activation, std)
+    return _adapter("adapter_h", insertion, head)
+
+
+def adapter_p(
+    size: int,
+    *,
+    activation: Activation = "relu",
+    std: float = 0.02,
+    targets: str = common.FEED_FORWARD,
+    head: str | None = None,
+) -> Method:
+    """Adapter P (Pfeiffer et al. 2021): after feed-forward. Group: `adapter`; see `adapter_h`."""
+    insertion = BottleneckInsertion(targets, "pfeiffer", size, activation, std)
+    return _adapter("adapter_p", insertion, head)
+
+
+def adapter_l(
+    size: int,
+    *,
+    activation: Activation = "relu",
+    std: float = 0.02,
+    targets: str = common.FEED_FORWARD,
+    head: str | None = None,
+) -> Method:
+    """Adapter L (Lin et al. 2020): after the block, with its own LayerNorm; see `adapter_h`."""
+    insertion = BottleneckInsertion(targets, "lin", size, activation, std)
+    return _adapter("adapter_l", insertion, head)
+
+
+def _adapter(name: str, insertion: BottleneckInsertion, head: str | None) -> Method:
+    arguments = {
+        "size": insertion.size, "activation": insertion.activation, "std": insertion.std,
+        "targets": insertion.targets, "head": head,
+    }  # fmt: skip
+    return common.method(name, arguments, (insertion,), _RULE)
+
+
+def adapter_d(
+    size: int,
+    layers: int,
+    *,
+    activation: Activation = "relu",
+    std: float = 0.02,
+    head: str | None = None,
+) -> Method:
+    """Adapter D (AdapterDrop, Rücklé et al. 2021): Adapter P in the last `layers` layers only.
+
+    The layers below have no adapter, so neither does training compute gradients in them.
+    """
+    layers = integer("layers", layers)
+    arguments = {
+        "size": size, "layers": layers, "activation": activation, "std": std, "head": head
+    }  # fmt: skip
+    targets = last_layers(layers) + "/feed_forward"
+    insertion = BottleneckInsertion(targets, "pfeiffer", size, activation, std)
+    return common.method("adapter_d", arguments, (CutInsertion(layers), insertion), _RULE)

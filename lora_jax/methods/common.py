@@ -1,0 +1,32 @@
+"""What the constructors of methods share: names of groups, patterns of paths, and the head's rule."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from lora_jax.checks import json_values
+from lora_jax.method import Insertion, Method
+from lora_jax.partition import Rule
+
+HEAD = "head"  # group of the task head
+EMBEDDING = r"(.*/)?embeddings/(word|token)"  # of the encoders and the decoder here
+FEED_FORWARD = r"(.*/)?feed_forward"
+SUBLAYERS = r"(.*/)?(attention|feed_forward)"
+PRETRAINED = r"(?!(.*/)?(lora|adapter|special)/)"  # not inside what another method inserted
+BIAS = PRETRAINED + r"(.*/)?bias"
+
+
+def method(
+    name: str, arguments: Mapping[str, Any], insertions: tuple[Insertion, ...], *rules: Rule
+) -> Method:
+    """A method of one constructor.
+
+    Args:
+      name: of the constructor.
+      arguments: of the call, `head` among them: its leaves are a group of their own.
+      insertions: what it inserts.
+      *rules: groups of the leaves that are not the head's.
+    """
+    head = (Rule(arguments["head"], HEAD),) if arguments["head"] else ()
+    return Method(((name, json_values(arguments)),), insertions, head + rules)

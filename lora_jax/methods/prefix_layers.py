@@ -1,0 +1,78 @@
+"""The modules that special tokens change: the word embedding, and the blocks of a Transformer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from lora_jax.models.sublayer import Block, Context
+from lora_jax.sharding.axes import named
+from lora_jax.surgery import Inserted, replaces
+
+
+class SpecialVectors(Inserted):
+    """Trainable vectors of the special tokens.
+
+    Attributes:
+      embedding: (*stack, tokens, width).
+      first: id of the first special token.
+    """
+
+    def __init__(self, embedding: Array, first: int):
+        self.embedding = nnx.Param(embedding, **named(None, "width"))
+        self.first = first
+
+    def replace(
+        self, x: Float[Array, "... width"], tokens: Int[Array, ...]
+    ) -> Float[Array, "... width"]:
+        """x with the vectors of special tokens in their places."""
+        own = tokens - self.first
+        # Converted after the lookup: the gradient's sums are float32.
+        vectors = jnp.take(self.embedding[...], own, axis=0, mode="clip").astype(x.dtype)
+        return jnp.where((own >= 0)[..., None], vectors, x)
+
+
+class WithSpecialTokens(nnx.Embed):
+    """An embedding whose ids go on behind the vocabulary; `attend` keeps to the vocabulary."""
+
+    special: SpecialVectors
+
+    def __call__(
+        self, inputs: Int[Array, ...], *args: Any, **kwargs: Any
+    ) -> Float[Array, "... features"]:
+        """Embeds ids below and from `num_embeddings` on."""
+        x = super().__call__(jnp.minimum(inputs, self.num_embeddings - 1), *args, **kwargs)
+        return self.special.replace(x, inputs)
+
+
+class TolerantEmbed(nnx.Embed):
+    """An embedding that takes special tokens; what it gives for them is replaced later."""
+
+    def __call__(
+        self, inputs: Int[Array, ...], *args: Any, **kwargs: Any
+    ) -> Float[Array, "... features"]:
+        """Embeds ids; those behind the vocabulary get some row."""
+        return super().__call__(jnp.minimum(inputs, self.num_embeddings - 1), *args, **kwargs)
+
+
+class Replacing(Block):
+    """Mixin: a block whose inputs at special tokens are trainable vectors."""
+
+    special: SpecialVectors
+
+    def __call__(self, x: Array, context: Context, *, key: Array | None = None) -> Array:
+        """As the block."""
+        return super().__call__(self.special.replace(x, context.tokens), context, key=key)
+
+    def cached(self, x: Array, own: Any, context: Any) -> tuple[Array, Any]:
+        """As the block; generated tokens (`own` given) are never special."""
+        if own is None:
+            x = self.special.replace(x, context.tokens)
+        return super().cached(x, own, context)
+
+
+for _changed in (WithSpecialTokens, TolerantEmbed):
+    replaces(nnx.Embed, _changed)
