@@ -9,6 +9,10 @@ from typing import Any
 
 import numpy as np
 
+# What constructors take for numbers: Python's, or numpy's.
+Integer = int | np.integer[Any]
+Real = float | np.floating[Any]
+
 
 def integer(name: str, value: object, least: int = 1, where: str = "") -> int:
     """Returns `value` as an int.

@@ -13,7 +13,7 @@ from flax import nnx
 from jaxtyping import Array, Key
 
 from lora_jax import partition, surgery
-from lora_jax.checks import integer, not_negative
+from lora_jax.checks import Integer, Real, integer, not_negative
 from lora_jax.method import Insertion, Method
 from lora_jax.methods import common
 from lora_jax.methods.bottleneck_layers import (
@@ -49,9 +49,9 @@ class BottleneckInsertion(Insertion):
 
     targets: str
     place: Place
-    size: int
+    size: Integer
     activation: Activation
-    std: float
+    std: Real
 
     def __post_init__(self) -> None:
         integer("an adapter's size", self.size)
@@ -99,8 +99,8 @@ class BottleneckInsertion(Insertion):
             kernel = self.std * jax.random.normal(key, (*stack, inputs, outputs), jnp.float32)
             return Affine(kernel, jnp.zeros((*stack, outputs), jnp.float32), axes)
 
-        down = affine(keys[0], width, self.size, ("embed", "rank"))
-        up = affine(keys[1], self.size, width, ("rank", "embed"))
+        down = affine(keys[0], width, int(self.size), ("embed", "rank"))
+        up = affine(keys[1], int(self.size), width, ("rank", "embed"))
         adapter = Bottleneck(down, up, self.activation)
         if self.place == "lin":
             shape = (*stack, width)
@@ -122,10 +122,10 @@ class BottleneckInsertion(Insertion):
 
 
 def adapter_h(
-    size: int,
+    size: Integer,
     *,
     activation: Activation = "swish",
-    std: float = 0.02,
+    std: Real = 0.02,
     targets: str = common.SUBLAYERS,
     head: str | None = None,
 ) -> Method:
@@ -143,10 +143,10 @@ def adapter_h(
 
 
 def adapter_p(
-    size: int,
+    size: Integer,
     *,
     activation: Activation = "relu",
-    std: float = 0.02,
+    std: Real = 0.02,
     targets: str = common.FEED_FORWARD,
     head: str | None = None,
 ) -> Method:
@@ -156,10 +156,10 @@ def adapter_p(
 
 
 def adapter_l(
-    size: int,
+    size: Integer,
     *,
     activation: Activation = "relu",
-    std: float = 0.02,
+    std: Real = 0.02,
     targets: str = common.FEED_FORWARD,
     head: str | None = None,
 ) -> Method:
@@ -177,11 +177,11 @@ def _adapter(name: str, insertion: BottleneckInsertion, head: str | None) -> Met
 
 
 def adapter_d(
-    size: int,
-    layers: int,
+    size: Integer,
+    layers: Integer,
     *,
     activation: Activation = "relu",
-    std: float = 0.02,
+    std: Real = 0.02,
     head: str | None = None,
 ) -> Method:
     """Adapter D (AdapterDrop, Rücklé et al. 2021): Adapter P in the last `layers` layers only.

@@ -13,6 +13,7 @@ from flax import nnx
 from jaxtyping import Array, Key
 
 from lora_jax import partition
+from lora_jax.checks import Integer, Real
 from lora_jax.low_rank import flax_layers as _flax_layers  # noqa: F401 - registers Flax's layers
 from lora_jax.low_rank.contraction import Init, Scaling
 from lora_jax.low_rank.layers import adapt, adapted_layers
@@ -93,12 +94,12 @@ def _refuse_shared_weights(modules: Mapping[str, nnx.Module], targets: Mapping[s
 def lora(
     targets: str | Sequence[str] | Mapping[str, Mapping[str, Any]],
     *,
-    rank: int = 8,
-    alpha: float | None = None,
+    rank: Integer = 8,
+    alpha: Real | None = None,
     scaling: Scaling = "alpha/r",
     init: Init = "kaiming",
-    std: float = 0.02,
-    dropout: float = 0.0,
+    std: Real = 0.02,
+    dropout: Real = 0.0,
     parts: Sequence[str] = (),
     fused: Sequence[str] = (),
     fused_sizes: Sequence[int] = (),

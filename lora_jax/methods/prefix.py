@@ -26,7 +26,7 @@ from flax import nnx
 from jaxtyping import Array, Key
 
 from lora_jax import partition, surgery
-from lora_jax.checks import integer, not_negative
+from lora_jax.checks import Integer, Real, integer, not_negative
 from lora_jax.method import Insertion, Method
 from lora_jax.methods import common
 from lora_jax.methods.prefix_layers import (
@@ -53,10 +53,10 @@ class SpecialTokensInsertion(Insertion):
       std: standard deviation of normal initial values.
     """
 
-    prefix: int
-    infix: int
+    prefix: Integer
+    infix: Integer
     tokens: str
-    std: float
+    std: Real
 
     def __post_init__(self) -> None:
         for name in ("prefix", "infix"):
@@ -68,7 +68,7 @@ class SpecialTokensInsertion(Insertion):
     @property
     def special_tokens(self) -> tuple[int, int]:
         """Numbers of prefix and infix tokens that the data must have."""
-        return self.prefix, self.infix
+        return int(self.prefix), int(self.infix)
 
     def _embedding(self, model: nnx.Module) -> tuple[str, Any]:
         modules = surgery.pretrained_modules(model)
@@ -161,11 +161,11 @@ def _row(insertion: SpecialTokensInsertion, path: str, special: SpecialVectors) 
 
 
 def prefix_embed(
-    prefix: int,
-    infix: int = 0,
+    prefix: Integer,
+    infix: Integer = 0,
     *,
     init: Init = "vocabulary",
-    std: float = 0.02,
+    std: Real = 0.02,
     tokens: str = common.EMBEDDING,
     head: str | None = None,
 ) -> Method:
@@ -187,10 +187,10 @@ def prefix_embed(
 
 
 def prefix_layer(
-    prefix: int,
-    infix: int = 0,
+    prefix: Integer,
+    infix: Integer = 0,
     *,
-    std: float = 0.02,
+    std: Real = 0.02,
     tokens: str = common.EMBEDDING,
     head: str | None = None,
 ) -> Method:

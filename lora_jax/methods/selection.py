@@ -8,7 +8,7 @@ from typing import ClassVar
 from flax import nnx
 from jaxtyping import Array, Key
 
-from lora_jax.checks import integer
+from lora_jax.checks import Integer, integer
 from lora_jax.method import Insertion, Method
 from lora_jax.methods import common
 from lora_jax.models.stack import SplitStack, Stack
@@ -32,7 +32,7 @@ def bitfit(head: str | None = None) -> Method:
     return common.method("bitfit", {"head": head}, (), Rule(common.BIAS, "bias"))
 
 
-def top_layers(count: int = 2, head: str | None = None) -> Method:
+def top_layers(count: Integer = 2, head: str | None = None) -> Method:
     """The last `count` layers train (FT-Top2 of Tables 3, 13 and 14). Group: `top`.
 
     The final LayerNorm and the embeddings stay frozen, which gives the paper's count.
@@ -83,6 +83,6 @@ class CutInsertion(Insertion):
         return []
 
 
-def last_layers(count: int) -> str:
+def last_layers(count: Integer) -> str:
     """Regular expression for the start of the paths of the last layers, however the stack is cut."""
     return rf"(.*/)?last_({'|'.join(map(str, range(count, 0, -1)))})/block"

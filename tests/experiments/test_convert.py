@@ -325,7 +325,7 @@ def test_evaluation_of_a_converted_adapter(tiny_model, tiny_glue, tmp_path):
 @pytest.mark.parametrize("arguments", [[], ["from_loralib"], ["to_loralib", "x"], ["help"]])
 def test_wrong_commands(arguments, monkeypatch):
     unset = types.SimpleNamespace(checkpoint="x", output=None, adapter="x")
-    monkeypatch.setattr(convert, "FLAGS", unset, raising=False)
+    monkeypatch.setattr(__main__, "FLAGS", unset, raising=False)
     with pytest.raises(SystemExit, match="error: say from_loralib --checkpoint=FILE"):
         __main__.main(["convert", *arguments])
 

@@ -17,6 +17,7 @@ from lora_jax.low_rank import layers
 from lora_jax.low_rank.settings import LoRASettings
 from lora_jax.low_rank.updates import DropoutKey
 from lora_jax.low_rank.weights import WeightView
+from tests.low_rank.layer_cases import CASES, random_input, randomise
 
 torch.set_num_threads(1)
 RANK, ALPHA = 3, 6.0
@@ -73,7 +74,7 @@ _LINEAR = {
     "to_torch_x": same, "from_torch_y": same, "weight": transposed, "weight_to_torch": transposed,
     "a": transposed, "b": transposed, "magnitude": same,
 }  # fmt: skip
-CASES = {
+PEFT_CASES = {
     "linear": _LINEAR,
     "linear without bias": _LINEAR | {
         "torch": lambda: torch.nn.Linear(6, 5, bias=False),
@@ -163,9 +164,9 @@ class Pair:
         return ((self.run_theirs() - torch.tensor(target)) ** 2).mean()
 
 
-@pytest.fixture(scope="module", params=CASES)
+@pytest.fixture(scope="module", params=PEFT_CASES)
 def pair(request):
-    return Pair(CASES[request.param])
+    return Pair(PEFT_CASES[request.param])
 
 
 def test_magnitude_starts_as_the_norms_that_peft_takes(pair):
@@ -227,26 +228,6 @@ def test_gradients_and_five_steps_of_adamw_are_pefts(pair):
 
 # --- Every layer kind against the formula ---------------------------------------------------------
 
-KINDS = {
-    "linear": lambda r: nnx.Linear(6, 5, rngs=r),
-    "linear general, heads in": lambda r: nnx.LinearGeneral((2, 3), 5, axis=(-2, -1), rngs=r),
-    "linear general, heads out": lambda r: nnx.LinearGeneral(6, (2, 3), rngs=r),
-    "linear general, batch axis": lambda r: nnx.LinearGeneral(
-        6, 5, axis=-1, batch_axis={0: 3}, rngs=r
-    ),
-    "einsum": lambda r: nnx.Einsum("bi,io->bo", (6, 5), (5,), rngs=r),
-    "einsum, outputs first": lambda r: nnx.Einsum("bi,nih->nbh", (2, 6, 3), (2, 3), rngs=r),
-    "einsum, outputs swapped": lambda r: nnx.Einsum("...i,inh->...hn", (6, 2, 3), (3, 2), rngs=r),
-    "einsum, experts": lambda r: nnx.Einsum("ebi,eio->ebo", (3, 6, 5), (3, 5), rngs=r),
-    "embed": lambda r: nnx.Embed(11, 5, rngs=r),
-    "conv": lambda r: nnx.Conv(4, 6, (3, 3), rngs=r),
-    "conv, groups": lambda r: nnx.Conv(4, 6, (3,), feature_group_count=2, rngs=r),
-}
-INPUTS = {
-    "linear general, heads in": (4, 2, 3), "linear general, batch axis": (3, 4, 6),
-    "einsum, experts": (3, 4, 6), "conv": (2, 5, 5, 4), "conv, groups": (2, 5, 4),
-}  # fmt: skip
-
 
 def randomised(model, seed=1):
     """Random factors, magnitudes and biases."""
@@ -278,31 +259,29 @@ def by_formula(layer):
     return np.transpose(ordered, back).reshape(layer.weight_shape())
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_merged_weight_is_the_formulas_and_merged_equals_unmerged(kind):
-    base = KINDS[kind](nnx.Rngs(0))
-    random = np.random.default_rng(2)
-    if getattr(base, "bias", None) is not None:
-        base.bias[...] = jnp.asarray(random.normal(size=base.bias.shape), jnp.float32)
-    x = (
-        random.integers(0, 11, (4, 3)) if kind == "embed"
-        else random.normal(size=INPUTS.get(kind, (4, 6)))
-    )  # fmt: skip
-    x = jnp.asarray(x) if kind == "embed" else jnp.asarray(x, jnp.float32)
-    method = lora_jax.lora("", rank=2, alpha=3, magnitude=True)
+@pytest.mark.parametrize("name", CASES)
+def test_merged_weight_is_the_formulas_and_merged_equals_unmerged(name):
+    """The merged layer is of the pre-trained class, so it is an independent reference of the output."""
+    make, shape, rank = CASES[name]
+    base = make(nnx.Rngs(0))
+    randomise(base, 0)
+    table = isinstance(base, nnx.Embed)
+    x = random_input(shape, integers_below=base.num_embeddings if table else None)
+    method = lora_jax.lora("", rank=rank, alpha=2.0 * rank, magnitude=True)
     adapted = method.insert(base, jax.random.key(0))
-    np.testing.assert_allclose(adapted(x), base(x), **FLOAT32)
+    np.testing.assert_allclose(adapted(x), base(x), rtol=1e-4, atol=1e-4)
     randomised(adapted)
     merged = lora_jax.merge(adapted)
-    weight = merged.embedding if kind == "embed" else merged.kernel
+    weight = merged.embedding if table else merged.kernel
     np.testing.assert_allclose(weight[...], by_formula(adapted), rtol=2e-4, atol=2e-5)
-    np.testing.assert_allclose(adapted(x), merged(x), rtol=2e-4, atol=5e-5)
-    assert np.abs(np.asarray(adapted(x) - base(x))).max() > 0.1
-    sizes = adapted.roles().sizes(adapted.view())
-    magnitudes = int(np.prod(sizes[0] + sizes[2]))
-    assert adapted.lora.magnitude.size == magnitudes
-    pair_values = adapted.lora.a.size + adapted.lora.b.size
-    assert method.summary(adapted).counts()["trainable"] == pair_values + magnitudes
+    np.testing.assert_allclose(adapted(x), merged(x), rtol=1e-3, atol=1e-3)
+    assert np.abs(np.asarray(adapted(x) - base(x))).max() > 0.05
+    batch, _, outputs = adapted.roles().sizes(adapted.view())
+    pair = adapted.lora
+    assert pair.magnitude.shape == batch + outputs
+    assert method.summary(adapted).counts()["trainable"] == sum(
+        leaf.size for leaf in (pair.a, pair.b, pair.magnitude)
+    )
 
 
 def test_tied_output_layer_sees_the_adapted_table():
