@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.typing import DTypeLike
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as to_safetensors
 
@@ -35,6 +36,7 @@ from lora_jax.sharding.placement import gather
 FORMAT = "lora_jax adapter 1"
 WEIGHTS = "adapter.safetensors"
 DESCRIPTION = "adapter.json"
+Arrays = dict[str, np.ndarray[Any, Any]]
 UNKNOWN_BASE = ""  # instead of a fingerprint: a converted adapter whose base was not at hand
 
 
@@ -52,12 +54,12 @@ class Adapter:
 
     method: Method
     groups: Labels
-    values: dict[str, np.ndarray]
+    values: Arrays
     base: str
     notes: dict[str, Any]
 
 
-def fingerprint(params: Mapping[str, Any], dtype: Any = jnp.bfloat16) -> str:
+def fingerprint(params: Mapping[str, Any], dtype: DTypeLike = jnp.bfloat16) -> str:
     """A hash of parameters (by path), to tell an adapter's base from another.
 
     Values are rounded to `dtype` first. With the default a base loaded in float32 and the same base
@@ -130,7 +132,7 @@ def load_adapter(folder: str | os.PathLike[str]) -> Adapter:
     try:
         description = json.loads((folder / DESCRIPTION).read_text())
     except ValueError as error:
-        raise ValueError(f"{folder / DESCRIPTION} is no valid JSON: {error}") from error
+        raise ValueError(f"{folder / DESCRIPTION} is not valid JSON: {error}") from error
     if not isinstance(description, dict) or description.get("format") != FORMAT:
         found = description.get("format") if isinstance(description, dict) else None
         raise ValueError(f"{folder / DESCRIPTION} has format {found!r}, expected {FORMAT!r}")
@@ -233,15 +235,16 @@ def transfer_group(
     Raises:
       ValueError: the adapter's leaves of that group are not those of the model.
     """
-    own = {path: v for path, v in adapter.values.items() if adapter.groups[path] == group}
+    values = {path: v for path, v in adapter.values.items() if adapter.groups[path] == group}
     expected = {path for path in trainable if labels[path] == group}
-    if not own or own.keys() != expected:
-        missing, absent = sorted(expected - own.keys()), sorted(own.keys() - expected)
+    if not values or values.keys() != expected:
+        missing, absent = sorted(expected - values.keys()), sorted(values.keys() - expected)
         raise ValueError(
             f"{where}: its group {group!r} does not fit the model: missing {missing[:5]}, not in "
             f"the model {absent[:5]}"
         )
-    return {**trainable, **_replaced(own, {p: trainable[p] for p in own}, where)}
+    replaced = _replaced(values, {path: trainable[path] for path in values}, where)
+    return {**trainable, **replaced}
 
 
 def _replaced(values: Mapping[str, np.ndarray], trainable: Mapping[str, Any], where: str) -> Params:

@@ -91,8 +91,10 @@ def summarise(
     names = [*sorted(set(labels.values()) - {partition.FROZEN}), partition.FROZEN]
     groups = []
     for name in names:
-        own = {path: leaf for path, leaf in params.items() if labels[path] == name}
-        groups.append(Group(name, partition.count(own), partition.size_bytes(own), len(own)))
+        members = {path: leaf for path, leaf in params.items() if labels[path] == name}
+        groups.append(
+            Group(name, partition.count(members), partition.size_bytes(members), len(members))
+        )
     return Summary(method, tuple(matched), tuple(groups))
 
 

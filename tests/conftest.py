@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 # Every annotated function of the library is checked at every call, shapes included.
-jaxtyping.install_import_hook("lora_jax", "tests.type_checking.check")
+jaxtyping.install_import_hook("lora_jax", "type_checking.check")
 
 
 @pytest.fixture(autouse=True)
