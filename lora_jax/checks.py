@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 # What constructors take for numbers: Python's, or numpy's.
-Integer = int | np.integer[Any]
-Real = float | np.floating[Any]
+# Not np.integer[Any]: beartype cannot read that in a union.
+Integer = int | np.integer  # type: ignore[type-arg]
+Real = float | np.floating  # type: ignore[type-arg]
 
 
 def integer(name: str, value: object, least: int = 1, where: str = "") -> int:

@@ -133,7 +133,7 @@ class Placement:
 
         def shared_out(*values: np.ndarray) -> Any:
             count = len(values[0])
-            indices = np.minimum(np.arange(rounded_up(count, parts)), count - 1)
+            indices = np.minimum(np.arange(count + -count % parts), count - 1)
             found = jax.device_get(function(*(put(value[indices], rows) for value in values)))
             return jax.tree.map(lambda leaf: leaf[:count], found)
 
