@@ -36,7 +36,7 @@ from lora_jax.sharding.placement import gather
 FORMAT = "lora_jax adapter 1"
 WEIGHTS = "adapter.safetensors"
 DESCRIPTION = "adapter.json"
-Arrays = dict[str, np.ndarray[Any, Any]]
+Arrays = dict[str, np.ndarray]
 UNKNOWN_BASE = ""  # instead of a fingerprint: a converted adapter whose base was not at hand
 
 
