@@ -193,6 +193,11 @@ def test_imports_are_declared(place):
     assert not undeclared, f"pyproject.toml does not declare for {place}: {undeclared}"
 
 
+def test_experiments_have_what_the_library_needs():
+    needed = itertools.chain(*(EXTRAS[e] for r in ROOMS for e in NEEDED_EXTRAS.get(r, [])))
+    assert distributions(needed) <= distributions(EXTRAS["experiments"])
+
+
 @pytest.mark.parametrize("path", sorted(ROOT.glob("requirements*.txt")), ids=lambda path: path.name)
 def test_requirements_files_only_name_extras(path):
     (line,) = (line for line in path.read_text().splitlines() if not line.startswith("#"))
