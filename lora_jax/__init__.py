@@ -28,6 +28,8 @@ from lora_jax.methods import (
 )
 from lora_jax.partition import FROZEN, Rule, join, optimizer, parameters, split
 
+__version__ = "0.2.0.dev0"
+
 __all__ = [  # noqa: RUF022 - in groups
     # Methods: what is inserted, and what trains
     "Method",

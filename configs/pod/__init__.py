@@ -1,0 +1,1 @@
+"""Plans for TPU pods, see experiments.pod_plan."""
