@@ -396,7 +396,50 @@ def test_factors_that_do_not_fit_each_other():
         factor_pairs.from_adapter(adapter_with(2, x=((6, 2), (3, 5))))
 
 
+# --- Leaves beside the factors --------------------------------------------------------------------
+
+
+def test_adapter_whose_layers_hold_more_than_factors():
+    """DoRA has a magnitude beside a and b, also in the parts of a fused projection."""
+    plain = adapter_with(2, query=((3, 6, 2), (3, 2, 5)), qkv=((6, 2), (2, 5)))
+    values = {path.replace("qkv/lora/", "qkv/lora/q/"): v for path, v in plain.values.items()}
+    magnitudes = {
+        "query/lora/magnitude": np.ones((3, 5), np.float32),
+        "qkv/lora/q/magnitude": np.ones(5, np.float32),
+    }
+    groups = dict.fromkeys(values | magnitudes, "lora")
+    adapter = adapters.Adapter(plain.method, groups, values | magnitudes, "", {})
+    pairs = factor_pairs.from_adapter(adapter)
+    assert pairs.keys() == {"query", "qkv/q"}
+    np.testing.assert_array_equal(pairs["query"].a, values["query/lora/a"])
+    np.testing.assert_array_equal(pairs["qkv/q"].b[0], values["qkv/lora/q/b"])
+    assert {pair.scale for pair in pairs.values()} == {2.0}
+
+
+def test_model_whose_layers_hold_more_than_factors():
+    model = randomise(method_of("mixed").insert(base_of("mixed"), KEY), 1)
+    expected, matrices = factor_pairs.from_model(model), factor_pairs.base_matrices(model)
+    model.linear.lora.magnitude = nnx.LoRAParam(jnp.ones(5))
+    model.qkv.lora.last.magnitude = nnx.LoRAParam(jnp.ones(6))
+    pairs = factor_pairs.from_model(model)
+    assert pairs.keys() == expected.keys()
+    for path, pair in expected.items():
+        np.testing.assert_array_equal(pairs[path].a, pair.a)
+        np.testing.assert_array_equal(pairs[path].b, pair.b)
+        assert pairs[path].scale == pair.scale
+    for path, weight in factor_pairs.base_matrices(model).items():
+        np.testing.assert_array_equal(weight, matrices[path])
+
+
 # --- What is refused ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("missing", ["a", "b"])
+def test_adapter_with_one_factor_of_a_pair(missing):
+    adapter = adapter_with(2, value=((6, 2), (2, 5)), query=((6, 2), (2, 5)))
+    del adapter.values[f"query/lora/{missing}"]
+    with pytest.raises(ValueError, match=f"one factor of query; factor {missing} is missing"):
+        factor_pairs.from_adapter(adapter)
 
 
 def test_adapter_without_factors(tmp_path):
@@ -442,9 +485,7 @@ def test_nothing_shared():
 
 @pytest.mark.parametrize("other", [(2, 6, 2), (3, 7, 2)])
 def test_shared_name_with_another_shape(other):
-    message = (
-        rf"the adapters: up has .* \(3, 6\) in one and \({other[0]}, {other[1]}\) in the other"
-    )
+    message = rf"the adapters: up has .* \(3, 6\) in the first and \({other[0]}, {other[1]}\) in the second"
     with pytest.raises(ValueError, match=message):
         factor_pairs.shared(pairs_of(up=(3, 6, 2)), pairs_of(up=other))
 

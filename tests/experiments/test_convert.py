@@ -145,7 +145,7 @@ def test_broken_files(state, tmp_path, name, keep):
 
 @pytest.mark.parametrize(
     "content, message",
-    [([1, 2], "holds a list, expected a state dict"), ({"step": 3}, r"\['step'\] are no tensors")],
+    [([1, 2], "holds a list, expected a state dict"), ({"step": 3}, r"\['step'\] are not tensors")],
 )
 def test_files_without_a_state_dict(tmp_path, content, message):
     torch.save(content, tmp_path / "x.bin")
@@ -325,8 +325,9 @@ def test_evaluation_of_a_converted_adapter(tiny_model, tiny_glue, tmp_path):
 @pytest.mark.parametrize("arguments", [[], ["from_loralib"], ["to_loralib", "x"], ["help"]])
 def test_wrong_commands(arguments, monkeypatch):
     unset = types.SimpleNamespace(checkpoint="x", output=None, adapter="x")
-    monkeypatch.setattr(convert, "FLAGS", unset, raising=False)
-    with pytest.raises(SystemExit, match="error: say from_loralib --checkpoint=FILE"):
+    monkeypatch.setattr(__main__, "FLAGS", unset, raising=False)
+    message = "error: give one of two commands: from_loralib --checkpoint=FILE"
+    with pytest.raises(SystemExit, match=message):
         __main__.main(["convert", *arguments])
 
 

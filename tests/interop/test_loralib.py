@@ -374,7 +374,7 @@ PEFT = "base_model.model.roberta.encoder.layer.0.attention.self.query.lora_A.wei
     [
         ({B1: None}, r"1 factors are missing: .*layer\.1\.attention\.self\.value\.lora_B\."),
         ({A0: None, A0.replace("A", "B"): None}, r"2 factors are missing"),
-        ({B1: np.zeros((6, 3))}, r"layer\.1.*lora_B has shape \(6, 3\), that of layer 0 \(6, 2\)"),
+        ({B1: np.zeros((6, 3))}, r"layer\.1.*lora_B has shape \(6, 3\), that of layer 0 has \(6, 2\)"),
         ({A0: np.zeros((3, 6))}, r"layer\.1\.attention\.self\.query\.lora_A has shape \(2, 6\)"),
         ({A0: np.zeros((2, 6, 1))}, r"query\.lora_A has shape \(2, 6, 1\), expected 2 axes"),
         ({A0: np.zeros((2, 6), int)}, r"query\.lora_A has type int64"),
@@ -402,9 +402,9 @@ def test_factors_of_two_ranks(state):
 @pytest.mark.parametrize(
     "keys, message",
     [
-        (["roberta.encoder.layer.0.attention.self.query.weight"], "no loralib state dict"),
-        ([], "no loralib state dict"),
-        ([PEFT], r"roberta\.encoder\.layer\.N.*PEFT's, which is another format"),
+        (["roberta.encoder.layer.0.attention.self.query.weight"], "not a loralib state dict"),
+        ([], "not a loralib state dict"),
+        ([PEFT], r"roberta\.encoder\.layer\.N.*PEFT's, whose format is not loralib's"),
         (["deberta.encoder.layer.0.attention.self.query_proj.lora_A"], "no supported layer"),
     ],
 )
@@ -458,3 +458,24 @@ def test_leaves_without_a_place(state):
         to_state_dict(flat)
     with pytest.raises(ValueError, match="no place"):  # loralib splits c_attn, this one is whole
         to_state_dict({f"{block}/{side}": np.zeros((2, 6, 2)) for side in "ab"})
+
+
+@pytest.mark.parametrize(
+    "architecture, leaf",
+    [("roberta", "encoder/layers/block/attention/query/lora/magnitude"),
+     ("gpt2", "layers/block/attention/qkv/lora/q/magnitude")],
+)  # fmt: skip
+def test_magnitudes_of_dora_have_no_place(state, architecture, leaf):
+    """loralib would load the factors alone, as another model."""
+    values = dict(from_state_dict(state, alpha=16).values)
+    if architecture == "gpt2":
+        shapes = {"a": (2, 6, 2), "b": (2, 2, 1, 6)}
+        values = {leaf.replace("magnitude", side): np.zeros(s) for side, s in shapes.items()}
+    to_state_dict(values)
+    message = (
+        f"1 leaves have no place in a loralib file, for example {leaf}: .*DoRA.*lora_jax.merge"
+    )
+    with pytest.raises(ValueError, match=message):
+        to_state_dict({**values, leaf: np.ones((2, 6), np.float32)})
+    with pytest.raises(ValueError, match=message):  # it is the reason that is named first
+        to_state_dict({**values, leaf: np.ones((2, 6)), "a/bias": np.ones(6)}, architecture)
