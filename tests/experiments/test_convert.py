@@ -186,8 +186,8 @@ def test_round_trip_of_a_file(file, state, tmp_path, suffix):
     folder = from_loralib(file, tmp_path / "adapter", alpha=16)
     back = tmp_path / "new" / f"back{suffix}"
     settings = to_loralib(folder, back)
-    own = {"r": 2, "lora_alpha": 16, "lora_dropout": 0.0}
-    assert settings == {"attention.self.query": own, "attention.self.value": own}
+    arguments = {"r": 2, "lora_alpha": 16, "lora_dropout": 0.0}
+    assert settings == {"attention.self.query": arguments, "attention.self.value": arguments}
     read = state_dicts.read(back)
     assert read.keys() == state.keys()
     assert all(read[key].tobytes() == state[key].tobytes() for key in state)
@@ -337,8 +337,8 @@ def command(*arguments):
 
 
 def test_command_line(file, state, tmp_path):
-    made = command("from_loralib", f"--checkpoint={file}", "--alpha=16", f"--output={tmp_path}/a")
-    assert made.returncode == 0 and "base unknown: give --model" in made.stdout
+    there = command("from_loralib", f"--checkpoint={file}", "--alpha=16", f"--output={tmp_path}/a")
+    assert there.returncode == 0 and "base unknown: give --model" in there.stdout
     (tmp_path / "run").mkdir()
     (tmp_path / "a").rename(tmp_path / "run/adapter")  # a run folder is taken too
     back = command("to_loralib", f"--adapter={tmp_path}/run", f"--output={tmp_path}/b.safetensors")
