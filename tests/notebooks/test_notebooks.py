@@ -34,7 +34,7 @@ def sources(notebook, kind):
 
 
 def beside(path):
-    """The notebook's own bytes, and the names of what lies beside it and is no notebook."""
+    """The bytes of a notebook, and the paths of all other files in its folder."""
     return path.read_bytes(), {p for p in FOLDER.rglob("*") if p.suffix != ".ipynb"}
 
 
