@@ -22,11 +22,11 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
-from lora_jax import factors, layers
 from lora_jax.adapters import Adapter
 from lora_jax.analysis.similarity import Matrix
-from lora_jax.insertions.low_rank import LowRankInsertion
-from lora_jax.low_rank import FusedLowRank, LowRank
+from lora_jax.low_rank import contraction, layers
+from lora_jax.low_rank.updates import FusedUpdate, LowRankUpdate
+from lora_jax.methods.lora import LoRAInsertion
 
 _FACTOR = re.compile(r"(?:(?P<layer>.*)/)?lora/(?:(?P<part>[^/]+)/)?(?P<side>[ab])")
 _SCANNED = re.compile(r"(.*/)?layers/((first|last_\d+)/)?block/.*")  # the stacks of lora_jax.models
@@ -139,8 +139,8 @@ class _AdaptedWeight(NamedTuple):
     """
 
     name: str
-    layer: layers.Adapted
-    pair: LowRank
+    layer: layers.LoRALayer
+    pair: LowRankUpdate
     start: int
     size: int
 
@@ -150,7 +150,7 @@ def _adapted_weights(model: nnx.Module) -> Iterator[_AdaptedWeight]:
     if not adapted:
         raise ValueError("the model has no adapted layer; insert a method such as lora(...) first")
     for path, layer in adapted.items():
-        if not isinstance(layer.lora, FusedLowRank):
+        if not isinstance(layer.lora, FusedUpdate):
             size = layer.view()[layer.roles().outputs[0]]
             yield _AdaptedWeight(path, layer, layer.lora, 0, size)
             continue
@@ -178,10 +178,10 @@ def _pair(
 def _scale(adapter: Adapter, layer: str) -> float:
     """The scale that the adapter's method gives to a layer; the first matching target counts."""
     for insertion in adapter.method.insertions:
-        if isinstance(insertion, LowRankInsertion):
+        if isinstance(insertion, LoRAInsertion):
             for pattern, settings in insertion.targets:
                 if re.fullmatch(pattern, layer):
-                    return factors.scale(settings.rank, settings.alpha, settings.scaling)
+                    return contraction.scale(settings.rank, settings.alpha, settings.scaling)
     raise ValueError(f"no target of the adapter's method matches its factors at {layer}")
 
 

@@ -9,11 +9,11 @@ from typing import TypedDict
 import numpy as np
 from jaxtyping import Shaped
 
-from lora_jax import factors
-from lora_jax.insertions.low_rank import LowRankInsertion
 from lora_jax.interop.loralib_factors import Arrays, transposed
 from lora_jax.interop.loralib_names import ARCHITECTURES, FUSED, Architecture, guess
+from lora_jax.low_rank import contraction
 from lora_jax.method import Method
+from lora_jax.methods.lora import LoRAInsertion
 
 
 def to_state_dict(
@@ -129,7 +129,7 @@ def layer_settings(
     targets = [
         target
         for insertion in method.insertions
-        if isinstance(insertion, LowRankInsertion)
+        if isinstance(insertion, LoRAInsertion)
         for target in insertion.targets
     ]
     arguments: dict[str, LayerSettings] = {}
@@ -138,7 +138,7 @@ def layer_settings(
         if not any(path.startswith(f"{layer}/lora/") for path in paths):
             continue
         settings = next(settings for pattern, settings in targets if re.fullmatch(pattern, layer))
-        scale = factors.scale(settings.rank, settings.alpha, settings.scaling)
+        scale = contraction.scale(settings.rank, settings.alpha, settings.scaling)
         plain = (
             settings.scaling == "alpha/r"
         )  # loralib knows no other, so rsLoRA needs another alpha
