@@ -1,17 +1,17 @@
-"""Adapters from and to the checkpoints of loralib, the code of the paper's authors.
+"""Converts adapters from and to the checkpoints of loralib, the code of the paper's authors.
 
     python -m experiments.convert from_loralib --checkpoint=roberta_base_lora_mnli.bin --alpha=16 \\
         --model=roberta-base --output=DIR
     python -m experiments.convert to_loralib --adapter=DIR --output=FILE
 
-A checkpoint is a state dict of RoBERTa, BERT or GPT-2: safetensors, or .bin and .pt (these need
-PyTorch, which reads tensors only). alpha is not in it: 16 for the released RoBERTa-base MNLI file, 32
-for GPT-2. The result is evaluated like any adapter: `python -m experiments.glue
+A checkpoint is a state dict of RoBERTa, BERT or GPT-2: a .safetensors file, or a .bin or .pt file (these
+need PyTorch, which reads tensors only). It does not hold alpha: the released RoBERTa-base MNLI file needs
+16, those of GPT-2 need 32. The result is evaluated like any adapter: `python -m experiments.glue
 --config=configs/glue/roberta_base_lora.py:mnli,script --config.eval_only=True --config.adapter=DIR`.
 
 `--model` names the base (a folder, or a hub name). Everything is checked against it, and the adapter
-remembers its fingerprint. Without it the adapter can be analysed and can warm-start a run; putting it
-onto a model is refused, since nothing shows that the model is the right one.
+stores its fingerprint. Without a base the adapter can be analysed and can warm-start a run, but putting
+it onto a model is refused, since nothing shows that this model is the right one.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from experiments.runs import command_line
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Command line."""
+    """Runs the conversion that the first argument names."""
     with command_line.readable_errors():
         command = arguments[1] if len(arguments) == 2 else None
         if command == "from_loralib" and FLAGS.checkpoint and FLAGS.output:
@@ -43,26 +43,26 @@ def main(arguments: Sequence[str]) -> None:
                 prefix=FLAGS.prefix,
             )  # fmt: skip
             print(f"state dict: {FLAGS.output}")
-            for name, own in settings.items():
-                kind = "MergedLinear" if "enable_lora" in own else "Linear"
-                print(f"  {name}: {kind}({', '.join(f'{k}={v}' for k, v in own.items())})")
+            for name, layer in settings.items():
+                kind = "MergedLinear" if "enable_lora" in layer else "Linear"
+                print(f"  {name}: {kind}({', '.join(f'{k}={v}' for k, v in layer.items())})")
         else:
             raise ValueError(
-                "say from_loralib --checkpoint=FILE --alpha=NUMBER --output=DIR, or "
-                "to_loralib --adapter=DIR --output=FILE"
+                "give one of two commands: from_loralib --checkpoint=FILE --alpha=NUMBER "
+                "--output=DIR, or to_loralib --adapter=DIR --output=FILE"
             )
 
 
 if __name__ == "__main__":
     FLAGS = flags.FLAGS
-    flags.DEFINE_string("checkpoint", None, "from_loralib: state dict to convert.")
-    flags.DEFINE_string("output", None, "Adapter folder or state dict file to write.")
+    flags.DEFINE_string("checkpoint", None, "from_loralib: the state dict to convert.")
+    flags.DEFINE_string("output", None, "The adapter folder or state dict file to write.")
     flags.DEFINE_string("model", None, "from_loralib: folder or hub name of the base.")
     flags.DEFINE_float("alpha", None, "from_loralib: lora_alpha of the run.")
     flags.DEFINE_float("dropout", 0.0, "from_loralib: lora_dropout of the run.")
-    flags.DEFINE_list("parts", ["q", "v"], "from_loralib: adapted parts of GPT-2's c_attn.")
-    flags.DEFINE_boolean("ignore_base", False, "from_loralib: leave base weights in the file.")
+    flags.DEFINE_list("parts", ["q", "v"], "from_loralib: the adapted parts of GPT-2's c_attn.")
+    flags.DEFINE_boolean("ignore_base", False, "from_loralib: leave out base weights.")
     flags.DEFINE_string("adapter", None, "to_loralib: adapter or run folder.")
     flags.DEFINE_string("architecture", None, "to_loralib: roberta, bert or gpt2.")
-    flags.DEFINE_string("prefix", "", "to_loralib: put before every key, for example module.")
+    flags.DEFINE_string("prefix", "", "to_loralib: text before every key, for example module.")
     app.run(main)

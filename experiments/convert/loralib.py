@@ -1,16 +1,15 @@
-"""loralib's state dicts to adapter folders and back."""
+"""Converts loralib's state dict files to adapter folders and back."""
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
-import numpy as np
 
 from experiments.convert import state_dicts
 from experiments.runs.adaptation import adapter_folder
@@ -22,69 +21,92 @@ from lora_jax.models.encoder import Classifier
 
 
 def from_loralib(
-    checkpoint: Path, output: Path, *, alpha: float | None, model: str | None = None, **options: Any
+    checkpoint: Path,
+    output: Path,
+    *,
+    alpha: float | None,
+    model: str | None = None,
+    dropout: float = 0.0,
+    parts: Sequence[str] = ("q", "v"),
+    ignore_base: bool = False,
 ) -> Path:
-    """Converts a checkpoint into an adapter folder.
+    """Converts a checkpoint to an adapter folder, and returns the folder.
 
     Args:
-      checkpoint: the state dict.
-      output: the new folder.
-      alpha: of the run.
-      model: folder or hub name of the base; None writes an adapter of unknown base.
-      **options: of `loralib.from_state_dict`.
+      checkpoint: the state dict file.
+      output: the folder to write.
+      alpha: `lora_alpha` of the run.
+      model: folder or hub name of the base; None writes an adapter of an unknown base.
+      dropout: `lora_dropout` of the run.
+      parts: the adapted parts of GPT-2's `c_attn`.
+      ignore_base: leave out base weights instead of refusing the file.
 
     Raises:
-      FileNotFoundError, ImportError, ValueError: bad input; nothing is written then.
+      FileNotFoundError, ImportError, ValueError: the input is bad; nothing is written then.
     """
     if (output / adapters.DESCRIPTION).exists():
         raise ValueError(f"{output} holds an adapter already; choose another --output")
     state = state_dicts.read(checkpoint)
     notes = {"source": "loralib", "checkpoint": checkpoint.name, "sha256": _hash(checkpoint)}
-    base = adapters.UNKNOWN_BASE
+    convert = functools.partial(
+        loralib.from_state_dict,
+        state,
+        alpha=alpha,
+        dropout=dropout,
+        parts=parts,
+        ignore_base=ignore_base,
+    )
     if model is None:
-        with _named(checkpoint):
-            found = loralib.from_state_dict(state, alpha=alpha, **options)
+        base = adapters.UNKNOWN_BASE
+        with _errors_naming(checkpoint):
+            converted = convert()
     else:
         notes["model"] = model
-        found, base = _onto_base(checkpoint, state, hub.find(model), alpha=alpha, **options)
-    notes["architecture"] = found.architecture
-    return adapters.save_adapter(output, found.values, found.groups, found.method, base, notes)
+        with _errors_naming(checkpoint):
+            architecture = loralib_names.find(map(loralib_names.plain_name, state)).name
+        converted, base = _convert_for_base(checkpoint, architecture, hub.find(model), convert)
+    notes["architecture"] = converted.architecture
+    return adapters.save_adapter(
+        output, converted.values, converted.groups, converted.method, base, notes
+    )
 
 
-def _onto_base(
-    checkpoint: Path, state: Mapping[str, np.ndarray], folder: Path, **options: Any
+def _convert_for_base(
+    checkpoint: Path,
+    architecture: loralib_names.Name,
+    folder: Path,
+    convert: functools.partial[loralib.Converted],
 ) -> tuple[loralib.Converted, str]:
-    """Converts, inserts into the base to see that all fits, and returns the base's fingerprint."""
-    with _named(checkpoint):
-        expected = loralib_names.find(map(loralib_names.plain_name, state)).name
+    """Converts, checks by inserting into the base that everything fits, and fingerprints the base."""
     model: Decoder | Classifier
-    if expected == "gpt2":
+    if architecture == "gpt2":
         decoder = hub.read_decoder_config(folder)
-        with _named(checkpoint):
-            found = loralib.from_state_dict(state, layers=decoder.n_layer, **options)
+        with _errors_naming(checkpoint):
+            converted = convert(layers=decoder.n_layer)
         model = hub.load_decoder(folder, decoder)
     else:
         encoder = hub.read_config(folder)
-        if encoder.architecture != expected:
+        if encoder.architecture != architecture:
             raise ValueError(
-                f"{checkpoint} is of {expected}, but {folder} holds a {encoder.architecture} model"
+                f"{checkpoint} is of {architecture}, but {folder} holds a {encoder.architecture} "
+                "model"
             )
-        with _named(checkpoint):
-            found = loralib.from_state_dict(state, layers=encoder.num_hidden_layers, **options)
-        bias = found.values.get("head/output/bias")
+        with _errors_naming(checkpoint):
+            converted = convert(layers=encoder.num_hidden_layers)
+        bias = converted.values.get("head/output/bias")
         outputs = 2 if bias is None else len(bias)
         model = hub.load_classifier(folder, encoder, outputs, jax.random.key(0))
     base = adapters.fingerprint(adapters.base_parameters(model, hub.HEAD))
-    with _named(checkpoint):
-        adapted = found.method.insert(model, jax.random.key(0))
-        _, trainable, _ = partition.split(adapted, found.method.labels(adapted))
-        adapter = adapters.Adapter(found.method, found.groups, found.values, base, {})
+    with _errors_naming(checkpoint):
+        adapted = converted.method.insert(model, jax.random.key(0))
+        _, trainable, _ = partition.split(adapted, converted.method.labels(adapted))
+        adapter = adapters.Adapter(converted.method, converted.groups, converted.values, base, {})
         adapters.apply_adapter(adapter, trainable, base, str(folder))
-    return found, base
+    return converted, base
 
 
 @contextlib.contextmanager
-def _named(path: Path) -> Iterator[None]:
+def _errors_naming(path: Path) -> Iterator[None]:
     """Puts a file's name in front of the errors about its content."""
     try:
         yield
@@ -99,25 +121,26 @@ def _hash(path: Path) -> str:
 
 def to_loralib(
     adapter: Path, output: Path, *, architecture: str | None = None, prefix: str = ""
-) -> dict[str, dict[str, Any]]:
+) -> dict[str, loralib_export.LayerSettings]:
     """Writes an adapter as a loralib state dict: .safetensors, or .bin and .pt through PyTorch.
 
     Args:
       adapter: an adapter folder, or a run folder with one.
-      output: the new file.
-      architecture: needed for an encoder without head that this module did not convert.
-      prefix: before every key; the authors' GPT-2 code reads keys that begin with `module.`.
+      output: the file to write.
+      architecture: `roberta`, `bert` or `gpt2`; needed for an encoder without a head that this module
+        did not convert.
+      prefix: text before every key; the authors' GPT-2 code reads keys that begin with `module.`.
 
     Returns:
-      The settings of the loralib layers that take it (`loralib_export.layer_settings`); a
+      The arguments of the loralib layers that take the factors (`loralib_export.layer_settings`); a
       safetensors file holds them as metadata too.
 
     Raises:
-      FileNotFoundError, ImportError, ValueError: bad input; nothing is written then.
+      FileNotFoundError, ImportError, ValueError: the input is bad; nothing is written then.
     """
     loaded = adapters.load_adapter(adapter_folder(adapter))
     architecture = architecture or loaded.notes.get("architecture")
-    with _named(adapter):
+    with _errors_naming(adapter):
         state = loralib_export.to_state_dict(loaded.values, architecture, prefix)
         settings = loralib_export.layer_settings(loaded.method, loaded.values, architecture)
     state_dicts.write(output, state, {"loralib": json.dumps(settings)})

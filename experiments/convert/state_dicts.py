@@ -1,7 +1,7 @@
-"""State dict files of other programs: safetensors, or PyTorch files of which only tensors are read.
+"""Reads and writes state dict files of other programs: safetensors, or PyTorch files.
 
-The library itself never unpickles; this belongs to the offline converter. PyTorch is optional, and
-imported only for its own files.
+Only tensors are read from PyTorch files; code in them never runs. The library itself never unpickles:
+this module belongs to the offline converter. PyTorch is optional, and imported only for its files.
 """
 
 from __future__ import annotations
@@ -9,7 +9,8 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -17,12 +18,15 @@ from safetensors.numpy import save as to_safetensors
 
 from lora_jax import files
 
+if TYPE_CHECKING:
+    from torch import Tensor
 
-def torch_module() -> Any:
-    """PyTorch, an optional dependency.
+
+def torch_module() -> ModuleType:
+    """Imports PyTorch, an optional dependency.
 
     Raises:
-      ImportError: it is absent, or so old that reading tensors only does not hold.
+      ImportError: it is absent, or so old that a file can run code although only tensors are asked for.
     """
     try:
         import torch
@@ -42,9 +46,9 @@ def read(path: Path) -> dict[str, np.ndarray]:
     """The tensors of a .safetensors file or a PyTorch file; code in the latter is never run.
 
     Raises:
-      FileNotFoundError: no such file.
+      FileNotFoundError: there is no such file.
       ImportError: PyTorch is needed and missing.
-      ValueError: broken, or not only tensors.
+      ValueError: the file is broken, or holds other things than tensors.
     """
     if not path.is_file():
         raise FileNotFoundError(f"checkpoint {path} does not exist")
@@ -71,27 +75,27 @@ def read(path: Path) -> dict[str, np.ndarray]:
     if not isinstance(state, Mapping):
         raise ValueError(f"{path} holds a {type(state).__name__}, expected a state dict")
     if odd := [key for key, value in state.items() if not isinstance(value, torch.Tensor)]:
-        raise ValueError(f"{path} is no state dict: {odd[:3]} are no tensors")
+        raise ValueError(f"{path} is not a state dict: {odd[:3]} are not tensors")
     return {key: _array(value, torch) for key, value in state.items()}
 
 
-def _array(value: Any, torch: Any) -> np.ndarray:
+def _array(value: Tensor, torch: ModuleType) -> np.ndarray:
     # numpy has no bfloat16; float32 holds it exactly
     return (value.float() if value.dtype == torch.bfloat16 else value).detach().numpy()
 
 
 def write(path: Path, state: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None:
-    """Writes a state dict whole or not at all, as its suffix says.
+    """Writes a state dict, whole or not at all, in the format of the suffix.
 
     Args:
-      path: .safetensors, or .bin and .pt through PyTorch; must not exist yet.
-      state: key to array; types PyTorch does not share with numpy (bfloat16) become float32 in its
-        files.
-      metadata: kept by safetensors only.
+      path: .safetensors, or .bin and .pt through PyTorch; the file must not exist yet.
+      state: key to array; types that numpy does not share with PyTorch (bfloat16) become float32 in
+        PyTorch's files.
+      metadata: texts to store in a safetensors file; the other formats have no place for them.
 
     Raises:
       ImportError: PyTorch is needed and missing.
-      ValueError: another suffix, or the file exists.
+      ValueError: the suffix is another one, or the file exists.
     """
     if path.suffix not in (".safetensors", ".bin", ".pt"):
         raise ValueError(f"{path} must end in .safetensors, .bin or .pt")

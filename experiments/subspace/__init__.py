@@ -1,1 +1,1 @@
-"""The rank-deficiency analysis of adapters (`python -m experiments.subspace`)."""
+"""The rank-deficiency analysis of trained adapters (`python -m experiments.subspace`)."""

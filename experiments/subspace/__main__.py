@@ -1,9 +1,9 @@
-"""The rank-deficiency analysis of trained adapters: Figures 3, 4, 6, 7, 8 and Table 7 of the paper.
+"""Analyses the rank deficiency of trained adapters: Figures 3, 4, 6, 7, 8 and Table 7 of the paper.
 
     python -m experiments.subspace --config=configs/subspace/minilm_sst2.py:runs/subspace --workdir=DIR
 
-`--config=configs/subspace/folders.py:NAME=DIR,NAME=DIR` analyses any adapters. Fields of the config are
-set on the command line: --config.comparisons="(('r8','r64'),)", --config.layers="(1,6)". Writes
+`--config=configs/subspace/folders.py:NAME=DIR,NAME=DIR` analyses any adapters. The command line can set
+fields of the config: --config.comparisons="(('r8','r64'),)", --config.layers="(1,6)". Writes
 
     DIR/analysis.md     tables over layers and all figures
     DIR/figures/*.png   similarity maps (with chance beside, and minus chance), spectra, amplification
@@ -23,7 +23,7 @@ from experiments.subspace.analysis import analyse
 
 
 def main(_: list[str]) -> None:
-    """Command line."""
+    """Runs the analysis, and prints its page."""
     logging.set_verbosity(logging.WARNING)
     with command_line.readable_errors():
         if not _WORKDIR.value:

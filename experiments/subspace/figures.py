@@ -1,110 +1,122 @@
-"""The figures of the subspace analysis: which panels, which layers, which files."""
+"""The figures of the analysis: their panels, the layers they show, and their files."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 from matplotlib.figure import Figure
 
-from experiments.subspace.rows import TITLES, Pairs
+from experiments.subspace.directions import KINDS, Comparison, WeightComparison
+from experiments.subspace.updates import Pairs
 from lora_jax.analysis import plots, spectra
 from lora_jax.analysis.amplification import Amplification
 
-_SMALL = 16  # ranks up to this one get the zoomed triangle beside the map
+_SMALL = 16  # maps with up to this many rows get a zoomed triangle beside them
 
 
-class Figures:
-    """Draws figures into a folder and remembers them for the report."""
+class Drawn(NamedTuple):
+    """A figure that has been written: the name of its file, and its caption."""
 
-    def __init__(self, folder: Path, layers: Sequence[int], zoom: int):
-        self._folder, self._layers, self._zoom = folder, layers, zoom
-        self._drawn: dict[str, list[tuple[str, str]]] = {}
+    file: str
+    caption: str
 
-    def of(self, table: str) -> list[tuple[str, str]]:
-        """(file name, caption) of every figure that belongs to a table."""
+
+class FigureFolder:
+    """Draws figures into a folder, and remembers which belong to which table of the page.
+
+    Args:
+      folder: where the files go; made if needed.
+      layers: layers to draw, from 1; empty for four from first to last, as in Figures 6 and 7.
+      zoom: size of the triangle beside small maps.
+    """
+
+    def __init__(self, folder: Path, *, layers: Sequence[int], zoom: int):
+        self._folder = folder
+        self._layers = layers
+        self._zoom = zoom
+        self._drawn: dict[str, list[Drawn]] = {}
+
+    def of_table(self, table: str) -> list[Drawn]:
+        """The figures to show below a table."""
         return self._drawn.get(table, [])
 
-    def _save(self, table: str, name: str, caption: str, figure: Figure) -> None:
-        name = re.sub(r"[:/]", "-", name)
-        plots.save(figure, self._folder / f"{name}.png")
-        self._drawn.setdefault(table, []).append((f"{name}.png", caption))
+    def _save(self, figure: Figure, table: str, name: str, caption: str) -> None:
+        file = f"{re.sub(r'[:/]', '-', name)}.png"
+        plots.save(figure, self._folder / file)
+        self._drawn.setdefault(table, []).append(Drawn(file, caption))
 
-    def _shown(self, depth: int) -> list[int]:
-        """Layers to draw, from 1: as configured, else four as in Figures 6 and 7."""
+    def _layers_to_draw(self, depth: int) -> list[int]:
         if wrong := [layer for layer in self._layers if not 1 <= layer <= depth]:
             raise ValueError(f"config.layers: {wrong} are not layers from 1 to {depth}")
         spread = np.linspace(1, depth, min(4, depth)).round().astype(int)
         return list(self._layers) or sorted(set(spread.tolist()))
 
-    def spectra(self, pairs: Mapping[str, Pairs]) -> None:
-        """Spectra of all adapters and weights, and their entropy ranks by layer."""
+    def add_spectra(self, pairs: Mapping[str, Pairs]) -> None:
+        """Draws the spectra of all adapters and weights, and their entropy ranks by layer."""
         values = {
-            f"{name} {weight}": spectra.delta_svd(pair).values
-            for name, own in pairs.items()
-            for weight, pair in own.items()
+            f"{adapter} {weight}": spectra.delta_svd(pair).values
+            for adapter, pair_by_weight in pairs.items()
+            for weight, pair in pair_by_weight.items()
         }
-        self._save("spectra", "spectra", "Spectra of the updates", plots.spectra(values))
-        ranks = {title: spectra.entropy_rank(own) for title, own in values.items()}
+        self._save(plots.spectra(values), "spectra", "spectra", "Spectra of the updates")
+        ranks = {title: spectra.entropy_rank(spectrum) for title, spectrum in values.items()}
         figure = plots.by_layer(ranks, "effective rank (entropy)")
-        self._save("spectra", "effective_ranks", "Effective ranks by layer", figure)
+        self._save(figure, "spectra", "effective_ranks", "Effective ranks by layer")
 
-    def similarity(
-        self, first: str, second: str, kind: str, maps: Mapping[str, np.ndarray],
-        dims: Mapping[str, int], control: Mapping[tuple[int, ...], np.ndarray],
-    ) -> None:  # fmt: skip
-        """Maps of phi for some layers, with chance beside and minus chance.
+    def add_similarity(self, comparison: Comparison) -> None:
+        """Draws maps of phi for some layers, with chance beside them and minus chance.
 
-        Weights whose maps have another dimension or size get figures of their own.
+        Weights whose maps have the same size and dimension share a figure.
         """
-        groups: dict[tuple[int, ...], dict[str, np.ndarray]] = {}
-        for weight, phi in maps.items():
-            groups.setdefault((dims[weight], *phi.shape), {})[weight] = phi
-        for (d, *_), same in groups.items():
-            ending = f"_{'_'.join(same)}" if len(groups) > 1 else ""
-            name = f"similarity_{first}_{second}_{kind}{ending}"
-            self._maps(first, second, kind, same, d, control, name)
+        groups: dict[tuple[int, ...], list[str]] = {}
+        for weight, phi in comparison.phi.items():
+            groups.setdefault((comparison.dimensions[weight], *phi.shape), []).append(weight)
+        for weights in groups.values():
+            self._add_maps(comparison, weights, alone=len(groups) == 1)
 
-    def _maps(
-        self, first: str, second: str, kind: str, same: Mapping[str, np.ndarray], d: int,
-        control: Mapping[tuple[int, ...], np.ndarray], name: str,
-    ) -> None:  # fmt: skip
-        some = next(iter(same.values()))
-        zoom = self._zoom if some.shape[1] <= _SMALL and self._zoom < some.shape[2] else 0
-        by_layer: dict[str, dict[str, Any]] = {}
-        for layer in self._shown(len(some)):
-            panels = {name: phi[layer - 1] for name, phi in same.items()}
+    def _add_maps(self, comparison: Comparison, weights: Sequence[str], *, alone: bool) -> None:
+        first, second, kind = comparison.first, comparison.second, comparison.kind
+        depth, m, n = comparison.phi[weights[0]].shape
+        zoom = self._zoom if m <= _SMALL and self._zoom < n else 0
+        maps: dict[str, dict[str, np.ndarray]] = {}
+        for layer in self._layers_to_draw(depth):
+            panels = {weight: comparison.phi[weight][layer - 1] for weight in weights}
             if not zoom:
-                panels["Gaussian"] = control[d, *some.shape[1:]][0]
-            by_layer[f"layer {layer}"] = panels
+                panels["Gaussian"] = comparison.control[weights[0]]
+            maps[f"layer {layer}"] = panels
+        d = comparison.dimensions[weights[0]]
         rows, columns = f"i: {first}", f"j: {second}"
-        caption = f"phi of {first} (i) and {second} (j), {TITLES[kind]}"
-        figure = plots.similarity_maps(by_layer, d, rows=rows, columns=columns, zoom=zoom)
-        self._save("similarity", name, caption, figure)
+        name = f"similarity_{first}_{second}_{kind}" + ("" if alone else f"_{'_'.join(weights)}")
+        caption = f"phi of {first} (i) and {second} (j), {KINDS[kind].title}"
+        figure = plots.similarity_maps(maps, d, rows=rows, columns=columns, zoom=zoom)
+        self._save(figure, "similarity", name, caption)
         figure = plots.similarity_maps(
-            by_layer, d, rows=rows, columns=columns, zoom=zoom, chance="subtracted"
+            maps, d, rows=rows, columns=columns, zoom=zoom, chance="subtracted"
         )
-        self._save("similarity", f"{name}_minus_chance", f"{caption}, minus chance", figure)
+        self._save(figure, "similarity", f"{name}_minus_chance", f"{caption}, minus chance")
 
-    def weight_directions(
-        self, adapter: str, weight: str, phi: np.ndarray, control: np.ndarray, d: int
-    ) -> None:
-        """Figure 8: W's top directions against the update's and against a Gaussian matrix's."""
+    def add_weight_directions(self, comparison: WeightComparison) -> None:
+        """Draws Figure 8: W's top directions against the update's and a Gaussian matrix's."""
+        adapter, weight = comparison.adapter, comparison.weight
         maps = {
-            f"layer {layer}": {adapter: phi[layer - 1], "Gaussian": control[layer - 1]}
-            for layer in self._shown(len(phi))
+            f"layer {layer}": {
+                adapter: comparison.phi[layer - 1],
+                "Gaussian": comparison.control[layer - 1],
+            }
+            for layer in self._layers_to_draw(len(comparison.phi))
         }
         figure = plots.similarity_maps(
-            maps, d, rows=f"i: W {weight}", columns="j", top=None, chance="drawn"
+            maps, comparison.dimension, rows=f"i: W {weight}", columns="j"
         )
         name = f"weight_directions_{adapter}_{weight}"
         caption = f"phi of W's top directions (i) and A's (j): {adapter} {weight}"
-        self._save("weight_directions", name, caption, figure)
+        self._save(figure, "weight_directions", name, caption)
 
-    def amplification(self, rows: Mapping[str, Amplification]) -> None:
-        """Table 7 as a figure."""
+    def add_amplification(self, rows: Mapping[str, Amplification]) -> None:
+        """Draws Table 7, from its numbers by adapter and weight."""
         caption = "Norms of projections, and amplification by layer"
-        self._save("amplification", "amplification", caption, plots.amplification(rows))
+        self._save(plots.amplification(rows), "amplification", "amplification", caption)

@@ -1,1 +1,1 @@
-"""What a trained low-rank update looks like: section 7 and appendices G and H of the paper."""
+"""What trained low-rank updates look like: section 7 and appendices G and H of the paper."""

@@ -1,9 +1,9 @@
 """What an update amplifies: the projections U^T W V^T of section 7.3 and appendix H.4 (Table 7).
 
-With U and V the singular vectors of an update, ||U^T W V^T||_F is how much of the pre-trained weight
-W lies in the update's directions, and ||Delta W||_F over it is the amplification factor. The update
-here is the effective one, (alpha/r) B A, with which the factor grows in proportion; the paper does not
-say which it took.
+U and V are the singular vectors of an update. ||U^T W V^T||_F measures how much of the pre-trained
+weight W lies in the directions of the update, and ||Delta W||_F divided by it is the amplification
+factor. The update here is the effective one, (alpha/r) B A, so the factor is proportional to alpha; the
+paper does not say whether its Delta W includes alpha/r.
 """
 
 from __future__ import annotations
@@ -20,14 +20,15 @@ from lora_jax.analysis.spectra import delta_svd
 
 
 class Amplification(NamedTuple):
-    """Table 7's figures at one rank, one value per layer.
+    """The numbers of Table 7 at one rank r, one value per layer.
 
     Attributes:
-      in_delta: ||U^T W V||_F with U, V the first r singular directions of the update.
-      in_weight: the same with W's own first r: the root of the sum of its largest r squared values.
-      in_random: the same with those of a Gaussian matrix, the root mean square over draws.
-      in_random_expected: its expectation, ||W||_F r / sqrt(inputs * outputs).
-      delta_norm: ||Delta W||_F of the whole effective update.
+      in_delta: ||U^T W V||_F with U and V the first r singular directions of the update.
+      in_weight: the same with the first r singular directions of W itself, that is the root of the
+        sum of its r largest squared singular values.
+      in_random: the same with the directions of a Gaussian matrix; root mean square over the draws.
+      in_random_expected: the expected value of `in_random`, ||W||_F r / sqrt(inputs * outputs).
+      delta_norm: ||Delta W||_F of the whole effective update, whatever r is.
       weight_norm: ||W||_F.
       factor: delta_norm / in_delta.
     """
@@ -46,12 +47,18 @@ def projected_norm(
     matrix: Float[Matrix, "*layers inputs outputs"],
     v: Float[Matrix, "*layers outputs r"],
 ) -> Float[np.ndarray, "*layers"]:
-    """||U^T W V||_F for orthonormal columns U and V.
+    """Computes ||U^T W V||_F for directions U and V.
 
     The paper's W is the transpose of ours, and its V has the vectors as rows; the norm is the same.
+
+    Args:
+      u: directions in the input space, as orthonormal columns.
+      matrix: W, with the inputs first.
+      v: directions in the output space, as orthonormal columns.
     """
     u, matrix, v = (np.asarray(x, np.float64) for x in (u, matrix, v))
-    return np.linalg.norm(np.swapaxes(u, -1, -2) @ matrix @ v, axis=(-1, -2))
+    norms: np.ndarray = np.linalg.norm(np.swapaxes(u, -1, -2) @ matrix @ v, axis=(-1, -2))
+    return norms
 
 
 def amplification(
@@ -61,47 +68,49 @@ def amplification(
     rank: int | None = None,
     draws: int = 8,
 ) -> Amplification:
-    """One row of Table 7 for every layer.
+    """Computes one row of Table 7 for every layer.
 
     Args:
-      pair: the update.
-      matrices: the pre-trained weights of the same layers, from `base_matrices`.
-      key: for the random directions.
-      rank: how many directions; all of the update by default, as in the paper.
-      draws: random matrices to average over.
+      pair: the factors of the update.
+      matrices: pre-trained weights of the same layers, from `factor_pairs.base_matrices`.
+      key: random key of the random directions.
+      rank: number r of directions; the rank of the update by default, as in the paper.
+      draws: number of random matrices to average over.
 
     Raises:
-      ValueError: shapes that do not fit, or a rank above the update's.
+      ValueError: the shapes do not fit, or `rank` is not from 1 to the rank of the update.
     """
     if (pair.layers, pair.a.shape[1], pair.b.shape[2]) != matrices.shape:
         raise ValueError(
             f"an update of {pair.layers} x {pair.a.shape[1]} x {pair.b.shape[2]} does not fit weights "
-            f"of shape {matrices.shape}"
+            f"of shape {matrices.shape}; both are (layers, inputs, outputs)"
         )
     r = pair.rank if rank is None else rank
     if not 0 < r <= pair.rank:
         raise ValueError(f"rank {rank} is not from 1 to the update's, {pair.rank}")
-    u, values, v = delta_svd(pair)
-    u, v = u[..., :r], v[..., :r]
-    whole = np.asarray(matrices, np.float64)
-    own = np.linalg.svd(whole, compute_uv=False)
-    drawn = [_random(k, whole, r) for k in jax.random.split(key, draws)]
-    inside = projected_norm(u, whole, v)
-    delta_norm, weight_norm = np.linalg.norm(values, axis=-1), np.linalg.norm(own, axis=-1)
+    u, delta_values, v = delta_svd(pair)
+    weights = np.asarray(matrices, np.float64)
+    weight_values = np.linalg.svd(weights, compute_uv=False)
+    in_delta = projected_norm(u[..., :r], weights, v[..., :r])
+    in_random = [_norm_in_random_directions(k, weights, r) for k in jax.random.split(key, draws)]
+    delta_norm = np.linalg.norm(delta_values, axis=-1)
+    weight_norm = np.linalg.norm(weight_values, axis=-1)
     return Amplification(
-        in_delta=inside,
-        in_weight=np.linalg.norm(own[..., :r], axis=-1),
-        in_random=np.sqrt(np.mean(np.square(drawn), axis=0)),
-        in_random_expected=weight_norm * r / np.sqrt(whole.shape[1] * whole.shape[2]),
+        in_delta=in_delta,
+        in_weight=np.linalg.norm(weight_values[..., :r], axis=-1),
+        in_random=np.sqrt(np.mean(np.square(in_random), axis=0)),
+        in_random_expected=weight_norm * r / np.sqrt(weights.shape[1] * weights.shape[2]),
         delta_norm=delta_norm,
         weight_norm=weight_norm,
-        factor=delta_norm / inside,
+        factor=delta_norm / in_delta,
     )
 
 
-def _random(key: Key[Array, ""], matrices: np.ndarray, r: int) -> np.ndarray:
-    """The projection onto r random directions on either side, of their own for each layer."""
-    # QR of a thin Gaussian matrix spans what the first r singular vectors of a whole one would.
+def _norm_in_random_directions(
+    key: Key[Array, ""], matrices: Float[np.ndarray, "layers inputs outputs"], r: int
+) -> Float[np.ndarray, " layers"]:
+    """The projected norm for r random directions on either side, drawn separately for each layer."""
+    # The Q of a thin Gaussian matrix is distributed as the first r singular vectors of a square one.
     layers, inputs, outputs = matrices.shape
     u, v = (
         np.linalg.qr(np.asarray(jax.random.normal(k, (layers, size, r)), np.float64))[0]

@@ -2,7 +2,12 @@
 
 The paper writes Delta W = B A with A (r, d_in) and B (d_out, r). Ours are transposed and stacked:
 `a` (layers, inputs, rank) and `b` (layers, rank, outputs), Delta W^T = scale * a b. So the paper's
-right-singular vectors of A, which live in the input space, are the left-singular vectors of `a`.
+right-singular vectors of A, which lie in the input space, are the left-singular vectors of `a`.
+
+Only the leaves `a` and `b` are read. Adapters of other methods may hold further leaves beside them,
+such as DoRA's `magnitude`. The factors and their subspaces are well defined there too, but scale * a b
+is not the whole update: DoRA rescales W + scale * a b to trained norms, so its merged weight minus W is
+another matrix.
 """
 
 from __future__ import annotations
@@ -17,80 +22,88 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from lora_jax.adapters import Adapter
-from lora_jax.low_rank import contraction, layers
+from lora_jax.analysis.similarity import Matrix
+from lora_jax.low_rank import layers
 from lora_jax.low_rank.updates import LowRankUpdate
+from lora_jax.low_rank.weights import WeightView
 from lora_jax.methods.lora import LoRAInsertion
 
-_LEAF = re.compile(r"(?:(?P<layer>.*)/)?lora/(?:(?P<part>[^/]+)/)?(?P<side>[ab])")
+_FACTOR = re.compile(r"(?:(?P<layer>.*)/)?lora/(?:(?P<part>[^/]+)/)?(?P<side>[ab])")
 _SCANNED = re.compile(r"(.*/)?layers/((first|last_\d+)/)?block/.*")  # the stacks of lora_jax.models
 
 
 @dataclasses.dataclass(frozen=True)
 class FactorPair:
-    """The updates of one kind of weight in all layers: scale * a b for every layer.
+    """The factors of one kind of weight in all layers.
 
     Attributes:
-      a: (layers, inputs, rank), float32.
-      b: (layers, rank, outputs), float32.
-      scale: alpha/r or alpha/sqrt(r); the effective update includes it.
+      a: float32.
+      b: float32.
+      scale: alpha/r or alpha/sqrt(r); LoRA's effective update is scale * a b.
     """
 
-    a: Float[np.ndarray, "layers inputs rank"]
-    b: Float[np.ndarray, "layers rank outputs"]
+    a: Float[Matrix, "layers inputs rank"]
+    b: Float[Matrix, "layers rank outputs"]
     scale: float
 
     @property
     def rank(self) -> int:
         """Number of directions of the factors."""
-        return self.a.shape[-1]
+        return int(self.a.shape[-1])
 
     @property
     def layers(self) -> int:
-        """Number of layers (and of independent maps in a layer, such as experts)."""
-        return self.a.shape[0]
+        """Number of layers (times that of independent maps in a layer, such as experts)."""
+        return int(self.a.shape[0])
 
 
 def from_adapter(adapter: Adapter) -> dict[str, FactorPair]:
     """The factor pairs of an adapter folder by path of their layer; no base weights are needed.
 
-    A part of a fused projection has its name behind the path: `.../attention/qkv/q`.
+    A part of a fused projection has its name appended to the path: `.../attention/qkv/q`. Further leaves
+    of a layer, such as DoRA's `magnitude`, are left out: the update of DoRA is not scale * a b alone.
 
     Raises:
-      ValueError: the adapter has no LoRA contraction, or their shapes leave open which axes are layers.
+      ValueError: the adapter has no LoRA factors or only one of a pair, no target of its method
+        matches them, or their shapes do not show which axes are layers.
     """
-    sides: dict[tuple[str, str], dict[str, np.ndarray]] = {}
+    sides_by_layer: dict[tuple[str, str], dict[str, np.ndarray]] = {}
     for path, value in sorted(adapter.values.items()):
-        if match := _LEAF.fullmatch(path):
+        if match := _FACTOR.fullmatch(path):
             key = match["layer"] or "", match["part"] or ""
-            sides.setdefault(key, {})[match["side"]] = value
-    if not sides:
+            sides_by_layer.setdefault(key, {})[match["side"]] = value
+    if not sides_by_layer:
         raise ValueError(
             f"the adapter has no LoRA factors (its method is {adapter.method}); the analysis is "
             "about low-rank updates"
         )
-    result = {}
-    for (layer, part), pair in sides.items():
+    pairs = {}
+    for (layer, part), sides in sides_by_layer.items():
         name = "/".join(filter(None, (layer, part)))
-        a, b = pair["a"], pair["b"]
-        result[name] = _pair(a, b, _scale(adapter, layer), _stack_axes(a, b, name))
-    return result
+        if missing := {"a", "b"} - sides.keys():
+            raise ValueError(
+                f"the adapter holds only one factor of {name}; factor {min(missing)} is missing"
+            )
+        a, b = sides["a"], sides["b"]
+        pairs[name] = _pair(a, b, _scale(adapter, layer), _stack_axes(a, b, name))
+    return pairs
 
 
 def from_model(model: nnx.Module) -> dict[str, FactorPair]:
-    """The factor pairs of an adapted model by path of their layer (and part).
+    """The factor pairs of an adapted model by path of their layer (and part), as `from_adapter`.
+
+    As there, the update of DoRA is not scale * a b alone.
 
     Raises:
       ValueError: the model has no adapted layer.
     """
     return {
-        name: _pair(
-            pair.a[...], pair.b[...], pair.scale, layer.stack_axes() + len(layer.roles().batch)
-        )
-        for name, layer, pair, _ in _adapted(model)
+        name: _pair(pair.a[...], pair.b[...], pair.scale, len(weight.roles.batch))
+        for name, pair, weight in _adapted_weights(model)
     }
 
 
-def base_matrices(model: nnx.Module) -> dict[str, Float[np.ndarray, "layers inputs outputs"]]:
+def base_matrices(model: nnx.Module) -> dict[str, Float[np.ndarray, "_layers _inputs _outputs"]]:
     """The pre-trained weights of an adapted model's layers, with the keys of `from_model`.
 
     The inputs come first: the paper's W transposed. Float32.
@@ -98,39 +111,30 @@ def base_matrices(model: nnx.Module) -> dict[str, Float[np.ndarray, "layers inpu
     Raises:
       ValueError: the model has no adapted layer.
     """
-    result = {}
-    for name, layer, _, (start, size) in _adapted(model):
-        stacked = layer.stack_axes()
-        roles = layer.roles().stacked(stacked)
-        stack = layer.weight_shape()[:stacked]
-        whole = np.asarray(getattr(layer, layer.weight)[...], np.float32)
-        view = whole.reshape(*stack, *layer.view())
-        part = np.take(view, np.arange(start, start + size), axis=roles.outputs[0])
-        batch, inputs, outputs = roles.sizes(part.shape)
-        ordered = np.transpose(part, roles.batch + roles.inputs + roles.outputs)
-        result[name] = ordered.reshape(math.prod(batch), math.prod(inputs), math.prod(outputs))
-    return result
+    return {
+        name: np.asarray(weight.roles.to_matrices(weight.values()))
+        for name, _, weight in _adapted_weights(model)
+    }
 
 
-def _adapted(
-    model: nnx.Module,
-) -> Iterator[tuple[str, layers.LoRALayer, LowRankUpdate, tuple[int, int]]]:
-    """Yields name, layer, pair, and the pair's (start, size) along the first output axis."""
+def _adapted_weights(model: nnx.Module) -> Iterator[tuple[str, LowRankUpdate, WeightView]]:
+    """Yields the path of every adapted layer (with the part's name appended), its factors and weight."""
     adapted = layers.adapted_layers(model)
     if not adapted:
         raise ValueError("the model has no adapted layer; insert a method such as lora(...) first")
     for path, layer in adapted.items():
-        if isinstance(layer.lora, LowRankUpdate):
-            size = layer.view()[layer.roles().outputs[0]]
-            yield path, layer, layer.lora, (0, size)
-            continue
-        for part, (pair, start, size) in zip(layer.lora.names, layer.lora.slots(), strict=True):
-            if pair is not None:
-                yield "/".join(filter(None, (path, part))), layer, pair, (start, size)
+        for part, (pair, weight) in layer.lora.pairs_with_weights(WeightView(layer)).items():
+            yield "/".join(filter(None, (path, part))), pair, weight
 
 
-def _pair(a: Array | np.ndarray, b: Array | np.ndarray, scale: float, stacked: int) -> FactorPair:
-    maps, rank = math.prod(a.shape[:stacked]), a.shape[-1]
+def _pair(
+    a: Float[Array | np.ndarray, ...],
+    b: Float[Array | np.ndarray, ...],
+    scale: float,
+    stack_axes: int,
+) -> FactorPair:
+    """Factors with any number of axes as matrices; the first `stack_axes` axes are layers."""
+    maps, rank = math.prod(a.shape[:stack_axes]), a.shape[-1]
     return FactorPair(
         np.asarray(a, np.float32).reshape(maps, -1, rank),
         np.asarray(b, np.float32).reshape(maps, rank, -1),
@@ -142,9 +146,9 @@ def _scale(adapter: Adapter, layer: str) -> float:
     """The scale that the adapter's method gives to a layer; the first matching target counts."""
     for insertion in adapter.method.insertions:
         if isinstance(insertion, LoRAInsertion):
-            for pattern, own in insertion.targets:
+            for pattern, settings in insertion.targets:
                 if re.fullmatch(pattern, layer):
-                    return contraction.scale(own.rank, own.alpha, own.scaling)
+                    return settings.scale
     raise ValueError(f"no target of the adapter's method matches its factors at {layer}")
 
 
@@ -169,10 +173,17 @@ def _stack_axes(a: np.ndarray, b: np.ndarray, name: str) -> int:
 def shared(
     first: Mapping[str, FactorPair], second: Mapping[str, FactorPair], where: str = "the adapters"
 ) -> list[str]:
-    """The layers that two adapters both adapt, with as many maps and inputs.
+    """The names of the weights that two adapters both adapt, in the order of the first.
+
+    Their ranks and numbers of outputs may differ.
+
+    Args:
+      first: factor pairs by name, from `from_adapter` or `from_model`.
+      second: those of the other adapter.
+      where: what is compared, for messages.
 
     Raises:
-      ValueError: they have none in common, or a layer has another shape in each.
+      ValueError: they have no name in common, or the numbers of layers or of inputs differ.
     """
     names = [name for name in first if name in second]
     if not names:
@@ -180,9 +191,10 @@ def shared(
             f"{where} adapt no layer in common: {sorted(first)[:3]} and {sorted(second)[:3]}"
         )
     for name in names:
-        one, other = first[name].a.shape[:2], second[name].a.shape[:2]
-        if one != other:
+        sizes, other_sizes = first[name].a.shape[:2], second[name].a.shape[:2]
+        if sizes != other_sizes:
             raise ValueError(
-                f"{where}: {name} has (layers, inputs) {one} in one and {other} in the other"
+                f"{where}: {name} has (layers, inputs) {sizes} in the first and {other_sizes} in the "
+                "second"
             )
     return names

@@ -1,6 +1,7 @@
-"""Singular values of low-rank updates, and how many directions they use.
+"""Singular values of low-rank updates, and how many directions the updates use.
 
-A spectrum is (layers, k), largest first. An update that is zero has no effective rank: NaN.
+A spectrum holds the singular values of all layers, (layers, k), the largest first. The effective rank
+of an update that is zero is not defined: NaN.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from lora_jax.analysis.similarity import Matrix
 
 
 class DeltaSVD(NamedTuple):
-    """The effective update's thin SVD: scale * a b = inputs diag(values) outputs^T, per layer.
+    """The thin SVD of an effective update: scale * a b = inputs diag(values) outputs^T per layer.
 
     Attributes:
       inputs: directions in the input space, as columns (the paper's right-singular vectors).
@@ -30,10 +31,12 @@ class DeltaSVD(NamedTuple):
 
 
 def delta_svd(pair: FactorPair) -> DeltaSVD:
-    """SVD of the effective updates without forming them: QR of both factors, SVD of the r x r core.
+    """The SVD of the effective updates, without forming them.
+
+    Both factors are decomposed by QR, and the r x r matrix between the two Q by SVD.
 
     Raises:
-      ValueError: the rank is larger than one side of the matrix.
+      ValueError: the rank is larger than the number of inputs or outputs.
     """
     if pair.rank > min(pair.a.shape[1], pair.b.shape[2]):
         raise ValueError(
@@ -47,18 +50,20 @@ def delta_svd(pair: FactorPair) -> DeltaSVD:
 
 
 def energy(values: Float[Matrix, "layers k"]) -> Float[np.ndarray, "layers k"]:
-    """Share of the squared Frobenius norm in the first 1, 2, ... directions."""
+    """The share of the squared Frobenius norm in the first 1, 2, ..., k directions."""
     squares = _relative(values) ** 2
-    return np.cumsum(squares, axis=-1) / squares.sum(axis=-1, keepdims=True)
+    shares: np.ndarray = np.cumsum(squares, axis=-1) / squares.sum(axis=-1, keepdims=True)
+    return shares
 
 
 def stable_rank(values: Float[Matrix, "layers k"]) -> Float[np.ndarray, " layers"]:
     """||.||_F^2 / ||.||_2^2: 1 if one direction has all the energy, k if all are equal."""
-    return (_relative(values) ** 2).sum(axis=-1)
+    ranks: np.ndarray = (_relative(values) ** 2).sum(axis=-1)
+    return ranks
 
 
-def _relative(values: Matrix) -> np.ndarray:
-    """Over the largest: squares stay in range, and of a zero update all is NaN."""
+def _relative(values: Float[Matrix, "layers k"]) -> Float[np.ndarray, "layers k"]:
+    """Values divided by the largest one: squares stay in range, and a zero update becomes NaN."""
     values = np.asarray(values, np.float64)
     with np.errstate(invalid="ignore"):
         return values / values[..., :1]
@@ -68,16 +73,24 @@ def entropy_rank(values: Float[Matrix, "layers k"]) -> Float[np.ndarray, " layer
     """exp of the entropy of the normalised singular values (Roy & Vetterli 2007), from 1 to k."""
     shares = _relative(values)
     shares = shares / shares.sum(axis=-1, keepdims=True)
-    return np.exp(-xlogy(shares, shares).sum(axis=-1))
+    ranks: np.ndarray = np.exp(-xlogy(shares, shares).sum(axis=-1))
+    return ranks
 
 
 def rank_for_energy(
     values: Float[Matrix, "layers k"], share: float = 0.9
 ) -> Int[np.ndarray, " layers"]:
-    """The fewest directions that hold a share of the squared Frobenius norm; 0 of a zero update.
+    """The smallest number of directions that hold a share of the squared Frobenius norm.
 
-    Directions that hold less than a millionth of the energy together do not count: they may be
-    the rounding of the factors' float32.
+    Directions that hold less than a millionth of the energy together do not count: they may come from
+    the rounding of the factors to float32.
+
+    Args:
+      values: a spectrum.
+      share: the share, above 0 and at most 1.
+
+    Returns:
+      The number for every layer; 0 for an update that is zero.
 
     Raises:
       ValueError: the share is not in (0, 1].

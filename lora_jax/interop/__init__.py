@@ -1,1 +1,1 @@
-"""Checkpoints of other LoRA implementations, as dicts of arrays, into our adapters and back."""
+"""Converts checkpoints of other LoRA implementations, as dicts of arrays, to our adapters and back."""

@@ -1,19 +1,19 @@
-"""LoRA checkpoints of loralib, the code of the paper's authors, to our adapters.
+"""Converts LoRA checkpoints of loralib, the code of the paper's authors, to our adapters.
 
-A loralib state dict holds for each adapted layer `lora_A` (r, d_in) and `lora_B` (d_out, r), and for
-GPT-2's fused `c_attn` the factors of its g adapted parts, one under the other: (g*r, d) and (g*d, r).
-Ours are transposed, with one leaf for all layers: `a` (layers, d_in, r) and `b` (layers, r, d_out), of
-a part of `c_attn` (layers, r, 1, d).
+A loralib state dict holds for each adapted layer `lora_A` (r, d_in) and `lora_B` (d_out, r). For
+GPT-2's fused `c_attn` it holds the factors of the g adapted parts, stacked along the first axis:
+(g*r, d) and (g*d, r). Ours are transposed, with one leaf for all layers: `a` (layers, d_in, r) and `b`
+(layers, r, d_out); the `b` of a part of `c_attn` is (layers, r, 1, d).
 Sources: paper.md, sections 1.3 and 1.4. Three things to know:
 
-* alpha is not stored, and the released RoBERTa-base MNLI file needs 16 where the paper's Table 9
-  says 8. So it is a required argument.
-* A state dict saved whole holds base weights too, and those may have the update merged into them:
-  loralib merges in eval mode, the file does not say so, and loading it then counts the update twice
-  (microsoft/LoRA issue #190). The factors are stored apart and are right in both cases. So base
-  weights are never taken: such a file is refused, or with `ignore_base` its factors and head only
+* A state dict does not hold alpha, and the released RoBERTa-base MNLI file needs 16 where the paper's
+  Table 9 says 8. So alpha is a required argument.
+* A state dict of the whole model also holds base weights, and the update may have been merged into
+  them: loralib merges in eval mode, the file does not say so, and loading it then counts the update
+  twice (microsoft/LoRA issue #190). The factors are stored separately and are right in both cases. So
+  base weights are never used: such a file is refused, or with `ignore_base` only its factors and head
   are read, to be put onto the published base.
-* `loralib.lora_state_dict` leaves the head out. Without head keys the method has no head either.
+* `loralib.lora_state_dict` leaves the head out. Without keys of a head the method has no head either.
 
 Pure functions on dicts of numpy arrays; `loralib_export` has the inverse, and `experiments.convert`
 reads and writes the files.
@@ -23,9 +23,9 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
+from jaxtyping import Shaped
 
 from lora_jax import checks, methods
 from lora_jax.interop import loralib_factors as checked
@@ -39,11 +39,11 @@ HEAD = r"head/.*"
 
 @dataclasses.dataclass(frozen=True)
 class Converted:
-    """A state dict as ours: what `adapters.save_adapter` takes.
+    """A converted state dict: what `adapters.save_adapter` takes.
 
     Attributes:
       architecture: `roberta`, `bert` or `gpt2`.
-      method: its insertion gives exactly the factors in `values`.
+      method: LoRA whose insertion into the model makes exactly the factors in `values`.
       values: path to array, float32.
       groups: path to `lora` or `head`.
       layers: number of layers.
@@ -69,14 +69,15 @@ def from_state_dict(
 
     Args:
       state: key to array, as saved.
-      alpha: `lora_alpha` of the run; not in the file.
+      alpha: `lora_alpha` of the run, which the file does not hold.
       dropout: `lora_dropout` of the run; it matters only if training goes on.
-      parts: of GPT-2's `c_attn`, those whose `enable_lora` is True.
-      layers: number of layers of the model, checked if given.
-      ignore_base: leave behind all that is neither factor nor head.
+      parts: the parts of GPT-2's `c_attn` whose `enable_lora` is True.
+      layers: number of layers of the model; checked unless None.
+      ignore_base: leave out everything that is neither a factor nor the head.
 
     Raises:
-      ValueError: alpha missing, keys unknown or missing, shapes that do not fit; names the keys.
+      ValueError: alpha is missing, keys are unknown or missing, or shapes do not fit; the message
+        names the keys.
     """
     if alpha is None:
         raise ValueError(
@@ -86,17 +87,19 @@ def from_state_dict(
     checks.positive("alpha", alpha)
     plain = {plain_name(key): np.asarray(value) for key, value in state.items()}
     if len(plain) != len(state):
-        raise ValueError("some keys are there twice, with and without `module.` or `transformer.`")
+        raise ValueError(
+            "the file holds some keys twice, with and without `module.` or `transformer.`"
+        )
     architecture = find(plain)
-    own, head = checked.sort_out(plain, architecture, ignore_base)
-    depth = checked.depth(own, architecture, layers)
+    by_module, head = checked.sort_out(plain, architecture, ignore_base)
+    depth = checked.depth(by_module, architecture, layers)
     values: Arrays = {}
-    targets: dict[str, dict[str, Any]] = {}
+    targets: dict[str, _Target] = {}
     for theirs, ours in architecture.modules.items():
-        if theirs not in own:
+        if theirs not in by_module:
             continue
         stem = f"{architecture.root}.{{}}.{theirs}"
-        a, b = checked.stack(own[theirs], stem, depth)
+        a, b = checked.stack(by_module[theirs], stem, depth)
         fused = theirs in architecture.fused
         pairs = _split(a, b, parts, stem) if fused else {"": _checked_pair(a, b, stem)}
         for part, pair in pairs.items():
@@ -105,9 +108,7 @@ def from_state_dict(
                 leaf = checked.transposed(value)
                 # The outputs of one part are (1, width): see `Attention` in models/decoder.py.
                 values[path] = leaf[:, :, None] if fused and side == "b" else leaf
-        targets[ours] = {"rank": b.shape[-1]}
-        if fused:
-            targets[ours] |= {"parts": tuple(pairs), "fused": FUSED}
+        targets[ours] = _Target(b.shape[-1], tuple(pairs) if fused else ())
     for key, value in head.items():
         values[architecture.head[key]] = checked.transposed(value) if value.ndim == 2 else value
     groups = {path: "lora" if "/lora/" in path else methods.HEAD for path in values}
@@ -115,7 +116,11 @@ def from_state_dict(
     return Converted(architecture.name, method, values, groups, depth)
 
 
-def _checked_pair(a: np.ndarray, b: np.ndarray, stem: str) -> tuple[np.ndarray, np.ndarray]:
+A = Shaped[np.ndarray, "layers rows inputs"]  # in loralib's layout
+B = Shaped[np.ndarray, "layers outputs r"]
+
+
+def _checked_pair(a: A, b: B, stem: str) -> tuple[np.ndarray, np.ndarray]:
     if a.shape[1] != b.shape[2]:
         raise ValueError(
             f"{stem.format(0)}: lora_A is {a.shape[1:]} and lora_B {b.shape[1:]}, expected "
@@ -124,10 +129,8 @@ def _checked_pair(a: np.ndarray, b: np.ndarray, stem: str) -> tuple[np.ndarray, 
     return a, b
 
 
-def _split(
-    a: np.ndarray, b: np.ndarray, parts: Sequence[str], stem: str
-) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """The factor pairs of a MergedLinear's parts."""
+def _split(a: A, b: B, parts: Sequence[str], stem: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """The factor pairs of the parts of a MergedLinear."""
     chosen = [part for part in FUSED if part in parts]
     if len(chosen) != len(parts) or not chosen:
         raise ValueError(f"parts must be some of {', '.join(FUSED)}, got {tuple(parts)}")
@@ -139,15 +142,30 @@ def _split(
             f"Name in `parts` (--parts) those whose enable_lora was True; by lora_B they are "
             f"{b.shape[1] / width:g}"
         )
-    halves = zip(np.split(a, count, axis=1), np.split(b, count, axis=1), strict=True)
-    return dict(zip(chosen, halves, strict=True))
+    pairs = zip(np.split(a, count, axis=1), np.split(b, count, axis=1), strict=True)
+    return dict(zip(chosen, pairs, strict=True))
 
 
-def _method(targets: Mapping[str, Mapping[str, Any]], **settings: Any) -> Method:
-    """The method as configs write it: evaluation asks that config and adapter have equal ones."""
-    ranks = {own["rank"] for own in targets.values()}
-    if len(ranks) > 1 or any("parts" in own for own in targets.values()):
-        return methods.lora({f".*/{ours}": own for ours, own in targets.items()}, **settings)
+@dataclasses.dataclass(frozen=True)
+class _Target:
+    """How a layer is adapted: its rank, and the adapted parts if it is fused."""
+
+    rank: int
+    parts: tuple[str, ...] = ()
+
+
+def _method(
+    targets: Mapping[str, _Target], *, alpha: float, dropout: float, head: str | None
+) -> Method:
+    """The method as configs write it: evaluation requires that of the config and the adapter equal."""
+    ranks = {target.rank for target in targets.values()}
+    if len(ranks) > 1 or any(target.parts for target in targets.values()):
+        settings = {
+            f".*/{ours}": {"rank": target.rank}
+            | ({"parts": target.parts, "fused": FUSED} if target.parts else {})
+            for ours, target in targets.items()
+        }
+        return methods.lora(settings, alpha=alpha, dropout=dropout, head=head)
     by_parent: dict[str, list[str]] = {}
     for ours in targets:
         parent, _, name = ours.rpartition("/")
@@ -156,4 +174,4 @@ def _method(targets: Mapping[str, Mapping[str, Any]], **settings: Any) -> Method
         f".*/{parent}/" + (names[0] if len(names) == 1 else f"({'|'.join(names)})")
         for parent, names in by_parent.items()
     ]
-    return methods.lora(patterns, rank=ranks.pop(), **settings)
+    return methods.lora(patterns, rank=ranks.pop(), alpha=alpha, dropout=dropout, head=head)

@@ -1,16 +1,16 @@
-"""Our adapters as loralib state dicts: the inverse of `loralib.from_state_dict`."""
+"""Converts our adapters to loralib state dicts: the inverse of `loralib.from_state_dict`."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TypedDict
 
 import numpy as np
+from jaxtyping import Shaped
 
 from lora_jax.interop.loralib_factors import Arrays, transposed
 from lora_jax.interop.loralib_names import ARCHITECTURES, FUSED, Architecture, guess
-from lora_jax.low_rank import contraction
 from lora_jax.method import Method
 from lora_jax.methods.lora import LoRAInsertion
 
@@ -21,60 +21,79 @@ def to_state_dict(
     """Converts an adapter, bit for bit; PyTorch loads the result with `strict=False`.
 
     Args:
-      values: our leaves by path, factors and head.
-      architecture: `roberta`, `bert` or `gpt2`; needed for an encoder without head.
-      prefix: put before every key. The authors' GPT-2 code needs `module.`: it silently ignores
-        keys that begin with `transformer.`.
+      values: the adapter's leaves by path, factors and head.
+      architecture: `roberta`, `bert` or `gpt2`; needed for an encoder without a head.
+      prefix: text to put before every key. The authors' GPT-2 code needs `module.`: it silently
+        ignores keys that begin with `transformer.`.
 
     Raises:
-      ValueError: leaves that loralib has no place for; names them.
+      ValueError: the architecture is unknown, or loralib has no place for some leaves, such as DoRA's
+        magnitudes; the message names them.
     """
     names = _architecture(values, architecture)
     result: Arrays = {}
-    stacked: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+    pair_by_module: dict[str, _Pair] = {}
     left = dict(values)
     for theirs, ours in names.modules.items():
         path = f"{names.block}/{ours}/lora"
-        parts = FUSED if theirs in names.fused else ("",)
-        pairs = []
-        for part in parts:
-            own = [f"{path}/{part}/{side}".replace("//", "/") for side in "ab"]
-            if all(leaf in left for leaf in own):
-                pairs.append([np.asarray(left.pop(leaf)) for leaf in own])
-                if theirs in names.fused:
-                    pairs[-1][1] = _without_parts_axis(pairs[-1][1], own[1])
+        fused = theirs in names.fused
+        pairs: list[_Pair] = []
+        for part in FUSED if fused else ("",):
+            path_a, path_b = (f"{path}/{part}/{side}".replace("//", "/") for side in "ab")
+            if path_a in left and path_b in left:
+                a, b = np.asarray(left.pop(path_a)), np.asarray(left.pop(path_b))
+                pairs.append((a, _without_parts_axis(b, path_b) if fused else b))
         if pairs:
-            stacked[theirs] = _joined(pairs, path)
+            pair_by_module[theirs] = _joined(pairs, path)
     for key, path in names.head.items():
         if path in left:
             leaf = np.asarray(left.pop(path))
             result[prefix + key] = transposed(leaf) if leaf.ndim == 2 else leaf
     if left:
-        raise ValueError(
-            f"{len(left)} leaves have no place in a loralib file of {names.name}, for example "
-            f"{min(left)}; it holds both factors of {', '.join(names.modules.values())} under "
-            f"{names.block}, and the head"
-        )
+        raise _no_place_error(left, names)
     layers = [
         (f"{prefix}{names.root}.{layer}.{theirs}.lora_{side}", transposed(factor[layer]))
-        for theirs, pair in stacked.items()
+        for theirs, pair in pair_by_module.items()
         for side, factor in zip("AB", pair, strict=True)
         for layer in range(len(factor))
     ]
     return dict(layers) | result
 
 
-def _without_parts_axis(b: np.ndarray, path: str) -> np.ndarray:
-    """(layers, r, width) from our (layers, r, 1, width): the outputs of one part are (1, width)."""
+_Pair = tuple[np.ndarray, np.ndarray]  # a (layers, inputs, r) and b (layers, r, outputs)
+_MAGNITUDE = re.compile(r"(.*/)?lora/([^/]+/)?magnitude")
+
+
+def _no_place_error(paths: Iterable[str], names: Architecture) -> ValueError:
+    """For leaves that a loralib state dict cannot hold."""
+    paths = sorted(paths)
+    if magnitudes := [path for path in paths if _MAGNITUDE.fullmatch(path)]:
+        return ValueError(
+            f"{len(magnitudes)} leaves have no place in a loralib file, for example {magnitudes[0]}: "
+            "a magnitude belongs to DoRA, and loralib's layers know LoRA only, so the factors alone "
+            "would be another model. Merge the adapter into its base (lora_jax.merge) and export the "
+            "merged weights instead"
+        )
+    return ValueError(
+        f"{len(paths)} leaves have no place in a loralib file of {names.name}, for example "
+        f"{paths[0]}; it holds both factors of {', '.join(names.modules.values())} under "
+        f"{names.block}, and the head"
+    )
+
+
+def _without_parts_axis(
+    b: Shaped[np.ndarray, ...], path: str
+) -> Shaped[np.ndarray, "layers r width"]:
+    """Removes the parts axis of our (layers, r, 1, width): the outputs of one part are (1, width)."""
     if b.ndim != 4 or b.shape[2] != 1:
         raise ValueError(f"{path} has shape {b.shape}, expected (layers, rank, 1, width)")
     return b[:, :, 0]
 
 
-def _joined(pairs: Sequence[Sequence[np.ndarray]], path: str) -> tuple[np.ndarray, np.ndarray]:
-    """One pair (in our layout) for the parts of a fused module, as MergedLinear has it."""
-    a, b = ([pair[side] for pair in pairs] for side in (0, 1))
-    shapes = {(x.shape, y.shape) for x, y in pairs}
+def _joined(pairs: Sequence[_Pair], path: str) -> _Pair:
+    """One pair (in our layout) for all parts of a fused module, as MergedLinear has it."""
+    a, b = zip(*pairs, strict=True)
+    shapes = {(part_a.shape, part_b.shape) for part_a, part_b in pairs}
     if len(shapes) > 1:
         raise ValueError(
             f"{path}: loralib has one rank and width for all parts, these have {shapes}"
@@ -82,42 +101,57 @@ def _joined(pairs: Sequence[Sequence[np.ndarray]], path: str) -> tuple[np.ndarra
     return np.concatenate(a, axis=-1), np.concatenate(b, axis=-1)
 
 
+class LayerSettings(TypedDict, total=False):
+    """The arguments of a loralib layer; only a MergedLinear has `enable_lora`."""
+
+    r: int
+    lora_alpha: float
+    lora_dropout: float
+    enable_lora: list[bool]
+
+
 def layer_settings(
-    method: Method, values: Mapping[str, Any], architecture: str | None = None
-) -> dict[str, dict[str, Any]]:
+    method: Method, paths: Iterable[str], architecture: str | None = None
+) -> dict[str, LayerSettings]:
     """The arguments with which loralib's layers must be built to take `to_state_dict`'s factors.
 
     Args:
-      method: the adapter's.
-      values: the adapter's leaves.
+      method: the method of the adapter.
+      paths: the paths of its leaves.
       architecture: as in `to_state_dict`.
 
     Returns:
-      Module name to `r`, `lora_alpha`, `lora_dropout` and, for a MergedLinear, `enable_lora`.
+      Arguments by the module's name in loralib.
     """
-    names = _architecture(values, architecture)
-    targets = [t for i in method.insertions if isinstance(i, LoRAInsertion) for t in i.targets]
-    result: dict[str, dict[str, Any]] = {}
+    paths = list(paths)
+    names = _architecture(paths, architecture)
+    targets = [
+        target
+        for insertion in method.insertions
+        if isinstance(insertion, LoRAInsertion)
+        for target in insertion.targets
+    ]
+    arguments: dict[str, LayerSettings] = {}
     for theirs, ours in names.modules.items():
-        path = f"{names.block}/{ours}"
-        if not any(leaf.startswith(f"{path}/lora/") for leaf in values):
+        layer = f"{names.block}/{ours}"
+        if not any(path.startswith(f"{layer}/lora/") for path in paths):
             continue
-        update = next(update for pattern, update in targets if re.fullmatch(pattern, path))
-        scale = contraction.scale(update.rank, update.alpha, update.scaling)
-        plain = update.scaling == "alpha/r"  # rsLoRA's scale needs another alpha there
-        result[theirs] = {
-            "r": update.rank,
-            "lora_alpha": update.alpha if plain else scale * update.rank,
-            "lora_dropout": update.dropout,
+        settings = next(settings for pattern, settings in targets if re.fullmatch(pattern, layer))
+        # loralib knows alpha/r only, so rsLoRA needs another alpha there.
+        plain = settings.scaling == "alpha/r"
+        arguments[theirs] = {
+            "r": settings.rank,
+            "lora_alpha": settings.alpha if plain else settings.scale * settings.rank,
+            "lora_dropout": settings.dropout,
         }
-        if update.parts:
-            result[theirs]["enable_lora"] = [part in update.parts for part in FUSED]
-    return result
+        if settings.parts:
+            arguments[theirs]["enable_lora"] = [part in settings.parts for part in FUSED]
+    return arguments
 
 
-def _architecture(values: Mapping[str, Any], name: str | None) -> Architecture:
+def _architecture(paths: Iterable[str], name: str | None) -> Architecture:
     if name is None:
-        return guess(values)
+        return guess(paths)
     if name not in ARCHITECTURES:
         raise ValueError(f"architecture must be one of {sorted(ARCHITECTURES)}, got {name!r}")
     return ARCHITECTURES[name]

@@ -1,4 +1,4 @@
-"""The factors and the head of a loralib state dict, found and checked, in loralib's layout."""
+"""Finds and checks the factors and the head of a loralib state dict, in loralib's layout."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from jaxtyping import Float32, Shaped
 
 from lora_jax.interop.loralib_names import Architecture
 
@@ -16,23 +17,24 @@ Factors = dict[str, dict[tuple[int, str], np.ndarray]]  # module -> (layer, A or
 def sort_out(
     plain: Mapping[str, np.ndarray], architecture: Architecture, ignore_base: bool
 ) -> tuple[Factors, Arrays]:
-    """The factors by module, and the head; what is left must be ignored explicitly.
+    """Sorts a state dict into the factors by module and the head.
 
     Args:
       plain: plain name (see `loralib_names.plain_name`) to array.
-      architecture: whose names to look for.
-      ignore_base: allow keys that are neither.
+      architecture: the architecture whose names to look for.
+      ignore_base: leave out other keys instead of refusing them.
 
     Raises:
-      ValueError: factors of an unknown layer, other keys, arrays that are no weights.
+      ValueError: there are factors of an unknown layer or other keys, the head is not complete, or
+        arrays are not weights.
     """
     pattern = re.compile(re.escape(architecture.root) + r"\.(\d+)\.(.+)\.lora_([AB])")
     factors: Factors = {}
     head, unknown, rest = {}, [], []
     for key, value in plain.items():
-        found = pattern.fullmatch(key)
-        if found and found[2] in architecture.modules:
-            factors.setdefault(found[2], {})[int(found[1]), found[3]] = _checked(key, value)
+        match = pattern.fullmatch(key)
+        if match and match[2] in architecture.modules:
+            factors.setdefault(match[2], {})[int(match[1]), match[3]] = _checked(key, value)
         elif "lora_" in key:
             unknown.append(key)
         elif key in architecture.head:
@@ -48,8 +50,8 @@ def sort_out(
         raise ValueError(
             f"{len(rest)} keys are neither factors nor the head of {architecture.name}: "
             f"{_some(rest)}. Base weights saved with factors may have the update merged into them, "
-            "so they are not used. To take the factors and the head and leave all else behind "
-            "(trained biases too, if these are some), set ignore_base (--ignore_base)"
+            "so they are not used. To convert the factors and the head and leave out all other keys "
+            "(trained biases too, if there are any), set ignore_base (--ignore_base)"
         )
     if missing := [key for key in architecture.head if head and key not in head]:
         raise ValueError(f"the head of {architecture.name} lacks {', '.join(missing)}")
@@ -60,7 +62,7 @@ def sort_out(
     return factors, head
 
 
-def _checked(key: str, value: np.ndarray) -> np.ndarray:
+def _checked(key: str, value: Shaped[np.ndarray, ...]) -> Float32[np.ndarray, ...]:
     axes = 1 if key.endswith(".bias") else 2
     if value.ndim != axes:
         raise ValueError(f"{key} has shape {value.shape}, expected {axes} axes")
@@ -77,60 +79,61 @@ def depth(factors: Factors, architecture: Architecture, layers: int | None) -> i
 
     Args:
       factors: from `sort_out`.
-      architecture: for names in messages.
-      layers: the model's number of layers, or None to take what the factors have.
+      architecture: the architecture, for names in messages.
+      layers: number of layers of the model, or None to count those of the factors.
 
     Raises:
-      ValueError: factors missing, or for more layers than the model has.
+      ValueError: factors are missing, or there are some for more layers than the model has.
     """
-    found = 1 + max(layer for own in factors.values() for layer, _ in own)
-    if layers is not None and found > layers:
+    count = 1 + max(layer for by_layer in factors.values() for layer, _ in by_layer)
+    if layers is not None and count > layers:
         raise ValueError(
-            f"there are factors for {architecture.root}.{found - 1}, but the model has {layers} "
+            f"there are factors for {architecture.root}.{count - 1}, but the model has {layers} "
             "layers: this is an adapter of another model"
         )
     missing = [
         f"{architecture.root}.{layer}.{module}.lora_{side}"
-        for module, own in factors.items()
-        for layer in range(layers or found)
+        for module, by_layer in factors.items()
+        for layer in range(layers or count)
         for side in "AB"
-        if (layer, side) not in own
+        if (layer, side) not in by_layer
     ]
     if missing:
         raise ValueError(
             f"{len(missing)} factors are missing: {_some(missing)}. Every layer needs both factors "
-            "of each adapted module; the checkpoint is incomplete, or the model is another"
+            "of each adapted module; the checkpoint is incomplete, or it is of another model"
         )
-    return found
+    return count
 
 
 def stack(
-    own: Mapping[tuple[int, str], np.ndarray], stem: str, layers: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """A (layers, r, d_in) and B (layers, d_out, r) of one module.
+    by_layer: Mapping[tuple[int, str], np.ndarray], stem: str, layers: int
+) -> tuple[Shaped[np.ndarray, "{layers} r_A inputs"], Shaped[np.ndarray, "{layers} outputs r_B"]]:
+    """Stacks A and B of one module over the layers.
 
     Args:
-      own: (layer, side) to array.
+      by_layer: (layer, side) to array.
       stem: name of the module with {} for the layer, for messages.
-      layers: how many.
+      layers: number of layers.
 
     Raises:
-      ValueError: the layers have other shapes (another rank).
+      ValueError: the shapes of the layers differ, because their ranks do.
     """
     for side in "AB":
-        first = own[0, side].shape
+        first = by_layer[0, side].shape
         for layer in range(layers):
-            if own[layer, side].shape != first:
+            shape = by_layer[layer, side].shape
+            if shape != first:
                 raise ValueError(
-                    f"{stem.format(layer)}.lora_{side} has shape {own[layer, side].shape}, that of "
-                    f"layer 0 {first}; all layers of a module must have one rank"
+                    f"{stem.format(layer)}.lora_{side} has shape {shape}, that of layer 0 has "
+                    f"{first}; all layers of a module must have the same rank"
                 )
-    a, b = (np.stack([own[layer, side] for layer in range(layers)]) for side in "AB")
+    a, b = (np.stack([by_layer[layer, side] for layer in range(layers)]) for side in "AB")
     return a, b
 
 
-def transposed(x: np.ndarray) -> np.ndarray:
-    """The last two axes swapped, in memory too: safetensors writes a strided array wrongly."""
+def transposed(x: Shaped[np.ndarray, "*layers m n"]) -> Shaped[np.ndarray, "*layers n m"]:
+    """Swaps the last two axes, in memory too: safetensors writes a strided array wrongly."""
     return np.ascontiguousarray(np.swapaxes(x, -1, -2))
 
 

@@ -1,4 +1,4 @@
-"""What loralib's state dicts call the layers of our models, and how their keys are read."""
+"""The names of our models' layers in loralib's state dicts, and how to read their keys."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ FUSED = ("q", "k", "v")  # order of GPT-2's c_attn along its output axis (paper.
 
 @dataclasses.dataclass(frozen=True)
 class Architecture:
-    """Names of one architecture in both worlds.
+    """Names of one architecture's layers, in loralib's state dicts (theirs) and in our models (ours).
 
     Attributes:
-      name: as in Hugging Face's model_type.
+      name: the model_type of Hugging Face.
       root: their name of the list of layers; a key is `{root}.{layer}.{module}.lora_A`.
       block: our path of the stacked block.
-      modules: their module to our path below `block`, in our order.
-      head: their leaf to our leaf, for the task head (all of them or none).
+      modules: their modules to our paths below `block`, in our order.
+      head: their leaves of the task head to our leaves; a file has all of them or none.
       fused: their modules that are a `MergedLinear` of the parts `FUSED`.
     """
 
@@ -37,7 +37,7 @@ class Architecture:
 def _architecture(
     name: Name, block: str, head: Mapping[str, str], fused: tuple[str, ...] = ()
 ) -> Architecture:
-    """The linear layers of a stack are those of the published base weights."""
+    """Takes the linear layers of the block from the layout of the published base weights."""
     layout = LAYOUTS[name]
     modules, roots = {}, set()
     for path, template in layout.names.items():
@@ -63,7 +63,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
 
 
 def plain_name(key: str) -> str:
-    """A key without what saving added or left out.
+    """The key of a parameter whatever the way in which the model was saved.
 
     `DistributedDataParallel` puts `module.` in front (the released GPT-2 files have it), and a state
     dict of the inner GPT-2 model starts at `h.`.
@@ -76,22 +76,24 @@ def find(keys: Iterable[str]) -> Architecture:
     """The architecture whose layers the factors of a state dict belong to.
 
     Args:
-      keys: plain names.
+      keys: plain names (see `plain_name`).
 
     Raises:
-      ValueError: no factors, or those of a layer that none of ours has; says what it may be.
+      ValueError: there are no factors, or they belong to layers of none of our models; the message
+        says what the file may be.
     """
+    keys = sorted(keys)
     factors = [key for key in keys if "lora_" in key]
     if not factors:
         raise ValueError(
-            "no key holds lora_A or lora_B, so this is no loralib state dict with factors (a merged "
-            f"model has none left); its keys begin {sorted(keys)[:3]}"
+            "no key contains lora_A or lora_B, so this is not a loralib state dict with factors (a "
+            f"merged model has none); the first keys are {keys[:3]}"
         )
     for architecture in ARCHITECTURES.values():
         if any(key.startswith(f"{architecture.root}.") for key in factors):
             return architecture
     if any(re.search(r"\.lora_(embedding_)?[AB]\.", key) for key in factors):
-        hint = "; keys like lora_A.weight are PEFT's, which is another format than loralib's"
+        hint = "; keys like lora_A.weight are PEFT's, whose format is not loralib's"
     else:
         hint = ""
     roots = ", ".join(f"{a.root}.N ({a.name})" for a in ARCHITECTURES.values())
@@ -102,10 +104,13 @@ def find(keys: Iterable[str]) -> Architecture:
 
 
 def guess(paths: Iterable[str]) -> Architecture:
-    """The architecture of our adapter's leaves; encoders differ in their heads only.
+    """The architecture of an adapter of ours; RoBERTa and BERT differ in the names of the head only.
+
+    Args:
+      paths: paths of the adapter's leaves.
 
     Raises:
-      ValueError: the leaves do not tell.
+      ValueError: the paths fit both encoders.
     """
     paths = set(paths)
     if any(path.startswith(f"{ARCHITECTURES['gpt2'].block}/") for path in paths):

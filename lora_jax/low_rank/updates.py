@@ -76,6 +76,10 @@ class WeightUpdate(Inserted):
         """The factor pairs by the name of their part; "" for the pair of a whole weight."""
         raise NotImplementedError
 
+    def pairs_with_weights(self, weight: WeightView) -> dict[str, tuple[LowRankUpdate, WeightView]]:
+        """The same, each with the weight, or the part of it, that it belongs to."""
+        return {name: (pair, weight) for name, pair in self.pairs().items()}
+
 
 class LowRankUpdate(WeightUpdate):
     """The factor pair of one weight: W + scale * A B (Hu et al. 2021, section 4.1).
@@ -214,6 +218,14 @@ class FusedUpdate(WeightUpdate):
     def pairs(self) -> dict[str, LowRankUpdate]:
         """The factor pairs of the adapted parts by name."""
         return {name: getattr(self, name) for name in self.names if hasattr(self, name)}
+
+    def pairs_with_weights(self, weight: WeightView) -> dict[str, tuple[LowRankUpdate, WeightView]]:
+        """The factor pairs of the adapted parts, each with its part of the weight."""
+        return {
+            name: (update, part)
+            for part, (name, update) in zip(weight.parts(self.sizes), self.slots(), strict=True)
+            if update is not None
+        }
 
     def slots(self) -> Iterator[tuple[str, LowRankUpdate | None]]:
         """Yields the name of every part, in order, and its update if it has one."""

@@ -6,6 +6,7 @@ The reference is always the dense update of the whole layer: its base weight bef
 
 from __future__ import annotations
 
+import re
 import types
 
 import jax
@@ -220,20 +221,20 @@ def test_scales(case):
 
 def test_adapter_and_model_give_the_same(case):
     """The folder holds factors and a description, and no base weight."""
-    found = factor_pairs.from_adapter(case.adapter)
-    assert found.keys() == case.pairs.keys()
+    pairs = factor_pairs.from_adapter(case.adapter)
+    assert pairs.keys() == case.pairs.keys()
     for path, pair in case.pairs.items():
-        np.testing.assert_array_equal(found[path].a, pair.a, err_msg=path)
-        np.testing.assert_array_equal(found[path].b, pair.b, err_msg=path)
-        assert found[path].scale == pair.scale
+        np.testing.assert_array_equal(pairs[path].a, pair.a, err_msg=path)
+        np.testing.assert_array_equal(pairs[path].b, pair.b, err_msg=path)
+        assert pairs[path].scale == pair.scale
 
 
 def test_groups_beside_lora_are_in_the_adapter_and_not_in_the_pairs(case):
     others = {"decoder": set(), "split": {"top"}}.get(case.name, {"head"})
     assert set(case.adapter.groups.values()) == {"lora", "bias"} | others
-    found = factor_pairs.from_adapter(case.adapter)
+    pairs = factor_pairs.from_adapter(case.adapter)
     factors = [path for path in case.adapter.values if "/lora/" in path]
-    assert len(factors) == 2 * len(found)
+    assert len(factors) == 2 * len(pairs)
 
 
 # --- Against the merged weights -------------------------------------------------------------------
@@ -249,28 +250,28 @@ def test_products_are_what_merging_adds(case):
         )
 
 
-def test_products_are_the_layers_own_deltas(case):
-    own = {
+def test_products_are_the_deltas_of_the_layers(case):
+    deltas = {
         path: np.asarray(layers.delta(layer)).astype(np.float64)
         for path, layer in layers.adapted_layers(case.model).items()
     }
     for path, arrange in case.by_hand.items():
-        layer = path if path in own else path.rpartition("/")[0]
-        expected = arrange(own[layer])
+        layer = path if path in deltas else path.rpartition("/")[0]
+        expected = arrange(deltas[layer])
         np.testing.assert_allclose(
             dense(case.pairs[path]), expected, rtol=1e-5, atol=2e-5, err_msg=path
         )
         if layer != path and case.name in LEFT_OUT:
-            assert not LEFT_OUT[case.name](own[layer]).any()
+            assert not LEFT_OUT[case.name](deltas[layer]).any()
 
 
 def test_base_matrices_are_the_base_weights(case):
-    found = factor_pairs.base_matrices(case.model)
+    matrices = factor_pairs.base_matrices(case.model)
     expected = weights(lora_jax.strip(case.model), case.by_hand)
-    assert found.keys() == case.pairs.keys()
+    assert matrices.keys() == case.pairs.keys()
     for path, w in expected.items():
-        np.testing.assert_array_equal(found[path], w, err_msg=path)
-        assert found[path].dtype == jnp.float32
+        np.testing.assert_array_equal(matrices[path], w, err_msg=path)
+        assert matrices[path].dtype == jnp.float32
 
 
 def test_singular_directions_are_the_inputs(case):
@@ -297,9 +298,9 @@ def test_bfloat16_factors_and_weights_become_float32():
     pair = factor_pairs.from_model(model)["linear"]
     assert pair.a.dtype == pair.b.dtype == jnp.float32
     np.testing.assert_array_equal(pair.a[0], np.float32(jnp.bfloat16(1 / 3)))
-    found = factor_pairs.base_matrices(model)["linear"]
-    assert found.dtype == jnp.float32
-    np.testing.assert_array_equal(found[0], base["linear"].kernel[...].astype(jnp.float32))
+    matrices = factor_pairs.base_matrices(model)["linear"]
+    assert matrices.dtype == jnp.float32
+    np.testing.assert_array_equal(matrices[0], base["linear"].kernel[...].astype(jnp.float32))
 
 
 def test_pair_knows_its_sizes():
@@ -327,13 +328,13 @@ def test_as_many_layers_as_the_rank_in_a_block(tmp_path):
     """(3, inputs, 3) and (3, 3, outputs): also one layer with two input axes, by the shapes alone."""
     method = lora_jax.lora({".*/query": {}, ".*/word": {}}, rank=3, head=HEAD)
     model = randomise(method.insert(base_of("encoder"), KEY), 1)
-    found = factor_pairs.from_adapter(saved(tmp_path, method, model))
+    pairs = factor_pairs.from_adapter(saved(tmp_path, method, model))
     expected = factor_pairs.from_model(model)
-    assert found.keys() == expected.keys()
+    assert pairs.keys() == expected.keys()
     for path, pair in expected.items():
-        np.testing.assert_array_equal(found[path].a, pair.a)
-        np.testing.assert_array_equal(found[path].b, pair.b)
-    assert found[f"{BLOCK}attention/query"].layers == 3
+        np.testing.assert_array_equal(pairs[path].a, pair.a)
+        np.testing.assert_array_equal(pairs[path].b, pair.b)
+    assert pairs[f"{BLOCK}attention/query"].layers == 3
 
 
 @pytest.mark.parametrize("name", ["layers__block__query", "encoder__layers__last_2__block__query"])
@@ -386,10 +387,10 @@ def test_shapes_that_fit_in_one_way():
         "stacked_to_heads": (((3, 6, 2), (3, 2, 2, 4)), (3, 6, 8)),
         "two_stacks": (((3, 4, 6, 2), (3, 4, 2, 5)), (12, 6, 5)),
     }
-    found = factor_pairs.from_adapter(adapter_with(2, **{k: v for k, (v, _) in shapes.items()}))
+    pairs = factor_pairs.from_adapter(adapter_with(2, **{k: v for k, (v, _) in shapes.items()}))
     for name, (_, (maps, inputs, outputs)) in shapes.items():
-        assert found[name].a.shape == (maps, inputs, 2), name
-        assert found[name].b.shape == (maps, 2, outputs), name
+        assert pairs[name].a.shape == (maps, inputs, 2), name
+        assert pairs[name].b.shape == (maps, 2, outputs), name
 
 
 def test_factors_that_do_not_fit_each_other():
@@ -397,7 +398,50 @@ def test_factors_that_do_not_fit_each_other():
         factor_pairs.from_adapter(adapter_with(2, x=((6, 2), (3, 5))))
 
 
+# --- Leaves beside the factors --------------------------------------------------------------------
+
+
+def test_adapter_whose_layers_hold_more_than_factors():
+    """DoRA has a magnitude beside a and b, also in the parts of a fused projection."""
+    plain = adapter_with(2, query=((3, 6, 2), (3, 2, 5)), qkv=((6, 2), (2, 5)))
+    values = {path.replace("qkv/lora/", "qkv/lora/q/"): v for path, v in plain.values.items()}
+    magnitudes = {
+        "query/lora/magnitude": np.ones((3, 5), np.float32),
+        "qkv/lora/q/magnitude": np.ones(5, np.float32),
+    }
+    groups = dict.fromkeys(values | magnitudes, "lora")
+    adapter = adapters.Adapter(plain.method, groups, values | magnitudes, "", {})
+    pairs = factor_pairs.from_adapter(adapter)
+    assert pairs.keys() == {"query", "qkv/q"}
+    np.testing.assert_array_equal(pairs["query"].a, values["query/lora/a"])
+    np.testing.assert_array_equal(pairs["qkv/q"].b[0], values["qkv/lora/q/b"])
+    assert {pair.scale for pair in pairs.values()} == {2.0}
+
+
+def test_model_whose_layers_hold_more_than_factors():
+    model = randomise(method_of("mixed").insert(base_of("mixed"), KEY), 1)
+    expected, matrices = factor_pairs.from_model(model), factor_pairs.base_matrices(model)
+    model.linear.lora.magnitude = nnx.LoRAParam(jnp.ones(5))
+    model.qkv.lora.last.magnitude = nnx.LoRAParam(jnp.ones(6))
+    pairs = factor_pairs.from_model(model)
+    assert pairs.keys() == expected.keys()
+    for path, pair in expected.items():
+        np.testing.assert_array_equal(pairs[path].a, pair.a)
+        np.testing.assert_array_equal(pairs[path].b, pair.b)
+        assert pairs[path].scale == pair.scale
+    for path, weight in factor_pairs.base_matrices(model).items():
+        np.testing.assert_array_equal(weight, matrices[path])
+
+
 # --- What is refused ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("missing", ["a", "b"])
+def test_adapter_with_one_factor_of_a_pair(missing):
+    adapter = adapter_with(2, value=((6, 2), (2, 5)), query=((6, 2), (2, 5)))
+    del adapter.values[f"query/lora/{missing}"]
+    with pytest.raises(ValueError, match=f"one factor of query; factor {missing} is missing"):
+        factor_pairs.from_adapter(adapter)
 
 
 def test_adapter_without_factors(tmp_path):
@@ -409,9 +453,9 @@ def test_adapter_without_factors(tmp_path):
 
 def test_adapter_whose_method_does_not_name_its_factors():
     adapter = adapter_with(2, query=((6, 2), (2, 5)))
-    other = adapters.Adapter(lora_jax.lora("value"), {}, adapter.values, "", {})
+    unrelated = adapters.Adapter(lora_jax.lora("value"), {}, adapter.values, "", {})
     with pytest.raises(ValueError, match="no target of the adapter's method .* factors at query"):
-        factor_pairs.from_adapter(other)
+        factor_pairs.from_adapter(unrelated)
 
 
 def test_model_without_factors():
@@ -441,13 +485,12 @@ def test_nothing_shared():
         factor_pairs.shared(pairs_of(up=(3, 6, 2)), pairs_of(query=(3, 6, 2)), "A and B")
 
 
-@pytest.mark.parametrize("other", [(2, 6, 2), (3, 7, 2)])
-def test_shared_name_with_another_shape(other):
-    message = (
-        rf"the adapters: up has .* \(3, 6\) in one and \({other[0]}, {other[1]}\) in the other"
-    )
+@pytest.mark.parametrize("shape", [(2, 6, 2), (3, 7, 2)])
+def test_shared_name_with_another_shape(shape):
+    second = re.escape(str(shape[:2]))
+    message = rf"the adapters: up has .* \(3, 6\) in the first and {second} in the second"
     with pytest.raises(ValueError, match=message):
-        factor_pairs.shared(pairs_of(up=(3, 6, 2)), pairs_of(up=other))
+        factor_pairs.shared(pairs_of(up=(3, 6, 2)), pairs_of(up=shape))
 
 
 # --- The released checkpoint (paper.md, section 6.3) ----------------------------------------------
@@ -463,9 +506,11 @@ def released(real_data, tmp_path_factory):
     name = "adapters/microsoft_lora_roberta_base_mnli/roberta_base_lora_mnli.safetensors"
     if not (real_data / name).is_file():
         pytest.skip(f"{real_data / name} is missing")
-    found = from_state_dict(load_file(real_data / name), alpha=16, layers=12)
+    converted = from_state_dict(load_file(real_data / name), alpha=16, layers=12)
     folder = tmp_path_factory.mktemp("released")
-    lora_jax.save_adapter(folder, found.values, found.groups, found.method, adapters.UNKNOWN_BASE)
+    lora_jax.save_adapter(
+        folder, converted.values, converted.groups, converted.method, adapters.UNKNOWN_BASE
+    )
     return factor_pairs.from_adapter(lora_jax.load_adapter(folder))
 
 
@@ -480,8 +525,8 @@ def test_released_checkpoint_has_pairs_of_query_and_value(released):
 def test_norms_of_the_released_updates(released, name, norms):
     pair = released[f"{BLOCK}attention/{name}"]
     # The list is of ||B A||_F without the scale, to two decimals.
-    found = np.linalg.norm(spectra.delta_svd(pair).values, axis=1) / pair.scale
-    np.testing.assert_allclose(found, np.array(norms.split(), float), rtol=0, atol=0.00501)
+    updates = np.linalg.norm(spectra.delta_svd(pair).values, axis=1) / pair.scale
+    np.testing.assert_allclose(updates, np.array(norms.split(), float), rtol=0, atol=0.00501)
 
 
 def test_energy_in_the_first_direction_of_the_released_updates(released):

@@ -7,8 +7,6 @@ import tracemalloc
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from beartype import beartype
-from jaxtyping import jaxtyped
 
 from lora_jax.analysis import spectra
 from lora_jax.analysis.factor_pairs import FactorPair
@@ -42,9 +40,9 @@ def dense(pair):
     return pair.scale * exact(pair.a) @ exact(pair.b)
 
 
-def assert_is_svd_of(found, delta, rank):
+def assert_is_svd_of(svd, delta, rank):
     """Values, directions and order, against float64; errors relative to the largest value."""
-    u, values, v = map(exact, found)
+    u, values, v = map(exact, svd)
     layers, inputs, outputs = delta.shape
     shapes = (layers, inputs, rank), (layers, rank), (layers, outputs, rank)
     assert (u.shape, values.shape, v.shape) == shapes
@@ -97,9 +95,9 @@ def test_layers_are_independent_of_each_other():
     pair = random_pair()
     together = spectra.delta_svd(pair)
     for layer in range(LAYERS):
-        own = slice(layer, layer + 1)
-        alone = spectra.delta_svd(FactorPair(pair.a[own], pair.b[own], pair.scale))
-        np.testing.assert_allclose(alone.values, together.values[own], rtol=1e-5)
+        one_layer = slice(layer, layer + 1)
+        alone = spectra.delta_svd(FactorPair(pair.a[one_layer], pair.b[one_layer], pair.scale))
+        np.testing.assert_allclose(alone.values, together.values[one_layer], rtol=1e-5)
 
 
 def test_mixing_of_the_factors_does_not_change_the_update():
@@ -124,9 +122,9 @@ def test_rank_above_a_side_is_refused(shape):
 
 def test_update_at_step_0_is_zero_with_directions_all_the_same():
     pair = random_pair()
-    found = spectra.delta_svd(FactorPair(pair.a, jnp.zeros_like(pair.b), pair.scale))
-    np.testing.assert_array_equal(found.values, 0)
-    for side in (found.inputs, found.outputs):
+    svd = spectra.delta_svd(FactorPair(pair.a, jnp.zeros_like(pair.b), pair.scale))
+    np.testing.assert_array_equal(svd.values, 0)
+    for side in (svd.inputs, svd.outputs):
         gram = np.einsum("lij,lik->ljk", exact(side), exact(side))
         np.testing.assert_allclose(gram, np.broadcast_to(np.eye(RANK), gram.shape), atol=20 * EPS)
 
@@ -184,22 +182,20 @@ def test_update_is_never_formed():
     d, rank = 100_000, 2
     a, b = np.ones((1, d, rank), np.float32), np.ones((1, rank, d), np.float32)
     tracemalloc.start()
-    found = spectra.delta_svd(FactorPair(a, b, 2.0))
+    svd = spectra.delta_svd(FactorPair(a, b, 2.0))
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert 8 * d * rank < peak < 100 * 8 * d * rank  # it saw the factors, and little more
-    np.testing.assert_allclose(found.values, [[2.0 * rank * d, 0.0]], rtol=1e-12, atol=1e-6)
+    np.testing.assert_allclose(svd.values, [[2.0 * rank * d, 0.0]], rtol=1e-12, atol=1e-6)
 
 
 def test_shapes_on_the_signatures():
     values = np.ones((LAYERS, RANK))
     for function in (spectra.stable_rank, spectra.entropy_rank, spectra.rank_for_energy):
-        typed = jaxtyped(function, typechecker=beartype)
-        assert typed(values).shape == (LAYERS,)
-    typed = jaxtyped(spectra.energy, typechecker=beartype)
-    assert typed(values).shape == (LAYERS, RANK)
-    found = spectra.delta_svd(random_pair())
-    assert {x.dtype for x in found} == {np.dtype("float64")}
+        assert function(values).shape == (LAYERS,)
+    assert spectra.energy(values).shape == (LAYERS, RANK)
+    svd = spectra.delta_svd(random_pair())
+    assert {x.dtype for x in svd} == {np.dtype("float64")}
 
 
 # --- Effective ranks ------------------------------------------------------------------------------
@@ -228,8 +224,8 @@ def test_equal_values_use_every_direction(size):
 
 def test_one_direction_is_rank_1():
     values = [[7, 0, 0, 0], [1e-6, 0, 0, 0], [1e6, 0, 0, 0]]
-    for found in (*all_ranks(values), spectra.energy(float32(values))):
-        np.testing.assert_array_equal(found, np.ones_like(found))
+    for figure in (*all_ranks(values), spectra.energy(float32(values))):
+        np.testing.assert_array_equal(figure, np.ones_like(figure))
 
 
 def test_zero_update_has_no_rank():

@@ -145,7 +145,7 @@ def test_broken_files(state, tmp_path, name, keep):
 
 @pytest.mark.parametrize(
     "content, message",
-    [([1, 2], "holds a list, expected a state dict"), ({"step": 3}, r"\['step'\] are no tensors")],
+    [([1, 2], "holds a list, expected a state dict"), ({"step": 3}, r"\['step'\] are not tensors")],
 )
 def test_files_without_a_state_dict(tmp_path, content, message):
     torch.save(content, tmp_path / "x.bin")
@@ -186,8 +186,8 @@ def test_round_trip_of_a_file(file, state, tmp_path, suffix):
     folder = from_loralib(file, tmp_path / "adapter", alpha=16)
     back = tmp_path / "new" / f"back{suffix}"
     settings = to_loralib(folder, back)
-    own = {"r": 2, "lora_alpha": 16, "lora_dropout": 0.0}
-    assert settings == {"attention.self.query": own, "attention.self.value": own}
+    arguments = {"r": 2, "lora_alpha": 16, "lora_dropout": 0.0}
+    assert settings == {"attention.self.query": arguments, "attention.self.value": arguments}
     read = state_dicts.read(back)
     assert read.keys() == state.keys()
     assert all(read[key].tobytes() == state[key].tobytes() for key in state)
@@ -326,7 +326,8 @@ def test_evaluation_of_a_converted_adapter(tiny_model, tiny_glue, tmp_path):
 def test_wrong_commands(arguments, monkeypatch):
     unset = types.SimpleNamespace(checkpoint="x", output=None, adapter="x")
     monkeypatch.setattr(__main__, "FLAGS", unset, raising=False)
-    with pytest.raises(SystemExit, match="error: say from_loralib --checkpoint=FILE"):
+    message = "error: give one of two commands: from_loralib --checkpoint=FILE"
+    with pytest.raises(SystemExit, match=message):
         __main__.main(["convert", *arguments])
 
 
@@ -336,8 +337,8 @@ def command(*arguments):
 
 
 def test_command_line(file, state, tmp_path):
-    made = command("from_loralib", f"--checkpoint={file}", "--alpha=16", f"--output={tmp_path}/a")
-    assert made.returncode == 0 and "base unknown: give --model" in made.stdout
+    there = command("from_loralib", f"--checkpoint={file}", "--alpha=16", f"--output={tmp_path}/a")
+    assert there.returncode == 0 and "base unknown: give --model" in there.stdout
     (tmp_path / "run").mkdir()
     (tmp_path / "a").rename(tmp_path / "run/adapter")  # a run folder is taken too
     back = command("to_loralib", f"--adapter={tmp_path}/run", f"--output={tmp_path}/b.safetensors")

@@ -18,8 +18,9 @@ from safetensors.numpy import load_file, save_file
 from configs.subspace import common, minilm_sst2, roberta_base_mnli
 from configs.subspace import folders as of_folders
 from experiments.convert import loralib
-from experiments.subspace import analysis, rows
+from experiments.subspace import analysis, updates
 from lora_jax import adapters, methods, partition
+from lora_jax.analysis import plots
 from lora_jax.models import hub
 
 ROOT = Path(__file__).parents[2]
@@ -71,6 +72,14 @@ def analysed(folders, tiny_model, tmp_path_factory):
     return analysis.analyse(config, workdir), workdir
 
 
+@pytest.fixture
+def file_names(monkeypatch):
+    """The names of the files of figures that are made but not rendered, which takes seconds."""
+    names = set()
+    monkeypatch.setattr(plots, "save", lambda figure, path: names.add(path.name))
+    return names
+
+
 def _factors(folders, name, weight):
     folder = Path(folders[name])
     folder = folder / "adapter" if (folder / "adapter").exists() else folder
@@ -87,10 +96,10 @@ def _find(rows, **keys):
 def test_similarity_of_a_is_that_of_its_right_singular_vectors(analysed, folders):
     rows = analysed[0]["similarity"]
     for weight in ("query", "value"):
-        a, other = (next(_factors(folders, name, weight)) for name in ("small", "large"))
+        a, other_a = (next(_factors(folders, name, weight)) for name in ("small", "large"))
         for layer in (1, 2):
             # The paper's A is (r, d): the transpose of ours.
-            u, v = (np.linalg.svd(x[layer - 1].T)[2].T for x in (a, other))
+            u, v = (np.linalg.svd(x[layer - 1].T)[2].T for x in (a, other_a))
             for i, j in ((1, 1), (2, 2), (1, 8), (3, 8)):
                 expected = np.linalg.norm(u[:, :i].T @ v[:, :j]) ** 2 / min(i, j)
                 row = _find(
@@ -128,8 +137,8 @@ def test_table_7_against_dense_matrices(analysed, folders, tiny_model):
         assert row["in_delta"] == pytest.approx(inside, rel=1e-4)
         assert row["delta_norm"] == pytest.approx(np.linalg.norm(s), rel=1e-5)
         assert row["factor"] == pytest.approx(np.linalg.norm(s) / inside, rel=1e-4)
-        own = np.linalg.svd(w, compute_uv=False)
-        assert row["in_weight"] == pytest.approx(np.linalg.norm(own[:3]), rel=1e-5)
+        top = np.linalg.svd(w, compute_uv=False)[:3]
+        assert row["in_weight"] == pytest.approx(np.linalg.norm(top), rel=1e-5)
         assert row["in_random_expected"] == pytest.approx(np.linalg.norm(w) * 3 / 32, rel=1e-5)
 
 
@@ -139,14 +148,15 @@ def test_weight_directions_are_the_input_side(analysed, folders, tiny_model):
     key = "encoder.layer.1.attention.self.value.weight"
     w = np.asarray(tensors.get(key, tensors.get(f"bert.{key}")), np.float64)
     a, _ = _factors(folders, "large", "value")
-    top, own = np.linalg.svd(w)[2][:3].T, np.linalg.svd(a[1].T)[2][:8].T  # 10% of 32 directions
+    top = np.linalg.svd(w)[2][:3].T  # 10% of 32 directions
+    of_a = np.linalg.svd(a[1].T)[2][:8].T
     row = _find(rows, adapter="large", weight="value", layer=2)
     assert (row["of_W"], row["of_update"]) == (3, 8)
-    assert row["phi"] == pytest.approx(np.linalg.norm(top.T @ own) ** 2 / 3, abs=1e-5)
+    assert row["phi"] == pytest.approx(np.linalg.norm(top.T @ of_a) ** 2 / 3, abs=1e-5)
     assert row["chance"] == pytest.approx(8 / 32)
 
 
-def test_parts_of_a_fused_projection(tmp_path):
+def test_parts_of_a_fused_projection(tmp_path, file_names):
     """GPT-2's W_v is the last third of c_attn, whose weight is (in, 3 out)."""
     sizes = {"vocab_size": 40, "n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 8}
     torch.manual_seed(0)
@@ -158,8 +168,8 @@ def test_parts_of_a_fused_projection(tmp_path):
     _save_adapter(tmp_path / "adapter", model, methods.lora(targets, alpha=6), 0)
     config = common.subspace_config({"x": str(tmp_path / "adapter")}, (("x:q", "x:v"),))
     config.model = str(tmp_path / "base")
-    found = analysis.analyse(config, tmp_path / "out")
-    assert {row["weight"] for row in found["amplification"]} == {"q", "v"}
+    tables = analysis.analyse(config, tmp_path / "out")
+    assert {row["weight"] for row in tables["amplification"]} == {"q", "v"}
 
     values = load_file(tmp_path / "adapter" / "adapter.safetensors")
     stem = next(path for path in values if path.endswith("/v/a"))[:-1]
@@ -167,21 +177,21 @@ def test_parts_of_a_fused_projection(tmp_path):
     weight = load_file(tmp_path / "base" / "model.safetensors")
     w = np.asarray(weight["transformer.h.1.attn.c_attn.weight"], np.float64)[:, 32:].T  # (out, in)
     u, values_of_delta, vt = np.linalg.svd(3 * (a @ b.reshape(2, 16)).T)
-    row = _find(found["amplification"], weight="v", layer=2)
+    row = _find(tables["amplification"], weight="v", layer=2)
     assert row["in_delta"] == pytest.approx(np.linalg.norm(u[:, :2].T @ w @ vt[:2].T), rel=1e-5)
     assert row["delta_norm"] == pytest.approx(np.linalg.norm(values_of_delta), rel=1e-5)
 
 
 def test_files_hold_the_rows(analysed):
-    rows, workdir = analysed
+    tables, workdir = analysed
     written = json.loads((workdir / "analysis.json").read_text())
-    assert written["tables"]["spectra"] == rows["spectra"]
+    assert written["tables"]["spectra"] == tables["spectra"]
     assert written["config"]["directions"] == ["a", "delta_out"]
-    for name, own in rows.items():
+    for name, rows in tables.items():
         with (workdir / "tables" / f"{name}.csv").open() as file:
             read = list(csv.DictReader(file))
-        assert len(read) == len(own)
-        assert list(read[0]) == list(own[0])
+        assert len(read) == len(rows)
+        assert list(read[0]) == list(rows[0])
     text = (workdir / "analysis.md").read_text()
     figures = {path.name for path in (workdir / "figures").iterdir()}
     assert figures == {part.split(")")[0] for part in text.split("](figures/")[1:]}
@@ -193,18 +203,20 @@ def test_files_hold_the_rows(analysed):
 
 
 def test_medians_and_ranges_over_layers(analysed):
-    rows, workdir = analysed
-    two = [r["norm"] for r in rows["spectra"] if r["adapter"] == "small" and r["weight"] == "query"]
+    tables, workdir = analysed
+    two = [
+        r["norm"] for r in tables["spectra"] if r["adapter"] == "small" and r["weight"] == "query"
+    ]
     shown = f"{np.median(two):.3g} ({min(two):.3g} to {max(two):.3g})"
     assert f"| small | query | 3 | {shown} |" in (workdir / "analysis.md").read_text()
 
 
-def test_without_a_base_there_is_no_table_7(folders, tmp_path):
+def test_without_a_base_there_is_no_table_7(folders, tmp_path, file_names):
     config = common.subspace_config({"small": folders["small"]}, (("small:query", "small:value"),))
     config.layers = (2,)
-    found = analysis.analyse(config, tmp_path)
-    assert set(found) == {"spectra", "similarity"}
-    assert {row["pair"] for row in found["similarity"]} == {"small:query / small:value"}
+    tables = analysis.analyse(config, tmp_path)
+    assert set(tables) == {"spectra", "similarity"}
+    assert {row["pair"] for row in tables["similarity"]} == {"small:query / small:value"}
 
 
 @pytest.mark.parametrize(
@@ -219,7 +231,7 @@ def test_without_a_base_there_is_no_table_7(folders, tmp_path):
         ({"layers": (3,)}, r"\[3\] are not layers from 1 to 2"),
     ],
 )
-def test_wrong_configs_say_what_is_wrong(folders, tmp_path, change, message):
+def test_wrong_configs_say_what_is_wrong(folders, tmp_path, file_names, change, message):
     config = common.subspace_config(folders, (("small", "large"),))
     with config.unlocked():
         config.update(change)
@@ -230,7 +242,7 @@ def test_wrong_configs_say_what_is_wrong(folders, tmp_path, change, message):
     assert not (tmp_path / "out" / "analysis.json").exists()
 
 
-def test_updates_are_put_onto_their_own_base_only(folders, tiny_model, tmp_path):
+def test_updates_are_put_onto_their_own_base_only(folders, tiny_model, tmp_path, file_names):
     description = json.loads((Path(folders["small"]) / "adapter.json").read_text())
     (tmp_path / "adapter.json").write_text(json.dumps({**description, "base": "0" * 64}))
     weights = Path(folders["small"]) / "adapter.safetensors"
@@ -274,8 +286,8 @@ def test_the_released_adapter_by_command(real_data, tmp_path):
     )
 
 
-def test_labels_are_the_shortest_ends_that_differ():
-    assert rows.labels(
+def test_short_names_are_the_shortest_ends_that_differ():
+    assert updates.short_names(
         ["layers/first/block/query", "layers/last_2/block/query", "layers/block/value", "down"]
     ) == {
         "layers/first/block/query": "first/block/query",
@@ -283,34 +295,33 @@ def test_labels_are_the_shortest_ends_that_differ():
         "layers/block/value": "value",
         "down": "down",
     }
-    assert rows.labels(["query", "block/query"]) == {
+    assert updates.short_names(["query", "block/query"]) == {
         "query": "query",
         "block/query": "block/query",
     }
 
 
-def test_weights_of_other_widths_get_figures_of_their_own(tiny_model, tmp_path):
+def test_weights_of_other_widths_get_figures_of_their_own(tiny_model, tmp_path, file_names):
     for name, seed in (("x", 0), ("y", 1)):
         _save(tmp_path / name, tiny_model, 2, seed, targets=r".*/(query|down)")
     config = common.subspace_config({n: str(tmp_path / n) for n in "xy"}, (("x", "y"),))
     config.directions, config.layers = ("a",), (1,)
     analysis.analyse(config, tmp_path / "out")
-    drawn = {path.name for path in (tmp_path / "out" / "figures").iterdir()}
-    assert {"similarity_x_y_a_query.png", "similarity_x_y_a_down.png"} <= drawn
+    assert {"similarity_x_y_a_query.png", "similarity_x_y_a_down.png"} <= file_names
 
 
-def test_sides_of_different_widths_are_not_compared(tiny_model, tmp_path):
+def test_sides_of_different_widths_are_not_compared(tiny_model, tmp_path, file_names):
     _save(tmp_path / "x", tiny_model, 2, 0, targets=r".*/(query|up)")
     config = common.subspace_config({"x": str(tmp_path / "x")}, (("x:query", "x:up"),))
     config.directions = ("b",)
-    with pytest.raises(ValueError, match="live in spaces of 32 and 64 dimensions"):
+    with pytest.raises(ValueError, match="lie in spaces of 32 and 64 dimensions"):
         analysis.analyse(config, tmp_path / "out")
 
 
 def test_configs_name_their_adapters():
-    own = minilm_sst2.get_config("runs/x")
-    assert own.adapters.r64b == "runs/x/r64/seed_1/adapter"
-    assert {name for pair in own.comparisons for name in pair} == set(own.adapters)
+    config = minilm_sst2.get_config("runs/x")
+    assert config.adapters.r64b == "runs/x/r64/seed_1/adapter"
+    assert {name for pair in config.comparisons for name in pair} == set(config.adapters)
     assert roberta_base_mnli.get_config("folder").adapters.r8 == "folder"
 
 

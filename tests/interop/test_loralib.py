@@ -60,20 +60,20 @@ def released(real_data):
 
 
 def test_released_checkpoint(released):
-    found = from_state_dict(released, alpha=16, layers=12)
+    converted = from_state_dict(released, alpha=16, layers=12)
     counts = {
-        group: sum(v.size for p, v in found.values.items() if found.groups[p] == group)
+        group: sum(v.size for p, v in converted.values.items() if converted.groups[p] == group)
         for group in ("lora", "head")
     }
     assert len(released) == 52 and counts == {"lora": 294_912, "head": 592_899}
     roles = contraction.Contraction((0,), (1,), (2,))
     for name, norms in (("query", QUERY), ("value", VALUE)):
         path = f"encoder/layers/block/attention/{name}/lora"
-        a, b = found.values[f"{path}/a"], found.values[f"{path}/b"]
+        a, b = converted.values[f"{path}/a"], converted.values[f"{path}/b"]
         assert a.shape == (12, 768, 8) and b.shape == (12, 8, 768)
         delta = np.asarray(contraction.delta(roles, a, b, 1.0))
         assert " ".join(f"{x:.2f}" for x in np.linalg.norm(delta, axis=(1, 2))) == norms
-    a, b = (found.values[f"encoder/layers/block/attention/query/lora/{side}"] for side in "ab")
+    a, b = (converted.values[f"encoder/layers/block/attention/query/lora/{side}"] for side in "ab")
     small = np.linalg.qr(a)[1] @ np.linalg.qr(np.swapaxes(b, 1, 2))[1].swapaxes(1, 2)
     energy = np.linalg.svd(small, compute_uv=False) ** 2
     assert " ".join(f"{x:.2f}" for x in energy[:, 0] / energy.sum(1)) == SHARES
@@ -99,13 +99,15 @@ def test_released_checkpoint_has_the_method_of_the_config(released):
 def replaced(model, block, settings):
     """Puts loralib's layers over the linear ones of every block, with random A and B."""
     for layer in block(model):
-        for name, own in settings.items():
+        for name, arguments in settings.items():
             parent, _, child = name.rpartition(".")
             old = layer.get_submodule(name)
             conv = isinstance(old, transformers.pytorch_utils.Conv1D)
             inputs, outputs = old.weight.shape if conv else reversed(old.weight.shape)
-            kind = loralib.MergedLinear if "enable_lora" in own else loralib.Linear
-            new = kind(inputs, outputs, fan_in_fan_out=conv, **{"merge_weights": False, **own})
+            kind = loralib.MergedLinear if "enable_lora" in arguments else loralib.Linear
+            new = kind(
+                inputs, outputs, fan_in_fan_out=conv, **{"merge_weights": False, **arguments}
+            )
             new.weight.data.copy_(old.weight.data)
             new.bias.data.copy_(old.bias.data)
             torch.nn.init.normal_(new.lora_A, std=0.3)
@@ -164,18 +166,18 @@ def state_of(model):
     return {key: value.numpy() for key, value in state.items()}
 
 
-def ours(folder, found):
+def ours(folder, converted):
     """Our model on the same base with a converted adapter."""
     if folder.name == "gpt2":
         base = hub.load_decoder(folder, hub.read_decoder_config(folder))
     else:
         base = hub.load_classifier(folder, hub.read_config(folder), 3, KEY)
-    adapted = found.method.insert(base, KEY)
-    structure, trainable, frozen = partition.split(adapted, found.method.labels(adapted))
+    adapted = converted.method.insert(base, KEY)
+    structure, trainable, frozen = partition.split(adapted, converted.method.labels(adapted))
     assert {p: v.shape for p, v in trainable.items()} == {
-        p: v.shape for p, v in found.values.items()
+        p: v.shape for p, v in converted.values.items()
     }
-    return partition.join(structure, found.values, frozen)
+    return partition.join(structure, converted.values, frozen)
 
 
 TOKENS = np.random.default_rng(0).integers(3, 40, (4, 9))
@@ -186,7 +188,7 @@ def logits_of(model):
         return model(torch.tensor(TOKENS)).logits.numpy()
 
 
-def difference(folder, model, found):
+def difference(folder, model, converted):
     """Largest difference of our logits and PyTorch's, relative to the largest logit.
 
     For equal models 3e-7 to 4e-6 is measured: float32 sums in another order, through 3 layers. The
@@ -200,7 +202,7 @@ def difference(folder, model, found):
         expected = expected.reshape(-1, expected.shape[-1])
     else:
         at = np.arange(len(TOKENS)), np.zeros(len(TOKENS), int)
-    result = np.asarray(jax.jit(lambda model: model(inputs, *at))(ours(folder, found)))
+    result = np.asarray(jax.jit(lambda model: model(inputs, *at))(ours(folder, converted)))
     return np.abs(result - expected).max() / np.abs(expected).max()
 
 
@@ -222,34 +224,34 @@ def test_logits_equal_those_of_loralib(folders, name, settings, options):
     folder, alpha = folders / name, next(iter(settings.values()))["lora_alpha"]
     model = reference(folder, settings)
     state = state_of(model)
-    found = from_state_dict(state, alpha=alpha, layers=3, **options)
-    assert found.architecture == name and found.layers == 3
-    assert difference(folder, model, found) < 2e-5
+    converted = from_state_dict(state, alpha=alpha, layers=3, **options)
+    assert converted.architecture == name and converted.layers == 3
+    assert difference(folder, model, converted) < 2e-5
     # And back: equal keys and bits, and loralib takes them.
-    back = to_state_dict(found.values)
+    back = to_state_dict(converted.values)
     assert back.keys() == state.keys()
     assert all(back[key].tobytes() == state[key].tobytes() for key in state)
-    other = reference(folder, settings)
-    for name, p in other.named_parameters():
+    empty = reference(folder, settings)
+    for name, p in empty.named_parameters():
         if "lora_" in name or name.startswith("classifier."):
             torch.nn.init.zeros_(p)
-    result = other.load_state_dict({k: torch.tensor(v) for k, v in back.items()}, strict=False)
+    result = empty.load_state_dict({k: torch.tensor(v) for k, v in back.items()}, strict=False)
     assert not result.unexpected_keys and not any("lora_" in k for k in result.missing_keys)
-    np.testing.assert_array_equal(logits_of(other), logits_of(model))
-    expected = {k: {"lora_dropout": 0.0, **own} for k, own in settings.items()}
-    assert layer_settings(found.method, found.values) == expected
+    np.testing.assert_array_equal(logits_of(empty), logits_of(model))
+    expected = {k: {"lora_dropout": 0.0, **v} for k, v in settings.items()}
+    assert layer_settings(converted.method, converted.values) == expected
 
 
 def test_logits_are_others_with_another_alpha(folders):
     """The check above can fail: alpha 8 for 16 is the mistake of microsoft/LoRA issue #151."""
     model = reference(folders / "roberta", PAPER)
-    found = from_state_dict(state_of(model), alpha=4)
-    assert difference(folders / "roberta", model, found) > 0.05
+    converted = from_state_dict(state_of(model), alpha=4)
+    assert difference(folders / "roberta", model, converted) > 0.05
 
 
 def test_whole_state_dict_of_a_merged_model(folders):
     """Issue #190: its base weights hold the update; the factors alone are right."""
-    settings = {name: {**own, "merge_weights": True} for name, own in PAPER.items()}
+    settings = {name: {**layer, "merge_weights": True} for name, layer in PAPER.items()}
     model = reference(folders / "roberta", settings).eval()
     query = model.roberta.encoder.layer[0].attention.self.query
     assert query.merged
@@ -257,9 +259,9 @@ def test_whole_state_dict_of_a_merged_model(folders):
     message = r"keys are neither.*roberta\.embeddings.*merged into them.*ignore_base"
     with pytest.raises(ValueError, match=message):
         from_state_dict(whole, alpha=8)
-    found = from_state_dict(whole, alpha=8, ignore_base=True)
-    assert found.values.keys() == from_state_dict(state_of(model), alpha=8).values.keys()
-    assert difference(folders / "roberta", model, found) < 2e-5
+    converted = from_state_dict(whole, alpha=8, ignore_base=True)
+    assert converted.values.keys() == from_state_dict(state_of(model), alpha=8).values.keys()
+    assert difference(folders / "roberta", model, converted) < 2e-5
 
 
 def test_trained_biases_are_not_lost_silently(folders):
@@ -274,19 +276,19 @@ def test_prefixes_of_the_authors_gpt2_files(folders, prefix):
     state = state_of(reference(folders / "gpt2", FUSED))
     expected = from_state_dict(state, alpha=32)
     if prefix == "transformer.":
-        other = {key.removeprefix(prefix): value for key, value in state.items()}
+        renamed = {key.removeprefix(prefix): value for key, value in state.items()}
     else:
-        other = {prefix + k.removeprefix("transformer."): v for k, v in state.items()}
-        other = {k.replace("module.h.", "module.transformer.h."): v for k, v in other.items()}
-    found = from_state_dict(other, alpha=32)
-    assert found.method == expected.method and found.values.keys() == expected.values.keys()
-    assert all(np.array_equal(found.values[p], v) for p, v in expected.values.items())
+        renamed = {prefix + k.removeprefix("transformer."): v for k, v in state.items()}
+        renamed = {k.replace("module.h.", "module.transformer.h."): v for k, v in renamed.items()}
+    converted = from_state_dict(renamed, alpha=32)
+    assert converted.method == expected.method and converted.values.keys() == expected.values.keys()
+    assert all(np.array_equal(converted.values[p], v) for p, v in expected.values.items())
 
 
 def test_written_prefix_is_the_one_the_authors_gpt2_code_strips(folders):
     model = reference(folders / "gpt2", FUSED)
-    found = from_state_dict(state_of(model), alpha=32)
-    keys = to_state_dict(found.values, prefix="module.").keys()
+    converted = from_state_dict(state_of(model), alpha=32)
+    keys = to_state_dict(converted.values, prefix="module.").keys()
     stripped = {key.removeprefix("module.transformer.") for key in keys}
     assert stripped == {n for n, _ in model.transformer.named_parameters() if "lora_" in n}
 
@@ -302,17 +304,17 @@ def test_file_like_the_released_gpt2_ones_comes_back_bit_for_bit():
         for layer in range(3)
         for side, shape in shapes.items()
     }
-    found = from_state_dict(state, alpha=32, layers=3)
+    converted = from_state_dict(state, alpha=32, layers=3)
     path = "layers/block/attention/qkv/lora"
     for part, index in (("q", 0), ("v", 1)):
-        a, b = found.values[f"{path}/{part}/a"], found.values[f"{path}/{part}/b"]
+        a, b = converted.values[f"{path}/{part}/a"], converted.values[f"{path}/{part}/b"]
         assert a.shape == (3, width, rank) and b.shape == (3, rank, 1, width)
         for layer in range(3):
             stem = f"module.transformer.h.{layer}.attn.c_attn.lora_"
             rows = np.split(state[f"{stem}A"], 2)[index], np.split(state[f"{stem}B"], 2)[index]
             np.testing.assert_array_equal(a[layer], rows[0].T)
             np.testing.assert_array_equal(b[layer, :, 0], rows[1].T)
-    back = to_state_dict(found.values, prefix="module.")
+    back = to_state_dict(converted.values, prefix="module.")
     assert back.keys() == state.keys()
     for key, value in state.items():
         assert back[key].dtype == value.dtype and back[key].shape == value.shape, key
@@ -322,29 +324,30 @@ def test_file_like_the_released_gpt2_ones_comes_back_bit_for_bit():
 def test_state_dict_without_head(folders):
     state = state_of(reference(folders / "roberta", PAPER))
     factors_only = {key: value for key, value in state.items() if "lora_" in key}
-    found = from_state_dict(factors_only, alpha=8)
+    converted = from_state_dict(factors_only, alpha=8)
     assert (
-        set(found.groups.values()) == {"lora"} and dict(found.method.spec)["lora"]["head"] is None
+        set(converted.groups.values()) == {"lora"}
+        and dict(converted.method.spec)["lora"]["head"] is None
     )
     with pytest.raises(ValueError, match="no head.*give the architecture.*bert.*gpt2.*roberta"):
-        to_state_dict(found.values)
+        to_state_dict(converted.values)
     with pytest.raises(ValueError, match="must be one of.*'deberta'"):
-        to_state_dict(found.values, "deberta")
-    assert to_state_dict(found.values, "roberta").keys() == factors_only.keys()
-    assert all(key.startswith("bert.") for key in to_state_dict(found.values, "bert"))
+        to_state_dict(converted.values, "deberta")
+    assert to_state_dict(converted.values, "roberta").keys() == factors_only.keys()
+    assert all(key.startswith("bert.") for key in to_state_dict(converted.values, "bert"))
 
 
 def test_bfloat16_becomes_float32(folders):
     state = state_of(reference(folders / "roberta", PAPER))
     half = {k: np.asarray(jax.numpy.asarray(v, jax.numpy.bfloat16)) for k, v in state.items()}
-    found = from_state_dict(half, alpha=8)
-    assert {v.dtype for v in found.values.values()} == {np.dtype(np.float32)}
+    converted = from_state_dict(half, alpha=8)
+    assert {v.dtype for v in converted.values.values()} == {np.dtype(np.float32)}
 
 
 def test_rslora_gets_the_alpha_of_its_scale(folders):
-    found = from_state_dict(state_of(reference(folders / "roberta", PAPER)), alpha=8)
+    converted = from_state_dict(state_of(reference(folders / "roberta", PAPER)), alpha=8)
     method = methods.lora(r".*/(query|value)", rank=4, alpha=8, scaling="alpha/sqrt(r)")
-    assert layer_settings(method, found.values)["attention.self.query"]["lora_alpha"] == 16
+    assert layer_settings(method, converted.values)["attention.self.query"]["lora_alpha"] == 16
 
 
 # --- What is refused ------------------------------------------------------------------------------
@@ -375,7 +378,7 @@ PEFT = "base_model.model.roberta.encoder.layer.0.attention.self.query.lora_A.wei
     [
         ({B1: None}, r"1 factors are missing: .*layer\.1\.attention\.self\.value\.lora_B\."),
         ({A0: None, A0.replace("A", "B"): None}, r"2 factors are missing"),
-        ({B1: np.zeros((6, 3))}, r"layer\.1.*lora_B has shape \(6, 3\), that of layer 0 \(6, 2\)"),
+        ({B1: np.zeros((6, 3))}, r"layer\.1.*lora_B has shape \(6, 3\), that of layer 0 has \(6, 2\)"),
         ({A0: np.zeros((3, 6))}, r"layer\.1\.attention\.self\.query\.lora_A has shape \(2, 6\)"),
         ({A0: np.zeros((2, 6, 1))}, r"query\.lora_A has shape \(2, 6, 1\), expected 2 axes"),
         ({A0: np.zeros((2, 6), int)}, r"query\.lora_A has type int64"),
@@ -403,9 +406,9 @@ def test_factors_of_two_ranks(state):
 @pytest.mark.parametrize(
     "keys, message",
     [
-        (["roberta.encoder.layer.0.attention.self.query.weight"], "no loralib state dict"),
-        ([], "no loralib state dict"),
-        ([PEFT], r"roberta\.encoder\.layer\.N.*PEFT's, which is another format"),
+        (["roberta.encoder.layer.0.attention.self.query.weight"], "not a loralib state dict"),
+        ([], "not a loralib state dict"),
+        ([PEFT], r"roberta\.encoder\.layer\.N.*PEFT's, whose format is not loralib's"),
         (["deberta.encoder.layer.0.attention.self.query_proj.lora_A"], "no supported layer"),
     ],
 )
@@ -459,3 +462,24 @@ def test_leaves_without_a_place(state):
         to_state_dict(flat)
     with pytest.raises(ValueError, match="no place"):  # loralib splits c_attn, this one is whole
         to_state_dict({f"{block}/{side}": np.zeros((2, 6, 2)) for side in "ab"})
+
+
+@pytest.mark.parametrize(
+    "architecture, leaf",
+    [("roberta", "encoder/layers/block/attention/query/lora/magnitude"),
+     ("gpt2", "layers/block/attention/qkv/lora/q/magnitude")],
+)  # fmt: skip
+def test_magnitudes_of_dora_have_no_place(state, architecture, leaf):
+    """loralib would load the factors alone, as another model."""
+    values = dict(from_state_dict(state, alpha=16).values)
+    if architecture == "gpt2":
+        shapes = {"a": (2, 6, 2), "b": (2, 2, 1, 6)}
+        values = {leaf.replace("magnitude", side): np.zeros(s) for side, s in shapes.items()}
+    to_state_dict(values)
+    message = (
+        f"1 leaves have no place in a loralib file, for example {leaf}: .*DoRA.*lora_jax.merge"
+    )
+    with pytest.raises(ValueError, match=message):
+        to_state_dict({**values, leaf: np.ones((2, 6), np.float32)})
+    with pytest.raises(ValueError, match=message):  # it is the reason that is named first
+        to_state_dict({**values, leaf: np.ones((2, 6)), "a/bias": np.ones(6)}, architecture)

@@ -1,0 +1,109 @@
+"""Reads the adapters of an analysis: their factors by adapter and weight, under short names."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from experiments.runs.adaptation import adapter_folder
+from lora_jax.adapters import Adapter, load_adapter
+from lora_jax.analysis import factor_pairs
+from lora_jax.analysis.factor_pairs import FactorPair
+
+Pairs = Mapping[str, FactorPair]  # by weight
+
+
+@dataclasses.dataclass(frozen=True)
+class Updates:
+    """The updates to analyse.
+
+    Attributes:
+      adapters: the loaded adapters by name, in the order of tables and figures.
+      short_names: path of an adapted layer (and part) to the name of its weight, such as `query`.
+      pairs: factors by adapter, then by weight.
+    """
+
+    adapters: Mapping[str, Adapter]
+    short_names: Mapping[str, str]
+    pairs: Mapping[str, Pairs]
+
+    def select(self, name: str) -> Pairs:
+        """The factors of adapter `NAME` by weight, or those of `NAME:WEIGHT` under an empty name.
+
+        Raises:
+          ValueError: there is no such adapter, or it has no such weight.
+        """
+        adapter, _, weight = name.partition(":")
+        if adapter not in self.pairs:
+            raise ValueError(
+                f"comparisons: no adapter {adapter!r}; config.adapters has {list(self.pairs)}"
+            )
+        pairs = self.pairs[adapter]
+        if not weight:
+            return pairs
+        if weight not in pairs:
+            raise ValueError(
+                f"comparisons: {name!r} is not one of the weights {list(pairs)} of {adapter}"
+            )
+        return {"": pairs[weight]}
+
+
+def read(config: ConfigDict) -> Updates:
+    """Reads the adapters of a config, with the weights that `config.weights` matches.
+
+    Raises:
+      FileNotFoundError, ValueError: no adapter is named, a folder is missing or broken, or no weight of
+        an adapter matches.
+    """
+    if not config.adapters:
+        raise ValueError(
+            "config.adapters is empty: configs/subspace/folders.py:NAME=FOLDER,NAME=FOLDER names them"
+        )
+    folders = sorted(config.adapters.items(), key=lambda item: _number_aware(item[0]))
+    adapters = {name: load_adapter(adapter_folder(Path(folder))) for name, folder in folders}
+    pairs_by_path = {
+        name: _matching(adapter, config.weights, name) for name, adapter in adapters.items()
+    }
+    names = short_names(path for pairs in pairs_by_path.values() for path in pairs)
+    return Updates(
+        adapters,
+        names,
+        {
+            name: {names[path]: pair for path, pair in pairs.items()}
+            for name, pairs in pairs_by_path.items()
+        },
+    )
+
+
+def _number_aware(name: str) -> list[str | int]:
+    """A sort key that puts r8 before r64."""
+    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
+
+
+def _matching(adapter: Adapter, pattern: str, name: str) -> Pairs:
+    pairs = factor_pairs.from_adapter(adapter)
+    matching = {path: pair for path, pair in pairs.items() if re.fullmatch(pattern, path)}
+    if not matching:
+        raise ValueError(
+            f"config.weights {pattern!r} matches no adapted layer of {name}: {list(pairs)}"
+        )
+    return matching
+
+
+def short_names(paths: Iterable[str]) -> dict[str, str]:
+    """The shortest ends of paths that differ: `query`, or `first/block/attention/query`."""
+    paths = list(dict.fromkeys(paths))
+
+    def end(path: str, parts: int) -> str:
+        return "/".join(path.split("/")[-parts:])
+
+    names = {}
+    for path in paths:
+        lengths = range(1, path.count("/") + 2)
+        unique = (n for n in lengths if sum(end(p, n) == end(path, n) for p in paths) == 1)
+        names[path] = end(path, next(unique, len(lengths)))  # or the whole path
+    return names
