@@ -11,8 +11,7 @@ import jax
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from experiments.report import text_tables
-from experiments.runs import bases, folder
+from experiments.runs import bases, folder, text_tables
 from experiments.runs.adaptation import adapter_folder
 from experiments.subspace import rows as rows_of
 from experiments.subspace.figures import Figures
