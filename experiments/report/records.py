@@ -103,10 +103,8 @@ def _record(raw: dict[str, Any], label: str, path: Path) -> Record:
         config["data"]  # every config has it
         method, split = raw["method"], raw.get("split", "")
         trained = parameters["trainable"] - parameters.get("head", 0)
-        if split:
-            scores = {**raw["test"], "loss": raw.get("best", {}).get("loss")}
-        else:
-            scores = raw["best"]
+        validation = {"loss": raw.get("best", {}).get("loss")}
+        scores = {**raw["test"], **validation} if split else raw["best"]
         weights, rank = _weights_and_rank(raw) if method == "lora" else (None, None)
         return Record(
             workdirs=(label,),
