@@ -33,7 +33,7 @@ _PLOTTED = (2, 3, 13, 14)
 
 def tables(records: Sequence[Record]) -> list[Table]:
     """All tables, each with the paper's rows and the runs that belong to it."""
-    sweeps = weight_sweeps.sweeps(records)
+    sweeps = weight_sweeps.find_sweeps(records)
     elsewhere = weight_sweeps.only_in_sweeps(records, sweeps)
     return [
         score_table(2, records, elsewhere),
@@ -78,7 +78,7 @@ def document(
             parts.append("No run of ours.")
         if table.number in plots:
             parts.append(f"![Score against trained values, {table.title}]({plots[table.number]})")
-    sweeps = rank_sweeps.sweeps(runs.records)
+    sweeps = rank_sweeps.find_sweeps(runs.records)
     if sweeps:
         parts.append(rank_tables.markdown(sweeps, common, rank_curves))
     placed = [*(table.records for table in shown), *(sweep.records for sweep in sweeps)]
@@ -126,7 +126,7 @@ def write(runs: RunRecords, command: str, path: Path, only_ours: bool = False) -
 
 def _write_ranks(records: Sequence[Record], folder: Path) -> str:
     """Writes the rank sweeps' CSV and figure; the figure's path in the Markdown, "" without one."""
-    sweeps = rank_sweeps.sweeps(records)
+    sweeps = rank_sweeps.find_sweeps(records)
     table, image = folder / "rank_sweeps.csv", folder / "rank_curves.png"
     figure = rank_plot.figure(sweeps)
     if sweeps:

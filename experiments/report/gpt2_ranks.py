@@ -23,9 +23,9 @@ def gpt2_rank_table(records: Sequence[Record]) -> Table:
         cells=[],
         records=[],
     )
-    found = _sweeps(records)
-    table.records.extend(record for sweep in found for record in sweep)
-    of_paper = [sweep for sweep in found if _is_papers(sweep)]
+    sweeps = _sweeps(records)
+    table.records.extend(record for sweep in sweeps for record in sweep)
+    of_paper = [sweep for sweep in sweeps if _is_papers(sweep)]
     papers_records = [record for sweep in of_paper for record in sweep]
     for rank, scores in TABLE_18.items():
         label = f"r={rank}"
@@ -35,7 +35,7 @@ def gpt2_rank_table(records: Sequence[Record]) -> Table:
         for record in fitting if len(fitting) > 1 else []:
             text = f"{label} [`{record.workdir}`]"
             _add(table, record, row=label, text=text, model="gpt2-medium")
-    others = [sweep for sweep in found if sweep not in of_paper]
+    others = [sweep for sweep in sweeps if sweep not in of_paper]
     others += [[record] for record in papers_records if record.rank not in TABLE_18]
     if others:
         table.lines.append((OTHER_RUNS,))

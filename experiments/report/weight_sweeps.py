@@ -14,7 +14,7 @@ Sweep = list[Record]  # LoRA runs of one set-up that differ in weights, rank and
 Point = tuple[str, int]  # weights as letters, and rank
 
 
-def sweeps(records: Sequence[Record]) -> list[Sweep]:
+def find_sweeps(records: Sequence[Record]) -> list[Sweep]:
     """The sweeps over attention weights and ranks, of two points or more."""
     groups: dict[Hashable, Sweep] = {}
     for record in records:
@@ -23,7 +23,7 @@ def sweeps(records: Sequence[Record]) -> list[Sweep]:
     return [sweep for sweep in groups.values() if len({point(record) for record in sweep}) > 1]
 
 
-def only_in_sweeps(records: Sequence[Record], found: Sequence[Sweep]) -> set[str]:
+def only_in_sweeps(records: Sequence[Record], sweeps: Sequence[Sweep]) -> set[str]:
     """Workdirs of runs in sweeps over weights, which would crowd Tables 2 and 3.
 
     W_q and W_v, the paper's choice, stay where other methods ran in the same set-up.
@@ -32,7 +32,7 @@ def only_in_sweeps(records: Sequence[Record], found: Sequence[Sweep]) -> set[str
     compared = {setting(record, without) for record in records if record.method != "lora"}
     return {
         record.workdir
-        for sweep in found
+        for sweep in sweeps
         if len({record.weights for record in sweep}) > 1
         for record in sweep
         if record.weights != "qv" or setting(record, without) not in compared
@@ -44,12 +44,12 @@ def point(record: Record) -> Point:
     return record.weights or "", record.rank or 0
 
 
-def sweep_names(found: Sequence[Sweep]) -> list[str]:
+def sweep_names(sweeps: Sequence[Sweep]) -> list[str]:
     """A name per sweep: model, task, and what sets it apart from other sweeps of the two."""
     names = []
-    for sweep in found:
+    for sweep in sweeps:
         first = sweep[0]
-        alike = [s[0] for s in found if (s[0].task, s[0].model) == (first.task, first.model)]
+        alike = [s[0] for s in sweeps if (s[0].task, s[0].model) == (first.task, first.model)]
         apart = distinctions(alike)[alike.index(first)]
         score = f"{first.task} {HEADLINES[first.task].metric}"
         names.append(", ".join(filter(None, (first.model, score, first.evaluated_on, apart))))
@@ -91,7 +91,7 @@ def _in_table_5(sweep: Sweep) -> set[Point]:
     return points if len(points) > 1 else set()
 
 
-def weights_table(found: Sequence[Sweep]) -> Table:
+def weights_table(sweeps: Sequence[Sweep]) -> Table:
     """Table 5: which attention weights to adapt."""
     lines: list[tuple[str, ...]] = []
     cells: list[Cell] = []
@@ -100,7 +100,7 @@ def weights_table(found: Sequence[Sweep]) -> Table:
         line = _paper_cells(5, task, POINTS_5, scores, "18M")
         cells += line
         lines.append((f"GPT-3 175B, {task}", "paper", *(c.of_paper for c in line)))
-    for name, sweep in zip(sweep_names(found), found, strict=True):
+    for name, sweep in zip(sweep_names(sweeps), sweeps, strict=True):
         shown = [record for record in sweep if point(record) in _in_table_5(sweep)]
         records += shown
         column = HEADLINES[sweep[0].task]
@@ -113,11 +113,11 @@ def weights_table(found: Sequence[Sweep]) -> Table:
     return Table(number=5, header=header, lines=lines, cells=cells, records=records)
 
 
-def rank_table(found: Sequence[Sweep]) -> Table:
+def rank_table(sweeps: Sequence[Sweep]) -> Table:
     """Table 6: the paper's three choices of weights, and every point that Table 5 does not show."""
     paper_weights = dict.fromkeys(weights for _, weights in TABLE_6)
     shown: list[tuple[str, Sweep]] = []
-    for name, sweep in zip(sweep_names(found), found, strict=True):
+    for name, sweep in zip(sweep_names(sweeps), sweeps, strict=True):
         new = {point(record)[0] for record in sweep if point(record) not in _in_table_5(sweep)}
         chosen = [r for r in sweep if r.weights in paper_weights or r.weights in new]
         if new or len({point(record) for record in chosen}) > 1:

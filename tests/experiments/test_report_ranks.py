@@ -39,7 +39,7 @@ def point(folder, weights="qv", rank=8, values=(0.9,), seeds=None, **changes):
 
 
 def swept(*folders):
-    return rank_sweeps.sweeps(find(folders).records)
+    return rank_sweeps.find_sweeps(find(folders).records)
 
 
 def by_place(sweep):
@@ -258,7 +258,7 @@ def test_a_record_in_a_rank_sweep_alone_is_placed(tmp_path):
 def test_a_headline_score_is_needed(tmp_path):
     for rank in (2, 8):
         point(tmp_path / f"{rank}", rank=rank, metric="f1")
-    assert swept(tmp_path) == [] and rank_sweeps.sweeps([]) == []
+    assert swept(tmp_path) == [] and rank_sweeps.find_sweeps([]) == []
 
 
 # --- The figure -----------------------------------------------------------------------------------
