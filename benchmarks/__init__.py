@@ -1,1 +1,1 @@
-"""Benchmarks: speed and work against peers, always as ratios of one run on one machine."""
+"""Benchmarks: speed and work against peers, always as ratios measured in one run on one machine."""

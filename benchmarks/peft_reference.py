@@ -1,23 +1,32 @@
-"""The peer: PEFT's LoRA (r=8, alpha=16, q and v, trained head) on a transformers model, one update."""
+"""The peer of our benchmarks: PEFT's LoRA (r=8, alpha=16, q and v, a trained head) in PyTorch."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import peft
 import torch
+import transformers
 
 
 def adapt(
-    model: Any, learning_rate: float, weight_decay: float
-) -> tuple[Any, Callable[[torch.Tensor], None]]:
-    """Returns the adapted model in training mode, and `update(loss)`: clip, AdamW, zero."""
+    model: transformers.PreTrainedModel, learning_rate: float, weight_decay: float
+) -> tuple[peft.PeftModel, Callable[[torch.Tensor], None]]:
+    """Puts LoRA onto a model of transformers.
+
+    Args:
+      model: for sequence classification.
+      learning_rate, weight_decay: of AdamW.
+
+    Returns:
+      The adapted model in training mode, and `update(loss)`, which clips the gradients, takes a step of
+      AdamW and clears the gradients.
+    """
     lora = peft.LoraConfig(
         task_type="SEQ_CLS", r=8, lora_alpha=16, target_modules=["query", "value"], lora_dropout=0.0
     )
-    model = peft.get_peft_model(model, lora).train()
-    trainable = [p for p in model.parameters() if p.requires_grad]
+    adapted = peft.get_peft_model(model, lora).train()
+    trainable = [p for p in adapted.parameters() if p.requires_grad]
     tx = torch.optim.AdamW(trainable, learning_rate, weight_decay=weight_decay)
 
     def update(loss: torch.Tensor) -> None:
@@ -26,4 +35,4 @@ def adapt(
         tx.step()
         tx.zero_grad()
 
-    return model, update
+    return adapted, update

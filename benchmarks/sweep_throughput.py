@@ -1,12 +1,12 @@
-"""A sweep as one program against the same runs in one process, and in a process each.
+"""A sweep as one program against the same runs in one process, and in a process for each run.
 
     python -m benchmarks.sweep_throughput --data=FOLDER_WITH_GLUE_TSV_FILES \\
         [--config=configs/sweep/rank_glue.py:mrpc] [--examples=1280] [--epochs=1] [--output=FILE.json]
 
-Contenders, each started afresh with the same points: `program` is experiments.sweep with all of them in
-one program; `sequential` runs them by experiments.glue's functions one after another in one process;
-`separate` does so in processes of their own, one after another; `together` starts those all at once.
-Seconds are of the whole, imports and compilation included; memory is the peak of resident memory
+Contenders, each started anew with the same points: `program` is experiments.sweep with all points in one
+program; `sequential` runs them one after another in one process, with the functions of experiments.glue;
+`separate` runs them one after another, in a process for each; `together` starts these processes all at once.
+Seconds count everything, imports and compilation included; memory is the peak of resident memory
 (`together`: the sum over the processes). The largest differences are between each contender and the
 first one, over all logged losses, scores and trained values.
 """
@@ -36,14 +36,16 @@ from experiments.sweep import local
 from experiments.sweep.points import points
 
 _DATA = flags.DEFINE_string("data", None, "Folder of the GLUE files.", required=True)
-_CONFIG = flags.DEFINE_string("config", "configs/sweep/rank_glue.py:mrpc", "Of a GLUE sweep.")
-_EXAMPLES = flags.DEFINE_integer("examples", 1280, "Of the training set; 0 is all.")
+_CONFIG = flags.DEFINE_string(
+    "config", "configs/sweep/rank_glue.py:mrpc", "Config of a GLUE sweep."
+)
+_EXAMPLES = flags.DEFINE_integer("examples", 1280, "Training examples; 0 is all.")
 _EPOCHS = flags.DEFINE_integer("epochs", 1, "Passes over them.")
 _CONTENDERS = flags.DEFINE_list(
-    "contenders", ["separate", "sequential", "program", "together"], "Which of the four."
+    "contenders", ["separate", "sequential", "program", "together"], "Which of the four to run."
 )
 _OUTPUT = flags.DEFINE_string("output", "", "JSON file for the record.")
-_WORK = flags.DEFINE_string("work", "", "Internal: what a child process does, as JSON.")
+_WORK = flags.DEFINE_string("work", "", "Internal: the work of a child process, as JSON.")
 
 
 def sweep_config() -> ConfigDict:
@@ -58,34 +60,41 @@ def sweep_config() -> ConfigDict:
 
 
 def work(names: list[str], folder: Path, as_program: bool) -> None:
-    """What a child process does: trains these points into `folder`."""
-    config = sweep_config()
+    """The work of a child process: trains points.
+
+    Args:
+      names: of the points.
+      folder: gets a folder per point.
+      as_program: all points of the sweep as one program, instead of one after another.
+    """
+    sweep = sweep_config()
     if as_program:
-        local.run_sweep(config, folder)
+        local.run_sweep(sweep, folder)
         return
-    for point in points(config):
+    for point in points(sweep):
         if point.name in names:
-            own = point.config
-            own.mesh.run, own.mesh.data = 1, -1
-            train_all(own, partial(glue.problem, own), folder / "points" / point.name)
+            config = point.config
+            config.mesh.run, config.mesh.data = 1, -1
+            train_all(config, partial(glue.problem, config), folder / "points" / point.name)
 
 
 def start(names: list[str], folder: Path, as_program: bool = False) -> subprocess.Popen:
-    """A child process that trains these points."""
-    told = json.dumps({"names": names, "folder": str(folder), "as_program": as_program})
-    own = [argument for argument in sys.argv[1:] if not argument.startswith("--work")]
-    command = [sys.executable, "-m", "benchmarks.sweep_throughput", *own, f"--work={told}"]
+    """Starts a child process with the arguments of `work`."""
+    arguments = json.dumps({"names": names, "folder": str(folder), "as_program": as_program})
+    flags_here = [argument for argument in sys.argv[1:] if not argument.startswith("--work")]
+    command = [sys.executable, "-m", "benchmarks.sweep_throughput", *flags_here]
+    command.append(f"--work={arguments}")
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
 def peak_bytes(processes: list[subprocess.Popen]) -> list[int]:
-    """Waits for children; the peak resident memory of each."""
+    """Waits for child processes; the peak resident memory of each in bytes."""
     peaks = []
     for process in processes:
         _, status, usage = os.wait4(process.pid, 0)
         if status:
             raise RuntimeError(
-                f"a child failed with status {status}: run it by hand: {process.args}"
+                f"a child process failed with status {status}; run it by hand to see why: {process.args}"
             )
         peaks.append(usage.ru_maxrss * 1024)
     return peaks
@@ -104,12 +113,18 @@ def measure(contender: str, names: list[str], folder: Path) -> dict[str, Any]:
 
 
 def differences(folder: Path, reference: Path, names: list[str]) -> dict[str, float]:
-    """The largest differences of logged losses, of scores and of trained values."""
+    """The largest differences of logged losses, of scores and of trained values.
+
+    Args:
+      folder: of a contender.
+      reference: of the contender it is compared with.
+      names: of the points.
+    """
     largest = {"loss": 0.0, "score": 0.0, "trained": 0.0}
     for name in names:
-        one, other = (_read(root / "points" / name) for root in (folder, reference))
+        run, expected = (_read(root / "points" / name) for root in (folder, reference))
         for key in largest:
-            for a, b in zip(one[key], other[key], strict=True):
+            for a, b in zip(run[key], expected[key], strict=True):
                 largest[key] = max(largest[key], float(np.max(np.abs(a - b))))
     return largest
 
@@ -127,10 +142,10 @@ def _read(run: Path) -> dict[str, list[Any]]:
 
 
 def main(_: list[str]) -> None:
-    """Command line."""
+    """Runs the contenders and prints the table."""
     if _WORK.value:
-        told = json.loads(_WORK.value)
-        work(told["names"], Path(told["folder"]), told["as_program"])
+        arguments = json.loads(_WORK.value)
+        work(arguments["names"], Path(arguments["folder"]), arguments["as_program"])
         return
     config = sweep_config()
     names = [point.name for point in points(config)]
@@ -140,16 +155,18 @@ def main(_: list[str]) -> None:
             record["contenders"][contender] = measure(contender, names, Path(root) / contender)
             print(contender, record["contenders"][contender], flush=True)
         reference = _CONTENDERS.value[0]
-        for contender, own in record["contenders"].items():
-            own["differences"] = differences(Path(root) / contender, Path(root) / reference, names)
+        for contender, measured in record["contenders"].items():
+            measured["differences"] = differences(
+                Path(root) / contender, Path(root) / reference, names
+            )
     rows = [f"| contender | seconds | of {reference} | peak GiB | loss | score | trained |"]
     rows.append("|---" * 7 + "|")
     base = record["contenders"][reference]["seconds"]
-    for contender, own in record["contenders"].items():
-        found = " | ".join(f"{value:.1e}" for value in own.get("differences", {}).values())
+    for contender, measured in record["contenders"].items():
+        largest = " | ".join(f"{value:.1e}" for value in measured["differences"].values())
         rows.append(
-            f"| {contender} | {own['seconds']:.0f} | {own['seconds'] / base:.2f} | "
-            f"{own['peak_bytes'] / 2**30:.2f} | {found} |"
+            f"| {contender} | {measured['seconds']:.0f} | {measured['seconds'] / base:.2f} | "
+            f"{measured['peak_bytes'] / 2**30:.2f} | {largest} |"
         )
     report(f"{len(names)} runs, {_CONFIG.value}", rows, record, _OUTPUT.value)
 

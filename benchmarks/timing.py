@@ -1,4 +1,4 @@
-"""Timing two or more contenders fairly: interleaved rounds, medians, ratios of one run."""
+"""Fair timing of two or more contenders: interleaved rounds, medians, ratios within a round."""
 
 from __future__ import annotations
 
@@ -10,8 +10,18 @@ from pathlib import Path
 from typing import Any
 
 
-def interleaved(contenders: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each contender in each round; one untimed call each comes first."""
+def interleaved(
+    contenders: Mapping[str, Callable[[], object]], rounds: int
+) -> dict[str, list[float]]:
+    """Times the contenders in turn, after one untimed call of each.
+
+    Args:
+      contenders: calls by name; a call returns when its work is done.
+      rounds: timed calls of each.
+
+    Returns:
+      Seconds of every round by name.
+    """
     for call in contenders.values():
         call()
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
@@ -24,7 +34,7 @@ def interleaved(contenders: Mapping[str, Callable[[], Any]], rounds: int) -> dic
 
 
 def ratio(seconds: Mapping[str, list[float]], slower: str, faster: str) -> dict[str, float]:
-    """Median, smallest and largest of the round-by-round ratio slower / faster."""
+    """Median, smallest and largest of the ratio slower / faster over the rounds."""
     values = [a / b for a, b in zip(seconds[slower], seconds[faster], strict=True)]
     return {"median": statistics.median(values), "min": min(values), "max": max(values)}
 

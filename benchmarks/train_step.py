@@ -2,10 +2,10 @@
 
     python -m benchmarks.train_step [--batch=8] [--length=64] [--rounds=7] [--output=FILE.json]
 
-Random weights, equal padded batches (every row full), AdamW, dropout 0.1, float32. FLOPs and bytes
-are XLA's cost analysis of the unrolled step (a scan's body is counted once); time is of the scanned
-and of the unrolled program. PEFT runs transformers' RobertaForSequenceClassification with the same
-LoRA (r=8, alpha=16, q and v) and a trained head, on the same number of threads.
+Random weights, the same batches with every row full, AdamW, dropout 0.1, float32. FLOPs and bytes are XLA's
+cost analysis of the unrolled step, since a scan's body is counted once; both the scanned and the unrolled
+program are timed. PEFT runs transformers' RobertaForSequenceClassification with the same LoRA (r=8,
+alpha=16, q and v) and a trained head, on the same number of threads.
 """
 
 from __future__ import annotations
@@ -50,20 +50,30 @@ METHODS = {
 
 
 def padded_batch(rows: int, length: int, seed: int = 0) -> Batch:
-    """Random tokens, one example per row, no padding inside."""
+    """A batch of random tokens: one example per row, no padding."""
     random = np.random.default_rng(seed)
     tokens = random.integers(3, SIZES["vocab_size"], (rows, length)).astype(np.int32)
-    one = np.ones_like(tokens)
-    places = np.broadcast_to(np.arange(length, dtype=np.int32), tokens.shape)
+    segments = np.ones_like(tokens)
+    positions = np.broadcast_to(np.arange(length, dtype=np.int32), tokens.shape)
     labels = random.integers(0, 2, rows).astype(np.int32)
-    at = np.arange(rows, dtype=np.int32)
-    return Batch(
-        Inputs(tokens, one, places, 0 * one), at, 0 * at, labels, np.ones(rows, np.float32)
-    )
+    row = np.arange(rows, dtype=np.int32)
+    inputs = Inputs(tokens, segments, positions, 0 * segments)
+    return Batch(inputs, row, 0 * row, labels, np.ones(rows, np.float32))
 
 
-def our_step(method: Method, batch: Batch, unroll: int) -> tuple[Callable[[], Any], dict]:
-    """A call that runs one step, and the compiled step's work."""
+def our_step(
+    method: Method, batch: Batch, unroll: int
+) -> tuple[Callable[[], None], dict[str, float]]:
+    """One compiled train step.
+
+    Args:
+      method: what trains.
+      batch: of every step.
+      unroll: layers per iteration of the scan.
+
+    Returns:
+      A call that runs the step, and its FLOPs, bytes, bytes of optimizer state and trained values.
+    """
     config = EncoderConfig("roberta", **SIZES, position_offset=2, unroll=unroll)
     model = jax.jit(lambda: nnx.split(Classifier(config, 2, nnx.Rngs(0))))
     adapted = method.insert(nnx.merge(*model()), jax.random.key(1))
@@ -77,7 +87,7 @@ def our_step(method: Method, batch: Batch, unroll: int) -> tuple[Callable[[], An
     key = jax.random.key(2)
     compiled = train.lower(trainable, state, frozen, batch, key).compile()  # type: ignore[attr-defined]
     cost = compiled.cost_analysis()
-    held = {"trainable": trainable, "state": state}
+    held: dict[str, Any] = {"trainable": trainable, "state": state}
 
     def call() -> None:
         held["trainable"], held["state"], metrics = compiled(
@@ -95,8 +105,8 @@ def our_step(method: Method, batch: Batch, unroll: int) -> tuple[Callable[[], An
     return call, work
 
 
-def peft_step(batch: Batch) -> Callable[[], Any]:
-    """One step of PEFT's LoRA on transformers' RoBERTa, the same work."""
+def peft_step(batch: Batch) -> Callable[[], None]:
+    """A call that runs one step of PEFT's LoRA on transformers' RoBERTa, the same work."""
     import transformers
 
     config = transformers.RobertaConfig(**SIZES, num_labels=2)

@@ -1,1 +1,1 @@
-"""Configurations: one file for each table row family."""
+"""Configurations: one file per family of table rows."""

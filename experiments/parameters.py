@@ -3,9 +3,10 @@
     python -m experiments.parameters --tables=2,3 --format=markdown
     python -m experiments.parameters --format=json --output=parameters.json
 
-Each row's method is inserted into its model as for training, with shapes in place of weights: GPT-3
-175B counts in well under a second. A row agrees with the paper if its count, the task head apart,
-rounds to the printed figure; the others come with the reason. The rows are in `paper_rows`.
+The method of each row is inserted into its model as for training, but with shapes in place of weights, so
+that GPT-3 175B is counted in well under a second. A row agrees with the paper if its count, without the
+task's head, rounds to the printed figure; the others come with a reason. The rows are in
+`experiments.paper.rows`.
 """
 
 from __future__ import annotations
@@ -33,10 +34,10 @@ the method inserts. Agrees: whether trained rounds to the paper's figure. Settin
 
 
 def choose(tables: Sequence[str]) -> list[int]:
-    """The numbers of the tables asked for.
+    """The numbers of the tables that were asked for, each once.
 
     Raises:
-      ValueError: no table, or one whose rows are not here.
+      ValueError: no table, or one without rows in `experiments.paper.rows`.
     """
     known = {str(table): table for table in TITLES}
     unknown = [name for name in tables if name not in known]
@@ -47,7 +48,7 @@ def choose(tables: Sequence[str]) -> list[int]:
 
 
 def short(method: Method) -> str:
-    """A method as the constructor call, without what has its default value or names the head."""
+    """A method as its constructor call, without default values and without the head."""
     return " + ".join(f"{name}({_arguments(name, values)})" for name, values in method.spec)
 
 
@@ -65,20 +66,21 @@ def _arguments(name: str, values: Mapping[str, Any]) -> str:
 def _lora_arguments(targets: Mapping[str, Mapping[str, Any]]) -> str:
     """The names of the weights in place of the patterns: `"qkv[q,v] output", rank=4`."""
     weights = []
-    for pattern, own in targets.items():
+    for pattern, arguments in targets.items():
         names = pattern.rpartition("/")[2].strip("()").replace("|", " ")
-        weights.append(names + (f"[{','.join(own['parts'])}]" if own["parts"] else ""))
-    first = next(iter(targets.values()))  # the rows here have one rank and alpha
+        parts = ",".join(arguments["parts"])
+        weights.append(names + (f"[{parts}]" if parts else ""))
+    first = next(iter(targets.values()))  # all targets of a row have the same rank and alpha
     alpha = f", alpha={first['alpha']:g}" if first["alpha"] != first["rank"] else ""
     return f'"{" ".join(weights)}", rank={first["rank"]}{alpha}'
 
 
 def markdown(counts: Sequence[Count]) -> str:
-    """One Markdown table per table of the paper, with remarks by number beneath."""
+    """One Markdown table per table of the paper, with numbered remarks below."""
     by_table: dict[int, list[Count]] = {}
-    for one in counts:
-        by_table.setdefault(one.paper_row.table, []).append(one)
-    sections = (_section(table, own) for table, own in by_table.items())
+    for row_count in counts:
+        by_table.setdefault(row_count.paper_row.table, []).append(row_count)
+    sections = (_section(table, of_table) for table, of_table in by_table.items())
     return "\n\n".join([_LEGEND, *sections]) + "\n"
 
 
@@ -93,23 +95,23 @@ def _section(table: int, counts: Sequence[Count]) -> str:
     rows: list[tuple[str, ...]] = [
         ("row", "method", "trained", "head", "total", "paper", "agrees", "setting")
     ]
-    for one in counts:
-        row = one.paper_row
+    for row_count in counts:
+        row = row_count.paper_row
         rows.append(
             (
                 row.row,
                 f"`{short(row.method)}`",
-                f"{one.trained:,}",
-                "" if one.head is None else f"{one.head:,}",
-                f"{one.total / 10**6:,.1f}M",
+                f"{row_count.trained:,}",
+                "" if row_count.head is None else f"{row_count.head:,}",
+                f"{row_count.total / 10**6:,.1f}M",
                 row.paper,
-                mark("yes" if one.agrees else "no", row.reason),
+                mark("yes" if row_count.agrees else "no", row.reason),
                 mark("paper" if row.settings_known else "inferred", row.note),
             )
         )
-    agree = sum(one.agrees for one in counts)
+    agree = sum(row_count.agrees for row_count in counts)
     head = f"{agree} of {len(counts)} rows round to the paper's figure."
-    if any(one.head is not None for one in counts):
+    if any(row_count.head is not None for row_count in counts):
         head += f" Heads (for {CLASSES} classes) train too; the paper's figures leave them out."
     else:
         rows = [row[:3] + row[4:] for row in rows]
@@ -122,7 +124,7 @@ def _section(table: int, counts: Sequence[Count]) -> str:
 
 
 def _table(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Numbers to the right, the rest to the left, columns of one width."""
+    """A Markdown table in aligned columns: numbers to the right, the rest to the left."""
     right = [name in ("trained", "head", "total", "paper") for name in rows[0]]
     widths = [max(len(row[i]) for row in rows) for i in range(len(right))]
     rule = ["-" * (w - 1) + ":" if r else "-" * w for w, r in zip(widths, right, strict=True)]
@@ -137,27 +139,27 @@ def _table(rows: Sequence[Sequence[str]]) -> list[str]:
     ]
 
 
-def report(tables: Sequence[str], form: str) -> str:
-    """The text of the command.
+def report(tables: Sequence[str], output_format: str) -> str:
+    """What the command prints.
 
     Args:
       tables: numbers of tables, as text.
-      form: one of `FORMATS`.
+      output_format: one of `FORMATS`.
 
     Raises:
       ValueError: an unknown table or format.
     """
-    if form not in FORMATS:
-        raise ValueError(f"unknown format {form!r}; known formats are {list(FORMATS)}")
+    if output_format not in FORMATS:
+        raise ValueError(f"unknown format {output_format!r}; known formats are {list(FORMATS)}")
     chosen = choose(tables)
     counts = [count(row) for table in chosen for row in ROWS if row.table == table]
-    if form == "json":
-        return to_json([one.to_json() for one in counts]) + "\n"
+    if output_format == "json":
+        return to_json([row_count.to_json() for row_count in counts]) + "\n"
     return markdown(counts)
 
 
 def main(arguments: list[str]) -> None:
-    """Command line."""
+    """Runs the command."""
     with command_line.readable_errors():
         if len(arguments) > 1:
             raise ValueError(f"unknown arguments {arguments[1:]}; see --help")
@@ -173,5 +175,5 @@ def main(arguments: list[str]) -> None:
 if __name__ == "__main__":
     _TABLES = flags.DEFINE_list("tables", [str(t) for t in TITLES], "Tables of the paper.")
     _FORMAT = flags.DEFINE_string("format", FORMATS[0], f"One of {', '.join(FORMATS)}.")
-    _OUTPUT = flags.DEFINE_string("output", None, "File for the result; else it is printed.")
+    _OUTPUT = flags.DEFINE_string("output", None, "File for the result; without it, print.")
     app.run(main)

@@ -1,10 +1,10 @@
-"""Scores a file of generated texts against references, as the paper's Tables 3, 13 and 14.
+"""Scores a file of generated texts against references, as the paper does in Tables 3, 13 and 14.
 
     python -m experiments.score REFS HYPS --metrics=e2e --json=scores.json
 
-REFS is a file of e2e-metrics (one reference a line, a blank line between instances), or several
-line-aligned files joined by commas, with lines empty where an instance has fewer references. HYPS
-has one text a line. --metrics=webnlg scores WebNLG and DART; it lower-cases and tokenises itself.
+REFS is a file in the format of e2e-metrics (one reference per line, a blank line between instances), or
+several line-aligned files joined by commas, whose lines are empty where an instance has fewer references.
+HYPS has one text per line. --metrics=webnlg is for WebNLG and DART; it lower-cases and tokenises the texts.
 METEOR needs Java; the table says so where there is none.
 """
 
@@ -26,20 +26,20 @@ _USAGE = "python -m experiments.score REFS HYPS [--metrics=e2e|webnlg] [--json=F
 def score(
     references: str, hypotheses: str, metrics: str, corpus_ter: bool = False
 ) -> dict[str, Any]:
-    """Scores files.
+    """Scores a file of texts.
 
     Args:
-      references: one path, or several joined by commas.
-      hypotheses: a path.
+      references: path of the references, or several paths joined by commas.
+      hypotheses: path of the texts to score.
       metrics: 'e2e' or 'webnlg'.
-      corpus_ter: adds 'ter_corpus' to webnlg's.
+      corpus_ter: adds 'ter_corpus' to the scores of 'webnlg'.
 
     Returns:
-      'values', 'missing' and 'notes' of `generation.Scores`, with what was scored.
+      JSON values: 'values', 'missing' and 'notes' of `generation.Scores`, and what was scored.
 
     Raises:
       OSError: a file cannot be read.
-      ValueError: a file is bad, or the files do not fit each other.
+      ValueError: a file is malformed, or the numbers of instances and texts differ.
     """
     targets = files.read_references(*references.split(","))
     texts = files.read_hypotheses(hypotheses)
@@ -64,7 +64,7 @@ def score(
 
 
 def table(result: dict[str, Any]) -> str:
-    """A short text: the scores as the paper shows them, and as computed."""
+    """A short text: every score as the paper shows it, and as computed."""
     lines = [f"{result['metrics']}  {result['instances']} instances"]
     for name, value in result["values"].items():
         shown = as_in_paper(name, value)
@@ -75,10 +75,10 @@ def table(result: dict[str, Any]) -> str:
 
 
 def main(arguments: list[str]) -> None:
-    """Command line."""
+    """Runs the command."""
     with command_line.readable_errors():
         if len(arguments) != 3:
-            raise ValueError(f"two files are needed, got {len(arguments) - 1}: {_USAGE}")
+            raise ValueError(f"two files are needed, got {len(arguments) - 1}; usage: {_USAGE}")
         result = score(arguments[1], arguments[2], _METRICS.value, _CORPUS_TER.value)
         print(table(result))
         if _JSON.value:
@@ -87,6 +87,8 @@ def main(arguments: list[str]) -> None:
 
 if __name__ == "__main__":
     _METRICS = flags.DEFINE_enum("metrics", "e2e", ["e2e", "webnlg"], "Which scores.")
-    _CORPUS_TER = flags.DEFINE_bool("corpus_ter", False, "webnlg: also TER as TERCOM (slow).")
-    _JSON = flags.DEFINE_string("json", None, "File for the result.")
+    _CORPUS_TER = flags.DEFINE_bool(
+        "corpus_ter", False, "webnlg: also the corpus TER of TERCOM (slow)."
+    )
+    _JSON = flags.DEFINE_string("json", None, "JSON file for the result.")
     app.run(main)

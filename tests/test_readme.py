@@ -1,4 +1,4 @@
-"""The README's Python lines run as they stand, on a model of the reader's own."""
+"""The Python lines of the README and of the pages run as they stand; commands, configs and links exist."""
 
 import re
 from pathlib import Path
@@ -6,9 +6,17 @@ from pathlib import Path
 import jax
 import numpy as np
 import optax
+import pytest
 from flax import nnx
 
-README = Path(__file__).parents[1] / "README.md"
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "notebooks/README.md"]
+
+
+def python_lines(page):
+    """The only block of Python of a page."""
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.S)
+    return code
 
 
 class MyModel(nnx.Module):
@@ -25,12 +33,24 @@ class MyModel(nnx.Module):
         return self.head(jax.nn.softmax(scores) @ self.attention.value(x))
 
 
-def test_python_lines():
-    (code,) = re.findall(r"```python\n(.*?)```", README.read_text(), re.S)
+def names_for_a_reader():
+    """What the lines take for granted: a model of the reader's, inputs and targets."""
     random = np.random.default_rng(0)
     x, y = random.normal(size=(5, 8)), random.normal(size=(5, 2))
-    names = {"MyModel": MyModel, "x": x, "y": y, "print": lambda *_: None}
-    exec(code, names)
+    return {"MyModel": MyModel, "x": x, "y": y, "print": lambda *_: None}
+
+
+def test_python_lines_of_the_readme():
+    names = names_for_a_reader()
+    exec(python_lines("README.md"), names)
+    assert type(names["merged"]) is MyModel
+    assert type(names["merged"].attention.query) is nnx.Linear
+
+
+def test_python_lines_by_hand():
+    names = names_for_a_reader()
+    exec(python_lines("docs/methods.md"), names)
+    x, y = names["x"], names["y"]
     loss, frozen = names["loss"], names["frozen"]
     before = names["model"](x)
     assert loss(names["trainable"]) < np.mean((before - y) ** 2)
@@ -42,13 +62,9 @@ def test_python_lines():
 
 
 def test_python_lines_on_sweeps_give_each_run_alone():
-    (code,) = re.findall(
-        r"```python\n(.*?)```", (README.parent / "docs/sweeps.md").read_text(), re.S
-    )
-    random = np.random.default_rng(0)
-    x, y = random.normal(size=(5, 8)), random.normal(size=(5, 2))
-    names = {"MyModel": MyModel, "x": x, "y": y, "print": lambda *_: None}
-    exec(code, names)
+    names = names_for_a_reader()
+    exec(python_lines("docs/sweeps.md"), names)
+    x, y = names["x"], names["y"]
     lj, method = names["lj"], names["methods"][1]
     model = method.insert(names["base"], names["keys"][1])
     labels = method.labels(model)
@@ -62,14 +78,34 @@ def test_python_lines_on_sweeps_give_each_run_alone():
     for _ in range(10):
         updates, state = adam.update(jax.grad(loss)(trainable), state, trainable)
         trainable = optax.apply_updates(trainable, updates)
-    assert trainable.keys() == names["own"].keys()
+    assert trainable.keys() == names["alone"].keys()
     for path, value in trainable.items():  # ten updates of Adam in float32
-        np.testing.assert_allclose(names["own"][path], value, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(names["alone"][path], value, rtol=1e-4, atol=1e-5)
 
 
-def test_commands_name_files_that_exist():
-    text = README.read_text()
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_commands_configs_and_links_exist(page):
+    text = page.read_text()
     for path in re.findall(r"configs/[\w/]+\.py", text):
-        assert (README.parent / path).exists(), path
-    for module in re.findall(r"python -m (experiments\.\w+)", text):
-        assert (README.parent / (module.replace(".", "/") + ".py")).exists(), module
+        assert (ROOT / path).is_file(), path
+    for module in re.findall(r"python -m ((?:experiments|benchmarks)[\w.]*\w)", text):
+        path = ROOT / module.replace(".", "/")
+        assert path.with_suffix(".py").is_file() or (path / "__main__.py").is_file(), module
+    for link in re.findall(r"\]\(([^)#]+)[^)]*\)", text):
+        assert "://" in link or (page.parent / link).exists(), link
+
+
+def test_pages_name_commands_and_configs():
+    """The patterns above find something, and every command is on a page."""
+    text = "".join(page.read_text() for page in PAGES)
+    assert len(re.findall(r"configs/[\w/]+\.py", text)) > 40
+    commands = {path.stem for path in (ROOT / "experiments").glob("*.py")} - {"__init__", "cli"}
+    commands |= {path.parent.name for path in (ROOT / "experiments").glob("*/__main__.py")}
+    assert {name for name in commands if f"experiments.{name}" not in text} == set()
+
+
+def test_every_page_is_in_the_index_and_the_readme_is_short():
+    index = (ROOT / "docs/README.md").read_text()
+    pages = {path.name for path in (ROOT / "docs").glob("*.md")} - {"README.md"}
+    assert {page for page in pages if f"]({page})" not in index} == set()
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 130

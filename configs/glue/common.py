@@ -1,4 +1,4 @@
-"""What all GLUE configs share: fields, their defaults, and the parsing of `:task,variant`."""
+"""What all GLUE configs share: fields with their defaults, and columns of the paper's tables."""
 
 from __future__ import annotations
 
@@ -17,22 +17,32 @@ QUERY_VALUE = r".*/attention/(query|value)"  # what the paper adapts (section 4.
 
 
 def row(table: Mapping[str, Sequence[Any]], task: str) -> dict[str, Any]:
-    """A task's column of a hyperparameter table written in the order of `TASKS`.
+    """A task's column of a table of hyperparameters.
 
-    WNLI is not in the paper; it takes RTE's values. An unknown task gets none: the experiment names
-    the known ones.
+    WNLI is not in the paper; it takes RTE's values. An unknown task takes those of the first column: the
+    experiment refuses it later, with the names of the known tasks.
+
+    Args:
+      table: values by field, in the order of `TASKS`.
+      task: name.
     """
     column = TASKS.index({"wnli": "rte"}.get(task, task)) if task in (*TASKS, "wnli") else 0
     return {name: values[column] for name, values in table.items()}
 
 
 def glue_config(task: str, model: str, method: Mapping[str, Any]) -> ConfigDict:
-    """All fields with the defaults of the paper's GLUE scripts."""
+    """All fields, with the defaults of the paper's GLUE scripts.
+
+    Args:
+      task: name.
+      model: a folder, `package:NAME`, or a hub name.
+      method: name of a method and its arguments, see `lora_jax.methods`.
+    """
     return ConfigDict(
         {
             **training_fields(),
             "task": task,
-            # A folder, `package:NAME`, or a hub name. None keeps what the model's config.json says.
+            # In the dropout rates None keeps what the model's config.json says.
             "model": {
                 "name": model,
                 "hidden_dropout_prob": 0.1,
@@ -41,7 +51,7 @@ def glue_config(task: str, model: str, method: Mapping[str, Any]) -> ConfigDict:
                 "remat": "none",
             },
             "method": dict(method),
-            "seeds": (0, 1, 2, 3, 4),  # the paper: median of 5 seeds, which ones is not known
+            "seeds": (0, 1, 2, 3, 4),  # the paper: median of 5 seeds; it does not say which
             "epochs": 10,
             "batch_size": 32,
             "learning_rate": 1e-4,
@@ -51,7 +61,7 @@ def glue_config(task: str, model: str, method: Mapping[str, Any]) -> ConfigDict:
             "adam": {"b1": 0.9, "b2": 0.999, "eps": 1e-8},
             "data": {
                 **order_fields(),
-                "source": "tfds",  # or tfds:DIR, or a folder of the original GLUE TSV files
+                "source": "tfds",  # or tfds:DIR, or a folder with the original GLUE TSV files
                 "max_length": 512,
                 "max_examples": 0,  # of the training set; 0 is all
                 "max_eval_examples": 0,
@@ -66,15 +76,15 @@ def glue_config(task: str, model: str, method: Mapping[str, Any]) -> ConfigDict:
 def adapter_config(
     argument: str, name: str, variants: Mapping[str, tuple[int, Mapping[str, Sequence[Any]]]]
 ) -> ConfigDict:
-    """RoBERTa-large with adapters in the setup of Table 2's † rows: length 128, no MNLI start.
+    """RoBERTa-large with adapters in the set-up of Table 2's † rows: length 128, no start from MNLI.
 
     Batch size 32 and warm-up 0.06 are Table 9's; the public adapter scripts (MNLI only) have warm-up
-    0.1. Their weight decay 0 is taken over: the paper is silent on it.
+    0.1. Their weight decay of 0 is used here, since the paper does not give one.
 
     Args:
       argument: `TASK` or `TASK,variant`.
       name: of the method.
-      variants: adapter size and columns of Table 9, by name.
+      variants: by name, the adapter size and columns of Table 9.
     """
     task, variant = parse(argument, tuple(variants))
     size, table = variants[variant]

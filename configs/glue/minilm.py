@@ -1,7 +1,7 @@
 """GLUE with a small encoder from the package index, for a machine without a hub.
 
-No row of the paper: MiniLM-L6 (22.7M parameters, a sentence encoder), sizes for a laptop. The task
-and the method are arguments; the learning rates are ours, not tuned beyond one try each.
+This is no row of the paper: MiniLM-L6 (22.7M parameters, a sentence encoder), with sizes for a laptop. The
+task and the method are arguments; the learning rates are ours, not tuned beyond one try each.
 
     python -m experiments.glue --config=configs/glue/minilm.py:sst2,lora --workdir=runs/sst2 \
         --config.data.source=FOLDER_WITH_GLUE_TSV_FILES

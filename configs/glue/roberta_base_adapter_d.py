@@ -12,8 +12,8 @@ in all 12, which is Adapter P, 894,528 values. The head trains too and is not co
 layers are inferred from the totals only (size 16 in all 12 layers, 304,320, would give 0.3M as well).
 
 The paper takes these rows from prior work (Rücklé et al. 2021) and gives no hyperparameters for them.
-Those below are ours, not tuned: learning rate 1e-4 and 20 epochs as on AdapterHub's cards of Adapter P
-for BERT, batch 32, warm-up 6%, no decay, length 128. No source at hand confirms them for these rows.
+Those below are our choice, not tuned: learning rate 1e-4 and 20 epochs as on AdapterHub's cards of Adapter P
+for BERT, batch 32, warm-up 6%, no weight decay, length 128. No source at hand confirms them for these rows.
 """
 
 from typing import Any

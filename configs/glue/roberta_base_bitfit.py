@@ -7,7 +7,7 @@
 | paper | 84.7 | 93.7 | 92.7 | 62.0 | 91.8 | 84.0 | 81.5 | 90.8 | 85.2    |
 
 102,144 bias values and the head. The paper takes this row from prior work (Zaken et al. 2021) and
-gives no hyperparameters for it; those below are ours, chosen in the usual range of bias-only tuning
+gives no hyperparameters for it. Those below are our choice, in the usual range of bias-only tuning
 (learning rate 1e-4 to 1e-3), not tuned.
 """
 

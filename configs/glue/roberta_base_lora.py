@@ -12,7 +12,7 @@ elsewhere. 294,912 factor values; the head (592,130 for two classes) trains too 
 mrpc, rte and stsb start from the MNLI factors (only they transfer; the head is new). Train mnli
 first, then add --config.init_adapter=runs/mnli; without it expect 70 to 79 on rte.
 
-Variants: `TASK` is Table 9. `TASK,script` is what the public scripts run: alpha 16 for 8, and the
+Variants: `TASK` is Table 9. `TASK,script` is what the public scripts run: alpha 16 instead of 8, and the
 global batch of 8 (cola: 2) GPUs. Table 9's batch sizes look like sizes per GPU, which the authors
 have not confirmed. The released MNLI adapter needs alpha 16.
 """

@@ -8,7 +8,7 @@
 
 The paper takes this row from prior work (Liu et al. 2019) and gives no hyperparameters for it. Those
 below are from that paper's fine-tuning range as we remember it (learning rate 1e-5 to 3e-5, batch 16
-or 32, 10 epochs, warm-up 6%, decay 0.1); no source at hand confirms them. Its authors start mrpc, rte
+or 32, 10 epochs, warm-up 6%, weight decay 0.1); no source at hand confirms them. Its authors start mrpc, rte
 and stsb from the whole MNLI model; this config does not.
 
 Count: 355,359,744 with the unused pooler (354,310,144 encoder + 1,049,600).

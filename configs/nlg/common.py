@@ -1,4 +1,4 @@
-"""What all data-to-text configs share: fields, the values of Table 11 and of Li and Liang."""
+"""What all data-to-text configs share: fields, and the values of Table 11 and of Li and Liang 2021."""
 
 from __future__ import annotations
 
@@ -45,22 +45,35 @@ _LI_AND_LIANG = {
 
 
 def column(dataset: str, table: Mapping[str, Sequence[Any]] = _TABLE_11) -> dict[str, Any]:
-    """A table's values of a data set; an unknown one gets E2E's: the experiment names the known."""
+    """A data set's column of a table of hyperparameters.
+
+    An unknown data set takes E2E's values: the experiment refuses it later, with the known names.
+
+    Args:
+      dataset: name.
+      table: values by field, in the order of `DATASETS`.
+    """
     index = DATASETS.index(dataset) if dataset in DATASETS else 0
     return {name: values[index] for name, values in table.items()}
 
 
 def nlg_config(dataset: str, model: str, method: Mapping[str, Any]) -> ConfigDict:
-    """All fields, with the values of Table 11."""
-    own = column(dataset)
+    """All fields, with the values of Table 11.
+
+    Args:
+      dataset: e2e, webnlg or dart.
+      model: a folder, `package:NAME`, or a hub name.
+      method: name of a method and its arguments, see `lora_jax.methods`.
+    """
+    table_11 = column(dataset)
     if method["name"] == "lora":
-        method = {**method, "dropout": own["dropout"]}
+        method = {**method, "dropout": table_11["dropout"]}
     return ConfigDict(
         {
-            # Among them adam.epsilon: "after", as AdamW is defined; the public GPT-2 code has "before".
+            # adam.epsilon is "after", as AdamW is defined; in the public GPT-2 code it is "before".
             **training_fields(),
             "dataset": dataset,
-            # A folder, `package:NAME`, or a hub name. The paper's GPT-2 has no dropout of its own.
+            # The paper trains GPT-2 without the model's dropout.
             "model": {
                 "name": model,
                 "embd_pdrop": 0.0,
@@ -70,25 +83,25 @@ def nlg_config(dataset: str, model: str, method: Mapping[str, Any]) -> ConfigDic
                 "remat": "none",
             },
             "method": dict(method),
-            "seeds": (0, 1, 2),  # the paper: mean of 3 seeds; the public command has one, 110
-            "epochs": 5,  # 0: no adaptation at all, the base is decoded
+            "seeds": (0, 1, 2),  # the paper: mean of 3 seeds; the public command has one seed, 110
+            "epochs": 5,  # 0: no adaptation; the base model is decoded
             "batch_size": 8,
             "learning_rate": 2e-4,
             "warmup_steps": 500,
-            "weight_decay": own["weight_decay"],
-            "label_smoothing": own["label_smoothing"],
+            "weight_decay": table_11["weight_decay"],
+            "label_smoothing": table_11["label_smoothing"],
             "data": {
                 **order_fields(),
                 "source": "data",  # the folder of the original files
-                "max_length": 512,  # longer rows lose their end; the longest real one has 259 tokens
+                "max_length": 512,  # longer rows are cut; the longest real one has 259 tokens
                 "max_examples": 0,  # of the training set; 0 is all
                 "max_eval_examples": 0,  # rows of the validation set
-                "max_prompts": 0,  # different inputs of the decoded set
+                "max_prompts": 0,  # distinct inputs of the decoded split; 0 is all
                 "decode_split": "test",
             },
             "decode": {
                 "beams": 10,
-                "length_penalty": own["length_penalty"],
+                "length_penalty": table_11["length_penalty"],
                 "no_repeat_ngram": 4,
                 "max_tokens": 64,
                 "batch_size": 16,  # prompts, each with `beams` continuations
@@ -103,9 +116,15 @@ def nlg_config(dataset: str, model: str, method: Mapping[str, Any]) -> ConfigDic
 def li_and_liang_config(
     dataset: str, model: str, method: Mapping[str, Any], baseline: str
 ) -> ConfigDict:
-    """A baseline: learning rate, epochs and batch size of Li and Liang, the rest as LoRA's.
+    """A baseline: learning rate, epochs and batch size of Li and Liang 2021, the rest as for LoRA.
 
-    Theirs are the only ones published; warm-up, smoothing and decay of those rows are not known.
+    These three are all that is published: the rows' warm-up, label smoothing and weight decay are not known.
+
+    Args:
+      dataset: e2e, webnlg or dart.
+      model: a folder, `package:NAME`, or a hub name.
+      method: name of a method and its arguments.
+      baseline: a key of `_LI_AND_LIANG`.
     """
     config = nlg_config(dataset, model, method)
     config.update(column(dataset, _LI_AND_LIANG[baseline]))
@@ -118,7 +137,13 @@ def full_config(dataset: str, model: str) -> ConfigDict:
 
 
 def adapter_l_config(argument: str, model: str, *, small: int, large: int) -> ConfigDict:
-    """Adapter L of `dataset,small` (0.1% of the model) or `dataset,large` (3%), of these sizes."""
+    """Adapter L.
+
+    Args:
+      argument: `dataset,small` (0.1% of the model) or `dataset,large` (3%).
+      model: name.
+      small, large: bottleneck sizes of the two.
+    """
     variants = {"small": ("adapter 0.1%", small), "large": ("adapter 3%", large)}
     dataset, variant = parse(argument, tuple(variants))
     baseline, size = variants[variant]

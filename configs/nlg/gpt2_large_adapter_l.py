@@ -14,8 +14,8 @@ Rows "GPT-2 L (AdapterL)", 0.88M and 23.00M parameters, of Tables 3, 13 and 14.
 |----------------------|---------------------------|---------------|---------------|
 | webnlg, paper, small | 49.8±.0, 61.1±.0, 56.0±.0 | .38, .43, .41 | .44, .35, .39 |
 | webnlg, paper, large | 49.2±.1, 64.7±.2, 57.7±.1 | .39, .46, .43 | .46, .33, .39 |
-| dart, paper, small   | 45.7±.1                   | .38           | .46           |
-| dart, paper, large   | 47.1±.1                   | .39           | .45           |
+| dart, paper, small   | 45.7±.1                   | 0.38          | 0.46          |
+| dart, paper, large   | 47.1±.1                   | 0.39          | 0.45          |
 
 Variants: `DATASET` is `DATASET,small`, size 8, 875,808 values; `DATASET,large` is size 248, 23,002,848
 values. The sizes are inferred from the totals. The paper's authors ran these rows themselves and do not

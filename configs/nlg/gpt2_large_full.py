@@ -12,7 +12,7 @@ Row "GPT-2 L (FT)", 774.03M parameters, of Tables 3, 13 and 14.
 | dataset         | BLEU unseen, seen, all | MET           | TER           |
 |-----------------|------------------------|---------------|---------------|
 | webnlg, paper   | 43.1, 65.3, 55.5       | .38, .46, .42 | .53, .33, .42 |
-| dart, paper     | 47.0                   | .39           | .46           |
+| dart, paper     | 47.0                   | 0.39          | 0.46          |
 
 774,030,080 values. The numbers are from earlier papers (Li and Liang 2021), and so are learning rate,
 epochs and batch size; Table 11 is for LoRA only.

@@ -12,7 +12,7 @@ Row "GPT-2 L (LoRA)", 0.77M parameters, of Tables 3, 13 and 14.
 | dataset         | BLEU unseen, seen, all    | MET           | TER           |
 |-----------------|---------------------------|---------------|---------------|
 | webnlg, paper   | 48.4±.3, 64.0±.3, 57.0±.1 | .39, .45, .42 | .45, .32, .38 |
-| dart, paper     | 47.5±.1                   | .39           | .45           |
+| dart, paper     | 47.5±.1                   | 0.39          | 0.45          |
 
 737,280 factor values; the paper's 0.77M is the label of its prefix baseline (0.1% of the model).
 

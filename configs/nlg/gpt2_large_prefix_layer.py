@@ -12,7 +12,7 @@ Row "GPT-2 L (PreLayer)", 0.77M parameters, of Tables 3, 13 and 14.
 | dataset         | BLEU unseen, seen, all | MET           | TER           |
 |-----------------|------------------------|---------------|---------------|
 | webnlg, paper   | 47.7, 63.4, 56.3       | .39, .45, .42 | .48, .34, .40 |
-| dart, paper     | 46.7                   | .38           | .45           |
+| dart, paper     | 46.7                   | 0.38          | 0.45          |
 
 737,280 values, exactly as many as LoRA's: 16 prefix tokens, no infix. The paper's 0.77M is Li and
 Liang's label (0.1% of the model); their prefix is another one (5 tokens, on DART 10, differently

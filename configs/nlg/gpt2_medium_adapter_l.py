@@ -14,8 +14,8 @@ Rows "GPT-2 M (AdapterL)", 0.37M and 11.09M parameters, of Tables 3, 13 and 14.
 |----------------------|------------------------|---------------|---------------|
 | webnlg, paper, small | 45.1, 54.5, 50.2       | .36, .39, .38 | .46, .40, .43 |
 | webnlg, paper, large | 48.3, 60.4, 54.9       | .38, .43, .41 | .45, .35, .39 |
-| dart, paper, small   | 42.4                   | .36           | .48           |
-| dart, paper, large   | 45.2                   | .38           | .46           |
+| dart, paper, small   | 42.4                   | 0.36          | 0.48          |
+| dart, paper, large   | 45.2                   | 0.38          | 0.46          |
 
 Variants: `DATASET` is `DATASET,small`, size 6, 368,784 values; `DATASET,large` is size 224, 11,089,152
 values. The sizes are inferred from the totals. The numbers are from earlier papers (Li and Liang 2021),

@@ -12,7 +12,7 @@ Row "GPT-2 M (FT)", 354.92M parameters, of Tables 3, 13 and 14.
 | dataset         | BLEU unseen, seen, all | MET           | TER           |
 |-----------------|------------------------|---------------|---------------|
 | webnlg, paper   | 27.7, 64.2, 46.5       | .30, .45, .38 | .76, .33, .53 |
-| dart, paper     | 46.2                   | .39           | .46           |
+| dart, paper     | 46.2                   | 0.39          | 0.46          |
 
 354,823,168 values, counted. The numbers are from earlier papers (Li and Liang 2021), and so are
 learning rate, epochs and batch size; Table 11 is for LoRA only.

@@ -12,7 +12,7 @@ Row "GPT-2 M (LoRA)", 0.35M parameters, of Tables 3, 13 and 14.
 | dataset         | BLEU unseen, seen, all    | MET           | TER           |
 |-----------------|---------------------------|---------------|---------------|
 | webnlg, paper   | 46.7±.4, 62.1±.2, 55.3±.2 | .38, .44, .41 | .46, .33, .39 |
-| dart, paper     | 47.1±.2                   | .39           | .46           |
+| dart, paper     | 47.1±.2                   | 0.39          | 0.46          |
 
 393,216 factor values; the paper's 0.35M is the label of its prefix baseline (0.1% of the model).
 People who ran the public code on E2E got BLEU 68.7 to 68.9 (microsoft/LoRA, issue 165).

@@ -12,7 +12,7 @@ Row "GPT-2 M (PreLayer)", 0.35M parameters, of Tables 3, 13 and 14.
 | dataset         | BLEU unseen, seen, all | MET           | TER           |
 |-----------------|------------------------|---------------|---------------|
 | webnlg, paper   | 45.6, 62.9, 55.1       | .38, .44, .41 | .49, .35, .40 |
-| dart, paper     | 46.4                   | .38           | .46           |
+| dart, paper     | 46.4                   | 0.38          | 0.46          |
 
 393,216 values, exactly as many as LoRA's: 16 prefix tokens, no infix. The paper's 0.35M is Li and
 Liang's label (0.1% of the model); their prefix is another one (5 tokens, on DART 10, differently

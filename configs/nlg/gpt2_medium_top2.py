@@ -12,7 +12,7 @@ Row "GPT-2 M (FT_Top2)", 25.19M parameters, of Tables 3, 13 and 14.
 | dataset         | BLEU unseen, seen, all | MET           | TER           |
 |-----------------|------------------------|---------------|---------------|
 | webnlg, paper   | 18.9, 53.6, 36.0       | .23, .38, .31 | .99, .49, .72 |
-| dart, paper     | 41.0                   | .34           | .56           |
+| dart, paper     | 41.0                   | 0.34          | 0.56          |
 
 25,192,448 values (Tables 13 and 14 print 24M); the final LayerNorm stays frozen. The numbers are from
 earlier papers (Li and Liang 2021), and so are learning rate, epochs and batch size; Table 11 is for

@@ -8,8 +8,8 @@
 Methods: lora (r = 4 on q and v, as the paper), lora_all (r = 16 on all four matrices of a layer),
 adapter_h, adapter_p, adapter_l, prefix_layer (about LoRA's number of values), adapter_d (in the upper two
 layers), prefix_embed, lora_prefix_embed, lora_prefix_layer, bitfit, top2, full, none (the pre-trained
-model is decoded as it is). No row of the paper: learning rates and epochs are ours, everything else is
-Table 11's. What it gave: docs/measured.md.
+model is decoded as it is). This is no row of the paper: learning rates and epochs are ours, everything
+else is Table 11's. Results: docs/measured.md.
 """
 
 from typing import Any

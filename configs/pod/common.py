@@ -1,4 +1,4 @@
-"""What all plans share: what is compiled, for which mesh, and what a search tries."""
+"""What all plans share: the program to compile, its mesh, and what a search tries."""
 
 from __future__ import annotations
 
@@ -32,18 +32,19 @@ def plan_config(
     Args:
       size: name of a model in `models.encoder.SIZES` or `models.decoder.SIZES`.
       method: compared with full fine-tuning.
-      mesh: sizes of the mesh's axes; one may be -1. The axis run splits the runs of a sweep.
-      rows, length: token rows of a run's batch (of all devices), and tokens of a row.
-      outputs: of a row: examples of a classifier, predicted tokens of a language model.
+      mesh: sizes of the mesh's axes; one may be -1. The axis `run` splits the runs of a sweep.
+      rows, length: rows of a run's batch over all devices, and tokens per row.
+      outputs: per row: examples of a classifier, predicted tokens of a language model.
       remat: what the backward pass recomputes, see `Stack`.
-      model_axis, search_rows: what --search tries, besides all divisions into data and fsdp.
-      runs: of a sweep's program, all of the method's rank (the largest of the sweep: others are padded
-        to it); 1 is a run alone.
-      search_runs, run_axis: numbers of runs and sizes of the axis run that --search tries; by default
-        `runs`, and all that divide runs and devices.
-      single_mesh: of one run at a time, which a sweep is compared with. Axes that are not given or 0
-        are those of `mesh`, with run in data.
-      training: fields of `training_fields`.
+      model_axis, search_rows: sizes of the axis `model` and numbers of rows that --search tries, with all
+        divisions of the other devices into `data` and `fsdp`.
+      runs: number of runs in a sweep's program, all of the method's rank (the largest of the sweep, to
+        which the others are padded); 1 is a run alone.
+      search_runs, run_axis: numbers of runs and sizes of the axis `run` that --search tries; by default
+        `runs`, and every size that divides runs and devices.
+      single_mesh: the mesh of one run at a time, which a sweep is compared with. Axes that are missing or
+        0 are those of `mesh`, with `run` joined to `data`.
+      training: values for fields of `training_fields`.
     """
     return ConfigDict(
         {
@@ -53,7 +54,7 @@ def plan_config(
             "method": dict(method),
             "mesh": {"run": 1, **mesh},
             "runs": runs,
-            # Of the examples: each run has batches of its own, or "shared": one batch for all.
+            # Order of the examples: "own", a batch for each run, or "shared", one batch for all runs.
             "orders": "own",
             "single_mesh": {"data": 0, "fsdp": 0, "model": 0, **(single_mesh or {})},
             "rows": rows,

@@ -4,9 +4,9 @@
 
 8 runs of rank 64 (smaller ranks are padded to it) on q and v, each with a batch of its own of 16 rows
 of 2,048 tokens, every token predicted. Compiled for fsdp=16 x model=4: 56.4 of 95 GiB, 5.15 of them the
-base; its gathers are those of one run, 110 GiB for 827 GiB of 8 steps of one run at a time.
+base. It is gathered once for all runs: 110 GiB, where 8 steps of one run at a time gather 827 GiB.
 
-`--config.mesh.run=4`: two runs on each quarter of the slice, which has a base of its own.
+`--config.mesh.run=4`: two runs on each quarter of the slice, and a copy of the base on each.
 """
 
 from configs.pod import gpt3_175b_lora

@@ -1,1 +1,1 @@
-"""Pre-training small models for machines without a hub."""
+"""Pre-training of small models for machines without a hub."""

@@ -3,8 +3,8 @@
     python -m experiments.pretrain --config=configs/pretrain/small.py --workdir=runs/small_gpt2 \\
         --config.data.source=FOLDER
 
-FOLDER holds the original files of E2E, WebNLG 2017 and DART. The model reads E2E's texts only, and
-data and text of WebNLG and DART, so E2E's data format is new to it: what LoRA has to teach. About
+FOLDER holds the original files of E2E, WebNLG 2017 and DART. The model reads only the texts of E2E, but
+data and texts of WebNLG and DART, so E2E's data format is new to it: this is what LoRA has to teach. About
 40 minutes on two CPU cores. No row of the paper.
 
 DART's training set contains WebNLG's and E2E's (cleaned, as triples); test sets are not read.

@@ -1,1 +1,1 @@
-"""The subspace analysis of sections 7.2 and 7.3, one file a set of adapters."""
+"""The subspace analysis of sections 7.2 and 7.3, one file per set of adapters."""

@@ -14,8 +14,8 @@ def subspace_config(
 
     Args:
       adapters: name in figures and tables -> adapter folder, or run folder.
-      comparisons: pairs of those names; the first one's directions are i, the second one's j. With a
-        weight behind each name, `("r8:query", "r8:value")`, two kinds of weights are compared.
+      comparisons: pairs of these names; i counts the directions of the first, j those of the second. With
+        a weight behind each name, `("r8:query", "r8:value")`, two kinds of weights are compared.
       model: the base of the adapters (a folder, `package:NAME`, or a hub name); without it the
         amplification (Table 7) and the similarity with W (Figure 8) are left out.
     """
@@ -27,9 +27,9 @@ def subspace_config(
             # Singular vectors to compare: "a" (of A alone, as the paper's figures), "b" (of B alone, the
             # footnote's variant), "delta_in" and "delta_out" (of the effective update, both sides).
             "directions": ("a", "delta_in"),
-            "weights": ".*",  # of the adapted layers' paths, those to analyse
-            "layers": (),  # drawn in figures, from 1; empty: first, two between, last
-            "zoom": 8,  # size of the triangle beside the maps, where the first adapter's rank is small
+            "weights": ".*",  # pattern: paths of the adapted layers to analyse
+            "layers": (),  # shown in figures, counted from 1; empty: first, two between, last
+            "zoom": 8,  # size of the triangle beside the maps if the first adapter's rank is small
             "top_weight_directions": 0.1,  # share of W's directions in Figure 8
             "draws": 8,  # random matrices for the control of Table 7
             "seed": 0,  # of everything random

@@ -3,8 +3,8 @@
     python -m experiments.subspace --config=configs/subspace/folders.py:r8=DIR,r64=DIR --workdir=OUT \\
         --config.model=roberta-base
 
-DIR is an adapter folder, or the folder of a run of experiments.glue or experiments.nlg. Every two adapters
-are compared. The model is their base, for Table 7 and Figure 8; leave it out to do without.
+DIR is an adapter folder, or the folder of a run of experiments.glue or experiments.nlg. All pairs of
+adapters are compared. The model is their base; without it Table 7 and Figure 8 are left out.
 """
 
 import itertools

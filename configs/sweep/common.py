@@ -18,18 +18,18 @@ def sweep_config(
 
     Args:
       experiment: `glue` or `nlg`.
-      run: config of one run; a grid replaces fields of it.
-      labels: short names of long values, by label.
-      grids: by a name of your choice, for the command line; see `experiments.sweep_points.points`.
+      run: config of one run, whose fields a grid replaces.
+      grids: by a name of your choice, for the command line; see `experiments.sweep.points.points`.
+      labels: long values by the short name that they have in names of points.
     """
     run.seeds = run.seeds[:1]
-    run.mesh.run, run.mesh.data = -1, 1  # runs send nothing to each other; fill devices with them
+    run.mesh.run, run.mesh.data = -1, 1  # runs exchange nothing: spread them over the devices
     return ConfigDict(
         {
             "experiment": experiment,
             "run": run,
             "grids": {name: dict(grid) for name, grid in grids.items()},
-            "labels": tuple((labels or {}).items()),  # (label, value) pairs, for names of points
+            "labels": tuple((labels or {}).items()),  # pairs (label, value)
             "runs_per_program": 0,  # 0: as many as fit the devices' memory, measured
         }
     )

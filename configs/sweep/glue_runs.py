@@ -1,4 +1,4 @@
-"""The runs that sweeps on GLUE vary: `TASK` or `TASK,MODEL`, each set up as its own config has it.
+"""The runs that sweeps on GLUE vary: `TASK` or `TASK,MODEL`, each set up as the model's config has it.
 
 | MODEL             | set-up                                | alpha | seeds                                 |
 |-------------------|---------------------------------------|-------|---------------------------------------|
@@ -19,9 +19,9 @@ from configs.glue.common import TASKS
 
 MODELS = ("minilm", "roberta_base", "roberta_large")
 
-# Runs with different orders share rows of one length, see `lora_jax.data.batches`. 512 tokens, which is
-# what an example of Table 9's set-up may have, waste room on short tasks. RoBERTa's longest examples in
-# the original training files: 47, 67, 104, 125. Longer ones would be an error, not a cut.
+# Runs with different orders of the data share rows of one length, see `lora_jax.data.batches`. The 512
+# tokens that Table 9 allows an example would waste room on short tasks. RoBERTa's longest examples in the
+# original training files have 47, 67, 104 and 125 tokens; a longer one would be an error, never cut.
 _ROW_LENGTH = {"cola": 128, "sst2": 128, "mrpc": 192, "stsb": 192}
 
 

@@ -4,7 +4,7 @@
         --config.run.data.source=FOLDER_WITH_GLUE_TSV_FILES
 
 Eight runs of MiniLM-L6 in one program: ranks 1, 2, 4, 8, 16, 64 with seed 0, and seeds 1 and 2 at rank 8
-for the spread (the project's benchmark of sweeps). No row of the paper, which asks it of GPT-3 175B:
+for the spread (the project's benchmark of sweeps). No row of the paper, which asks this of GPT-3 175B:
 
 | paper, Table 6, W_q and W_v | r=1  | 2    | 4    | 8    | 64   |
 |-----------------------------|------|------|------|------|------|

@@ -21,8 +21,8 @@ The paper, GPT-2 medium after 26,000 steps:
 | 512  | 1.16     | 68.78 | 8.6857 | 0.4637 | 0.7128  | 2.5025 |
 | 1024 | 1.17     | 69.37 | 8.7495 | 0.4659 | 0.7149  | 2.5090 |
 
-One run a rank, as there (no spread is given). Alpha is Table 11's 32 at all ranks: Table 18 does not name it,
-and section 4.1 keeps the first one. The paper tuned its hyperparameters at r = 4.
+One run per rank, as in the paper, which gives no spread. Alpha is Table 11's 32 at all ranks: Table 18 does
+not name it, and section 4.1 keeps the first one. The paper tuned its hyperparameters at r = 4.
 
 Variants: `small` (default) is configs/nlg/small.py:e2e,lora, with learning rate 5e-3 and one epoch; its
 matrices are 256 wide, so its ranks end at 256. Pre-train it first, its file says how. `gpt2_medium` is

@@ -1,4 +1,4 @@
-"""Table 5's form on one GLUE task: which attention weights, with one budget of values for all.
+"""The question of Table 5 on one GLUE task: which attention weights, with one budget of values for all.
 
     python -m experiments.sweep --config=configs/sweep/table_5.py:sst2 --workdir=runs/table_5/sst2 \\
         --config.run.data.source=FOLDER_WITH_GLUE_TSV_FILES
@@ -9,9 +9,9 @@
 | WikiSQL (±0.5)         | 70.4 | 70.0 | 73.0 | 73.2 | 71.4     | 73.7     | 73.7     |
 | MNLI (±0.1)            | 91.0 | 90.8 | 91.0 | 91.3 | 91.3     | 91.3     | 91.7     |
 
-36,864 values in MiniLM-L6. Other model, other tasks: only which weights do better can be compared. Each set
-of weights is a group of its own, whose seeds share a program. The same points as single runs:
-configs/glue/minilm_weights.py (on mrpc with all examples here); what they gave: docs/measured.md.
+36,864 values in MiniLM-L6. Model and tasks differ from the paper's: only which weights do better can be
+compared. Each set of weights is one group, whose seeds share a program. The same points as single runs:
+configs/glue/minilm_weights.py (on mrpc with all examples here); their results: docs/measured.md.
 
 Variants: `TASK,roberta_base` and `TASK,roberta_large`, as in configs/sweep/table_6.py.
 """
@@ -27,12 +27,12 @@ _SETS = {8: ("q", "k", "v", "o"), 4: ("qk", "qv"), 2: ("qkvo",)}  # by rank
 def get_config(arg: str = "sst2") -> ConfigDict:
     """Returns the config of `TASK` or `TASK,MODEL`."""
     run, _ = run_config(arg)
-    labels = {weights: targets(weights) for own in _SETS.values() for weights in own}
+    labels = {weights: targets(weights) for sets in _SETS.values() for weights in sets}
     grids = {
         f"rank_{rank}": {
-            "method": {"targets": tuple(labels[weights] for weights in own), "rank": (rank,)},
+            "method": {"targets": tuple(labels[weights] for weights in sets), "rank": (rank,)},
             "seeds": run.seeds,
         }
-        for rank, own in _SETS.items()
+        for rank, sets in _SETS.items()
     }
     return sweep_config("glue", run, grids, labels)

@@ -1,4 +1,4 @@
-"""Table 6's form on one GLUE task: ranks 1, 2, 4, 8, 64 of W_q, of W_q and W_v, and of all four weights.
+"""The question of Table 6 on one GLUE task: ranks 1 to 64 of W_q, of W_q and W_v, and of all four weights.
 
     python -m experiments.sweep --config=configs/sweep/table_6.py:sst2 --workdir=runs/table_6/sst2 \\
         --config.run.data.source=FOLDER_WITH_GLUE_TSV_FILES
@@ -12,10 +12,10 @@
 |                   | W_q, W_v           | 91.3 | 91.4 | 91.3 | 91.6 | 91.4 |
 |                   | W_q, W_k, W_v, W_o | 91.2 | 91.7 | 91.7 | 91.5 | 91.4 |
 
-Other model, other tasks: only which weights and ranks do better can be compared. The three sets of weights
-are three groups, one after another; the 15 runs of a set (5 ranks, 3 seeds) share programs. The same points
-as single runs: configs/glue/minilm_weights.py (on mrpc with all examples here); what they gave on sst2 and
-stsb: docs/measured.md.
+Model and tasks differ from the paper's: only which weights and ranks do better can be compared. Ranks are 1,
+2, 4, 8 and 64. The three sets of weights are three groups, one after another; the 15 runs of a set (5 ranks,
+3 seeds) share programs. The same points as single runs: configs/glue/minilm_weights.py (on mrpc with all
+examples here); their results on sst2 and stsb: docs/measured.md.
 
 Variants: `TASK,roberta_base` and `TASK,roberta_large` have Table 9's values, its alpha at every rank and 5
 seeds, all without the start from MNLI that the paper has on mrpc, rte and stsb: those factors are of one rank

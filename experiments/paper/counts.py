@@ -1,4 +1,4 @@
-"""Counts of trained values: every row of the paper inserted into its model, in shapes."""
+"""Counts of trained values: the method of every row of the paper inserted into its model, shapes only."""
 
 from __future__ import annotations
 
@@ -12,15 +12,14 @@ from typing import Any
 import jax
 from flax import nnx
 
-from experiments.paper.rows import PaperRow
+from experiments.paper.row import PaperRow
 from lora_jax.methods import HEAD as HEAD_GROUP
 from lora_jax.models import decoder, encoder
 from lora_jax.models.deberta_shapes import ClassifierShapes, DebertaShapes
 from lora_jax.models.decoder import Decoder
 from lora_jax.models.encoder import Classifier
 
-CLASSES = 2  # of the heads: MNLI has three and STS-B one output
-
+CLASSES = 2  # outputs of the heads; MNLI would have three and STS-B one
 
 MODELS: Mapping[str, Callable[[], nnx.Module]] = {
     **{
@@ -44,9 +43,9 @@ class Count:
 
     Attributes:
       paper_row: the row.
-      trained: values that train, the head apart.
-      head: values of the task head, which the paper's figures leave out; None without a head.
-      total: values of the whole model, the head and what the method inserted included.
+      trained: number of values that train, without the head.
+      head: values of the task's head, which the paper's figures leave out; None without a head.
+      total: values of the whole model, with the head and what the method inserted.
       agrees: whether `trained` rounds to the printed figure.
     """
 
@@ -77,14 +76,14 @@ class Count:
 
 
 def printed(figure: str) -> tuple[Decimal, Decimal]:
-    """The value of a figure as printed, and what its last digit stands for: 0.35M -> 350000, 10000.
+    """The value of a printed figure and the unit of its last digit: 0.35M -> 350000, 10000.
 
     Raises:
-      ValueError: no number in millions (M) or billions (B).
+      ValueError: the figure is not a number in millions (M) or billions (B).
     """
     match = re.fullmatch(r"(\d[\d,]*)(?:\.(\d+))?([MB])", figure)
     if not match:
-        raise ValueError(f"{figure!r} is no printed figure such as 0.35M, 175,255.8M or 175B")
+        raise ValueError(f"{figure!r} is not a printed figure such as 0.35M, 175,255.8M or 175B")
     whole, decimals, unit = match[1].replace(",", ""), match[2] or "", _UNITS[match[3]]
     step = Decimal(unit) / 10 ** len(decimals)
     return Decimal(whole + decimals) * step, step
@@ -98,12 +97,12 @@ def rounds_to(count: int, figure: str) -> bool:
 
 @functools.cache
 def abstract(model: str) -> nnx.Module:
-    """The pre-trained model with shapes in place of its weights."""
+    """The pre-trained model with shapes in place of its weights; `model` is a key of `MODELS`."""
     return nnx.eval_shape(MODELS[model])
 
 
 def count(row: PaperRow) -> Count:
-    """Inserts the row's method into its abstract model and counts."""
+    """Inserts the row's method into its abstract model and counts the values that train."""
     adapted = nnx.eval_shape(
         lambda model: row.method.insert(model, jax.random.key(0)), abstract(row.model)
     )

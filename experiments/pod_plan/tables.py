@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from ml_collections import ConfigDict
 
-from experiments.report import text_tables
+from experiments.runs import text_tables
 from lora_jax.costs import chips
 from lora_jax.costs.chips import Chip
 from lora_jax.sharding.mesh import AXES, RUN
@@ -207,7 +207,7 @@ def _compiled(one: Plan, other: Plan) -> Row:
 
 
 def _table(head: Row, rows: Sequence[Row]) -> str:
-    return text_tables.grid([head, ("---",) * len(head), *rows])
+    return text_tables.pipe_table(head, rows)
 
 
 def ranking(plans: Sequence[Plan]) -> str:

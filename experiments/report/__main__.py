@@ -2,10 +2,10 @@
 
     python -m experiments.report WORKDIR... --output=docs/results.md
 
-A WORKDIR is one run's folder or holds many; the inside of `seed_*` is skipped. Beside NAME.md, the
-folder NAME has every table as CSV (one line per cell), plots of score against number of trained values, in
-the form of the paper's Figure 2, and where there are rank sweeps, rank_sweeps.csv and rank_curves.png.
-Without --output the Markdown is printed.
+A WORKDIR is the folder of one run, or a folder that holds many; what is inside of `seed_*` is skipped.
+Beside NAME.md, the folder NAME has every table as CSV (one line per cell), plots of score against number of
+trained values in the form of the paper's Figure 2 and, where there are rank sweeps, rank_sweeps.csv and
+rank_curves.png. Without --output the Markdown is printed.
 """
 
 from __future__ import annotations
@@ -14,29 +14,29 @@ from pathlib import Path
 
 from absl import app, flags
 
-from experiments.paper.scores import TITLES
+from experiments.paper.columns import TITLES
 from experiments.report.document import command_text, document, tables, write
 from experiments.report.records import find
 from experiments.runs import command_line
 
 
 def main(arguments: list[str]) -> None:
-    """Command line."""
+    """Runs the command."""
     folders, output = arguments[1:], _OUTPUT.value
     with command_line.readable_errors():
         if not folders:
             raise ValueError("no WORKDIR: python -m experiments.report WORKDIR... [--output=X.md]")
         if output and not output.endswith(".md"):
             raise ValueError(f"--output={output}: the file's name must end in .md")
-        found, command = find(folders), command_text(folders, output)
+        runs, command = find(folders), command_text(folders, output)
         if not output:
-            print(document(found, tables(found.records), command, {}), end="")
+            print(document(runs, tables(runs.records), command, {}), end="")
             return
-        write(found, command, Path(output))
+        write(runs, command, Path(output))
         folder = Path(output).with_suffix("")
-        print(f"wrote {output} and {folder}: {len(found.records)} records, {len(TITLES)} tables")
+        print(f"wrote {output} and {folder}: {len(runs.records)} records, {len(TITLES)} tables")
 
 
 if __name__ == "__main__":
-    _OUTPUT = flags.DEFINE_string("output", None, "Markdown file; else it is printed.")
+    _OUTPUT = flags.DEFINE_string("output", None, "Markdown file; without it, print.")
     app.run(main)

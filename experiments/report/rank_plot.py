@@ -14,17 +14,17 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import NullLocator
 
-from experiments.paper.scores import COLUMNS, TABLE_6, TABLE_18
-from experiments.report.plot import FONT, PANEL
-from experiments.report.ranks import Point, RankSweep, weights_order, weights_text
+from experiments.paper.columns import COLUMNS
+from experiments.paper.scores import TABLE_6, TABLE_18
+from experiments.report.lora_set_up import weights_order, weights_text
+from experiments.report.panel_grid import FONT, columns_of, panel_grid, style_axes
+from experiments.report.rank_sweeps import Point, RankSweep
 from lora_jax.analysis.plots import COLOURS, LINES, MARKERS
 
-_MM = 1 / 25.4
 _PAPER: dict[str, Any] = {
     "color": "0.5",
     "linestyle": "--",
@@ -37,29 +37,29 @@ _CLOSE = 0.055  # of the axis: nearer tick labels would overlap
 
 def paper_curve(sweep: RankSweep) -> dict[int, float]:
     """BLEU by rank of Table 18, if the sweep has its model, task and weights; else empty."""
-    one = sweep.records[0]
-    same = (one.task, one.model.rpartition("/")[2]) == ("e2e", "gpt2-medium")
-    if not same or one.evaluated_on or all(point.weights != "qv" for point in sweep.points):
+    record = sweep.records[0]
+    same = (record.task, record.model.rpartition("/")[2]) == ("e2e", "gpt2-medium")
+    if not same or record.evaluated_on or all(point.weights != "qv" for point in sweep.points):
         return {}
-    at = [column.metric for column in COLUMNS[18]].index("bleu")
-    return {rank: float(scores[at]) for rank, scores in TABLE_18.items()}
+    bleu = [column.metric for column in COLUMNS[18]].index("bleu")
+    return {rank: float(scores[bleu]) for rank, scores in TABLE_18.items()}
 
 
 def styles(sweeps: Sequence[RankSweep]) -> dict[str, dict[str, Any]]:
-    """Colour and marker by weights, the same in all panels; after all colours other dashes."""
+    """Colour, marker and dashes by weights, the same in all panels; dashes change once colours run out."""
     weights = sorted({p.weights for sweep in sweeps for p in sweep.points}, key=weights_order)
     # The clearest colours for the weights of Table 6, which are the ones with several ranks.
     first = dict.fromkeys([*(w for _, w in TABLE_6 if w in weights), *weights])
     count = len(COLOURS)
     looks = {
-        own: {
+        choice: {
             "color": COLOURS[i % count],
             "marker": MARKERS[i % count],
             "linestyle": LINES[i // count % len(LINES)],
         }
-        for i, own in enumerate(first)
+        for i, choice in enumerate(first)
     }
-    return {own: looks[own] for own in weights}
+    return {choice: looks[choice] for choice in weights}
 
 
 def figure(sweeps: Sequence[RankSweep]) -> Figure | None:
@@ -68,21 +68,14 @@ def figure(sweeps: Sequence[RankSweep]) -> Figure | None:
     if not drawn:
         return None
     looks = styles(drawn)
-    columns = min(2, len(drawn))
-    rows = math.ceil(len(drawn) / columns)
     handles = [Line2D([], [], label=_plain(weights_text(w)), **look) for w, look in looks.items()]
     if any(map(paper_curve, drawn)):
         handles.append(Line2D([], [], **_PAPER))
-    across = 1 if max(len(str(h.get_label())) for h in handles) > 40 else 2 * columns
-    legend = 5 * math.ceil(len(handles) / across) + 4  # mm
-    width, height = PANEL[0] * columns, PANEL[1] * rows + legend
-    result = Figure(figsize=(width * _MM, height * _MM), dpi=150, layout="constrained")
-    FigureCanvasAgg(result)
-    grid = list(result.subplots(rows, columns, squeeze=False).flat)
-    for axes, sweep in zip(grid, drawn, strict=False):
+    long = max(len(str(handle.get_label())) for handle in handles) > 40
+    across = 1 if long else 2 * columns_of(len(drawn))
+    result, grid = panel_grid(len(drawn), math.ceil(len(handles) / across))
+    for axes, sweep in zip(grid, drawn, strict=True):
         _draw(axes, sweep, looks)
-    for axes in grid[len(drawn) :]:
-        axes.remove()
     result.legend(
         handles=handles, loc="outside lower center", ncols=across, fontsize=FONT, frameon=False
     )
@@ -99,9 +92,7 @@ def _draw(axes: Axes, sweep: RankSweep, looks: Mapping[str, Mapping[str, Any]]) 
     metric = sweep.column.metric
     unit = "BLEU" if metric == "bleu" else metric + " x 100" * sweep.column.percent
     axes.set_ylabel(unit, fontsize=FONT)
-    axes.tick_params(labelsize=FONT)
-    axes.grid(color="0.9", linewidth=0.6)
-    axes.set_axisbelow(True)
+    style_axes(axes)
     paper = paper_curve(sweep)
     if paper:
         axes.plot(list(paper), list(paper.values()), **_PAPER, zorder=1.5)
@@ -112,22 +103,25 @@ def _draw(axes: Axes, sweep: RankSweep, looks: Mapping[str, Mapping[str, Any]]) 
         if point.scores:
             curves.setdefault(point.weights, []).append(point)
     step = _step(ranks, len(curves))
-    for weights, own in curves.items():
+    for weights, points in curves.items():
         places = []
-        for point in own:
-            beside = [w for w, other in curves.items() if any(p.rank == point.rank for p in other)]
+        for point in points:
+            beside = [w for w, ps in curves.items() if any(p.rank == point.rank for p in ps)]
             off = beside.index(weights) - (len(beside) - 1) / 2
             places.append(point.rank * 2 ** (off * step))
-        _curve(axes, places, own, looks[weights], step)
+        _curve(axes, places, points, looks[weights], step)
     text = "rank"
-    if lost := [point for point in sweep.points if not point.scores]:
-        names = "; ".join(f"{weights_text(p.weights)} r={p.rank}" for p in lost)
+    if diverged := [point for point in sweep.points if not point.scores]:
+        names = "; ".join(f"{weights_text(p.weights)} r={p.rank}" for p in diverged)
         text += "\n" + textwrap.fill(f"all runs diverged: {names}", _TITLE_WIDTH)
     axes.set_xlabel(_plain(text), fontsize=FONT)
 
 
 def _step(ranks: Sequence[int], curves: int) -> float:
-    """Octaves between points of one rank: little of the axis, and all less than between ranks."""
+    """Octaves between neighbouring points of one rank.
+
+    A small share of the axis, and so little that all points of a rank stay nearer than the next rank.
+    """
     octaves = [math.log2(rank) for rank in ranks]
     gaps = [b - a for a, b in itertools.pairwise(octaves)] or [1.0]
     return min(0.014 * max(octaves[-1] - octaves[0], 1), 0.6 * min(gaps) / curves)
@@ -140,7 +134,15 @@ def _curve(
     look: Mapping[str, Any],
     step: float,
 ) -> None:
-    """Median, range and, right beside, single seeds."""
+    """Draws median and range of every point and, just to the right, single seeds.
+
+    Args:
+      axes: of the panel.
+      places: on the rank axis, one per point.
+      points: of one choice of weights.
+      look: see `styles`.
+      step: octaves between points of one rank.
+    """
     several = [(x * 2 ** (0.4 * step), p) for x, p in zip(places, points, strict=True)]
     seeds = [(x, score) for x, p in several if len(p.scores) > 1 for score in p.scores]
     axes.scatter(
@@ -156,7 +158,7 @@ def _curve(
 
 
 def _rank_axis(axes: Axes, ranks: Sequence[int]) -> None:
-    """Ranks as ticks of a log2 axis; of two labels that would overlap, a power of two's stays."""
+    """Ranks as ticks of a log2 axis; where two labels would overlap, that of a power of two stays."""
     axes.set_xscale("log", base=2)
     low, high = math.log2(ranks[0]), math.log2(ranks[-1])
     margin = max(0.06 * (high - low), 0.2)

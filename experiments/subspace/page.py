@@ -8,8 +8,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from experiments.report import text_tables
-from experiments.runs import folder
+from experiments.runs import folder, text_tables
 from experiments.subspace.figures import FigureFolder
 from experiments.subspace.tables import Row, summarise_layers
 from lora_jax import files

@@ -156,14 +156,14 @@ def rows():
 def test_the_rows_are_the_papers(rows):
     assert [len(EXPECTED[table]) for table in (2, 3, 4, 15)] == [14, 12, 8, 30]
     names = [(row["table"], row["row"], row["paper"]) for row in rows]
-    assert names == [(t, row[0], row[2]) for t, own in EXPECTED.items() for row in own]
+    assert names == [(t, row[0], row[2]) for t, table in EXPECTED.items() for row in table]
 
 
 @pytest.mark.parametrize("table", EXPECTED)
 def test_counts_are_those_of_the_formulas(rows, table):
-    own = [row for row in rows if row["table"] == table]
+    of_table = [row for row in rows if row["table"] == table]
     keys = ("row", "trained", "paper", "agrees", "settings_known")
-    assert [tuple(row[key] for key in keys) for row in own] == EXPECTED[table]
+    assert [tuple(row[key] for key in keys) for row in of_table] == EXPECTED[table]
 
 
 def test_the_formulas_give_the_sums_of_the_fact_sheet(rows):
@@ -234,7 +234,7 @@ def test_rounding(count, figure, expected):
 
 @pytest.mark.parametrize("figure", ["", "M", "0.35", "0.35K", ".5M", "-1M", "1.M", "1 M", "0.35M "])
 def test_no_figure(figure):
-    with pytest.raises(ValueError, match="is no printed figure such as 0.35M"):
+    with pytest.raises(ValueError, match="is not a printed figure such as 0.35M"):
         counts.printed(figure)
 
 

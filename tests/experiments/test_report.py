@@ -19,9 +19,12 @@ import pytest
 from configs.glue import minilm, roberta_base_lora, roberta_large_lora
 from configs.nlg import gpt2_medium_lora
 from experiments import glue
-from experiments.paper.scores import COLUMNS, SCORES, TABLE_5, TABLE_6, TABLE_18
-from experiments.report import document, plot
-from experiments.report.records import find, model_label
+from experiments.paper.columns import COLUMNS
+from experiments.paper.scores import SCORES, TABLE_5, TABLE_6, TABLE_18
+from experiments.report import document, panel_grid, score_plot
+from experiments.report.record import model_label
+from experiments.report.records import find
+from experiments.report.set_ups import set_up_lines
 from experiments.runs.classification import train_all
 
 ROOT = Path(__file__).parents[2]
@@ -58,11 +61,11 @@ def glue_record(
 ):  # fmt: skip
     """A record of experiments.glue; a change `data__max_length=128` is of its config."""
     seeds = range(len(values)) if seeds is None else seeds
-    own = {"name": "lora", "targets": QUERY_VALUE, "rank": 8, "alpha": 8.0}
+    lora = {"name": "lora", "targets": QUERY_VALUE, "rank": 8, "alpha": 8.0}
     config = {
         "task": task,
         "model": {"name": model},
-        "method": own if method == "lora" else {"name": method},
+        "method": lora if method == "lora" else {"name": method},
         "seeds": list(seeds),
         "epochs": 2,
         "batch_size": 16,
@@ -84,13 +87,13 @@ def nlg_record(
     folder, task="e2e", bleu=(0.7,), model="gpt2-medium", method="lora", trained=393_216,
     rank=4, more=(), **changes,
 ):  # fmt: skip
-    own = {
+    lora = {
         "name": "lora", "targets": ".*/attention/qkv", "parts": ["q", "v"],
         "fused": ["q", "k", "v"], "rank": rank, "alpha": 32.0,
     }  # fmt: skip
     config = {
         "dataset": task, "model": {"name": model}, "seeds": list(range(len(bleu))), "epochs": 2,
-        "method": own if method in ("lora", "none") else {"name": method}, "batch_size": 8,
+        "method": lora if method in ("lora", "none") else {"name": method}, "batch_size": 8,
         "learning_rate": 2e-4, "data": {"decode_split": "test", "max_prompts": 0, "max_length": 512},
     }  # fmt: skip
     record = {
@@ -108,7 +111,7 @@ def nlg_record(
     return write(folder, record)
 
 
-def made(folder, number):
+def table_of(folder, number):
     return next(t for t in document.tables(find([folder]).records) if t.number == number)
 
 
@@ -147,7 +150,7 @@ def test_scores_agree_with_the_configs(config, mark, table, label):
 
 
 def test_single_numbers_of_the_paper():
-    rows = {(n, r.label, r.trained): r.scores for n, own in SCORES.items() for r in own}
+    rows = {(n, r.label, r.trained): r.scores for n, table in SCORES.items() for r in table}
     assert rows[2, "RoB-large (AdptH)†", "0.8M"][6] == "72.9±2.9"  # RTE
     assert rows[3, "GPT-2 L (AdapterL)", "23.00M"] == (
         "68.9±.3", "8.70±.04", "46.1±.1", "71.3±.2", "2.45±.02"
@@ -169,7 +172,7 @@ def test_single_numbers_of_the_paper():
 @pytest.mark.parametrize("model", ["roberta-base", "FacebookAI/roberta-base", "/x/y/roberta-base"])
 def test_a_run_of_the_papers_row_is_beside_it(tmp_path, model):
     glue_record(tmp_path / "a", values=(0.95, 0.91, 0.93), model=model)
-    table = made(tmp_path, 2)
+    table = table_of(tmp_path, 2)
     (cell,) = [c for c in table.cells if c.ours]
     # std of 91, 93, 95 is 2
     assert (cell.row, cell.paper, cell.paper_std) == ("RoB-base (LoRA) 0.3M", "95.1", ".2")
@@ -196,7 +199,7 @@ def test_a_run_of_the_papers_row_is_beside_it(tmp_path, model):
 )
 def test_other_runs_have_rows_of_their_own(tmp_path, changes):
     glue_record(tmp_path / "a", **changes)
-    ((score, row),) = ours(made(tmp_path, 2))
+    ((score, row),) = ours(table_of(tmp_path, 2))
     assert score == "90.00" and row.startswith(changes.get("model", "roberta-base") + ", ")
     assert ("50 dev examples" in row) == ("data__max_eval_examples" in changes)
 
@@ -204,7 +207,7 @@ def test_other_runs_have_rows_of_their_own(tmp_path, changes):
 def test_a_count_that_does_not_round_must_be_the_rows_exactly(tmp_path):
     glue_record(tmp_path / "same", method="full", trained=124_055_040)  # printed: 125.0M
     glue_record(tmp_path / "other", method="full", trained=124_055_041)
-    rows = {row for _, row in ours(made(tmp_path, 2))}
+    rows = {row for _, row in ours(table_of(tmp_path, 2))}
     assert rows == {"RoB-base (FT)* 125.0M", "roberta-base, full"}
 
 
@@ -221,58 +224,58 @@ def test_a_count_that_does_not_round_must_be_the_rows_exactly(tmp_path):
 def test_restricted_rows(tmp_path, task, length, start, rows):
     changes = {"data__max_length": length, "init_adapter": start}
     glue_record(tmp_path / "a", task, model="roberta-large", trained=786_432, **changes)
-    assert {row for _, row in ours(made(tmp_path, 2))} == rows
+    assert {row for _, row in ours(table_of(tmp_path, 2))} == rows
 
 
 def test_tables_13_and_14_know_the_rows_of_table_3(tmp_path):
     nlg_record(tmp_path / "d", "dart", more={"meteor": [0.3812], "ter": [0.47]})
     scores = {"bleu_seen": [0.6], "bleu_unseen": [0.4], "ter": [0.5]}
     nlg_record(tmp_path / "w", "webnlg", method="full", trained=354_823_168, more=scores)
-    rows = [(c.row, c.metric, c.ours) for c in made(tmp_path, 13).cells if c.ours]
+    rows = [(c.row, c.metric, c.ours) for c in table_of(tmp_path, 13).cells if c.ours]
     name = "GPT-2 M (LoRA) 0.35M"
     assert rows == [(name, "bleu", "70.00"), (name, "meteor", "0.3812"), (name, "ter", "0.4700")]
-    line = next(x for x in made(tmp_path, 14).lines if x[1] == "354,823,168")
+    line = next(x for x in table_of(tmp_path, 14).lines if x[1] == "354,823,168")
     assert line[3:] == ("40.00", "60.00", "70.00", "–", "–", "–", "–", "–", "0.5000")
 
 
 def test_table_3_has_the_mean_in_the_papers_units(tmp_path):
     scores = {"nist": (8.0, 8.5, 9.3), "meteor": (0.45, 0.46, 0.47)}
     nlg_record(tmp_path / "a", bleu=(0.7, 0.71, 0.75), more=scores)
-    line = next(x for x in made(tmp_path, 3).lines if x[1] == "393,216")
+    line = next(x for x in table_of(tmp_path, 3).lines if x[1] == "393,216")
     assert line[2:] == ("ours", "72.00±2.65", "8.6000±0.6557", "46.00±1.00", "–", "–")
 
 
 def test_a_run_on_part_of_the_training_data_says_so(tmp_path):
     glue_record(tmp_path / "a", data__max_examples=100)  # of which there are 100 or more
     glue_record(tmp_path / "b", "rte", method="bitfit", trained=102_144, data__max_examples=101)
-    lines = {line[1]: line[0] for line in made(tmp_path, 2).lines if line[2] == "ours"}
+    lines = {line[1]: line[0] for line in table_of(tmp_path, 2).lines if line[2] == "ours"}
     assert lines["294,912"] == "(trained on part of the data)" and lines["102,144"] == ""
 
 
 def test_average_needs_all_eight_tasks(tmp_path):
     for i, column in enumerate(COLUMNS[2][:8]):
-        assert not ours(made(tmp_path, 2), task_or_split="average") if i else True
+        assert not ours(table_of(tmp_path, 2), task_or_split="average") if i else True
         values = (0.8 + 0.01 * i, 0.1, 0.99)  # the median is the first
         glue_record(tmp_path / column.task, column.task, values, metric=column.metric)
-    ((average, _),) = ours(made(tmp_path, 2), task_or_split="average")
+    ((average, _),) = ours(table_of(tmp_path, 2), task_or_split="average")
     assert average == "83.50"
 
 
 def test_mnli_shows_matched_and_names_mismatched(tmp_path):
     glue_record(tmp_path / "a", "mnli", (0.87,), more={"accuracy_mismatched": [0.86]})
-    table = made(tmp_path, 2)
+    table = table_of(tmp_path, 2)
     assert table.notes == [f"MNLI of `{tmp_path.name}/a`: matched 87.00 (shown), mismatched 86.00."]
 
 
 def test_another_split_or_fewer_inputs_are_no_row_of_the_paper(tmp_path):
     nlg_record(tmp_path / "a", data__decode_split="valid", data__max_prompts=48)
-    ((_, row),) = ours(made(tmp_path, 3))
+    ((_, row),) = ours(table_of(tmp_path, 3))
     assert row == "gpt2-medium, lora W_q, W_v r=4 (valid split, 48 inputs)"
 
 
-def test_a_diverged_seed_is_told(tmp_path):
+def test_a_diverged_seed_is_shown(tmp_path):
     glue_record(tmp_path / "a", values=(0.9, None, 0.8))
-    assert ours(made(tmp_path, 2))[0][0] == "diverged (1 of 3 seeds)"
+    assert ours(table_of(tmp_path, 2))[0][0] == "diverged (1 of 3 seeds)"
 
 
 # --- Several records of one cell ------------------------------------------------------------------
@@ -281,7 +284,7 @@ def test_a_diverged_seed_is_told(tmp_path):
 def test_other_seeds_of_one_setting_are_pooled(tmp_path):
     glue_record(tmp_path / "a", values=(0.90, 0.92), seeds=(0, 1))
     glue_record(tmp_path / "b", values=(0.94,), seeds=(2,), data__source="/elsewhere")
-    (cell,) = [c for c in made(tmp_path, 2).cells if c.ours]
+    (cell,) = [c for c in table_of(tmp_path, 2).cells if c.ours]
     assert (cell.of_ours, cell.seeds) == ("92.00±2.00", "3")
     assert cell.workdir == f"{tmp_path.name}/a + {tmp_path.name}/b"
 
@@ -291,7 +294,7 @@ def test_the_same_seed_or_another_setting_is_not_pooled(tmp_path, changes):
     glue_record(tmp_path / "a", values=(0.90,), seeds=(0,))
     glue_record(tmp_path / "b", values=(0.94,), **changes)
     glue_record(tmp_path / "c", "rte", values=(0.8,))
-    table = made(tmp_path, 2)
+    table = table_of(tmp_path, 2)
     lines = {line[0]: line for line in table.lines if line[1] == "294,912"}
     name = tmp_path.name
     assert [(k, v[4], v[9]) for k, v in lines.items()] == [
@@ -321,7 +324,7 @@ def test_sweep_over_weights_and_ranks(tmp_path):
     sweep(
         tmp_path, [("q", 8, 0.1), ("qk", 4, 0.2), ("qkvo", 2, 0.3), ("qv", 8, 0.4), ("q", 3, 0.5)]
     )
-    five, six, two = (made(tmp_path, n) for n in (5, 6, 2))
+    five, six, two = (table_of(tmp_path, n) for n in (5, 6, 2))
     assert five.lines[-1] == (
         "mini, cola matthews", "ours", "10.00", "–", "–", "–", "20.00", "–", "30.00"
     )  # fmt: skip
@@ -341,7 +344,7 @@ def test_the_papers_weights_stay_where_other_methods_ran_in_the_same_set_up(tmp_
     sweep(tmp_path, [("qv", 8, 0.4), ("qv", 4, 0.3), ("q", 8, 0.5)])
     model = {"model": "package:mini", "metric": "matthews"}
     glue_record(tmp_path / "bitfit", "cola", (0.2,), method="bitfit", trained=50, **model)
-    rows = [row for _, row in ours(made(tmp_path, 2))]
+    rows = [row for _, row in ours(table_of(tmp_path, 2))]
     assert rows == ["mini, bitfit", "mini, lora W_q, W_v r=4", "mini, lora W_q, W_v r=8"]
 
 
@@ -349,15 +352,15 @@ def test_runs_of_two_set_ups_are_two_sweeps(tmp_path):
     sweep(tmp_path / "a", [("q", 8, 0.1), ("v", 8, 0.2)])
     sweep(tmp_path / "b", [("q", 8, 0.3), ("k", 8, 0.4)], learning_rate=1e-3)
     sweep(tmp_path / "c", [("q", 8, 0.9)], epochs=7)  # a point alone
-    table = made(tmp_path, 5)
+    table = table_of(tmp_path, 5)
     assert [(line[0], *line[2:5]) for line in table.lines[2:]] == [
         ("mini, cola matthews, learning_rate=0.0005", "10.00", "–", "20.00"),
         ("mini, cola matthews, learning_rate=0.001", "30.00", "40.00", "–"),
     ]
-    assert [row for _, row in ours(made(tmp_path, 2))] == ["mini, lora W_q r=8"]
+    assert [row for _, row in ours(table_of(tmp_path, 2))] == ["mini, lora W_q r=8"]
 
 
-def test_weights_are_told_from_the_targets(tmp_path):
+def test_weights_of_older_records_follow_from_the_targets(tmp_path):
     def weights(**changes):
         nlg_record(tmp_path / "n", **changes)
         return find([tmp_path / "n"]).records[0].weights
@@ -376,13 +379,78 @@ def test_weights_are_told_from_the_targets(tmp_path):
     assert find([tmp_path / "g"]).records[0].weights is None
 
 
+ENCODER, DECODER = "encoder/layers/block", "layers/block"
+
+
+def layers_of(paths, rank, parts=()):
+    """`layers` of result.json: the parts are those of the fused projection."""
+    return [
+        {"path": path, "rank": rank, "parts": list(parts) if path.endswith("qkv") else []}
+        for path in paths
+    ]
+
+
+@pytest.mark.parametrize(
+    ("make", "changes", "layers", "weights", "rank"),
+    [
+        (glue_record, {"method__targets": QUERY_VALUE, "method__rank": 4},
+         layers_of([f"{ENCODER}/attention/query", f"{ENCODER}/attention/value"], 4), "qv", 4),
+        (glue_record, {"method__targets": r".*/attention/.*"},
+         layers_of([f"{ENCODER}/attention/{w}" for w in ("key", "output", "query", "value")], 8),
+         "qkvo", 8),
+        (glue_record, {"method__targets": r".*/(value|up)", "method__rank": 2},
+         layers_of([f"{ENCODER}/attention/value", f"{ENCODER}/feed_forward/up"], 2), None, 2),
+        (glue_record, {"method__targets": [r".*/query", r"head/dense"]},
+         layers_of([f"{ENCODER}/attention/query", "head/dense"], 8), None, 8),
+        (glue_record, {"method__targets": {r".*/query": {"rank": 2}, r".*/key": {}}},
+         layers_of([f"{ENCODER}/attention/query"], 2) + layers_of([f"{ENCODER}/attention/key"], 8),
+         None, None),
+        (glue_record, {"method__targets": QUERY_VALUE, "method__bias": "all"},
+         layers_of([f"{ENCODER}/attention/query", f"{ENCODER}/attention/value"], 8), None, 8),
+        (nlg_record, {}, layers_of([f"{DECODER}/attention/qkv"], 4, ["q", "v"]), "qv", 4),
+        (nlg_record, {"method__parts": [], "rank": 16},
+         layers_of([f"{DECODER}/attention/qkv"], 16), None, 16),
+        (nlg_record,
+         {"method__targets": {".*/qkv": {"parts": ["k"]}, ".*/attention/output": {"parts": []}}},
+         layers_of([f"{DECODER}/attention/qkv", f"{DECODER}/attention/output"], 4, ["k"]), "ko", 4),
+        (nlg_record, {"method__targets": r"embeddings/token", "method__parts": []},
+         layers_of(["embeddings/token"], 4), None, 4),
+    ],
+)  # fmt: skip
+def test_listed_layers_give_what_older_records_infer(
+    tmp_path, make, changes, layers, weights, rank
+):
+    """A record with `layers` and the same record without them, and which of the two is read."""
+    path = make(tmp_path / "run", **changes) / "result.json"
+    (older,) = find([tmp_path]).records
+    path.write_text(json.dumps({**json.loads(path.read_text()), "layers": layers}))
+    (record,) = find([tmp_path]).records
+    assert (older.weights, older.rank) == (record.weights, record.rank) == (weights, rank)
+    other = layers_of([f"{ENCODER}/attention/key"], 32)  # what the run says counts, not the pattern
+    path.write_text(json.dumps({**json.loads(path.read_text()), "layers": other}))
+    (record,) = find([tmp_path]).records
+    assert (record.weights, record.rank) == (None if "method__bias" in changes else "k", 32)
+
+
+def test_a_broken_list_of_layers_is_an_error(tmp_path):
+    path = glue_record(tmp_path / "a") / "result.json"
+    broken = [
+        ({"path": "x", "parts": []}, "a/result.json is not a run record .* it has no field 'rank'"),
+        (7, "a/result.json is a broken run record"),
+    ]
+    for layer, message in broken:
+        path.write_text(json.dumps({**json.loads(path.read_text()), "layers": [layer]}))
+        with pytest.raises(ValueError, match=message):
+            find([tmp_path])
+
+
 def test_ranks_on_e2e(tmp_path):
     nlg_record(tmp_path / "a", rank=4, bleu=(0.69,), more={"meteor": [0.46]})
-    assert not ours(made(tmp_path, 18))  # one rank is no sweep
+    assert not ours(table_of(tmp_path, 18))  # one rank is no sweep
     nlg_record(tmp_path / "b", rank=1, bleu=(0.68,))
     for rank in (2, 4):
         nlg_record(tmp_path / f"s{rank}", rank=rank, model="/x/runs/small/model", bleu=(0.6,))
-    table = made(tmp_path, 18)
+    table = table_of(tmp_path, 18)
     found = {c.row: (c.paper, c.ours) for c in table.cells if c.metric == "bleu" and c.paper}
     assert found["r=1"] == ("68.72", "68.00") and found["r=4"] == ("70.38", "69.00")
     assert found["r=2"] == ("69.17", "")
@@ -412,7 +480,7 @@ def test_unfinished_runs_and_records_of_no_table_are_listed(tmp_path):
     for name, config in (("begun", {"method": {}, "seeds": []}), ("model", {"n_embd": 3})):
         (tmp_path / name).mkdir()
         (tmp_path / name / "config.json").write_text(json.dumps(config))
-    (tmp_path / "done/evaluation.json").write_text("no JSON")
+    (tmp_path / "done/evaluation.json").write_text("not JSON")
     found = find([tmp_path, tmp_path / "done"])  # given twice, read once
     assert found.unfinished == (f"{tmp_path.name}/begun",) and len(found.records) == 2
     text = document.document(found, document.tables(found.records), "COMMAND", {})
@@ -423,12 +491,12 @@ def test_unfinished_runs_and_records_of_no_table_are_listed(tmp_path):
     assert "Made by `COMMAND` from 2 run records." in text and str(tmp_path) not in text
 
 
-def test_set_ups_are_told(tmp_path):
+def test_set_ups_are_listed(tmp_path):
     glue_record(tmp_path / "a", values=(0.9, 0.8), init_adapter="/x/y/runs/mnli")
     glue_record(tmp_path / "b", "rte", data__max_examples=100)
     records = find([tmp_path]).records
     name = tmp_path.name
-    assert document.setups(records) == [
+    assert set_up_lines(records) == [
         "- roberta-base on sst2: 2 epochs, batch 16, 100 training examples (all), length up to "
         "512; 1 x cpu",
         f"  - lora W_q, W_v r=8 (`{name}/a`): learning rate 0.0005; seeds 0, 1; starts from "
@@ -440,7 +508,7 @@ def test_set_ups_are_told(tmp_path):
     ]
 
 
-def test_folders_of_one_name_are_told_apart(tmp_path):
+def test_folders_of_one_name_have_different_labels(tmp_path):
     glue_record(tmp_path / "x/run")
     glue_record(tmp_path / "y/run")
     records = find([tmp_path / "x/run", tmp_path / "y/run"]).records
@@ -453,22 +521,22 @@ def test_a_field_that_is_missing_is_named(tmp_path, field):
     record = json.loads(path.read_text())
     del record[field]
     path.write_text(json.dumps(record))
-    with pytest.raises(ValueError, match=rf"a/result.json is no run record .*'{field}'"):
+    with pytest.raises(ValueError, match=rf"a/result.json is not a run record .*'{field}'"):
         find([tmp_path])
 
 
 def test_bad_folders_and_files(tmp_path):
-    with pytest.raises(FileNotFoundError, match="nowhere is no folder"):
+    with pytest.raises(FileNotFoundError, match="nowhere is not a folder"):
         find([tmp_path / "nowhere"])
-    with pytest.raises(
-        ValueError, match=rf"no run record .* beneath {tmp_path}. Give the --workdir"
-    ):
+    with pytest.raises(ValueError, match=rf"no run record .* in {tmp_path}. Give the --workdir"):
         find([tmp_path])
     (tmp_path / "result.json").write_text("{")
-    with pytest.raises(ValueError, match="result.json is no JSON"):
+    with pytest.raises(ValueError, match="result.json is not valid JSON"):
         find([tmp_path])
     (tmp_path / "result.json").write_text("[]")
-    with pytest.raises(ValueError, match="no JSON object"):
+    with pytest.raises(
+        ValueError, match="result.json is not a run record: it holds no JSON object"
+    ):
         find([tmp_path])
 
 
@@ -534,7 +602,7 @@ def test_plot_has_a_panel_per_task_model_and_number_of_examples(tmp_path):
     glue_record(tmp_path / "e", "rte", values=(None,), trained=2000, **mini)
     glue_record(tmp_path / "f", "qqp", values=(0.5,), method="bitfit", trained=300, **mini)  # alone
     glue_record(tmp_path / "g", "mrpc", values=(0.9,))  # RoBERTa: with the paper's five rows
-    drawn = plot.figure(made(tmp_path, 2))
+    drawn = score_plot.figure(table_of(tmp_path, 2))
     titles = [axes.get_title() for axes in drawn.axes]
     assert titles == [
         "MRPC, roberta-base\n100 training examples",
@@ -542,7 +610,7 @@ def test_plot_has_a_panel_per_task_model_and_number_of_examples(tmp_path):
         "RTE, mini\n100 training examples",
     ]
     mrpc, sst2, rte = drawn.axes
-    styles = {marker for _, marker in plot.STYLES.values()}
+    styles = {marker for _, marker in score_plot.STYLES.values()}
     points = [line for line in mrpc.lines if line.get_marker() in styles]
     hollow = [line for line in points if line.get_markerfacecolor() == "none"]
     assert (len(hollow), len(points)) == (5, 6)
@@ -555,14 +623,14 @@ def test_plot_has_a_panel_per_task_model_and_number_of_examples(tmp_path):
     labels = [text.get_text() for text in drawn.legends[0].get_texts()]
     paper = ["full", "bitfit", "adapter_p", "adapter_d", "lora"]
     assert labels == [*paper, "head_only", "hollow: the paper's"]
-    assert plot.figure(made(tmp_path, 3)) is None
+    assert score_plot.figure(table_of(tmp_path, 3)) is None
 
 
 def test_methods_differ_in_marker_and_text_is_readable():
-    markers = [marker for _, marker in plot.STYLES.values()]
+    markers = [marker for _, marker in score_plot.STYLES.values()]
     assert len(set(markers)) == len(markers)
-    assert all(matplotlib.colors.is_color_like(color) for color, _ in plot.STYLES.values())
-    assert plot.FONT >= 8 and plot.PANEL[0] >= 100
+    assert all(matplotlib.colors.is_color_like(color) for color, _ in score_plot.STYLES.values())
+    assert panel_grid.FONT >= 8 and panel_grid.PANEL[0] >= 100
 
 
 @pytest.mark.usefixtures("no_java_and_no_program_compiled_twice")
@@ -572,8 +640,8 @@ def test_a_real_run(tiny_model, tiny_glue, tmp_path):
     config.data.max_length, config.batch_size, config.epochs, config.seeds = 48, 8, 1, (3, 5)
     result = train_all(config, partial(glue.problem, config), tmp_path / "run")
     document.write(find([tmp_path / "run"]), "COMMAND", tmp_path / "out.md")
-    text, own = (tmp_path / "out.md").read_text(), result["best"]["accuracy"]
-    score = f"{100 * own['median']:.2f}±{100 * own['std']:.2f}"
+    text, accuracy = (tmp_path / "out.md").read_text(), result["best"]["accuracy"]
+    score = f"{100 * accuracy['median']:.2f}±{100 * accuracy['std']:.2f}"
     label = f"{tiny_model.parent.name}/{tiny_model.name}"
     dashes = " | ".join(["–"] * 6)
     assert f"| {label}, lora W_q, W_v r=8 | 2,048 | ours | {dashes} | {score} | – | – |" in text

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from experiments.paper.scores import TABLE_18
-from experiments.report import document, rank_plot, ranks
+from experiments.report import document, rank_plot, rank_sweeps, rank_tables
 from experiments.report.records import find
 from lora_jax.analysis.plots import COLOURS
 
@@ -33,12 +33,13 @@ RECORDS = _made_up()
 
 def point(folder, weights="qv", rank=8, values=(0.9,), seeds=None, **changes):
     targets = rf".*/attention/({'|'.join(_NAMES[w] for w in weights)})"
-    given = {"method__targets": targets, "method__rank": rank, "trained": 100 * rank * len(weights)}
-    return RECORDS.glue_record(folder, values=values, seeds=seeds, **{**given, **changes})
+    trained = 100 * rank * len(weights)
+    fields = {"method__targets": targets, "method__rank": rank, "trained": trained, **changes}
+    return RECORDS.glue_record(folder, values=values, seeds=seeds, **fields)
 
 
 def swept(*folders):
-    return ranks.sweeps(find(folders).records)
+    return rank_sweeps.find_sweeps(find(folders).records)
 
 
 def by_place(sweep):
@@ -52,8 +53,8 @@ def grid(folder, random, weights=("q", "qv"), ranks=(1, 4, 64), rates=(1e-4, 1e-
         for rank in ranks:
             for rate in rates:
                 values = scores[w, rank, rate] = random.uniform(0.5, 0.9, seeds)
-                given = [None if math.isnan(v) else float(v) for v in values]
-                point(folder / f"points/{w},{rank},{rate}", w, rank, given, learning_rate=rate)
+                written = [None if math.isnan(v) else float(v) for v in values]
+                point(folder / f"points/{w},{rank},{rate}", w, rank, written, learning_rate=rate)
     return scores
 
 
@@ -66,18 +67,18 @@ def test_best_run_and_best_set_up_of_every_rank(tmp_path):
     points = by_place(sweep)
     assert list(points) == [(w, r) for w in ("q", "qv") for r in (1, 4, 64)]
     differ = 0
-    for (w, rank), own in points.items():
+    for (w, rank), place in points.items():
         table = {rate: 100 * v for (a, r, rate), v in scores.items() if (a, r) == (w, rank)}
         top = max(table, key=lambda rate: table[rate].max())
         middle = max(table, key=lambda rate: np.median(table[rate]))
         differ += top != middle
-        assert len(own.runs) == 15 and own.best.score == pytest.approx(table[top].max())
-        assert own.best.seed == str(table[top].argmax())
-        assert own.best.set_up[0] == own.best.record.config["learning_rate"] == top
-        assert own.best.record.workdir == f"{tmp_path.name}/points/{w},{rank},{top}"
-        assert {run.set_up[0] for run in own.chosen} == {middle}
-        assert own.scores == pytest.approx(list(table[middle]))
-        assert own.median == pytest.approx(np.median(table[middle]))
+        assert len(place.runs) == 15 and place.best.score == pytest.approx(table[top].max())
+        assert place.best.seed == str(table[top].argmax())
+        assert place.best.set_up[0] == place.best.record.config["learning_rate"] == top
+        assert place.best.record.workdir == f"{tmp_path.name}/points/{w},{rank},{top}"
+        assert {run.set_up[0] for run in place.chosen} == {middle}
+        assert place.scores == pytest.approx(list(table[middle]))
+        assert place.median == pytest.approx(np.median(table[middle]))
     assert differ  # else the test cannot tell the two apart
 
 
@@ -86,19 +87,21 @@ def test_seeds_in_records_of_their_own_are_one_set_up(tmp_path):
     for seed, value in enumerate(values):
         point(tmp_path / f"points/{seed}", rank=4, values=(float(value),), seeds=(seed,))
     point(tmp_path / "points/8", rank=8)
-    own = by_place(swept(tmp_path)[0])["qv", 4]
-    assert own.median == pytest.approx(100 * np.median(values)) and len(own.chosen) == 7
-    assert own.best.seed == str(values.argmax())
+    place = by_place(swept(tmp_path)[0])["qv", 4]
+    assert place.median == pytest.approx(100 * np.median(values)) and len(place.chosen) == 7
+    assert place.best.seed == str(values.argmax())
 
 
 def test_a_diverged_seed_hides_no_other(tmp_path):
     point(tmp_path / "a", rank=4, values=(0.8, None, 0.7, 0.75), learning_rate=1e-3)
     point(tmp_path / "b", rank=4, values=(0.6, 0.6, 0.6, 0.6), learning_rate=1e-4)
     point(tmp_path / "c", rank=8, values=(None, None))
-    own = by_place(swept(tmp_path)[0])
-    assert own["qv", 4].best.score == pytest.approx(80) and own["qv", 4].median == pytest.approx(75)
-    assert own["qv", 8].best is None and own["qv", 8].scores == []
-    lines = ranks.markdown(swept(tmp_path), str, "").splitlines()
+    places = by_place(swept(tmp_path)[0])
+    assert places["qv", 4].best.score == pytest.approx(80) and places[
+        "qv", 4
+    ].median == pytest.approx(75)
+    assert places["qv", 8].best is None and places["qv", 8].scores == []
+    lines = rank_tables.markdown(swept(tmp_path), str, "").splitlines()
     four, eight = [line.split(" | ") for line in lines if line.startswith("| W_q, W_v |")]
     std = np.std([80, 70, 75], ddof=1)
     assert four[3] == "8 (1 diverged)"
@@ -110,9 +113,11 @@ def test_a_set_up_that_mostly_diverges_is_not_the_best(tmp_path):
     point(tmp_path / "a", rank=4, values=(0.9, None, None), learning_rate=1e-2)
     point(tmp_path / "b", rank=4, values=(0.7, 0.8, 0.6), learning_rate=1e-3)
     point(tmp_path / "c", rank=8, values=(0.9, None, None), learning_rate=1e-2)
-    own = by_place(swept(tmp_path)[0])
-    assert own["qv", 4].median == pytest.approx(70) and own["qv", 4].best.score == pytest.approx(90)
-    assert own["qv", 8].scores == pytest.approx([90])  # where there is no other, the seed counts
+    places = by_place(swept(tmp_path)[0])
+    assert places["qv", 4].median == pytest.approx(70) and places[
+        "qv", 4
+    ].best.score == pytest.approx(90)
+    assert places["qv", 8].scores == pytest.approx([90])  # where there is no other, the seed counts
 
 
 def test_what_varies_joins_runs_and_all_else_parts_them(tmp_path):
@@ -137,7 +142,7 @@ def test_what_varies_joins_runs_and_all_else_parts_them(tmp_path):
     assert [sweep.name for sweep in found] == [
         "roberta-base, sst2 accuracy, epochs=2", "roberta-base, sst2 accuracy, epochs=7"
     ]  # fmt: skip
-    text = ranks.markdown(found, lambda record: record.model, "x.png")
+    text = rank_tables.markdown(found, lambda record: record.model, "x.png")
     first, second = text.split("### ")[1:]
     assert "scaling | dropout | init | std | seed" in first and "scaling | dropout" not in second
     assert "| 0.0005 | 8 | alpha/r | 0 | gaussian | 0.1 | 0, order 3 |" in first
@@ -154,18 +159,18 @@ def test_order_of_the_data_is_chance_and_a_default_is_no_other_set_up(tmp_path):
         )
         point(tmp_path / f"{i}", rank=4, values=(float(value),), data__order_seed=i, **more)
     point(tmp_path / "other", rank=8, values=(0.8,))
-    own = by_place(swept(tmp_path)[0])["qv", 4]
-    assert own.median == pytest.approx(100 * np.median(values)) and len(own.chosen) == 6
-    assert own.best.order == values.argmax()
+    place = by_place(swept(tmp_path)[0])["qv", 4]
+    assert place.median == pytest.approx(100 * np.median(values)) and len(place.chosen) == 6
+    assert place.best.order == values.argmax()
 
 
 def test_alpha_is_the_rank_where_it_was_not_given(tmp_path):
     for rank in (2, 16):
         point(tmp_path / f"{rank}", rank=rank, method__alpha=None)
     point(tmp_path / "same", rank=16, method__alpha=16.0, seeds=(1,))
-    own = by_place(swept(tmp_path)[0])
-    assert [own["qv", r].best.set_up[1] for r in (2, 16)] == [2, 16]
-    assert len(own["qv", 16].chosen) == 2
+    places = by_place(swept(tmp_path)[0])
+    assert [places["qv", r].best.set_up[1] for r in (2, 16)] == [2, 16]
+    assert len(places["qv", 16].chosen) == 2
 
 
 def test_a_repeated_seed_counts_once(tmp_path):
@@ -175,7 +180,7 @@ def test_a_repeated_seed_counts_once(tmp_path):
     (sweep,) = swept(tmp_path)
     assert by_place(sweep)["qv", 4].scores == pytest.approx([80, 70])
     assert sweep.repeats == (f"{tmp_path.name}/b",)
-    assert f"another run has: `{tmp_path.name}/b`" in ranks.markdown([sweep], str, "")
+    assert f"another run has: `{tmp_path.name}/b`" in rank_tables.markdown([sweep], str, "")
 
 
 def test_other_weights_than_attentions_have_their_targets_as_name(tmp_path):
@@ -184,13 +189,13 @@ def test_other_weights_than_attentions_have_their_targets_as_name(tmp_path):
         point(tmp_path / f"{rank}", rank=rank, method__targets=everywhere)
     point(tmp_path / "q", "q", rank=4)
     for rank in (2, 4):  # arguments per target
-        own = {".*/up": {"rank": rank, "alpha": 4.0}, ".*/down": {"rank": rank, "alpha": 2.0}}
-        point(tmp_path / f"own{rank}", rank=1, method__targets=own)
+        targets = {".*/up": {"rank": rank, "alpha": 4.0}, ".*/down": {"rank": rank, "alpha": 2.0}}
+        point(tmp_path / f"per_target{rank}", rank=1, method__targets=targets)
     (sweep,) = swept(tmp_path)
     names = [everywhere, ".*/up, .*/down"]
     assert list(by_place(sweep)) == [("q", 4), *((n, r) for n in sorted(names) for r in (2, 4))]
     assert by_place(sweep)[names[1], 2].best.set_up[1] == "4 / 2"
-    text = ranks.markdown([sweep], str, "")
+    text = rank_tables.markdown([sweep], str, "")
     assert r"| `.*/(query\|key\|value\|up\|down)$` | 2 |" in text
     drawn = rank_plot.figure([sweep])
     drawn.canvas.draw()  # nothing in a pattern is a formula
@@ -199,15 +204,15 @@ def test_other_weights_than_attentions_have_their_targets_as_name(tmp_path):
 def test_csv_has_every_line(tmp_path):
     scores = grid(tmp_path, np.random.default_rng(3), weights=("q", "v"), ranks=(2, 8))
     found = swept(tmp_path)
-    rows = list(csv.DictReader(io.StringIO(ranks.csv_text(found))))
+    rows = list(csv.DictReader(io.StringIO(rank_tables.csv_text(found))))
     assert [(row["weights"], row["rank"]) for row in rows] == [
         (w, r) for w in "qv" for r in ("2", "8")
     ]
     for row in rows:
         rate = float(row["set_up_learning_rate"])
-        own = 100 * scores[row["weights"], int(row["rank"]), rate]
-        numbers = {"median": np.median(own), "std": np.std(own, ddof=1), "min": own.min()}
-        for name, value in {**numbers, "max": own.max()}.items():
+        seeds = 100 * scores[row["weights"], int(row["rank"]), rate]
+        numbers = {"median": np.median(seeds), "std": np.std(seeds, ddof=1), "min": seeds.min()}
+        for name, value in {**numbers, "max": seeds.max()}.items():
             assert float(row[f"seeds_{name}"]) == pytest.approx(value)
         best = scores[row["weights"], int(row["rank"]), float(row["learning_rate"])]
         assert float(row["best"]) == pytest.approx(100 * best.max())
@@ -253,7 +258,7 @@ def test_a_record_in_a_rank_sweep_alone_is_placed(tmp_path):
 def test_a_headline_score_is_needed(tmp_path):
     for rank in (2, 8):
         point(tmp_path / f"{rank}", rank=rank, metric="f1")
-    assert swept(tmp_path) == [] and ranks.sweeps([]) == []
+    assert swept(tmp_path) == [] and rank_sweeps.find_sweeps([]) == []
 
 
 # --- The figure -----------------------------------------------------------------------------------
@@ -278,20 +283,20 @@ def test_figure_has_medians_ranges_and_seeds(tmp_path):
         "roberta-base, sst2 accuracy, epochs=2", "roberta-base, sst2 accuracy, epochs=3"
     ]  # fmt: skip
     expected = {w: [100 * scores[w, r, 1e-3] for r in (1, 4, 64)] for w in ("q", "qv")}
-    for (color, drawn_ranks, medians), own, known in zip(
+    for (color, drawn_ranks, medians), values, known in zip(
         curves(two), expected.values(), COLOURS, strict=False
     ):
         assert color == known and drawn_ranks == [1, 4, 64]
-        assert medians == pytest.approx([np.median(v) for v in own])
-    for container, own in zip(two.containers, expected.values(), strict=True):
-        ends = container.lines[2][0].get_segments()
-        assert [s[:, 1].tolist() for s in ends] == [pytest.approx([v.min(), v.max()]) for v in own]
+        assert medians == pytest.approx([np.median(v) for v in values])
+    for container, values in zip(two.containers, expected.values(), strict=True):
+        ends = [segment[:, 1].tolist() for segment in container.lines[2][0].get_segments()]
+        assert ends == [pytest.approx([v.min(), v.max()]) for v in values]
     dots = [
         np.sort(points.get_offsets()[:, 1])
         for points in two.collections
         if len(points.get_offsets()) > 1
     ]
-    seeds = [np.sort(np.concatenate(own)) for own in expected.values()]
+    seeds = [np.sort(np.concatenate(values)) for values in expected.values()]
     assert all(any(np.allclose(d, s) for d in dots if len(d) == len(s)) for s in seeds)
     assert [label.get_text() for label in two.get_xticklabels()] == ["1", "4", "64"]
     assert two.get_ylabel() == "accuracy x 100"
@@ -326,7 +331,7 @@ def test_points_of_one_rank_stand_beside_each_other_nearer_than_ranks(tmp_path):
         ({"data__max_prompts": 9}, False),
     ],
 )
-def test_the_papers_curve_is_in_its_own_panel_only(tmp_path, changes, drawn):
+def test_the_papers_curve_is_only_in_the_panel_of_its_model(tmp_path, changes, drawn):
     for rank in (1, 16):
         RECORDS.nlg_record(tmp_path / f"{rank}", rank=rank, bleu=(0.6, 0.7, 0.69), **changes)
     figure = rank_plot.figure(swept(tmp_path))

@@ -1,0 +1,98 @@
+"""The columns of the paper's tables of scores, with their titles and set-ups."""
+
+from __future__ import annotations
+
+import dataclasses
+
+TITLES = {
+    2: "GLUE dev sets",
+    3: "E2E test set",
+    5: "which attention weights to adapt, at one budget",
+    6: "rank and adapted weights",
+    13: "DART test set",
+    14: "WebNLG test set",
+    18: "rank, GPT-2 on E2E",
+}
+SETUPS = {
+    2: "RoBERTa and DeBERTa XXL, all training examples; median of 5 seeds, each at its best epoch on "
+    "the dev set itself. `*`: the paper took it from prior work; `†`: restricted set-up (length "
+    "128, one batch size, no start from MNLI). LoRA on W_q and W_v.",
+    3: "all 42,000 training rows, 5 epochs, batch 8, learning rate 2e-4 (LoRA), beam 10; mean of 3 "
+    "seeds, each at its best epoch. `*`: the paper took it from prior work.",
+    5: "GPT-3 175B, 18M trained values in every column, batch 128, 2 epochs, learning rate 2e-4; "
+    "WikiSQL fluctuates by ±0.5, MNLI by ±0.1.",
+    6: "GPT-3 175B, batch 128, 2 epochs, learning rate 2e-4; WikiSQL fluctuates by ±0.5, MNLI by "
+    "±0.1.",
+    13: "all training rows, 5 epochs, batch 8, learning rate 2e-4 (LoRA), beam 10; mean of 3 seeds. "
+    "The spread of MET and TER is below 0.01.",
+    14: "all training rows, 5 epochs, batch 8, learning rate 2e-4 (LoRA), beam 10; mean of 3 seeds. "
+    "U: categories unseen in training, S: seen, A: all.",
+    18: "GPT-2 medium with LoRA, 26,000 steps, hyperparameters tuned at r=4; one run per rank.",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Column:
+    """A column of scores.
+
+    Attributes:
+      task: of the run records that fill it.
+      metric: its name in run records.
+      title: as printed in the paper.
+      percent: whether the paper prints it times 100.
+    """
+
+    task: str
+    metric: str
+    title: str
+    percent: bool = True
+
+
+COLUMNS: dict[int, tuple[Column, ...]] = {
+    2: (
+        Column("mnli", "accuracy", "MNLI"),
+        Column("sst2", "accuracy", "SST-2"),
+        Column("mrpc", "accuracy", "MRPC"),
+        Column("cola", "matthews", "CoLA"),
+        Column("qnli", "accuracy", "QNLI"),
+        Column("qqp", "accuracy", "QQP"),
+        Column("rte", "accuracy", "RTE"),
+        Column("stsb", "pearson", "STS-B"),
+    ),
+    3: (
+        Column("e2e", "bleu", "BLEU"),
+        Column("e2e", "nist", "NIST", False),
+        Column("e2e", "meteor", "MET"),
+        Column("e2e", "rouge_l", "ROUGE-L"),
+        Column("e2e", "cider", "CIDEr", False),
+    ),
+    13: (
+        Column("dart", "bleu", "BLEU"),
+        Column("dart", "meteor", "MET", False),
+        Column("dart", "ter", "TER", False),
+    ),
+    14: tuple(
+        Column("webnlg", metric + subset, f"{title} {letter}", metric == "bleu")
+        for metric, title in (("bleu", "BLEU"), ("meteor", "MET"), ("ter", "TER"))
+        for subset, letter in (("_unseen", "U"), ("_seen", "S"), ("", "A"))
+    ),
+    18: (
+        Column("e2e", "loss", "val loss", False),
+        Column("e2e", "bleu", "BLEU"),
+        Column("e2e", "nist", "NIST", False),
+        Column("e2e", "meteor", "METEOR", False),
+        Column("e2e", "rouge_l", "ROUGE_L", False),
+        Column("e2e", "cider", "CIDEr", False),
+    ),
+}
+# The last column of Table 2.
+AVERAGE = Column("average", "mean of the eight tasks", "Avg")
+
+# The score that stands for a task.
+_HEADLINES = ("accuracy", "matthews", "pearson", "bleu")
+HEADLINES = {
+    column.task: column
+    for number in (2, 3, 13, 14)
+    for column in COLUMNS[number]
+    if column.metric in _HEADLINES
+}

@@ -1,0 +1,95 @@
+"""Which runs have the same settings: pooling of seeds, and what sets runs apart."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from experiments.report.record import Record, model_label
+from experiments.runs import folder as workdirs
+
+# Fields that may differ between runs of one setting.
+_NOT_A_SETTING = (
+    "seeds", "mesh", "data.source", "data.row_length", "workdir", "log_every", "checkpoint_every",
+    "decode.batch_size",
+)  # fmt: skip
+# Fields that a sweep over weights and ranks varies.
+_SWEPT = (
+    "method.rank", "method.targets", "method.alpha", "method.parts", "method.fused"
+)  # fmt: skip
+
+
+def setting(record: Record, without: Sequence[str] = ()) -> str:
+    """The settings of a run as text, equal for runs that differ in nothing but chance.
+
+    Seeds, paths, logging, and fields that are None are left out.
+
+    Args:
+      record: of the run.
+      without: further fields to leave out, each with everything below it: `method`, `method.rank`.
+    """
+    left_out = (*_NOT_A_SETTING, *without)
+    kept = {
+        key: value
+        for key, value in workdirs.flat(record.config).items()
+        if value is not None
+        and not any(key == name or key.startswith(f"{name}.") for name in left_out)
+    }
+    return json.dumps(kept, sort_keys=True)
+
+
+def swept_setting(record: Record) -> tuple[str, str, str]:
+    """A key that the runs of one sweep over weights and ranks share."""
+    return record.task, record.model, setting(record, _SWEPT)
+
+
+def distinctions(records: Sequence[Record]) -> list[str]:
+    """What sets each record apart from the others, in few fields; "" for a single record.
+
+    The lists of set-ups show all fields; here the first ones that tell the records apart are enough.
+    """
+    configs = [json.loads(setting(record, _SWEPT)) for record in records]
+    names = sorted({key for config in configs for key in config})
+    first = [name for name in ("data.max_examples", "epochs", "learning_rate") if name in names]
+    chosen: list[str] = []
+
+    def texts() -> list[str]:
+        return [", ".join(f"{n}={_short(c[n])}" for n in chosen if n in c) for c in configs]
+
+    for name in dict.fromkeys([*first, *names]):
+        before = len(set(texts()))
+        chosen.append(name)
+        if len(set(texts())) == before:
+            chosen.pop()
+    return texts()
+
+
+def _short(value: Any) -> str:
+    return model_label(value) if isinstance(value, str) and "/" in value else str(value)
+
+
+def pooled(records: Iterable[Record]) -> list[Record]:
+    """Joins records of one setting that have no seed in common."""
+    result: list[Record] = []
+    for new in records:
+        for i, old in enumerate(result):
+            if setting(old) == setting(new) and not set(old.seeds) & set(new.seeds):
+                result[i] = _joined(old, new)
+                break
+        else:
+            result.append(new)
+    return result
+
+
+def _joined(old: Record, new: Record) -> Record:
+    """One record with the seeds of both and the scores that both have."""
+    metrics = [name for name in old.scores if name in new.scores]
+    return dataclasses.replace(
+        old,
+        workdirs=old.workdirs + new.workdirs,
+        seeds=old.seeds + new.seeds,
+        scores={name: old.scores[name] + new.scores[name] for name in metrics},
+        raw=old.raw + new.raw,
+    )
