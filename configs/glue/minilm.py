@@ -6,7 +6,8 @@ task and the method are arguments; the learning rates are ours, not tuned beyond
     python -m experiments.glue --config=configs/glue/minilm.py:sst2,lora --workdir=runs/sst2 \
         --config.data.source=FOLDER_WITH_GLUE_TSV_FILES
 
-Methods: lora (r=8, alpha=16 on q and v), lora_all (on all six matrices of a layer), adapter_h, adapter_p,
+Methods: lora (r=8, alpha=16 on q and v), dora (the same with trained magnitudes), lora_all (on all six
+matrices of a layer), adapter_h, adapter_p,
 adapter_l (about LoRA's number of values), adapter_d (in the upper half of the layers), prefix_embed,
 prefix_layer, lora_prefix_embed, lora_prefix_layer, bitfit, top2, full, head_only. On sentence pairs LoRA
 is slow to start in this small encoder; see docs/measured.md.
@@ -21,6 +22,7 @@ _LORA: dict[str, Any] = {
 }  # fmt: skip
 METHODS: dict[str, dict[str, Any]] = {
     "lora": _LORA,
+    "dora": {**_LORA, "magnitude": True},
     "lora_all": {**_LORA, "targets": r".*/(query|key|value|attention/output|up|down)"},
     "adapter_h": {"name": "adapter_h", "size": 8},
     "adapter_p": {"name": "adapter_p", "size": 16},
@@ -36,7 +38,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "head_only": {"name": "head_only"},
 }
 _LEARNING_RATE = {
-    "lora": 1e-3, "lora_all": 1e-3, "lora_prefix_embed": 1e-3, "lora_prefix_layer": 1e-3,
+    "lora": 1e-3, "dora": 1e-3, "lora_all": 1e-3, "lora_prefix_embed": 1e-3, "lora_prefix_layer": 1e-3,
     "adapter_h": 3e-3, "adapter_p": 1e-3, "adapter_l": 1e-3, "adapter_d": 3e-3,
     "prefix_embed": 2e-2, "prefix_layer": 2e-2,
     "bitfit": 2e-3, "top2": 5e-4, "full": 1e-4, "head_only": 5e-3,
