@@ -28,10 +28,10 @@ PROMPT = 9  # longest
 @pytest.fixture(scope="session")
 def models(tmp_path_factory):
     """PyTorch's model in float64 and ours, by vocabulary size and seed."""
-    made = {}
+    loaded = {}
 
     def get(vocab, seed):
-        if (vocab, seed) not in made:
+        if (vocab, seed) not in loaded:
             config = transformers.GPT2Config(
                 vocab_size=vocab, n_embd=16, n_layer=2, n_head=2, n_positions=32
             )
@@ -45,8 +45,8 @@ def models(tmp_path_factory):
             folder = tmp_path_factory.mktemp("model")
             theirs.save_pretrained(folder)
             ours = hub.load_decoder(folder, hub.read_decoder_config(folder))
-            made[vocab, seed] = theirs.double(), ours
-        return made[vocab, seed]
+            loaded[vocab, seed] = theirs.double(), ours
+        return loaded[vocab, seed]
 
     return get
 
@@ -162,7 +162,9 @@ def test_equals_the_slow_reference(case, models, search):
         penalty = PENALTIES[(seed + CASES.index(case)) % len(PENALTIES)]
         theirs, ours = models(vocab, seed)
         ends = (5, 3) if seed % 2 else (7,)
-        settings = BeamSearch(ends, beams, penalty, ngram, steps)
+        settings = BeamSearch(
+            ends, beams=beams, length_penalty=penalty, no_repeat_ngram=ngram, max_tokens=steps
+        )
         texts, prompts, lengths = random_prompts(vocab, PROMPTS, seed=100 * vocab + seed)
         found = search(ours, prompts, lengths, settings)
         for i, text in enumerate(texts):
@@ -195,7 +197,12 @@ def test_an_early_stop_changes_nothing(models, monkeypatch):
         monkeypatch.setattr(beam, "_may_win", replacement)
         search = jax.jit(
             lambda model, prompt, n, penalty: beam_search(
-                model, prompt, n, BeamSearch((3, 7), 3, penalty, 2, 12)
+                model,
+                prompt,
+                n,
+                BeamSearch(
+                    (3, 7), beams=3, length_penalty=penalty, no_repeat_ngram=2, max_tokens=12
+                ),
             )
         )
         # One prompt at a time: a batch runs until all its prompts are done.
@@ -225,7 +232,7 @@ def test_an_early_stop_changes_nothing(models, monkeypatch):
 def test_one_beam_is_greedy(models):
     both = jax.jit(
         lambda m, p, n: (
-            beam_search(m, p, n, BeamSearch((3, 7), 1, 0.9, 0, 10)),
+            beam_search(m, p, n, BeamSearch((3, 7), beams=1, no_repeat_ngram=0, max_tokens=10)),
             sample(m, p, n, Sampling((3, 7), max_tokens=10), jax.random.key(0)),
         )
     )
@@ -240,7 +247,8 @@ def test_one_beam_is_greedy(models):
 
 
 def test_neighbours_and_padding_do_not_matter(models):
-    search = jax.jit(lambda m, p, n: beam_search(m, p, n, BeamSearch((3, 7), 4, 0.8, 3, 8)))
+    settings = BeamSearch((3, 7), beams=4, length_penalty=0.8, no_repeat_ngram=3, max_tokens=8)
+    search = jax.jit(lambda m, p, n: beam_search(m, p, n, settings))
     _, ours = models(17, 3)
     texts, prompts, lengths = random_prompts(17, 6, 5)
     together = search(ours, prompts, lengths)
@@ -282,14 +290,16 @@ def test_wrong_settings_are_errors(wrong):
 
 def test_more_beams_than_tokens_are_an_error(models):
     with pytest.raises(ValueError, match="12 beams are more than the 11 tokens"):
-        beam_search(models(11, 0)[1], np.ones((1, 2), int), np.array([2]), BeamSearch((1,), 12))
+        beam_search(
+            models(11, 0)[1], jnp.ones((1, 2), int), jnp.array([2]), BeamSearch((1,), beams=12)
+        )
 
 
 @pytest.mark.parametrize("width, steps", [(9, 30), (33, 1)])  # of 32 positions
 def test_more_tokens_than_positions_are_an_error(models, width, steps):
-    prompts, settings = np.ones((1, width), int), BeamSearch((1,), 2, max_tokens=steps)
+    prompts, settings = jnp.ones((1, width), int), BeamSearch((1,), beams=2, max_tokens=steps)
     with pytest.raises(ValueError, match="32"):
-        beam_search(models(11, 0)[1], prompts, np.array([9]), settings)
+        beam_search(models(11, 0)[1], prompts, jnp.array([9]), settings)
 
 
 def test_defaults_are_table_11s():
