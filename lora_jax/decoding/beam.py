@@ -29,6 +29,8 @@ from lora_jax.models.decoder import Decoder
 class BeamSearch:
     """Settings of beam search; the defaults are the paper's for E2E (Table 11).
 
+    End tokens and length penalty may be traced: searches that differ in them can share a program.
+
     Attributes:
       end_tokens: ids of the tokens that finish a beam.
       beams: number of continuations that are searched at once.
@@ -40,10 +42,10 @@ class BeamSearch:
       ValueError: a number is too small.
     """
 
-    end_tokens: tuple[int, ...]
+    end_tokens: tuple[int | Int[Array, ""], ...]
     _: dataclasses.KW_ONLY
     beams: int = 10
-    length_penalty: float = 0.9
+    length_penalty: float | Float[Array, ""] = 0.9
     no_repeat_ngram: int = 4
     max_tokens: int = 64
 

@@ -175,7 +175,7 @@ def test_packed_loss_and_gradients_are_those_of_padded_rows():
     count = packing.place(rows.lengths, 32)[1]
     assert count < 6  # rows are shared
     slots = rows.slots([range(8)])
-    batch = rows.pack(range(8), (count + 1, 32), slots)
+    batch = jax.tree.map(jnp.asarray, rows.pack(range(8), (count + 1, 32), slots))
     assert batch.weights.sum() < slots
     inputs, targets, mask = public_arrays(rows)
 
@@ -184,7 +184,7 @@ def test_packed_loss_and_gradients_are_those_of_padded_rows():
 
     def padded(params, smoothing):
         model = partition.join(structure, params, rest)
-        at = [grid.ravel() for grid in np.indices(inputs.shape)]
+        at = [jnp.asarray(grid.ravel()) for grid in np.indices(inputs.shape)]
         positions = np.broadcast_to(np.arange(inputs.shape[1]), inputs.shape)
         one = np.ones_like(inputs)  # no attention mask: padding is behind, attention causal
         logits = model(Inputs(inputs, one, positions, 0 * one), *at)
@@ -233,7 +233,8 @@ def test_loss_is_that_of_the_public_code(torch_model, smoothing):
     losses = (1.0 - smoothing) * nll + smoothing * -chances.mean(dim=-1)
     expected = (losses * mask.view(-1)).sum() / (mask.sum() + 0.0001)
     expected.backward()
-    batch = rows.pack(range(8), shapes.cheapest(rows.lengths, 16, 32), rows.slots([range(8)]))
+    packed = rows.pack(range(8), shapes.cheapest(rows.lengths, 16, 32), rows.slots([range(8)]))
+    batch = jax.tree.map(jnp.asarray, packed)
     all_trained = dict.fromkeys(partition.parameters(ours), partition.TRAINABLE)
     structure, params, rest = partition.split(ours, all_trained)
     loss = step.completion_loss(smoothing)
