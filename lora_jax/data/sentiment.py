@@ -23,6 +23,7 @@ Ribeiro et al. (2020), "Beyond Accuracy: Behavioral Testing of NLP Models with C
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import re
 
@@ -118,19 +119,21 @@ def _capacity(template: str, split: str, label: int) -> int:
     )
 
 
+@functools.cache
 def _choices(template: str, split: str, domain: str, label: int) -> dict[str, int]:
     """Returns the number of choices for each slot that does not follow from another one."""
     slots = [s for s in re.findall(r"{(\w+)}", "{open}" + template) if s not in grammar.SINGULAR]
     return {s: len(_pool(s, split, domain, label)) - (s in grammar.SECOND) for s in slots}
 
 
-def _pool(slot: str, split: str, domain: str, label: int) -> list[str]:
+@functools.cache
+def _pool(slot: str, split: str, domain: str, label: int) -> tuple[str, ...]:
     """Returns what a slot can take; a second slot may not repeat the choice of the first."""
     if slot in grammar.FUNCTION_SLOTS:
-        return list(grammar.FUNCTION_SLOTS[slot])
+        return grammar.FUNCTION_SLOTS[slot]
     lexicon = _lexicon(split)
     if slot in ("noun", "other"):
-        return lexicon[domain].split(" / ")[2].split()
+        return tuple(lexicon[domain].split(" / ")[2].split())
     kind, role = slot.split("_")
     if kind.startswith(("verb", "effect")):
         keys = [kind.removesuffix("ed")]
@@ -139,8 +142,8 @@ def _pool(slot: str, split: str, domain: str, label: int) -> list[str]:
     polarity = label if role == "same" else 1 - label
     entries = [e for key in keys for e in lexicon[key].split(" / ")[polarity].split()]
     if kind == "more":
-        return [e.split(":")[1] if ":" in e else f"more {e}" for e in entries]
-    return [entry.split(":")[kind.endswith("ed")] for entry in entries]
+        return tuple(e.split(":")[1] if ":" in e else f"more {e}" for e in entries)
+    return tuple(entry.split(":")[kind.endswith("ed")] for entry in entries)
 
 
 def _fill(template: str, split: str, label: int, number: int) -> str:

@@ -13,12 +13,14 @@ import transformers
 from flax import nnx
 
 from lora_jax import partition
-from lora_jax.data import batches, completions, data_to_text, packing, shapes
+from lora_jax.data import batches, completions, packing, shapes
 from lora_jax.data.batch import Inputs
 from lora_jax.data.completions import TokenisedPairs
 from lora_jax.models import hub
 from lora_jax.models.decoder import Decoder, DecoderConfig
 from lora_jax.training import step
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 torch.set_num_threads(1)
 VOCAB = 60
@@ -260,12 +262,10 @@ def test_bad_smoothing_is_refused(smoothing):
 
 
 @pytest.mark.parametrize("width", [256, 1024])
-def test_real_e2e_batches_are_dense(real_data, width):
+def test_real_e2e_batches_are_dense(real_data, corpus, width):
     """Padding to the longest row of a batch, as peers do, makes 73% of the tokens real ones."""
     tokenizer = transformers.AutoTokenizer.from_pretrained(real_data / "tokenizers/gpt2")
-    rows = completions.tokenise_pairs(
-        data_to_text.read("e2e", "train", str(real_data)).take(12_000), tokenizer
-    )
+    rows = completions.tokenise_pairs(corpus("e2e", "train").take(12_000), tokenizer)
     data = batches.TrainingBatches(
         rows, batch_size=8, epochs=5, seed=0, hidden_size=width, max_length=512
     )

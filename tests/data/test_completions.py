@@ -44,8 +44,8 @@ def test_end_marker_inside_a_text_is_no_end_token(tokenizer):
 
 
 @pytest.mark.parametrize("dataset", data_to_text.DATASETS)
-def test_batch_equals_one_by_one_and_decodes_back(dataset, tokenizer, real_data):
-    pairs = data_to_text.read(dataset, "valid", str(real_data))
+def test_batch_equals_one_by_one_and_decodes_back(dataset, tokenizer, corpus):
+    pairs = corpus(dataset, "valid")
     chosen = np.random.default_rng(1).choice(len(pairs), 60, replace=False)
     pairs = Pairs(
         *([column[i] for i in chosen] for column in (pairs.contexts, pairs.completions)), [""] * 60
@@ -72,8 +72,8 @@ LENGTHS = {
 
 
 @pytest.mark.parametrize(("dataset", "split"), LENGTHS)
-def test_real_lengths_and_nothing_is_lost(dataset, split, tokenizer, real_data):
-    pairs = data_to_text.read(dataset, split, str(real_data))
+def test_real_lengths_and_nothing_is_lost(dataset, split, tokenizer, corpus):
+    pairs = corpus(dataset, split)
     rows = completions.tokenise_pairs(pairs, tokenizer)
     lengths, starts = rows.lengths, rows.starts
     assert lengths.dtype == np.int32 and rows.cut == 0

@@ -8,6 +8,7 @@ import shutil
 
 import numpy as np
 import pytest
+from corpus_files import entry, webnlg_json, webnlg_xml, write
 
 from lora_jax.data import data_to_text, e2e
 from lora_jax.data.pairs import Pairs, by_context
@@ -71,8 +72,8 @@ def rows(pairs: Pairs) -> list[tuple[str, str, str]]:
 
 
 @pytest.mark.parametrize(("dataset", "split"), COUNTS)
-def test_real_counts_and_first_rows(dataset, split, real_data):
-    pairs = data_to_text.read(dataset, split, str(real_data))
+def test_real_counts_and_first_rows(dataset, split, corpus):
+    pairs = corpus(dataset, split)
     groups = by_context(pairs)
     most = max(map(len, groups.references))
     assert (len(pairs), len(groups), most) == COUNTS[dataset, split]
@@ -86,10 +87,10 @@ def test_real_counts_and_first_rows(dataset, split, real_data):
     assert all(all(texts) for texts in groups.references) and all(pairs.contexts)
 
 
-def test_real_webnlg_subsets(real_data):
+def test_real_webnlg_subsets(corpus):
     for split in ("train", "valid"):
-        assert set(data_to_text.read("webnlg", split, str(real_data)).subsets) == {"seen"}
-    test = data_to_text.read("webnlg", "test", str(real_data))
+        assert set(corpus("webnlg", split).subsets) == {"seen"}
+    test = corpus("webnlg", "test")
     assert collections.Counter(test.subsets) == {"seen": 2495, "unseen": 2433}
     assert collections.Counter(by_context(test).subsets) == {"seen": 971, "unseen": 891}
 
@@ -106,8 +107,8 @@ SAME = {"train": (42008, 42061), "valid": (4671, 4672), "test": (4656, 4693)}
 
 
 @pytest.mark.parametrize("split", SAME)
-def test_real_e2e_csv_gives_the_txt_but_for_some_blanks(split, real_data):
-    txt = data_to_text.read("e2e", split, str(real_data))
+def test_real_e2e_csv_gives_the_txt_but_for_some_blanks(split, real_data, corpus):
+    txt = corpus("e2e", split)
     csv = data_to_text.read("e2e", split, str(real_data / "nlg" / "e2e" / "csv"))
     assert csv.contexts == txt.contexts
     same = [a == b for a, b in zip(csv.completions, txt.completions, strict=True)]

@@ -1,13 +1,12 @@
-"""Tests of the GLUE readers, on generated files, a generated TFDS data set and the real files."""
+"""GLUE examples from the original files: generated ones and the real ones."""
 
 from __future__ import annotations
 
 import logging
-import pathlib
-import sys
 
 import numpy as np
 import pytest
+from glue_files import assert_equal, write_rows
 
 from lora_jax.data import glue, glue_tasks
 
@@ -29,130 +28,6 @@ COUNTS = {
     "rte": [(146, 131)],
     "mnli": [(3479, 3123, 3213), (3463, 3129, 3240)],
 }
-# Characters that a careless reader would take for quoting or for the end of a line.
-ODD = ['"', 'say "no" ', "a\x85b", "c\u2028d", "\u00e9t\u00e9", "it 's ", " lead", "'", 'end"']
-HEADERS = {
-    "cola": ["source", "label", "mark", "sentence"],
-    "sst2": ["sentence", "label"],
-    "mrpc": ["Quality", "#1 ID", "#2 ID", "#1 String", "#2 String"],
-    "stsb": [*"abcdefg", "sentence1", "sentence2", "score"],
-    "qqp": ["id", "qid1", "qid2", "question1", "question2", "is_duplicate"],
-    "mnli": ["index", "promptID", "sentence1", "sentence2", "label1", "gold_label"],
-    "qnli": ["index", "question", "sentence", "label"],
-    "rte": ["index", "sentence1", "sentence2", "label"],
-    "wnli": ["index", "sentence1", "sentence2", "label"],
-}
-
-
-def write_rows(
-    task: glue_tasks.Task, path: pathlib.Path, rows: int, seed: int, extra: str = ""
-) -> str:
-    """Writes a file in the task's original format and returns its text."""
-    generator = np.random.default_rng(seed)
-    lines = [] if task.header else ["\t".join(HEADERS[task.name])]
-    for number in range(rows):
-        row = dict.fromkeys(HEADERS[task.name], f"{seed}{number}")
-        for column in task.columns:
-            row[column] = f"{ODD[generator.integers(len(ODD))]} {column} {number}"
-        score = f"{generator.integers(0, 26) / 5:.3f}"
-        row[task.label_column] = (
-            score if task.regression else str(generator.choice(task.label_values))
-        )
-        lines.append("\t".join(row.values()))
-    text = "\n".join(lines) + "\n" + extra
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(text.encode())
-    return text
-
-
-def write_folder(task: glue_tasks.Task, root: pathlib.Path) -> None:
-    """Writes the labelled files of a task and, where TFDS needs one, its test files."""
-    folder = root / task.folder
-    extra = "7\t8\t9\tcut here\nrest\tsecond\t0\n" if task.skip_short_rows else ""
-    for seed, split in enumerate(("train", *task.evaluations)):
-        name = split.replace("validation", "dev")
-        write_rows(task, folder / f"{name}.tsv", 23 + seed, seed, extra)
-        if name != "train":
-            test = folder / f"{name.replace('dev', 'test')}.tsv"
-            columns = task.columns
-            test.write_text("\t".join(columns) + "\n" + "\t".join(columns) + "\n")
-
-
-def write_mrpc_sources(root: pathlib.Path) -> dict[str, pathlib.Path]:
-    """Writes the files that TFDS makes MRPC from, and the original GLUE files of the same rows."""
-    task = glue_tasks.task("mrpc")
-    text = "\ufeff" + write_rows(task, root / "msr_paraphrase_train.txt", 40, 3)
-    header, *rows = text.removesuffix("\n").split("\n")
-    dev = rows[1::4]
-    files = {
-        "msr_paraphrase_train.txt": text,
-        "dev_ids.tsv": "".join("\t".join(row.split("\t")[1:3]) + "\n" for row in dev),
-        "MRPC/train.tsv": "\n".join([header, *(row for row in rows if row not in dev)]) + "\n",
-        "MRPC/dev.tsv": "\n".join([header, *dev]) + "\n",
-    }
-    for name, content in files.items():
-        (root / name).parent.mkdir(exist_ok=True)
-        (root / name).write_bytes(content.encode())
-    train = root / "msr_paraphrase_train.txt"
-    return {"train": train, "test": train, "dev_ids": root / "dev_ids.tsv"}
-
-
-def assert_equal(one: glue.Examples, two: glue.Examples) -> None:
-    assert one.first == two.first
-    assert one.second == two.second
-    assert one.labels.dtype == two.labels.dtype
-    np.testing.assert_array_equal(one.labels, two.labels)
-
-
-@pytest.fixture
-def offline_tfds(monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path) -> pathlib.Path:
-    """Generated GLUE files in place of TFDS's downloads; everything after the download is real."""
-    download = pytest.importorskip("tensorflow_datasets").core.download
-    raw = tmp_path / "raw"
-    for task in glue_tasks.TASKS.values():
-        if task.name != "mrpc":
-            write_folder(task, raw)
-    mrpc = write_mrpc_sources(raw)
-    manager = download.DownloadManager
-    monkeypatch.setattr(manager, "download_and_extract", lambda self, url: str(raw))
-    monkeypatch.setattr(manager, "download", lambda self, urls: {k: str(mrpc[k]) for k in urls})
-    return raw
-
-
-@pytest.mark.parametrize("name", glue_tasks.TASKS)
-def test_tfds_and_folder_give_equal_examples(name, offline_tfds, tmp_path):
-    task = glue_tasks.task(name)
-    before = set(sys.modules)
-    for split in ("train", *task.evaluations):
-        from_folder = glue.read(task, split, str(offline_tfds))
-        assert_equal(from_folder, glue.read(task, split, f"tfds:{tmp_path / 'tfds'}"))
-        assert len(from_folder) >= 10
-        assert len(set(from_folder.labels.tolist())) > 1
-    assert "tensorflow" not in set(sys.modules) - before
-
-
-def test_tfds_download_failure_names_the_folder_source(offline_tfds, monkeypatch, tmp_path):
-    from tensorflow_datasets.core import download
-
-    def refuse(self, url):
-        raise ConnectionError("no route to host")
-
-    monkeypatch.setattr(download.DownloadManager, "download_and_extract", refuse)
-    with pytest.raises(OSError, match=r"glue/rte .*no route to host.*source=FOLDER"):
-        glue.read(glue_tasks.task("rte"), "train", f"tfds:{tmp_path / 'tfds'}")
-
-
-def test_missing_tfds_names_the_packages(monkeypatch):
-    monkeypatch.setitem(sys.modules, "tensorflow_datasets.text", None)
-    with pytest.raises(ImportError, match="pip install tensorflow-datasets .*source=FOLDER"):
-        glue.read(glue_tasks.task("rte"), "train", "tfds")
-
-
-def test_tfds_without_labels_is_refused(offline_tfds, tmp_path):
-    path = offline_tfds / "SST-2" / "train.tsv"
-    path.write_text("sentence\nno label here\n")  # TFDS gives -1 where there is no label column.
-    with pytest.raises(ValueError, match="idx 0 has no valid label"):
-        glue.read(glue_tasks.task("sst2"), "train", f"tfds:{tmp_path / 'tfds'}")
 
 
 @pytest.mark.parametrize("name", ROWS)
@@ -202,7 +77,7 @@ def test_file_details_carriage_returns_bom_and_no_last_newline(tmp_path):
     path.parent.mkdir()
     text = '\ufeffindex\tsentence1\tsentence2\tlabel\r\n0\t"a\x0bb\rc\td"\tentailment\r\n'
     path.write_bytes((text + "1\te\tf\tnot_entailment").encode())
-    for source in (tmp_path, path.parent):  # The folder of folders, and the task's own folder.
+    for source in (tmp_path, path.parent):  # The folder of folders, and the task's folder.
         examples = glue.read(glue_tasks.task("rte"), "validation", str(source))
         assert examples.first == ['"a\x0bb\rc', "e"]
         assert examples.second == ['d"', "f"]
@@ -293,15 +168,6 @@ def test_splits_without_labels_and_unknown_splits_are_refused(tmp_path):
             glue.read(glue_tasks.task("mnli"), split, str(tmp_path))
     with pytest.raises(ValueError, match="'validation'. Use one of: train, validation_matched"):
         glue.read(glue_tasks.task("mnli"), "validation", str(tmp_path))
-
-
-def test_class_ids_agree_with_tfds():
-    tfds_glue = pytest.importorskip("tensorflow_datasets.text.glue")
-    configs = {config.name: config for config in tfds_glue.Glue.BUILDER_CONFIGS}
-    for name, task in glue_tasks.TASKS.items():
-        assert task.labels == tuple(configs[name].label_classes or ())
-        assert task.num_outputs == (len(task.labels) if task.labels else 1)
-        assert task.folder == configs[name].data_dir
 
 
 def test_take_and_subset_keep_texts_with_their_labels():

@@ -17,6 +17,8 @@ from lora_jax.decoding.ngrams import ban_repeats
 from lora_jax.decoding.sampling import Sampling, sample
 from lora_jax.models import hub
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 torch.set_num_threads(1)
 
 # A case in which the reference itself decides by less than this is not compared: our sums are in
