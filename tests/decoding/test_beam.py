@@ -1,4 +1,4 @@
-"""Beam search against a slow reference, written from the rules in plain loops."""
+"""Beam search against the slow reference."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from slow_beam_search import slow_beam_search
 
 from lora_jax.decoding import beam
 from lora_jax.decoding.beam import BeamSearch, beam_search
-from lora_jax.decoding.ngrams import ban_repeats
 from lora_jax.decoding.sampling import Sampling, sample
 from lora_jax.models import hub
 
@@ -60,72 +60,6 @@ def random_prompts(vocab, n, seed):
     lengths[:2] = [1, PROMPT][:n]
     padded = rng.integers(0, vocab, (n, PROMPT))
     return [padded[i, :k].tolist() for i, k in enumerate(lengths)], padded, lengths
-
-
-def log_probabilities(theirs, texts, banned):
-    """Log-probability of every next token after whole texts, without a cache; -inf where banned."""
-    tokens = np.zeros((len(texts), max(map(len, texts))), int)
-    for row, text in zip(tokens, texts, strict=True):
-        row[: len(text)] = text
-    with torch.no_grad():
-        logits = theirs(torch.tensor(tokens)).logits.numpy()
-    logits = np.stack([logits[i, len(text) - 1] for i, text in enumerate(texts)])
-    for row, tokens in zip(logits, banned, strict=True):
-        row[list(tokens)] = -np.inf
-    logits -= logits.max(axis=1, keepdims=True)
-    return logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
-
-
-def repeating(generated, size):
-    """The tokens that would complete an n-gram which `generated` holds already."""
-    if size == 0 or len(generated) < size - 1:
-        return set()
-    grams = {tuple(generated[i : i + size]) for i in range(len(generated) - size + 1)}
-    newest = tuple(generated[len(generated) - size + 1 :])
-    return {gram[-1] for gram in grams if gram[:-1] == newest}
-
-
-def slow_beam_search(theirs, prompt, settings):
-    """Best continuation, its score, and the smallest margin by which anything was decided."""
-    alive, best, margin = [([], 0.0)], None, np.inf
-
-    def finish(history, total):
-        nonlocal best, margin
-        score = total / len(history) ** settings.length_penalty
-        if best is not None:
-            margin = min(margin, abs(score - best[1]))
-        if best is None or score > best[1]:
-            best = history, score
-
-    # A finished beam has probability 0 and never comes back, so here it just goes away.
-    for _ in range(settings.max_tokens):
-        if not alive:
-            break
-        histories = [history for history, _ in alive]
-        values = log_probabilities(
-            theirs,
-            [prompt + h for h in histories],
-            [repeating(h, settings.no_repeat_ngram) for h in histories],
-        )
-        candidates = [
-            (total + values[i, token], [*history, token])
-            for i, (history, total) in enumerate(alive)
-            for token in range(values.shape[1])
-            if values[i, token] > -np.inf
-        ]
-        candidates.sort(key=lambda candidate: -candidate[0])
-        if len(candidates) > settings.beams:
-            kept, dropped = candidates[settings.beams - 1], candidates[settings.beams]
-            margin = min(margin, kept[0] - dropped[0])
-        alive = []
-        for total, history in candidates[: settings.beams]:
-            if history[-1] in settings.end_tokens:
-                finish(history, total)
-            else:
-                alive.append((history, total))
-    for history, total in alive:
-        finish(history, total)
-    return *best, margin
 
 
 @pytest.fixture(scope="module")
@@ -263,25 +197,6 @@ def test_neighbours_and_padding_do_not_matter(models):
         assert alone.lengths[0] == together.lengths[i]
         # Other shapes, so other orders of summation.
         np.testing.assert_allclose(alone.scores[0], together.scores[i], rtol=0, atol=2e-5)
-
-
-@pytest.mark.parametrize("size", [0, 1, 2, 3, 4, 5])
-def test_banned_tokens_are_those_of_sets(size):
-    rng = np.random.default_rng(size)
-    steps, vocab = 14, 4
-    ban = jax.jit(ban_repeats, static_argnums=3)
-    for step in range(steps):
-        history = rng.integers(0, vocab, (3, 5, steps))  # what lies behind `step` must not count
-        history[0, 0] = np.arange(steps) % 2
-        logits = rng.normal(size=(3, 5, vocab)).astype(np.float32)
-        got = ban(logits, history, step, size)
-        for i in np.ndindex(3, 5):
-            banned = repeating(history[i][:step].tolist(), size)
-            expected = [-np.inf if t in banned else logits[i][t] for t in range(vocab)]
-            np.testing.assert_array_equal(got[i], expected, err_msg=f"{step} {history[i]}")
-    # A history shorter than the n-gram bans nothing.
-    short = ban(logits, history[..., : max(size - 1, 1)], max(size - 1, 0), size)
-    np.testing.assert_array_equal(short, logits)
 
 
 @pytest.mark.parametrize("wrong", [{"beams": 0}, {"max_tokens": 0}, {"no_repeat_ngram": -1}])
