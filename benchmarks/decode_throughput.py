@@ -30,7 +30,8 @@ from benchmarks import timing
 from experiments.runs.language import end_tokens
 from lora_jax import partition
 from lora_jax.data import completions, data_to_text
-from lora_jax.decoding.beam import BeamSearch, Continuations, beam_search
+from lora_jax.data.pairs import by_context
+from lora_jax.decoding.beam import BeamSearch, beam_search
 from lora_jax.decoding.predictions import batches
 from lora_jax.models import hub
 from lora_jax.models.decoder import SIZES, Decoder
@@ -128,7 +129,7 @@ def main(_: list[str]) -> None:
     """Decodes with both and prints the table."""
     folder = model_folder()
     tokenizer = transformers.AutoTokenizer.from_pretrained(_TOKENIZER.value or str(folder))
-    test = data_to_text.grouped(data_to_text.read("e2e", "test", _DATA.value)).take(_PROMPTS.value)
+    test = by_context(data_to_text.read("e2e", "test", _DATA.value)).take(_PROMPTS.value)
     prompts = completions.prompts(test, tokenizer, 448)
     ends = () if _ALL_STEPS.value else end_tokens(tokenizer)
     settings = BeamSearch(ends)

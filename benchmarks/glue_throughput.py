@@ -28,7 +28,7 @@ from absl import app, flags
 import lora_jax as lj
 from benchmarks import peft_reference, timing
 from lora_jax import partition
-from lora_jax.data import batches, glue
+from lora_jax.data import batches, glue, glue_tasks
 from lora_jax.models import hub
 from lora_jax.training import optimizer, step
 
@@ -44,7 +44,7 @@ METHOD = lj.lora(r".*/attention/(query|value)", rank=8, alpha=16, head="head/.*"
 
 def examples_of(name: str, count: int) -> glue.Examples:
     """A random sample of a task's training set."""
-    everything = glue.read(glue.task(name), "train", _DATA.value)
+    everything = glue.read(glue_tasks.task(name), "train", _DATA.value)
     order = np.random.default_rng(0).permutation(len(everything))
     return everything.subset(order[:count])
 
@@ -64,7 +64,14 @@ def ours(
     """
     folder = hub.find(_MODEL)
     config = hub.read_config(folder, hidden_dropout_prob=rate, attention_probs_dropout_prob=rate)
-    data = batches.TrainingBatches(tokens, 32, 10, 0, config.hidden_size, _LENGTH)
+    data = batches.TrainingBatches(
+        tokens,
+        batch_size=32,
+        epochs=10,
+        seed=0,
+        hidden_size=config.hidden_size,
+        max_length=_LENGTH,
+    )
     model = hub.load_classifier(folder, config, outputs, jax.random.key(0))
     adapted = METHOD.insert(model, jax.random.key(1))
     labels = METHOD.labels(adapted)
@@ -143,7 +150,7 @@ def main(_: list[str]) -> None:
     record, rows = {}, []
     tokenizer = transformers.AutoTokenizer.from_pretrained(str(hub.find(_MODEL)))
     for name in _TASKS.value:
-        outputs = glue.task(name).num_outputs
+        outputs = glue_tasks.task(name).num_outputs
         examples = examples_of(name, 32 * _BATCHES.value)
         tokens = batches.tokenise(examples, tokenizer, _LENGTH)
         call, facts = ours(tokens, outputs, 0.1)

@@ -21,13 +21,13 @@ from ml_collections import ConfigDict, config_flags
 from experiments.runs import command_line
 from experiments.runs.classification import Outputs, Preparation, Problem, Run, train_all
 from experiments.runs.record import speed
-from lora_jax.data import glue
+from lora_jax.data import glue, glue_tasks
 from lora_jax.files import write_json
 from lora_jax.metrics import glue as metrics
 from lora_jax.sharding.hosts import is_main
 
 
-def score(task: glue.Task, outputs: Outputs, labels: Outputs) -> dict[str, float]:
+def score(task: glue_tasks.Task, outputs: Outputs, labels: Outputs) -> dict[str, float]:
     """Metrics of a task. MNLI: matched under the plain names, mismatched and both pooled beside."""
     first, *others = task.evaluations
     result = metrics.scores(task, outputs[first], labels[first])
@@ -43,7 +43,7 @@ def score(task: glue.Task, outputs: Outputs, labels: Outputs) -> dict[str, float
 
 def problem(config: ConfigDict) -> Problem:
     """The GLUE task of a config, its data read from `config.data.source`."""
-    task, data = glue.task(config.task), config.data
+    task, data = glue_tasks.task(config.task), config.data
     return Problem(
         name=task.name,
         num_outputs=task.num_outputs,

@@ -30,7 +30,7 @@ from lora_jax import methods, partition
 from lora_jax.data import data_to_text
 from lora_jax.data.batches import TrainingBatches
 from lora_jax.data.completions import TokenisedPairs, tokenise_pairs
-from lora_jax.data.data_to_text import Pairs
+from lora_jax.data.pairs import Pairs
 from lora_jax.files import write_json
 from lora_jax.models import hub
 from lora_jax.models.decoder import Decoder, DecoderConfig
@@ -119,8 +119,8 @@ def pretrain(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     adaptation = Adaptation(config, model, methods.full(), jax.random.key(config.seed), mesh)
     rows = documents(train, tokenizer, sizes.max_length)
     data = TrainingBatches(
-        rows, config.batch_size, config.epochs, config.seed, sizes.n_embd, sizes.max_length,
-        shares(mesh),
+        rows, batch_size=config.batch_size, epochs=config.epochs, seed=config.seed,
+        hidden_size=sizes.n_embd, max_length=sizes.max_length, parts=shares(mesh),
     )  # fmt: skip
     judge = Validation(
         documents(valid, tokenizer, sizes.max_length), sizes.n_embd, sizes.max_length, mesh

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and JSON."""
+"""Files and folders that are written whole or not at all, and JSON."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lora_jax.sharding.hosts import is_main
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Writes a file whole or not at all; of several processes only the first one writes."""
+    """Writes a file whole or not at all. Of several processes only the first one writes."""
     if not is_main():
         return
     beside = path.with_name(f".{path.name}.{platform.node()}.{os.getpid()}")
@@ -27,14 +27,18 @@ def write_bytes(path: Path, content: bytes) -> None:
         raise
 
 
-def write_text(path: Path, text: str) -> None:
-    """Writes a text file whole or not at all; makes its folder if needed."""
+def write_text(path: str | os.PathLike[str], text: str) -> None:
+    """Writes a UTF-8 text file whole or not at all; makes its folder if needed."""
+    path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_bytes(path, text.encode())
 
 
 def replace_folder(source: Path, target: Path) -> None:
-    """Replaces `target` by a copy of `source`, written beside and renamed; on the first host."""
+    """Replaces the folder `target` by a copy of `source`.
+
+    The copy is written beside it and renamed. Of several processes only the first one writes.
+    """
     if not is_main():
         return
     beside = target.with_name(f".{target.name}.new")
@@ -45,7 +49,12 @@ def replace_folder(source: Path, target: Path) -> None:
 
 
 def to_json(value: Any, indent: int | None = 2) -> str:
-    """JSON text; NaN and infinity become null, which every reader accepts."""
+    """Writes a value as JSON text. NaN and infinity become null, which every reader accepts.
+
+    Args:
+      value: mappings, lists, tuples and JSON's scalars, nested.
+      indent: spaces per level; None writes one line.
+    """
 
     def clean(x: Any) -> Any:
         if isinstance(x, Mapping):
@@ -60,15 +69,22 @@ def to_json(value: Any, indent: int | None = 2) -> str:
 
 
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
-    """Writes a JSON file whole or not at all."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_bytes(path, (to_json(value) + "\n").encode())
+    """Writes a JSON file whole or not at all; makes its folder if needed."""
+    write_text(path, to_json(value) + "\n")
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON file; a ValueError that names it if it is broken."""
+    """Reads a JSON file that holds an object.
+
+    Raises:
+      ValueError: the file is not valid JSON, or holds something else than an object.
+    """
     try:
-        return json.loads(path.read_text())
+        content = json.loads(path.read_text())
     except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is no valid JSON ({error}): fetch it again") from error
+        raise ValueError(f"{path} is not valid JSON ({error}): fetch it again") from error
+    if not isinstance(content, dict):
+        raise ValueError(
+            f"{path} should hold a JSON object, holds {str(content)[:60]!r}: fetch it again"
+        )
+    return content

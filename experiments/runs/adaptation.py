@@ -70,16 +70,22 @@ def training_batches(
     if len(set(seeds)) == 1:
         return TrainingBatches(
             examples,
-            config.batch_size,
-            config.epochs,
-            seeds[0],
-            width,
-            max_length,
-            parts,
-            row_length,
+            batch_size=config.batch_size,
+            epochs=config.epochs,
+            seed=seeds[0],
+            hidden_size=width,
+            max_length=max_length,
+            parts=parts,
+            row_length=row_length,
         )
     return BatchesOfRuns(
-        examples, config.batch_size, config.epochs, seeds, width, row_length or max_length, parts
+        examples,
+        batch_size=config.batch_size,
+        epochs=config.epochs,
+        seeds=seeds,
+        hidden_size=width,
+        row_length=row_length or max_length,
+        parts=parts,
     )
 
 

@@ -18,6 +18,7 @@ from experiments.runs.data_to_text_record import record_of
 from experiments.runs.language import Validation, end_tokens
 from lora_jax import methods, partition
 from lora_jax.data import completions, data_to_text
+from lora_jax.data.pairs import Pairs, by_context, clean
 from lora_jax.data.special_tokens import in_pairs, in_prompts, special_ids
 from lora_jax.decoding.beam import BeamSearch, Continuations, beam_search
 from lora_jax.decoding.predictions import Predictions, decode_all
@@ -70,7 +71,7 @@ class Preparation:
                 self._tokenised("valid", data.max_eval_examples), self.width, self.max_length,
                 self.mesh,
             )  # fmt: skip
-        self.test = data_to_text.grouped(self._read(data.decode_split)).take(data.max_prompts)
+        self.test = by_context(self._read(data.decode_split)).take(data.max_prompts)
         room = self.max_length - self.search.max_tokens - self.special.count
         prompts = completions.prompts(self.test, self.tokenizer, room)
         self.prompts = in_prompts(prompts, self.special)
@@ -94,7 +95,7 @@ class Preparation:
         """A run's name at the progress bar."""
         return f"{self.task} {self.method.name} seed {seed}"
 
-    def _read(self, split: str) -> data_to_text.Pairs:
+    def _read(self, split: str) -> Pairs:
         pairs = data_to_text.read(self.config.dataset, split, self.config.data.source)
         if pairs.notes:
             self.notes[split] = pairs.notes
@@ -146,12 +147,13 @@ class Preparation:
             **weights,
         }
         found = decode_all(
-            placement.by_rows(partial(search, params)), self.prompts, settings.batch_size,
-            folder / "predictions.jsonl", depends_on, f"decode {name}",
+            placement.by_rows(partial(search, params)), self.prompts,
+            batch_size=settings.batch_size, path=folder / "predictions.jsonl",
+            settings=depends_on, label=f"decode {name}",
         )  # fmt: skip
         ends = self.search.end_tokens
         kept = [ids[:-1] if ids and ids[-1] in ends else ids for ids in found.tokens]
-        texts = [completions.clean(text) for text in self.tokenizer.batch_decode(kept)]
+        texts = [clean(text) for text in self.tokenizer.batch_decode(kept)]
         files.write_hypotheses(folder / "predictions.txt", texts)
         files.write_references(folder / "references.txt", self.test.references)
         return found, texts

@@ -29,7 +29,7 @@ from experiments.sweep.group import method_of
 from experiments.sweep.live_table import LiveTable, summary
 from experiments.sweep.local import run_sweep
 from experiments.sweep.points import points
-from lora_jax.data import glue
+from lora_jax.data import glue_tasks
 from lora_jax.metrics import glue as metrics
 from lora_jax.sharding.hosts import is_main
 
@@ -38,7 +38,7 @@ def headline_of(config: ConfigDict) -> tuple[str, bool]:
     """The score that chooses a run's best epoch, and whether less of it is better."""
     if config.experiment == "nlg":
         return DataToText.headline, DataToText.smaller_is_better
-    return metrics.headline(glue.task(config.run.task)), Classification.smaller_is_better
+    return metrics.headline(glue_tasks.task(config.run.task)), Classification.smaller_is_better
 
 
 def write_report(workdir: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Array, Int
+from jaxtyping import Array, Float, Int
 
 
 class Inputs(NamedTuple):
@@ -18,17 +18,18 @@ class Inputs(NamedTuple):
       types: token types (0 for the first sentence, 1 for the second); a decoder does not read them.
     """
 
-    tokens: Int[Array | np.ndarray, "rows length"]
-    segments: Int[Array | np.ndarray, "rows length"]
-    positions: Int[Array | np.ndarray, "rows length"]
-    types: Int[Array | np.ndarray, "rows length"]
+    tokens: Int[Array | np.ndarray, "*runs rows length"]
+    segments: Int[Array | np.ndarray, "*runs rows length"]
+    positions: Int[Array | np.ndarray, "*runs rows length"]
+    types: Int[Array | np.ndarray, "*runs rows length"]
 
 
 class Batch(NamedTuple):
     """One packed batch. The last four arrays are slots: one for each output that is trained on.
 
     Slot i is example i of a classification batch, whatever row holds it; a decoder's batch has a
-    slot for every token to be predicted.
+    slot for every token to be predicted. A batch of several runs (`BatchesOfRuns`) has one more
+    axis in front of every array.
 
     Attributes:
       inputs: token rows, see `Inputs`; segments are numbered from 1, over all rows.
@@ -39,7 +40,7 @@ class Batch(NamedTuple):
     """
 
     inputs: Inputs
-    rows: np.ndarray
-    columns: np.ndarray
-    labels: np.ndarray
-    weights: np.ndarray
+    rows: Int[Array | np.ndarray, "*runs slots"]
+    columns: Int[Array | np.ndarray, "*runs slots"]
+    labels: Int[Array | np.ndarray, "*runs slots"] | Float[Array | np.ndarray, "*runs slots"]
+    weights: Float[Array | np.ndarray, "*runs slots"]

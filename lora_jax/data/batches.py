@@ -1,4 +1,4 @@
-"""Tokenising, and the batches of a run: deterministic from the seed, resumable at any step."""
+"""Tokenised examples, and the batches of a run: determined by the seed, resumable at any step."""
 
 from __future__ import annotations
 
@@ -7,33 +7,27 @@ from collections.abc import Iterator, Sequence
 import grain
 import jax
 import numpy as np
+from jaxtyping import Int
 from transformers import PreTrainedTokenizerBase
 
 from lora_jax.data.batch import Batch
 from lora_jax.data.glue import Examples
-from lora_jax.data.packing import (
-    Packable,
-    Shape,
-    ShapeMenu,
-    TokenisedExamples,
-    choose_menu,
-    place,
-    rounded_up,
-    smallest,
-)
+from lora_jax.data.packing import Integers, Packable, Shape, TokenisedExamples, place
+from lora_jax.data.shapes import ShapeMenu, cheapest, choose_menu, rounded_up
 
-_SAMPLED = 256  # batches from which a run's shapes are chosen
+_SAMPLED = 256  # number of batches from which a run's shapes are chosen
 
 
 def tokenise(
     examples: Examples, tokenizer: PreTrainedTokenizerBase, max_length: int
 ) -> TokenisedExamples:
-    """Token ids of sentences or pairs, with the special tokens of the model.
+    """Turns sentences or pairs into token ids, with the special tokens of the model.
 
     Args:
       examples: texts and labels.
-      tokenizer: from `transformers`.
-      max_length: longer examples are cut, the longer sentence of a pair first.
+      tokenizer: the model's, from `transformers`.
+      max_length: most tokens of an example; longer ones are cut, the longer sentence of a pair
+        first.
     """
     encoded = tokenizer(
         examples.first,
@@ -52,17 +46,24 @@ def tokenise(
 class TrainingBatches:
     """The batches of every epoch of a run.
 
-    Order: epoch e is a permutation given by (seed, e), cut into batches of `batch_size`; the last
-    one may be smaller. Batch b of epoch e is a function of these numbers alone; how it is laid out in
-    rows depends also on `parts`, in which the devices share the rows out.
+    Epoch e is a permutation of the examples given by (seed, e), cut into batches of `batch_size`; the
+    last batch may be smaller. Which examples batch b of epoch e has depends on these numbers alone;
+    how it is laid out in rows depends also on `parts`.
 
     With a `row_length` all rows are that long. Then dropout masks depend on the batch alone, not on
-    how many rows other batches need: runs with different orders can share a program and be those alone.
+    how many rows other batches need: runs with different orders can share a program, and each gives
+    the same results as when it runs alone.
+
+    Attributes:
+      per_epoch: number of batches of an epoch.
+      menu: shapes of the batches.
+      slots: size of the slot arrays of a batch, unless it has more outputs.
     """
 
     def __init__(
         self,
         examples: Packable,
+        *,
         batch_size: int,
         epochs: int,
         seed: int,
@@ -71,6 +72,22 @@ class TrainingBatches:
         parts: int = 1,
         row_length: int = 0,
     ):
+        """Chooses the shapes of the run from a sample of its first epoch.
+
+        Args:
+          examples: tokenised examples.
+          batch_size: number of examples of a batch.
+          epochs: number of epochs of the run; more of them make more shapes worth their compilation.
+          seed: decides the order of the examples.
+          hidden_size: width of the model, for the choice of shapes.
+          max_length: longest possible example, in tokens.
+          parts: number of equal parts in which the devices share the rows out.
+          row_length: length of all rows in tokens; 0 leaves it to the choice of shapes.
+
+        Raises:
+          ValueError: there are no examples, `batch_size` is not positive, or an example is longer
+            than `row_length`.
+        """
         if batch_size < 1 or not len(examples):
             raise ValueError(f"need examples and a positive batch size, got {len(examples)} examples "
                              f"and batch_size {batch_size}")  # fmt: skip
@@ -79,98 +96,137 @@ class TrainingBatches:
         self.seed = seed
         self.per_epoch = -(-len(examples) // batch_size)
         lengths = examples.lengths
-        first = self._indices(0)
-        sample = [first[i] for i in range(min(self.per_epoch, _SAMPLED))]
+        order = self._order(0, seed)
+        sample = [order[number] for number in range(min(self.per_epoch, _SAMPLED))]
         if row_length and max(lengths) > row_length:
             raise ValueError(
                 f"rows of {row_length} tokens cannot hold the longest example, which has "
                 f"{max(lengths)}; set config.data.row_length (or data.max_length) to that at least"
             )
-        steps = self.per_epoch * epochs
-        sampled = [lengths[indices] for indices in sample]
         self.menu: ShapeMenu = choose_menu(
-            sampled, steps, hidden_size, row_length or max_length, parts=parts, fixed=row_length > 0
+            [lengths[indices] for indices in sample],
+            steps=self.per_epoch * epochs,
+            hidden_size=hidden_size,
+            max_length=row_length or max_length,
+            parts=parts,
+            fixed=row_length > 0,
         )
         self.slots = examples.slots(sample)
         self._lengths = lengths
 
-    def _indices(self, epoch: int, seed: int | None = None) -> grain.MapDataset:
-        own = self.seed if seed is None else seed
-        shuffling = int(np.random.SeedSequence([own, epoch]).generate_state(1)[0])
+    def _order(self, epoch: int, seed: int) -> grain.MapDataset:
+        """The indices of the examples of every batch of an epoch."""
+        shuffling = int(np.random.SeedSequence([seed, epoch]).generate_state(1)[0])
         order = grain.MapDataset.range(len(self.examples)).shuffle(seed=shuffling)
         return order.batch(self.batch_size, drop_remainder=False)
 
-    def _layout(self, indices: np.ndarray) -> tuple[Shape, int]:
-        """Shape and slots of a batch of these examples."""
+    def _layout(self, indices: Integers) -> tuple[Shape, int]:
+        """Shape and number of slots of a batch of these examples."""
         shape = self.menu.choose(self._lengths[indices].tolist())
         enough = self.examples.outputs(indices) <= self.slots
         return shape, self.slots if enough else self.examples.slots([indices])
 
-    def _packed(self, indices: np.ndarray) -> Batch:
+    def _packed(self, indices: Integers) -> Batch:
         return self.examples.pack(indices, *self._layout(indices))
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
-        """The batches of one epoch from number `start` on, packed ahead in a thread."""
-        return _ahead(self._indices(epoch)[start:].map(self._packed))
+        """Iterates over the batches of an epoch, packed ahead in a thread.
+
+        Args:
+          epoch: number of the epoch, from 0.
+          start: number of the first batch wanted.
+        """
+        return _ahead(self._order(epoch, self.seed)[start:].map(self._packed))
 
 
 class BatchesOfRuns(TrainingBatches):
-    """The batches of several runs, each in the order of its own seed: arrays have an axis of runs.
+    """The batches of several runs, each in the order of its seed: arrays have a first axis of runs.
 
-    Run i's examples, their slots and their places in the rows are those of `TrainingBatches` with its
-    seed and the same `row_length`. There are as many rows as the run that needs most of them asks
-    for, by the shapes of the first seed.
+    Run i's examples, their slots and their places in the rows are those of `TrainingBatches` with
+    the run's seed and the same `row_length`. The number of rows is the largest that a run asks for,
+    with the shapes chosen for the first seed.
     """
 
-    def __init__(self, examples: Packable, batch_size: int, epochs: int, seeds: Sequence[int],
-                 hidden_size: int, row_length: int, parts: int = 1):  # fmt: skip
+    def __init__(
+        self,
+        examples: Packable,
+        *,
+        batch_size: int,
+        epochs: int,
+        seeds: Sequence[int],
+        hidden_size: int,
+        row_length: int,
+        parts: int = 1,
+    ):
+        """Chooses the shapes from the order of the first seed.
+
+        Args:
+          examples: tokenised examples, the same for all runs.
+          batch_size: number of examples of a batch.
+          epochs: number of epochs of each run.
+          seeds: of every run's order; runs with equal seeds have equal batches.
+          hidden_size: width of the model, for the choice of shapes.
+          row_length: length of all rows in tokens.
+          parts: number of equal parts in which the devices share the rows out.
+        """
         super().__init__(
-            examples, batch_size, epochs, seeds[0], hidden_size, row_length, parts, row_length
+            examples,
+            batch_size=batch_size,
+            epochs=epochs,
+            seed=seeds[0],
+            hidden_size=hidden_size,
+            max_length=row_length,
+            parts=parts,
+            row_length=row_length,
         )
         self.seeds = tuple(dict.fromkeys(seeds))
         self._order_of_run = [self.seeds.index(seed) for seed in seeds]
 
-    def _stacked(self, orders: Sequence[np.ndarray]) -> Batch:
+    def _stacked(self, orders: Sequence[Integers]) -> Batch:
+        """Packs one batch of every order into equal shapes and stacks those of all runs."""
         layouts = [self._layout(indices) for indices in orders]
-        shape, slots = max(shape for shape, _ in layouts), max(own for _, own in layouts)
+        shape, slots = max(shape for shape, _ in layouts), max(slots for _, slots in layouts)
         packed = [self.examples.pack(indices, shape, slots) for indices in orders]
         runs = [packed[order] for order in self._order_of_run]
-        return jax.tree.map(lambda *fields: np.stack(fields), *runs)
+        stacked: Batch = jax.tree.map(lambda *fields: np.stack(fields), *runs)
+        return stacked
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
-        """As `TrainingBatches.epoch`."""
-        orders = [self._indices(epoch, seed) for seed in self.seeds]
+        """Iterates over the batches of an epoch; arguments as of `TrainingBatches.epoch`."""
+        orders = [self._order(epoch, seed) for seed in self.seeds]
         numbers = grain.MapDataset.range(start, self.per_epoch)
-        return _ahead(numbers.map(lambda number: self._stacked([own[number] for own in orders])))
+        return _ahead(
+            numbers.map(lambda number: self._stacked([order[number] for order in orders]))
+        )
 
 
 def _ahead(batches: grain.MapDataset) -> Iterator[Batch]:
-    """Packed ahead in a thread."""
+    """Iterates over batches that a thread packs ahead."""
     options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)
     return iter(batches.to_iter_dataset(options))
 
 
 def evaluation_batches(
     examples: Packable, hidden_size: int, max_length: int, tokens: int = 4096, parts: int = 1
-) -> list[tuple[np.ndarray, Batch]]:
-    """All examples once, in batches of one shape.
+) -> list[tuple[Int[np.ndarray, " _"], Batch]]:
+    """Packs all examples once, in batches of one shape.
 
     Args:
-      examples: the data.
-      hidden_size: width of the model.
-      max_length: longest possible example.
-      tokens: size of a batch.
-      parts: of equal size in which the devices share the rows out.
+      examples: tokenised examples.
+      hidden_size: width of the model, for the choice of the row length.
+      max_length: longest possible example, in tokens.
+      tokens: size of a batch in tokens, at most (one row, if that is longer).
+      parts: number of equal parts in which the devices share the rows out.
 
     Returns:
       (indices of the examples, batch) pairs; the batch's first slots are those examples' outputs.
     """
     lengths = examples.lengths
-    length = smallest(lengths, hidden_size, max_length)[1]
-    where, used = place(lengths, length)
+    length = cheapest(lengths, hidden_size, max_length)[1]
+    places, used = place(lengths, length)
     rows = rounded_up(max(1, min(tokens // length, used)), parts)
     groups: list[list[int]] = [[] for _ in range(-(-used // rows))]
-    for index, (row, _) in enumerate(where):
+    for index, (row, _) in enumerate(places):
         groups[row // rows].append(index)
     slots = examples.slots(groups)
     return [(np.array(group), examples.pack(group, (rows, length), slots)) for group in groups]

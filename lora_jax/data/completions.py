@@ -1,4 +1,4 @@
-"""Data-to-text rows as GPT-2 token ids: the training sequences, the prompts, the decoded text."""
+"""Data-to-text rows as GPT-2 token ids: the sequences to train on and the prompts to continue."""
 
 from __future__ import annotations
 
@@ -7,15 +7,14 @@ import logging
 from collections.abc import Iterable
 
 import numpy as np
+from jaxtyping import Int32
 from transformers import PreTrainedTokenizerBase
 
 from lora_jax.data.batch import Batch
 from lora_jax.data.packing import Integers, Shape, TokenSequences, lay_out, with_slots
-from lora_jax.data.pairs import Grouped, Pairs, clean
+from lora_jax.data.pairs import EvaluationSet, Pairs
 
-__all__ = ["TokenisedPairs", "clean", "prompts", "tokenise_pairs"]
-
-_SEQUENCE = 512  # seq_len of the public scripts; the longest E2E row has 133 tokens.
+_SEQUENCE = 512  # seq_len of the public scripts; the longest E2E row has 133 tokens
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,20 +23,20 @@ class TokenisedPairs(TokenSequences):
 
     Attributes:
       ids: one int32 array per row: context, end token, completion, end token.
-      starts: (rows,) int32, index of the first completion token. The loss counts the predictions
+      starts: index of the first completion token. The loss counts the predictions
         of ids[start:], which are made at start - 1 and later.
       cut: rows that were longer than the limit and lost the end of their completion.
     """
 
-    starts: np.ndarray
+    starts: Int32[np.ndarray, " rows"]
     cut: int = 0
 
     def outputs(self, indices: Integers) -> int:
-        """One per completion token."""
+        """Number of outputs of a batch: one per completion token."""
         return sum(len(self.ids[i]) - int(self.starts[i]) for i in indices)
 
     def slots(self, batches: Iterable[Integers]) -> int:
-        """The most completion tokens of a batch and 10% more, in steps of 32."""
+        """Number of slots: 10% more than the most completion tokens of a batch, rounded up to 32s."""
         return -(-max(map(self.outputs, batches)) * 11 // 320) * 32
 
     def pack(self, indices: Integers, shape: Shape, slots: int) -> Batch:
@@ -51,21 +50,21 @@ class TokenisedPairs(TokenSequences):
         Raises:
           ValueError: the rows or their completions do not fit.
         """
-        inputs, where = lay_out([self.ids[i] for i in indices], shape)
+        inputs, places = lay_out([self.ids[i] for i in indices], shape)
         rows, columns, targets = [], [], []
-        for index, (row, column) in zip(indices, where, strict=True):
+        for index, (row, column) in zip(indices, places, strict=True):
             ids, start = self.ids[index], self.starts[index]
             rows.append(np.full(len(ids) - start, row, np.int32))
             columns.append(np.arange(column + start - 1, column + len(ids) - 1, dtype=np.int32))
             targets.append(ids[start:])
-        parts = np.concatenate(rows), np.concatenate(columns), np.concatenate(targets)
-        return with_slots(inputs, *parts, slots)
+        outputs = np.concatenate(rows), np.concatenate(columns), np.concatenate(targets)
+        return with_slots(inputs, *outputs, slots)
 
 
 def tokenise_pairs(
     pairs: Pairs, tokenizer: PreTrainedTokenizerBase, max_length: int = _SEQUENCE
 ) -> TokenisedPairs:
-    """Returns bpe(context) + [eos] + bpe(' ' + completion) + [eos] of every row.
+    """Turns every row into bpe(context) + [eos] + bpe(' ' + completion) + [eos].
 
     Separator and end are the same token, as in the public code (gpt2_encode.py with add_bos and
     add_eos). A row longer than `max_length` loses its end, as in that code's data loader; it is
@@ -99,14 +98,14 @@ def tokenise_pairs(
 
 
 def prompts(
-    grouped: Grouped, tokenizer: PreTrainedTokenizerBase, max_length: int = _SEQUENCE
+    examples: EvaluationSet, tokenizer: PreTrainedTokenizerBase, max_length: int = _SEQUENCE
 ) -> list[np.ndarray]:
-    """Returns bpe(context) + [eos] of every context, int32, to be continued by decoding.
+    """Turns every context into bpe(context) + [eos], int32, to be continued by decoding.
 
     A prompt longer than `max_length` loses its beginning, as in the public code; this is logged.
 
     Args:
-      grouped: contexts to continue.
+      examples: contexts to continue.
       tokenizer: GPT-2's, from `transformers`.
       max_length: most tokens of a prompt. The public code leaves room for what is generated: the
         sequence length less the tokens to generate.
@@ -117,7 +116,7 @@ def prompts(
     if max_length < 1:
         raise ValueError(f"max_length={max_length}: a prompt has at least its separator. Raise it.")
     end = _end(tokenizer)
-    whole = [[*context, end] for context in _encode(grouped.contexts, tokenizer)]
+    whole = [[*context, end] for context in _encode(examples.contexts, tokenizer)]
     cut = sum(len(prompt) > max_length for prompt in whole)
     _warn(cut, len(whole), "lost the beginning of their context", max_length)
     return [np.array(prompt[-max_length:], np.int32) for prompt in whole]
@@ -140,11 +139,12 @@ def _encode(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> list[list[i
     encoded = tokenizer(
         texts, add_special_tokens=False, split_special_tokens=True, return_attention_mask=False
     )
-    return encoded["input_ids"]
+    ids: list[list[int]] = encoded["input_ids"]
+    return ids
 
 
 def _encode_once(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> dict[str, list[int]]:
-    """Token ids of every different text: a context comes with up to 46 references."""
+    """Token ids by text, each computed once: a context comes with up to 46 references."""
     different = list(dict.fromkeys(texts))
     return dict(zip(different, _encode(different, tokenizer), strict=True))
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import pathlib
 
+from lora_jax.data.pairs import Row
 from lora_jax.data.text_files import field, malformed, read_json
 from lora_jax.data.webnlg import linearise
-
-Row = tuple[str, str, str]  # context, completion, subset
 
 
 def rows(path: pathlib.Path) -> list[Row]:
@@ -16,7 +15,7 @@ def rows(path: pathlib.Path) -> list[Row]:
     Texts are kept as they are: a few have blanks at their ends.
 
     Raises:
-      ValueError: the file is not of the DART form.
+      ValueError: the file does not have the structure of DART.
     """
     content = read_json(path)
     if not isinstance(content, list) or not content:
@@ -33,7 +32,7 @@ def rows(path: pathlib.Path) -> list[Row]:
             triples.append((subject, relation.lower(), target))
         context = linearise(triples)
         for annotation in field(path, where, entry, "annotations", list):
-            result.append((context, field(path, where, annotation, "text", str), ""))
+            result.append(Row(context, field(path, where, annotation, "text", str)))
     return result
 
 

@@ -1,7 +1,8 @@
 """Data-to-text corpora: E2E, WebNLG 2017 and DART, from their original files in a folder.
 
-The paper trains GPT-2 on them (section 5.4, appendices C and F). Of several formats in one folder
-the one is read that the paper's public code reads: txt before csv (E2E), json before XML (WebNLG).
+The paper trains GPT-2 on them (section 5.4, appendices C and F). If a folder has a corpus in several
+formats, the one that the paper's public code reads is taken: txt before csv (E2E), json before XML
+(WebNLG).
 """
 
 from __future__ import annotations
@@ -11,20 +12,25 @@ import pathlib
 from collections.abc import Mapping
 
 from lora_jax.data import dart, e2e, webnlg
-from lora_jax.data.pairs import Grouped, Pairs, grouped
+from lora_jax.data.pairs import Pairs
 from lora_jax.data.text_files import find
-
-__all__ = ["DATASETS", "SPLITS", "Grouped", "Pairs", "grouped", "read"]
 
 DATASETS = ("e2e", "webnlg", "dart")
 SPLITS = ("train", "valid", "test")
 
-_DART_TEXTS = {"train": 62_659}  # of the official file
+_DART_TEXTS = {"train": 62_659}  # number of texts in the official file
 
 
 @dataclasses.dataclass(frozen=True)
 class _Layout:
-    """Where a corpus lies: its folders, its files (best first) for each split, who offers it."""
+    """Where a corpus lies.
+
+    Attributes:
+      folders: usual names of the corpus's folder.
+      files: for each split, the names of its files, best first.
+      home: where to get the corpus.
+      inner: folders inside the corpus's folder in which the files may be.
+    """
 
     folders: tuple[str, ...]
     files: Mapping[str, tuple[str, ...]]
@@ -75,12 +81,13 @@ def read(dataset: str, split: str, source: str) -> Pairs:
     Args:
       dataset: one of `DATASETS`.
       split: 'train', 'valid' or 'test'.
-      source: a folder that holds the corpus's files, or its folder (e2e/, webnlg_challenge_2017/ or
-        webnlg_2017/, dart/), or nlg/ with that. Files may be gzipped (.gz).
+      source: a folder that holds the corpus's files, or the corpus's folder (e2e/,
+        webnlg_challenge_2017/ or webnlg_2017/, dart/), or nlg/ with that folder inside. Files may be
+        gzipped (.gz).
 
     Returns:
-      The rows in the order of the file. `notes` says so if they are not the official split or are
-      not exactly what the public code reads; print and record it.
+      The rows in the order of the file. `notes` says so if they are not the official split
+      or not exactly what the public code reads; print and record it.
 
     Raises:
       FileNotFoundError: no file of that split is there; the message says where to get it.

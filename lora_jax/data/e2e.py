@@ -14,9 +14,8 @@ import io
 import pathlib
 import re
 
+from lora_jax.data.pairs import Row
 from lora_jax.data.text_files import malformed, read_text
-
-Row = tuple[str, str, str]  # context, completion, subset
 
 _NAMES = {"eatType": "Type", "priceRange": "price", "familyFriendly": "family friendly"}
 _ATTRIBUTE = re.compile(r"(?:^|, )([^\[\],]+)\[([^\[\]]*)\]")
@@ -38,14 +37,14 @@ def rows(path: pathlib.Path, split: str) -> list[Row]:
       split: 'train', 'valid' or 'test', see `tokenised`.
 
     Raises:
-      ValueError: a line is not of that form.
+      ValueError: a line is not written like that.
     """
     text = read_text(path)
     return _csv(text, path, split) if ".csv" in path.suffixes else _txt(text, path)
 
 
 def tokenised(text: str, split: str) -> str:
-    """Returns a csv text with the blanks around punctuation that the txt has.
+    """Puts the blanks around the punctuation of a csv text that the txt has.
 
     The test txt comes from another tokeniser than train and valid: it writes "is n't", they write
     "isn 't".
@@ -64,7 +63,7 @@ def _txt(text: str, path: pathlib.Path) -> list[Row]:
         parts = line.strip().split("||")
         if len(parts) != 2 or not all(parts):
             raise malformed(path, f"line {number}", repr(line[:60]), "'context||reference'")
-        result.append((parts[0], parts[1], ""))
+        result.append(Row(parts[0], parts[1]))
     return result
 
 
@@ -79,10 +78,11 @@ def _csv(text: str, path: pathlib.Path, split: str) -> list[Row]:
             where = f"line {reader.line_num}"
             if len(row) != 2 or not row[1].strip():
                 raise malformed(path, where, repr(row)[:80], "a row of mr and ref")
-            result.append((_context(row[0], split, path, where), tokenised(row[1], split), ""))
+            context = _context(row[0], split, path, where)
+            result.append(Row(context, tokenised(row[1], split)))
     except csv.Error as error:
         where = f"line {reader.line_num}"
-        raise malformed(path, where, f"no csv ({error})", "rows of mr and ref") from error
+        raise malformed(path, where, f"invalid csv ({error})", "rows of mr and ref") from error
     if not result:
         raise malformed(path, "line 2", "no rows", "rows of mr and ref")
     return result

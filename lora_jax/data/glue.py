@@ -13,18 +13,10 @@ import pathlib
 from collections.abc import Sequence
 
 import numpy as np
+from jaxtyping import Float, Int
 
-from lora_jax.data.glue_tasks import TASKS, Task, task
-
-__all__ = ["TASKS", "Examples", "Task", "read", "task"]
-
-_MAX_SCORE = 5.0  # STS-B similarity runs from 0 to 5.
-
-_HOW_TO_GET = (
-    "Two sources work: source='tfds' (TensorFlow Datasets downloads the task), or "
-    "config.data.source=FOLDER with the original GLUE files from https://gluebenchmark.com/tasks "
-    "unpacked in it, one folder a task (FOLDER/SST-2/train.tsv, FOLDER/SST-2/dev.tsv)."
-)
+from lora_jax.data import glue_tfds
+from lora_jax.data.glue_tasks import HOW_TO_GET, MAX_SCORE, Task
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -42,7 +34,7 @@ class Examples:
 
     first: list[str]
     second: list[str] | None
-    labels: np.ndarray
+    labels: Int[np.ndarray, ...] | Float[np.ndarray, ...]
 
     def __post_init__(self) -> None:
         second = len(self.first) if self.second is None else len(self.second)
@@ -56,10 +48,10 @@ class Examples:
         return len(self.first)
 
     def take(self, limit: int) -> Examples:
-        """Returns the first `limit` examples in order, or all when `limit` is not positive."""
+        """Returns the first `limit` examples in order, or all if `limit` is not positive."""
         return self.subset(range(min(limit, len(self)))) if limit > 0 else self
 
-    def subset(self, indices: Sequence[int] | np.ndarray) -> Examples:
+    def subset(self, indices: Sequence[int] | Int[np.ndarray, " _"]) -> Examples:
         """Returns the examples at `indices`, in the order of `indices`."""
         rows = np.asarray(indices, dtype=np.int64)
         second = None if self.second is None else [self.second[i] for i in rows]
@@ -93,7 +85,8 @@ def read(task: Task, split: str, source: str) -> Examples:
     if split not in valid:
         raise ValueError(f"{task.name} has no split {split!r}. Use one of: {', '.join(valid)}.")
     if source == "tfds" or source.startswith("tfds:"):
-        return _read_tfds(task, split, source.partition(":")[2] or None)
+        rows, labels = glue_tfds.read_rows(task, split, source.partition(":")[2] or None)
+        return _examples(task, rows, labels)
     name = ("train" if split == "train" else split.replace("validation", "dev")) + ".tsv"
     return _read_file(task, _find(task, name, pathlib.Path(source).expanduser()))
 
@@ -107,13 +100,13 @@ def _find(task: Task, name: str, root: pathlib.Path) -> pathlib.Path:
         if path.is_file():
             return path
     if root.is_dir():
-        found = sorted(p.name for p in (*root.iterdir(), *paths[0].parent.glob("*.tsv")))
-        there = f"{root} holds: {', '.join(found[:20]) or 'nothing'}"
+        names = sorted(p.name for p in (*root.iterdir(), *paths[0].parent.glob("*.tsv")))
+        there = f"{root} holds: {', '.join(names[:20]) or 'nothing'}"
     else:
         there = f"{root} is not a folder"
     raise FileNotFoundError(
         f"No GLUE file {task.folder}/{name}. Looked for: {', '.join(map(str, paths))}; {there}. "
-        f"{_HOW_TO_GET}"
+        f"{HOW_TO_GET}"
     )
 
 
@@ -142,8 +135,8 @@ def _read_file(task: Task, path: pathlib.Path) -> Examples:
             skipped += 1
             continue
         if len(row) != len(header):
-            found = f"{len(row)} tab-separated columns in {line[:60]!r}"
-            raise _malformed(path, number, found, f"{len(header)} columns")
+            columns = f"{len(row)} tab-separated columns in {line[:60]!r}"
+            raise _malformed(path, number, columns, f"{len(header)} columns")
         *texts, label = (row[place] for place in places)
         rows.append(texts)
         labels.append(_label(task, label, path, number))
@@ -166,72 +159,26 @@ def _label(task: Task, text: str, path: pathlib.Path, number: int) -> float:
             return task.label_values.index(text)
         expected = f"one of {', '.join(task.label_values)}"
     else:
-        expected = f"a number from 0 to {_MAX_SCORE:g}"
+        expected = f"a number from 0 to {MAX_SCORE:g}"
         try:
             score = float(text)
         except ValueError:
             score = math.nan
-        if 0.0 <= score <= _MAX_SCORE:
+        if 0.0 <= score <= MAX_SCORE:
             return score
     raise _malformed(path, number, f"{task.label_column} {text!r}", expected)
 
 
-def _malformed(path: pathlib.Path, line: int, found: str, expected: str) -> ValueError:
+def _malformed(path: pathlib.Path, line: int, actual: str, expected: str) -> ValueError:
+    """The error for a bad file: where it is bad, what is there and what should be."""
     return ValueError(
-        f"{path}, line {line}: found {found}, expected {expected}. Download the file again; GLUE "
+        f"{path}, line {line}: found {actual}, expected {expected}. Download the file again; GLUE "
         "files are tab separated with no quoting, and test files have no labels."
     )
 
 
 def _examples(task: Task, rows: Sequence[Sequence[str]], labels: Sequence[float]) -> Examples:
-    """Builds Examples from rows of one or two texts."""
+    """Makes Examples of rows of one or two texts."""
     second = [row[1] for row in rows] if len(task.columns) == 2 else None
     dtype = np.float32 if task.regression else np.int32
     return Examples([row[0] for row in rows], second, np.asarray(labels, dtype=dtype))
-
-
-def _read_tfds(task: Task, split: str, data_dir: str | None) -> Examples:
-    """Reads a split through TFDS, in the random-access format that needs no TensorFlow."""
-    try:
-        import importlib_resources  # noqa: F401  (TFDS uses it without declaring it.)
-        from tensorflow_datasets.text import glue
-    except ImportError as error:
-        raise ImportError(
-            f"source='tfds' needs packages that cannot be imported ({error}). Install them with "
-            "`pip install tensorflow-datasets array_record importlib_resources`, or set "
-            "config.data.source=FOLDER with the original GLUE files."
-        ) from error
-    builder = glue.Glue(config=task.tfds_config, data_dir=data_dir)
-    try:
-        builder.download_and_prepare(file_format="array_record")
-    except Exception as error:  # TFDS raises many types: network, checksum, disk, archive.
-        raise OSError(
-            f"TFDS could not prepare glue/{task.tfds_config} in {builder.data_dir} "
-            f"({type(error).__name__}: {error}). Without access to the download site, set "
-            f"config.data.source=FOLDER. {_HOW_TO_GET}"
-        ) from error
-    try:
-        stored = builder.as_data_source(split)
-        records = stored.__getitems__(range(len(stored)))  # 4 times as fast as one by one.
-    except NotImplementedError as error:
-        raise OSError(
-            f"glue/{task.tfds_config} in {builder.data_dir} was prepared in a format that cannot "
-            "be read without TensorFlow. Delete that folder or use source='tfds:OTHER_DIR', so "
-            "that it is prepared again as array_record."
-        ) from error
-    names = () if task.regression else tuple(builder.info.features["label"].names)
-    if names != task.labels:
-        raise ValueError(
-            f"TFDS glue/{task.tfds_config} names its classes {names}, expected {task.labels}. "
-            "Use TFDS glue 2.0.0 or the original files."
-        )
-    records.sort(key=lambda record: int(record["idx"]))  # TFDS shuffles when it writes.
-    highest = _MAX_SCORE if task.regression else task.num_outputs - 1
-    bad = [r["idx"] for r in records if not 0 <= r["label"] <= highest]
-    if bad:
-        raise ValueError(
-            f"TFDS glue/{task.tfds_config}/{split} in {builder.data_dir}: the example with idx "
-            f"{bad[0]} has no valid label. Delete that folder so that it is prepared again."
-        )
-    rows = [[r[feature].decode("utf-8") for feature in task.features] for r in records]
-    return _examples(task, rows, [r["label"] for r in records])

@@ -1,4 +1,4 @@
-"""The nine GLUE tasks: names, files, columns, classes.
+"""The nine GLUE tasks: their names, files, columns and classes.
 
 Tasks: Wang et al. 2019, https://gluebenchmark.com. The paper (section 5.2, Table 2) trains on eight of
 them; WNLI is here for completeness.
@@ -11,16 +11,24 @@ import difflib
 import types
 from collections.abc import Mapping
 
+MAX_SCORE = 5.0  # STS-B similarity runs from 0 to 5.
+
+HOW_TO_GET = (
+    "Two sources work: source='tfds' (TensorFlow Datasets downloads the task), or "
+    "config.data.source=FOLDER with the original GLUE files from https://gluebenchmark.com/tasks "
+    "unpacked in it, one folder a task (FOLDER/SST-2/train.tsv, FOLDER/SST-2/dev.tsv)."
+)
+
 _BINARY = ("0", "1")
-_ONE = ("sentence",)
-_PAIR = ("sentence1", "sentence2")
+_SENTENCE = ("sentence",)
+_SENTENCES = ("sentence1", "sentence2")
 _QUESTIONS = ("question1", "question2")
 _ANSWER = ("question", "sentence")
 _ENTAILMENT = ("entailment", "not_entailment")
 _NLI = ("entailment", "neutral", "contradiction")
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Task:
     """What a reader, a model head and a metric need to know of one GLUE task.
 
@@ -67,53 +75,92 @@ class Task:
 
 _ALL = (
     Task(
-        "cola",
-        "CoLA",
-        _ONE,
-        _ONE,
-        "label",
-        ("unacceptable", "acceptable"),
-        _BINARY,
+        name="cola",
+        folder="CoLA",
+        columns=_SENTENCE,
+        features=_SENTENCE,
+        label_column="label",
+        labels=("unacceptable", "acceptable"),
+        label_values=_BINARY,
         header=("source", "label", "mark", "sentence"),
     ),
-    Task("sst2", "SST-2", _ONE, _ONE, "label", ("negative", "positive"), _BINARY),
     Task(
-        "mrpc",
-        "MRPC",
-        ("#1 String", "#2 String"),
-        _PAIR,
-        "Quality",
-        ("not_equivalent", "equivalent"),
-        _BINARY,
+        name="sst2",
+        folder="SST-2",
+        columns=_SENTENCE,
+        features=_SENTENCE,
+        label_column="label",
+        labels=("negative", "positive"),
+        label_values=_BINARY,
     ),
-    Task("stsb", "STS-B", _PAIR, _PAIR, "score", (), ()),
     Task(
-        "qqp",
-        "QQP",
-        _QUESTIONS,
-        _QUESTIONS,
-        "is_duplicate",
-        ("not_duplicate", "duplicate"),
-        _BINARY,
+        name="mrpc",
+        folder="MRPC",
+        columns=("#1 String", "#2 String"),
+        features=_SENTENCES,
+        label_column="Quality",
+        labels=("not_equivalent", "equivalent"),
+        label_values=_BINARY,
+    ),
+    Task(
+        name="stsb",
+        folder="STS-B",
+        columns=_SENTENCES,
+        features=_SENTENCES,
+        label_column="score",
+        labels=(),
+        label_values=(),
+    ),
+    Task(
+        name="qqp",
+        folder="QQP",
+        columns=_QUESTIONS,
+        features=_QUESTIONS,
+        label_column="is_duplicate",
+        labels=("not_duplicate", "duplicate"),
+        label_values=_BINARY,
         skip_short_rows=True,
     ),
     Task(
-        "mnli",
-        "MNLI",
-        _PAIR,
-        ("premise", "hypothesis"),
-        "gold_label",
-        _NLI,
-        _NLI,
+        name="mnli",
+        folder="MNLI",
+        columns=_SENTENCES,
+        features=("premise", "hypothesis"),
+        label_column="gold_label",
+        labels=_NLI,
+        label_values=_NLI,
         evaluations=("validation_matched", "validation_mismatched"),
     ),
-    Task("qnli", "QNLI", _ANSWER, _ANSWER, "label", _ENTAILMENT, _ENTAILMENT),
-    Task("rte", "RTE", _PAIR, _PAIR, "label", _ENTAILMENT, _ENTAILMENT),
-    # The two classes of WNLI are in the opposite order to those of RTE and QNLI.
-    Task("wnli", "WNLI", _PAIR, _PAIR, "label", _ENTAILMENT[::-1], _BINARY),
+    Task(
+        name="qnli",
+        folder="QNLI",
+        columns=_ANSWER,
+        features=_ANSWER,
+        label_column="label",
+        labels=_ENTAILMENT,
+        label_values=_ENTAILMENT,
+    ),
+    Task(
+        name="rte",
+        folder="RTE",
+        columns=_SENTENCES,
+        features=_SENTENCES,
+        label_column="label",
+        labels=_ENTAILMENT,
+        label_values=_ENTAILMENT,
+    ),
+    Task(
+        name="wnli",
+        folder="WNLI",
+        columns=_SENTENCES,
+        features=_SENTENCES,
+        label_column="label",
+        labels=_ENTAILMENT[::-1],  # the opposite order to that of RTE and QNLI
+        label_values=_BINARY,
+    ),
 )
 
-TASKS: Mapping[str, Task] = types.MappingProxyType({each.name: each for each in _ALL})
+TASKS: Mapping[str, Task] = types.MappingProxyType({task.name: task for task in _ALL})
 
 
 def task(name: str) -> Task:

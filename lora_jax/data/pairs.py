@@ -1,20 +1,29 @@
-"""Pairs of data and text, the form in which every data-to-text corpus is trained on and scored."""
+"""Pairs of data and text: what models are trained on and scored by in every data-to-text corpus."""
 
 from __future__ import annotations
 
 import dataclasses
+from typing import NamedTuple
 
 _END = "<|endoftext|>"
 
 
+class Row(NamedTuple):
+    """One reference text of a corpus, with its data; see `Pairs` for the columns."""
+
+    context: str
+    completion: str
+    subset: str = ""
+
+
 @dataclasses.dataclass(frozen=True)
 class Pairs:
-    """One row for each reference text, in the order of the file.
+    """The rows of a corpus by column: one row for each reference text, in the order of the file.
 
     Attributes:
       contexts: the data as one line, as the paper's public code feeds it to the model.
       completions: one reference text each, without the blank that the token stream puts in front.
-      subsets: 'seen' or 'unseen' (WebNLG: is the category in the training set), '' elsewhere.
+      subsets: 'seen' or 'unseen' (WebNLG: whether the category is in the training set), '' elsewhere.
       notes: what a reader of the results must know about the data, '' if nothing: a train set that
         is only a part, or text derived from another format.
 
@@ -48,8 +57,8 @@ class Pairs:
 
 
 @dataclasses.dataclass(frozen=True)
-class Grouped:
-    """What an evaluation needs: every different context once, with all its references.
+class EvaluationSet:
+    """What models are evaluated on: every different context once, with all its references.
 
     Attributes:
       contexts: in order of first appearance.
@@ -64,15 +73,15 @@ class Grouped:
     def __len__(self) -> int:
         return len(self.contexts)
 
-    def take(self, limit: int) -> Grouped:
+    def take(self, limit: int) -> EvaluationSet:
         """Returns the first `limit` contexts, or all when `limit` is not positive."""
         if limit <= 0:
             return self
-        return Grouped(self.contexts[:limit], self.references[:limit], self.subsets[:limit])
+        return EvaluationSet(self.contexts[:limit], self.references[:limit], self.subsets[:limit])
 
 
-def grouped(pairs: Pairs) -> Grouped:
-    """Groups rows by context, as the public code does before it scores (gpt2_decode.py).
+def by_context(pairs: Pairs) -> EvaluationSet:
+    """Gathers the references of every context, as the public code does before it scores (gpt2_decode.py).
 
     Blank references are left out, as the scorers do.
 
@@ -94,11 +103,11 @@ def grouped(pairs: Pairs) -> Grouped:
             )
     if blank := [context for context, texts in references.items() if not texts]:
         raise ValueError(f"The context {blank[0][:80]!r} has no reference but blank ones.")
-    return Grouped(list(references), list(references.values()), list(subsets.values()))
+    return EvaluationSet(list(references), list(references.values()), list(subsets.values()))
 
 
 def clean(text: str) -> str:
-    """Returns a decoded text up to its end marker, then up to its first empty line, stripped.
+    """Cuts a decoded text at its end marker, then at its first empty line, and strips it.
 
     The public code (gpt2_decode.py) does this to outputs and to references.
     """

@@ -20,135 +20,36 @@ Each template is used equally often with either label, so function words alone s
 Ribeiro et al. (2020), "Beyond Accuracy: Behavioral Testing of NLP Models with CheckList".
 """
 
+from __future__ import annotations
+
 import dataclasses
+import functools
 import math
 import re
 
 import numpy as np
+from jaxtyping import Int32
 
-# In a template, `_same` marks a word whose polarity is the label and `_flip` the opposite.
-_TEMPLATES: dict[str, tuple[str, ...]] = {
-    "plain": (
-        "the {noun} {was} {adj_same}",
-        "{who} found the {noun} {adj_same}",
-        "everyone said that the {noun} {was} {adj_same}",
-        "the {noun} {was} {adj_same} and {adj2_same}",
-        "the {noun} {was} {adj_same} and the {other} {owas} {adj2_same}",
-        "{who} {verbed_same} the {noun}",
-        "the {noun} {effected_same} {whom}",
-    ),
-    "negation": (
-        "the {noun} {was} not {adj_flip}",
-        "{who} would never call the {noun} {adj_flip}",
-        "it is not true that the {noun} {was} {adj_flip}",
-        "{who} did not {verb_flip} the {noun}",
-        "the {noun} did not {effect_flip} {whom}",
-        "the {noun} {was} {adj_same}, not {adj_flip}",
-        "it is not true that the {noun} {was} not {adj_same}",
-        "nobody can deny that the {noun} {was} {adj_same}",
-    ),
-    "contrast": (
-        "the {noun} {was} {adj_flip}, but the {other} {owas} {adj_same}",
-        "the {noun} {was} {adj_flip} but {adj_same}",
-        "{who} {verbed_flip} the {noun}, but the {other} {owas} {adj_same}",
-        "although the {noun} {was} {adj_flip}, the {other} {owas} {adj_same}",
-        "even though the {noun} {was} {adj_flip}, {who} {verbed_same} the {other}",
-        "the {noun} {was} {adj_same}, although the {other} {owas} {adj_flip}",
-        "the {noun} {effected_same} {whom}, even though the {other} {owas} {adj_flip}",
-    ),
-    "comparison": (
-        "the {noun} {was} {more_same} than the {other}",
-        "the {noun} {was} {much} {more_same} than the {other}",
-        "{who} found the {noun} {more_same} than the {other}",
-        "the {noun} {was} less {mild_flip} than the {other}",
-        "the {noun} {was} not as {mild_flip} as the {other}",
-        "the {noun} {was} as {adj_same} as the {other} {owas} {adj_flip}",
-        "the {noun}, unlike the {adj_flip} {other}, {was} {adj_same}",
-    ),
-    "change": (
-        "{who} used to {verb_flip} the {noun}, but now {who} {verb_same} {them}",
-        "the {noun} {was} {adj_flip} {before}, but now {they} {is} {adj_same}",
-        "the {noun} {is} {adj_same} now, but {they} {was} {adj_flip} {before}",
-        "{who} {verb_same} the {noun} now, but {who} used to {verb_flip} {them}",
-        "the {noun} {is} no longer {adj_flip}",
-        "the {noun} stopped being {adj_flip}",
-        "the {noun} went from {adj_flip} to {adj_same}",
-    ),
-    "intensifier": (
-        "the {noun} {was} {very} {mild_same}",
-        "the {noun} {was} nothing but {adj_same}",
-        "{who} really {verbed_same} the {noun}",
-        "the {noun} {was} {hardly} {mild_flip}",
-        "the {noun} {was} anything but {adj_flip}",
-        "the {noun} {was} far from {adj_flip}",
-    ),
-}
-PHENOMENA: tuple[str, ...] = tuple(_TEMPLATES)
+from lora_jax.data import sentiment_grammar as grammar
 
-_FUNCTION_SLOTS: dict[str, tuple[str, ...]] = {
-    "open": ("", "well, ", "honestly, ", "overall, "),
-    "who": ("i", "we", "they"),
-    "whom": ("me", "us", "them"),
-    "much": ("much", "far", "a lot"),
-    "before": ("last year", "before", "in the past"),
-    "very": ("very", "extremely", "really", "truly"),
-    "hardly": ("hardly", "barely", "scarcely"),
-}
-# Slots that agree with the noun in number; `owas` agrees with the other noun instead.
-_SINGULAR = {"was": "was", "is": "is", "they": "it", "them": "it", "owas": "was"}
-_PLURAL = {"was": "were", "is": "are", "they": "they", "them": "them", "owas": "were"}
-# Slots that draw from the pool of an earlier slot and must differ from its choice.
-_SECOND: dict[str, str] = {"other": "noun", "adj2_same": "adj_same"}
-
-# A domain reads "negative / positive / nouns", the other entries "negative / positive"; "a:b" adds
-# the comparative of an adjective or the past of a verb. Degree words take `mild` adjectives and
-# those of a domain, but no `absolute` ones. Plural nouns end in "s", singular ones do not.
-_DOMAINS: tuple[str, ...] = ("food", "place", "story", "device", "people")
-_LEXICON: dict[str, dict[str, str]] = {
-    "train": {
-        "food": "bland:blander stale:staler greasy burnt / fresh:fresher healthy:healthier tasty"
-        " delicious / soup pizza dinner dessert burger salad fries",
-        "place": "dirty:dirtier noisy cramped smelly / clean:cleaner cozy comfortable spacious"
-        " / hotel rooms bathroom bed lobby lounge pool",
-        "story": "dull:duller silly boring predictable / funny:funnier clever exciting fascinating"
-        " / film book novel plot ending movie songs",
-        "device": "slow:slower faulty unreliable outdated / fast:faster handy powerful reliable"
-        " / phone laptop camera screen battery tablet headphones",
-        "people": "rude:ruder lazy arrogant careless / kind:kinder friendly polite helpful"
-        " / waiters managers guides drivers chefs nurses doctors",
-        "mild": "bad:worse nasty:nastier unpleasant disappointing annoying horrible"
-        " / good:better nice:nicer pleasant impressive delightful enjoyable",
-        "absolute": "terrible awful ridiculous worthless / wonderful excellent perfect superb",
-        "verb": "hate:hated dislike:disliked despise:despised criticize:criticized"
-        " / love:loved like:liked enjoy:enjoyed praise:praised",
-        "effect": "disappoint:disappointed annoy:annoyed bore:bored bother:bothered"
-        " / impress:impressed please:pleased delight:delighted amuse:amused",
-    },
-    "dev": {
-        "food": "rotten disgusting / juicy tender / steak chicken beef sandwiches",
-        "place": "filthy dusty / elegant luxurious / apartment cabin kitchen offices",
-        "story": "tedious pointless / entertaining hilarious / story script album comedies",
-        "device": "defective obsolete / efficient durable / printer keyboard television speakers",
-        "people": "hostile selfish / generous cheerful / teachers clerks neighbors assistants",
-        "mild": "irritating pathetic miserable dreadful / appealing satisfying remarkable charming",
-        "absolute": "disastrous hideous useless / fantastic outstanding magnificent",
-        "verb": "loathe:loathed detest:detested condemn:condemned"
-        " / adore:adored appreciate:appreciated admire:admired",
-        "effect": "irritate:irritated frustrate:frustrated / satisfy:satisfied thrill:thrilled",
-    },
-}
+PHENOMENA: tuple[str, ...] = tuple(grammar.TEMPLATES)
 
 
 @dataclasses.dataclass(frozen=True)
 class SentimentExamples:
-    """Lower-case sentences, int32 labels (0 negative, 1 positive) and their `PHENOMENA`."""
+    """Generated sentences with their labels.
+
+    Attributes:
+        texts: Sentences in lower case.
+        labels: 0 for negative, 1 for positive.
+        phenomena: One of `PHENOMENA` for each sentence.
+    """
 
     texts: list[str]
-    labels: np.ndarray
+    labels: Int32[np.ndarray, " sentences"]
     phenomena: list[str]
 
     def __len__(self) -> int:
-        """Returns the number of sentences."""
         return len(self.texts)
 
 
@@ -172,11 +73,11 @@ def generate(split: str, size: int, seed: int = 0) -> SentimentExamples:
     limit = _largest_size(split)
     if not 0 <= size <= limit:
         raise ValueError(f"size must be between 0 and {limit} for split {split!r}, got {size}")
-    rng = np.random.default_rng([seed, list(_LEXICON).index(split)])
+    rng = np.random.default_rng([seed, list(grammar.LEXICON).index(split)])
     cells = [(phenomenon, label) for phenomenon in PHENOMENA for label in (0, 1)]
     rows: list[tuple[str, int, str]] = []
     for (phenomenon, label), share in zip(cells, _shares(size, len(cells)), strict=True):
-        templates = _TEMPLATES[phenomenon]
+        templates = grammar.TEMPLATES[phenomenon]
         for template, count in zip(templates, _shares(share, len(templates)), strict=True):
             numbers = rng.choice(_capacity(template, split, label), size=count, replace=False)
             rows.extend((_fill(template, split, label, int(n)), label, phenomenon) for n in numbers)
@@ -194,9 +95,9 @@ def content_words(split: str) -> frozenset[str]:
 
 
 def _lexicon(split: str) -> dict[str, str]:
-    if split not in _LEXICON:
-        raise ValueError(f"split must be one of {sorted(_LEXICON)}, got {split!r}")
-    return _LEXICON[split]
+    if split not in grammar.LEXICON:
+        raise ValueError(f"split must be one of {sorted(grammar.LEXICON)}, got {split!r}")
+    return grammar.LEXICON[split]
 
 
 def _shares(total: int, parts: int) -> list[int]:
@@ -206,29 +107,33 @@ def _shares(total: int, parts: int) -> list[int]:
 def _largest_size(split: str) -> int:
     cells = [
         len(templates) * min(_capacity(template, split, label) for template in templates)
-        for templates in _TEMPLATES.values()
+        for templates in grammar.TEMPLATES.values()
         for label in (0, 1)
     ]
     return min(cells) * len(cells)
 
 
 def _capacity(template: str, split: str, label: int) -> int:
-    return sum(math.prod(_choices(template, split, domain, label).values()) for domain in _DOMAINS)
+    return sum(
+        math.prod(_choices(template, split, domain, label).values()) for domain in grammar.DOMAINS
+    )
 
 
+@functools.cache
 def _choices(template: str, split: str, domain: str, label: int) -> dict[str, int]:
     """Returns the number of choices for each slot that does not follow from another one."""
-    slots = [s for s in re.findall(r"{(\w+)}", "{open}" + template) if s not in _SINGULAR]
-    return {s: len(_pool(s, split, domain, label)) - (s in _SECOND) for s in slots}
+    slots = [s for s in re.findall(r"{(\w+)}", "{open}" + template) if s not in grammar.SINGULAR]
+    return {s: len(_pool(s, split, domain, label)) - (s in grammar.SECOND) for s in slots}
 
 
-def _pool(slot: str, split: str, domain: str, label: int) -> list[str]:
+@functools.cache
+def _pool(slot: str, split: str, domain: str, label: int) -> tuple[str, ...]:
     """Returns what a slot can take; a second slot may not repeat the choice of the first."""
-    if slot in _FUNCTION_SLOTS:
-        return list(_FUNCTION_SLOTS[slot])
+    if slot in grammar.FUNCTION_SLOTS:
+        return grammar.FUNCTION_SLOTS[slot]
     lexicon = _lexicon(split)
     if slot in ("noun", "other"):
-        return lexicon[domain].split(" / ")[2].split()
+        return tuple(lexicon[domain].split(" / ")[2].split())
     kind, role = slot.split("_")
     if kind.startswith(("verb", "effect")):
         keys = [kind.removesuffix("ed")]
@@ -237,13 +142,13 @@ def _pool(slot: str, split: str, domain: str, label: int) -> list[str]:
     polarity = label if role == "same" else 1 - label
     entries = [e for key in keys for e in lexicon[key].split(" / ")[polarity].split()]
     if kind == "more":
-        return [e.split(":")[1] if ":" in e else f"more {e}" for e in entries]
-    return [entry.split(":")[kind.endswith("ed")] for entry in entries]
+        return tuple(e.split(":")[1] if ":" in e else f"more {e}" for e in entries)
+    return tuple(entry.split(":")[kind.endswith("ed")] for entry in entries)
 
 
 def _fill(template: str, split: str, label: int, number: int) -> str:
     """Returns one filling of a template; the fillings of all domains are numbered from 0."""
-    for domain in _DOMAINS:
+    for domain in grammar.DOMAINS:
         choices = _choices(template, split, domain, label)
         if number < math.prod(choices.values()):
             break
@@ -251,8 +156,8 @@ def _fill(template: str, split: str, label: int, number: int) -> str:
     chosen: dict[str, str] = {}
     for slot, radix in choices.items():
         number, digit = divmod(number, radix)
-        first = chosen.get(_SECOND.get(slot, ""))
+        first = chosen.get(grammar.SECOND.get(slot, ""))
         chosen[slot] = [w for w in _pool(slot, split, domain, label) if w != first][digit]
-    forms = dict(_PLURAL if chosen["noun"].endswith("s") else _SINGULAR)
+    forms = dict(grammar.PLURAL if chosen["noun"].endswith("s") else grammar.SINGULAR)
     forms["owas"] = "were" if chosen.get("other", "").endswith("s") else "was"
     return chosen["open"] + template.format(**chosen, **forms) + "."

@@ -1,4 +1,7 @@
-"""Special tokens of prefix methods, put into tokenised data: before every example, behind its input."""
+"""Puts the special tokens of prefix methods into tokenised data (paper section 5.1, PreEmbed).
+
+Prefix tokens come before every example, infix tokens behind its input.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
+from jaxtyping import Int32
 
 from lora_jax.data.completions import TokenisedPairs
 from lora_jax.data.packing import TokenisedExamples
@@ -16,25 +20,25 @@ class SpecialIds:
     """Ids of a method's special tokens.
 
     Attributes:
-      prefix: those before every example.
-      infix: those behind its input.
+      prefix: ids of the tokens before every example.
+      infix: ids of the tokens behind its input.
     """
 
-    prefix: np.ndarray
-    infix: np.ndarray
+    prefix: Int32[np.ndarray, " prefix"]
+    infix: Int32[np.ndarray, " infix"]
 
     @property
     def count(self) -> int:
-        """Tokens that every example gets in addition."""
+        """Number of tokens that every example gets in addition."""
         return len(self.prefix) + len(self.infix)
 
 
 def special_ids(counts: tuple[int, int], vocab_size: int) -> SpecialIds:
-    """Ids from the vocabulary's size on.
+    """Numbers a method's special tokens, from the vocabulary's size on.
 
     Args:
-      counts: of prefix and infix tokens, from `Method.special_tokens`.
-      vocab_size: of the model.
+      counts: number of prefix and of infix tokens, from `Method.special_tokens`.
+      vocab_size: number of tokens of the pre-trained model.
     """
     prefix, infix = counts
     ids = np.arange(vocab_size, vocab_size + prefix + infix, dtype=np.int32)
@@ -42,18 +46,24 @@ def special_ids(counts: tuple[int, int], vocab_size: int) -> SpecialIds:
 
 
 def in_examples(examples: TokenisedExamples, special: SpecialIds) -> TokenisedExamples:
-    """Prefix before, infix behind each example; token type 0. The classification token moves."""
+    """Puts the prefix before and the infix behind each example, with token type 0.
+
+    The classification token moves behind the prefix.
+    """
     before, behind = np.zeros_like(special.prefix), np.zeros_like(special.infix)
     return dataclasses.replace(
         examples,
         ids=[np.concatenate([special.prefix, ids, special.infix]) for ids in examples.ids],
         types=[np.concatenate([before, types, behind]) for types in examples.types],
-        first=examples.first + len(special.prefix),
+        class_token=examples.class_token + len(special.prefix),
     )
 
 
 def in_pairs(pairs: TokenisedPairs, special: SpecialIds) -> TokenisedPairs:
-    """Prefix before each row, infix between its context (with the separator) and its completion."""
+    """Puts the prefix before each row, and the infix between its context and its completion.
+
+    The separator belongs to the context.
+    """
     return dataclasses.replace(
         pairs,
         ids=[
@@ -65,5 +75,5 @@ def in_pairs(pairs: TokenisedPairs, special: SpecialIds) -> TokenisedPairs:
 
 
 def in_prompts(prompts: Sequence[np.ndarray], special: SpecialIds) -> list[np.ndarray]:
-    """Prefix before and infix behind each prompt: what `in_pairs` has before the completion."""
+    """Puts the prefix before and the infix behind each prompt, as `in_pairs` has them."""
     return [np.concatenate([special.prefix, ids, special.infix]) for ids in prompts]

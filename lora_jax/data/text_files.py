@@ -1,4 +1,4 @@
-"""Finding and reading the files of a corpus, plain or gzipped, with errors that say where."""
+"""Finds and reads the files of a corpus, plain or gzipped; errors name the file and the line."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ import json
 import pathlib
 import zlib
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, TypeVar
+
+_Value = TypeVar("_Value")
 
 
 def find(folders: Iterable[pathlib.Path], names: Sequence[str]) -> list[pathlib.Path]:
-    """Returns the files of the first name that some folder has, [] if none has any.
+    """Finds the files of the first name that some folder has; returns [] if none has any.
 
     Args:
       folders: where to look, best first.
@@ -24,9 +26,9 @@ def find(folders: Iterable[pathlib.Path], names: Sequence[str]) -> list[pathlib.
         for folder in folders:
             plain = {path for path in folder.glob(name) if path.is_file()}
             packed = {path for path in folder.glob(f"{name}.gz") if path.is_file()}
-            found = plain | {path for path in packed if path.with_suffix("") not in plain}
-            if found:
-                return sorted(found)
+            files = plain | {path for path in packed if path.with_suffix("") not in plain}
+            if files:
+                return sorted(files)
     return []
 
 
@@ -34,14 +36,14 @@ def read_text(path: pathlib.Path) -> str:
     """Returns the text of a UTF-8 file, unpacked if its name ends in .gz, line ends untouched.
 
     Raises:
-      ValueError: the file is no whole gzip file or no UTF-8.
+      ValueError: the file is not a complete gzip file, or not UTF-8.
     """
     data = path.read_bytes()
     if path.suffix == ".gz":
         try:
             data = gzip.decompress(data)
         except (OSError, EOFError, zlib.error) as error:
-            raise malformed(path, "bytes", f"no whole gzip data ({error})", "gzip data") from error
+            raise malformed(path, "bytes", f"broken gzip data ({error})", "gzip data") from error
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -58,24 +60,41 @@ def read_json(path: pathlib.Path) -> Any:
     try:
         return json.loads(read_text(path))
     except json.JSONDecodeError as error:
-        raise malformed(path, f"line {error.lineno}", f"no JSON ({error.msg})", "JSON") from error
+        raise malformed(
+            path, f"line {error.lineno}", f"invalid JSON ({error.msg})", "JSON"
+        ) from error
 
 
-def field(path: pathlib.Path, where: str, record: Any, key: str, kind: type) -> Any:
-    """Returns record[key].
+def field(path: pathlib.Path, where: str, record: Any, key: str, kind: type[_Value]) -> _Value:
+    """Returns record[key] after checking its type.
+
+    Args:
+      path: the file, for the error.
+      where: the place in the file, for the error.
+      record: JSON value that should be an object.
+      key: of the value wanted.
+      kind: type that the value must have.
 
     Raises:
-      ValueError: `record` is no JSON object, has no such key, or its value is not of `kind`.
+      ValueError: `record` is not a JSON object, has no such key, or its value is not of `kind`.
     """
-    if not isinstance(record, dict) or not isinstance(record.get(key), kind):
-        found = repr(record.get(key) if isinstance(record, dict) else record)[:60]
-        raise malformed(path, where, f"{key!r}: {found}", f"a {kind.__name__} under {key!r}")
-    return record[key]
+    value = record.get(key) if isinstance(record, dict) else record
+    if not isinstance(record, dict) or not isinstance(value, kind):
+        actual = f"{key!r}: {repr(value)[:60]}"
+        raise malformed(path, where, actual, f"a {kind.__name__} under {key!r}")
+    return value
 
 
-def malformed(path: pathlib.Path, where: str, found: str, expected: str) -> ValueError:
-    """Returns the error for a bad file: where it is bad, what is there and what should be."""
+def malformed(path: pathlib.Path, where: str, actual: str, expected: str) -> ValueError:
+    """Makes the error for a bad file.
+
+    Args:
+      path: the file.
+      where: the place in the file.
+      actual: what is there.
+      expected: what should be there.
+    """
     return ValueError(
-        f"{path}, {where}: found {found}, expected {expected}. Get the file again from the "
+        f"{path}, {where}: found {actual}, expected {expected}. Get the file again from the "
         "repository that lora_jax.data.data_to_text names for it, or repair this place."
     )

@@ -1,20 +1,21 @@
 """The WebNLG 2017 challenge (Gardent et al. 2017): the public LoRA code's json, or the official XML.
 
-Both give the same rows, made as format_converting_webnlg.py of the public code makes them, for
-every split: the modified triples, only texts whose comment is 'good'.
+Both give the same rows, made as format_converting_webnlg.py of the public code makes them for every
+split: from the modified triples, and only of texts whose comment is 'good'.
 """
 
 from __future__ import annotations
 
 import pathlib
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 from xml.etree import ElementTree
 
+from lora_jax.data.pairs import Row
 from lora_jax.data.text_files import field, malformed, read_json, read_text
 
-Row = tuple[str, str, str]  # context, completion, subset
-_Triple = tuple[str, str, str]
+_Triple = tuple[str, str, str]  # subject, property, object
+_Value = TypeVar("_Value")
 
 # The paper says 9 seen categories, its code and the data have these 10.
 SEEN = frozenset(
@@ -29,47 +30,53 @@ def rows(paths: list[pathlib.Path]) -> list[Row]:
     """Reads one split: one json file, or XML files in this order; each plain or .gz.
 
     Raises:
-      ValueError: a file is not of the WebNLG 2017 form, or has a document type declaration.
+      ValueError: a file does not have the structure of WebNLG 2017, or has a document type declaration.
     """
     result: list[Row] = []
     for path in paths:
         entries = _xml(path) if ".xml" in path.suffixes else _json(path)
-        for category, triples, texts in entries:
-            context = linearise(triples)
-            subset = "seen" if category in SEEN else "unseen"
-            result += [(context, text, subset) for comment, text in texts if comment == "good"]
+        for entry in entries:
+            context = linearise(entry.triples)
+            subset = "seen" if entry.category in SEEN else "unseen"
+            result += [
+                Row(context, text, subset) for comment, text in entry.texts if comment == "good"
+            ]
     if not result:
         raise malformed(paths[0], "all entries", "no text with comment 'good'", "at least one")
     return result
 
 
 def linearise(triples: Iterable[_Triple]) -> str:
-    """Returns 'subject : property : object', one after the other, joined by ' | '."""
+    """Writes triples as 'subject : property : object', joined by ' | '."""
     return " | ".join(" : ".join(triple) for triple in triples)
 
 
-_Entry = tuple[str, list[_Triple], list[tuple[str, str]]]  # category, triples, (comment, text)
+class _Entry(NamedTuple):
+    category: str
+    triples: list[_Triple]
+    texts: list[tuple[str, str]]  # (comment, text)
 
 
 def _json(path: pathlib.Path) -> Iterator[_Entry]:
     for number, wrapped in enumerate(field(path, "top", read_json(path), "entries", list), 1):
         where = f"entry {number}"
-        # Each is {"17": {...}}: its number is its only key.
+        # An entry is written as {"17": {...}}: its number is its only key.
         if not isinstance(wrapped, dict) or len(wrapped) != 1:
             raise malformed(path, where, repr(wrapped)[:60], f"one object, {{'{number}': ...}}")
         entry = next(iter(wrapped.values()))
 
-        def get(record: Any, key: str, kind: type = str, where: str = where) -> Any:
+        def get(record: Any, key: str, kind: type[_Value], where: str = where) -> _Value:
             return field(path, where, record, key, kind)
 
         triples = [
-            (get(triple, "subject"), get(triple, "property"), get(triple, "object"))
+            (get(triple, "subject", str), get(triple, "property", str), get(triple, "object", str))
             for triple in get(entry, "modifiedtripleset", list)
         ]
         texts = [
-            (get(text, "comment"), get(text, "lex")) for text in get(entry, "lexicalisations", list)
+            (get(text, "comment", str), get(text, "lex", str))
+            for text in get(entry, "lexicalisations", list)
         ]
-        yield get(entry, "category"), triples, texts
+        yield _Entry(get(entry, "category", str), triples, texts)
 
 
 def _xml(path: pathlib.Path) -> Iterator[_Entry]:
@@ -79,7 +86,9 @@ def _xml(path: pathlib.Path) -> Iterator[_Entry]:
     try:
         root = ElementTree.fromstring(text)
     except ElementTree.ParseError as error:
-        raise malformed(path, f"line {error.position[0]}", f"no XML ({error})", "XML") from error
+        raise malformed(
+            path, f"line {error.position[0]}", f"invalid XML ({error})", "XML"
+        ) from error
     for number, entry in enumerate(root.iter("entry"), 1):
         where = f"entry {number} (eid {entry.get('eid')})"
         category = entry.get("category")
@@ -89,8 +98,8 @@ def _xml(path: pathlib.Path) -> Iterator[_Entry]:
         for element in entry.iterfind("modifiedtripleset/mtriple"):
             parts = [part.strip() for part in (element.text or "").split(" | ")]
             if len(parts) != 3:
-                found = f"mtriple {element.text!r}"
-                raise malformed(path, where, found, "'subject | property | object'")
+                actual = f"mtriple {element.text!r}"
+                raise malformed(path, where, actual, "'subject | property | object'")
             triples.append((parts[0], parts[1], parts[2]))
         if not triples:
             raise malformed(path, where, "no modifiedtripleset/mtriple", "at least one")
@@ -101,4 +110,4 @@ def _xml(path: pathlib.Path) -> Iterator[_Entry]:
                 expected = "a text inside <lex>, as in the 2017 challenge release"
                 raise malformed(path, where, "an empty <lex>", expected)
             texts.append((element.get("comment", ""), lex))
-        yield category, triples, texts
+        yield _Entry(category, triples, texts)

@@ -1,22 +1,24 @@
 """Beam search by the rules of the paper's GPT-2 experiments (public gpt2_beam.py; Table 11).
 
-* Step 0 expands the prompt into the `beams` best tokens; each later step takes the best `beams` of
-  all beams' continuations by summed log-probability.
+* Step 0 expands the prompt into its `beams` most probable tokens. Each later step keeps, of all
+  continuations of all beams, the `beams` best by summed log-probability.
 * Tokens that would repeat an n-gram of the generated tokens have probability 0, and the others'
   probabilities are renormalised.
-* A beam that ends in an end token scores sum / length^penalty, the end token counted; only the best
-  finished one per prompt is kept. The beam then goes on with probability 0.
-* After `max_tokens` the beams still alive compete with their length-normalised sums.
+* A beam that ends in an end token is finished. It scores its summed log-probability divided by
+  length^penalty, where the length includes the end token. Only the best finished beam of a prompt is
+  kept; the place it took in the search goes on with probability 0.
+* After `max_tokens` steps the beams still alive compete with their length-normalised sums.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from lora_jax.decoding.ngrams import ban_repeats
 from lora_jax.models.cache import Cache
@@ -25,19 +27,25 @@ from lora_jax.models.decoder import Decoder
 
 @dataclasses.dataclass(frozen=True)
 class BeamSearch:
-    """Settings of a beam search; the defaults are the paper's for E2E (Table 11).
+    """Settings of beam search; the defaults are the paper's for E2E (Table 11).
+
+    End tokens and length penalty may be traced: searches that differ in them can share a program.
 
     Attributes:
-      end_tokens: tokens that finish a beam.
-      beams: width.
+      end_tokens: ids of the tokens that finish a beam.
+      beams: number of continuations that are searched at once.
       length_penalty: exponent; larger favours longer texts. The public README uses 0.8.
-      no_repeat_ngram: size of n-grams that may not occur twice; 0 is off.
-      max_tokens: longest continuation.
+      no_repeat_ngram: size of the n-grams that may not occur twice; 0 allows all.
+      max_tokens: length of the longest continuation.
+
+    Raises:
+      ValueError: a number is too small.
     """
 
-    end_tokens: tuple[int, ...]
+    end_tokens: tuple[int | Int[Array, ""], ...]
+    _: dataclasses.KW_ONLY
     beams: int = 10
-    length_penalty: float = 0.9
+    length_penalty: float | Float[Array, ""] = 0.9
     no_repeat_ngram: int = 4
     max_tokens: int = 64
 
@@ -48,7 +56,7 @@ class BeamSearch:
 
 
 class Continuations(NamedTuple):
-    """What was generated.
+    """Generated continuations of n prompts, or of (n, samples).
 
     Attributes:
       tokens: token ids; those behind a continuation's end are 0.
@@ -56,17 +64,27 @@ class Continuations(NamedTuple):
       scores: length-normalised log-probability (beam search), log-probability (sampling).
     """
 
-    tokens: Int[Array, "... steps"]
-    lengths: Int[Array, ...]
-    scores: Float[Array, ...]
+    tokens: Int[Array | np.ndarray, "*shape steps"]
+    lengths: Int[Array | np.ndarray, "*shape"]
+    scores: Float[Array | np.ndarray, "*shape"]
 
 
 class _State(NamedTuple):
+    """State of a search of n prompts after `step` tokens.
+
+    Attributes:
+      cache: keys and values of the prompts and of the tokens generated.
+      tokens: tokens generated so far.
+      scores: summed log-probabilities; -inf for finished beams.
+      best: the best finished continuation of every prompt; score -inf where there is none yet.
+      step: number of tokens generated.
+    """
+
     cache: Cache
     tokens: Int[Array, "n beams steps"]
-    scores: Float[Array, "n beams"]  # summed log-probabilities; -inf for finished beams
+    scores: Float[Array, "n beams"]
     best: Continuations
-    step: Int[Array, ""]  # tokens generated
+    step: Int[Array, ""]
 
 
 def beam_search(
@@ -75,23 +93,29 @@ def beam_search(
     lengths: Int[Array, " n"],
     settings: BeamSearch,
 ) -> Continuations:
-    """The best continuation of every prompt.
+    """Searches the best continuation of every prompt.
 
-    Stops early only where no living beam can still win, so the result is that of all steps.
+    The search stops early only when no living beam can still win, so the result is that of all steps.
 
     Args:
       model: a decoder.
       prompts: token ids, padded behind.
-      lengths: tokens of each prompt.
-      settings: static.
+      lengths: number of tokens of each prompt.
+      settings: static under `jax.jit`.
+
+    Returns:
+      One continuation per prompt: tokens (n, max_tokens), lengths and scores (n,).
+
+    Raises:
+      ValueError: there are more beams than tokens in the vocabulary, or the model has too few
+        positions for the prompts and their continuations.
     """
     if settings.beams > model.config.vocab_size:
         raise ValueError(
             f"{settings.beams} beams are more than the {model.config.vocab_size} tokens"
         )
-    state = _first(model, prompts, lengths, settings)
 
-    def more(state: _State) -> Bool[Array, ""]:
+    def unfinished(state: _State) -> Bool[Array, ""]:
         return (state.step < settings.max_tokens) & jnp.any(_may_win(state, settings))
 
     def advance(state: _State) -> _State:
@@ -110,13 +134,16 @@ def beam_search(
         )
         return _collect(state, _ended(chosen, settings), settings)
 
-    state = jax.lax.while_loop(more, advance, state)
+    state = jax.lax.while_loop(unfinished, advance, _first(model, prompts, lengths, settings))
     # Beams still alive compete too, at full length only.
     done = state.step == settings.max_tokens
     return _collect(state, jnp.broadcast_to(done, state.scores.shape), settings).best
 
 
-def _first(model: Decoder, prompts: Array, lengths: Array, settings: BeamSearch) -> _State:
+def _first(
+    model: Decoder, prompts: Int[Array, "n prompt"], lengths: Int[Array, " n"], settings: BeamSearch
+) -> _State:
+    """Reads the prompts and takes the first token of every beam."""
     n, beams, steps = len(prompts), settings.beams, settings.max_tokens
     logits, cache = model.prefill(prompts, lengths, beams, steps)
     scores, chosen = jax.lax.top_k(jax.nn.log_softmax(logits), beams)
@@ -128,7 +155,7 @@ def _first(model: Decoder, prompts: Array, lengths: Array, settings: BeamSearch)
     return _collect(state, _ended(chosen, settings), settings)
 
 
-def _ended(tokens: Array, settings: BeamSearch) -> Bool[Array, "n beams"]:
+def _ended(tokens: Int[Array, "n beams"], settings: BeamSearch) -> Bool[Array, "n beams"]:
     return jnp.isin(tokens, jnp.asarray(settings.end_tokens, jnp.int32))
 
 
@@ -137,15 +164,15 @@ def _collect(state: _State, ended: Bool[Array, "n beams"], settings: BeamSearch)
     scores = jnp.where(
         ended, state.scores / state.step ** jnp.float32(settings.length_penalty), -jnp.inf
     )
-    first = jnp.argmax(scores, axis=1)
+    winner = jnp.argmax(scores, axis=1)
     score = jnp.max(scores, axis=1)
     better = score > state.best.scores
-    found = Continuations(
-        _take(state.tokens, first[:, None, None])[:, 0], jnp.full_like(first, state.step), score
+    newest = Continuations(
+        _take(state.tokens, winner[:, None, None])[:, 0], jnp.full_like(winner, state.step), score
     )
     best = jax.tree.map(
         lambda new, old: jnp.where(better.reshape(-1, *[1] * (new.ndim - 1)), new, old),
-        found,
+        newest,
         state.best,
     )
     return state._replace(best=best, scores=jnp.where(ended, -jnp.inf, state.scores))
@@ -161,6 +188,6 @@ def _may_win(state: _State, settings: BeamSearch) -> Bool[Array, " n"]:
     )
 
 
-def _take(values: Any, indices: Array) -> Array:
-    """Values along axis 1."""
+def _take(values: Shaped[Array, "n items ..."], indices: Int[Array, "n taken ..."]) -> Array:
+    """Takes values along axis 1 of every prompt."""
     return jnp.take_along_axis(values, indices, axis=1)

@@ -1,4 +1,4 @@
-"""No n-gram twice in a continuation."""
+"""Keeps any n-gram from occurring twice in a continuation."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ def ban_repeats(
 
     Args:
       logits: of the next token.
-      generated: tokens so far; those from `step` on are not read.
-      step: number of tokens generated.
-      size: n; 0 bans nothing.
+      generated: tokens generated so far; those from index `step` on are not read.
+      step: number of tokens generated so far.
+      size: n of the n-grams; 0 bans nothing.
     """
     n, beams, steps = generated.shape
     starts = steps - size + 1
@@ -32,5 +32,5 @@ def ban_repeats(
     repeated = jnp.broadcast_to(jnp.arange(starts) + size - 1 < step, (n, beams, starts))
     for j in range(size - 1):
         repeated &= generated[..., j : j + starts] == suffix[..., j : j + 1]
-    where = (jnp.arange(n)[:, None, None], jnp.arange(beams)[:, None], generated[..., size - 1 :])
-    return logits.at[where].add(jnp.where(repeated, -jnp.inf, 0))
+    places = (jnp.arange(n)[:, None, None], jnp.arange(beams)[:, None], generated[..., size - 1 :])
+    return logits.at[places].add(jnp.where(repeated, -jnp.inf, 0))

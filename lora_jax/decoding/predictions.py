@@ -1,4 +1,7 @@
-"""Decoding many prompts: batches of few shapes, a file that grows batch by batch and resumes."""
+"""Decodes many prompts in batches of few shapes, into a file that grows with every batch.
+
+A decoding that was interrupted resumes from its file.
+"""
 
 from __future__ import annotations
 
@@ -8,28 +11,32 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import jax
 import numpy as np
+from jaxtyping import Int
 from tqdm import tqdm
 
 from lora_jax.decoding.beam import Continuations
-from lora_jax.files import to_json, write_bytes
+from lora_jax.files import to_json, write_text
 from lora_jax.sharding.hosts import from_main, is_main
 
-Decode = Callable[[np.ndarray, np.ndarray], Continuations]  # (prompts, lengths) -> (n, ...)
-_PROMPT_STEP = 16  # prompts are padded to a multiple of this, so a run compiles few programs
+Tokens = Int[np.ndarray, "n prompt"]
+Lengths = Int[np.ndarray, " n"]
+Decode = Callable[[Tokens, Lengths], Continuations]
+_PROMPT_STEP = 16  # prompts are padded to a multiple of this, so that a run compiles few programs
 
 
 @dataclasses.dataclass(frozen=True)
 class Predictions:
-    """What was decoded.
+    """The decoded continuations of all prompts.
 
     Attributes:
       tokens: continuation of every prompt, its end token included, in the order of the prompts.
-      scores: their scores.
-      seconds, compile_seconds: of all batches, and of the first batch of each new shape.
+      scores: score of every continuation.
+      seconds: time of all batches.
+      compile_seconds: time of those batches that were the first of a new shape.
     """
 
     tokens: list[list[int]]
@@ -38,7 +45,7 @@ class Predictions:
     compile_seconds: float
 
     def speed(self) -> dict[str, float]:
-        """Seconds, and tokens of the chosen continuations per second, for a run record."""
+        """Times, and tokens of the chosen continuations per second, for a run record."""
         count = sum(map(len, self.tokens))
         return {
             "prompts": len(self.tokens),
@@ -49,35 +56,47 @@ class Predictions:
         }
 
 
+class _Line(TypedDict):
+    """A finished batch, as a line of the file."""
+
+    indices: list[int]
+    tokens: list[list[int]]
+    scores: list[float]
+    seconds: float
+    compiled: bool
+
+
 def decode_all(
     decode: Decode,
     prompts: Sequence[np.ndarray],
+    *,
     batch_size: int,
     path: Path,
     settings: Mapping[str, Any],
     label: str = "decode",
 ) -> Predictions:
-    """Decodes every prompt once; with the same file an interrupted call goes on.
+    """Decodes every prompt once; called again with the same file, it goes on where it was stopped.
 
-    Several processes all call it; the first one reads and writes the file.
+    Of several processes all call it, and the first one reads and writes the file.
 
     Args:
-      decode: continues a batch of `batch_size` prompts, padded behind.
-      prompts: token ids of each.
-      batch_size: prompts per batch; the last batch repeats one.
+      decode: continues a batch of `batch_size` prompts: of token ids, padded behind, and lengths.
+      prompts: token ids of each prompt.
+      batch_size: number of prompts of a batch; the last batch repeats one to be full.
       path: JSON lines: the settings, then one line per finished batch.
-      settings: what the results depend on; a file of other settings is refused.
-      label: shown at the progress bar.
+      settings: JSON values that the results depend on; a file of other settings is refused.
+      label: title of the progress bar.
 
     Raises:
       ValueError: the file belongs to other settings, or there is an empty prompt.
     """
     if empty := [i for i, prompt in enumerate(prompts) if not len(prompt)]:
         raise ValueError(f"prompt {empty[0]} is empty; a prompt has at least one token")
-    wanted = {**settings, "prompts": len(prompts), "batch_size": batch_size}
-    lines = from_main(lambda: _resume(path, wanted))
+    complete = {**settings, "prompts": len(prompts), "batch_size": batch_size}
+    lines = from_main(lambda: _resume(path, complete))
     done = {index for line in lines for index in line["indices"]}
-    todo = [i for i in np.argsort([len(p) for p in prompts], kind="stable") if i not in done]
+    by_length = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    todo = [i for i in by_length if i not in done]
     shapes: set[int] = set()
     with path.open("a") if is_main() else nullcontext() as file, tqdm(
         total=len(prompts), initial=len(done), desc=label, unit="prompt", mininterval=1,
@@ -85,14 +104,12 @@ def decode_all(
     ) as bar:  # fmt: skip
         for indices, tokens, lengths in batches(prompts, todo, batch_size):
             begin = time.perf_counter()
-            found = jax.device_get(decode(tokens, lengths))
+            out = jax.device_get(decode(tokens, lengths))
             seconds = time.perf_counter() - begin
-            line = {
+            line: _Line = {
                 "indices": indices,
-                "tokens": [
-                    found.tokens[i, : found.lengths[i]].tolist() for i in range(len(indices))
-                ],
-                "scores": found.scores[: len(indices)].tolist(),
+                "tokens": [out.tokens[i, : out.lengths[i]].tolist() for i in range(len(indices))],
+                "scores": out.scores[: len(indices)].tolist(),
                 "seconds": seconds,
                 "compiled": tokens.shape[1] not in shapes,
             }
@@ -107,15 +124,23 @@ def decode_all(
 
 def batches(
     prompts: Sequence[np.ndarray], todo: Sequence[int], batch_size: int
-) -> Iterator[tuple[list[int], np.ndarray, np.ndarray]]:
-    """The prompts at `todo` in batches: (indices, tokens padded behind, lengths).
+) -> Iterator[tuple[list[int], Tokens, Lengths]]:
+    """Puts prompts into batches.
 
-    Rows are padded to a multiple of 16 or the longest prompt of all; the last batch repeats its last
-    prompt.
+    Rows are padded behind to a multiple of 16, but not beyond the longest of all prompts. The last
+    batch repeats its last prompt to be full.
+
+    Args:
+      prompts: token ids of each prompt.
+      todo: indices of the prompts wanted, in the order of the batches.
+      batch_size: number of rows of a batch.
+
+    Yields:
+      (indices of the prompts, their tokens, their lengths) of each batch.
     """
     longest = max(map(len, prompts), default=0)
     for start in range(0, len(todo), batch_size):
-        indices = [int(i) for i in todo[start : start + batch_size]]
+        indices = list(todo[start : start + batch_size])
         filled = indices + [indices[-1]] * (batch_size - len(indices))
         lengths = np.array([len(prompts[i]) for i in filled], np.int32)
         padded = min(-(-int(lengths.max()) // _PROMPT_STEP) * _PROMPT_STEP, longest)
@@ -125,31 +150,31 @@ def batches(
         yield indices, tokens, lengths
 
 
-def _resume(path: Path, settings: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The finished batches of the file; makes it hold the settings and these, and nothing half."""
-    wanted = json.loads(to_json(settings))
+def _resume(path: Path, settings: Mapping[str, Any]) -> list[_Line]:
+    """Reads the finished batches of the file, and writes it anew without a half-written line."""
+    complete = json.loads(to_json(settings))
     lines = []
     if path.exists():
         for text in path.read_text().splitlines():
             try:
                 lines.append(json.loads(text))
             except json.JSONDecodeError:
-                break  # the line a killed run was writing
-    if lines and lines[0] != wanted:
+                break  # the line that a killed run was writing
+    if lines and lines[0] != complete:
         changed = sorted(
-            k for k in lines[0].keys() | wanted.keys() if lines[0].get(k) != wanted.get(k)
+            k for k in lines[0].keys() | complete.keys() if lines[0].get(k) != complete.get(k)
         )
         raise ValueError(
             f"{path} was decoded with other settings ({', '.join(changed)}). Use another --workdir, "
             "or delete the file to decode again"
         )
-    texts = [to_json(line, indent=None) + "\n" for line in [wanted, *lines[1:]]]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_bytes(path, "".join(texts).encode())
+    texts = [to_json(line, indent=None) + "\n" for line in [complete, *lines[1:]]]
+    write_text(path, "".join(texts))
     return lines[1:]
 
 
-def _gather(lines: Sequence[Mapping[str, Any]], count: int) -> Predictions:
+def _gather(lines: Sequence[_Line], count: int) -> Predictions:
+    """Puts the lines of all batches into the order of the prompts."""
     tokens: list[list[int]] = [[] for _ in range(count)]
     scores = [0.0] * count
     for line in lines:

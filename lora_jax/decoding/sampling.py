@@ -20,16 +20,20 @@ class Sampling:
     """Settings of sampling.
 
     Attributes:
-      end_tokens: tokens that end a continuation.
-      temperature: 0 takes the most probable token (greedy).
+      end_tokens: ids of the tokens that end a continuation.
+      temperature: divides the logits; 0 takes the most probable token (greedy).
       top_k: sample among the k most probable tokens; 0 is all.
       top_p: sample among the most probable tokens whose probabilities reach p together.
-      samples: continuations per prompt; they share the prompt's keys and values.
-      no_repeat_ngram: size of n-grams that may not occur twice; 0 is off.
-      max_tokens: longest continuation.
+      samples: number of continuations per prompt; they share the prompt's keys and values.
+      no_repeat_ngram: size of the n-grams that may not occur twice; 0 allows all.
+      max_tokens: length of the longest continuation.
+
+    Raises:
+      ValueError: a setting is out of its range.
     """
 
     end_tokens: tuple[int, ...]
+    _: dataclasses.KW_ONLY
     temperature: float = 0.0
     top_k: int = 0
     top_p: float = 1.0
@@ -38,12 +42,8 @@ class Sampling:
     max_tokens: int = 64
 
     def __post_init__(self) -> None:
-        for name, least in (
-            ("samples", 1),
-            ("max_tokens", 1),
-            ("no_repeat_ngram", 0),
-            ("top_k", 0),
-        ):
+        limits = {"samples": 1, "max_tokens": 1, "no_repeat_ngram": 0, "top_k": 0}
+        for name, least in limits.items():
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)!r}")
         if self.temperature < 0 or not 0 < self.top_p <= 1:
@@ -54,9 +54,23 @@ class Sampling:
 
 
 class _State(NamedTuple):
+    """State of n prompts after `step` tokens of every sample.
+
+    Attributes:
+      cache: keys and values of the prompts and of the tokens generated.
+      logits: of the next token.
+      tokens: tokens generated so far.
+      lengths: number of tokens of each sample.
+      scores: summed log-probabilities.
+      ended: whether a sample has had its end token.
+      step: number of tokens generated.
+    """
+
     cache: Cache
     logits: Float[Array, "n samples vocab"]
-    out: Continuations
+    tokens: Int[Array, "n samples steps"]
+    lengths: Int[Array, "n samples"]
+    scores: Float[Array, "n samples"]
     ended: Bool[Array, "n samples"]
     step: Int[Array, ""]
 
@@ -68,39 +82,48 @@ def sample(
     settings: Sampling,
     key: Key[Array, ""],
 ) -> Continuations:
-    """Continuations of every prompt, (n, samples, ...).
+    """Draws continuations of every prompt.
 
     Args:
       model: a decoder.
       prompts: token ids, padded behind.
-      lengths: tokens of each prompt.
-      settings: static.
+      lengths: number of tokens of each prompt.
+      settings: static under `jax.jit`.
       key: of the random choices; greedy decoding does not use it.
+
+    Returns:
+      Tokens (n, samples, max_tokens), lengths and scores (n, samples).
+
+    Raises:
+      ValueError: the model has too few positions for the prompts and their continuations.
     """
     shape = (len(prompts), settings.samples)
     logits, cache = model.prefill(prompts, lengths, settings.samples, settings.max_tokens)
-    nothing = Continuations(
-        jnp.zeros((*shape, settings.max_tokens), jnp.int32),
-        jnp.zeros(shape, jnp.int32),
-        jnp.zeros(shape, jnp.float32),
+    start = _State(
+        cache,
+        logits=jnp.broadcast_to(logits[:, None], (*shape, logits.shape[-1])),
+        tokens=jnp.zeros((*shape, settings.max_tokens), jnp.int32),
+        lengths=jnp.zeros(shape, jnp.int32),
+        scores=jnp.zeros(shape, jnp.float32),
+        ended=jnp.zeros(shape, bool),
+        step=jnp.int32(0),
     )
-    logits = jnp.broadcast_to(logits[:, None], (*shape, logits.shape[-1]))
     ends = jnp.asarray(settings.end_tokens, jnp.int32)
 
-    def choose(state: _State) -> tuple[Array, _State]:
-        logits = ban_repeats(state.logits, state.out.tokens, state.step, settings.no_repeat_ngram)
+    def choose(state: _State) -> tuple[Int[Array, "n samples"], _State]:
+        logits = ban_repeats(state.logits, state.tokens, state.step, settings.no_repeat_ngram)
         tokens = _draw(logits, settings, jax.random.fold_in(key, state.step))
         value = jnp.take_along_axis(jax.nn.log_softmax(logits), tokens[..., None], axis=-1)[..., 0]
         alive = ~state.ended
-        out = Continuations(
-            state.out.tokens.at[..., state.step].set(jnp.where(alive, tokens, 0)),
-            state.out.lengths + alive,
-            state.out.scores + jnp.where(alive, value, 0),
+        return tokens, state._replace(
+            tokens=state.tokens.at[..., state.step].set(jnp.where(alive, tokens, 0)),
+            lengths=state.lengths + alive,
+            scores=state.scores + jnp.where(alive, value, 0),
+            ended=state.ended | jnp.isin(tokens, ends),
+            step=state.step + 1,
         )
-        ended = state.ended | jnp.isin(tokens, ends)
-        return tokens, state._replace(out=out, ended=ended, step=state.step + 1)
 
-    def more(state: _State) -> Bool[Array, ""]:
+    def unfinished(state: _State) -> Bool[Array, ""]:
         return (state.step < settings.max_tokens) & ~jnp.all(state.ended)
 
     def advance(state: _State) -> _State:
@@ -108,13 +131,14 @@ def sample(
         logits, cache = model.step(tokens, state.cache)
         return state._replace(logits=logits, cache=cache)
 
-    start = _State(cache, logits, nothing, jnp.zeros(shape, bool), jnp.int32(0))
-    return jax.lax.while_loop(more, advance, start).out
+    end = jax.lax.while_loop(unfinished, advance, start)
+    return Continuations(end.tokens, end.lengths, end.scores)
 
 
 def _draw(
-    logits: Float[Array, "n samples vocab"], settings: Sampling, key: Array
+    logits: Float[Array, "n samples vocab"], settings: Sampling, key: Key[Array, ""]
 ) -> Int[Array, "n samples"]:
+    """Draws the next token of every sample."""
     if settings.temperature == 0:
         return jnp.argmax(logits, axis=-1)
     logits = logits / settings.temperature

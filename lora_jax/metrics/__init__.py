@@ -1,1 +1,1 @@
-"""Scores of the tasks, as the paper reports them."""
+"""The metrics of the paper's tasks, computed as the paper's code computes them."""

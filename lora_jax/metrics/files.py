@@ -1,8 +1,9 @@
 """Files of references and hypotheses, in the formats that the scorers of E2E and WebNLG read.
 
-Text is UTF-8, one text a line. References of several instances come in one of two forms:
+Text is UTF-8, one text a line. An instance is one input with its references, which come in one of two
+formats:
 * e2e-metrics (paper.md 8.4; measure_scores.py): one reference a line, a blank line between
-  instances;
+  instances.
 * GenerationEval (eval.py -nr): several files, line i of each being a reference of instance i; a
   line is empty where an instance has fewer references than there are files.
 """
@@ -13,10 +14,10 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from lora_jax.files import write_bytes
+from lora_jax.files import write_text
 
 
-def read_hypotheses(path: str | os.PathLike) -> list[str]:
+def read_hypotheses(path: str | os.PathLike[str]) -> list[str]:
     """Reads one hypothesis a line, stripped; an empty line is an empty hypothesis.
 
     Raises:
@@ -26,7 +27,7 @@ def read_hypotheses(path: str | os.PathLike) -> list[str]:
     return _lines(Path(path))
 
 
-def read_references(*paths: str | os.PathLike) -> list[list[str]]:
+def read_references(*paths: str | os.PathLike[str]) -> list[list[str]]:
     """Reads the references of each instance, from one e2e-metrics file or several aligned files.
 
     As in measure_scores.py, one file without any blank line holds one reference per instance.
@@ -42,7 +43,7 @@ def read_references(*paths: str | os.PathLike) -> list[list[str]]:
     return _aligned([first, *others]) if others else _blocks(first)
 
 
-def write_references(path: str | os.PathLike, references: Sequence[Sequence[str]]) -> None:
+def write_references(path: str | os.PathLike[str], references: Sequence[Sequence[str]]) -> None:
     """Writes an e2e-metrics file, whole or not at all.
 
     Each reference becomes one line, so line breaks within it turn into spaces.
@@ -56,12 +57,12 @@ def write_references(path: str | os.PathLike, references: Sequence[Sequence[str]
         if not texts or not all(texts):
             raise ValueError(f"instance {number} has no reference or a blank one: {instance!r}")
         blocks.append("".join(text + "\n" for text in texts) + "\n")
-    _write(path, "".join(blocks))
+    write_text(path, "".join(blocks))
 
 
-def write_hypotheses(path: str | os.PathLike, hypotheses: Sequence[str]) -> None:
-    """Writes one hypothesis a line, whole or not at all; line breaks within turn into spaces."""
-    _write(path, "".join(one_line(text).strip() + "\n" for text in hypotheses))
+def write_hypotheses(path: str | os.PathLike[str], hypotheses: Sequence[str]) -> None:
+    """Writes one hypothesis a line, whole or not at all; line breaks inside turn into spaces."""
+    write_text(path, "".join(one_line(text).strip() + "\n" for text in hypotheses))
 
 
 def one_line(text: str) -> str:
@@ -69,13 +70,8 @@ def one_line(text: str) -> str:
     return " ".join(text.splitlines())
 
 
-def _write(path: str | os.PathLike, text: str) -> None:
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    write_bytes(Path(path), text.encode())
-
-
 def _lines(path: Path) -> list[str]:
-    """The stripped lines of a file; a byte order mark at its start is dropped."""
+    """Reads the lines of a file, stripped, without a byte order mark at its start."""
     content = path.read_bytes()
     if not content:
         raise ValueError(f"{path} is empty")
@@ -93,12 +89,12 @@ def _lines(path: Path) -> list[str]:
 
 
 def _blocks(path: Path) -> list[list[str]]:
-    """The references of an e2e-metrics file, split at blank lines."""
+    """Reads the references of an e2e-metrics file, split at blank lines."""
     lines = _lines(path)
     while lines and not lines[-1]:
         lines.pop()
     if not lines:
-        raise ValueError(f"{path} holds no text, only blank lines")
+        raise ValueError(f"{path} has no text, only blank lines")
     if all(lines):
         return [[line] for line in lines]
     instances: list[list[str]] = [[]]
@@ -116,7 +112,7 @@ def _blocks(path: Path) -> list[list[str]]:
 
 
 def _aligned(paths: list[Path]) -> list[list[str]]:
-    """The references of line-aligned files, without the empty lines that fill up."""
+    """Reads the references of line-aligned files, without the empty lines that fill up."""
     columns = [_lines(path) for path in paths]
     for path, column in zip(paths[1:], columns[1:], strict=True):
         if len(column) != len(columns[0]):

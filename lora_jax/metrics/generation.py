@@ -1,4 +1,4 @@
-"""Scores of generated text on E2E, WebNLG and DART (paper Tables 3, 13, 14, 18; paper.md 8.4)."""
+"""Scores generated text on E2E, WebNLG and DART (paper Tables 3, 13, 14, 18; paper.md 8.4)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ TIMEOUT = 1800.0  # seconds for each Java program; the E2E test set takes under 
 
 @dataclasses.dataclass(frozen=True)
 class Scores:
-    """What was computed of a set of metrics.
+    """The metrics that could be computed, and why others could not.
 
     Attributes:
       values: metric -> score as its program gives it: BLEU, METEOR and ROUGE-L in [0, 1], NIST and
@@ -38,8 +38,8 @@ def e2e(
     """Scores E2E outputs as e2e-metrics does (measure_scores.py -p).
 
     BLEU-4 and NIST-5 are over mteval-v13a tokens of the texts as they are; METEOR 1.5, ROUGE-L and
-    CIDEr over Penn Treebank tokens in lower case without punctuation. Without Java METEOR is
-    missing, and ROUGE-L and CIDEr use a tokenizer in Python, with a note.
+    CIDEr are over Penn Treebank tokens in lower case without punctuation. Without Java METEOR is
+    missing, and ROUGE-L and CIDEr use a tokenizer in Python, as a note then says.
 
     Args:
       hypotheses: N texts; an empty one is scored as such.
@@ -51,7 +51,7 @@ def e2e(
 
     Raises:
       ValueError: the numbers of texts differ, there are none, an instance has no reference, no
-        reference has a word, or something is no text.
+        reference has a word, or something is not a text.
     """
     hypotheses, references = _checked(hypotheses, references)
     values = {
@@ -59,7 +59,7 @@ def e2e(
         "nist": mteval.nist(hypotheses, references),
     }
     missing, notes = {}, {}
-    texts = [*hypotheses, *(text for others in references for text in others)]
+    texts = [*hypotheses, *(text for instance in references for text in instance)]
     try:
         tokens = ptb.stanford_tokens(texts, timeout)
     except JavaError as error:
@@ -67,19 +67,19 @@ def e2e(
         tokens = ptb.python_tokens(texts)
         note = "tokenised in Python instead of by Stanford's program, which needs Java"
         notes = dict.fromkeys(("rouge_l", "cider"), note)
+    outputs = tokens[: len(hypotheses)]
     rest = iter(tokens[len(hypotheses) :])
-    system = tokens[: len(hypotheses)]
-    others = [[next(rest) for _ in instance] for instance in references]
-    if not any(map(any, others)):
-        raise ValueError("the references hold no word, only punctuation")
+    targets = [[next(rest) for _ in instance] for instance in references]
+    if not any(map(any, targets)):
+        raise ValueError("the references have no word, only punctuation")
     if not missing:
         try:
-            values["meteor"] = meteor.score(system, others, timeout)[0]
+            values["meteor"] = meteor.score(outputs, targets, timeout)[0]
         except JavaError as error:
             missing["meteor"] = str(error)
-    targets, results = dict(enumerate(others)), {i: [text] for i, text in enumerate(system)}
-    values["rouge_l"] = float(Rouge().compute_score(targets, results)[0])
-    values["cider"] = float(Cider().compute_score(targets, results)[0])
+    by_number = dict(enumerate(targets)), {i: [text] for i, text in enumerate(outputs)}
+    values["rouge_l"] = float(Rouge().compute_score(*by_number)[0])
+    values["cider"] = float(Cider().compute_score(*by_number)[0])
     return Scores(values, missing, notes)
 
 
@@ -91,44 +91,45 @@ def webnlg(
 ) -> Scores:
     """Scores WebNLG and DART outputs as microsoft/LoRA does; see lora_jax.metrics.webnlg.
 
-    Texts are lower-cased and tokenised here; of each instance the first 6 references count. (Fewer
-    are filled up with the first there, which changes none of these scores.)
+    Texts are lower-cased and tokenised here; of each instance the first 6 references count.
+    (GenerationEval fills up fewer with copies of the first, which changes none of these scores.)
 
     Args:
       hypotheses: N texts as decoded; an empty one is scored as such.
       references: N lists of texts, any number each; blank ones are left out.
       timeout: seconds for METEOR.
-      corpus_ter: also compute TER as TERCOM does. Either TER takes a minute or two on WebNLG's
-        test set.
+      corpus_ter: whether to compute TER as TERCOM does in addition. Each TER takes a minute or two
+        on WebNLG's test set.
 
     Returns:
       Scores of 'bleu', 'meteor', 'ter' (the mean over instances, as in the paper's Tables 13 and
       14) and, if asked for, 'ter_corpus'.
 
     Raises:
-      ValueError: as of `e2e`.
+      ValueError: the numbers of texts differ, there are none, an instance has no reference, or
+        something is not a text.
     """
     hypotheses, references = _checked(hypotheses, references)
     hypotheses = [nlg.decoded(text) for text in hypotheses]
     references = [[nlg.decoded(text) for text in x[: nlg.MAX_REFERENCES]] for x in references]
     values, missing = {"bleu": nlg.bleu(hypotheses, references)}, {}
-    system = [nlg.words(text) for text in hypotheses]
-    others = [[nlg.words(text) for text in instance] for instance in references]
+    outputs = [nlg.words(text) for text in hypotheses]
+    targets = [[nlg.words(text) for text in instance] for instance in references]
     try:
-        values["meteor"] = meteor.score(system, others, timeout)[0]
+        values["meteor"] = meteor.score(outputs, targets, timeout)[0]
     except JavaError as error:
         missing["meteor"] = str(error)
-    values["ter"] = nlg.sentence_ter(system, others)
+    values["ter"] = nlg.sentence_ter(outputs, targets)
     if corpus_ter:
-        values["ter_corpus"] = nlg.corpus_ter(system, others)
+        values["ter_corpus"] = nlg.corpus_ter(outputs, targets)
     return Scores(values, missing, {})
 
 
 def _checked(
     hypotheses: Sequence[str], references: Sequence[Sequence[str]]
 ) -> tuple[list[str], list[list[str]]]:
-    """The texts, each on one line, without blank references; raises ValueError on bad input."""
-    if isinstance(hypotheses, str) or any(isinstance(others, str) for others in references):
+    """Puts each text on one line and drops blank references; raises ValueError on bad input."""
+    if isinstance(hypotheses, str) or any(isinstance(instance, str) for instance in references):
         raise ValueError("hypotheses must be a list of texts, references a list of lists of texts")
     if len(hypotheses) != len(references):
         raise ValueError(
@@ -140,10 +141,10 @@ def _checked(
     for number, texts in enumerate(zip(hypotheses, references, strict=True)):
         for text in (texts[0], *texts[1]):
             if not isinstance(text, str):
-                raise ValueError(f"instance {number} holds {text!r} where a text is due")
+                raise ValueError(f"instance {number} has {text!r} where a text is expected")
         if not any(text.strip() for text in texts[1]):
             raise ValueError(f"instance {number} has no reference, or only blank ones")
     return (
         [one_line(text).strip() for text in hypotheses],
-        [[one_line(t).strip() for t in others if t.strip()] for others in references],
+        [[one_line(t).strip() for t in instance if t.strip()] for instance in references],
     )

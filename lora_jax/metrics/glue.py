@@ -1,14 +1,15 @@
-"""Scores of the GLUE tasks, as section 5.2 and Table 2 of the paper report them."""
+"""Scores outputs on the GLUE tasks, by the metrics of the paper's section 5.2 and Table 2."""
 
 from __future__ import annotations
 
 import warnings
 
 import numpy as np
+from jaxtyping import Float, Num
 from scipy import stats
 from sklearn import metrics
 
-from lora_jax.data.glue import Task
+from lora_jax.data.glue_tasks import Task
 
 _WITH_F1 = ("mrpc", "qqp")
 _HEADLINES = {"cola": "matthews", "stsb": "pearson"}
@@ -23,11 +24,13 @@ def headline(task: Task) -> str:
     return _HEADLINES.get(task.name, "accuracy")
 
 
-def scores(task: Task, outputs: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+def scores(
+    task: Task, outputs: Float[np.ndarray, ...], labels: Num[np.ndarray, ...]
+) -> dict[str, float]:
     """Scores a model's outputs on one split.
 
     Args:
-        task: The task.
+        task: One of `glue_tasks.TASKS`.
         outputs: (N, classes) logits; for regression (N, 1) or (N,) predicted scores.
         labels: (N,) class ids, or (N,) scores for regression.
 
@@ -61,8 +64,9 @@ def _metric_names(task: Task) -> tuple[str, ...]:
     return ("accuracy", "matthews") if task.name == "cola" else ("accuracy",)
 
 
-def _score(name: str, predictions: np.ndarray, labels: np.ndarray) -> float:
-    """Computes one metric from (N,) predictions and (N,) labels."""
+def _score(
+    name: str, predictions: Num[np.ndarray, " examples"], labels: Num[np.ndarray, " examples"]
+) -> float:
     if name == "accuracy":
         return float(metrics.accuracy_score(labels, predictions))
     if name == "f1":
@@ -84,9 +88,9 @@ def _check(task: Task, outputs: np.ndarray, labels: np.ndarray) -> None:
     rows = labels.shape[0] if labels.ndim == 1 else None
     shapes = [(rows, task.num_outputs)] + ([(rows,)] if task.regression else [])
     if not rows or outputs.shape not in shapes:
-        form = "(N, 1) or (N,)" if task.regression else f"(N, {task.num_outputs})"
+        expected = "(N, 1) or (N,)" if task.regression else f"(N, {task.num_outputs})"
         raise ValueError(
-            f"{task.name} needs outputs of shape {form} and labels of shape (N,) with N > 0: got "
+            f"{task.name} needs outputs of shape {expected} and labels of shape (N,) with N > 0: got "
             f"outputs {outputs.shape} and labels {labels.shape}."
         )
     classes = range(task.num_outputs)
@@ -95,6 +99,6 @@ def _check(task: Task, outputs: np.ndarray, labels: np.ndarray) -> None:
         row = int(np.argmin(valid))
         expected = "finite scores" if task.regression else f"classes 0 to {classes[-1]}"
         raise ValueError(
-            f"{task.name} labels must be {expected}: row {row} holds {labels[row]}. Labels of the "
+            f"{task.name} labels must be {expected}: row {row} has {labels[row]}. Labels of the "
             "test sets are not public and cannot be scored."
         )

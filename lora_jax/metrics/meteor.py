@@ -21,24 +21,24 @@ _STATISTICS = 23  # numbers per segment: lengths, matches of each stage, chunks
 def score(
     hypotheses: Sequence[str], references: Sequence[Sequence[str]], timeout: float
 ) -> tuple[float, list[float]]:
-    """Scores a corpus.
+    """Scores a corpus with METEOR.
 
     Args:
-      hypotheses: N texts without line breaks; an empty one counts as without a match.
+      hypotheses: N texts without line breaks; an empty one matches nothing.
       references: N lists of one or more texts, any number each. '|||', which separates texts in
         the program's input, is dropped from all.
-      timeout: seconds.
+      timeout: seconds for the whole corpus.
 
     Returns:
       The corpus score and the N segment scores, in [0, 1].
 
     Raises:
-      JavaError: Java is missing or fails, takes too long, or answers something else than scores.
+      JavaError: Java is missing or fails, takes too long, or does not answer with scores.
     """
     with Dialogue(_ARGUMENTS, timeout) as program:
         statistics: list[str] = []
-        for hypothesis, others in zip(hypotheses, references, strict=True):
-            texts = [text.replace("|||", "").replace("  ", " ") for text in (*others, hypothesis)]
+        for hypothesis, instance in zip(hypotheses, references, strict=True):
+            texts = [text.replace("|||", "").replace("  ", " ") for text in (*instance, hypothesis)]
             answer = program.ask(" ||| ".join(["SCORE", *texts]))
             if len(answer.split()) != _STATISTICS:
                 raise JavaError(f"METEOR answered {answer!r} to hypothesis {len(statistics)}")
@@ -53,4 +53,4 @@ def _number(text: str) -> float:
     try:
         return float(text)
     except ValueError:
-        raise JavaError(f"METEOR answered {text!r} where a number was due") from None
+        raise JavaError(f"METEOR answered {text!r} where a number was expected") from None

@@ -2,8 +2,8 @@
 
 Both are corpus level and case-insensitive over the tokens of mteval-v13a, which sacrebleu
 provides. BLEU takes the closest reference length, the shorter one on ties. On hypotheses of four
-tokens and more it equals sacrebleu's unsmoothed BLEU (a test holds them together); it is here all
-the same, because it shares its counts with NIST and because pymteval differs on shorter ones.
+tokens and more it equals sacrebleu's unsmoothed BLEU (a test holds them together); it is here
+nevertheless, because it shares its counts with NIST and because pymteval differs on shorter ones.
 NIST clips its matches against all references at once and takes their mean length, which
 nltk's corpus_nist does not.
 """
@@ -22,12 +22,13 @@ _BETA = -math.log(0.5) / math.log(1.5) ** 2  # NIST: a penalty of 0.5 at 2/3 of 
 
 
 def tokenize(text: str) -> Tokens:
-    """Tokens of mteval-v13a in lower case; of a blank text [''], as pymteval has it."""
-    return _SPLIT(text).lower().split(" ")
+    """Splits a text into tokens of mteval-v13a in lower case; a blank one into [''], as pymteval."""
+    tokens: Tokens = _SPLIT(text).lower().split(" ")
+    return tokens
 
 
 def bleu(hypotheses: Sequence[str], references: Sequence[Sequence[str]], order: int = 4) -> float:
-    """Corpus BLEU, a fraction.
+    """Computes corpus BLEU (Papineni et al. 2002).
 
     Args:
       hypotheses: N texts.
@@ -38,8 +39,8 @@ def bleu(hypotheses: Sequence[str], references: Sequence[Sequence[str]], order: 
       A value in [0, 1]; tiny but not 0 when an order has no match, as in pymteval.
     """
     hits, lengths, reference_length = [0] * order, [0] * order, 0
-    for text, others in zip(hypotheses, references, strict=True):
-        tokens, targets = tokenize(text), [tokenize(other) for other in others]
+    for text, instance in zip(hypotheses, references, strict=True):
+        tokens, targets = tokenize(text), [tokenize(reference) for reference in instance]
         for n in range(order):
             hits[n] += sum(_clipped(n + 1, tokens, targets).values())
             lengths[n] += len(tokens) - n  # negative for a text shorter than n, as in pymteval
@@ -54,12 +55,21 @@ def bleu(hypotheses: Sequence[str], references: Sequence[Sequence[str]], order: 
 
 
 def nist(hypotheses: Sequence[str], references: Sequence[Sequence[str]], order: int = 5) -> float:
-    """Corpus NIST score (Doddington 2002), 0 or more; arguments as of `bleu`."""
+    """Computes the corpus NIST score (Doddington 2002).
+
+    Args:
+      hypotheses: N texts.
+      references: N lists of one or more texts.
+      order: longest n-gram.
+
+    Returns:
+      A value of 0 or more.
+    """
     hits: list[Counter[tuple[str, ...]]] = [Counter() for _ in range(order)]
     counts: Counter[tuple[str, ...]] = Counter()  # of all references; the 0-gram counts all words
     lengths, reference_length = [0] * order, 0.0
-    for text, others in zip(hypotheses, references, strict=True):
-        tokens, targets = tokenize(text), [tokenize(other) for other in others]
+    for text, instance in zip(hypotheses, references, strict=True):
+        tokens, targets = tokenize(text), [tokenize(reference) for reference in instance]
         for n in range(order):
             hits[n] += _clipped(n + 1, tokens, targets)
             lengths[n] += len(tokens) - n
@@ -85,7 +95,7 @@ def _ngrams(n: int, tokens: Tokens) -> Counter[tuple[str, ...]]:
 
 
 def _clipped(n: int, tokens: Tokens, targets: list[Tokens]) -> Counter[tuple[str, ...]]:
-    """Matches of each n-gram, at most as often as in the reference that has most of it."""
+    """Counts the matches of each n-gram, clipped at its largest count in a reference."""
     most: Counter[tuple[str, ...]] = Counter()
     for target in targets:
         most |= _ngrams(n, target)

@@ -1,7 +1,7 @@
 """Penn Treebank tokens as coco-caption makes them before METEOR, ROUGE-L and CIDEr.
 
 That is Stanford's PTBTokenizer 3.4.1 in lower case, with punctuation dropped (pycocoevalcap,
-tokenizer/ptbtokenizer.py; paper.md 8.4). It needs Java. `python_tokens` does without: its rules
+tokenizer/ptbtokenizer.py; paper.md 8.4). It needs Java. `python_tokens` does not: its rules
 follow Stanford's PTBLexer.flex as far as restaurant descriptions need. Measured on the different
 texts of each file, its tokens differ on 3 of the 40,782 E2E training references, on none of the E2E
 development and test references and of the TGen outputs, on 2.3% of WebNLG's test references and on
@@ -56,11 +56,11 @@ _DROPPED = re.compile(r'"|\.+|-+')  # quotes become `` and '', dots and dashes .
 
 
 def stanford_tokens(texts: Sequence[str], timeout: float) -> list[str]:
-    """Tokenises with Stanford's program.
+    """Splits texts into Penn Treebank tokens with Stanford's program.
 
     Args:
       texts: N texts without line breaks.
-      timeout: seconds.
+      timeout: seconds for all texts.
 
     Returns:
       N texts of tokens joined by single spaces.
@@ -81,13 +81,13 @@ def stanford_tokens(texts: Sequence[str], timeout: float) -> list[str]:
 
 
 def python_tokens(texts: Sequence[str]) -> list[str]:
-    """Tokenises without Java, nearly as `stanford_tokens`: N texts to N texts of tokens."""
+    """Splits texts into Penn Treebank tokens nearly as `stanford_tokens`, without Java."""
     return [_join(_tokens(text)) for text in texts]
 
 
 def _tokens(text: str) -> list[str]:
-    found = [match[0].lower() for match in _TOKEN.finditer(text.translate(_CHARACTERS))]
-    kept = [token for token in found if not _DROPPED.fullmatch(token)]
+    tokens = [match[0].lower() for match in _TOKEN.finditer(text.translate(_CHARACTERS))]
+    kept = [token for token in tokens if not _DROPPED.fullmatch(token)]
     return " ".join(_BRACKETS.get(t, _FUSED.get(t, t)) for t in kept).split(" ")
 
 

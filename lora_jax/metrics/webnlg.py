@@ -8,8 +8,8 @@ Source: microsoft/LoRA, examples/NLG: gpt2_decode.py --tokenize --lower writes l
 * TER: on the same tokens pyter.ter against each reference, the least of them, then the mean over
   instances. Long and short texts weigh the same and each text is divided by the length of its best
   reference.
-TERCOM, which DART's and WebNLG 2017's own scripts run, instead divides the edits of the whole corpus
-by the mean reference length; `corpus_ter` is that, by sacrebleu. It is within one edit of TERCOM
+TERCOM, which the scripts of DART and WebNLG 2017 run, divides the edits of the whole corpus by
+the mean reference length instead; `corpus_ter` is that, by sacrebleu. It is within one edit of TERCOM
 0.7.25 on that program's sample (1786 of 1787 edits).
 
 eval.py also splits the file's last line break off as one more, empty instance: this adds an
@@ -27,48 +27,54 @@ from typing import cast
 import pyter
 from nltk.tokenize import NLTKWordTokenizer
 from sacrebleu.metrics import BLEU, TER
+from sacrebleu.metrics.base import Metric
 
 MAX_REFERENCES = 6
 _WORDS = NLTKWordTokenizer()
 
 
 def decoded(text: str) -> str:
-    """Text as gpt2_decode.py --tokenize --lower writes it: lower case, each mark on its own."""
+    """Writes a text as gpt2_decode.py --tokenize --lower does: in lower case, marks set apart."""
     return " ".join(" ".join(re.split(r"(\W)", text.lower())).split())
 
 
 def words(text: str) -> str:
-    """The tokens of nltk.word_tokenize, joined by spaces, for text of `decoded`.
+    """Splits a text of `decoded` into tokens of nltk.word_tokenize, joined by spaces.
 
-    The split into sentences that word_tokenize does before, and needs a download for, changes
-    nothing there: it matters only to periods that touch a word.
+    The split into sentences that word_tokenize does first, and needs a download for, changes
+    nothing here: it matters only to periods that touch a word.
     """
     return " ".join(_WORDS.tokenize(text))
 
 
 def bleu(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> float:
-    """Corpus BLEU-4 of `decoded` texts, a fraction; 0.0 when an order has no match."""
+    """Computes corpus BLEU-4 of `decoded` texts, in [0, 1]; 0.0 if an order has no match."""
     scorer = BLEU(tokenize="13a", smooth_method="none", force=True)
-    return scorer.corpus_score(hypotheses, _columns(references)).score / 100
+    return _corpus_score(scorer, hypotheses, references)
 
 
 def sentence_ter(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> float:
-    """Mean over instances of the least TER against a reference, over tokens split at spaces.
+    """Computes the mean over instances of the least TER against a reference.
 
-    0 is a perfect match; it can exceed 1.
+    Tokens are split at spaces. 0 is a perfect match; the value can exceed 1.
     """
     return sum(
-        min(pyter.ter(text.split(), other.split()) for other in dict.fromkeys(others))
-        for text, others in zip(hypotheses, references, strict=True)
+        float(
+            min(pyter.ter(text.split(), reference.split()) for reference in dict.fromkeys(instance))
+        )
+        for text, instance in zip(hypotheses, references, strict=True)
     ) / len(hypotheses)
 
 
 def corpus_ter(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> float:
-    """Corpus TER as TERCOM: least edits of each instance over the mean reference lengths."""
-    return TER().corpus_score(hypotheses, _columns(references)).score / 100
+    """Computes corpus TER as TERCOM does: the least edits over the mean reference lengths."""
+    return _corpus_score(TER(), hypotheses, references)
 
 
-def _columns(references: Sequence[Sequence[str]]) -> list[list[str]]:
-    """References by column, as sacrebleu takes them; None where an instance has fewer."""
-    columns = [list(column) for column in itertools.zip_longest(*references)]
-    return cast(list[list[str]], columns)  # sacrebleu's annotation knows no None, its code does
+def _corpus_score(
+    metric: Metric, hypotheses: Sequence[str], references: Sequence[Sequence[str]]
+) -> float:
+    """Computes a metric of sacrebleu, as a fraction."""
+    # Columns of references, None where an instance has fewer; sacrebleu's annotation omits the None.
+    columns = cast(list[list[str]], [list(x) for x in itertools.zip_longest(*references)])
+    return float(metric.corpus_score(hypotheses, columns).score) / 100

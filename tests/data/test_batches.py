@@ -5,13 +5,14 @@ from __future__ import annotations
 import itertools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import transformers
 from flax import nnx
 
 from lora_jax import partition
-from lora_jax.data import batches, glue, packing
+from lora_jax.data import batches, glue, glue_tasks, packing
 from lora_jax.data.batch import Inputs
 from lora_jax.models import hub
 from lora_jax.models.encoder import Classifier, EncoderConfig
@@ -36,7 +37,7 @@ def tokenizers(real_data):
 @pytest.mark.parametrize("kind", ["bert", "roberta"])
 def test_tokens_are_those_of_transformers_one_by_one(kind, name, max_length, real_data, tokenizers):
     tokenizer = tokenizers[kind]
-    examples = glue.read(glue.task(name), "validation", str(real_data)).take(40)
+    examples = glue.read(glue_tasks.task(name), "validation", str(real_data)).take(40)
     ours = batches.tokenise(examples, tokenizer, max_length)
     assert len(ours) == 40
     np.testing.assert_array_equal(ours.labels, examples.labels)
@@ -65,7 +66,7 @@ def test_special_tokens_and_types_of_pairs(tokenizers):
     roberta = batches.tokenise(pair, tokenizers["roberta"], 64)
     words = tokenizers["roberta"].convert_ids_to_tokens(roberta.ids[0])
     assert words == ["<s>", "good", "Ġfilm", "</s>", "</s>", "a", "Ġbad", "Ġone", "</s>"]
-    assert roberta.ids[0][0] == 0 and roberta.ids[0][3] == 2  # RoBERTa's own numbers
+    assert roberta.ids[0][0] == 0 and roberta.ids[0][3] == 2  # RoBERTa's numbers of <s> and </s>
     assert all(not types.any() for types in roberta.types)
 
 
@@ -90,8 +91,11 @@ def numbered(count, longest=30, seed=0, scores=False):
     )
 
 
-def training(examples, batch_size=8, epochs=3, seed=0):
-    return batches.TrainingBatches(examples, batch_size, epochs, seed, 16, 40)
+def training(examples, batch_size=8, epochs=3, seed=0, parts=1):
+    return batches.TrainingBatches(
+        examples, batch_size=batch_size, epochs=epochs, seed=seed, hidden_size=16, max_length=40,
+        parts=parts,
+    )  # fmt: skip
 
 
 def order(stream):
@@ -194,7 +198,7 @@ def test_predictions_in_order_equal_those_one_by_one():
         logits[indices] = predict(trainable, frozen, batch)[: len(indices)]
 
     # One example a row, in rows of the model's length so that one program serves all.
-    alone = jax.jit(lambda inputs: model(inputs, np.zeros(1, int), np.zeros(1, int)))
+    alone = jax.jit(lambda inputs: model(inputs, jnp.zeros(1, int), jnp.zeros(1, int)))
     for index, ids in enumerate(examples.ids):
         tokens, mask, positions, types = np.zeros((4, 1, 40), np.int32)
         tokens[0, : len(ids)], mask[0, : len(ids)] = ids, 1
@@ -205,7 +209,7 @@ def test_predictions_in_order_equal_those_one_by_one():
 
 
 def test_evaluation_of_real_pairs_is_mostly_real_tokens(real_data, tokenizers):
-    examples = glue.read(glue.task("mrpc"), "validation", str(real_data))
+    examples = glue.read(glue_tasks.task("mrpc"), "validation", str(real_data))
     tokenised = batches.tokenise(examples, tokenizers["roberta"], 510)
     found = batches.evaluation_batches(tokenised, 768, 510)
     size = sum(batch.inputs.tokens.size for _, batch in found)
@@ -216,11 +220,11 @@ def test_evaluation_of_real_pairs_is_mostly_real_tokens(real_data, tokenizers):
 def test_rows_for_several_devices_hold_the_same_batches(parts):
     examples = numbered(67)
     one = training(examples)
-    shared = batches.TrainingBatches(examples, 8, 3, 0, 16, 40, parts)
+    shared = training(examples, parts=parts)
     for epoch in range(2):
-        own = list(shared.epoch(epoch))
-        assert order(own) == order(one.epoch(epoch))
-        assert all(len(batch.inputs.tokens) % parts == 0 for batch in own)
+        divided = list(shared.epoch(epoch))
+        assert order(divided) == order(one.epoch(epoch))
+        assert all(len(batch.inputs.tokens) % parts == 0 for batch in divided)
     packed = batches.evaluation_batches(examples, 16, 40, 200, parts)
     assert len({batch.inputs.tokens.shape for _, batch in packed}) == 1
     assert len(packed[0][1].inputs.tokens) % parts == 0

@@ -1,4 +1,4 @@
-"""Batches of several runs: each run's are its own, and dropout sees no more than these."""
+"""Batches of several runs: each run gets those it has alone, and dropout depends on these only."""
 
 import jax
 import jax.numpy as jnp
@@ -29,12 +29,20 @@ def examples(kind, count=67, longest=25, seed=0):
 
 def of_runs(kind, seeds=SEEDS, parts=1, batch_size=8, **settings):
     return BatchesOfRuns(
-        examples(kind, **settings), batch_size, 3, list(seeds), 16, LENGTH, parts
+        examples(kind, **settings), batch_size=batch_size, epochs=3, seeds=list(seeds),
+        hidden_size=16, row_length=LENGTH, parts=parts,
     )  # fmt: skip
 
 
 def alone(kind, seed, parts=1, batch_size=8):
-    return TrainingBatches(examples(kind), batch_size, 3, seed, 16, 40, parts, row_length=LENGTH)
+    return training(examples(kind), batch_size, seed, parts=parts, row_length=LENGTH)
+
+
+def training(examples, batch_size, seed, max_length=40, **settings):
+    return TrainingBatches(
+        examples, batch_size=batch_size, epochs=3, seed=seed, hidden_size=16,
+        max_length=max_length, **settings,
+    )  # fmt: skip
 
 
 def same_but_for_padding(one, two):
@@ -52,21 +60,21 @@ def test_a_runs_batches_are_those_alone_but_for_padding_behind(kind, parts):
     assert data.per_epoch == 9
     longer = 0
     for epoch in range(2):
-        own = [list(alone(kind, seed, parts).epoch(epoch)) for seed in SEEDS]
-        found = list(data.epoch(epoch))
-        assert len(found) == 9
-        for number, batch in enumerate(found):
+        batches_alone = [list(alone(kind, seed, parts).epoch(epoch)) for seed in SEEDS]
+        together = list(data.epoch(epoch))
+        assert len(together) == 9
+        for number, batch in enumerate(together):
             rows = batch.inputs.tokens.shape
             assert rows[0] == len(SEEDS) and rows[1] % parts == 0 and rows[2] == LENGTH
             for i in range(len(SEEDS)):
                 mine = jax.tree.map(lambda leaf, i=i: leaf[i], batch)
-                expected = own[i][number]
+                expected = batches_alone[i][number]
                 assert type(mine) is type(expected) and type(mine.inputs) is type(expected.inputs)
                 jax.tree.map(same_but_for_padding, mine, expected)
                 longer += len(mine.inputs.tokens) > len(expected.inputs.tokens)
             # No more rows than some run needs: that one has them alone, too.
             assert rows[1] <= max(data.menu.choose(
-                data._lengths[data._indices(epoch, seed)[number]].tolist())[0] for seed in SEEDS
+                data._lengths[data._order(epoch, seed)[number]].tolist())[0] for seed in SEEDS
             )  # fmt: skip
     assert longer or parts > 1  # the padding is there
 
@@ -116,22 +124,22 @@ def test_one_order(seeds):
 
 @pytest.mark.parametrize("seed", [0, 3, 7])
 def test_with_a_row_length_all_rows_are_as_long_and_hold_the_same_examples(seed):
-    free = TrainingBatches(examples("classes"), 8, 3, seed, 16, 40)
-    for fixed, own in zip(alone("classes", seed).epoch(1), free.epoch(1), strict=True):
+    free = training(examples("classes"), 8, seed)
+    for fixed, expected in zip(alone("classes", seed).epoch(1), free.epoch(1), strict=True):
         assert fixed.inputs.tokens.shape[1] == LENGTH
-        np.testing.assert_array_equal(fixed.labels, own.labels)
-        np.testing.assert_array_equal(fixed.weights, own.weights)
+        np.testing.assert_array_equal(fixed.labels, expected.labels)
+        np.testing.assert_array_equal(fixed.weights, expected.weights)
 
 
 def test_a_row_length_below_the_longest_example_is_an_error():
     for make in (
         lambda: of_runs("classes", longest=60),
-        lambda: TrainingBatches(examples("pairs", longest=60), 8, 1, 0, 16, 64, row_length=LENGTH),
+        lambda: training(examples("pairs", longest=60), 8, 0, 64, row_length=LENGTH),
     ):
         with pytest.raises(ValueError, match=r"rows of 32 tokens .* which has 5\d; .*row_length"):
             make()
     assert max(examples("pairs").lengths) == 24
-    tight = TrainingBatches(examples("pairs"), 8, 1, 0, 16, 64, row_length=24)
+    tight = training(examples("pairs"), 8, 0, 64, row_length=24)
     assert {batch.inputs.tokens.shape[1] for batch in tight.epoch(0)} == {24}
 
 
@@ -157,7 +165,7 @@ def test_dropout_under_vmap_is_that_of_every_key():
 
 
 def test_real_tokens_have_the_dropout_of_the_run_alone():
-    """Of a batch with padding rows behind, among other runs, where each has a key of its own."""
+    """Of a batch with padding rows behind, among other runs, where each run has another key."""
     random, width = np.random.default_rng(0), 6
     table = jnp.asarray(random.normal(size=(200, width)), jnp.float32)
     batch = next(of_runs("classes").epoch(0))
@@ -166,6 +174,6 @@ def test_real_tokens_have_the_dropout_of_the_run_alone():
         jnp.asarray(batch.inputs.tokens), keys
     )
     for i, seed in enumerate(SEEDS):
-        own = next(alone("classes", seed).epoch(0))
-        expected = dropout(table[own.inputs.tokens], 0.4, keys[i])
+        batch_alone = next(alone("classes", seed).epoch(0))
+        expected = dropout(table[batch_alone.inputs.tokens], 0.4, keys[i])
         np.testing.assert_array_equal(together[i][: len(expected)], expected)

@@ -13,19 +13,21 @@ import transformers
 from flax import nnx
 
 from lora_jax import partition
-from lora_jax.data import batches, completions, data_to_text, packing
+from lora_jax.data import batches, completions, packing, shapes
 from lora_jax.data.batch import Inputs
 from lora_jax.data.completions import TokenisedPairs
 from lora_jax.models import hub
 from lora_jax.models.decoder import Decoder, DecoderConfig
 from lora_jax.training import step
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 torch.set_num_threads(1)
 VOCAB = 60
 
 
 def random_rows(count, seed, longest=20):
-    """Rows that begin with a token of their own (100 + number), so that a batch tells its rows."""
+    """Rows that begin with the token 100 + number, so that a batch tells its rows."""
     rng = np.random.default_rng(seed)
     lengths = rng.integers(2, longest + 1, count)
     ids = [rng.integers(1, VOCAB, n).astype(np.int32) for n in lengths]
@@ -102,7 +104,9 @@ def test_what_does_not_fit_is_an_error():
 
 
 def run_batches(seed=3, epochs=3):
-    return batches.TrainingBatches(random_rows(37, 5), 8, epochs, seed, 16, 32)
+    return batches.TrainingBatches(
+        random_rows(37, 5), batch_size=8, epochs=epochs, seed=seed, hidden_size=16, max_length=32
+    )
 
 
 def test_every_epoch_is_a_permutation_that_the_seed_decides():
@@ -173,7 +177,7 @@ def test_packed_loss_and_gradients_are_those_of_padded_rows():
     count = packing.place(rows.lengths, 32)[1]
     assert count < 6  # rows are shared
     slots = rows.slots([range(8)])
-    batch = rows.pack(range(8), (count + 1, 32), slots)
+    batch = jax.tree.map(jnp.asarray, rows.pack(range(8), (count + 1, 32), slots))
     assert batch.weights.sum() < slots
     inputs, targets, mask = public_arrays(rows)
 
@@ -182,7 +186,7 @@ def test_packed_loss_and_gradients_are_those_of_padded_rows():
 
     def padded(params, smoothing):
         model = partition.join(structure, params, rest)
-        at = [grid.ravel() for grid in np.indices(inputs.shape)]
+        at = [jnp.asarray(grid.ravel()) for grid in np.indices(inputs.shape)]
         positions = np.broadcast_to(np.arange(inputs.shape[1]), inputs.shape)
         one = np.ones_like(inputs)  # no attention mask: padding is behind, attention causal
         logits = model(Inputs(inputs, one, positions, 0 * one), *at)
@@ -231,7 +235,8 @@ def test_loss_is_that_of_the_public_code(torch_model, smoothing):
     losses = (1.0 - smoothing) * nll + smoothing * -chances.mean(dim=-1)
     expected = (losses * mask.view(-1)).sum() / (mask.sum() + 0.0001)
     expected.backward()
-    batch = rows.pack(range(8), packing.smallest(rows.lengths, 16, 32), rows.slots([range(8)]))
+    packed = rows.pack(range(8), shapes.cheapest(rows.lengths, 16, 32), rows.slots([range(8)]))
+    batch = jax.tree.map(jnp.asarray, packed)
     all_trained = dict.fromkeys(partition.parameters(ours), partition.TRAINABLE)
     structure, params, rest = partition.split(ours, all_trained)
     loss = step.completion_loss(smoothing)
@@ -257,24 +262,24 @@ def test_bad_smoothing_is_refused(smoothing):
 
 
 @pytest.mark.parametrize("width", [256, 1024])
-def test_real_e2e_batches_are_dense(real_data, width):
+def test_real_e2e_batches_are_dense(real_data, corpus, width):
     """Padding to the longest row of a batch, as peers do, makes 73% of the tokens real ones."""
     tokenizer = transformers.AutoTokenizer.from_pretrained(real_data / "tokenizers/gpt2")
-    rows = completions.tokenise_pairs(
-        data_to_text.read("e2e", "train", str(real_data)).take(12_000), tokenizer
+    rows = completions.tokenise_pairs(corpus("e2e", "train").take(12_000), tokenizer)
+    data = batches.TrainingBatches(
+        rows, batch_size=8, epochs=5, seed=0, hidden_size=width, max_length=512
     )
-    data = batches.TrainingBatches(rows, 8, 5, 0, width, 512)
-    lengths, real, computed, padded, shapes = rows.lengths, 0, 0, 0, set()
-    for number, indices in enumerate(data._indices(1)):
+    lengths, real, computed, padded, used = rows.lengths, 0, 0, 0, set()
+    for number, indices in enumerate(data._order(1, 0)):
         shape = data.menu.choose(lengths[indices].tolist())
         slots = max(data.slots, rows.slots([indices]))
-        shapes.add((*shape, slots))
+        used.add((*shape, slots))
         real += lengths[indices].sum()
         computed += shape[0] * shape[1]
         padded += len(indices) * lengths[indices].max()
         if number % 100 == 0:
             batch = rows.pack(indices, shape, slots)
             assert (batch.inputs.segments > 0).sum() == lengths[indices].sum()
-    print(f"\nE2E, width {width}: {real / computed:.3f}, padded {real / padded:.3f}, {len(shapes)}")
+    print(f"\nE2E, width {width}: {real / computed:.3f}, padded {real / padded:.3f}, {len(used)}")
     assert real / padded < 0.76 and real / computed > 0.85
-    assert max(length for _, length, _ in shapes) <= 256 and len(shapes) <= 10
+    assert max(length for _, length, _ in used) <= 256 and len(used) <= 10

@@ -9,7 +9,7 @@ import pytest
 import transformers
 
 from lora_jax.data import completions, data_to_text
-from lora_jax.data.pairs import Grouped, Pairs
+from lora_jax.data.pairs import EvaluationSet, Pairs, clean
 
 END = 50256
 SOME = Pairs(
@@ -44,20 +44,20 @@ def test_end_marker_inside_a_text_is_no_end_token(tokenizer):
 
 
 @pytest.mark.parametrize("dataset", data_to_text.DATASETS)
-def test_batch_equals_one_by_one_and_decodes_back(dataset, tokenizer, real_data):
-    pairs = data_to_text.read(dataset, "valid", str(real_data))
+def test_batch_equals_one_by_one_and_decodes_back(dataset, tokenizer, corpus):
+    pairs = corpus(dataset, "valid")
     chosen = np.random.default_rng(1).choice(len(pairs), 60, replace=False)
     pairs = Pairs(
         *([column[i] for i in chosen] for column in (pairs.contexts, pairs.completions)), [""] * 60
     )
     rows = completions.tokenise_pairs(pairs, tokenizer)
-    prompts = completions.prompts(Grouped(pairs.contexts, [[]] * 60, [""] * 60), tokenizer)
+    prompts = completions.prompts(EvaluationSet(pairs.contexts, [[]] * 60, [""] * 60), tokenizer)
     for i, (ids, start) in enumerate(zip(rows.ids, rows.starts, strict=True)):
         context = tokenizer.encode(pairs.contexts[i], add_special_tokens=False)
         completion = tokenizer.encode(" " + pairs.completions[i], add_special_tokens=False)
         assert ids.tolist() == [*context, END, *completion, END] and start == len(context) + 1
         assert prompts[i].dtype == np.int32 and prompts[i].tolist() == ids[:start].tolist()
-        assert completions.clean(tokenizer.decode(ids[start:])) == pairs.completions[i].strip()
+        assert clean(tokenizer.decode(ids[start:])) == pairs.completions[i].strip()
 
 
 # Rows, mean and most tokens, longest prompt, longest completion (with the end tokens).
@@ -72,8 +72,8 @@ LENGTHS = {
 
 
 @pytest.mark.parametrize(("dataset", "split"), LENGTHS)
-def test_real_lengths_and_nothing_is_lost(dataset, split, tokenizer, real_data):
-    pairs = data_to_text.read(dataset, split, str(real_data))
+def test_real_lengths_and_nothing_is_lost(dataset, split, tokenizer, corpus):
+    pairs = corpus(dataset, split)
     rows = completions.tokenise_pairs(pairs, tokenizer)
     lengths, starts = rows.lengths, rows.starts
     assert lengths.dtype == np.int32 and rows.cut == 0
@@ -97,14 +97,14 @@ def test_long_rows_lose_their_end_and_are_counted(tokenizer, caplog):
 
 
 def test_context_without_room_for_a_completion_is_refused(tokenizer):
-    start = completions.tokenise_pairs(SOME, tokenizer).starts[0]
+    start = int(completions.tokenise_pairs(SOME, tokenizer).starts[0])
     assert completions.tokenise_pairs(SOME, tokenizer, start + 1).lengths[0] == start + 1
     with pytest.raises(ValueError, match=rf"Row 0: .*Blue Spice.* has {start} tokens.*Raise max"):
         completions.tokenise_pairs(SOME, tokenizer, start)
 
 
 def test_long_prompts_lose_their_beginning(tokenizer, caplog):
-    groups = Grouped(SOME.contexts, [["x"], ["y"]], ["", ""])
+    groups = EvaluationSet(SOME.contexts, [["x"], ["y"]], ["", ""])
     whole = completions.prompts(groups, tokenizer)
     with caplog.at_level(logging.WARNING, logger="lora_jax.data.completions"):
         cut = completions.prompts(groups, tokenizer, max_length=8)
@@ -115,6 +115,7 @@ def test_long_prompts_lose_their_beginning(tokenizer, caplog):
         completions.prompts(groups, tokenizer, max_length=0)
 
 
+@pytest.mark.wrong_types
 def test_tokenizer_without_end_token_is_refused(tokenizer):
     class NoEnd:
         eos_token_id = None
@@ -126,4 +127,4 @@ def test_tokenizer_without_end_token_is_refused(tokenizer):
 def test_no_rows(tokenizer):
     rows = completions.tokenise_pairs(Pairs([], [], []), tokenizer)
     assert len(rows) == 0 and rows.starts.shape == (0,) and rows.lengths.shape == (0,)
-    assert completions.prompts(Grouped([], [], []), tokenizer) == []
+    assert completions.prompts(EvaluationSet([], [], []), tokenizer) == []

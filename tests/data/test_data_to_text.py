@@ -1,19 +1,17 @@
-"""Readers of E2E, WebNLG and DART: the real files row by row, other formats, bad files."""
+"""Readers of E2E, WebNLG and DART: the real files row by row, and other formats."""
 
 from __future__ import annotations
 
 import collections
-import gzip
 import json
-import pathlib
 import shutil
-from xml.sax import saxutils
 
 import numpy as np
 import pytest
+from corpus_files import entry, webnlg_json, webnlg_xml, write
 
 from lora_jax.data import data_to_text, e2e
-from lora_jax.data.pairs import Pairs, clean, grouped
+from lora_jax.data.pairs import Pairs, by_context
 
 # Rows, different contexts, most references of one context; paper.md section 5.6 and SOURCES.md.
 COUNTS = {
@@ -66,57 +64,17 @@ SOME = "name[Blue Spice], eatType[coffee shop], priceRange[£20-25], familyFrien
 LINE = "name : Blue Spice | Type : coffee shop | price : £ 20 - 25 | family friendly : no"
 
 
-def write(path: pathlib.Path, content: object) -> pathlib.Path:
-    """Writes text or an object as JSON, gzipped if the name says so."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    data = (content if isinstance(content, str) else json.dumps(content)).encode()
-    path.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)
-    return path
-
-
 def rows(pairs: Pairs) -> list[tuple[str, str, str]]:
     return list(zip(pairs.contexts, pairs.completions, pairs.subsets, strict=True))
-
-
-def entry(category="Food", triples=(("a", "b", "c"),), texts=(("good", "t"),)) -> dict:
-    keys = ("subject", "property", "object")
-    return {
-        "category": category,
-        "modifiedtripleset": [dict(zip(keys, triple, strict=True)) for triple in triples],
-        "lexicalisations": [{"comment": comment, "lex": lex} for comment, lex in texts],
-    }
-
-
-def webnlg_json(entries: list[dict]) -> dict:
-    return {"entries": [{str(i): each} for i, each in enumerate(entries, 1)]}
-
-
-def webnlg_xml(entries: list[dict]) -> str:
-    """The same entries as the official release writes them."""
-    lines = ['<?xml version="1.0" encoding="UTF-8"?>', "<benchmark>", "  <entries>"]
-    for number, each in enumerate(entries, 1):
-        category = saxutils.quoteattr(each["category"])
-        lines.append(f'    <entry category={category} eid="Id{number}" size="1">')
-        lines += ["<originaltripleset><otriple>x | y | z</otriple></originaltripleset>"]
-        lines.append("      <modifiedtripleset>")
-        for triple in each["modifiedtripleset"]:
-            parts = " | ".join(triple[key] for key in ("subject", "property", "object"))
-            lines.append(f"        <mtriple>{saxutils.escape(parts)}</mtriple>")
-        lines.append("      </modifiedtripleset>")
-        for text in each["lexicalisations"]:
-            comment, lex = saxutils.quoteattr(text["comment"]), saxutils.escape(text["lex"])
-            lines.append(f'      <lex comment={comment} lid="Id1">{lex}</lex>')
-        lines.append("    </entry>")
-    return "\n".join([*lines, "  </entries>", "</benchmark>"]) + "\n"
 
 
 # the real files
 
 
 @pytest.mark.parametrize(("dataset", "split"), COUNTS)
-def test_real_counts_and_first_rows(dataset, split, real_data):
-    pairs = data_to_text.read(dataset, split, str(real_data))
-    groups = grouped(pairs)
+def test_real_counts_and_first_rows(dataset, split, corpus):
+    pairs = corpus(dataset, split)
+    groups = by_context(pairs)
     most = max(map(len, groups.references))
     assert (len(pairs), len(groups), most) == COUNTS[dataset, split]
     assert (pairs.contexts[0], pairs.completions[0]) == FIRST[dataset, split]
@@ -129,12 +87,12 @@ def test_real_counts_and_first_rows(dataset, split, real_data):
     assert all(all(texts) for texts in groups.references) and all(pairs.contexts)
 
 
-def test_real_webnlg_subsets(real_data):
+def test_real_webnlg_subsets(corpus):
     for split in ("train", "valid"):
-        assert set(data_to_text.read("webnlg", split, str(real_data)).subsets) == {"seen"}
-    test = data_to_text.read("webnlg", "test", str(real_data))
+        assert set(corpus("webnlg", split).subsets) == {"seen"}
+    test = corpus("webnlg", "test")
     assert collections.Counter(test.subsets) == {"seen": 2495, "unseen": 2433}
-    assert collections.Counter(grouped(test).subsets) == {"seen": 971, "unseen": 891}
+    assert collections.Counter(by_context(test).subsets) == {"seen": 971, "unseen": 891}
 
 
 def test_real_e2e_rows_are_the_bytes_of_the_file(real_data):
@@ -149,8 +107,8 @@ SAME = {"train": (42008, 42061), "valid": (4671, 4672), "test": (4656, 4693)}
 
 
 @pytest.mark.parametrize("split", SAME)
-def test_real_e2e_csv_gives_the_txt_but_for_some_blanks(split, real_data):
-    txt = data_to_text.read("e2e", split, str(real_data))
+def test_real_e2e_csv_gives_the_txt_but_for_some_blanks(split, real_data, corpus):
+    txt = corpus("e2e", split)
     csv = data_to_text.read("e2e", split, str(real_data / "nlg" / "e2e" / "csv"))
     assert csv.contexts == txt.contexts
     same = [a == b for a, b in zip(csv.completions, txt.completions, strict=True)]
@@ -272,136 +230,3 @@ def test_random_e2e_and_dart_round_trips(tmp_path):
         expected += [(context, each, "") for each in texts]
     write(tmp_path / "dart/test.json.gz", entries)
     assert rows(data_to_text.read("dart", "test", str(tmp_path))) == expected
-
-
-# pairs
-
-
-def test_grouped_keeps_order_and_cleans_references():
-    pairs = Pairs(list("abacb"), ["1", " 2 ", "3<|endoftext|>x", "4\n\ny", "2"], list("sussu"))
-    groups = grouped(pairs)
-    assert groups.contexts == ["a", "b", "c"] and groups.subsets == ["s", "u", "s"]
-    assert groups.references == [["1", "3"], ["2", "2"], ["4"]]
-    assert len(groups) == 3
-    with pytest.raises(ValueError, match=r"'a' is in the subsets 'seen' and 'unseen'.*Give"):
-        grouped(Pairs(["a", "a"], ["1", "2"], ["seen", "unseen"]))
-
-
-def test_clean_cuts_at_the_end_marker_then_at_an_empty_line():
-    assert clean(" A pub . <|endoftext|> more\n\n<|endoftext|>") == "A pub ."
-    assert clean("\nOne\nline .\n\nmore<|endoftext|>") == "One\nline ."
-    assert clean("\n\nnothing before") == "" == clean("")
-
-
-def test_take_keeps_rows_together():
-    pairs = Pairs(list("abc"), list("123"), list("xyz"), "note")
-    assert pairs.take(0) is pairs and len(pairs.take(9)) == 3
-    assert pairs.take(2) == Pairs(["a", "b"], ["1", "2"], ["x", "y"], "note")
-    with pytest.raises(ValueError, match="1 contexts, 2 completions and 1 subsets"):
-        Pairs(["a"], ["1", "2"], [""])
-
-
-# errors
-
-
-@pytest.mark.parametrize(
-    ("dataset", "name", "content", "message"),
-    [
-        ("e2e", "train.txt", "a||b\nc|d\n", r"train\.txt, line 2: found 'c\|d', expected 'context"),
-        ("e2e", "train.txt", "a||b\na||b||c", r"line 2: found 'a\|\|b\|\|c'"),
-        ("e2e", "train.txt", "a|| \n", r"line 1: found 'a\|\| '"),
-        ("e2e", "train.txt", "", r"line 1: found ''"),
-        ("e2e", "trainset.csv", "MR\na[b]\n", r"line 1: found the columns \['MR'\], expected.*ref"),
-        ("e2e", "trainset.csv", "mr,ref\n", "line 2: found no rows"),
-        ("e2e", "trainset.csv", "mr,ref\na[b],c\na[b]\n", r"line 3: found \['a\[b\]'\], expected"),
-        ("e2e", "trainset.csv", "mr,ref\na(b),c\n", r"line 2: found mr 'a\(b\)', expected 'key\["),
-        ("e2e", "trainset.csv", 'mr,ref\n"a[b] c[d]",c\n', r"line 2: found mr 'a\[b\] c\[d\]'"),
-        ("e2e", "trainset.csv", 'mr,ref\na[b],"c"d\n', "line 2: found no csv"),
-        ("webnlg", "train.json", '{"entries": [', r"train\.json, line 1: found no JSON"),
-        ("webnlg", "train.json", [], r"top: found 'entries': \[\], expected a list under"),
-        ("webnlg", "train.json", {"entries": [{}]}, "entry 1: found {}, expected one object"),
-        (
-            "webnlg",
-            "train.json",
-            webnlg_json([entry(), entry() | {"category": 3}]),
-            "entry 2: found 'category': 3, expected a str under 'category'",
-        ),
-        (
-            "webnlg",
-            "train.json",
-            webnlg_json([entry() | {"modifiedtripleset": [{"subject": "a", "object": "b"}]}]),
-            "entry 1: found 'property': None",
-        ),
-        ("webnlg", "train.json", webnlg_json([entry(texts=[("toFix", "t")])]), "no text with comm"),
-        ("dart", "train.json", {"entries": 1}, r"top: found {'entries': 1}, expected a list"),
-        ("dart", "train.json", [{"annotations": []}], "entry 1: found 'tripleset': None"),
-        ("dart", "train.json", [{"tripleset": [["a", "b"]]}], r"entry 1: found \['a', 'b'\], exp"),
-        (
-            "dart",
-            "train.json",
-            [{"tripleset": [["a", "b", "c"]], "annotations": [{"source": "s"}]}],
-            "entry 1: found 'text': None",
-        ),
-    ],
-)
-def test_bad_content_is_located(dataset, name, content, message, tmp_path):
-    path = write(tmp_path / name, content)
-    with pytest.raises(ValueError, match=message) as error:
-        data_to_text.read(dataset, "train", str(tmp_path))
-    assert str(path) in str(error.value) and "Get the file again" in str(error.value)
-
-
-@pytest.mark.parametrize(
-    ("old", "new", "message"),
-    [
-        ("<benchmark>", '<!DOCTYPE x [<!ENTITY e "e">]><benchmark>', "head: found <!DOCTYPE"),
-        ("</benchmark>", "", "line 13: found no XML"),
-        ("a | b | c", "a | b", r"entry 1 \(eid Id1\): found mtriple 'a \| b', expected 'subject"),
-        ("mtriple>", "striple>", "found no modifiedtripleset/mtriple"),
-        (' category="Food"', "", "found no category"),
-        (">t<", "><text>t</text><", "found an empty <lex>, expected .*2017"),
-    ],
-)
-def test_bad_xml_is_located(old, new, message, tmp_path):
-    text = webnlg_xml([entry()])
-    assert old in text
-    write(tmp_path / "testdata_with_lex.xml", text.replace(old, new))
-    with pytest.raises(ValueError, match=f"testdata_with_lex.xml, .*{message}"):
-        data_to_text.read("webnlg", "test", str(tmp_path))
-
-
-def test_bad_bytes_are_located(tmp_path):
-    path = tmp_path / "train.txt"
-    path.write_bytes(b"a||b\ncaf\xe9||c\n")
-    with pytest.raises(ValueError, match=r"train\.txt, line 2: found bytes that are not UTF-8"):
-        data_to_text.read("e2e", "train", str(tmp_path))
-    path.unlink()
-    for content in (b"plain text", gzip.compress(b"a||b\n" * 99)[:-9]):
-        (tmp_path / "train.txt.gz").write_bytes(content)
-        with pytest.raises(ValueError, match=r"train\.txt\.gz, bytes: found no whole gzip data"):
-            data_to_text.read("e2e", "train", str(tmp_path))
-
-
-@pytest.mark.parametrize(
-    ("dataset", "split", "parts"),
-    [
-        ("e2e", "valid", ("valid.txt, devset.csv", "microsoft/LoRA", "tuetschek/e2e-dataset")),
-        ("webnlg", "train", ("train.json, train/*triples/*.xml", "ThiagoCF05/webnlg")),
-        ("dart", "test", ("dart-v1.1.1-full-test.json", "Yale-LILY/dart")),
-    ],
-)
-def test_missing_files_say_where_to_look_and_where_to_get_them(dataset, split, parts, tmp_path):
-    (tmp_path / "other").mkdir()
-    with pytest.raises(FileNotFoundError) as error:
-        data_to_text.read(dataset, split, str(tmp_path))
-    for part in (*parts, f"No {dataset} {split} file", f"{tmp_path} holds: other"):
-        assert part in str(error.value)
-    with pytest.raises(FileNotFoundError, match="nowhere is not a folder"):
-        data_to_text.read(dataset, split, str(tmp_path / "nowhere"))
-
-
-def test_unknown_names_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="Unknown dataset 'E2E'. Use one of: e2e, webnlg, dart"):
-        data_to_text.read("E2E", "train", str(tmp_path))
-    with pytest.raises(ValueError, match="e2e has no split 'dev'. Use one of: train, valid, test"):
-        data_to_text.read("e2e", "dev", str(tmp_path))

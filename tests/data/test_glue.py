@@ -1,15 +1,14 @@
-"""Tests of the GLUE readers, on generated files, a generated TFDS data set and the real files."""
+"""GLUE examples from the original files: generated ones and the real ones."""
 
 from __future__ import annotations
 
 import logging
-import pathlib
-import sys
 
 import numpy as np
 import pytest
+from glue_files import assert_equal, write_rows
 
-from lora_jax.data import glue
+from lora_jax.data import glue, glue_tasks
 
 # Rows of train and of each evaluation split, from the GLUE paper's files. MNLI's train file may be
 # the whole or the subset of 9,999 rows.
@@ -29,133 +28,11 @@ COUNTS = {
     "rte": [(146, 131)],
     "mnli": [(3479, 3123, 3213), (3463, 3129, 3240)],
 }
-# Characters that a careless reader would take for quoting or for the end of a line.
-ODD = ['"', 'say "no" ', "a\x85b", "c\u2028d", "\u00e9t\u00e9", "it 's ", " lead", "'", 'end"']
-HEADERS = {
-    "cola": ["source", "label", "mark", "sentence"],
-    "sst2": ["sentence", "label"],
-    "mrpc": ["Quality", "#1 ID", "#2 ID", "#1 String", "#2 String"],
-    "stsb": [*"abcdefg", "sentence1", "sentence2", "score"],
-    "qqp": ["id", "qid1", "qid2", "question1", "question2", "is_duplicate"],
-    "mnli": ["index", "promptID", "sentence1", "sentence2", "label1", "gold_label"],
-    "qnli": ["index", "question", "sentence", "label"],
-    "rte": ["index", "sentence1", "sentence2", "label"],
-    "wnli": ["index", "sentence1", "sentence2", "label"],
-}
-
-
-def write_rows(task: glue.Task, path: pathlib.Path, rows: int, seed: int, extra: str = "") -> str:
-    """Writes a file in the task's original format and returns its text."""
-    generator = np.random.default_rng(seed)
-    lines = [] if task.header else ["\t".join(HEADERS[task.name])]
-    for number in range(rows):
-        row = dict.fromkeys(HEADERS[task.name], f"{seed}{number}")
-        for column in task.columns:
-            row[column] = f"{ODD[generator.integers(len(ODD))]} {column} {number}"
-        score = f"{generator.integers(0, 26) / 5:.3f}"
-        row[task.label_column] = (
-            score if task.regression else str(generator.choice(task.label_values))
-        )
-        lines.append("\t".join(row.values()))
-    text = "\n".join(lines) + "\n" + extra
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(text.encode())
-    return text
-
-
-def write_folder(task: glue.Task, root: pathlib.Path) -> None:
-    """Writes the labelled files of a task and, where TFDS needs one, its test files."""
-    folder = root / task.folder
-    extra = "7\t8\t9\tcut here\nrest\tsecond\t0\n" if task.skip_short_rows else ""
-    for seed, split in enumerate(("train", *task.evaluations)):
-        name = split.replace("validation", "dev")
-        write_rows(task, folder / f"{name}.tsv", 23 + seed, seed, extra)
-        if name != "train":
-            test = folder / f"{name.replace('dev', 'test')}.tsv"
-            columns = task.columns
-            test.write_text("\t".join(columns) + "\n" + "\t".join(columns) + "\n")
-
-
-def write_mrpc_sources(root: pathlib.Path) -> dict[str, pathlib.Path]:
-    """Writes the files that TFDS makes MRPC from, and the original GLUE files of the same rows."""
-    task = glue.task("mrpc")
-    text = "\ufeff" + write_rows(task, root / "msr_paraphrase_train.txt", 40, 3)
-    header, *rows = text.removesuffix("\n").split("\n")
-    dev = rows[1::4]
-    files = {
-        "msr_paraphrase_train.txt": text,
-        "dev_ids.tsv": "".join("\t".join(row.split("\t")[1:3]) + "\n" for row in dev),
-        "MRPC/train.tsv": "\n".join([header, *(row for row in rows if row not in dev)]) + "\n",
-        "MRPC/dev.tsv": "\n".join([header, *dev]) + "\n",
-    }
-    for name, content in files.items():
-        (root / name).parent.mkdir(exist_ok=True)
-        (root / name).write_bytes(content.encode())
-    train = root / "msr_paraphrase_train.txt"
-    return {"train": train, "test": train, "dev_ids": root / "dev_ids.tsv"}
-
-
-def assert_equal(one: glue.Examples, two: glue.Examples) -> None:
-    assert one.first == two.first
-    assert one.second == two.second
-    assert one.labels.dtype == two.labels.dtype
-    np.testing.assert_array_equal(one.labels, two.labels)
-
-
-@pytest.fixture
-def offline_tfds(monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path) -> pathlib.Path:
-    """Generated GLUE files in place of TFDS's downloads; everything after the download is real."""
-    download = pytest.importorskip("tensorflow_datasets").core.download
-    raw = tmp_path / "raw"
-    for task in glue.TASKS.values():
-        if task.name != "mrpc":
-            write_folder(task, raw)
-    mrpc = write_mrpc_sources(raw)
-    manager = download.DownloadManager
-    monkeypatch.setattr(manager, "download_and_extract", lambda self, url: str(raw))
-    monkeypatch.setattr(manager, "download", lambda self, urls: {k: str(mrpc[k]) for k in urls})
-    return raw
-
-
-@pytest.mark.parametrize("name", glue.TASKS)
-def test_tfds_and_folder_give_equal_examples(name, offline_tfds, tmp_path):
-    task = glue.task(name)
-    before = set(sys.modules)
-    for split in ("train", *task.evaluations):
-        from_folder = glue.read(task, split, str(offline_tfds))
-        assert_equal(from_folder, glue.read(task, split, f"tfds:{tmp_path / 'tfds'}"))
-        assert len(from_folder) >= 10
-        assert len(set(from_folder.labels.tolist())) > 1
-    assert "tensorflow" not in set(sys.modules) - before
-
-
-def test_tfds_download_failure_names_the_folder_source(offline_tfds, monkeypatch, tmp_path):
-    from tensorflow_datasets.core import download
-
-    def refuse(self, url):
-        raise ConnectionError("no route to host")
-
-    monkeypatch.setattr(download.DownloadManager, "download_and_extract", refuse)
-    with pytest.raises(OSError, match=r"glue/rte .*no route to host.*source=FOLDER"):
-        glue.read(glue.task("rte"), "train", f"tfds:{tmp_path / 'tfds'}")
-
-
-def test_missing_tfds_names_the_packages(monkeypatch):
-    monkeypatch.setitem(sys.modules, "tensorflow_datasets.text", None)
-    with pytest.raises(ImportError, match="pip install tensorflow-datasets .*source=FOLDER"):
-        glue.read(glue.task("rte"), "train", "tfds")
-
-
-def test_tfds_without_labels_is_refused(offline_tfds, tmp_path):
-    path = offline_tfds / "SST-2" / "train.tsv"
-    path.write_text("sentence\nno label here\n")  # TFDS gives -1 where there is no label column.
-    with pytest.raises(ValueError, match="idx 0 has no valid label"):
-        glue.read(glue.task("sst2"), "train", f"tfds:{tmp_path / 'tfds'}")
 
 
 @pytest.mark.parametrize("name", ROWS)
 def test_real_row_and_class_counts(name, real_data):
-    task = glue.task(name)
+    task = glue_tasks.task(name)
     for place, split in enumerate(("train", *task.evaluations)):
         examples = glue.read(task, split, str(real_data))
         expected = ROWS[name][place]
@@ -171,7 +48,7 @@ def test_real_row_and_class_counts(name, real_data):
 
 def test_real_first_rows(real_data):
     def first(name, split="validation"):
-        examples = glue.read(glue.task(name), split, str(real_data / "glue")).take(1)
+        examples = glue.read(glue_tasks.task(name), split, str(real_data / "glue")).take(1)
         return examples.first, examples.second, examples.labels.tolist()
 
     assert first("sst2") == (["it 's a charming and often affecting journey . "], None, [1])
@@ -200,8 +77,8 @@ def test_file_details_carriage_returns_bom_and_no_last_newline(tmp_path):
     path.parent.mkdir()
     text = '\ufeffindex\tsentence1\tsentence2\tlabel\r\n0\t"a\x0bb\rc\td"\tentailment\r\n'
     path.write_bytes((text + "1\te\tf\tnot_entailment").encode())
-    for source in (tmp_path, path.parent):  # The folder of folders, and the task's own folder.
-        examples = glue.read(glue.task("rte"), "validation", str(source))
+    for source in (tmp_path, path.parent):  # The folder of folders, and the task's folder.
+        examples = glue.read(glue_tasks.task("rte"), "validation", str(source))
         assert examples.first == ['"a\x0bb\rc', "e"]
         assert examples.second == ['d"', "f"]
         assert examples.labels.tolist() == [0, 1]
@@ -226,7 +103,7 @@ def test_file_details_carriage_returns_bom_and_no_last_newline(tmp_path):
     ],
 )
 def test_bad_row_is_located(name, row, message, tmp_path):
-    task = glue.task(name)
+    task = glue_tasks.task(name)
     write_rows(task, tmp_path / task.folder / "train.tsv", 2, 0, row + "\n")
     with pytest.raises(ValueError, match=message) as error:
         glue.read(task, "train", str(tmp_path))
@@ -236,7 +113,7 @@ def test_bad_row_is_located(name, row, message, tmp_path):
 def test_bad_header_encoding_and_empty_file_are_located(tmp_path):
     path = tmp_path / "SST-2" / "train.tsv"
     path.parent.mkdir()
-    task = glue.task("sst2")
+    task = glue_tasks.task("sst2")
     for content, message in (
         (b"index\tsentence\n0\tfine\n", r"line 1: found the header .*with sentence, label"),
         (b"", r"line 1: found the header"),
@@ -249,7 +126,7 @@ def test_bad_header_encoding_and_empty_file_are_located(tmp_path):
 
 
 def test_qqp_rows_cut_by_newlines_are_dropped_and_counted(tmp_path, caplog):
-    task = glue.task("qqp")
+    task = glue_tasks.task("qqp")
     path = tmp_path / "QQP" / "train.tsv"
     whole = write_rows(task, path, 5, 0)
     complete = glue.read(task, "train", str(tmp_path))
@@ -262,7 +139,7 @@ def test_qqp_rows_cut_by_newlines_are_dropped_and_counted(tmp_path, caplog):
 
 
 def test_missing_files_say_what_is_there(tmp_path):
-    task = glue.task("sst2")
+    task = glue_tasks.task("sst2")
     with pytest.raises(FileNotFoundError, match="nowhere is not a folder.*gluebenchmark"):
         glue.read(task, "train", str(tmp_path / "nowhere"))
     write_rows(task, tmp_path / "SST-2" / "train.tsv", 1, 0)
@@ -273,7 +150,7 @@ def test_missing_files_say_what_is_there(tmp_path):
         assert part in str(error.value)
     # Another task's folder is never read, although it holds a file of the right name.
     with pytest.raises(FileNotFoundError):
-        glue.read(glue.task("qnli"), "train", str(tmp_path / "SST-2"))
+        glue.read(glue_tasks.task("qnli"), "train", str(tmp_path / "SST-2"))
 
 
 @pytest.mark.parametrize(
@@ -282,24 +159,15 @@ def test_missing_files_say_what_is_there(tmp_path):
 )
 def test_unknown_task_suggests_the_nearest(wrong, suggestion):
     with pytest.raises(ValueError, match=f"Did you mean '{suggestion}'.*cola, sst2, mrpc, stsb"):
-        glue.task(wrong)
+        glue_tasks.task(wrong)
 
 
 def test_splits_without_labels_and_unknown_splits_are_refused(tmp_path):
     for split in ("test", "test_matched"):
         with pytest.raises(ValueError, match="test labels are not public"):
-            glue.read(glue.task("mnli"), split, str(tmp_path))
+            glue.read(glue_tasks.task("mnli"), split, str(tmp_path))
     with pytest.raises(ValueError, match="'validation'. Use one of: train, validation_matched"):
-        glue.read(glue.task("mnli"), "validation", str(tmp_path))
-
-
-def test_class_ids_agree_with_tfds():
-    tfds_glue = pytest.importorskip("tensorflow_datasets.text.glue")
-    configs = {config.name: config for config in tfds_glue.Glue.BUILDER_CONFIGS}
-    for name, task in glue.TASKS.items():
-        assert task.labels == tuple(configs[name].label_classes or ())
-        assert task.num_outputs == (len(task.labels) if task.labels else 1)
-        assert task.folder == configs[name].data_dir
+        glue.read(glue_tasks.task("mnli"), "validation", str(tmp_path))
 
 
 def test_take_and_subset_keep_texts_with_their_labels():

@@ -34,9 +34,9 @@ def test_examples_are_enclosed_and_the_classification_token_is_the_old_one(count
     special = special_ids(counts, VOCAB)
     found = in_examples(plain, special)
     prefix, infix = counts
-    for old, new, kinds, own in zip(ids, found.ids, types, found.types, strict=True):
+    for old, new, kinds, moved in zip(ids, found.ids, types, found.types, strict=True):
         assert new.tolist() == [*special.prefix, *old, *special.infix] and new.dtype == np.int32
-        assert own.tolist() == [0] * prefix + kinds.tolist() + [0] * infix
+        assert moved.tolist() == [0] * prefix + kinds.tolist() + [0] * infix
     order = [4, 1, 6]
     batch = found.pack(order, (3, 20), 4)
     firsts = batch.inputs.tokens[batch.rows, batch.columns][:3]

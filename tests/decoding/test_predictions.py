@@ -16,7 +16,7 @@ class Killed(BaseException):
 
 
 class Reverse:
-    """Continues a prompt by its tokens backwards; counts what it was given."""
+    """Continues a prompt by its tokens backwards; records what it is called with."""
 
     def __init__(self, dies_after=None):
         self.shapes, self.prompts, self.dies_after = [], [], dies_after
@@ -41,7 +41,8 @@ def make_prompts(count=13, seed=0):
 
 def decode(prompts, path, search=None, batch_size=4, **settings):
     search = search or Reverse()
-    return decode_all(search, prompts, batch_size, path, {**SETTINGS, **settings}), search
+    settings = {**SETTINGS, **settings}
+    return decode_all(search, prompts, batch_size=batch_size, path=path, settings=settings), search
 
 
 def test_results_are_in_the_order_of_the_prompts(tmp_path):

@@ -16,6 +16,8 @@ from lora_jax.decoding import sampling
 from lora_jax.decoding.sampling import Sampling, sample
 from lora_jax.models import hub
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 torch.set_num_threads(1)
 
 VOCAB = 13
@@ -52,6 +54,7 @@ def flat(tmp_path_factory):
 
 
 def run(ours, settings, prompts=PADDED, lengths=LENGTHS, seed=0):
+    prompts, lengths = jnp.asarray(prompts), jnp.asarray(lengths)
     return jax.jit(lambda m, key: sample(m, prompts, lengths, settings, key))(
         ours, jax.random.key(seed)
     )
@@ -129,14 +132,14 @@ def many(ours, settings, prompt=PROMPTS[1], seed=0):
 
 def test_first_and_second_token_follow_the_model(flat):
     theirs, ours = flat
-    found = many(ours, Sampling((), 1.0, samples=SAMPLES, max_tokens=2))
+    found = many(ours, Sampling((), temperature=1.0, samples=SAMPLES, max_tokens=2))
     first = np.exp(next_log_probabilities(theirs, [PROMPTS[1]])[0])
     then = next_log_probabilities(theirs, [[*PROMPTS[1], token] for token in range(VOCAB)])
     joint = (first[:, None] * np.exp(then)).ravel()
     tokens = np.asarray(found.tokens).reshape(-1, 2)
     assert_plausible(tokens[:, 0], first)
     assert_plausible(tokens @ [VOCAB, 1], joint)
-    # Each sample's score is that of its own tokens.
+    # Each sample's score is that of its tokens.
     scores = np.log(joint)[tokens @ [VOCAB, 1]]
     np.testing.assert_allclose(np.ravel(found.scores), scores, rtol=0, atol=1e-5)
     # Two samples of a prompt are independent: all pairs of first tokens occur as their product.
@@ -150,12 +153,13 @@ def test_first_and_second_token_follow_the_model(flat):
 )
 def test_limits_and_temperature_of_drawn_tokens(flat, temperature, limits):
     theirs, ours = flat
-    found = many(ours, Sampling((), temperature, samples=SAMPLES, max_tokens=1, **limits))
+    settings = Sampling((), temperature=temperature, samples=SAMPLES, max_tokens=1, **limits)
+    found = many(ours, settings)
     values = next_log_probabilities(theirs, [PROMPTS[1]])[0]
     allowed = brute_force(values / temperature, **limits)
     probabilities = np.where(allowed, np.exp(values / temperature), 0)
     assert_plausible(found.tokens, probabilities / probabilities.sum())
-    # The score is the model's own, without temperature and limits.
+    # The score is the log-probability of the model, without temperature and limits.
     np.testing.assert_allclose(
         np.ravel(found.scores), values[np.ravel(found.tokens)], rtol=0, atol=1e-5
     )
@@ -189,7 +193,8 @@ def test_masks_are_exact(top_k, top_p, monkeypatch):
     rng = np.random.default_rng(0)
     logits = rng.normal(0, 3, (40, 5, 31)).astype(np.float32)
     logits[:, 0, ::4] = -np.inf  # banned tokens stay out
-    sampling._draw(jnp.asarray(logits), Sampling((), 0.7, top_k, top_p), jax.random.key(0))
+    settings = Sampling((), temperature=0.7, top_k=top_k, top_p=top_p)
+    sampling._draw(jnp.asarray(logits), settings, jax.random.key(0))
     [masked] = seen
     for i in np.ndindex(40, 5):
         expected = brute_force(logits[i].astype(np.float64) / 0.7, top_k, top_p)
@@ -200,7 +205,7 @@ def test_masks_are_exact(top_k, top_p, monkeypatch):
 
 def test_ended_samples_stay_ended(flat):
     theirs, ours = flat
-    settings = Sampling((5, 3, 0), 1.0, samples=40, max_tokens=9)
+    settings = Sampling((5, 3, 0), temperature=1.0, samples=40, max_tokens=9)
     found = run(ours, settings)
     lengths = np.asarray(found.lengths)
     assert lengths.min() == 1 and lengths.max() == 9 and len(np.unique(lengths)) > 5
@@ -217,13 +222,17 @@ def test_ended_samples_stay_ended(flat):
 
 
 def test_keys(flat):
-    prompts, lengths = PADDED[[0, 2, 2]], LENGTHS[[0, 2, 2]]  # two are equal
+    rows = np.array([0, 2, 2])  # two are equal
+    prompts, lengths = jnp.asarray(PADDED[rows]), jnp.asarray(LENGTHS[rows])
 
     @jax.jit
     def draw(model, seed):
         return [
-            sample(model, prompts, lengths, Sampling((5,), t, samples=3, max_tokens=6), key)
-            for t, key in ((0.0, jax.random.key(seed)), (1.0, jax.random.key(seed)))
+            sample(model, prompts, lengths, settings, jax.random.key(seed))
+            for settings in (
+                Sampling((5,), temperature=temperature, samples=3, max_tokens=6)
+                for temperature in (0.0, 1.0)
+            )
         ]
 
     (greedy, one), again, (as_greedy, other) = (draw(flat[1], seed) for seed in (1, 1, 2))

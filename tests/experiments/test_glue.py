@@ -18,7 +18,7 @@ from configs.glue import minilm
 from experiments import glue
 from experiments.runs.classification import train_all
 from lora_jax.adapters import load_adapter
-from lora_jax.data import batches
+from lora_jax.data import batches, glue_tasks
 from lora_jax.data import glue as data
 from lora_jax.models import hub
 
@@ -259,6 +259,6 @@ def test_every_method_trains_is_saved_and_scores_the_same_when_loaded(
     )
     # Prefix methods lengthen every example, other methods none.
     tokenizer = AutoTokenizer.from_pretrained(run.model.name)
-    examples = data.read(data.task("stsb"), "train", run.data.source)
+    examples = data.read(glue_tasks.task("stsb"), "train", run.data.source)
     words = int(batches.tokenise(examples, tokenizer, 40).lengths.sum())
     assert result["seeds"]["0"]["tokens"] == words + 60 * sum(adapter.method.special_tokens)

@@ -17,7 +17,8 @@ from experiments import nlg
 from experiments.runs import data_to_text as nlg_task
 from lora_jax import partition
 from lora_jax.adapters import load_adapter
-from lora_jax.data import completions, data_to_text
+from lora_jax.data import data_to_text
+from lora_jax.data.pairs import by_context, clean
 from lora_jax.decoding.beam import beam_search
 from lora_jax.metrics import files, generation, meteor, ptb
 
@@ -104,7 +105,7 @@ def test_record_of_three_seeds(finished):
 def test_the_files_score_as_the_record_says(finished, tiny):
     folder, result = finished
     references = files.read_references(folder / "seed_1/references.txt")
-    test = data_to_text.grouped(data_to_text.read("e2e", "test", str(tiny)))
+    test = by_context(data_to_text.read("e2e", "test", str(tiny)))
     assert references == test.references and [len(texts) for texts in references] == [2] * 7
     texts = files.read_hypotheses(folder / "seed_1/predictions.txt")
     assert generation.e2e(texts, references).values == result["seeds"]["1"]["test"]
@@ -158,7 +159,7 @@ def test_merged_decode_is_that_of_the_unmerged_model(finished, config, tmp_path)
         differs |= other.tokens[0, : other.lengths[0]].tolist() != tokens
     assert differs  # the adapter has an effect at all
     plain = preparation.tokenizer.decode(found.tokens[0])
-    assert texts[0] == completions.clean(plain)
+    assert texts[0] == clean(plain)
 
 
 def test_another_adapter_in_the_same_evaluation_folder_is_refused(finished, config, tmp_path):
@@ -200,7 +201,7 @@ def test_killed_in_training_then_in_decoding_gives_the_same_bytes(
     assert any((killed / "seed_0/checkpoints").iterdir()), errors
     values, decode_all = config(), nlg_task.decode_all
 
-    def dying(search, *arguments):
+    def dying(search, *arguments, **options):
         calls = iter(range(9))
 
         def once(*batch):
@@ -208,7 +209,7 @@ def test_killed_in_training_then_in_decoding_gives_the_same_bytes(
                 raise Killed
             return search(*batch)
 
-        return decode_all(once, *arguments)
+        return decode_all(once, *arguments, **options)
 
     with monkeypatch.context() as patch, pytest.raises(Killed):
         patch.setattr(nlg_task, "decode_all", dying)

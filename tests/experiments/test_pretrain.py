@@ -13,6 +13,7 @@ from experiments import nlg, pretrain
 from experiments.runs.data_to_text_record import record_of
 from lora_jax.adapters import load_adapter
 from lora_jax.data import completions, data_to_text
+from lora_jax.data.pairs import by_context
 from lora_jax.metrics import files
 
 pytestmark = pytest.mark.usefixtures("no_java_and_no_program_compiled_twice")
@@ -198,7 +199,7 @@ def test_no_epochs_score_the_base_and_write_no_adapter(experiment, tmp_path):
 def test_every_row_of_the_test_set_is_decoded_from_its_own_prompt(experiment, corpora, tmp_path):
     result, values = experiment("e2e,none", tmp_path, **{"data.max_prompts": 4})
     tokenizer = transformers.AutoTokenizer.from_pretrained(values.model.name)
-    test = data_to_text.grouped(data_to_text.read("e2e", "test", str(corpora))).take(4)
+    test = by_context(data_to_text.read("e2e", "test", str(corpora))).take(4)
     model = transformers.GPT2LMHeadModel.from_pretrained(values.model.name).eval()
     lines = [
         json.loads(x) for x in (tmp_path / "seed_4/predictions.jsonl").read_text().splitlines()

@@ -324,7 +324,7 @@ def test_beam_search_equals_a_slow_reference(name, beams, pretrained):
     adapted = method_for("gpt2", name).insert(base, KEY)
     reference = partial(next_logits, theirs, torch_vectors(adapted))
     own, padded, lengths = prompts()
-    settings = BeamSearch((5, 7), beams, 0.9, no_repeat_ngram=0, max_tokens=5)
+    settings = BeamSearch((5, 7), beams=beams, no_repeat_ngram=0, max_tokens=5)
     found = jax.jit(lambda m, *a: beam_search(m, *a, settings))(adapted, padded, lengths)
     for i, text in enumerate(own):
         score, tokens = slow_beam_search(reference, text, settings)

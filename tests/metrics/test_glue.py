@@ -8,7 +8,7 @@ import warnings
 import numpy as np
 import pytest
 
-from lora_jax.data.glue import TASKS, task
+from lora_jax.data.glue_tasks import TASKS, task
 from lora_jax.metrics import glue
 
 pytestmark = pytest.mark.filterwarnings("error")
@@ -98,8 +98,8 @@ def test_diverged_run_scores_nan(bad):
         ("sst2", (4, 2), np.zeros((4, 1)), r"labels \(4, 1\)"),
         ("sst2", (0, 2), np.zeros(0), "N > 0"),
         ("stsb", (4, 2), np.zeros(4), r"\(N, 1\) or \(N,\)"),
-        ("sst2", (2, 2), np.array([0, -1]), "classes 0 to 1: row 1 holds -1.*not public"),
-        ("stsb", (2, 1), np.array([0, np.nan]), "finite scores: row 1 holds nan"),
+        ("sst2", (2, 2), np.array([0, -1]), "classes 0 to 1: row 1 has -1.*not public"),
+        ("stsb", (2, 1), np.array([0, np.nan]), "finite scores: row 1 has nan"),
     ],
 )
 def test_misfits_are_refused(name, outputs, labels, message):

@@ -46,7 +46,7 @@ def test_e2e_scores_are_pycocoevalcaps(real_data, working_java):
     references = files.read_references(folder / "testset_w_refs_refs.txt")
     found = generation.e2e(files.read_hypotheses(folder / "tgen-std.run0.test.txt"), references)
     assert found.missing == {} and found.notes == {}
-    # Computed once with pycocoevalcap 1.2's own PTBTokenizer, Meteor, Rouge and Cider.
+    # Computed once with pycocoevalcap 1.2: its PTBTokenizer, Meteor, Rouge and Cider.
     assert found.values["meteor"] == pytest.approx(0.45037719661473585, abs=1e-12)
     assert found.values["rouge_l"] == pytest.approx(0.6914074581493157, abs=1e-12)
     assert found.values["cider"] == pytest.approx(2.231178075403627, abs=1e-12)

@@ -53,8 +53,8 @@ def decode(mesh: jax.sharding.Mesh, folder: Path) -> dict[str, Any]:
     random = np.random.default_rng(1)
     prompts = [random.integers(9, VOCABULARY, n).astype(np.int32) for n in (3, 9, 1, 7, 4, 4, 12)]
     found = decode_all(
-        placement.by_rows(partial(search, placement.put(params))), prompts, 3,
-        folder / f"{mesh.size}.jsonl", {}, "decode",
+        placement.by_rows(partial(search, placement.put(params))), prompts, batch_size=3,
+        path=folder / f"{mesh.size}.jsonl", settings={},
     )  # fmt: skip
     return {"tokens": found.tokens, "scores": found.scores}
 

