@@ -18,7 +18,7 @@ import dataclasses
 import difflib
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import optax
@@ -27,7 +27,10 @@ from flax import nnx
 FROZEN = "frozen"
 TRAINABLE = "trainable"
 
-Params = dict[str, jax.Array]
+if TYPE_CHECKING:
+    Params = dict[str, jax.Array]
+else:  # an abstract model (`nnx.eval_shape`) has shapes, which have an array's shape and dtype
+    Params = dict[str, jax.Array | jax.ShapeDtypeStruct]
 Labels = dict[str, str]
 
 

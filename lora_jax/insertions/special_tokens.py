@@ -28,6 +28,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from lora_jax import partition
 from lora_jax.checks import integer, not_negative
+from lora_jax.models.cache import KeysValues
 from lora_jax.models.sublayer import Block, Context
 from lora_jax.sharding.axes import named
 from lora_jax.summary import MatchedLayer
@@ -90,11 +91,9 @@ class Replacing(Block):
         """As the block."""
         return super().__call__(self.special.replace(x, context.tokens), context, key=key)
 
-    def cached(self, x: Array, own: Any, context: Any) -> tuple[Array, Any]:
-        """As the block; generated tokens (`own` given) are never special."""
-        if own is None:
-            x = self.special.replace(x, context.tokens)
-        return super().cached(x, own, context)
+    def prefill(self, x: Array, context: Context) -> tuple[Array, KeysValues]:
+        """Runs the block on prompts. Generated tokens are never special: `decode_step` stays as it is."""
+        return super().prefill(self.special.replace(x, context.tokens), context)
 
 
 @functools.cache  # one class per base: equal models have equal graph definitions

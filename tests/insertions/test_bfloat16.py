@@ -60,7 +60,7 @@ def test_loss_gradients_and_decoding_are_near_those_of_float32(kind, method):
         if kind == "decoder":
             model = partition.join(structure, trainable, frozen)
             logits, cache = model.prefill(batch().inputs.tokens, jnp.array([8, 3, 5]), 2, 2)
-            more, _ = model.step(jnp.array([[1, 2], [3, 4], [5, 6]]), cache)
+            more, _ = model.decode_step(jnp.array([[1, 2], [3, 4], [5, 6]]), cache)
             outputs += [logits, more]
         found[dtype] = outputs
     for half, exact in zip(found["bfloat16"], found["float32"], strict=True):

@@ -26,8 +26,9 @@ from lora_jax.models import decoder, encoder
 from lora_jax.models.decoder import Decoder, DecoderConfig
 from lora_jax.models.encoder import Classifier, EncoderConfig
 from lora_jax.models.hub import HEAD
+from lora_jax.models.layouts import LAYOUTS
 from lora_jax.models.sublayer import PreNorm
-from lora_jax.models.tensors import LAYOUTS, to_published
+from lora_jax.models.tensors import to_published
 from lora_jax.training.optimizer import adamw
 from lora_jax.training.step import classification_loss, completion_loss, make_train_step
 
@@ -528,7 +529,7 @@ def test_cached_decoding_equals_full_passes(method):
     full = jax.jit(lambda m: m(whole, rows[:, None], columns[None]))(model)
     prompts = np.where(columns < lengths[:, None], texts, 9)[:, : max(lengths)]
     logits, cache = jax.jit(lambda m: m.prefill(prompts, lengths, 1, steps))(model)
-    step, worst = jax.jit(lambda m, tokens, cache: m.step(tokens, cache)), 0.0
+    step, worst = jax.jit(lambda m, tokens, cache: m.decode_step(tokens, cache)), 0.0
     for i in range(steps + 1):
         at = lengths - 1 + i
         own = logits if i == 0 else logits[:, 0]

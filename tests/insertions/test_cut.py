@@ -99,9 +99,9 @@ def deviation(ours, reference):
 def decoded(model):
     """Logits of prompts of different lengths, then of two steps with two beams."""
     logits, cache = model.prefill(BATCH.inputs.tokens, jnp.array([8, 3, 5]), 2, 2)
-    first, cache = model.step(jnp.array([[1, 2], [3, 4], [5, 6]]), cache)
+    first, cache = model.decode_step(jnp.array([[1, 2], [3, 4], [5, 6]]), cache)
     paths = jnp.broadcast_to(jnp.arange(2)[:, None], cache.paths.shape)
-    second, _ = model.step(jnp.array([[7, 1], [2, 9], [4, 4]]), cache._replace(paths=paths))
+    second, _ = model.decode_step(jnp.array([[7, 1], [2, 9], [4, 4]]), cache._replace(paths=paths))
     return {"prompt": logits, "first": first, "second": second}
 
 

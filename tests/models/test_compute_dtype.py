@@ -208,6 +208,6 @@ def test_gradients_of_a_table_are_sums_in_float32(kind):
 def test_cache_is_bfloat16():
     model, tokens = make("decoder", HALF), batch().tokens
     logits, cache = model.prefill(tokens, jnp.array([8, 3, 5]), 2, 4)
-    more, cache = model.step(jnp.array([[1, 2], [3, 4], [5, 6]]), cache)
+    more, cache = model.decode_step(jnp.array([[1, 2], [3, 4], [5, 6]]), cache)
     assert {v.dtype for v in (*cache.prompt, *cache.generated)} == {HALF}
     assert logits.dtype == more.dtype == FULL

@@ -173,7 +173,7 @@ def decode(ours, theirs, lengths, beams, steps, padding):
         return difference(logits, torch.stack(expected))
 
     start = jax.jit(lambda m, *args: m.prefill(*args, beams, steps))
-    step = jax.jit(lambda m, tokens, cache: m.step(tokens, cache))
+    step = jax.jit(lambda m, tokens, cache: m.decode_step(tokens, cache))
     logits, cache = start(ours, prompts, np.array(lengths))
     worst = compare(np.repeat(logits[:, None], beams, axis=1))
     for _ in range(steps):
@@ -373,6 +373,8 @@ def test_files_that_do_not_fit_are_errors(saved, tmp_path, change, config, messa
 def test_saving_a_model_with_something_inserted_is_an_error(method, tmp_path):
     tiny = DecoderConfig(16, 2, 2, vocab_size=20, n_positions=8)
     model = method.insert(Decoder(tiny, nnx.Rngs(0)), jax.random.key(0))
-    with pytest.raises(ValueError, match=r"layers|embeddings/token.* are not GPT-2's: merge"):
+    with pytest.raises(
+        ValueError, match=r"layers|embeddings/token.* are not part of a published model: merge"
+    ):
         hub.save_decoder(tmp_path / "model", model)
     assert not (tmp_path / "model").exists()

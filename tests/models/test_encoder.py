@@ -334,6 +334,7 @@ def test_one_block_of_each_layer_is_the_scan():
     np.testing.assert_allclose(model(*tiny_batch()), logits, rtol=0, atol=5e-6)
 
 
+@pytest.mark.wrong_types
 @pytest.mark.parametrize("wrong", [{"unroll": 0}, {"unroll": 5}, {"remat": "some"}])
 def test_wrong_stack_settings_are_errors(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
@@ -457,7 +458,7 @@ def test_layers_draw_different_dropout():
 def attention_case(seed=0):
     keys = jax.random.split(jax.random.key(seed), 3)
     q, k, v = (jax.random.normal(key, (2, 7, 2, 5)) for key in keys)
-    segments = np.array([[1, 1, 1, 2, 2, 0, 0], [3, 4, 4, 4, 4, 4, 4]])
+    segments = jnp.array([[1, 1, 1, 2, 2, 0, 0], [3, 4, 4, 4, 4, 4, 4]])
     return q, k, v, (segments[:, :, None] == segments[:, None, :])[:, None]
 
 
