@@ -202,9 +202,9 @@ def expected(name, kind, layers):
 
 
 def step(name, kind, layers, remat="none"):
-    own = method(name, kind)
-    model = nnx.eval_shape(lambda: own.insert(make(kind, layers, remat), jax.random.key(0)))
-    structure, trainable, frozen = partition.split(model, own.labels(model))
+    adaptation = method(name, kind)
+    model = nnx.eval_shape(lambda: adaptation.insert(make(kind, layers, remat), jax.random.key(0)))
+    structure, trainable, frozen = partition.split(model, adaptation.labels(model))
     loss = completion_loss() if kind == "decoder" else classification_loss
 
     def objective(trainable, frozen, batch):

@@ -86,9 +86,9 @@ def equations(jaxpr, in_scan=False):
         for parameter in jax.tree.leaves(
             list(equation.params.values()), is_leaf=lambda leaf: hasattr(leaf, "eqns")
         ):
-            own = getattr(parameter, "jaxpr", parameter)
-            if hasattr(own, "eqns"):
-                yield from equations(own, inside)
+            inner = getattr(parameter, "jaxpr", parameter)
+            if hasattr(inner, "eqns"):
+                yield from equations(inner, inside)
 
 
 def products(jaxpr):
@@ -192,9 +192,9 @@ def test_gradients_of_a_table_are_sums_in_float32(kind):
 
     def total(params, count):
         tokens, zeros = np.full((1, count), 7), np.zeros((1, count), int)
-        own = partition.join(structure, params, frozen)
+        joined = partition.join(structure, params, frozen)
         inputs = Inputs(tokens, zeros, zeros, zeros)
-        x = own(tokens, zeros) if kind == "decoder" else own(inputs, None)
+        x = joined(tokens, zeros) if kind == "decoder" else joined(inputs, None)
         return (x.astype(jnp.float32) * weights).sum()
 
     one, many = (jax.grad(total)(trainable, count) for count in (1, 1024))

@@ -97,12 +97,12 @@ def batch():
     for row, lengths in enumerate([(5, 1, 9), (POSITIONS,), (2,), (7, 12)]):
         for number, n in enumerate(lengths, 1):
             start = sum(lengths[: number - 1])
-            own = slice(start, start + n)
+            span = slice(start, start + n)
             examples.append(rng.integers(0, VOCAB, n))
             chosen.append(np.sort(rng.choice(n, (n + 1) // 2, replace=False)))
             at += [(row, start + i) for i in chosen[-1]]
-            inputs.tokens[row, own], inputs.segments[row, own] = examples[-1], number
-            inputs.positions[row, own] = np.arange(n)
+            inputs.tokens[row, span], inputs.segments[row, span] = examples[-1], number
+            inputs.positions[row, span] = np.arange(n)
     return inputs, np.array(at).T, examples, chosen, rng.integers(0, VOCAB, len(at))
 
 
@@ -113,7 +113,7 @@ run = jax.jit(lambda model, key=None: model(INPUTS, *AT, key=key))
 def torch_logits(theirs):
     """Of the chosen tokens, one example at a time."""
     logits = [theirs(torch.tensor(example[None])).logits[0] for example in EXAMPLES]
-    return torch.cat([own[c] for own, c in zip(logits, CHOSEN, strict=True)])
+    return torch.cat([rows[c] for rows, c in zip(logits, CHOSEN, strict=True)])
 
 
 def deviation(ours, reference):
@@ -155,8 +155,8 @@ def test_logits_and_all_gradients_equal_pytorch(layers, heads, size, inner, tmp_
     expected = torch_logits(theirs)
     torch.nn.functional.cross_entropy(expected, torch.tensor(TARGETS)).backward()
     gradients = to_ours((name, p.grad) for name, p in theirs.named_parameters())
-    logits, own = logits_and_gradients(ours)
-    reached = difference(logits, expected), deviation(own, gradients)
+    logits, our_gradients = logits_and_gradients(ours)
+    reached = difference(logits, expected), deviation(our_gradients, gradients)
     print(f"\ndeviation: logits {reached[0]:.1e}, gradients {reached[1]:.1e}")
     assert reached[0] < LOGITS_TOLERANCE and reached[1] < GRADIENT_TOLERANCE
 
@@ -180,8 +180,8 @@ def decode(ours, theirs, lengths, beams, steps, padding):
         # As in a beam search: parents with repetition, so some pasts die and others double.
         parents, new = rng.integers(0, beams, (n, beams)), rng.integers(0, VOCAB, (n, beams))
         texts = [
-            [[*own[parents[i, j]], int(new[i, j])] for j in range(beams)]
-            for i, own in enumerate(texts)
+            [[*continuations[parents[i, j]], int(new[i, j])] for j in range(beams)]
+            for i, continuations in enumerate(texts)
         ]
         paths = jnp.take_along_axis(cache.paths, jnp.asarray(parents)[..., None], axis=1)
         logits, cache = step(ours, new, cache._replace(paths=paths))
@@ -311,8 +311,8 @@ def test_sharded_and_saved_again(saved, tmp_path):
     assert len(list((tmp_path / "shards").glob("model-*.safetensors"))) > 3
     model, new = load(tmp_path / "shards", unroll=3), tmp_path / "new"
     hub.save_decoder(new, model)
-    for own in (model, load(new)):
-        np.testing.assert_equal(parameters(own), parameters(load(saved[1])))
+    for decoder in (model, load(new)):
+        np.testing.assert_equal(parameters(decoder), parameters(load(saved[1])))
     assert hub.read_decoder_config(new) == hub.read_decoder_config(saved[1])
     again = transformers.GPT2LMHeadModel.from_pretrained(new).eval()
     assert torch.equal(torch_logits(again), torch_logits(saved[0]))

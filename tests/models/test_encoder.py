@@ -102,10 +102,10 @@ def deviation(ours, reference) -> float:
     top = max(float(np.abs(v).max()) for v in reference.values())
     worst = 0.0
     for path, value in reference.items():
-        own = np.asarray(ours[path])
-        assert own.shape == value.shape and own.dtype == np.float32, path
+        leaf = np.asarray(ours[path])
+        assert leaf.shape == value.shape and leaf.dtype == np.float32, path
         scale = max(float(np.abs(value).max()), 0.01 * top)
-        worst = max(worst, float(np.abs(own - value).max()) / scale)
+        worst = max(worst, float(np.abs(leaf - value).max()) / scale)
     return worst
 
 
