@@ -49,6 +49,7 @@ class DecoderConfig:
     n_embd: int
     n_layer: int
     n_head: int
+    _: dataclasses.KW_ONLY
     vocab_size: int = 50257
     n_positions: int = 1024
     n_inner: int | None = None

@@ -44,6 +44,7 @@ class EncoderConfig:
     """
 
     architecture: str
+    _: dataclasses.KW_ONLY
     vocab_size: int
     hidden_size: int
     num_hidden_layers: int
@@ -89,7 +90,16 @@ class EncoderConfig:
 
 def _roberta(hidden: int, layers: int, heads: int) -> EncoderConfig:
     return EncoderConfig(
-        "roberta", 50265, hidden, layers, heads, 4 * hidden, 514, 1, 1e-5, position_offset=2
+        "roberta",
+        vocab_size=50265,
+        hidden_size=hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        intermediate_size=4 * hidden,
+        max_position_embeddings=514,
+        type_vocab_size=1,
+        layer_norm_eps=1e-5,
+        position_offset=2,
     )
 
 

@@ -47,14 +47,31 @@ every_place = pytest.mark.parametrize("place", PLACES)
 every_kind = pytest.mark.parametrize("kind", KINDS)
 DIAGONAL = list(zip(KINDS, PLACES, strict=True))
 diagonal = pytest.mark.parametrize("kind, place", DIAGONAL)
-_ENCODER = EncoderConfig("bert", VOCAB, WIDTH, LAYERS, 2, 24, POSITIONS, 2, hidden_dropout_prob=0.2)
+_ENCODER = EncoderConfig(
+    "bert",
+    vocab_size=VOCAB,
+    hidden_size=WIDTH,
+    num_hidden_layers=LAYERS,
+    num_attention_heads=2,
+    intermediate_size=24,
+    max_position_embeddings=POSITIONS,
+    type_vocab_size=2,
+    hidden_dropout_prob=0.2,
+)
 CONFIGS = {
     "bert": _ENCODER,
     "roberta": dataclasses.replace(
         _ENCODER, architecture="roberta", layer_norm_eps=1e-5, type_vocab_size=1, position_offset=2
     ),
     "gpt2": DecoderConfig(
-        WIDTH, LAYERS, 2, VOCAB, POSITIONS, embd_pdrop=0.1, attn_pdrop=0.2, resid_pdrop=0.2
+        WIDTH,
+        LAYERS,
+        2,
+        vocab_size=VOCAB,
+        n_positions=POSITIONS,
+        embd_pdrop=0.1,
+        attn_pdrop=0.2,
+        resid_pdrop=0.2,
     ),
 }
 

@@ -24,8 +24,9 @@ from lora_jax.training import optimizer, step
 TINY = DecoderConfig(16, 4, 2, vocab_size=20, n_positions=16)
 DROPOUT = {"embd_pdrop": 0.1, "attn_pdrop": 0.2, "resid_pdrop": 0.1}
 ENCODER = EncoderConfig(
-    "roberta", 30, 16, 3, 2, 24, 20, 1, position_offset=2, hidden_dropout_prob=0.0,
-    attention_probs_dropout_prob=0.0,
+    "roberta", vocab_size=30, hidden_size=16, num_hidden_layers=3, num_attention_heads=2,
+    intermediate_size=24, max_position_embeddings=20, type_vocab_size=1, position_offset=2,
+    hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
 )  # fmt: skip
 KEY = jax.random.key(0, impl="unsafe_rbg")  # compiles faster
 QV = {".*/qkv": {"parts": ("q", "v"), "fused": ("q", "k", "v")}}

@@ -23,10 +23,14 @@ def make(kind, dtype):
     """A model of random float32 parameters, the same for all types of computation."""
     shared = {"initializer_range": 0.2, "compute_dtype": str(dtype)}
     if kind == "decoder":
-        sizes = decoder.DecoderConfig(WIDTH, LAYERS, 2, VOCAB, 20, INNER, **shared)
+        sizes = decoder.DecoderConfig(
+            WIDTH, LAYERS, 2, vocab_size=VOCAB, n_positions=20, n_inner=INNER, **shared
+        )
         return decoder.Decoder(sizes, nnx.Rngs(0))
     config = encoder.EncoderConfig(
-        kind, VOCAB, WIDTH, LAYERS, 2, INNER, 20, 2, position_offset=2 * (kind == "roberta"), **shared
+        kind, vocab_size=VOCAB, hidden_size=WIDTH, num_hidden_layers=LAYERS, num_attention_heads=2,
+        intermediate_size=INNER, max_position_embeddings=20, type_vocab_size=2,
+        position_offset=2 * (kind == "roberta"), **shared,
     )  # fmt: skip
     return encoder.Classifier(config, OUTPUTS, nnx.Rngs(0))
 

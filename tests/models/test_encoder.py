@@ -257,7 +257,16 @@ def test_minilm_equals_pytorch_on_real_sentences(real_data):
     assert reached[1] < GRADIENT_TOLERANCE
 
 
-TINY = EncoderConfig("bert", 40, 16, 3, 2, 32, 20, 2)
+TINY = EncoderConfig(
+    "bert",
+    vocab_size=40,
+    hidden_size=16,
+    num_hidden_layers=3,
+    num_attention_heads=2,
+    intermediate_size=32,
+    max_position_embeddings=20,
+    type_vocab_size=2,
+)
 
 
 def tiny(config=TINY, outputs=2):

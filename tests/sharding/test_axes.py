@@ -117,7 +117,16 @@ def model(kind):
     if kind == "gpt2":
         sizes = DecoderConfig(8, 2, 2, vocab_size=50, n_positions=12)
         return nnx.eval_shape(lambda: Decoder(sizes, nnx.Rngs(0)))
-    sizes = EncoderConfig(kind, 50, 8, 2, 2, 16, 12, 2)
+    sizes = EncoderConfig(
+        kind,
+        vocab_size=50,
+        hidden_size=8,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=16,
+        max_position_embeddings=12,
+        type_vocab_size=2,
+    )
     return nnx.eval_shape(lambda: Classifier(sizes, 3, nnx.Rngs(0)))
 
 

@@ -67,7 +67,17 @@ VOCABULARY = 97  # odd, as the published ones
 
 def roberta(rngs: nnx.Rngs) -> Classifier:
     sizes = EncoderConfig(
-        "roberta", VOCABULARY, 32, 2, 4, 64, 34, 1, 1e-5, position_offset=2, remat="dots"
+        "roberta",
+        vocab_size=VOCABULARY,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=64,
+        max_position_embeddings=34,
+        type_vocab_size=1,
+        layer_norm_eps=1e-5,
+        position_offset=2,
+        remat="dots",
     )
     return Classifier(sizes, 3, rngs)
 
