@@ -333,7 +333,7 @@ def test_one_block_of_each_layer_is_the_scan():
     model = tiny()
     inputs, rows, columns = tiny_batch()
     graphdef, state = nnx.split(model.encoder.layers.block)
-    same = (inputs.segments[:, :, None] == inputs.segments[:, None, :])[:, None]
+    same = jnp.asarray(inputs.segments[:, :, None] == inputs.segments[:, None, :])[:, None]
     x = model.encoder.embeddings(inputs, None)
     for layer in range(3):
         block = nnx.merge(graphdef, jax.tree.map(lambda v: v[layer], state))

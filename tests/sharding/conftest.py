@@ -27,7 +27,7 @@ def on_eight_devices(tmp_path_factory):
         }
         done = subprocess.run(
             [sys.executable, str(HERE / program), *arguments, str(out)],
-            env=environment, capture_output=True, text=True, timeout=600,
+            env=environment, capture_output=True, text=True, timeout=1200,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr[-4000:]
         return json.loads(out.read_text())
