@@ -10,18 +10,19 @@ from typing import Any
 
 import jax
 from flax import nnx
+from lora_jax.low_rank.merge import merge
 from ml_collections import ConfigDict
 from transformers import AutoTokenizer
 
 from experiments.runs.adaptation import Predict, mesh_for, model_settings
 from experiments.runs.data_to_text_record import record_of
 from experiments.runs.language import Validation, end_tokens
-from lora_jax import layers, methods, partition
+from lora_jax import methods, partition
 from lora_jax.data import completions, data_to_text
 from lora_jax.data.special_tokens import in_pairs, in_prompts, special_ids
 from lora_jax.decoding.beam import BeamSearch, Continuations, beam_search
 from lora_jax.decoding.predictions import Predictions, decode_all
-from lora_jax.merge import merge
+from lora_jax.low_rank import layers
 from lora_jax.metrics import files, generation
 from lora_jax.metrics.generation import Scores
 from lora_jax.models import hub

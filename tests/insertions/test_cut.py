@@ -12,11 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from lora_jax.methods.selection import CutInsertion
 
 import lora_jax
 from lora_jax import adapters, methods, partition
 from lora_jax.data.batch import Batch, Inputs
-from lora_jax.insertions.cut import CutInsertion
 from lora_jax.models.decoder import SIZES, Decoder, DecoderConfig
 from lora_jax.models.encoder import Classifier, EncoderConfig
 from lora_jax.training import optimizer, step
