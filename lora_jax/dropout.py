@@ -1,4 +1,4 @@
-"""Dropout as a pure function: an explicit key, and no key means none."""
+"""Dropout as a pure function: its random key is an argument, and without a key nothing is dropped."""
 
 from __future__ import annotations
 
@@ -6,18 +6,24 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
+DropoutKey = Key[Array, ""] | None  # None switches dropout off
+
 
 def dropout(
-    x: Float[Array, ...], rate: float | Float[Array, ""], key: Key[Array, ""] | None
-) -> Float[Array, ...]:
-    """Zeroes a share `rate` of the values and scales the rest; no key or rate 0 changes nothing.
+    x: Float[Array, "*shape"], rate: float | Float[Array, ""], key: DropoutKey
+) -> Float[Array, "*shape"]:
+    """Zeroes values with probability `rate` and divides the others by 1 - rate.
 
-    The rate may be an array, so that runs with different rates can be one program; the values are
-    those of the same number.
+    Two values share one 32-bit random word, so the rate is rounded to a multiple of 1/65536.
+    `jax.random.bits` with 16 bits would draw a word for each value, and on a CPU drawing the bits is
+    most of the cost of dropout (7.9 ms against 2.7 ms for the 2.2 million attention weights of one
+    layer, 2 cores).
 
-    Two values share one 32-bit random word (the rate is rounded to 1/65536): `jax.random.bits` with
-    16 bits draws a word for each, and on a CPU the bits are the price of dropout (7.9 ms against
-    2.7 ms for the 2.2 million attention weights of one layer, 2 cores).
+    Args:
+      x: values; one axis at least.
+      rate: probability in [0, 1). It may be an array, so that runs with different rates share one
+        compiled program; the result is that of the same rate as a number.
+      key: random key. Without one, or with the number 0 as rate, x is returned unchanged.
     """
     if key is None or (isinstance(rate, float | int) and rate == 0):
         return x
@@ -27,3 +33,8 @@ def dropout(
     share = jnp.asarray(rate, jnp.float32)
     threshold = jnp.round(share * 2**16).astype(jnp.uint32)
     return jnp.where(bits >= threshold, x / (1 - share).astype(x.dtype), 0)
+
+
+def split_key(key: DropoutKey, count: int) -> tuple[DropoutKey, ...]:
+    """Keys for `count` parts of a module that drop values independently; None for all without a key."""
+    return (None,) * count if key is None else tuple(jax.random.split(key, count))

@@ -18,16 +18,20 @@ import dataclasses
 import difflib
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import jax
+import numpy as np
 import optax
 from flax import nnx
 
 FROZEN = "frozen"
 TRAINABLE = "trainable"
 
-# Values by path: arrays of JAX or numpy; of an abstract model, shapes and types.
-Params = dict[str, Any]
+if TYPE_CHECKING:
+    Params = dict[str, jax.Array]
+else:  # on a host they may be numpy's; an abstract model (`nnx.eval_shape`) has shapes with a dtype
+    Params = dict[str, jax.Array | np.ndarray | jax.ShapeDtypeStruct]
 Labels = dict[str, str]
 
 

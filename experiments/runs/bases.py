@@ -9,13 +9,12 @@ import jax
 from flax import nnx
 
 from lora_jax.adapters import Adapter, attach
-from lora_jax.files import read_json
-from lora_jax.models import hub
+from lora_jax.models import architectures, hub
 from lora_jax.sharding.placement import in_host_memory
 
 
 def load(folder: Path, outputs: int) -> nnx.Module:
-    """GPT-2 as a decoder, BERT and RoBERTa as a classifier with a fresh head.
+    """A model of any known architecture: a decoder, or a classifier with a fresh head.
 
     Args:
       folder: from `hub.find`.
@@ -24,10 +23,7 @@ def load(folder: Path, outputs: int) -> nnx.Module:
     Raises:
       FileNotFoundError, ValueError: files missing, broken, or of another architecture.
     """
-    path = folder / "config.json"
-    if path.is_file() and read_json(path).get("model_type") == "gpt2":
-        return hub.load_decoder(folder, hub.read_decoder_config(folder))
-    return hub.load_classifier(folder, hub.read_config(folder), outputs, jax.random.key(0))
+    return hub.load(folder, architectures.read_config(folder), outputs, jax.random.key(0))
 
 
 @functools.lru_cache(maxsize=1)

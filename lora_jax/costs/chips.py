@@ -1,4 +1,4 @@
-"""What accelerators can do at most, and the model FLOPs utilisation against it."""
+"""Limits of accelerators (memory, FLOPs, bandwidths), and the model FLOPs utilisation."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ class Chip:
     """One accelerator, as its maker specifies it.
 
     Attributes:
-      name: short name; for a TPU the one that topology names begin with ("v5p:4x4x4").
-      device_kind: what `jax.Device.device_kind` says; some chips have a second name, see below.
-      memory_bytes: of high-bandwidth memory, nominal; libtpu 0.0.52 leaves a program 15.75 GiB on
-        v5e, 95.73 on v5p and 31.24 on v6e.
-      peak_flops: per second, dense matrix products in bfloat16.
+      name: short name; for a TPU the beginning of its topologies' names ("v5p:4x4x4").
+      device_kind: `jax.Device.device_kind`; for second names of some chips see `by_device_kind`.
+      memory_bytes: high-bandwidth memory, nominal; libtpu 0.0.52 leaves a program 15.75 GiB on v5e,
+        95.73 on v5p and 31.24 on v6e.
+      peak_flops: FLOPs per second of dense matrix products in bfloat16.
       memory_bandwidth: bytes per second.
       interconnect_bandwidth: bytes per second that a chip can send over all its links together (ICI,
         NVLink), which is half of a "bidirectional" figure.
-      host_chips: chips of one host machine at most; the virtual machines of larger v5e and v6e slices
-        have 4 of the 8.
+      host_chips: largest number of chips of one host machine; the virtual machines of larger v5e and
+        v6e slices have 4 of the 8.
     """
 
     name: str
@@ -53,9 +53,9 @@ _OTHER_KINDS = {"TPU v5e": "v5e", "TPU v5p": "v5p", "TPU v6e": "v6e"}
 
 
 def by_device_kind(kind: str) -> Chip | None:
-    """The chip that jax calls `kind`; None for CPUs and for chips that are not in the table.
+    """The chip whose JAX device kind is `kind`; None for CPUs and chips that are not in `CHIPS`.
 
-    Other variants of a chip ("NVIDIA H100 PCIe") are other chips: they have other figures.
+    Another variant of a chip ("NVIDIA H100 PCIe") is another chip, because its figures differ.
     """
     known = {chip.device_kind: chip for chip in CHIPS}
     known |= {kind: by_name(name) for kind, name in _OTHER_KINDS.items()}
@@ -63,10 +63,10 @@ def by_device_kind(kind: str) -> Chip | None:
 
 
 def by_topology(topology: str) -> Chip:
-    """The chip of a topology's name: `v5p:4x4x4`, or `v5p` alone.
+    """The chip of a topology such as `v5p:4x4x4`, or `v5p` alone.
 
     Raises:
-      ValueError: the part before the colon names no chip of the table.
+      ValueError: no chip of `CHIPS` has the name before the colon.
     """
     return by_name(topology.partition(":")[0])
 
@@ -75,7 +75,7 @@ def by_name(name: str) -> Chip:
     """The chip with this short name.
 
     Raises:
-      ValueError: there is none; the message lists the known ones.
+      ValueError: no chip has it; the message lists the known names.
     """
     for chip in CHIPS:
         if chip.name == name:
@@ -87,9 +87,9 @@ def mfu(flops: float, seconds: float, devices: int, chip: Chip | None) -> float 
     """Model FLOPs utilisation (Chowdhery et al. 2022, appendix B), a fraction of the peak.
 
     Args:
-      flops: of the model, all devices together, see `costs.flops`.
-      seconds: they took.
-      devices: chips they ran on.
-      chip: of each; None gives None.
+      flops: of the model, for all devices together; see `costs.flops`.
+      seconds: time that they took.
+      devices: number of chips that ran them.
+      chip: the kind of chip; if it is unknown, None, so is the utilisation.
     """
     return None if chip is None else flops / (seconds * devices * chip.peak_flops)

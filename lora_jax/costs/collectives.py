@@ -1,7 +1,7 @@
-"""How many bytes a compiled program's collectives move, read from its text.
+"""How many bytes the collectives of a compiled program move, read from its text.
 
-Convention. Bytes are those that one device sends in one run of the program, as the bandwidth-optimal
-algorithm on a ring of the n devices of a group sends them:
+Bytes are those that one device sends while the program runs once, if the n devices of a group use the
+bandwidth-optimal algorithm for a ring:
 
 | kind | bytes |
 |---|---|
@@ -11,8 +11,9 @@ algorithm on a ring of the n devices of a group sends them:
 | all-to-all | operand x (n - 1) / n |
 | collective-permute | operand |
 
-A group of one device moves nothing and is not counted. Bodies of loops count as often as they run
-(once where the text does not tell, see `hlo.trip_count`), of a conditional the branch that moves most.
+A group of one device moves nothing and is not counted. The body of a loop counts as often as it runs
+(once where the text does not say how often, see `hlo.trip_count`); of a conditional's branches the one
+that moves most bytes counts.
 """
 
 from __future__ import annotations
@@ -36,11 +37,11 @@ _PASSED_ON = ("bitcast", "get-tuple-element", "reshape", "copy")
 
 @dataclasses.dataclass(frozen=True)
 class Traffic:
-    """Of one kind of collective.
+    """The traffic of one kind of collective.
 
     Attributes:
-      bytes: that a device sends.
-      executions: how often it runs; several arrays in one operation are one.
+      bytes: sent by one device.
+      executions: how often such operations run; one operation may move several arrays.
     """
 
     bytes: int = 0
@@ -54,19 +55,25 @@ class Traffic:
 
 
 def collective_bytes(text: str) -> dict[str, int]:
-    """Bytes that a device sends in one run, by kind; see the module's docstring.
+    """Bytes that a device sends while the program runs once, by kind of collective.
 
     Args:
-      text: `compiled.as_text()`, of a CPU, GPU or TPU program.
+      text: `compiled.as_text()` of a CPU, GPU or TPU program.
+
+    Raises:
+      ValueError: the text is not that of a compiled program.
     """
     return {kind: moved.bytes for kind, moved in traffic(text).items()}
 
 
 def traffic(text: str) -> dict[str, Traffic]:
-    """Bytes and executions by kind, for the kinds that the program has.
+    """Bytes and executions by kind, for the kinds of collectives that the program has.
+
+    Args:
+      text: as in `collective_bytes`.
 
     Raises:
-      ValueError: the text is no compiled program.
+      ValueError: the text is not that of a compiled program.
     """
     program = hlo.parse(text)
     return dict(_Count(program).computation(program.entry, fused=False))
@@ -75,8 +82,8 @@ def traffic(text: str) -> dict[str, Traffic]:
 class _Count:
     def __init__(self, program: hlo.Program):
         self._program = program
-        # A TPU spreads one asynchronous collective over several fusions; all repeat it, with the
-        # same channel, and the one that starts it says so.
+        # A TPU spreads one asynchronous collective over several fusions. All of them repeat the
+        # instruction with the same channel, and one of them is marked as the start.
         self._started = {
             channel
             for computation in program.computations.values()
@@ -84,7 +91,7 @@ class _Count:
             for channel in _channels(computation)
         }
 
-    @functools.cache  # noqa: B019, the object lives for one call of `traffic`
+    @functools.cache  # noqa: B019, the object lives only for one call of `traffic`
     def computation(self, name: str, fused: bool) -> dict[str, Traffic]:
         within = self._program.computations[name]
         return _summed(self._instruction(i, within, fused) for i in within.instructions.values())
@@ -148,14 +155,14 @@ def _starts(computation: hlo.Computation) -> bool:
 
 
 def _channels(computation: hlo.Computation) -> set[str]:
-    found = computation.instructions.values()
-    channels = {_channel(i) for i in found if i.opcode.removesuffix("-start") in KINDS}
+    instructions = computation.instructions.values()
+    channels = {_channel(i) for i in instructions if i.opcode.removesuffix("-start") in KINDS}
     return {channel for channel in channels if channel is not None}
 
 
 def _channel(instruction: hlo.Instruction) -> str | None:
-    found = re.search(r"\bchannel_id=(\d+)", instruction.attributes)
-    return found[1] if found else None
+    match = re.search(r"\bchannel_id=(\d+)", instruction.attributes)
+    return match[1] if match else None
 
 
 def _is_sliced(name: str, within: hlo.Computation) -> bool:
@@ -170,14 +177,17 @@ def _is_sliced(name: str, within: hlo.Computation) -> bool:
 
 
 def _group_size(attributes: str) -> int | None:
-    """Devices in a group: `{{0,1},{2,3}}`, `[2,2]<=[4]`, or `mesh['a'=2,'b'=2] {'a'}`."""
-    found = _GROUPS.search(attributes)
-    if not found:
+    """Number of devices in a group; None if the attributes name no groups.
+
+    Groups are written `{{0,1},{2,3}}`, `[2,2]<=[4]`, or `mesh['a'=2,'b'=2] {'a'}`.
+    """
+    match = _GROUPS.search(attributes)
+    if not match:
         return None
-    if found["list"] is not None:
-        return len(found["list"].split(","))
-    if found["iota"] is not None:
-        return int(found["iota"])
-    sizes = dict(re.findall(r"'([^']*)'=(\d+)", found["sizes"]))
-    axes = re.findall(r"'([^']*)'(?::\(\d+\)(\d+))?", found["axes"])  # the latter: part of an axis
+    if match["list"] is not None:
+        return len(match["list"].split(","))
+    if match["iota"] is not None:
+        return int(match["iota"])
+    sizes = dict(re.findall(r"'([^']*)'=(\d+)", match["sizes"]))
+    axes = re.findall(r"'([^']*)'(?::\(\d+\)(\d+))?", match["axes"])  # 'a':(1)2 is part of an axis
     return math.prod(int(part or sizes[axis]) for axis, part in axes)

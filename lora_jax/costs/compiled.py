@@ -1,4 +1,4 @@
-"""What a compiled program needs of each device: memory and traffic, without running it."""
+"""Memory and traffic that a program needs on each device, found by compiling and not running it."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ import re
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import jax
+from jaxtyping import PyTree
 
 from lora_jax.costs import collectives
 from lora_jax.costs.chips import Chip, by_topology
@@ -19,17 +20,26 @@ from lora_jax.costs.collectives import Traffic
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
-@dataclasses.dataclass(frozen=True)
+@runtime_checkable
+class Jitted(Protocol):
+    """A result of `jax.jit`."""
+
+    def lower(self, *args: Any, **kwargs: Any) -> jax.stages.Lowered:
+        """Traces the function for these arguments, arrays or shapes."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Needs:
-    """Of one device; bytes.
+    """What a program needs on one device; sizes in bytes.
 
     Attributes:
       arguments: parameters, optimizer state and batch.
-      temporaries: all else the program holds at its peak; outputs reuse donated arguments.
-      peak: both.
-      fits: whether that is in the device's memory.
-      traffic: of the collectives, by kind; empty where the program does not fit.
-      compile_seconds: on this machine.
+      temporaries: all else that the program holds at its peak; outputs reuse donated arguments.
+      peak: arguments and temporaries.
+      fits: whether the peak is within the device's memory.
+      traffic: of the collectives, by kind; empty if the program does not fit.
+      compile_seconds: time that compiling took on this machine.
     """
 
     arguments: int
@@ -41,16 +51,16 @@ class Needs:
 
     @property
     def sent(self) -> int:
-        """Bytes that a device sends in one step."""
-        return sum(own.bytes for own in self.traffic.values())
+        """Bytes that a device sends while the program runs once."""
+        return sum(moved.bytes for moved in self.traffic.values())
 
 
-def topology_devices(topology: str) -> list[Any]:
-    """The devices of a TPU topology such as "v5p:4x4x4", to compile for; no TPU is needed.
+def topology_devices(topology: str) -> list[jax.Device]:
+    """The devices of a TPU topology such as "v5p:4x4x4", to compile for without a TPU.
 
     Raises:
       ImportError: libtpu is not installed.
-      ValueError: no such topology.
+      ValueError: the chip is unknown or has no such topology.
     """
     chip = by_topology(topology)
     try:
@@ -62,32 +72,32 @@ def topology_devices(topology: str) -> list[Any]:
     from jax.experimental import topologies
 
     try:
-        found = topologies.get_topology_desc(platform="tpu", topology_name=topology)
+        description = topologies.get_topology_desc(platform="tpu", topology_name=topology)
     except (jax.errors.JaxRuntimeError, ValueError, RuntimeError) as error:
         raise ValueError(f"topology {topology!r} is not one of {chip.name}: {error}") from error
-    return list(found.devices)
+    return list(description.devices)
 
 
-def argument_bytes(arguments: Any) -> int:
-    """Bytes of one device's parts of shapes (`jax.ShapeDtypeStruct`) with shardings."""
+def argument_bytes(arguments: PyTree) -> int:
+    """Bytes that one device holds of a tree of shapes (`jax.ShapeDtypeStruct`) with shardings."""
     return sum(
         math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
         for leaf in jax.tree.leaves(arguments)
     )
 
 
-def needs(function: Any, arguments: tuple[Any, ...], chip: Chip | None) -> Needs:
-    """Compiles a program and reads what it needs.
+def needs(function: Jitted, arguments: tuple[PyTree, ...], chip: Chip | None) -> Needs:
+    """Compiles a program and reads what it needs on each device.
 
     Args:
-      function: made by `jax.jit`.
-      arguments: shapes with shardings, over devices that are here or of a topology.
-      chip: of the devices; None never says that something does not fit.
+      function: a result of `jax.jit`.
+      arguments: trees of shapes with shardings over devices of this machine or of a topology.
+      chip: the kind of the devices; with None every program that compiles is said to fit.
 
     Raises:
       jax.errors.JaxRuntimeError: the compiler failed for another reason than memory.
     """
-    own = argument_bytes(arguments)
+    held = argument_bytes(arguments)
     lowered = function.lower(*arguments)
     begin = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
@@ -99,28 +109,41 @@ def needs(function: Any, arguments: tuple[Any, ...], chip: Chip | None) -> Needs
             peak = _asked_for(str(error))
             if peak is None:
                 raise
-            spent = time.perf_counter() - begin
-            return Needs(own, max(peak - own, 0), peak, False, {}, spent)
-        spent = time.perf_counter() - begin
+            return Needs(
+                arguments=held,
+                temporaries=max(peak - held, 0),
+                peak=peak,
+                fits=False,
+                traffic={},
+                compile_seconds=time.perf_counter() - begin,
+            )
+        compile_seconds = time.perf_counter() - begin
         texts = sorted(Path(folder).glob("*after_optimizations.txt"))
-        traffic = collectives.traffic(texts[-1].read_text() if texts else compiled.as_text())
+        text = texts[-1].read_text() if texts else compiled.as_text()
     memory = compiled.memory_analysis()
+    assert memory is not None and text is not None  # every compiler that JAX has knows both
     extra = memory.output_size_in_bytes - memory.alias_size_in_bytes
     temporaries = memory.temp_size_in_bytes + extra
     peak = memory.argument_size_in_bytes + temporaries
-    fits = chip is None or peak <= chip.memory_bytes
-    return Needs(memory.argument_size_in_bytes, temporaries, peak, fits, traffic, spent)
+    return Needs(
+        arguments=memory.argument_size_in_bytes,
+        temporaries=temporaries,
+        peak=peak,
+        fits=chip is None or peak <= chip.memory_bytes,
+        traffic=collectives.traffic(text),
+        compile_seconds=compile_seconds,
+    )
 
 
-_OUT_OF_MEMORY = (  # both say the whole, arguments included
+_OUT_OF_MEMORY = (  # both figures include the arguments
     re.compile(r"total memory required for HLO temporaries \(([\d.]+)([KMGT]?)\) exceeds"),
     re.compile(r"Used ([\d.]+)([KMGT]?) of [\d.]+[KMGT]? hbm"),
 )
 
 
 def _asked_for(message: str) -> int | None:
-    """The memory that a program would have taken, from the compiler's out-of-memory message."""
+    """Bytes that a program asked for, from the compiler's out-of-memory message; None for others."""
     for pattern in _OUT_OF_MEMORY:
-        if found := pattern.search(message):
-            return int(float(found[1]) * _UNITS[found[2]])
+        if match := pattern.search(message):
+            return int(float(match[1]) * _UNITS[match[2]])
     return None

@@ -1,9 +1,9 @@
 """Model FLOPs of any function, forward and in training, counted on its jaxpr.
 
 The convention is that of MFU (Chowdhery et al. 2022, appendix B): matrix products and convolutions
-count, two per multiply-add, all other operations and whatever a program recomputes do not. So the
-figure is a property of the model, of what trains and of the batch's shape, not of remat, of
-kernels or of the number of devices.
+count, two FLOPs per multiply-add; other operations, and what a program recomputes, do not. So the
+count depends on the model, on the parameters that train and on the batch's shape, but not on remat,
+kernels or the number of devices.
 
 Nothing is computed: arguments may be arrays or `jax.ShapeDtypeStruct`.
 """
@@ -12,72 +12,77 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.extend import core
 from jax.interpreters import partial_eval
+from jaxtyping import PyTree
 
-# Products inside are hidden (a kernel) or not of the forward pass (the rule of a `jax.custom_vjp`).
+# The products inside of these cannot be seen (a kernel), or are not those of the forward pass (the
+# rule of a `jax.custom_vjp`).
 _OPAQUE = ("custom_lin", "pallas_call")
 
 
 def count(jaxpr: core.Jaxpr | core.ClosedJaxpr) -> int:
     """FLOPs of the products in a jaxpr and in all jaxprs inside it.
 
-    A scan counts its body times its length, a conditional its most expensive branch, a while loop
-    its condition and body once (its length is not known), a shard_map its body on every device.
-    A convolution counts its padding as if it were data.
+    The body of a scan counts as often as it runs; of a conditional the most expensive branch counts;
+    condition and body of a while loop count once, because its length is not known; the body of a
+    shard_map counts on every device; the padding of a convolution counts as data.
 
     Raises:
-      ValueError: a kernel or a differentiated `jax.custom_vjp`, whose products cannot be seen.
+      ValueError: there is a kernel or a differentiated `jax.custom_vjp`, whose products cannot be
+        seen.
     """
     inner = jaxpr.jaxpr if isinstance(jaxpr, core.ClosedJaxpr) else jaxpr
     return sum(_equation(equation) for equation in inner.eqns)
 
 
-def forward(function: Callable[..., Any], *args: Any) -> int:
-    """FLOPs of `function(*args)`, without what its outputs do not need."""
+def forward(function: Callable[..., PyTree], *args: PyTree) -> int:
+    """FLOPs of `function(*args)`, without operations that no output depends on."""
     return _live(jax.make_jaxpr(function)(*args))
 
 
-def training(objective: Callable[..., jax.Array], trainable: Any, *args: Any) -> int:
+def training(objective: Callable[..., jax.Array], trainable: PyTree, *args: PyTree) -> int:
     """FLOPs of the value and gradient of `objective(trainable, *args)` with respect to `trainable`.
 
     They are counted on the forward-mode derivative: it has each product of the forward pass once,
     and each product of the gradient once, because the transpose of a product has the FLOPs of that
     product. What the backward pass recomputes (`jax.checkpoint`) is not in it.
 
-    A scan counts the same for each of its iterations, as it runs: the first one includes the
+    All iterations of a scan count the same, as they cost the same: the first one includes the
     gradient of the scan's input, which straight-line code may leave out.
 
     Args:
-      objective: gives a scalar.
+      objective: returns a scalar.
       trainable: a tree; leaves that are not floating point are not differentiated.
-      args: of the objective, not differentiated.
+      args: further arguments of the objective, not differentiated.
 
     Raises:
-      ValueError: see `count`; or the objective gives no scalar.
+      ValueError: the objective does not return a scalar; for others see `count`.
     """
     leaves, structure = jax.tree.flatten(trainable)
     inexact = [jnp.issubdtype(jnp.result_type(leaf), jnp.inexact) for leaf in leaves]
-    directions = [leaf for leaf, moves in zip(leaves, inexact, strict=True) if moves]
+    directions = [leaf for leaf, varies in zip(leaves, inexact, strict=True) if varies]
 
-    def derivative(leaves: list[Any], directions: list[Any], args: tuple[Any, ...]) -> Any:
-        rest = iter(directions)
+    def derivative(
+        leaves: list[PyTree], directions: list[PyTree], args: tuple[PyTree, ...]
+    ) -> tuple[jax.Array, jax.Array]:
+        remaining = iter(directions)
         tangents = [
-            next(rest) if moves else np.zeros(np.shape(leaf), jax.dtypes.float0)
-            for leaf, moves in zip(leaves, inexact, strict=True)
+            next(remaining) if varies else np.zeros(np.shape(leaf), jax.dtypes.float0)
+            for leaf, varies in zip(leaves, inexact, strict=True)
         ]
         of = lambda leaves: objective(jax.tree.unflatten(structure, leaves), *args)  # noqa: E731
-        return jax.jvp(of, (leaves,), (tangents,))
+        value, change = jax.jvp(of, (leaves,), (tangents,))
+        return value, change
 
     traced = jax.make_jaxpr(derivative)(leaves, directions, args)
     if [aval.shape for aval in traced.out_avals] != [(), ()]:
         shapes = [aval.shape for aval in traced.out_avals[: len(traced.out_avals) // 2]]
-        raise ValueError(f"the objective must give one scalar, it gives the shapes {shapes}")
+        raise ValueError(f"the objective must return one scalar, it returns the shapes {shapes}")
     return _live(traced)
 
 
@@ -101,16 +106,16 @@ def _equation(equation: core.JaxprEqn) -> int:
     if name == "cond":
         return max(inner)
     if name == "scan":
-        return params["length"] * sum(inner)
+        return int(params["length"]) * sum(inner)
     if name == "shard_map":
         sizes = params["mesh"].shape
         old = "manual_axes"  # its name before jax 0.10
         axes = params["newly_manual_axes"] if "newly_manual_axes" in params else params[old]
-        return math.prod(sizes[axis] for axis in axes) * sum(inner)
+        return math.prod(int(sizes[axis]) for axis in axes) * sum(inner)
     return sum(inner)
 
 
-def _jaxprs(value: Any) -> Iterator[core.Jaxpr | core.ClosedJaxpr]:
+def _jaxprs(value: object) -> Iterator[core.Jaxpr | core.ClosedJaxpr]:
     if isinstance(value, core.Jaxpr | core.ClosedJaxpr):
         yield value
     elif isinstance(value, tuple | list):
@@ -118,19 +123,21 @@ def _jaxprs(value: Any) -> Iterator[core.Jaxpr | core.ClosedJaxpr]:
             yield from _jaxprs(part)
 
 
-def _shape(variable: Any) -> tuple[int, ...]:
-    return variable.aval.shape
+def _shape(variable: core.Var | core.Literal) -> tuple[int, ...]:
+    array = variable.aval
+    assert isinstance(array, jax.core.ShapedArray)
+    return tuple(array.shape)
 
 
 def _dot_general(equation: core.JaxprEqn) -> int:
     (contracted, _), _ = equation.params["dimension_numbers"]
     left = _shape(equation.invars[0])
-    depth = math.prod(left[axis] for axis in contracted)
+    depth = math.prod(left[int(axis)] for axis in contracted)
     return 2 * math.prod(_shape(equation.outvars[0])) * depth
 
 
 def _convolution(equation: core.JaxprEqn) -> int:
     kernel = _shape(equation.invars[1])  # its input axis holds the channels of one group only
-    outputs = kernel[equation.params["dimension_numbers"].rhs_spec[0]]
+    outputs = kernel[int(equation.params["dimension_numbers"].rhs_spec[0])]
     depth = math.prod(kernel) // outputs if outputs else 0
     return 2 * math.prod(_shape(equation.outvars[0])) * depth

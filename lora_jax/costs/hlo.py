@@ -1,4 +1,4 @@
-"""Reading a compiled XLA program's text (`compiled.as_text()`): instructions and loop lengths."""
+"""Reads the text of a compiled XLA program (`compiled.as_text()`): instructions, loop lengths."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ class Instruction:
 
     Attributes:
       name: without the percent sign.
-      type: as printed, `bf16[8,128]{1,0}` or a tuple of such.
+      type: as printed: `bf16[8,128]{1,0}`, or several in parentheses for a tuple.
       opcode: `all-gather`, `while` and so on.
       operands: names of instructions; for a parameter its number, for a constant its value.
-      attributes: what follows the operands.
+      attributes: the text after the operands.
     """
 
     name: str
@@ -36,29 +36,29 @@ class Instruction:
     attributes: str
 
     def called(self) -> dict[str, list[str]]:
-        """Names of the computations that it calls, by the attribute that names them."""
-        found = _CALLED.findall(self.attributes)
-        return {key: re.findall(r"[\w.\-]+", names) for key, names in found}
+        """Names of the computations that the instruction calls, by attribute (`body`, `calls`)."""
+        called = _CALLED.findall(self.attributes)
+        return {key: re.findall(r"[\w.\-]+", names) for key, names in called}
 
 
 @dataclasses.dataclass(frozen=True)
 class Computation:
-    """Instructions by name, and the name of the one that gives the result."""
+    """Instructions by name, and the name of the one that computes the result."""
 
     instructions: dict[str, Instruction]
     root: str
 
     def value(self, name: str) -> Instruction:
-        """The instruction that a name stands for, through copies and conversions."""
-        found = self.instructions[name]
-        while found.opcode in _SAME_VALUE:
-            found = self.instructions[found.operands[0]]
-        return found
+        """The instruction that computes a value, which copies and conversions may have renamed."""
+        instruction = self.instructions[name]
+        while instruction.opcode in _SAME_VALUE:
+            instruction = self.instructions[instruction.operands[0]]
+        return instruction
 
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """A module: computations by name, the name of the entry, and how many devices run it."""
+    """Computations by name, the name of the first to run, and the number of devices that run it."""
 
     computations: dict[str, Computation]
     entry: str
@@ -66,7 +66,7 @@ class Program:
 
 
 def parse(text: str) -> Program:
-    """Reads a program.
+    """Reads the text of a program.
 
     Raises:
       ValueError: the text has no entry computation.
@@ -78,14 +78,14 @@ def parse(text: str) -> Program:
         if header := _HEADER.match(line):
             name, instructions = header[2], {}
             entry = name if header[1] else entry
-        elif found := _INSTRUCTION.match(line):
-            instructions[found[2]] = _instruction(found[2], found[3])
-            root = found[2] if found[1] else root
+        elif match := _INSTRUCTION.match(line):
+            instructions[match[2]] = _instruction(match[2], match[3])
+            root = match[2] if match[1] else root
         elif line.startswith("}") and name:
             computations[name] = Computation(instructions, root)
             name = ""
     if not entry:
-        raise ValueError("this is no text of a compiled program: it has no ENTRY computation")
+        raise ValueError("the text is not that of a compiled program: it has no ENTRY computation")
     counts = re.findall(r"\b(?:num_partitions|replica_count)=(\d+)", text.partition("\n")[0])
     return Program(computations, entry, math.prod(map(int, counts)))
 
@@ -102,7 +102,7 @@ def _instruction(name: str, rest: str) -> Instruction:
 
 
 def _closing(text: str, start: int) -> int:
-    """Where the parenthesis that opens at `start` is closed, plus one."""
+    """The index after the parenthesis that closes the one at `start`."""
     depth = 0
     for place in range(start, len(text)):
         depth += (text[place] == "(") - (text[place] == ")")
@@ -112,7 +112,7 @@ def _closing(text: str, start: int) -> int:
 
 
 def size_bytes(type_text: str) -> int:
-    """Bytes of a value of a printed type; tokens have none, four-bit values are packed."""
+    """Bytes of a value of a printed type. A token takes none; two four-bit values take one."""
     total = 0
     for letters, bits, dimensions in _ARRAY.findall(type_text):
         width = 8 if letters == "pred" else int(bits or 0)
@@ -122,16 +122,16 @@ def size_bytes(type_text: str) -> int:
 
 
 def trip_count(program: Program, loop: Instruction, around: Computation) -> int:
-    """How often a while loop's body runs; 1 where the program's text does not tell.
+    """How often the body of a while loop runs; 1 where the program's text does not say it.
 
-    XLA's own note is taken where there is one (CPU, GPU). A TPU's program has none: there the count
-    follows from the condition `counter < limit` and the counter's start and step, which are 0 and 1
-    where they are no constants.
+    CPU and GPU programs carry XLA's own count. In a TPU program the count follows from the condition
+    `counter < limit` and from the counter's start and step, which are taken as 0 and 1 where they
+    are not constants.
 
     Args:
-      program: the whole.
-      loop: the instruction.
-      around: the computation that it is in.
+      program: the whole program.
+      loop: the instruction of the loop.
+      around: the computation that contains it.
     """
     if known := _TRIP_COUNT.search(loop.attributes):
         return int(known[1])
@@ -159,7 +159,7 @@ def trip_count(program: Program, loop: Instruction, around: Computation) -> int:
 
 
 def _compared(program: Program, condition: Computation) -> tuple[Instruction, Instruction] | None:
-    """What a condition of the form `counter < limit` compares, also where a fusion does it."""
+    """Counter and limit of a condition `counter < limit`; None for a condition of another form."""
     root = condition.value(condition.root)
     inner, compare = condition, root
     if root.opcode == "fusion":
@@ -178,9 +178,9 @@ def _compared(program: Program, condition: Computation) -> tuple[Instruction, In
 
 
 def _index(element: Instruction) -> int:
-    found = re.search(r"index=(\d+)", element.attributes)
-    assert found, element
-    return int(found[1])
+    match = re.search(r"index=(\d+)", element.attributes)
+    assert match, element
+    return int(match[1])
 
 
 def _constant(instruction: Instruction) -> int | None:

@@ -120,7 +120,7 @@ def beam_search(
 
     def advance(state: _State) -> _State:
         newest = jax.lax.dynamic_index_in_dim(state.tokens, state.step - 1, axis=2, keepdims=False)
-        logits, cache = model.step(newest, state.cache)
+        logits, cache = model.decode_step(newest, state.cache)
         logits = ban_repeats(logits, state.tokens, state.step, settings.no_repeat_ngram)
         # The best `beams` overall are among the best `beams` of each.
         values, tokens = jax.lax.top_k(jax.nn.log_softmax(logits), settings.beams)

@@ -128,7 +128,7 @@ def sample(
 
     def advance(state: _State) -> _State:
         tokens, state = choose(state)
-        logits, cache = model.step(tokens, state.cache)
+        logits, cache = model.decode_step(tokens, state.cache)
         return state._replace(logits=logits, cache=cache)
 
     end = jax.lax.while_loop(unfinished, advance, start)

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Literal
 
-from lora_jax.models.tensors import LAYOUTS
+from lora_jax.models.layouts import LAYOUTS
 
 Name = Literal["roberta", "bert", "gpt2"]
 FUSED = ("q", "k", "v")  # order of GPT-2's c_attn along its output axis (paper.md, section 1.4)

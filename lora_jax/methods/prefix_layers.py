@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from lora_jax.models.cache import KeysValues
 from lora_jax.models.sublayer import Block, Context
 from lora_jax.sharding.axes import named
 from lora_jax.surgery import Inserted, replaces
@@ -29,10 +30,10 @@ class SpecialVectors(Inserted):
         self, x: Float[Array, "... width"], tokens: Int[Array, ...]
     ) -> Float[Array, "... width"]:
         """x with the vectors of special tokens in their places."""
-        own = tokens - self.first
+        number = tokens - self.first  # of the special token; negative for others
         # Converted after the lookup: the gradient's sums are float32.
-        vectors = jnp.take(self.embedding[...], own, axis=0, mode="clip").astype(x.dtype)
-        return jnp.where((own >= 0)[..., None], vectors, x)
+        vectors = jnp.take(self.embedding[...], number, axis=0, mode="clip").astype(x.dtype)
+        return jnp.where((number >= 0)[..., None], vectors, x)
 
 
 class WithSpecialTokens(nnx.Embed):
@@ -64,14 +65,12 @@ class Replacing(Block):
     special: SpecialVectors
 
     def __call__(self, x: Array, context: Context, *, key: Array | None = None) -> Array:
-        """As the block."""
+        """Runs the block with the vectors of special tokens at its input."""
         return super().__call__(self.special.replace(x, context.tokens), context, key=key)
 
-    def cached(self, x: Array, own: Any, context: Any) -> tuple[Array, Any]:
-        """As the block; generated tokens (`own` given) are never special."""
-        if own is None:
-            x = self.special.replace(x, context.tokens)
-        return super().cached(x, own, context)
+    def prefill(self, x: Array, context: Context) -> tuple[Array, KeysValues]:
+        """Runs the block on prompts. Generated tokens are never special: `decode_step` stays as it is."""
+        return super().prefill(self.special.replace(x, context.tokens), context)
 
 
 for _changed in (WithSpecialTokens, TolerantEmbed):

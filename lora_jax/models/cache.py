@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,62 +15,92 @@ _CHUNK = 16  # steps; attention reads the chunks that are written, not the whole
 _LOWEST = jnp.finfo(jnp.float32).min
 
 
+class KeysValues(NamedTuple):
+    """Attention keys and values of tokens, both of one shape: ([layers,] n, heads, tokens..., size).
+
+    With the heads in front a step's attention is a plain batched product: four times faster on a CPU.
+    """
+
+    keys: Float[Array, "... size"]
+    values: Float[Array, "... size"]
+
+
 class Cache(NamedTuple):
     """Keys and values of all layers while `beams` continuations per prompt are generated.
 
     Continuations do not move in memory when a beam search reorders them: the entry of step t and beam
-    j stays where it was written, and `paths` says which entries are a beam's own past.
+    j stays where it was written, and `paths` says which entries are the past of a beam.
 
     Attributes:
-      prompt: keys and values of the prompts, (layers, n, heads, prompt, size) each.
-      lengths: tokens of each prompt; what lies behind is padding.
-      generated: keys and values written so far, (layers, n, heads, steps, beams, size) each. With
-        the heads in front a step's attention is a plain batched product: four times faster on a CPU.
-      paths: (n, beams, steps): the beam in which a continuation's token of that step was written.
+      prompt: of the prompts' tokens, (layers, n, heads, prompt, size).
+      lengths: tokens of each prompt; entries of `prompt` beyond them are padding.
+      generated: of the tokens generated so far, (layers, n, heads, steps, beams, size).
+      paths: the beam in which the token of that step of a continuation was written.
       step: number of steps written.
     """
 
-    prompt: tuple[Float[Array, "layers n heads prompt size"], ...]
+    prompt: KeysValues
     lengths: Int[Array, " n"]
-    generated: tuple[Float[Array, "layers n heads steps beams size"], ...]
+    generated: KeysValues
     paths: Int[Array, "n beams steps"]
     step: Int[Array, ""]
 
-    def extended(self, new: tuple[Float[Array, "layers n heads beams size"], ...]) -> Cache:
-        """The cache with one more step, which every beam wrote at its own place."""
+    def extended(self, new: KeysValues) -> Cache:
+        """The cache with one more step.
+
+        Args:
+          new: of the step's tokens, (layers, n, heads, beams, size), each written in its own beam.
+        """
         n, beams, _ = self.paths.shape
-        put = partial(jax.lax.dynamic_update_slice_in_dim, start_index=self.step)
-        generated = tuple(
-            put(old, entry[:, :, :, None], axis=3)
-            for old, entry in zip(self.generated, new, strict=True)
+        write = partial(jax.lax.dynamic_update_slice_in_dim, start_index=self.step)
+        generated = KeysValues(
+            *(
+                write(old, entry[:, :, :, None], axis=3)
+                for old, entry in zip(self.generated, new, strict=True)
+            )
         )
-        own = jnp.broadcast_to(jnp.arange(beams, dtype=jnp.int32)[:, None], (n, beams, 1))
-        paths = put(self.paths, own, axis=2)
+        numbers = jnp.broadcast_to(jnp.arange(beams, dtype=jnp.int32)[:, None], (n, beams, 1))
+        paths = write(self.paths, numbers, axis=2)
         return self._replace(generated=generated, paths=paths, step=self.step + 1)
 
 
-def empty_cache(prompt: Any, lengths: Int[Array, " n"], beams: int, steps: int) -> Cache:
+class LayerCache(NamedTuple):
+    """The part of a cache that one layer reads; for a stack of layers, with a leading layer axis.
+
+    The generated tokens' entries are not in it: a scan over layers would copy all of them, while
+    attention reads only the chunks that are written.
+
+    Attributes:
+      layer: the layer's number, its index in `Cache.generated`.
+      prompt: the layer's slice of `Cache.prompt`.
+    """
+
+    layer: Int[Array, "*layers"]
+    prompt: KeysValues
+
+
+def empty_cache(prompt: KeysValues, lengths: Int[Array, " n"], beams: int, steps: int) -> Cache:
     """A cache with room for at least `steps` steps.
 
     Args:
-      prompt: as in `Cache`.
+      prompt: of the prompts' tokens, (layers, n, heads, prompt, size).
       lengths: tokens of each prompt.
       beams: continuations per prompt.
-      steps: tokens to be generated at most.
+      steps: largest number of tokens to be generated.
     """
-    layers, n, heads, _, size = prompt[0].shape
+    layers, n, heads, _, size = prompt.keys.shape
     room = -(-steps // _CHUNK) * _CHUNK
-    empty = jnp.zeros((layers, n, heads, room, beams, size), prompt[0].dtype)
+    empty = jnp.zeros((layers, n, heads, room, beams, size), prompt.keys.dtype)
     empty = constrain(empty, "layers", "batch", "heads", None, None, None)
     paths = jnp.zeros((n, beams, room), jnp.int32)
-    return Cache(prompt, lengths, (empty, empty), paths, jnp.int32(0))
+    return Cache(prompt, lengths, KeysValues(empty, empty), paths, jnp.int32(0))
 
 
 def attend_cached(
     q: Float[Array, "n heads beams size"],
     k: Float[Array, "n heads beams size"],
     v: Float[Array, "n heads beams size"],
-    own: tuple[Int[Array, ""], tuple[Float[Array, "n heads prompt size"], ...]],
+    layer_cache: LayerCache,
     cache: Cache,
 ) -> Float[Array, "n heads beams size"]:
     """Attention of one new token per beam to its prompt, its beam's past and itself.
@@ -78,11 +108,13 @@ def attend_cached(
     The past is read in chunks with a running softmax (Milakov and Gimelshein 2018).
 
     Args:
-      q, k, v: of the new tokens.
-      own: the layer's number, and its slice of `cache.prompt`.
-      cache: what was written before.
+      q: queries of the new tokens.
+      k: keys of the new tokens.
+      v: values of the new tokens.
+      layer_cache: the layer's part of the cache.
+      cache: the whole cache, before this step.
     """
-    layer, (prompt_k, prompt_v) = own
+    layer, (prompt_k, prompt_v) = layer_cache
     n, heads, beams, size = q.shape
     q = q * size**-0.5
     score = partial(jnp.einsum, "nhks,nhps->nhkp", preferred_element_type=jnp.float32)
@@ -117,4 +149,5 @@ def attend_cached(
 
     chunks = (cache.step + _CHUNK - 1) // _CHUNK
     _, total, mixed = jax.lax.fori_loop(0, chunks, add, (top, total, mixed))
-    return (mixed / total).astype(v.dtype)
+    out: Array = mixed / total
+    return out.astype(v.dtype)

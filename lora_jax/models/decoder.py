@@ -1,27 +1,34 @@
 """GPT-2 and the GPT-3 shape: a pre-norm Transformer decoder with fused q, k, v.
 
-Radford et al. 2019; the paper's sections 5.4 and 5.5. The output embedding is the input embedding.
-Training batches are packed: several examples share a row, attention is causal inside a segment, and
-logits are computed for the gathered tokens only. Decoding: see `lora_jax.decoding`.
+Radford et al. 2019; the LoRA paper's sections 5.4 and 5.5. The output embedding is the input
+embedding. Training batches are packed: several examples share a row, attention is causal inside a
+segment, and logits are computed for the requested tokens only. For decoding see `lora_jax.decoding`.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int
 
 from lora_jax.data.batch import Inputs
-from lora_jax.dropout import dropout
+from lora_jax.dropout import DropoutKey, dropout, split_key
 from lora_jax.models.attention import attend
-from lora_jax.models.cache import Cache, attend_cached, empty_cache
-from lora_jax.models.parts import check_compute_dtype, linear, norm, table
+from lora_jax.models.cache import Cache, KeysValues, LayerCache, attend_cached, empty_cache
+from lora_jax.models.parts import check_compute_dtype, check_rates, linear, norm, table
 from lora_jax.models.stack import Remat, Stack
-from lora_jax.models.sublayer import Block, Context, PreNorm
+from lora_jax.models.sublayer import (
+    AttentionSublayer,
+    Block,
+    Context,
+    FeedForwardSublayer,
+    PreNorm,
+)
 from lora_jax.sharding.axes import constrain
 
 
@@ -29,14 +36,20 @@ from lora_jax.sharding.axes import constrain
 class DecoderConfig:
     """Sizes and settings of a decoder; the names follow Hugging Face's GPT-2 config.json.
 
-    The three `pdrop` rates default to 0: the paper's GPT-2 runs have no dropout but the LoRA branch's
-    (paper section D.3's code). `unroll` and `remat` say how the stack runs, see `Stack`;
-    `compute_dtype` is the type of activations and matrix products, whatever the parameters have.
+    The three `pdrop` rates default to 0: the code of the paper's GPT-2 runs (section D.3) has no
+    dropout but that of the LoRA branch. `unroll` and `remat` say how the stack runs, see `Stack`;
+    `compute_dtype` is the type of activations and matrix products, whatever type the parameters have.
+
+    Raises:
+      ValueError: a rate is not in [0, 1), the heads do not divide the width, or the type is unknown.
     """
+
+    architecture: ClassVar[str] = "gpt2"
 
     n_embd: int
     n_layer: int
     n_head: int
+    _: dataclasses.KW_ONLY
     vocab_size: int = 50257
     n_positions: int = 1024
     n_inner: int | None = None
@@ -51,20 +64,23 @@ class DecoderConfig:
 
     def __post_init__(self) -> None:
         check_compute_dtype(self.compute_dtype)
-        for name in ("embd_pdrop", "attn_pdrop", "resid_pdrop"):
-            if not 0 <= getattr(self, name) < 1 - 2**-16:
-                raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)!r}")
+        check_rates(self, "embd_pdrop", "attn_pdrop", "resid_pdrop")
         if self.n_embd % self.n_head:
             raise ValueError(f"n_embd {self.n_embd} is not divisible by n_head {self.n_head}")
 
     @property
     def max_length(self) -> int:
-        """Longest example that has position embeddings."""
+        """Tokens of the longest example that has position embeddings."""
         return self.n_positions
 
     @property
+    def depth(self) -> int:
+        """Number of Transformer layers."""
+        return self.n_layer
+
+    @property
     def heads(self) -> int:
-        """Attention heads."""
+        """Number of attention heads of a layer."""
         return self.n_head
 
 
@@ -83,7 +99,7 @@ def _heads_first(x: Float[Array, "n a b size"]) -> Float[Array, "n b a size"]:
 
 
 class Embeddings(nnx.Module):
-    """Token + position embeddings."""
+    """The sum of token and position embeddings."""
 
     def __init__(self, config: DecoderConfig, rngs: nnx.Rngs):
         width = config.n_embd
@@ -93,66 +109,80 @@ class Embeddings(nnx.Module):
         self.dtype = jnp.dtype(config.compute_dtype)
 
     def __call__(
-        self, tokens: Int[Array, ...], positions: Int[Array, ...], key: Array | None = None
-    ) -> Float[Array, "... embd"]:
-        """Embeds tokens at their positions."""
-        x = self.token(tokens).astype(jnp.float32) + self.position(positions).astype(jnp.float32)
+        self,
+        tokens: Int[Array | np.ndarray, "*rows"],
+        positions: Int[Array | np.ndarray, "*#rows"],
+        key: DropoutKey = None,
+    ) -> Float[Array, "*rows embd"]:
+        """Embeds tokens at their positions; `key` switches dropout on."""
+        token = self.token(jnp.asarray(tokens)).astype(jnp.float32)
+        x = token + self.position(jnp.asarray(positions)).astype(jnp.float32)
         return dropout(x.astype(self.dtype), self.rate, key)
 
     def logits(self, hidden: Float[Array, "... embd"]) -> Float[Array, "... vocab"]:
-        """The tied output layer: a product in the type of `hidden`, its sums and result float32."""
-        if type(self.token).attend is not nnx.Embed.attend:  # what a method made of the table
-            return self.token.attend(hidden.astype(jnp.float32))
+        """The tied output layer: a product in the type of `hidden`, with float32 sums and result."""
+        if type(self.token).attend is not nnx.Embed.attend:  # a method has changed the table
+            adapted: Array = self.token.attend(hidden.astype(jnp.float32))
+            return adapted
         embedding = self.token.embedding[...].astype(hidden.dtype)
         axes = ((hidden.ndim - 1,), (1,)), ((), ())
         return jax.lax.dot_general(hidden, embedding, axes, preferred_element_type=jnp.float32)
 
 
-class Attention(PreNorm):
+class Attention(PreNorm, AttentionSublayer):
     """LayerNorm, causal multi-head self-attention, residual."""
 
     def __init__(self, config: DecoderConfig, rngs: nnx.Rngs):
         d = config.n_embd
         self.norm = norm(config, config.n_embd, config.layer_norm_epsilon, rngs)
-        # One product, with a kernel (embd, 3, embd): its last axis splits into heads for each of the
-        # three alike, which a kernel (embd, 3 embd) does not.
+        # One product for q, k and v with a kernel (embd, 3, embd): its last axis splits into heads,
+        # and over devices, for each of the three. That of a kernel (embd, 3 embd) would not.
         self.qkv = linear(config, ("embed", "heads"), (d, (3, d)), rngs)
         self.output = linear(config, ("heads", "embed"), (d, d), rngs)
         self.config = config
 
-    def _project(self, x: Array) -> list[Float[Array, "rows length heads size"]]:
+    def _project(
+        self, x: Float[Array, "rows length embd"]
+    ) -> list[Float[Array, "rows length heads size"]]:
         heads = (*x.shape[:-1], self.config.n_head, -1)
         qkv = self.qkv(self.norm(x))
         parts = (qkv[..., part, :].reshape(heads) for part in range(3))
         return [constrain(part, "batch", None, "heads", None) for part in parts]
 
     def __call__(
-        self, x: Float[Array, "rows length embd"], mask: Array, keys: Any
+        self,
+        x: Float[Array, "rows length embd"],
+        mask: Bool[Array, "#rows 1 length length"],
+        keys: tuple[DropoutKey, DropoutKey],
     ) -> Float[Array, "rows length embd"]:
-        """Attends where the mask is true."""
+        """Attends where the mask is True; see `AttentionSublayer`."""
         q, k, v = self._project(x)
-        # The weights are recomputed in the backward pass, as in the encoder.
+        # The attention weights are recomputed in the backward pass, as in the encoder.
         rate = self.config.attn_pdrop
         mixed = jax.checkpoint(attend, static_argnums=(4,))(q, k, v, mask, rate, keys[0])
         out = self.output(mixed.reshape(x.shape))
         return self.residual(x, dropout(out, self.config.resid_pdrop, keys[1]))
 
-    def prefill(self, x: Float[Array, "n prompt embd"], mask: Array) -> tuple[Array, Any]:
-        """As a call without dropout; also returns the keys and values."""
+    def prefill(
+        self, x: Float[Array, "n prompt embd"], mask: Bool[Array, "#n 1 prompt prompt"]
+    ) -> tuple[Float[Array, "n prompt embd"], KeysValues]:
+        """Reads prompts without dropout: the output, and their keys and values."""
         q, k, v = self._project(x)
         mixed = attend(q, k, v, mask, 0.0, None)
         out = self.output(mixed.reshape(x.shape))
-        return self.residual(x, out), (_heads_first(k), _heads_first(v))
+        return self.residual(x, out), KeysValues(_heads_first(k), _heads_first(v))
 
-    def step(self, x: Float[Array, "n beams embd"], own: Any, cache: Cache) -> tuple[Array, Any]:
-        """One token per beam against prompt, generated tokens and itself; returns its key, value."""
+    def decode_step(
+        self, x: Float[Array, "n beams embd"], layer_cache: LayerCache, cache: Cache
+    ) -> tuple[Float[Array, "n beams embd"], KeysValues]:
+        """Attends from one token per beam to its prompt, the tokens generated before, and itself."""
         q, k, v = (_heads_first(part) for part in self._project(x))
-        mixed = attend_cached(q, k, v, own, cache)
+        mixed = attend_cached(q, k, v, layer_cache, cache)
         out = self.output(_heads_first(mixed).reshape(x.shape))
-        return self.residual(x, out), (k, v)
+        return self.residual(x, out), KeysValues(k, v)
 
 
-class FeedForward(PreNorm):
+class FeedForward(PreNorm, FeedForwardSublayer):
     """LayerNorm, two linear layers around GELU (tanh form), residual."""
 
     def __init__(self, config: DecoderConfig, rngs: nnx.Rngs):
@@ -163,7 +193,7 @@ class FeedForward(PreNorm):
         self.rate = config.resid_pdrop
 
     def __call__(
-        self, x: Float[Array, "rows length embd"], key: Array | None
+        self, x: Float[Array, "rows length embd"], key: DropoutKey
     ) -> Float[Array, "rows length embd"]:
         """Transforms every token by itself."""
         inner = constrain(self.up(self.norm(x)), "batch", None, "mlp")
@@ -189,19 +219,27 @@ class Decoder(nnx.Module):
     def __call__(
         self,
         inputs: Inputs,
-        rows: Int[Array, " n"],
-        columns: Int[Array, " n"],
+        rows: Int[Array | np.ndarray, " n"],
+        columns: Int[Array | np.ndarray, " n"],
         *,
-        key: Key[Array, ""] | None = None,
+        key: DropoutKey = None,
     ) -> Float[Array, "n vocab"]:
-        """Logits, float32, of what follows the n tokens at (rows, columns); `key`: dropout on."""
-        own, rest = (None, None) if key is None else jax.random.split(key)
+        """Logits (float32) of the token that follows each requested one.
+
+        Args:
+          inputs: packed token rows.
+          rows: row of each requested token.
+          columns: its column.
+          key: switches dropout on.
+        """
+        embeddings_key, layers_key = split_key(key, 2)
         tokens, segments, positions = (jnp.asarray(field) for field in inputs[:3])
         length = tokens.shape[1]
         same = segments[:, :, None] == segments[:, None, :]
         mask = same & jnp.tril(jnp.ones((length, length), bool))
         context = Context(mask[:, None], tokens)
-        hidden = self.layers(self.embeddings(tokens, positions, own), context, key=rest)
+        x = self.embeddings(tokens, positions, embeddings_key)
+        hidden = self.layers(x, context, key=layers_key)
         return self._logits(constrain(hidden[rows, columns], "batch", "width"))
 
     def _logits(self, hidden: Float[Array, "n ... embd"]) -> Float[Array, "n ... vocab"]:
@@ -209,18 +247,22 @@ class Decoder(nnx.Module):
         return constrain(logits, "batch", *[None] * (logits.ndim - 2), "logits")
 
     def prefill(
-        self, prompts: Int[Array, "n prompt"], lengths: Int[Array, " n"], beams: int, steps: int
+        self,
+        prompts: Int[Array | np.ndarray, "n prompt"],
+        lengths: Int[Array | np.ndarray, " n"],
+        beams: int,
+        steps: int,
     ) -> tuple[Float[Array, "n vocab"], Cache]:
         """Reads the prompts.
 
         Args:
-          prompts: token ids, padded behind.
+          prompts: token ids, padded at the end.
           lengths: tokens of each prompt, at least 1.
           beams: continuations per prompt.
-          steps: tokens to be generated at most.
+          steps: largest number of tokens to be generated.
 
         Returns:
-          Logits of the first generated token, and the cache for `step`.
+          Logits of the first generated token, and the cache for `decode_step`.
 
         Raises:
           ValueError: the padded prompts and the new tokens are more than the model's positions.
@@ -231,22 +273,24 @@ class Decoder(nnx.Module):
                 f"prompts of {length} tokens (with padding) and {steps} new ones do not fit the "
                 f"model's {self.config.n_positions} positions"
             )
+        prompts, lengths = jnp.asarray(prompts), jnp.asarray(lengths)
         positions = jnp.broadcast_to(jnp.arange(length), prompts.shape)
         mask: Bool[Array, "1 1 prompt prompt"] = jnp.tril(jnp.ones((1, 1, length, length), bool))
         context = Context(mask, prompts)
-        x, prompt = self.layers.cached(self.embeddings(prompts, positions), None, context)
+        x, prompt = self.layers.prefill(self.embeddings(prompts, positions), context)
         cache = empty_cache(prompt, lengths, beams, steps)
         last = jnp.take_along_axis(x, (lengths - 1)[:, None, None], axis=1)[:, 0]
         return self._logits(last), cache
 
-    def step(
-        self, tokens: Int[Array, "n beams"], cache: Cache
+    def decode_step(
+        self, tokens: Int[Array | np.ndarray, "n beams"], cache: Cache
     ) -> tuple[Float[Array, "n beams vocab"], Cache]:
-        """Feeds each continuation's newest token; returns the logits of the next.
+        """Reads the newest token of each continuation: the logits of the next, and the new cache.
 
-        `cache.paths` must name, for every beam, the beams that hold its tokens before this one.
+        Args:
+          tokens: token ids.
+          cache: its `paths` must name, for every beam, the beams that hold its earlier tokens.
         """
         x = self.embeddings(tokens, cache.lengths[:, None] + jnp.full_like(tokens, cache.step))
-        own = (jnp.arange(self.config.n_layer), cache.prompt)
-        x, new = self.layers.cached(x, own, cache)
+        x, new = self.layers.decode_step(x, cache)
         return self._logits(x), cache.extended(new)

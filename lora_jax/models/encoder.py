@@ -1,26 +1,32 @@
 """BERT and RoBERTa encoders with a classification or regression head.
 
 Both are post-norm Transformer encoders (Devlin et al. 2019; Liu et al. 2019); they differ in where
-positions start and in the head. Batches are packed: several examples share a row, `segments` says
-which, attention stays inside a segment, and the logits are those of the unpacked examples.
+positions start and in the head. Batches are packed: several examples share a row, attention stays
+inside the segment of each, and the logits are those of the unpacked examples.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int
 
 from lora_jax.data.batch import Inputs
-from lora_jax.dropout import dropout
+from lora_jax.dropout import DropoutKey, dropout, split_key
 from lora_jax.models.attention import attend
-from lora_jax.models.parts import check_compute_dtype, linear, norm, table
+from lora_jax.models.parts import check_compute_dtype, check_rates, linear, norm, table
 from lora_jax.models.stack import Remat, Stack
-from lora_jax.models.sublayer import Block, Context, PostNorm
+from lora_jax.models.sublayer import (
+    AttentionSublayer,
+    Block,
+    Context,
+    FeedForwardSublayer,
+    PostNorm,
+)
 from lora_jax.sharding.axes import constrain, named
 
 
@@ -30,10 +36,15 @@ class EncoderConfig:
 
     `position_offset` is the index of the first position: 0 for BERT, padding index + 1 = 2 for
     RoBERTa. `unroll` and `remat` say how the stack runs, see `Stack`; `compute_dtype` is the type of
-    activations and matrix products below the head, whatever the parameters have.
+    activations and matrix products below the head, whatever type the parameters have.
+
+    Raises:
+      ValueError: a rate is not in [0, 1), the heads do not divide the width, or the architecture or
+        the type is unknown.
     """
 
     architecture: str
+    _: dataclasses.KW_ONLY
     vocab_size: int
     hidden_size: int
     num_hidden_layers: int
@@ -54,9 +65,7 @@ class EncoderConfig:
         check_compute_dtype(self.compute_dtype)
         if self.architecture not in ("bert", "roberta"):
             raise ValueError(f"architecture must be 'bert' or 'roberta', got {self.architecture!r}")
-        for name in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
-            if not 0 <= getattr(self, name) < 1 - 2**-16:
-                raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)!r}")
+        check_rates(self, "hidden_dropout_prob", "attention_probs_dropout_prob")
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"hidden_size {self.hidden_size} is not divisible by "
@@ -65,18 +74,32 @@ class EncoderConfig:
 
     @property
     def max_length(self) -> int:
-        """Longest example that has position embeddings."""
+        """Tokens of the longest example that has position embeddings."""
         return self.max_position_embeddings - self.position_offset
 
     @property
+    def depth(self) -> int:
+        """Number of Transformer layers."""
+        return self.num_hidden_layers
+
+    @property
     def heads(self) -> int:
-        """Attention heads."""
+        """Number of attention heads of a layer."""
         return self.num_attention_heads
 
 
 def _roberta(hidden: int, layers: int, heads: int) -> EncoderConfig:
     return EncoderConfig(
-        "roberta", 50265, hidden, layers, heads, 4 * hidden, 514, 1, 1e-5, position_offset=2
+        "roberta",
+        vocab_size=50265,
+        hidden_size=hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        intermediate_size=4 * hidden,
+        max_position_embeddings=514,
+        type_vocab_size=1,
+        layer_norm_eps=1e-5,
+        position_offset=2,
     )
 
 
@@ -84,13 +107,13 @@ def _roberta(hidden: int, layers: int, heads: int) -> EncoderConfig:
 SIZES = {"roberta-base": _roberta(768, 12, 12), "roberta-large": _roberta(1024, 24, 16)}
 
 
-def gelu(x: Float[Array, ...]) -> Float[Array, ...]:
-    """Exact GELU through erf, as in BERT; `jax.nn.gelu` takes the slower erfc."""
+def gelu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """Exact GELU by the error function, as in BERT; `jax.nn.gelu` uses the slower erfc."""
     return 0.5 * x * (1 + jax.lax.erf(x * 2**-0.5))
 
 
 def _head_linear(config: EncoderConfig, outputs: int, rngs: nnx.Rngs) -> nnx.Linear:
-    """A head's layer: small, always in float32."""
+    """A linear layer of a head, which always computes in float32: it is small."""
     normal = nnx.initializers.normal(config.initializer_range)
     axes = named("embed", None)
     return nnx.Linear(
@@ -99,7 +122,7 @@ def _head_linear(config: EncoderConfig, outputs: int, rngs: nnx.Rngs) -> nnx.Lin
 
 
 class Embeddings(nnx.Module):
-    """Word + position + token type, then LayerNorm and dropout."""
+    """The sum of word, position and token type embeddings, then LayerNorm and dropout."""
 
     def __init__(self, config: EncoderConfig, rngs: nnx.Rngs):
         width = config.hidden_size
@@ -109,8 +132,8 @@ class Embeddings(nnx.Module):
         self.norm = norm(config, config.hidden_size, config.layer_norm_eps, rngs)
         self.config = config
 
-    def __call__(self, inputs: Inputs, key: Array | None) -> Float[Array, "rows length hidden"]:
-        """Embeds a batch."""
+    def __call__(self, inputs: Inputs, key: DropoutKey) -> Float[Array, "rows length hidden"]:
+        """Embeds a batch; `key` switches dropout on."""
         tokens, _, positions, types = (jnp.asarray(field) for field in inputs)
         rows = (
             self.word(tokens),
@@ -122,7 +145,7 @@ class Embeddings(nnx.Module):
         return dropout(x, self.config.hidden_dropout_prob, key)
 
 
-class Attention(PostNorm):
+class Attention(PostNorm, AttentionSublayer):
     """Multi-head self-attention with residual and LayerNorm after it."""
 
     def __init__(self, config: EncoderConfig, rngs: nnx.Rngs):
@@ -135,21 +158,24 @@ class Attention(PostNorm):
         self.config = config
 
     def __call__(
-        self, x: Float[Array, "rows length hidden"], mask: Array, keys: Any
+        self,
+        x: Float[Array, "rows length hidden"],
+        mask: Bool[Array, "#rows 1 length length"],
+        keys: tuple[DropoutKey, DropoutKey],
     ) -> Float[Array, "rows length hidden"]:
-        """Attends inside the segments of each row."""
+        """Attends where the mask is True; see `AttentionSublayer`."""
         heads = (*x.shape[:-1], self.config.num_attention_heads, -1)
         parts = (f(x).reshape(heads) for f in (self.query, self.key, self.value))
         q, k, v = (constrain(part, "batch", None, "heads", None) for part in parts)
-        # Weights (length^2) are recomputed in the backward pass: less memory, and 10% off a step of
-        # MRPC on 2 CPU cores.
+        # The attention weights (length^2 values) are recomputed in the backward pass: it takes less
+        # memory, and 10% less time for a step of MRPC on 2 CPU cores.
         rate = self.config.attention_probs_dropout_prob
         mixed = jax.checkpoint(attend, static_argnums=(4,))(q, k, v, mask, rate, keys[0])
         out = self.output(mixed.reshape(x.shape))
         return self.residual(x, dropout(out, self.config.hidden_dropout_prob, keys[1]))
 
 
-class FeedForward(PostNorm):
+class FeedForward(PostNorm, FeedForwardSublayer):
     """Two linear layers around GELU, with residual and LayerNorm after them."""
 
     def __init__(self, config: EncoderConfig, rngs: nnx.Rngs):
@@ -160,7 +186,7 @@ class FeedForward(PostNorm):
         self.config = config
 
     def __call__(
-        self, x: Float[Array, "rows length hidden"], key: Array | None
+        self, x: Float[Array, "rows length hidden"], key: DropoutKey
     ) -> Float[Array, "rows length hidden"]:
         """Transforms every token by itself."""
         out = self.down(gelu(constrain(self.up(x), "batch", None, "mlp")))
@@ -182,39 +208,39 @@ class Encoder(nnx.Module):
         self.config = config
 
     def __call__(
-        self, inputs: Inputs, *, key: Key[Array, ""] | None = None
+        self, inputs: Inputs, *, key: DropoutKey = None
     ) -> Float[Array, "rows length hidden"]:
         """Hidden states of every token; `key` switches dropout on."""
-        own, rest = (None, None) if key is None else jax.random.split(key)
-        same = inputs.segments[:, :, None] == inputs.segments[:, None, :]
+        embeddings_key, layers_key = split_key(key, 2)
+        same = jnp.asarray(inputs.segments[:, :, None] == inputs.segments[:, None, :])
         context = Context(same[:, None], jnp.asarray(inputs.tokens))
-        return self.layers(self.embeddings(inputs, own), context, key=rest)
+        return self.layers(self.embeddings(inputs, embeddings_key), context, key=layers_key)
 
 
 class RobertaHead(nnx.Module):
-    """dropout, dense, tanh, dropout, output: all of it new for a task (fairseq's head)."""
+    """Dropout, dense layer, tanh, dropout, output layer; all new for a task (fairseq's head)."""
 
     def __init__(self, config: EncoderConfig, num_outputs: int, rngs: nnx.Rngs):
         self.dense = _head_linear(config, config.hidden_size, rngs)
         self.output = _head_linear(config, num_outputs, rngs)
         self.rate = config.hidden_dropout_prob
 
-    def __call__(self, x: Float[Array, "n hidden"], key: Array | None) -> Float[Array, "n outputs"]:
-        """Logits from the classification token's hidden state."""
-        keys = (None, None) if key is None else tuple(jax.random.split(key))
+    def __call__(self, x: Float[Array, "n hidden"], key: DropoutKey) -> Float[Array, "n outputs"]:
+        """Logits from the hidden states of the classification tokens."""
+        keys = split_key(key, 2)
         x = jnp.tanh(self.dense(dropout(x, self.rate, keys[0])))
         return self.output(dropout(x, self.rate, keys[1]))
 
 
 class BertHead(nnx.Module):
-    """dropout, output: what is new for a task on top of BERT's pre-trained pooler."""
+    """Dropout and output layer: what is new for a task on top of BERT's pre-trained pooler."""
 
     def __init__(self, config: EncoderConfig, num_outputs: int, rngs: nnx.Rngs):
         self.output = _head_linear(config, num_outputs, rngs)
         self.rate = config.hidden_dropout_prob
 
-    def __call__(self, x: Float[Array, "n hidden"], key: Array | None) -> Float[Array, "n outputs"]:
-        """Logits from the pooled state."""
+    def __call__(self, x: Float[Array, "n hidden"], key: DropoutKey) -> Float[Array, "n outputs"]:
+        """Logits from the pooled states."""
         return self.output(dropout(x, self.rate, key))
 
 
@@ -229,7 +255,7 @@ class Classifier(nnx.Module):
         self.encoder = Encoder(config, rngs)
         if config.architecture == "bert":
             self.pooler = _head_linear(config, config.hidden_size, rngs)
-            self.head: nnx.Module = BertHead(config, num_outputs, rngs)
+            self.head: BertHead | RobertaHead = BertHead(config, num_outputs, rngs)
         else:
             self.head = RobertaHead(config, num_outputs, rngs)
         self.config = config
@@ -237,13 +263,20 @@ class Classifier(nnx.Module):
     def __call__(
         self,
         inputs: Inputs,
-        rows: Int[Array, " n"],
-        columns: Int[Array, " n"],
+        rows: Int[Array | np.ndarray, " n"],
+        columns: Int[Array | np.ndarray, " n"],
         *,
-        key: Key[Array, ""] | None = None,
+        key: DropoutKey = None,
     ) -> Float[Array, "n outputs"]:
-        """Logits of the n examples whose classification tokens are at (rows, columns), float32."""
-        keys = (None, None) if key is None else tuple(jax.random.split(key))
+        """Logits (float32) of n examples.
+
+        Args:
+          inputs: packed token rows.
+          rows: row of each example's classification token.
+          columns: its column.
+          key: switches dropout on.
+        """
+        keys = split_key(key, 2)
         first = constrain(self.encoder(inputs, key=keys[0])[rows, columns], "batch", "width")
         first = first.astype(jnp.float32)
         if self.config.architecture == "bert":

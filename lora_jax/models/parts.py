@@ -1,8 +1,8 @@
-"""The layers that encoders and decoders are made of, with the logical axes of their parameters."""
+"""The layers that encoders and decoders consist of, with the logical axes of their parameters."""
 
 from __future__ import annotations
 
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import jax.numpy as jnp
 from flax import nnx
@@ -12,7 +12,7 @@ from lora_jax.sharding.axes import named
 
 @runtime_checkable
 class Settings(Protocol):
-    """What the layers take from a model's configuration."""
+    """What the layers read of a model's configuration."""
 
     @property
     def compute_dtype(self) -> str:
@@ -21,34 +21,47 @@ class Settings(Protocol):
 
     @property
     def initializer_range(self) -> float:
-        """Standard deviation of kernels and tables at the start."""
+        """Standard deviation of the normal initial values of kernels and tables."""
         ...
 
 
 def check_compute_dtype(name: str) -> None:
-    """Raises ValueError for a type of computation that is not supported."""
+    """Raises ValueError if the models cannot compute in the type `name`."""
     if name not in ("float32", "bfloat16"):
         raise ValueError(
             f"compute_dtype (config.base_dtype) must be 'float32' or 'bfloat16', got {name!r}"
         )
 
 
-def linear(settings: Settings, axes: tuple[str, str], sizes: Any, rngs: nnx.Rngs) -> Any:
-    """A linear map.
+def check_rates(settings: Settings, *names: str) -> None:
+    """Raises ValueError if a dropout rate of the settings is not in [0, 1), as `dropout` rounds it."""
+    for name in names:
+        rate = getattr(settings, name)
+        if not 0 <= rate < 1 - 2**-16:
+            raise ValueError(f"{name} must be in [0, 1), got {rate!r}")
+
+
+def linear(
+    settings: Settings,
+    axes: tuple[str, str],
+    sizes: tuple[int, int | tuple[int, int]],
+    rngs: nnx.Rngs,
+) -> Any:
+    """A linear layer, `nnx.Linear` or for several parts `nnx.LinearGeneral`.
 
     Args:
       settings: of the model.
       axes: logical axes of inputs and outputs.
-      sizes: (inputs, outputs); outputs may be (parts, width), which share one product.
-      rngs: for the kernel.
+      sizes: (inputs, outputs); outputs may be (parts, width) for parts computed by one product.
+      rngs: for the kernel's initial values.
     """
     inputs, outputs = sizes
     fused = isinstance(outputs, tuple)
-    kind: Any = nnx.LinearGeneral if fused else nnx.Linear
+    layer_class: Any = nnx.LinearGeneral if fused else nnx.Linear
     lead = (None,) if fused else ()
-    # A bias of the model's width is added to activations that every device of `fsdp` has whole.
+    # A bias of the model's width is added to activations that are whole on every device of `fsdp`.
     vector = "width" if axes[1] == "embed" else axes[1]
-    return kind(
+    return layer_class(
         inputs,
         outputs,
         dtype=jnp.dtype(settings.compute_dtype),
@@ -74,7 +87,7 @@ def norm(settings: Settings, width: int, epsilon: float, rngs: nnx.Rngs) -> nnx.
 def table(
     settings: Settings, rows: int, width: int, rngs: nnx.Rngs, axis: str | None = None
 ) -> nnx.Embed:
-    """An embedding table; `axis` is the logical axis of its rows."""
+    """An embedding table (rows, width); `axis` is the logical name of its rows."""
     return nnx.Embed(
         rows,
         width,
@@ -85,9 +98,13 @@ def table(
     )
 
 
-def as_stored(values: Any, **_: Any) -> Any:
-    """`promote_dtype` of a table: rows are looked up in the type the table is stored in.
+_Arrays = TypeVar("_Arrays", bound=tuple[Any, ...])
 
-    Converting comes after, so neither a converted table nor sums of its gradient in bfloat16 arise.
+
+def as_stored(values: _Arrays, /, **_: object) -> _Arrays:
+    """`promote_dtype` of a table: rows are looked up in the type that the table is stored in.
+
+    They are converted afterwards: no converted copy of the table is made, and its gradient is not
+    summed in bfloat16.
     """
     return values

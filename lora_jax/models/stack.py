@@ -5,29 +5,42 @@ Compilation time does not grow with depth, and one factor pair with a layer axis
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, Literal
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, TypeVar
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float, Key, PyTree
 
-from lora_jax.sharding.axes import kept
+from lora_jax.dropout import DropoutKey
+from lora_jax.models.cache import Cache, KeysValues, LayerCache
+from lora_jax.models.sublayer import Context
+from lora_jax.sharding.axes import constrain_parameters
 
 Remat = Literal["none", "full", "dots"]
+Keys = Key[Array, " depth"] | None
+Activations = Float[Array, "*shape"]
+_Layers = TypeVar("_Layers")
+_Output = TypeVar("_Output")
 
 
 class Stack(nnx.Module):
-    """`depth` blocks in a row.
+    """`depth` equal blocks, run one after the other.
 
     Attributes:
       block: a block whose parameters have a leading axis of size `depth`.
       depth: number of blocks.
       unroll: blocks per scan iteration; `depth` gives straight-line code, which compiles longer and
         runs a little faster.
-      remat: what the backward pass recomputes: nothing, the whole block, or all but matrix products.
+      remat: what the backward pass recomputes: nothing ("none"), the whole block ("full"), or all
+        but matrix products ("dots").
+
+    Raises:
+      ValueError: `unroll` is not from 1 to `depth`, or `remat` is unknown.
     """
+
+    block: Any  # of any class; `prefill` and `decode_step` need a `Block`
 
     def __init__(
         self,
@@ -47,38 +60,57 @@ class Stack(nnx.Module):
         self.unroll = unroll
         self.remat = remat
 
-    def __call__(
-        self, x: Float[Array, ...], *args: Any, key: Key[Array, ""] | None = None
-    ) -> Float[Array, ...]:
-        """Runs the blocks in order; `args` go to each, `key` is split among them for dropout."""
-        return self.with_keys(x, *args, keys=_split(key, self.depth))
-
-    def with_keys(
-        self, x: Float[Array, ...], *args: Any, keys: Key[Array, " depth"] | None
-    ) -> Float[Array, ...]:
-        """Runs the blocks in order, each with its own dropout key."""
-        run = lambda block, x, own_key: (block(x, *args, key=own_key), None)  # noqa: E731
-        return self._scan(run, x, keys)[0]
-
-    def cached(self, x: Float[Array, ...], cache: Any, *args: Any) -> tuple[Float[Array, ...], Any]:
-        """Runs `block.cached(x, own, *args) -> (x, kept)` in order.
+    def __call__(self, x: Activations, *args: PyTree, key: DropoutKey = None) -> Activations:
+        """Runs the blocks in order.
 
         Args:
           x: input of the first block.
-          cache: a tree with a leading layer axis; each block gets its slice as `own`.
-          args: go to each block.
-
-        Returns:
-          The last block's output and what each kept, with a leading layer axis.
+          args: further arguments of every block, such as the `Context`.
+          key: split among the blocks for their dropout; without it there is none.
         """
-        return self._scan(lambda block, x, own: block.cached(x, own, *args), x, cache)
+        return self.with_keys(x, *args, keys=_split(key, self.depth))
 
-    def _scan(self, run: Callable[..., tuple[Array, Any]], x: Array, each: Any) -> Any:
+    def with_keys(self, x: Activations, *args: PyTree, keys: Keys) -> Activations:
+        """Runs the blocks in order as a call does, with one dropout key for each of them."""
+        run = lambda block, x, key: (block(x, *args, key=key), None)  # noqa: E731
+        return self._scan(run, x, keys)[0]
+
+    def prefill(
+        self, x: Float[Array, "n prompt width"], context: Context
+    ) -> tuple[Float[Array, "n prompt width"], KeysValues]:
+        """Runs the blocks on prompts: the output, and all layers' keys and values."""
+        return self._scan(lambda block, x, _: block.prefill(x, context), x, None)
+
+    def decode_step(
+        self, x: Float[Array, "n beams width"], cache: Cache, first: int = 0
+    ) -> tuple[Float[Array, "n beams width"], KeysValues]:
+        """Runs the blocks on one token per beam: the output, and all layers' keys and values.
+
+        Args:
+          x: embeddings of the beams' newest tokens.
+          cache: of all layers of the model.
+          first: the model's layer that is the first of this stack.
+        """
+        last = first + self.depth
+        prompt = KeysValues(*(part[first:last] for part in cache.prompt))
+        layers = LayerCache(jnp.arange(first, last), prompt)
+        return self._scan(lambda block, x, layer: block.decode_step(x, layer, cache), x, layers)
+
+    def _scan(
+        self,
+        run: Callable[[Any, Array, Any], tuple[Array, _Output]],
+        x: Array,
+        layers: _Layers,
+    ) -> tuple[Array, _Output]:
+        """Scans `run(block, x, layer) -> (x, output)` over the blocks; outputs get a layer axis.
+
+        `layers` is a tree with a leading layer axis, of which every block gets its slice.
+        """
         graphdef, state = nnx.split(self.block)
 
-        def body(carry: Array, layer: tuple[Any, Any]) -> tuple[Array, Any]:
-            own_state, own = layer
-            return run(nnx.merge(graphdef, kept(own_state)), carry, own)
+        def body(carry: Array, slices: tuple[PyTree, _Layers]) -> tuple[Array, _Output]:
+            block_state, layer = slices
+            return run(nnx.merge(graphdef, constrain_parameters(block_state)), carry, layer)
 
         if self.remat == "full":
             body = jax.checkpoint(body)
@@ -86,10 +118,11 @@ class Stack(nnx.Module):
             body = jax.checkpoint(
                 body, policy=jax.checkpoint_policies.dots_with_no_batch_dims_saveable
             )
-        return jax.lax.scan(body, x, (state, each), unroll=self.unroll)
+        x, output = jax.lax.scan(body, x, (state, layers), unroll=self.unroll)
+        return x, output
 
     def cut(self, last: int) -> SplitStack:
-        """The same blocks as two stacks, `first` and the `last` ones."""
+        """The same blocks as two stacks, `first` and the `last` ones; see `SplitStack.cut`."""
         return SplitStack({_FIRST: self}).cut(last)
 
     def part(self, start: int, stop: int) -> Stack:
@@ -103,10 +136,11 @@ class Stack(nnx.Module):
 
 
 class SplitStack(nnx.Module):
-    """A stack cut into several that run in a row, so that labels of single layers are whole leaves.
+    """A stack cut into several that run one after the other.
 
-    The parts are children: `first`, and `last_N` for the one that begins N blocks below the end. The
-    result, with or without dropout, is that of the uncut stack.
+    Labels name whole leaves, and a stack's leaves hold all its layers: cutting gives some layers
+    leaves of their own. The parts are children: `first`, and `last_N` for the part that begins N
+    blocks before the end. The result, with or without dropout, is that of the uncut stack.
     """
 
     def __init__(self, parts: dict[str, Stack]):
@@ -124,7 +158,7 @@ class SplitStack(nnx.Module):
         return sum(part.depth for part in self.parts().values())
 
     def cut(self, last: int) -> SplitStack:
-        """A stack that is also cut `last` blocks below the end.
+        """A stack that is also cut `last` blocks before the end.
 
         Raises:
           ValueError: `last` is not from 1 to the depth less one.
@@ -145,31 +179,43 @@ class SplitStack(nnx.Module):
             below -= part.depth
         return SplitStack(parts)
 
-    def __call__(
-        self, x: Float[Array, ...], *args: Any, key: Key[Array, ""] | None = None
-    ) -> Float[Array, ...]:
-        """As `Stack.__call__`."""
+    def __call__(self, x: Activations, *args: PyTree, key: DropoutKey = None) -> Activations:
+        """Runs all blocks in order; see `Stack.__call__`."""
         keys, start = _split(key, self.depth), 0
         for part in self.parts().values():
-            own = None if keys is None else keys[start : start + part.depth]
-            x = part.with_keys(x, *args, keys=own)
+            part_keys = None if keys is None else keys[start : start + part.depth]
+            x = part.with_keys(x, *args, keys=part_keys)
             start += part.depth
         return x
 
-    def cached(self, x: Float[Array, ...], cache: Any, *args: Any) -> tuple[Float[Array, ...], Any]:
-        """As `Stack.cached`."""
-        kept, start = [], 0
+    def prefill(
+        self, x: Float[Array, "n prompt width"], context: Context
+    ) -> tuple[Float[Array, "n prompt width"], KeysValues]:
+        """Runs all blocks on prompts; see `Stack.prefill`."""
+        outputs = []
         for part in self.parts().values():
-            span = slice(start, start + part.depth)
-            own = jax.tree.map(lambda leaf, span=span: leaf[span], cache)
-            x, new = part.cached(x, own, *args)
-            kept.append(new)
+            x, new = part.prefill(x, context)
+            outputs.append(new)
+        return x, _concatenated(outputs)
+
+    def decode_step(
+        self, x: Float[Array, "n beams width"], cache: Cache
+    ) -> tuple[Float[Array, "n beams width"], KeysValues]:
+        """Runs all blocks on one token per beam; see `Stack.decode_step`."""
+        outputs, start = [], 0
+        for part in self.parts().values():
+            x, new = part.decode_step(x, cache, start)
+            outputs.append(new)
             start += part.depth
-        return x, jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *kept)
+        return x, _concatenated(outputs)
 
 
 _FIRST = "first"
 
 
-def _split(key: Key[Array, ""] | None, depth: int) -> Key[Array, " depth"] | None:
+def _concatenated(parts: Sequence[KeysValues]) -> KeysValues:
+    return KeysValues(*(jnp.concatenate(arrays) for arrays in zip(*parts, strict=True)))
+
+
+def _split(key: DropoutKey, depth: int) -> Keys:
     return None if key is None else jax.random.split(key, depth)

@@ -1,33 +1,34 @@
-"""What the layers of encoders and decoders share: the residual around a sublayer, and the block."""
+"""The parts of a Transformer layer: sublayers with the residual around them, and the block of two."""
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import jax
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
+from lora_jax.dropout import DropoutKey, split_key
+from lora_jax.models.cache import Cache, KeysValues, LayerCache
 from lora_jax.sharding.axes import constrain
 
 
 class Context(NamedTuple):
-    """What a block is told about the batch besides its activations.
+    """What a block reads of the batch besides its activations.
 
     Attributes:
-      mask: which tokens attend to which.
+      mask: True where the token on the third axis attends to the token on the fourth.
       tokens: token ids of the rows.
     """
 
-    mask: Bool[Array, "rows 1 length length"]
+    mask: Bool[Array, "#rows 1 length length"]
     tokens: Int[Array, "rows length"]
 
 
 class Sublayer(nnx.Module):
     """Attention or feed-forward with the residual around it.
 
-    `residual` is where bottleneck adapters go (`methods.bottleneck_layers`): a module of your own that
-    subclasses this and calls `self.residual(x, out)` can have them too.
+    `residual` is where bottleneck adapters go: a module of your own that subclasses this and calls
+    `self.residual(x, out)` can have them too.
 
     Attributes:
       norm: the LayerNorm before or after the sublayer.
@@ -38,7 +39,7 @@ class Sublayer(nnx.Module):
     def residual(
         self, x: Float[Array, "... width"], out: Float[Array, "... width"]
     ) -> Float[Array, "... width"]:
-        """Joins the sublayer's input and its output (dropout done)."""
+        """Joins the sublayer's input and its output, on which dropout is done already."""
         raise NotImplementedError
 
 
@@ -48,7 +49,7 @@ class PreNorm(Sublayer):
     def residual(
         self, x: Float[Array, "... width"], out: Float[Array, "... width"]
     ) -> Float[Array, "... width"]:
-        """x + out."""
+        """Adds them: x + out."""
         return x + out
 
 
@@ -58,34 +59,89 @@ class PostNorm(Sublayer):
     def residual(
         self, x: Float[Array, "... width"], out: Float[Array, "... width"]
     ) -> Float[Array, "... width"]:
-        """LayerNorm(x + out)."""
-        return self.norm(x + out)
+        """Adds and normalises them: LayerNorm(x + out)."""
+        normalised: Array = self.norm(x + out)
+        return normalised
+
+
+class AttentionSublayer(Sublayer):
+    """What a block calls its attention for; a model that does not decode defines only the call."""
+
+    def __call__(
+        self,
+        x: Float[Array, "rows length width"],
+        mask: Bool[Array, "#rows 1 length length"],
+        keys: tuple[DropoutKey, DropoutKey],
+    ) -> Float[Array, "rows length width"]:
+        """Attends where the mask is True.
+
+        Args:
+          x: activations.
+          mask: see `Context`.
+          keys: dropout keys of the attention weights and of the output.
+        """
+        raise NotImplementedError
+
+    def prefill(
+        self, x: Float[Array, "n prompt width"], mask: Bool[Array, "#n 1 prompt prompt"]
+    ) -> tuple[Float[Array, "n prompt width"], KeysValues]:
+        """Reads prompts without dropout: the output, and their keys and values for the cache."""
+        raise NotImplementedError
+
+    def decode_step(
+        self, x: Float[Array, "n beams width"], layer_cache: LayerCache, cache: Cache
+    ) -> tuple[Float[Array, "n beams width"], KeysValues]:
+        """Reads one token per beam: the output, and the tokens' keys and values for the cache."""
+        raise NotImplementedError
+
+
+class FeedForwardSublayer(Sublayer):
+    """What a block calls its feed-forward layer for."""
+
+    def __call__(
+        self, x: Float[Array, "rows length width"], key: DropoutKey
+    ) -> Float[Array, "rows length width"]:
+        """Transforms every token by itself; `key` switches dropout on."""
+        raise NotImplementedError
 
 
 class Block(nnx.Module):
-    """One Transformer layer."""
+    """One Transformer layer: attention, then the feed-forward layer."""
 
-    def __init__(self, attention: Sublayer, feed_forward: Sublayer):
-        self.attention: Any = attention
-        self.feed_forward: Any = feed_forward
+    def __init__(self, attention: AttentionSublayer, feed_forward: FeedForwardSublayer):
+        self.attention = attention
+        self.feed_forward = feed_forward
 
     def __call__(
-        self, x: Float[Array, "rows length width"], context: Context, *, key: Array | None = None
+        self, x: Float[Array, "rows length width"], context: Context, *, key: DropoutKey = None
     ) -> Float[Array, "rows length width"]:
         """Runs the layer; `key` switches dropout on."""
-        keys = (None,) * 3 if key is None else tuple(jax.random.split(key, 3))
+        weights_key, output_key, feed_forward_key = split_key(key, 3)
         x = constrain(x, "batch", None, "width")
-        x = constrain(self.attention(x, context.mask, keys[:2]), "batch", None, "width")
-        return constrain(self.feed_forward(x, keys[2]), "batch", None, "width")
+        x = self.attention(x, context.mask, (weights_key, output_key))
+        return self._feed_forward(constrain(x, "batch", None, "width"), feed_forward_key)
 
-    def cached(self, x: Array, own: Any, context: Any) -> tuple[Array, Any]:
-        """Runs the layer on prompts (`own` None, a `Context`) or one token per beam (a `Cache`).
+    def prefill(
+        self, x: Float[Array, "n prompt width"], context: Context
+    ) -> tuple[Float[Array, "n prompt width"], KeysValues]:
+        """Runs the layer on prompts: its output, and their keys and values."""
+        mixed, new = self.attention.prefill(x, context.mask)
+        return self._feed_forward(mixed, None), new
 
-        Returns its output and the keys and values.
+    def decode_step(
+        self, x: Float[Array, "n beams width"], layer_cache: LayerCache, cache: Cache
+    ) -> tuple[Float[Array, "n beams width"], KeysValues]:
+        """Runs the layer on one token per beam: its output, and the tokens' keys and values.
+
+        Args:
+          x: activations of the beams' newest tokens.
+          layer_cache: the layer's part of the cache.
+          cache: the whole cache, before this step.
         """
-        mixed, kept = (
-            self.attention.prefill(x, context.mask)
-            if own is None
-            else self.attention.step(x, own, context)
-        )
-        return constrain(self.feed_forward(mixed, None), "batch", None, "width"), kept
+        mixed, new = self.attention.decode_step(x, layer_cache, cache)
+        return self._feed_forward(mixed, None), new
+
+    def _feed_forward(
+        self, x: Float[Array, "rows length width"], key: DropoutKey
+    ) -> Float[Array, "rows length width"]:
+        return constrain(self.feed_forward(x, key), "batch", None, "width")

@@ -1,114 +1,36 @@
-"""Names and layouts of Hugging Face's tensors: reading files, and both directions of the renaming."""
+"""Hugging Face's tensors: reading their files, and the way to our leaves and back."""
 
 from __future__ import annotations
 
-import dataclasses
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from lora_jax.data.text_files import read_json
-
-_LEAF = {"kernel": "weight", "scale": "weight", "bias": "bias"}
-
-
-@dataclasses.dataclass(frozen=True)
-class Layout:
-    """How an architecture's published tensors relate to our leaves.
-
-    Attributes:
-      prefix: of the published names; files without it are read too.
-      names: our module or leaf path -> published name below the prefix; {} is the layer.
-      unused: regular expression of published tensors that we do not need.
-      transposed: kernels are stored (out, in), as PyTorch's Linear has them.
-      fused: our modules whose outputs (parts, width) are one axis there.
-    """
-
-    prefix: str
-    names: Mapping[str, str]
-    unused: str
-    transposed: bool = True
-    fused: tuple[str, ...] = ()
-
-    def source(self, path: str) -> tuple[str, bool]:
-        """Published name (or template) of one of our leaves, and whether it is transposed."""
-        if path in self.names:
-            return self.names[path], False
-        module, _, leaf = path.rpartition("/")
-        return f"{self.names[module]}.{_LEAF[leaf]}", leaf == "kernel" and self.transposed
-
-    def published_shape(self, path: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """Shape there of one layer's leaf, before kernels are transposed."""
-        fused = path.rpartition("/")[0] in self.fused
-        return (*shape[:-2], shape[-2] * shape[-1]) if fused else shape
-
-
-def _encoder(prefix: str, unused: str) -> Layout:
-    names = {
-        "encoder/embeddings/word/embedding": "embeddings.word_embeddings.weight",
-        "encoder/embeddings/position/embedding": "embeddings.position_embeddings.weight",
-        "encoder/embeddings/token_type/embedding": "embeddings.token_type_embeddings.weight",
-        "encoder/embeddings/norm": "embeddings.LayerNorm",
-        "encoder/layers/block/attention/query": "encoder.layer.{}.attention.self.query",
-        "encoder/layers/block/attention/key": "encoder.layer.{}.attention.self.key",
-        "encoder/layers/block/attention/value": "encoder.layer.{}.attention.self.value",
-        "encoder/layers/block/attention/output": "encoder.layer.{}.attention.output.dense",
-        "encoder/layers/block/attention/norm": "encoder.layer.{}.attention.output.LayerNorm",
-        "encoder/layers/block/feed_forward/up": "encoder.layer.{}.intermediate.dense",
-        "encoder/layers/block/feed_forward/down": "encoder.layer.{}.output.dense",
-        "encoder/layers/block/feed_forward/norm": "encoder.layer.{}.output.LayerNorm",
-        "pooler": "pooler.dense",
-    }
-    return Layout(prefix, names, unused)
-
-
-# Unused parts: language-model and other task heads, RoBERTa's untrained pooler, GPT-2's tied output
-# embedding, and buffers of old versions.
-LAYOUTS = {
-    "bert": _encoder("bert.", r"cls\..*|classifier\..*|embeddings\.position_ids"),
-    "roberta": _encoder(
-        "roberta.", r"lm_head\..*|classifier\..*|pooler\..*|embeddings\.position_ids"
-    ),
-    "gpt2": Layout(
-        "transformer.",
-        {
-            "embeddings/token/embedding": "wte.weight",
-            "embeddings/position/embedding": "wpe.weight",
-            "layers/block/attention/norm": "h.{}.ln_1",
-            "layers/block/attention/qkv": "h.{}.attn.c_attn",
-            "layers/block/attention/output": "h.{}.attn.c_proj",
-            "layers/block/feed_forward/norm": "h.{}.ln_2",
-            "layers/block/feed_forward/up": "h.{}.mlp.c_fc",
-            "layers/block/feed_forward/down": "h.{}.mlp.c_proj",
-            "norm": "ln_f",
-        },
-        r"lm_head\.weight|h\.\d+\.attn\.(bias|masked_bias)",
-        transposed=False,  # GPT-2's Conv1D stores (in, out)
-        fused=("layers/block/attention/qkv",),
-    ),
-}
+from lora_jax.files import read_json
+from lora_jax.models.layouts import Layout
 
 
 def read_tensors(folder: Path) -> dict[str, jax.Array]:
-    """All tensors of a folder's model.safetensors, or of the shards its index names."""
+    """All tensors of a folder's model.safetensors, or of the shards that its index names.
+
+    Raises:
+      FileNotFoundError: a file is missing.
+      ValueError: a file is truncated or not safetensors.
+    """
     index = folder / "model.safetensors.index.json"
-    sharded = index.is_file()
-    files = (
-        sorted(set(read_json(index)["weight_map"].values())) if sharded else ["model.safetensors"]
-    )
+    shards = read_json(index)["weight_map"].values() if index.is_file() else ["model.safetensors"]
     tensors: dict[str, jax.Array] = {}
-    for name in files:
+    for name in sorted(set(shards)):
         path = folder / name
         if not path.is_file():
-            found = ", ".join(sorted(p.name for p in folder.iterdir())) or "nothing"
+            present = ", ".join(sorted(p.name for p in folder.iterdir())) or "nothing"
             raise FileNotFoundError(
-                f"{path} is missing (the folder holds {found}). Weights are read from safetensors "
+                f"{path} is missing (the folder holds {present}). Weights are read from safetensors "
                 "only; convert others with transformers: model.save_pretrained(folder)"
             )
         try:
@@ -124,8 +46,7 @@ def read_tensors(folder: Path) -> dict[str, jax.Array]:
 def from_published(
     tensors: Mapping[str, jax.Array],
     layout: Layout,
-    wanted: Iterable[str],
-    shapes: Mapping[str, Any],
+    shapes: Mapping[str, tuple[int, ...]],
     depth: int,
     where: str,
 ) -> dict[str, jax.Array]:
@@ -134,63 +55,74 @@ def from_published(
     Args:
       tensors: by published name.
       layout: of the architecture.
-      wanted: paths of the leaves to make.
-      shapes: by path, at least of the wanted ones.
+      shapes: of the leaves to make, by path.
       depth: number of layers.
       where: folder and architecture, for messages.
 
     Raises:
-      ValueError: tensors are missing, extra or misshapen; all are named.
+      ValueError: tensors are missing, extra or misshapen; the message names them.
     """
     plain = {_modern(name.removeprefix(layout.prefix)): value for name, value in tensors.items()}
-    used, missing, misshapen = set(), [], []
-    result = {}
-    for path in sorted(wanted):
+    used: set[str] = set()
+    problems: dict[str, list[str]] = {"missing": [], "extra": [], "misshapen": []}
+    leaves = {}
+    for path, shape in sorted(shapes.items()):
         template, transpose = layout.source(path)
         stacked = "{}" in template
         names = [template.format(layer) for layer in (range(depth) if stacked else [0])]
-        lost = [name for name in names if name not in plain]
-        missing += lost
-        if lost:
+        if missing := [name for name in names if name not in plain]:
+            problems["missing"] += missing
             continue
         used.update(names)
         parts = [plain[name].T if transpose else plain[name] for name in names]
-        own = shapes[path].shape[1:] if stacked else shapes[path].shape
-        expected = layout.published_shape(path, own)
-        bad = [(n, p.shape) for n, p in zip(names, parts, strict=True) if p.shape != expected]
-        misshapen += [f"{n} is {s}, config.json asks for {expected}" for n, s in bad]
-        if not bad:
-            parts = [part.reshape(own) for part in parts]
-            result[path] = jnp.stack(parts) if stacked else parts[0]
-    extra = [n for n in plain if n not in used and not re.fullmatch(layout.unused, n)]
-    problems = [
-        f"{len(found)} {kind}: {', '.join(sorted(found)[:5])}{' ...' if len(found) > 5 else ''}"
-        for kind, found in (("missing", missing), ("extra", extra), ("misshapen", misshapen))
-        if found
-    ]
-    if problems:
+        layer_shape = shape[1:] if stacked else shape
+        expected = layout.published_shape(path, layer_shape)
+        if misshapen := _misshapen(names, parts, expected):
+            problems["misshapen"] += misshapen
+            continue
+        parts = [part.reshape(layer_shape) for part in parts]
+        leaves[path] = jnp.stack(parts) if stacked else parts[0]
+    unknown = plain.keys() - used
+    problems["extra"] = [name for name in unknown if not re.fullmatch(layout.unused, name)]
+    if any(problems.values()):
         raise ValueError(
-            f"the tensors of {where} do not fit its config.json: " + "; ".join(problems)
+            f"the tensors of {where} do not fit its config.json: "
+            + "; ".join(_listed(kind, names) for kind, names in problems.items() if names)
         )
-    return result
+    return leaves
 
 
-def to_published(params: Mapping[str, Any], layout: Layout) -> dict[str, np.ndarray]:
-    """The inverse of `from_published`: published tensors from our leaves."""
-    result = {}
+def _misshapen(
+    names: Sequence[str], parts: Sequence[jax.Array], expected: tuple[int, ...]
+) -> list[str]:
+    return [
+        f"{name} is {part.shape}, config.json asks for {expected}"
+        for name, part in zip(names, parts, strict=True)
+        if part.shape != expected
+    ]
+
+
+def _listed(kind: str, names: Sequence[str]) -> str:
+    more = " ..." if len(names) > 5 else ""
+    return f"{len(names)} {kind}: {', '.join(sorted(names)[:5])}{more}"
+
+
+def to_published(params: Mapping[str, jax.Array], layout: Layout) -> dict[str, np.ndarray]:
+    """Published tensors from our leaves by path: the inverse of `from_published`."""
+    tensors = {}
     for path, value in params.items():
         template, transpose = layout.source(path)
         stacked = "{}" in template
         parts = np.asarray(value) if stacked else np.asarray(value)[None]
-        for layer, own in enumerate(parts):
+        for layer, leaf in enumerate(parts):
             name = layout.prefix + template.format(layer)
-            part = own.reshape(layout.published_shape(path, own.shape))
-            result[name] = np.ascontiguousarray(part.T if transpose else part)
-    return result
+            part = leaf.reshape(layout.published_shape(path, leaf.shape))
+            tensors[name] = np.ascontiguousarray(part.T if transpose else part)
+    return tensors
 
 
 def _modern(name: str) -> str:
-    """TensorFlow-era names of the original BERT files."""
+    """A tensor's name as files have it today; the original BERT files keep those of TensorFlow."""
     return name.replace("LayerNorm.gamma", "LayerNorm.weight").replace(
         "LayerNorm.beta", "LayerNorm.bias"
     )

@@ -1,14 +1,16 @@
 """Logical axes of parameters and activations, and the one table that maps them to mesh axes.
 
-A model names the axes of its parameters where it makes them (`nnx.Linear(..., kernel_metadata=
-named("embed", "mlp"))`) and those of its activations with `constrain`. What a method inserts takes the
-names of the weight it belongs to. Nothing else knows how a model is sharded.
+A logical axis is a name for what a dimension of an array means ("embed", "heads"); a mesh axis is a
+name for a dimension of the grid of devices ("fsdp", "model"). A model names the axes of its parameters
+where it makes them (`nnx.Linear(..., kernel_metadata=named("embed", "mlp"))`) and those of its
+activations with `constrain`. Parameters that a method inserts take the names of the weight they belong
+to. Nothing else knows how a model is sharded.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -16,60 +18,63 @@ from flax import nnx
 from jax.sharding import PartitionSpec
 from jaxtyping import Array
 
-Axes = tuple[str | None, ...]
+Axes = tuple[str | None, ...]  # the logical axes of an array; None is an axis without a name
+AnyVariable = nnx.Variable[Any]
+_State = TypeVar("_State")
 
 _KEY = "logical_axes"  # not Flax's own `out_sharding`: that one shards while a model is being made
 
-# Logical axis -> mesh axes. A product of a "heads" or "mlp" axis is summed over `model`, as in
-# Megatron-LM (Shoeybi et al. 2019); "embed" is gathered before use, as in ZeRO-3 (Rajbhandari et al.
-# 2020). Factors of a low-rank update have their kernel's axes and a "rank" axis that is not split.
+# Logical axis -> the mesh axes over which it is split; () is not split. Products over a "heads" or
+# "mlp" axis are summed over `model`, as in Megatron-LM (Shoeybi et al. 2019); parts of "embed" are
+# gathered before use, as in ZeRO-3 (Rajbhandari et al. 2020). Factors of a low-rank update have their
+# kernel's axes and a "rank" axis that is not split.
 RULES: Mapping[str, tuple[str, ...]] = {
-    "runs": ("run",),  # of a sweep: of all that differs between its runs
-    # of parameters
-    "layers": (),  # the axis of a scan
-    "embed": ("fsdp",),  # model width, as a side of a matrix
+    "runs": ("run",),  # the runs of a sweep, for every array that differs between them
+    # axes of parameters
+    "layers": (),  # the axis of the scan over layers
+    "embed": ("fsdp",),  # the model's width, as a side of a matrix
     "heads": ("model",),  # attention heads x their size
     "mlp": ("model",),  # inner width of the feed-forward layer
-    "width": (),  # model width, of vectors and activations
-    "vocabulary": (),  # 50257 and 50265 divide by nothing; the width is split instead
+    "width": (),  # the model's width, of vectors and activations
+    "vocabulary": (),  # no useful number divides 50257 or 50265; the width is split instead
     "rank": (),
-    # of activations
+    # axes of activations
     "batch": ("data", "fsdp"),  # token rows, outputs, prompts
     "logits": ("model",),
 }
 
 
 def named(*axes: str | None) -> dict[str, Any]:
-    """Metadata of a parameter whose last axes have these names; None is an axis without one."""
+    """Metadata of a parameter whose last axes have these logical names; None is no name."""
     return {_KEY: axes}
 
 
-def name(variable: nnx.Variable, axes: Axes) -> None:
-    """Names the last axes of a parameter that exists already."""
+def name(variable: AnyVariable, axes: Axes) -> None:
+    """Gives the last axes of an existing parameter logical names."""
     variable.set_metadata(_KEY, axes)
 
 
-def names(variable: nnx.Variable) -> Axes:
-    """A name for every axis of a parameter.
+def names(variable: AnyVariable) -> Axes:
+    """The logical name of every axis of a parameter.
 
-    Leading axes that were added to a named parameter (by a stack of layers) are "layers"; without
-    names of ours those of Flax's own annotation count; else all are None.
+    Leading axes that a stack of layers added to a named parameter are "layers". A parameter without
+    names of ours has those of Flax's annotation (`nnx.with_partitioning`), or None for every axis.
     """
     ndim = len(variable.shape)
     metadata = variable.get_metadata()
-    found = metadata.get(_KEY)
-    if found is None:
-        found = metadata.get("out_sharding") or metadata.get("sharding_names")
-        if not isinstance(found, tuple | PartitionSpec) or len(found) != ndim:
+    ours = metadata.get(_KEY)
+    if ours is None:
+        flax = metadata.get("out_sharding") or metadata.get("sharding_names")
+        if not isinstance(flax, tuple | PartitionSpec) or len(flax) != ndim:
             return (None,) * ndim
-        return tuple(axis if isinstance(axis, str) else None for axis in found)
-    if len(found) > ndim:  # inside the scan over layers
-        return tuple(found[len(found) - ndim :])
-    return ("layers",) * (ndim - len(found)) + tuple(found)
+        return tuple(axis if isinstance(axis, str) else None for axis in flax)
+    if len(ours) > ndim:  # inside the scan over layers
+        return tuple(ours[len(ours) - ndim :])
+    return ("layers",) * (ndim - len(ours)) + tuple(ours)
 
 
 def of_model(model: nnx.Module) -> dict[str, Axes]:
-    """Names of the axes of every Variable of a model, by path."""
+    """The logical axes of every Variable of a model, by path."""
     return {
         "/".join(map(str, path)): names(leaf) if isinstance(leaf, nnx.Variable) else ()
         for path, leaf in nnx.to_flat_state(nnx.state(model))
@@ -77,7 +82,11 @@ def of_model(model: nnx.Module) -> dict[str, Axes]:
 
 
 def spec(axes: Axes, mesh_axes: tuple[str, ...]) -> PartitionSpec:
-    """The partition of an array with these logical axes over a mesh.
+    """How an array with these logical axes is split over a mesh.
+
+    Args:
+      axes: of the array.
+      mesh_axes: the axes that the mesh has; rules for others do not apply.
 
     Raises:
       ValueError: a name is not in `RULES`.
@@ -86,35 +95,41 @@ def spec(axes: Axes, mesh_axes: tuple[str, ...]) -> PartitionSpec:
     for axis in axes:
         if axis is not None and axis not in RULES:
             raise ValueError(f"unknown logical axis {axis!r} in {axes}; known are {sorted(RULES)}")
-        found = tuple(a for a in RULES[axis] if a in mesh_axes) if axis else ()
-        parts.append(found if len(found) > 1 else found[0] if found else None)
+        over = tuple(a for a in RULES[axis] if a in mesh_axes) if axis else ()
+        parts.append(over if len(over) > 1 else over[0] if over else None)
     return PartitionSpec(*parts)
 
 
 def constrain(x: Array, *axes: str | None) -> Array:
     """Asks the compiler to split an activation as its logical axes say.
 
-    Does nothing outside a program that was made for a mesh (`Placement.jit`).
+    Outside a program for a mesh (see `Placement.jit`) x is returned unchanged.
+
+    Args:
+      x: the activation.
+      axes: a logical name, or None, for each of its axes.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return x
-    return jax.lax.with_sharding_constraint(x, spec(axes, mesh.axis_names))
+    constrained: Array = jax.lax.with_sharding_constraint(x, spec(axes, mesh.axis_names))
+    return constrained
 
 
-def kept(state: Any) -> Any:
-    """A module's state whose parameters, and so their gradients, are split as their axes say.
+def constrain_parameters(state: _State) -> _State:
+    """Asks the compiler to split a module's parameters, and so their gradients, as their axes say.
 
-    For the parameters of one layer inside a scan: left to itself the compiler may stack whole
-    gradients.
+    For the parameters of one layer inside a scan, a tree of Variables: without it the compiler may
+    stack gradients that are whole on every device.
     """
     if jax.sharding.get_abstract_mesh().empty:
         return state
     is_variable = lambda leaf: isinstance(leaf, nnx.Variable)  # noqa: E731
-    return jax.tree.map(_kept, state, is_leaf=is_variable)
+    constrained: _State = jax.tree.map(_constrain_parameter, state, is_leaf=is_variable)
+    return constrained
 
 
-def _kept(leaf: Any) -> Any:
+def _constrain_parameter(leaf: Any) -> Any:
     if not isinstance(leaf, nnx.Variable) or jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         return leaf
     return leaf.replace(constrain(leaf.get_raw_value(), *names(leaf)))

@@ -1,4 +1,8 @@
-"""Several processes, one per host: all run the same program, and only the first one writes files."""
+"""Runs of several processes, one per host.
+
+All processes run the same program, and only the first one writes files and prints. "Host" and
+"process" mean the same here.
+"""
 
 from __future__ import annotations
 
@@ -6,51 +10,52 @@ import itertools
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TypeVar
 
 import jax
 import numpy as np
 
-# Seconds for which a process that ends waits for the others; then they are ended too. Without an
-# error all end together, see `finish`.
+# Seconds that a process which ends early waits for the others, which are then ended too. Without an
+# error all processes end together, see `finish`.
 _PATIENCE = 30
-_LONGEST_WAIT = 24 * 3600 * 1000  # ms, for work of one process; the death of a process ends it
-_numbers = itertools.count()
+_LONGEST_WAIT = 24 * 3600 * 1000  # ms, for work of one process; the wait ends if a process dies
+_numbers = itertools.count()  # of barriers, each of which needs a name of its own
+_Json = TypeVar("_Json")
 
 
 def start(address: str, index: int | None = None, count: int | None = None) -> None:
     """Joins the processes of a run; call it before any computation.
 
     Args:
-      address: `host:port` of the first process, or "auto" where the machine tells (TPU pods, Slurm,
-        Open MPI, Kubernetes).
-      index: number of this process, from 0 (not with "auto").
-      count: number of processes (not with "auto").
+      address: `host:port` of the first process, or "auto" where JAX can ask the machine (TPU pods,
+        Slurm, Open MPI, Kubernetes).
+      index: number of this process, from 0; not needed with "auto".
+      count: number of processes; not needed with "auto".
 
     Raises:
-      ValueError: the numbers do not fit, or "auto" finds nothing.
+      ValueError: the index is not below the count, or "auto" finds no other hosts.
     """
     if address != "auto" and (index is None or count is None or not 0 <= index < count):
         raise ValueError(f"process {index} of {count}: the index goes from 0 to the count less one")
-    # With that service SIGTERM would ask for a checkpoint, which our loop writes often enough, and
-    # not end the process.
+    # With this service SIGTERM would not end the process but ask for a checkpoint, and the training
+    # loop writes enough of them anyway.
     jax.config.update("jax_enable_preemption_service", False)
     if address == "auto":
         try:
             jax.distributed.initialize(shutdown_timeout_seconds=_PATIENCE)
         except (ValueError, RuntimeError) as error:
             raise ValueError(
-                f"the machine does not tell of other hosts ({error}); name them: HOST:PORT,INDEX/COUNT"
+                f"'auto' found no hosts on this machine ({error}); name them: HOST:PORT,INDEX/COUNT"
             ) from error
         return
     jax.distributed.initialize(address, count, index, shutdown_timeout_seconds=_PATIENCE)
 
 
 def parse(text: str) -> tuple[str, int | None, int | None]:
-    """`auto` or `HOST:PORT,INDEX/COUNT` as arguments of `start`.
+    """The arguments of `start` from the text `auto` or `HOST:PORT,INDEX/COUNT`.
 
     Raises:
-      ValueError: it is neither.
+      ValueError: the text is neither.
     """
     if text == "auto":
         return text, None, None
@@ -64,14 +69,17 @@ def parse(text: str) -> tuple[str, int | None, int | None]:
 
 
 def is_main() -> bool:
-    """Whether this is the first process, which writes files and talks."""
+    """Whether this is the first process, which writes files and prints."""
     return jax.process_index() == 0
 
 
 def barrier(name: str) -> None:
-    """Waits until every process is here, however long the others work.
+    """Waits until every process has come here, for up to a day.
 
-    The coordination service waits: a collective of CPU devices gives up after 30 seconds.
+    It is JAX's coordination service that waits: a collective of CPU devices gives up after 30 s.
+
+    Args:
+      name: for messages.
     """
     if jax.process_count() > 1:
         from orbax.checkpoint import multihost
@@ -81,14 +89,20 @@ def barrier(name: str) -> None:
 
 
 def finish() -> None:
-    """The end of a program that went well: no process leaves before the others are done."""
+    """Ends a program without an error: no process leaves before the others are done."""
     if jax.distributed.is_initialized():
         barrier("end")
 
 
 @contextmanager
 def together() -> Iterator[None]:
-    """A part that can fail on one process only; then all fail. Nothing in it may be collective."""
+    """A part of a program that fails on all processes if it fails on one.
+
+    Nothing in it may wait for the other processes.
+
+    Raises:
+      ValueError: it failed on another process.
+    """
     try:
         yield
     except Exception:
@@ -98,14 +112,21 @@ def together() -> Iterator[None]:
         raise ValueError("another process failed; its own message says why")
 
 
-def from_main(function: Callable[[], Any]) -> Any:
-    """What the first process gets from `function`, for all: a JSON value, or its error.
+def from_main(function: Callable[[], _Json]) -> _Json:
+    """Calls `function` on the first process alone, and returns its result on all of them.
 
-    Files are read so where another process may be writing, and work that others need not repeat.
+    For reading files that a process may be writing, and for work that the others need not repeat.
+
+    Args:
+      function: returns a JSON value.
+
+    Raises:
+      Exception: on the first process, what `function` raised.
+      ValueError: on the others, if `function` raised something.
     """
     if jax.process_count() == 1:
         return function()
-    message: dict[str, Any] = {}
+    message: dict[str, _Json | str] = {}
     failure: Exception | None = None
     if is_main():
         try:
@@ -113,16 +134,17 @@ def from_main(function: Callable[[], Any]) -> Any:
         except Exception as error:
             failure, message = error, {"error": f"{type(error).__name__}: {error}"}
     barrier("from the first process")
-    message = json.loads(_broadcast(json.dumps(message).encode()))
+    received = json.loads(_broadcast(json.dumps(message).encode()))
     if failure is not None:
         raise failure
-    if "error" in message:
-        raise ValueError(f"the first process failed: {message['error']}")
-    return message["value"]
+    if "error" in received:
+        raise ValueError(f"the first process failed: {received['error']}")
+    value: _Json = received["value"]
+    return value
 
 
 def everywhere(condition: bool) -> bool:
-    """Whether it holds on every process."""
+    """Whether the condition is True on every process."""
     if jax.process_count() == 1:
         return condition
     from jax.experimental import multihost_utils

@@ -1,4 +1,8 @@
-"""Placement: which device holds which part of parameters, optimizer state and batches."""
+"""Placement: which device of a mesh holds which part of parameters, optimizer state and batches.
+
+A sharding (`NamedSharding`) is a mesh and, for every axis of an array, the mesh axes over which it is
+split. Every method here computes shardings from logical axes, or puts arrays on the devices by them.
+"""
 
 from __future__ import annotations
 
@@ -7,18 +11,23 @@ import functools
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from typing import Any
+from typing import Any, ParamSpec, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
+from jaxtyping import PyTree
 
 from lora_jax.partition import Params
 from lora_jax.sharding.axes import Axes, spec
-from lora_jax.sharding.mesh import shares
+from lora_jax.sharding.mesh import AnyMesh, shares
 
 Shardings = dict[str, NamedSharding]
+Shaped = jax.Array | np.ndarray | jax.ShapeDtypeStruct
+_Tree = TypeVar("_Tree")
+_Arguments = ParamSpec("_Arguments")
+_Result = TypeVar("_Result")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,38 +35,40 @@ class Placement:
     """Puts arrays on a mesh, by the logical axes of a model's parameters.
 
     Attributes:
-      mesh: from `make_mesh`.
-      axes: of every parameter by path, from `axes.of_model`.
+      mesh: from `make_mesh`. With an abstract mesh, which has no devices, shardings can be computed
+        but nothing can be put.
+      axes: logical axes of every parameter by path, from `axes.of_model`. Parameters that are not in
+        it are whole on every device.
       runs: whether parameters and optimizer states have a first axis of runs.
     """
 
-    mesh: Mesh
+    mesh: AnyMesh
     axes: Mapping[str, Axes]
     runs: bool = False
 
     @property
     def replicated(self) -> NamedSharding:
-        """Whole on every device."""
+        """The sharding of an array that is whole on every device."""
         return NamedSharding(self.mesh, PartitionSpec())
 
     def of_runs(self) -> Placement:
-        """The same for the parameters of several runs, stacked along a first axis."""
-        axes = {path: ("runs", *own) for path, own in self.axes.items()}
+        """The placement of several runs' parameters, stacked along a first axis."""
+        axes = {path: ("runs", *names) for path, names in self.axes.items()}
         return Placement(self.mesh, axes, runs=True)
 
     @property
     def each_run(self) -> NamedSharding:
-        """Of an array whose first axis is the runs, and nothing else split."""
+        """The sharding of an array that is split along its first axis, the runs, and no other."""
         return NamedSharding(self.mesh, spec(("runs",), self.mesh.axis_names))
 
-    def shardings(self, params: Mapping[str, Any]) -> Shardings:
+    def shardings(self, params: Mapping[str, Shaped]) -> Shardings:
         """The sharding of every parameter.
 
         Args:
           params: arrays or shapes by path.
 
         Raises:
-          ValueError: a mesh axis does not divide a dimension; names the parameter.
+          ValueError: a mesh axis does not divide a dimension; the message names the parameter.
         """
         return {path: self._sharding(path, leaf.shape) for path, leaf in params.items()}
 
@@ -75,36 +86,43 @@ class Placement:
                 )
         return NamedSharding(self.mesh, parts)
 
-    def state_shardings(self, state: Any, params: Mapping[str, Any]) -> Any:
-        """Shardings of an optimizer state: what is kept per parameter lies where the parameter does.
+    def state_shardings(self, state: PyTree, params: Mapping[str, Shaped]) -> PyTree[NamedSharding]:
+        """Shardings of an optimizer state: values of a parameter are split as the parameter is.
 
         Args:
-          state: arrays or shapes; leaves below a parameter's path and of its shape are such values.
+          state: arrays or shapes. A leaf below a parameter's path and of its shape is a value of that
+            parameter, such as a moment; others, such as counts, are not split but by runs.
           params: the parameters that train, arrays or shapes.
         """
         shardings = self.shardings(params)
         other = self.each_run if self.runs else self.replicated
 
-        def one(keys: tuple[Any, ...], leaf: Any) -> NamedSharding:
+        def sharding(keys: tuple[Any, ...], leaf: Shaped) -> NamedSharding:
             paths = [key.key for key in keys if isinstance(key, jax.tree_util.DictKey)]
-            own = next((path for path in reversed(paths) if path in params), None)
-            same = own is not None and leaf.shape == params[own].shape
-            return shardings[own] if own is not None and same else other
+            path = next((path for path in reversed(paths) if path in params), None)
+            if path is not None and leaf.shape == params[path].shape:
+                return shardings[path]
+            return other
 
-        return jax.tree_util.tree_map_with_path(one, state)
+        return jax.tree_util.tree_map_with_path(sharding, state)
 
-    def put(self, params: Mapping[str, Any]) -> Params:
-        """Parameters on their devices; every host gives the same whole values."""
-        shardings = self.shardings(params)
+    def put(self, params: Mapping[str, jax.typing.ArrayLike]) -> Params:
+        """Puts parameters on their devices; every host must have the same whole values."""
+        shardings = self.shardings(cast("Mapping[str, Shaped]", params))
         return {path: put(value, shardings[path]) for path, value in params.items()}
 
-    def per_run(self, tree: Any) -> Any:
-        """A tree of values with a first axis of runs, equal on every host, split by runs."""
-        return jax.tree.map(lambda leaf: put(leaf, self.each_run), tree)
+    def per_run(self, tree: _Tree) -> _Tree:
+        """Puts a tree of values with a first axis of runs, which is split.
 
-    def replicate(self, tree: Any) -> Any:
-        """A tree of equal values on every host, whole on every device."""
-        return jax.tree.map(lambda leaf: put(leaf, self.replicated), tree)
+        Every host must have the same whole values.
+        """
+        placed: _Tree = jax.tree.map(lambda leaf: put(leaf, self.each_run), tree)
+        return placed
+
+    def replicate(self, tree: _Tree) -> _Tree:
+        """Puts a tree of values, the same on every host, on every device as a whole."""
+        placed: _Tree = jax.tree.map(lambda leaf: put(leaf, self.replicated), tree)
+        return placed
 
     def batch(self, batch: Any) -> Any:
         """A packed batch on the devices: token rows split, slots whole.
@@ -123,64 +141,86 @@ class Placement:
         slots = {k: put(v, slot) for k, v in batch._asdict().items() if k != "inputs"}
         return batch._replace(inputs=type(batch.inputs)(*inputs), **slots)
 
-    def by_rows(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """`function` of host arrays with equal numbers of rows, shared out over the devices.
+    def by_rows(self, function: Callable[..., PyTree]) -> Callable[..., PyTree]:
+        """Splits the rows of a function's arguments over the devices, and gathers its results.
 
-        The last row is repeated until all devices have equal parts; the results' extra rows are cut.
+        Args:
+          function: of arrays with equal numbers of rows; its results have as many rows.
+
+        Returns:
+          A function of numpy arrays with any number of rows. It repeats the last row until all
+          devices have equal parts, and cuts the extra rows of the results.
         """
         parts = shares(self.mesh)
         rows = NamedSharding(self.mesh, spec(("batch",), self.mesh.axis_names))
 
-        def shared_out(*values: np.ndarray) -> Any:
-            count = len(values[0])
+        def split_by_rows(*arrays: np.ndarray) -> PyTree[np.ndarray]:
+            count = len(arrays[0])
             indices = np.minimum(np.arange(count + -count % parts), count - 1)
-            found = jax.device_get(function(*(put(value[indices], rows) for value in values)))
-            return jax.tree.map(lambda leaf: leaf[:count], found)
+            results = jax.device_get(function(*(put(array[indices], rows) for array in arrays)))
+            return jax.tree.map(lambda leaf: leaf[:count], results)
 
-        return shared_out
+        return split_by_rows
 
-    def jit(self, function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
-        """`jax.jit` of a function whose `constrain` calls mean this mesh."""
+    def jit(self, function: Callable[_Arguments, _Result], **options: Any) -> Any:
+        """Compiles a function for this mesh: `jax.jit` where `constrain` splits over its axes.
+
+        Args:
+          function: to be compiled.
+          options: of `jax.jit`.
+        """
 
         @functools.wraps(function)
-        def on_mesh(*args: Any) -> Any:
+        def on_mesh(*args: _Arguments.args, **kwargs: _Arguments.kwargs) -> _Result:
             with jax.sharding.use_abstract_mesh(self.mesh.abstract_mesh):
-                return function(*args)
+                return function(*args, **kwargs)
 
         return jax.jit(on_mesh, **options)
 
-    def initial_state(self, init: Callable[[Params], Any], params: Params) -> Any:
-        """An optimizer's state of placed parameters, made where it belongs."""
+    def initial_state(self, init: Callable[[Params], PyTree], params: Params) -> PyTree:
+        """The optimizer state of placed parameters, each part made on the device that holds it.
+
+        Args:
+          init: of the optimizer.
+          params: the parameters that train, placed.
+        """
         shardings = self.state_shardings(jax.eval_shape(init, params), params)
         return self.jit(init, out_shardings=shardings)(params)
 
 
-def put(value: Any, sharding: NamedSharding) -> jax.Array:
-    """An array of which every host has the whole value; each sends the parts of its devices."""
+def put(value: jax.typing.ArrayLike, sharding: NamedSharding) -> jax.Array:
+    """An array on the devices of a sharding; each host sends the parts of its own devices.
+
+    Args:
+      value: the whole array (or random keys), the same on every host.
+      sharding: its mesh and the axes over which it is split.
+    """
     if isinstance(value, jax.Array) and jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
         data = put(jax.random.key_data(value), sharding)
-        return jax.random.wrap_key_data(data, impl=jax.random.key_impl(value))
+        keys: jax.Array = jax.random.wrap_key_data(data, impl=jax.random.key_impl(value))
+        return keys
     if isinstance(value, jax.Array) and not value.is_fully_addressable:
-        return jax.jit(_same, out_shardings=sharding)(value)
+        moved: jax.Array = jax.jit(_same, out_shardings=sharding)(value)
+        return moved
     whole = np.asarray(value)
     return jax.make_array_from_callback(whole.shape, sharding, lambda index: whole[index])
 
 
-def gather(tree: Any) -> Any:
-    """A tree of placed arrays as numpy arrays, whole on every host; all hosts must call it."""
+def gather(tree: PyTree) -> PyTree[np.ndarray]:
+    """A tree of placed arrays as whole numpy arrays; all hosts must call it together."""
 
-    def one(leaf: Any) -> np.ndarray:
+    def whole(leaf: jax.typing.ArrayLike) -> np.ndarray:
         if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
             mesh = leaf.sharding.mesh  # type: ignore[attr-defined]
             leaf = put(leaf, NamedSharding(mesh, PartitionSpec()))
         return np.asarray(leaf)
 
-    return jax.tree.map(one, tree)
+    return jax.tree.map(whole, tree)
 
 
 @contextmanager
 def in_host_memory() -> Iterator[None]:
-    """New arrays are made in this host's memory, not on an accelerator, until they are placed."""
+    """Inside of it new arrays are in this host's memory and not on an accelerator."""
     try:
         host = jax.default_device(jax.local_devices(backend="cpu")[0])
     except RuntimeError:  # the CPU was switched off (JAX_PLATFORMS)
@@ -189,7 +229,7 @@ def in_host_memory() -> Iterator[None]:
         yield
 
 
-def _same(x: jax.Array) -> jax.Array:  # one function, so that one program serves equal shapes
+def _same(x: jax.Array) -> jax.Array:  # a lambda would be compiled again at each call
     return x
 
 

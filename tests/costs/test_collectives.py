@@ -27,9 +27,9 @@ texts = {}
 def compiled(name, function, *arguments, **options):
     texts[name] = jax.jit(function, **options).lower(*arguments).compile().as_text()
 
-layers = lambda w, x: jax.lax.scan(lambda c, own: (jnp.tanh(c @ own), None), x, w)[0]
+layers = lambda w, x: jax.lax.scan(lambda c, layer: (jnp.tanh(c @ layer), None), x, w)[0]
 twice = lambda w, x: jax.lax.fori_loop(0, 3, lambda _, c: layers(w, c), x)
-loss = lambda w, x: sum(jnp.sum(jnp.tanh(x @ own)) for own in w)
+loss = lambda w, x: sum(jnp.sum(jnp.tanh(x @ layer)) for layer in w)
 either = lambda w, x, p: jax.lax.cond(p, lambda: layers(w, x), lambda: x)
 weights = lambda mesh: shape(mesh, (5, 256, 256), None, "d", None)
 compiled("fsdp", layers, weights(line), shape(line, (64, 256), "d"))

@@ -37,8 +37,8 @@ def chips_of_a_host(tmp_path_factory):
 
 
 def test_on_this_machine():
-    own = mesh()
-    arguments = (shape((256, 128), own), shape((128, 64), own, dtype=jnp.bfloat16))
+    one_device = mesh()
+    arguments = (shape((256, 128), one_device), shape((128, 64), one_device, dtype=jnp.bfloat16))
     assert compiled.argument_bytes(arguments) == 256 * 128 * 4 + 128 * 64 * 2
     found = compiled.needs(jax.jit(lambda a, b: a @ b.astype(a.dtype)), arguments, None)
     assert found.arguments == compiled.argument_bytes(arguments)
@@ -49,20 +49,22 @@ def test_on_this_machine():
 
 def test_split_arguments_and_traffic_on_a_tpu_topology(chips_of_a_host):
     """Rows over four chips: each holds a quarter, and the sum over rows is reduced."""
-    own = mesh(chips_of_a_host)
-    arguments = (shape((4096, 1024), own, "data"), shape((4096, 1024), own, "data"))
-    product = jax.jit(lambda a, b: a.T @ b, out_shardings=NamedSharding(own, PartitionSpec()))
+    four_chips = mesh(chips_of_a_host)
+    arguments = (shape((4096, 1024), four_chips, "data"), shape((4096, 1024), four_chips, "data"))
+    product = jax.jit(
+        lambda a, b: a.T @ b, out_shardings=NamedSharding(four_chips, PartitionSpec())
+    )
     found = compiled.needs(product, arguments, chips.by_topology("v5e:2x2"))
     assert found.arguments == 2 * 1024 * 1024 * 4
     # a ring all-reduce of the float32 product: each chip sends 2 x 3/4 of it
     assert found.traffic["all-reduce"].bytes == 2 * 1024 * 1024 * 4 * 3 // 4
-    assert found.sent == sum(own.bytes for own in found.traffic.values())
+    assert found.sent == sum(moved.bytes for moved in found.traffic.values())
     assert found.fits
 
 
 def test_what_does_not_fit_is_said_with_its_size(chips_of_a_host):
-    own = mesh(chips_of_a_host)
-    argument = shape((60000, 60000), own)
+    four_chips = mesh(chips_of_a_host)
+    argument = shape((60000, 60000), four_chips)
     found = compiled.needs(jax.jit(lambda x: (x + 1, x * 2)), (argument,), chips.by_name("v5e"))
     assert not found.fits and found.traffic == {}
     assert found.arguments == 60000**2 * 4
@@ -72,9 +74,9 @@ def test_what_does_not_fit_is_said_with_its_size(chips_of_a_host):
 
 def test_a_chip_with_too_little_memory(chips_of_a_host):
     """The compiler's own limit is the real chip's; ours counts too."""
-    own = mesh(chips_of_a_host)
+    four_chips = mesh(chips_of_a_host)
     small = dataclasses.replace(chips.by_name("v5e"), memory_bytes=2**20)
-    assert not compiled.needs(jax.jit(jnp.sin), (shape((512, 1024), own),), small).fits
+    assert not compiled.needs(jax.jit(jnp.sin), (shape((512, 1024), four_chips),), small).fits
 
 
 def test_unknown_topologies_and_missing_libtpu(chips_of_a_host, monkeypatch):

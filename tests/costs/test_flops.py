@@ -141,8 +141,20 @@ def test_what_cannot_be_counted_says_so():
 def make(kind, layers, remat):
     run = {"unroll": layers if remat == "none" else 1, "remat": remat}
     if kind == "decoder":
-        return Decoder(DecoderConfig(WIDTH, layers, 4, 64, 64, **run), rngs=nnx.Rngs(0))
-    config = EncoderConfig(kind, 64, WIDTH, layers, 4, 4 * WIDTH, 64, 2, **run)
+        return Decoder(
+            DecoderConfig(WIDTH, layers, 4, vocab_size=64, n_positions=64, **run), rngs=nnx.Rngs(0)
+        )
+    config = EncoderConfig(
+        kind,
+        vocab_size=64,
+        hidden_size=WIDTH,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        intermediate_size=4 * WIDTH,
+        max_position_embeddings=64,
+        type_vocab_size=2,
+        **run,
+    )
     return Classifier(config, 2, rngs=nnx.Rngs(0))
 
 
@@ -202,9 +214,9 @@ def expected(name, kind, layers):
 
 
 def step(name, kind, layers, remat="none"):
-    own = method(name, kind)
-    model = nnx.eval_shape(lambda: own.insert(make(kind, layers, remat), jax.random.key(0)))
-    structure, trainable, frozen = partition.split(model, own.labels(model))
+    adaptation = method(name, kind)
+    model = nnx.eval_shape(lambda: adaptation.insert(make(kind, layers, remat), jax.random.key(0)))
+    structure, trainable, frozen = partition.split(model, adaptation.labels(model))
     loss = completion_loss() if kind == "decoder" else classification_loss
 
     def objective(trainable, frozen, batch):

@@ -187,7 +187,17 @@ def test_evaluation_covers_every_example_once(count, tokens):
 
 
 def test_predictions_in_order_equal_those_one_by_one():
-    config = EncoderConfig("bert", 50, 16, 2, 2, 32, 40, 2, initializer_range=0.3)
+    config = EncoderConfig(
+        "bert",
+        vocab_size=50,
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=32,
+        max_position_embeddings=40,
+        type_vocab_size=2,
+        initializer_range=0.3,
+    )
     model = Classifier(config, 3, nnx.Rngs(params=0))
     labels = dict.fromkeys(partition.parameters(model), partition.FROZEN)
     structure, trainable, frozen = partition.split(model, labels)

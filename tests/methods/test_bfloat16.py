@@ -15,7 +15,18 @@ from lora_jax.training import optimizer, step
 KEY = jax.random.key(0, impl="unsafe_rbg")  # compiles faster
 MODELS = {
     "encoder": lambda dtype: Classifier(
-        EncoderConfig("roberta", 30, 16, 3, 2, 24, 20, 1, position_offset=2, compute_dtype=dtype),
+        EncoderConfig(
+            "roberta",
+            vocab_size=30,
+            hidden_size=16,
+            num_hidden_layers=3,
+            num_attention_heads=2,
+            intermediate_size=24,
+            max_position_embeddings=20,
+            type_vocab_size=1,
+            position_offset=2,
+            compute_dtype=dtype,
+        ),
         3,
         nnx.Rngs(0),
     ),
@@ -60,7 +71,7 @@ def test_loss_gradients_and_decoding_are_near_those_of_float32(kind, method):
         if kind == "decoder":
             model = partition.join(structure, trainable, frozen)
             logits, cache = model.prefill(batch().inputs.tokens, jnp.array([8, 3, 5]), 2, 2)
-            more, _ = model.step(jnp.array([[1, 2], [3, 4], [5, 6]]), cache)
+            more, _ = model.decode_step(jnp.array([[1, 2], [3, 4], [5, 6]]), cache)
             outputs += [logits, more]
         found[dtype] = outputs
     for half, exact in zip(found["bfloat16"], found["float32"], strict=True):

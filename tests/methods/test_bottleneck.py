@@ -26,8 +26,9 @@ from lora_jax.models import decoder, encoder
 from lora_jax.models.decoder import Decoder, DecoderConfig
 from lora_jax.models.encoder import Classifier, EncoderConfig
 from lora_jax.models.hub import HEAD
+from lora_jax.models.layouts import LAYOUTS
 from lora_jax.models.sublayer import PreNorm
-from lora_jax.models.tensors import LAYOUTS, to_published
+from lora_jax.models.tensors import to_published
 from lora_jax.training.optimizer import adamw
 from lora_jax.training.step import classification_loss, completion_loss, make_train_step
 
@@ -46,14 +47,31 @@ every_place = pytest.mark.parametrize("place", PLACES)
 every_kind = pytest.mark.parametrize("kind", KINDS)
 DIAGONAL = list(zip(KINDS, PLACES, strict=True))
 diagonal = pytest.mark.parametrize("kind, place", DIAGONAL)
-_ENCODER = EncoderConfig("bert", VOCAB, WIDTH, LAYERS, 2, 24, POSITIONS, 2, hidden_dropout_prob=0.2)
+_ENCODER = EncoderConfig(
+    "bert",
+    vocab_size=VOCAB,
+    hidden_size=WIDTH,
+    num_hidden_layers=LAYERS,
+    num_attention_heads=2,
+    intermediate_size=24,
+    max_position_embeddings=POSITIONS,
+    type_vocab_size=2,
+    hidden_dropout_prob=0.2,
+)
 CONFIGS = {
     "bert": _ENCODER,
     "roberta": dataclasses.replace(
         _ENCODER, architecture="roberta", layer_norm_eps=1e-5, type_vocab_size=1, position_offset=2
     ),
     "gpt2": DecoderConfig(
-        WIDTH, LAYERS, 2, VOCAB, POSITIONS, embd_pdrop=0.1, attn_pdrop=0.2, resid_pdrop=0.2
+        WIDTH,
+        LAYERS,
+        2,
+        vocab_size=VOCAB,
+        n_positions=POSITIONS,
+        embd_pdrop=0.1,
+        attn_pdrop=0.2,
+        resid_pdrop=0.2,
     ),
 }
 
@@ -528,7 +546,7 @@ def test_cached_decoding_equals_full_passes(method):
     full = jax.jit(lambda m: m(whole, rows[:, None], columns[None]))(model)
     prompts = np.where(columns < lengths[:, None], texts, 9)[:, : max(lengths)]
     logits, cache = jax.jit(lambda m: m.prefill(prompts, lengths, 1, steps))(model)
-    step, worst = jax.jit(lambda m, tokens, cache: m.step(tokens, cache)), 0.0
+    step, worst = jax.jit(lambda m, tokens, cache: m.decode_step(tokens, cache)), 0.0
     for i in range(steps + 1):
         at = lengths - 1 + i
         own = logits if i == 0 else logits[:, 0]

@@ -24,8 +24,9 @@ from lora_jax.training import optimizer, step
 TINY = DecoderConfig(16, 4, 2, vocab_size=20, n_positions=16)
 DROPOUT = {"embd_pdrop": 0.1, "attn_pdrop": 0.2, "resid_pdrop": 0.1}
 ENCODER = EncoderConfig(
-    "roberta", 30, 16, 3, 2, 24, 20, 1, position_offset=2, hidden_dropout_prob=0.0,
-    attention_probs_dropout_prob=0.0,
+    "roberta", vocab_size=30, hidden_size=16, num_hidden_layers=3, num_attention_heads=2,
+    intermediate_size=24, max_position_embeddings=20, type_vocab_size=1, position_offset=2,
+    hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
 )  # fmt: skip
 KEY = jax.random.key(0, impl="unsafe_rbg")  # compiles faster
 QV = {".*/qkv": {"parts": ("q", "v"), "fused": ("q", "k", "v")}}
@@ -99,9 +100,9 @@ def deviation(ours, reference):
 def decoded(model):
     """Logits of prompts of different lengths, then of two steps with two beams."""
     logits, cache = model.prefill(BATCH.inputs.tokens, jnp.array([8, 3, 5]), 2, 2)
-    first, cache = model.step(jnp.array([[1, 2], [3, 4], [5, 6]]), cache)
+    first, cache = model.decode_step(jnp.array([[1, 2], [3, 4], [5, 6]]), cache)
     paths = jnp.broadcast_to(jnp.arange(2)[:, None], cache.paths.shape)
-    second, _ = model.step(jnp.array([[7, 1], [2, 9], [4, 4]]), cache._replace(paths=paths))
+    second, _ = model.decode_step(jnp.array([[7, 1], [2, 9], [4, 4]]), cache._replace(paths=paths))
     return {"prompt": logits, "first": first, "second": second}
 
 

@@ -596,7 +596,16 @@ def from_shapes(make, seed=0):
 
 
 def test_lora_on_the_stacked_encoder():
-    config = EncoderConfig("bert", 30, 16, 3, 2, 24, 12, 2)
+    config = EncoderConfig(
+        "bert",
+        vocab_size=30,
+        hidden_size=16,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        intermediate_size=24,
+        max_position_embeddings=12,
+        type_vocab_size=2,
+    )
     base = from_shapes(lambda: Classifier(config, 3, nnx.Rngs(0)))
     method = lora_jax.lora(r".*/(query|value)", rank=4, alpha=8, dropout=0.1, head="head/.*")
     adapted = method.insert(base, KEY)

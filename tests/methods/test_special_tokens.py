@@ -290,7 +290,7 @@ def test_cached_decoding_equals_full_passes(name, pretrained):
     reference = partial(next_logits, theirs, torch_vectors(adapted))
     own, padded, lengths = prompts()
     beams, steps, rng, worst = 2, 4, np.random.default_rng(2), 0.0
-    advance = jax.jit(lambda m, tokens, cache: m.step(tokens, cache))
+    advance = jax.jit(lambda m, tokens, cache: m.decode_step(tokens, cache))
     logits, cache = jax.jit(lambda m, *a: m.prefill(*a, beams, steps))(adapted, padded, lengths)
     logits, pasts = np.repeat(logits[:, None], beams, axis=1), [[t] * beams for t in own]
     paths = jnp.broadcast_to(jnp.arange(beams)[:, None], cache.paths.shape)

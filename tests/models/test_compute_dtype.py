@@ -23,10 +23,14 @@ def make(kind, dtype):
     """A model of random float32 parameters, the same for all types of computation."""
     shared = {"initializer_range": 0.2, "compute_dtype": str(dtype)}
     if kind == "decoder":
-        sizes = decoder.DecoderConfig(WIDTH, LAYERS, 2, VOCAB, 20, INNER, **shared)
+        sizes = decoder.DecoderConfig(
+            WIDTH, LAYERS, 2, vocab_size=VOCAB, n_positions=20, n_inner=INNER, **shared
+        )
         return decoder.Decoder(sizes, nnx.Rngs(0))
     config = encoder.EncoderConfig(
-        kind, VOCAB, WIDTH, LAYERS, 2, INNER, 20, 2, position_offset=2 * (kind == "roberta"), **shared
+        kind, vocab_size=VOCAB, hidden_size=WIDTH, num_hidden_layers=LAYERS, num_attention_heads=2,
+        intermediate_size=INNER, max_position_embeddings=20, type_vocab_size=2,
+        position_offset=2 * (kind == "roberta"), **shared,
     )  # fmt: skip
     return encoder.Classifier(config, OUTPUTS, nnx.Rngs(0))
 
@@ -86,9 +90,9 @@ def equations(jaxpr, in_scan=False):
         for parameter in jax.tree.leaves(
             list(equation.params.values()), is_leaf=lambda leaf: hasattr(leaf, "eqns")
         ):
-            own = getattr(parameter, "jaxpr", parameter)
-            if hasattr(own, "eqns"):
-                yield from equations(own, inside)
+            inner = getattr(parameter, "jaxpr", parameter)
+            if hasattr(inner, "eqns"):
+                yield from equations(inner, inside)
 
 
 def products(jaxpr):
@@ -192,9 +196,9 @@ def test_gradients_of_a_table_are_sums_in_float32(kind):
 
     def total(params, count):
         tokens, zeros = np.full((1, count), 7), np.zeros((1, count), int)
-        own = partition.join(structure, params, frozen)
+        joined = partition.join(structure, params, frozen)
         inputs = Inputs(tokens, zeros, zeros, zeros)
-        x = own(tokens, zeros) if kind == "decoder" else own(inputs, None)
+        x = joined(tokens, zeros) if kind == "decoder" else joined(inputs, None)
         return (x.astype(jnp.float32) * weights).sum()
 
     one, many = (jax.grad(total)(trainable, count) for count in (1, 1024))
@@ -208,6 +212,6 @@ def test_gradients_of_a_table_are_sums_in_float32(kind):
 def test_cache_is_bfloat16():
     model, tokens = make("decoder", HALF), batch().tokens
     logits, cache = model.prefill(tokens, jnp.array([8, 3, 5]), 2, 4)
-    more, cache = model.step(jnp.array([[1, 2], [3, 4], [5, 6]]), cache)
+    more, cache = model.decode_step(jnp.array([[1, 2], [3, 4], [5, 6]]), cache)
     assert {v.dtype for v in (*cache.prompt, *cache.generated)} == {HALF}
     assert logits.dtype == more.dtype == FULL

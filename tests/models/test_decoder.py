@@ -97,12 +97,12 @@ def batch():
     for row, lengths in enumerate([(5, 1, 9), (POSITIONS,), (2,), (7, 12)]):
         for number, n in enumerate(lengths, 1):
             start = sum(lengths[: number - 1])
-            own = slice(start, start + n)
+            span = slice(start, start + n)
             examples.append(rng.integers(0, VOCAB, n))
             chosen.append(np.sort(rng.choice(n, (n + 1) // 2, replace=False)))
             at += [(row, start + i) for i in chosen[-1]]
-            inputs.tokens[row, own], inputs.segments[row, own] = examples[-1], number
-            inputs.positions[row, own] = np.arange(n)
+            inputs.tokens[row, span], inputs.segments[row, span] = examples[-1], number
+            inputs.positions[row, span] = np.arange(n)
     return inputs, np.array(at).T, examples, chosen, rng.integers(0, VOCAB, len(at))
 
 
@@ -113,7 +113,7 @@ run = jax.jit(lambda model, key=None: model(INPUTS, *AT, key=key))
 def torch_logits(theirs):
     """Of the chosen tokens, one example at a time."""
     logits = [theirs(torch.tensor(example[None])).logits[0] for example in EXAMPLES]
-    return torch.cat([own[c] for own, c in zip(logits, CHOSEN, strict=True)])
+    return torch.cat([rows[c] for rows, c in zip(logits, CHOSEN, strict=True)])
 
 
 def deviation(ours, reference):
@@ -155,8 +155,8 @@ def test_logits_and_all_gradients_equal_pytorch(layers, heads, size, inner, tmp_
     expected = torch_logits(theirs)
     torch.nn.functional.cross_entropy(expected, torch.tensor(TARGETS)).backward()
     gradients = to_ours((name, p.grad) for name, p in theirs.named_parameters())
-    logits, own = logits_and_gradients(ours)
-    reached = difference(logits, expected), deviation(own, gradients)
+    logits, our_gradients = logits_and_gradients(ours)
+    reached = difference(logits, expected), deviation(our_gradients, gradients)
     print(f"\ndeviation: logits {reached[0]:.1e}, gradients {reached[1]:.1e}")
     assert reached[0] < LOGITS_TOLERANCE and reached[1] < GRADIENT_TOLERANCE
 
@@ -173,15 +173,15 @@ def decode(ours, theirs, lengths, beams, steps, padding):
         return difference(logits, torch.stack(expected))
 
     start = jax.jit(lambda m, *args: m.prefill(*args, beams, steps))
-    step = jax.jit(lambda m, tokens, cache: m.step(tokens, cache))
+    step = jax.jit(lambda m, tokens, cache: m.decode_step(tokens, cache))
     logits, cache = start(ours, prompts, np.array(lengths))
     worst = compare(np.repeat(logits[:, None], beams, axis=1))
     for _ in range(steps):
         # As in a beam search: parents with repetition, so some pasts die and others double.
         parents, new = rng.integers(0, beams, (n, beams)), rng.integers(0, VOCAB, (n, beams))
         texts = [
-            [[*own[parents[i, j]], int(new[i, j])] for j in range(beams)]
-            for i, own in enumerate(texts)
+            [[*continuations[parents[i, j]], int(new[i, j])] for j in range(beams)]
+            for i, continuations in enumerate(texts)
         ]
         paths = jnp.take_along_axis(cache.paths, jnp.asarray(parents)[..., None], axis=1)
         logits, cache = step(ours, new, cache._replace(paths=paths))
@@ -311,8 +311,8 @@ def test_sharded_and_saved_again(saved, tmp_path):
     assert len(list((tmp_path / "shards").glob("model-*.safetensors"))) > 3
     model, new = load(tmp_path / "shards", unroll=3), tmp_path / "new"
     hub.save_decoder(new, model)
-    for own in (model, load(new)):
-        np.testing.assert_equal(parameters(own), parameters(load(saved[1])))
+    for decoder in (model, load(new)):
+        np.testing.assert_equal(parameters(decoder), parameters(load(saved[1])))
     assert hub.read_decoder_config(new) == hub.read_decoder_config(saved[1])
     again = transformers.GPT2LMHeadModel.from_pretrained(new).eval()
     assert torch.equal(torch_logits(again), torch_logits(saved[0]))
@@ -373,6 +373,8 @@ def test_files_that_do_not_fit_are_errors(saved, tmp_path, change, config, messa
 def test_saving_a_model_with_something_inserted_is_an_error(method, tmp_path):
     tiny = DecoderConfig(16, 2, 2, vocab_size=20, n_positions=8)
     model = method.insert(Decoder(tiny, nnx.Rngs(0)), jax.random.key(0))
-    with pytest.raises(ValueError, match=r"layers|embeddings/token.* are not GPT-2's: merge"):
+    with pytest.raises(
+        ValueError, match=r"layers|embeddings/token.* are not part of a published model: merge"
+    ):
         hub.save_decoder(tmp_path / "model", model)
     assert not (tmp_path / "model").exists()

@@ -102,10 +102,10 @@ def deviation(ours, reference) -> float:
     top = max(float(np.abs(v).max()) for v in reference.values())
     worst = 0.0
     for path, value in reference.items():
-        own = np.asarray(ours[path])
-        assert own.shape == value.shape and own.dtype == np.float32, path
+        leaf = np.asarray(ours[path])
+        assert leaf.shape == value.shape and leaf.dtype == np.float32, path
         scale = max(float(np.abs(value).max()), 0.01 * top)
-        worst = max(worst, float(np.abs(own - value).max()) / scale)
+        worst = max(worst, float(np.abs(leaf - value).max()) / scale)
     return worst
 
 
@@ -257,7 +257,16 @@ def test_minilm_equals_pytorch_on_real_sentences(real_data):
     assert reached[1] < GRADIENT_TOLERANCE
 
 
-TINY = EncoderConfig("bert", 40, 16, 3, 2, 32, 20, 2)
+TINY = EncoderConfig(
+    "bert",
+    vocab_size=40,
+    hidden_size=16,
+    num_hidden_layers=3,
+    num_attention_heads=2,
+    intermediate_size=32,
+    max_position_embeddings=20,
+    type_vocab_size=2,
+)
 
 
 def tiny(config=TINY, outputs=2):
@@ -324,7 +333,7 @@ def test_one_block_of_each_layer_is_the_scan():
     model = tiny()
     inputs, rows, columns = tiny_batch()
     graphdef, state = nnx.split(model.encoder.layers.block)
-    same = (inputs.segments[:, :, None] == inputs.segments[:, None, :])[:, None]
+    same = jnp.asarray(inputs.segments[:, :, None] == inputs.segments[:, None, :])[:, None]
     x = model.encoder.embeddings(inputs, None)
     for layer in range(3):
         block = nnx.merge(graphdef, jax.tree.map(lambda v: v[layer], state))
@@ -334,6 +343,7 @@ def test_one_block_of_each_layer_is_the_scan():
     np.testing.assert_allclose(model(*tiny_batch()), logits, rtol=0, atol=5e-6)
 
 
+@pytest.mark.wrong_types
 @pytest.mark.parametrize("wrong", [{"unroll": 0}, {"unroll": 5}, {"remat": "some"}])
 def test_wrong_stack_settings_are_errors(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
@@ -457,7 +467,7 @@ def test_layers_draw_different_dropout():
 def attention_case(seed=0):
     keys = jax.random.split(jax.random.key(seed), 3)
     q, k, v = (jax.random.normal(key, (2, 7, 2, 5)) for key in keys)
-    segments = np.array([[1, 1, 1, 2, 2, 0, 0], [3, 4, 4, 4, 4, 4, 4]])
+    segments = jnp.array([[1, 1, 1, 2, 2, 0, 0], [3, 4, 4, 4, 4, 4, 4]])
     return q, k, v, (segments[:, :, None] == segments[:, None, :])[:, None]
 
 

@@ -15,6 +15,7 @@ import jax
 from ml_collections import ConfigDict
 
 from experiments.runs import command_line
+from experiments.runs import folder as run_folder
 from lora_jax.sharding import hosts
 
 
@@ -46,9 +47,9 @@ def main(folder: Path) -> dict[str, Any]:
     def config(rate: float, data: int) -> ConfigDict:
         return ConfigDict({"rate": rate, "mesh": {"data": data}})
 
-    found = hosts.from_main(value)
+    received = hosts.from_main(value)
     return {
-        "value": [len(found["text"]), found["number"], calls],
+        "value": [len(received["text"]), received["number"], calls],
         "error": outcome(lambda: hosts.from_main(broken)),
         "everywhere": [
             hosts.everywhere(True),
@@ -56,11 +57,11 @@ def main(folder: Path) -> dict[str, Any]:
             hosts.everywhere(False),
         ],
         "together": [fail(on=2), *(outcome(lambda on=on: fail(on)) for on in (0, 1))],
-        "same config": outcome(lambda: folder.finished(folder, config(0.1, 2))),
-        "other config": outcome(lambda: folder.finished(folder, config(0.1 + index, 2))),
-        "claimed": outcome(lambda: folder.claim(folder, config(0.1, 2))),
-        "another mesh": outcome(lambda: folder.finished(folder, config(0.1, 1))),
-        "another run": outcome(lambda: folder.finished(folder, config(0.2, 2))),
+        "same config": outcome(lambda: run_folder.finished(folder, config(0.1, 2))),
+        "other config": outcome(lambda: run_folder.finished(folder, config(0.1 + index, 2))),
+        "claimed": outcome(lambda: run_folder.claim(folder, config(0.1, 2))),
+        "another mesh": outcome(lambda: run_folder.finished(folder, config(0.1, 1))),
+        "another run": outcome(lambda: run_folder.finished(folder, config(0.2, 2))),
         "after all this": hosts.from_main(lambda: "in step"),
     }
 

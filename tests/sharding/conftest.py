@@ -1,4 +1,4 @@
-"""Programs of their own: the number of host devices is fixed when JAX starts."""
+"""Starts programs with 8 CPU devices: the number of devices is fixed when JAX starts."""
 
 import json
 import os
@@ -13,7 +13,7 @@ HERE = Path(__file__).parent
 
 @pytest.fixture(scope="session")
 def on_eight_devices(tmp_path_factory):
-    """Runs a program of this folder on 8 host devices: the JSON it writes."""
+    """Runs a program of this folder on 8 CPU devices and returns the JSON that it writes."""
 
     def run(program, *arguments):
         out = tmp_path_factory.mktemp("eight") / "out.json"
@@ -27,15 +27,9 @@ def on_eight_devices(tmp_path_factory):
         }
         done = subprocess.run(
             [sys.executable, str(HERE / program), *arguments, str(out)],
-            env=environment, capture_output=True, text=True, timeout=600,
+            env=environment, capture_output=True, text=True, timeout=1200,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr[-4000:]
         return json.loads(out.read_text())
 
     return run
-
-
-@pytest.fixture(scope="session")
-def others(on_eight_devices):
-    """What others_on_meshes.py found: decoding, evaluation, donation, checkpoints."""
-    return on_eight_devices("others_on_meshes.py")

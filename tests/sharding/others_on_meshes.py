@@ -124,7 +124,8 @@ def donate_and_save(folder: Path) -> dict[str, Any]:
             "record": record,
             "equal": all(a.tobytes() == np.asarray(new).tobytes() for a, new, _ in pairs),
             "shardings": all(
-                new.sharding.is_equivalent_to(own.sharding, own.ndim) for _, new, own in pairs
+                new.sharding.is_equivalent_to(wanted.sharding, wanted.ndim)
+                for _, new, wanted in pairs
             ),
             "devices": sorted({len(new.sharding.device_set) for _, new, _ in pairs}),
             "share": sum(new.addressable_shards[0].data.nbytes for _, new in wide)

@@ -117,7 +117,16 @@ def model(kind):
     if kind == "gpt2":
         sizes = DecoderConfig(8, 2, 2, vocab_size=50, n_positions=12)
         return nnx.eval_shape(lambda: Decoder(sizes, nnx.Rngs(0)))
-    sizes = EncoderConfig(kind, 50, 8, 2, 2, 16, 12, 2)
+    sizes = EncoderConfig(
+        kind,
+        vocab_size=50,
+        hidden_size=8,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=16,
+        max_position_embeddings=12,
+        type_vocab_size=2,
+    )
     return nnx.eval_shape(lambda: Classifier(sizes, 3, nnx.Rngs(0)))
 
 
@@ -129,7 +138,7 @@ def real(kind):
 
 
 def written(found):
-    return {path: " ".join(axis or "." for axis in own) for path, own in found.items()}
+    return {path: " ".join(axis or "." for axis in axes) for path, axes in found.items()}
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -140,10 +149,10 @@ def test_every_parameter_is_named(case):
         made = method.insert(made, jax.random.key(0))
     found = of_model(made)
     assert written(found) == expected
-    used = {axis for own in found.values() for axis in own if axis}
+    used = {axis for axes in found.values() for axis in axes if axis}
     assert used <= RULES.keys()
     shapes = {"/".join(map(str, p)): v.shape for p, v in nnx.to_flat_state(nnx.state(made))}
-    assert {p: len(s) for p, s in shapes.items()} == {p: len(own) for p, own in found.items()}
+    assert {p: len(s) for p, s in shapes.items()} == {p: len(axes) for p, axes in found.items()}
 
 
 class Holder(nnx.Module):
@@ -173,8 +182,8 @@ def test_factors_have_the_axes_of_their_weight(kind, stacked):
 
     def holder(rngs):
         made = Holder(make, rngs)
-        own = getattr(made.layer, "embedding" if kind == "Embed" else "kernel")
-        name(own, tuple(None if axis == "." else axis for axis in weight.split()))
+        parameter = getattr(made.layer, "embedding" if kind == "Embed" else "kernel")
+        name(parameter, tuple(None if axis == "." else axis for axis in weight.split()))
         return made
 
     rngs = nnx.Rngs(0)
@@ -198,8 +207,8 @@ def test_a_convolution_s_factors_are_not_split(groups):
     found = of_model(adapted)
     assert found["layer/kernel"] == (None, "embed", "mlp")
     for factor in (adapted.layer.lora.a, adapted.layer.lora.b):
-        own = names(factor)
-        assert len(own) == factor.ndim and set(own) == {None, "rank"}
+        axes = names(factor)
+        assert len(axes) == factor.ndim and set(axes) == {None, "rank"}
 
 
 def test_flax_s_own_annotation_is_taken_over():

@@ -31,13 +31,9 @@ TRAINED_ELSE = 1e-4
 
 
 @pytest.fixture(scope="module")
-def roberta(on_eight_devices):
-    return on_eight_devices("train_on_meshes.py", "roberta")
-
-
-@pytest.fixture(scope="module")
-def gpt2(on_eight_devices):
-    return on_eight_devices("train_on_meshes.py", "gpt2")
+def records(on_eight_devices):
+    """Of both models, from one start of the program."""
+    return on_eight_devices("train_on_meshes.py", *CASES)
 
 
 def cases():
@@ -49,24 +45,24 @@ def cases():
 
 
 @pytest.mark.parametrize(("model", "method", "mesh"), cases())
-def test_a_mesh_gives_what_one_device_gives(model, method, mesh, request):
-    record = request.getfixturevalue(model)[method]
-    found = record["meshes"][mesh]
-    assert found["loss"] <= LOSS and found["norm"] <= LOSS
-    assert found["trained"] <= TRAINED.get(method, TRAINED_ELSE)
-    assert found["outputs"] <= 1e-5
+def test_a_mesh_gives_what_one_device_gives(model, method, mesh, records):
+    record = records[model][method]
+    on_mesh = record["meshes"][mesh]
+    assert on_mesh["loss"] <= LOSS and on_mesh["norm"] <= LOSS
+    assert on_mesh["trained"] <= TRAINED.get(method, TRAINED_ELSE)
+    assert on_mesh["outputs"] <= 1e-5
     # Every trained leaf moved, by up to the learning rate, 1e-2, in each of two updates; but a bias
     # of keys changes no attention weight.
     moved = {path: far for path, far in record["moved"].items() if not path.endswith("key/bias")}
     assert min(moved.values()) > 1e-3, moved
-    assert found["programs"] == 1  # for four steps: results lie where arguments do
-    assert found["stays"]
+    assert on_mesh["programs"] == 1  # for four steps: results have the shardings of the arguments
+    assert on_mesh["stays"]
 
 
 @pytest.mark.parametrize("mesh", MESHES)
 @pytest.mark.parametrize("model", CASES)
-def test_a_device_holds_its_share(model, mesh, request):
-    record = request.getfixturevalue(model)["lora"]["meshes"][mesh]
+def test_a_device_holds_its_share(model, mesh, records):
+    record = records[model]["lora"]["meshes"][mesh]
     least, most = FROZEN[mesh]
     assert least <= record["bytes"] <= most
     # Adam's moments and the mean gradient of the factors lie as the factors do.
@@ -74,14 +70,13 @@ def test_a_device_holds_its_share(model, mesh, request):
 
 
 @pytest.mark.parametrize("model", CASES)
-def test_state_of_full_fine_tuning_is_split(model, request):
+def test_state_of_full_fine_tuning_is_split(model, records):
     """Here the trained part is all of the model, so its state shrinks as the frozen part does."""
-    record = request.getfixturevalue(model)["full"]["meshes"]["data x fsdp x model"]
+    record = records[model]["full"]["meshes"]["data x fsdp x model"]
     assert record["bytes"] == 0 and 1 / 4 <= record["state_bytes"] <= 0.4
 
 
 @pytest.mark.parametrize("model", CASES)
-def test_every_listed_case_ran(model, request):
-    found = request.getfixturevalue(model)
-    assert set(found) == {"lora", *CASES[model]}
-    assert set(found["lora"]["meshes"]) == set(MESHES)
+def test_every_listed_case_ran(model, records):
+    assert set(records[model]) == {"lora", *CASES[model]}
+    assert set(records[model]["lora"]["meshes"]) == set(MESHES)

@@ -109,7 +109,7 @@ def test_state_of_another_shape_than_its_parameter_is_whole():
     found = abstract().state_shardings(state, params(shapes))
     pairs = list(zip(jax.tree.leaves(state), jax.tree.leaves(found), strict=True))
     assert any(leaf.shape in ((97,), (8,)) for leaf, _ in pairs)
-    assert all(own.is_fully_replicated for leaf, own in pairs if leaf.shape != (97, 8))
+    assert all(sharding.is_fully_replicated for leaf, sharding in pairs if leaf.shape != (97, 8))
 
 
 def host_values():
@@ -181,12 +181,12 @@ def test_rows_are_shared_out_and_cut(one):
 def test_jit_knows_the_mesh_and_the_function_s_name(one):
     seen = []
 
-    def own(x):
+    def inner(x):
         seen.append(jax.sharding.get_abstract_mesh().axis_names)
         return x
 
-    one.jit(own)(jnp.ones(2))
-    assert seen == [("run", "data", "fsdp", "model")] and one.jit(own).__name__ == "own"
+    one.jit(inner)(jnp.ones(2))
+    assert seen == [("run", "data", "fsdp", "model")] and one.jit(inner).__name__ == "inner"
     assert jax.sharding.get_abstract_mesh().empty
 
 

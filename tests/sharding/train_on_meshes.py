@@ -1,6 +1,6 @@
 """Trains small models on meshes of 8 devices and on one, and writes how far they differ as JSON.
 
-    XLA_FLAGS=--xla_force_host_platform_device_count=8 python train_on_meshes.py gpt2 OUT.json
+    XLA_FLAGS=--xla_force_host_platform_device_count=8 python train_on_meshes.py roberta gpt2 OUT.json
 
 A program of its own: the number of host devices is fixed when JAX starts.
 """
@@ -67,7 +67,17 @@ VOCABULARY = 97  # odd, as the published ones
 
 def roberta(rngs: nnx.Rngs) -> Classifier:
     sizes = EncoderConfig(
-        "roberta", VOCABULARY, 32, 2, 4, 64, 34, 1, 1e-5, position_offset=2, remat="dots"
+        "roberta",
+        vocab_size=VOCABULARY,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=64,
+        max_position_embeddings=34,
+        type_vocab_size=1,
+        layer_norm_eps=1e-5,
+        position_offset=2,
+        remat="dots",
     )
     return Classifier(sizes, 3, rngs)
 
@@ -130,8 +140,8 @@ def train(name: str, method: lora_jax.Method, mesh: jax.sharding.Mesh) -> dict:
         "outputs": np.asarray(outputs),
         "start": {path: np.asarray(value) for path, value in trainable.items()},
         "stays": all(
-            leaf.sharding.is_equivalent_to(own, leaf.ndim)
-            for leaf, own in zip(jax.tree.leaves(placed), wanted, strict=True)
+            leaf.sharding.is_equivalent_to(sharding, leaf.ndim)
+            for leaf, sharding in zip(jax.tree.leaves(placed), wanted, strict=True)
         ),
         "programs": train_step._cache_size(),
         "bytes": sum(leaf.addressable_shards[0].data.nbytes for leaf in frozen.values()),
@@ -155,17 +165,17 @@ def compare(name: str) -> dict:
         rows = {}
         for mesh_name in MESHES if method_name == "lora" else (ALL_AXES,):
             sizes = MESHES[mesh_name]
-            found = train(name, method, make_mesh(sizes))
+            other = train(name, method, make_mesh(sizes))
             print(method_name, mesh_name, f"{time.perf_counter() - begin:.1f} s", flush=True)
             rows[mesh_name] = {
-                "loss": far(found["losses"], one["losses"]),
-                "norm": far(found["norms"], one["norms"]),
-                "trained": max(far(found["trained"][p], one["trained"][p]) for p in one["trained"]),
-                "outputs": far(found["outputs"], one["outputs"]),
-                "stays": found["stays"],
-                "programs": found["programs"],
-                "bytes": found["bytes"] / one["bytes"] if one["bytes"] else 0.0,
-                "state_bytes": found["state_bytes"] / one["state_bytes"],
+                "loss": far(other["losses"], one["losses"]),
+                "norm": far(other["norms"], one["norms"]),
+                "trained": max(far(other["trained"][p], one["trained"][p]) for p in one["trained"]),
+                "outputs": far(other["outputs"], one["outputs"]),
+                "stays": other["stays"],
+                "programs": other["programs"],
+                "bytes": other["bytes"] / one["bytes"] if one["bytes"] else 0.0,
+                "state_bytes": other["state_bytes"] / one["state_bytes"],
             }
         result[method_name] = {"moved": moved, "losses": one["losses"], "meshes": rows}
     return result
@@ -174,4 +184,5 @@ def compare(name: str) -> dict:
 if __name__ == "__main__":
     assert jax.device_count() == 8, jax.devices()
     jax.config.update("jax_disable_most_optimizations", True)  # they take minutes, for milliseconds
-    Path(sys.argv[2]).write_text(json.dumps(compare(sys.argv[1]), indent=1))
+    *models, out = sys.argv[1:]
+    Path(out).write_text(json.dumps({model: compare(model) for model in models}, indent=1))
