@@ -18,11 +18,13 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Key
 
 from lora_jax.checks import integer
 
 Shape = tuple[int, ...]
+Values = Array | np.ndarray  # of factors: an adapter folder's are numpy's
 Scaling = Literal["alpha/r", "alpha/sqrt(r)"]
 Init = Literal["kaiming", "gaussian"]
 
@@ -160,7 +162,7 @@ def initial_values(
 
 
 def product(
-    a: Float[Array, "maps inputs rank"], b: Float[Array, "maps rank outputs"]
+    a: Float[Values, "maps inputs rank"], b: Float[Values, "maps rank outputs"]
 ) -> Float[Array, "maps inputs outputs"]:
     """A B for every map, accumulated in float32 whatever the factors' type."""
     return jnp.einsum(
@@ -172,10 +174,10 @@ def product(
 
 
 def as_matrices(
-    roles: Contraction, a: Float[Array, ...], b: Float[Array, ...]
+    roles: Contraction, a: Float[Values, ...], b: Float[Values, ...]
 ) -> tuple[
-    Float[Array, "maps flat_inputs rank"],
-    Float[Array, "maps rank flat_outputs"],
+    Float[Values, "maps flat_inputs rank"],
+    Float[Values, "maps rank flat_outputs"],
 ]:
     """Factors as matrices, one pair for every map.
 
@@ -190,7 +192,7 @@ def as_matrices(
 
 
 def delta(
-    roles: Contraction, a: Float[Array, ...], b: Float[Array, ...], scale: float
+    roles: Contraction, a: Float[Values, ...], b: Float[Values, ...], scale: float
 ) -> Float[Array, ...]:
     """scale * A B in the axis order of the weight, in float32.
 

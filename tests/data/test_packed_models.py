@@ -47,7 +47,15 @@ def lora_method():
 def model_of(kind):
     """A tiny adapted classifier with random values everywhere (B too), from shapes alone."""
     config = EncoderConfig(
-        kind, 50, 16, 2, 2, 32, 24, 2, position_offset=2 if kind == "roberta" else 0
+        kind,
+        vocab_size=50,
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=32,
+        max_position_embeddings=24,
+        type_vocab_size=2,
+        position_offset=2 if kind == "roberta" else 0,
     )
 
     def make():

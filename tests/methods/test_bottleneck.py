@@ -353,7 +353,7 @@ def first_block(model):
 @every_kind
 def test_start_is_the_base_model_or_near_it(kind, place):
     zero, one, half = (inserted(kind, place, std=std)[1] for std in (0.0, 0.02, 0.01))
-    x, out = np.random.default_rng(4).normal(size=(2, 5, WIDTH)).astype(np.float32)
+    x, out = jnp.asarray(np.random.default_rng(4).normal(size=(2, 5, WIDTH)), jnp.float32)
     for name in ("attention", "feed_forward"):
         own, plain = (getattr(first_block(m), name) for m in (zero, base(kind)))
         np.testing.assert_array_equal(own.residual(x, out), plain.residual(x, out))
@@ -543,7 +543,8 @@ def test_cached_decoding_equals_full_passes(method):
     texts = rng.integers(0, VOCAB, (2, max(lengths) + steps))
     columns = np.arange(texts.shape[1])
     whole = Inputs(texts, np.ones_like(texts), columns + 0 * texts, 0 * texts)
-    full = jax.jit(lambda m: m(whole, rows[:, None], columns[None]))(model)
+    everywhere = np.repeat(rows, len(columns)), np.tile(columns, len(rows))
+    full = jax.jit(lambda m: m(whole, *everywhere))(model).reshape(*texts.shape, VOCAB)
     prompts = np.where(columns < lengths[:, None], texts, 9)[:, : max(lengths)]
     logits, cache = jax.jit(lambda m: m.prefill(prompts, lengths, 1, steps))(model)
     step, worst = jax.jit(lambda m, tokens, cache: m.decode_step(tokens, cache)), 0.0
@@ -557,6 +558,7 @@ def test_cached_decoding_equals_full_passes(method):
     assert worst < LOGITS_TOLERANCE
 
 
+@pytest.mark.wrong_types
 @every_place
 @pytest.mark.parametrize("arguments, message", [
     ({"size": 0}, "size must be a positive integer, got 0"),

@@ -299,6 +299,7 @@ def test_the_lower_layers_have_no_backward_scan(method, expected):
 # --- Errors and files -----------------------------------------------------------------------------
 
 
+@pytest.mark.wrong_types
 @pytest.mark.parametrize("count", [0, -1, True, 2.0, "2"])
 def test_wrong_numbers_of_layers_are_errors(count):
     with pytest.raises(ValueError, match="count must be a positive integer"):

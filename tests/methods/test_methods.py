@@ -281,6 +281,7 @@ def test_default_alpha_is_the_rank(model, rank, alpha, scale):
     assert adapted.blocks[0].attention.query.lora.scale == scale
 
 
+@pytest.mark.wrong_types
 @pytest.mark.parametrize(
     "arguments, message",
     [
@@ -305,6 +306,7 @@ def test_bad_arguments_are_refused_at_construction(arguments, message):
         lora_jax.lora(r".*/query", **arguments)
 
 
+@pytest.mark.wrong_types
 @pytest.mark.parametrize("own", [{"rank": True}, {"rank": 0}, {"alpha": -1}, {"scaling": "x"}])
 def test_bad_arguments_of_one_target_are_refused(own):
     with pytest.raises(ValueError):

@@ -468,6 +468,7 @@ def test_json_and_special(method, special):
 # --- Errors ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.wrong_types
 @both
 @pytest.mark.parametrize("arguments, message", [
     ((0, 0), "both 0"), ((-1, 2), "prefix .* got -1"), ((2, -1), "infix .* got -1"),
@@ -478,6 +479,7 @@ def test_wrong_numbers_of_tokens_are_errors(name, arguments, message):
         MAKE[name](*arguments)
 
 
+@pytest.mark.wrong_types
 def test_an_unknown_init_is_an_error():
     with pytest.raises(ValueError, match="'vocabulary' or 'normal', got 'zeros'"):
         methods.prefix_embed(2, init="zeros")
@@ -504,7 +506,7 @@ def test_methods_that_do_not_go_together_are_errors(name, pretrained):
         (own + update).insert(base, KEY)
     for other in MAKE.values():
         with pytest.raises(ValueError, match="two methods have special tokens"):
-            _ = (own + other(1, 1)).special
+            _ = (own + other(1, 1)).special_tokens
         with pytest.raises(TypeError, match="another method"):
             (own + other(1, 1)).insert(base, KEY)
 
