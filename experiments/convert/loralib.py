@@ -13,7 +13,6 @@ import jax
 import numpy as np
 
 from experiments.convert import state_dicts
-from experiments.runs.adaptation import adapter_folder
 from lora_jax import adapters, partition
 from lora_jax.interop import loralib, loralib_export, loralib_names
 from lora_jax.models import hub
@@ -115,7 +114,7 @@ def to_loralib(
     Raises:
       FileNotFoundError, ImportError, ValueError: bad input; nothing is written then.
     """
-    loaded = adapters.load_adapter(adapter_folder(adapter))
+    loaded = adapters.load_adapter(adapters.adapter_folder(adapter))
     architecture = architecture or loaded.notes.get("architecture")
     with _named(adapter):
         state = loralib_export.to_state_dict(loaded.values, architecture, prefix)

@@ -30,7 +30,7 @@ from lora_jax import methods
 
 
 def main(_: list[str]) -> None:
-    """Command line."""
+    """Runs the command."""
     logging.set_verbosity(logging.WARNING)
     # Nothing runs here: no accelerator is taken, and libtpu does not look for a TPU machine.
     jax.config.update("jax_platforms", "cpu")

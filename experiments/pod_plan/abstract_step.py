@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -12,7 +13,7 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 from ml_collections import ConfigDict
 
-from experiments.runs.adaptation import optimizer_for
+from experiments.runs.settings import train_settings
 from lora_jax import partition
 from lora_jax.costs import flops
 from lora_jax.data.batch import Batch, Inputs
@@ -37,12 +38,12 @@ class AbstractStep:
     Attributes:
       function: from `make_train_step` or `make_runs_train_step`.
       arguments: its arguments, shapes with shardings.
-      frozen: those among them that are the base's.
+      frozen: those among them that belong to the base.
       flops: of one step, all devices and runs together.
       trainable, total: numbers of parameters, of all runs; total has the base once.
     """
 
-    function: Any
+    function: Callable[..., Any]
     arguments: tuple[Any, ...]
     frozen: dict[str, Any]
     flops: int
@@ -50,7 +51,7 @@ class AbstractStep:
     total: int
 
 
-def model_config(config: ConfigDict) -> Any:
+def model_config(config: ConfigDict) -> encoder.EncoderConfig | decoder.DecoderConfig:
     """Sizes and settings of the plan's model.
 
     Raises:
@@ -60,8 +61,9 @@ def model_config(config: ConfigDict) -> Any:
     if config.model.size not in sizes:
         raise ValueError(f"unknown model {config.model.size!r}; known are {sorted(sizes)}")
     settings = {k: v for k, v in config.model.items() if k != "size"}
-    own = sizes[config.model.size]
-    return dataclasses.replace(own, compute_dtype=str(config.base_dtype), **settings)
+    return dataclasses.replace(
+        sizes[config.model.size], compute_dtype=str(config.base_dtype), **settings
+    )
 
 
 def is_classifier(config: ConfigDict) -> bool:
@@ -83,8 +85,8 @@ class _Parts:
 
     def optimizer(self, learning_rate: Any = None) -> optax.GradientTransformation:
         """AdamW as the config says, with its learning rate or this one."""
-        own = {path: self.labels[path] for path in self.trainable}
-        return optimizer_for(self.config, own, _UPDATES, learning_rate)[1]
+        labels = {path: self.labels[path] for path in self.trainable}
+        return train_settings(self.config).optimizer(labels, _UPDATES, learning_rate)[1]
 
     @property
     def placed_frozen(self) -> dict[str, Any]:
@@ -101,7 +103,7 @@ def _abstract_model(config: ConfigDict, method: Method) -> nnx.Module:
 
     def make() -> nnx.Module:
         rngs = nnx.Rngs(0)
-        if is_classifier(config):
+        if isinstance(sizes, encoder.EncoderConfig):
             return encoder.Classifier(sizes, _CLASSES, rngs)
         return decoder.Decoder(sizes, rngs)
 
@@ -165,7 +167,7 @@ def build_runs(
     of_run = run_values(_abstract_model(config, method), config.learning_rate)
     values = stack([of_run] * runs)
     placement, of_runs = parts.placement, parts.placement.of_runs()
-    each, own_batches = placement.each_run, config.orders != "shared"
+    each, batch_of_each_run = placement.each_run, config.orders != "shared"
     trainable = {
         path: jax.ShapeDtypeStruct((runs, *leaf.shape), leaf.dtype)
         for path, leaf in parts.trainable.items()
@@ -181,7 +183,7 @@ def build_runs(
         _placed(state, of_runs.state_shardings(state, trainable)),
         jax.tree.map(lambda leaf: _placed(leaf, each), values),
         parts.placed_frozen,
-        abstract_batch(config, rows, placement, runs if own_batches else None),
+        abstract_batch(config, rows, placement, runs if batch_of_each_run else None),
         _placed(keys, each),
         _placed(jax.ShapeDtypeStruct((), jnp.uint32), placement.replicated),
     )
@@ -203,8 +205,8 @@ def abstract_batch(
     lead: tuple[int, ...] = () if runs is None else (runs,)
     names: axes.Axes = ("runs",) * len(lead)
     of_rows, of_slots = (
-        NamedSharding(mesh, axes.spec((*names, *own), mesh.axis_names))
-        for own in (("batch", None), (None,))
+        NamedSharding(mesh, axes.spec((*names, *split), mesh.axis_names))
+        for split in (("batch", None), (None,))
     )
     field: Any = jax.ShapeDtypeStruct((*lead, rows, config.length), jnp.int32, sharding=of_rows)
     slots: Any = [
@@ -224,5 +226,7 @@ def _first(tree: Any) -> Any:
 
 
 def _placed(shapes: Any, shardings: Any) -> Any:
-    place = lambda leaf, own: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=own)  # noqa: E731
+    def place(leaf: Any, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
     return jax.tree.map(place, shapes, shardings)

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.runs import folder as workdirs
+from lora_jax.run_folder import flat
 
 # What may differ between runs of one setting.
 _NO_SETTING = (
@@ -245,7 +245,7 @@ def setting(record: Record, without: Sequence[str] = ()) -> str:
     left_out = (*_NO_SETTING, *without)
     kept = {
         key: value
-        for key, value in workdirs.flat(record.config).items()
+        for key, value in flat(record.config).items()
         if value is not None
         and not any(key == name or key.startswith(f"{name}.") for name in left_out)
     }

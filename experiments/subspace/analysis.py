@@ -13,12 +13,11 @@ from tqdm import tqdm
 
 from experiments.report import text_tables
 from experiments.runs import bases, folder
-from experiments.runs.adaptation import adapter_folder
 from experiments.subspace import rows as rows_of
 from experiments.subspace.figures import Figures
 from experiments.subspace.rows import Pairs, Row
 from lora_jax import files
-from lora_jax.adapters import Adapter, load_adapter
+from lora_jax.adapters import Adapter, adapter_folder, load_adapter
 from lora_jax.analysis import factor_pairs, similarity
 from lora_jax.analysis.amplification import Amplification, amplification
 from lora_jax.files import write_json

@@ -17,7 +17,8 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Self
 
-from rich.console import Console, Group, JustifyMethod
+from rich.console import Console, JustifyMethod
+from rich.console import Group as Stacked
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
@@ -135,7 +136,7 @@ class LiveTable:
                 line += f"{self._headline} {_number(s.score)}, best (epoch) {_best_cell(s)}"
                 self._console.out(line, highlight=False)
 
-    def _view(self, statuses: Sequence[RunStatus], note: str) -> Group:
+    def _view(self, statuses: Sequence[RunStatus], note: str) -> Stacked:
         """The table, a line on the runs that have no room in it, the summary and the note."""
         width, best = self._console.width, _best(statuses, self._smaller)
         ends = [Text(t) for t in (summary(statuses, self._smaller, self._total), note) if t]
@@ -151,7 +152,7 @@ class LiveTable:
         if hidden := ranked[len(shown) :]:
             text = f"and {len(hidden)} more: {summary(hidden, self._smaller)}"
             ends.insert(0, Text(text, style="dim", no_wrap=True, overflow="ellipsis"))
-        return Group(_table(shown, best, self._headline, width), *ends)
+        return Stacked(_table(shown, best, self._headline, width), *ends)
 
 
 def _table(runs: Sequence[RunStatus], best: RunStatus | None, headline: str, width: int) -> Table:

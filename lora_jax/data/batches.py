@@ -10,6 +10,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from lora_jax.data.batch import Batch
+from lora_jax.data.counts import Counts, count_packed
 from lora_jax.data.glue import Examples
 from lora_jax.data.packing import (
     Packable,
@@ -112,6 +113,10 @@ class TrainingBatches:
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """The batches of one epoch from number `start` on, packed ahead in a thread."""
         return _ahead(self._indices(epoch)[start:].map(self._packed))
+
+    def count(self, batch: Batch) -> Counts:
+        """Examples and tokens of a batch, see `count_packed`."""
+        return count_packed(batch)
 
 
 class BatchesOfRuns(TrainingBatches):

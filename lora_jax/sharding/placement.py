@@ -13,7 +13,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import PyTree
 
+from lora_jax.data.batch import Batch, Inputs
 from lora_jax.partition import Params
 from lora_jax.sharding.axes import Axes, spec
 from lora_jax.sharding.mesh import shares
@@ -106,22 +108,41 @@ class Placement:
         """A tree of equal values on every host, whole on every device."""
         return jax.tree.map(lambda leaf: put(leaf, self.replicated), tree)
 
-    def batch(self, batch: Any) -> Any:
-        """A packed batch on the devices: token rows split, slots whole.
+    def batch(self, batch: PyTree) -> PyTree:
+        """A batch on the devices, which share out its token rows or its examples.
 
         Every host holds the whole batch (packing is cheap and a function of the seed) and sends the
-        rows of its own devices. Rows that are missing for equal parts are added: padding. Where the
-        arrays have a first axis of runs, each run's devices get their own.
+        part of its own devices. Of a packed batch the token rows are split and the slots are whole;
+        rows that are missing for equal parts are added as padding; where its arrays have a first axis
+        of runs, each run's devices get their own. Of any other tree of arrays the first axis is split.
+
+        Raises:
+          ValueError: the devices cannot share the examples of an unpacked batch in equal parts.
         """
+        if isinstance(batch, Batch):
+            return self._packed_batch(batch)
+        parts = shares(self.mesh)
+        for count in {np.shape(leaf)[0] for leaf in jax.tree.leaves(batch)}:
+            if count % parts:
+                raise ValueError(
+                    f"mesh: data x fsdp = {parts} does not divide a batch of {count} examples; choose a "
+                    "batch size that it divides, and drop a smaller last batch (drop_last=True)"
+                )
+        examples = NamedSharding(self.mesh, spec(("batch",), self.mesh.axis_names))
+        return jax.tree.map(lambda leaf: put(leaf, examples), batch)
+
+    def _packed_batch(self, batch: Batch) -> Batch:
         parts = shares(self.mesh)
         runs: Axes = ("runs",) * (batch.inputs.tokens.ndim - 2)
         rows, slot = (
             NamedSharding(self.mesh, spec((*runs, *own), self.mesh.axis_names))
             for own in (("batch", None), (None,))
         )
-        inputs = [put(_padded(field, parts), rows) for field in batch.inputs]
-        slots = {k: put(v, slot) for k, v in batch._asdict().items() if k != "inputs"}
-        return batch._replace(inputs=type(batch.inputs)(*inputs), **slots)
+        inputs = [put(_padded(np.asarray(field), parts), rows) for field in batch.inputs]
+        slots: dict[str, Any] = {
+            k: put(v, slot) for k, v in batch._asdict().items() if k != "inputs"
+        }
+        return batch._replace(inputs=Inputs(*inputs), **slots)
 
     def by_rows(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """`function` of host arrays with equal numbers of rows, shared out over the devices.
@@ -133,7 +154,7 @@ class Placement:
 
         def shared_out(*values: np.ndarray) -> Any:
             count = len(values[0])
-            indices = np.minimum(np.arange(rounded_up(count, parts)), count - 1)
+            indices = np.minimum(np.arange(count + -count % parts), count - 1)
             found = jax.device_get(function(*(put(value[indices], rows) for value in values)))
             return jax.tree.map(lambda leaf: leaf[:count], found)
 

@@ -21,7 +21,8 @@ from lora_jax.partition import Params
 from lora_jax.sharding.placement import gather
 from lora_jax.sweeps.runs import RunValues
 from lora_jax.training.checkpoints import Checkpoints
-from lora_jax.training.loop import Batches, Clock, Plan, Progress
+from lora_jax.training.loop import Batches, Clock
+from lora_jax.training.progress import LoopSettings, Progress
 from lora_jax.training.records import MetricsLog
 
 Metrics = dict[str, float]
@@ -32,19 +33,19 @@ class Member:
     """One run of a program.
 
     Attributes:
-      plan: settings of its loop; all members have the same epochs and intervals.
+      settings: of its loop; all members have the same epochs and intervals.
       folder: for metrics.jsonl and TensorBoard.
       on_best: called after each epoch that is its best so far, with its (padded) parameters.
     """
 
-    plan: Plan
+    settings: LoopSettings
     folder: Path
     on_best: Callable[[Mapping[str, np.ndarray], Progress], None]
 
 
 @runtime_checkable
 class Watch(Protocol):
-    """Told how a program gets on, at every logged step and after every epoch."""
+    """Called with the progress of a program's runs, at every logged step and after every epoch."""
 
     def __call__(self, runs: Sequence[Progress], losses: Sequence[float]) -> None:
         """Progress and the last logged loss of every run."""
@@ -67,8 +68,9 @@ class Arrays:
 
 def fit_runs(
     members: Sequence[Member],
-    train_step: Any,
+    train_step: Callable[..., Any],
     batches: Batches,
+    *,
     evaluate: Callable[[Params], Sequence[Metrics]],
     arrays: Arrays,
     folder: Path,
@@ -87,16 +89,16 @@ def fit_runs(
       folder: of the program: checkpoints.
       place: puts a batch on the devices, see `Placement.batch`.
       flops: of one run's step with this batch; called once for every shape.
-      watch: told how it gets on.
+      watch: called with the progress of all members.
 
     Returns:
       What every member did. Seconds are its share: those of the program by the number of members.
     """
     program = _Program(members, folder, watch)
     trainable, state = program.restore(arrays.trainable, arrays.state)
-    clock = Clock(program.shared, flops)
-    plan, shared = members[0].plan, program.shared
-    total = plan.epochs * batches.per_epoch
+    clock = Clock(program.shared, batches.count, flops)
+    settings, shared = members[0].settings, program.shared
+    total = settings.epochs * batches.per_epoch
     if shared.step < total and program.live:
         program.open_logs()
     try:
@@ -110,13 +112,13 @@ def fit_runs(
                     np.uint32(shared.step),
                 )  # fmt: skip
                 clock.tick(batch, metrics["loss"])
-                if shared.step % plan.log_every == 0 and program.log(metrics):
+                if shared.step % settings.log_every == 0 and program.log(metrics):
                     clock.stop()
                     program.finish_epoch(evaluate, trainable, program.just_diverged)
                     clock.start()
                     if not program.live:
                         break
-                if shared.step % plan.checkpoint_every == 0 and shared.step % batches.per_epoch:
+                if shared.step % settings.checkpoint_every == 0 and shared.step % batches.per_epoch:
                     program.save(trainable, state)
             clock.stop()
             program.finish_epoch(evaluate, trainable, program.live)
@@ -146,11 +148,11 @@ class _Program:
 
     def restore(self, trainable: Params, state: Any) -> tuple[Params, Any]:
         """The newest checkpoint's arrays, or the given ones."""
-        found = self._checkpoints.restore({"trainable": trainable, "state": state})
-        if found is not None:
-            trainable, state = found[0]["trainable"], found[0]["state"]
-            self.shared = Progress(**found[1]["shared"])
-            self.runs = [Progress(**run) for run in found[1]["runs"]]
+        restored = self._checkpoints.restore({"trainable": trainable, "state": state})
+        if restored is not None:
+            trainable, state = restored[0]["trainable"], restored[0]["state"]
+            self.shared = Progress(**restored[1]["shared"])
+            self.runs = [Progress(**run) for run in restored[1]["runs"]]
         return trainable, state
 
     def open_logs(self) -> None:
@@ -166,12 +168,12 @@ class _Program:
         self.just_diverged = []
         self._count()
         for i in self.live:
-            plan, run = self.members[i].plan, self.runs[i]
-            own = {name: float(value[i]) for name, value in values.items()}
-            self._losses[i] = own["loss"]
-            rate = float(plan.schedule((run.step - 1) // plan.accumulate))
-            self._logs[i].write(run.step, {**own, "learning_rate": rate})
-            if not math.isfinite(own["loss"]):
+            run = self.runs[i]
+            of_run = {name: float(value[i]) for name, value in values.items()}
+            self._losses[i] = of_run["loss"]
+            rate = self.members[i].settings.learning_rate(run.step)
+            self._logs[i].write(run.step, {**of_run, "learning_rate": rate})
+            if not math.isfinite(of_run["loss"]):
                 self.just_diverged.append(i)
         for i in self.just_diverged:
             self.runs[i].diverged = self.runs[i].step
@@ -196,20 +198,20 @@ class _Program:
             run = self.runs[i]
             named = {f"validation/{name}": value for name, value in metrics[i].items()}
             self._logs[i].write(run.step, named)
-            if self.members[i].plan.note(run, metrics[i]):
+            if self.members[i].settings.note(run, metrics[i]):
                 best.append(i)
         host = gather(trainable) if best else {}
         for i in best:
-            own = {path: value[i] for path, value in host.items()}
-            self.members[i].on_best(own, self.runs[i])
+            best_of_run = {path: value[i] for path, value in host.items()}
+            self.members[i].on_best(best_of_run, self.runs[i])
         self.tell()
 
     def _count(self, which: Sequence[int] | None = None) -> None:
         """Takes the program's counters over into those of its live members."""
         share = len(self.members)
         for i in self.live if which is None else which:
-            own = self.runs[i]
-            kept = {name: getattr(own, name) for name in ("history", "best", "diverged")}
+            run = self.runs[i]
+            kept = {name: getattr(run, name) for name in ("history", "best", "diverged")}
             counters = dataclasses.asdict(dataclasses.replace(self.shared, **kept))
             for name in ("seconds", "compile_seconds", "evaluation_seconds"):
                 counters[name] /= share

@@ -13,7 +13,7 @@ import orbax.checkpoint as ocp
 class Checkpoints:
     """The last two checkpoints of a run: training state and a JSON record of its progress."""
 
-    def __init__(self, folder: str | os.PathLike):
+    def __init__(self, folder: str | os.PathLike[str]):
         # On a CPU the arrays are host memory that the next step may reuse: save before going on.
         asynchronous = jax.default_backend() != "cpu"
         options = ocp.CheckpointManagerOptions(

@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import time
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +15,7 @@ from transformers import AutoTokenizer
 
 from configs.glue import minilm
 from experiments import glue
-from experiments.runs.classification import train_all
+from experiments.runs.run import run_all
 from lora_jax.adapters import load_adapter
 from lora_jax.data import batches
 from lora_jax.data import glue as data
@@ -41,7 +40,7 @@ def config(tiny_model, tiny_glue):
 
 
 def train(config, folder):
-    return train_all(config, partial(glue.problem, config), folder)
+    return run_all(glue.task, config, folder)
 
 
 def test_record_of_two_seeds(config, tmp_path):

@@ -10,6 +10,7 @@ import pytest
 
 from configs.pod import gpt2_large_sweep, gpt3_175b_sweep
 from experiments.pod_plan import abstract_step, tables
+from experiments.pod_plan.figures import StepFigures
 from experiments.pod_plan.planner import Planner, report, runs_of, search
 from lora_jax import methods
 from lora_jax.costs import compiled
@@ -106,7 +107,7 @@ def test_a_sweep_beside_one_run_at_a_time(sweep):
     config = sweep.config
     text = report(sweep, config, None)
     method = methods.create(**config.method.to_dict())
-    own = sweep.plan(method, config.mesh.to_dict(), 8, 4)
+    own = sweep.figures(method, config.mesh.to_dict(), 8, 4)
     one = sweep.single(method, config.mesh.to_dict(), 8)
     keys = [json.loads(json.loads(k)["key"]) for k in sweep.path.read_text().splitlines()]
     assert len(keys) == 2  # the report compiled both
@@ -136,11 +137,11 @@ def test_a_sweep_beside_one_run_at_a_time(sweep):
 def test_sweeps_that_cannot_be(sweep):
     method, sweep._compile = methods.create(**sweep.config.method.to_dict()), None
     with pytest.raises(ValueError, match="run=4 does not divide the sweep's 6 runs"):
-        sweep.plan(method, {"run": 4}, 8, 6)
+        sweep.figures(method, {"run": 4}, 8, 6)
     with pytest.raises(ValueError, match="this is one run: set config.runs to a multiple of 4"):
-        sweep.plan(method, {"run": 4}, 8)
+        sweep.figures(method, {"run": 4}, 8)
     with pytest.raises(ValueError, match="run=3 .* = 3 is not the number of devices, 4"):
-        sweep.plan(method, {"run": 3}, 8, 3)
+        sweep.figures(method, {"run": 3}, 8, 3)
     assert sweep.single_mesh({"run": 2, "model": -1}) == {"data": 2, "fsdp": 1, "model": 2}
     with pytest.raises(ValueError, match="one run at a time: .*data x fsdp = 4 .*set config.sin"):
         sweep.single(method, {"run": -1}, 2)
@@ -148,7 +149,7 @@ def test_sweeps_that_cannot_be(sweep):
     assert sweep.single_mesh({"run": -1}) == {"data": 2, "fsdp": 1, "model": 2}
     sweep.config.orders = "each"
     with pytest.raises(ValueError, match="config.orders must be own or shared, got 'each'"):
-        sweep.plan(method, {"run": 4}, 8, 4)
+        sweep.figures(method, {"run": 4}, 8, 4)
     sweep.config.runs = -1
     with pytest.raises(ValueError, match="config.runs must be .*integer from 0 on, got -1"):
         runs_of(sweep.config)
@@ -157,7 +158,7 @@ def test_sweeps_that_cannot_be(sweep):
 def test_a_search_of_sweeps(sweep):
     config = sweep.config
     config.search.update({"runs": (2, 1), "rows": (2,), "model": (1, 2), "run": ()})
-    sweep.plan = lambda method, mesh, rows, runs: (mesh, rows, runs)
+    sweep.figures = lambda method, mesh, rows, runs: (mesh, rows, runs)
     method = methods.create(**config.method.to_dict())
     found = [(list(mesh.items()), runs) for mesh, _, runs in search(sweep, method)]
     rest = [[("data", 2), ("fsdp", 1), ("model", 2)], [("data", 1), ("fsdp", 2), ("model", 2)]]
@@ -172,9 +173,10 @@ def test_a_search_of_sweeps(sweep):
 
 def test_the_ranking_of_sweeps_shows_runs():
     mesh = {"data": 4, "fsdp": 1, "model": 1}
-    slow = tables.Plan(
-        TOPOLOGY, 4, mesh, "lora()", 4, 400, 1, 2, 1, 1, 2**30, True, {"all-gather": 2**20}, 1,
-        2.0, 1.0, 1.0,
+    slow = StepFigures(
+        topology=TOPOLOGY, devices=4, mesh=mesh, method="lora()", rows=4, tokens=400, trainable=1,
+        total=2, arguments=1, temporaries=1, peak=2**30, fits=True, traffic={"all-gather": 2**20},
+        flops=1, compute_seconds=2.0, link_seconds=1.0, compile_seconds=1.0,
     )  # fmt: skip
     fast = dataclasses.replace(slow, runs=8, mesh={"run": 4, **mesh}, tokens=8 * slow.tokens)
     head, _, *lines = tables.ranking([slow, fast]).splitlines()

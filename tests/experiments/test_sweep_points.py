@@ -1,6 +1,8 @@
 """The points of a sweep: products and unions of grids, names, errors, groups, shares of programs."""
 
+import dataclasses
 import itertools
+import json
 import math
 
 import pytest
@@ -8,9 +10,10 @@ from ml_collections import ConfigDict
 
 from configs.glue import minilm
 from configs.sweep.common import sweep_config
-from experiments.runs import folder as workdirs
-from experiments.sweep.group import method_of
-from experiments.sweep.points import Point, Program, groups, order_of, points, programs
+from experiments.sweep.experiment import EXPERIMENTS
+from experiments.sweep.points import Point, compatible, points
+from experiments.sweep.programs import Program, programs
+from lora_jax.run_folder import flat as flattened
 
 QUERY, KEY = ".*/attention/query", ".*/attention/key"
 
@@ -31,7 +34,7 @@ def names(grids, labels=None, **run):
 
 
 def values(point, *paths):
-    flat = workdirs.flat(point.config.to_dict())
+    flat = flattened(point.config.to_dict())
     return tuple(flat[path] for path in paths)
 
 
@@ -158,7 +161,7 @@ VECTORISED = {
 
 
 def fields(grid):
-    for name, own in workdirs.flat(grid).items():
+    for name, own in flattened(grid).items():
         *parents, last = name.split(".")
         yield name, {parents[0]: {last: own}} if parents else {last: own}
 
@@ -166,11 +169,11 @@ def fields(grid):
 @pytest.mark.parametrize(("name", "grid"), fields(VECTORISED))
 def test_numbers_of_runs_are_one_group(name, grid):
     own = found({"a": grid})
-    assert [len(group) for group in groups(own).values()] == [2], name
+    assert [len(group) for group in compatible(own)] == [2], name
 
 
 def test_all_of_them_together_are_one_group():
-    (group,) = groups(found({"a": VECTORISED})).values()
+    (group,) = compatible(found({"a": VECTORISED}))
     assert len(group) == 2**9 and len({point.name for point in group}) == 2**9
 
 
@@ -186,18 +189,18 @@ GROUPS = {
 @pytest.mark.parametrize(("name", "grid"), fields(GROUPS))
 def test_everything_else_forms_groups(name, grid):
     own = found({"a": {**grid, "seeds": (0, 1)}})
-    assert [len(group) for group in groups(own).values()] == [2, 2], name
-    for group in groups(own).values():
+    assert [len(group) for group in compatible(own)] == [2, 2], name
+    for group in compatible(own):
         assert len({values(point, name) for point in group}) == 1
 
 
 def test_other_methods_form_groups():
     config = sweep({"a": {"seeds": (0, 1)}})
-    own = list(points(config))
+    own = points(config)
     for method in ("full", "bitfit", "lora_all"):
         config.run.method = ConfigDict(minilm.METHODS[method])
-        own += [Point(f"{method} {point.name}", point.config) for point in points(config)]
-    assert [len(group) for group in groups(own).values()] == [2, 2, 2, 2]
+        own += [dataclasses.replace(p, name=f"{method} {p.name}") for p in points(config)]
+    assert [len(group) for group in compatible(own)] == [2, 2, 2, 2]
 
 
 def test_rows_are_of_one_length_only_where_orders_differ():
@@ -212,13 +215,13 @@ def test_rows_are_of_one_length_only_where_orders_differ():
         lengths.setdefault(point.config.batch_size, set()).add(point.config.data.row_length)
     assert lengths == {8: {0}, 16: {None}, 32: {None}, 64: {77}}
     seeds = found({"a": {"seeds": (2,), "data": {"order_seed": (None, 0)}}})
-    assert [order_of(point.config) for point in seeds] == [2, 0]
+    assert [point.order for point in seeds] == [2, 0]
 
 
 def shares(count, most, ways=1, first=0):
     config = sweep({"a": {"seeds": tuple(range(count))}})
     group = points(config)
-    return group, programs(group, _method, most, ways, first)
+    return group, programs(group, most=most, ways=ways, first=first)
 
 
 @pytest.mark.parametrize(
@@ -241,25 +244,25 @@ def test_points_are_shared_out_over_few_programs_of_one_size(count, most, ways, 
 def test_no_program_is_empty(count):
     for most, ways in itertools.product(range(1, 17), (1, 2, 4, 8)):
         if most >= ways:
-            own = programs(_group(count), lambda point: _METHOD, most, ways, 0)
+            own = programs(_group(count), most=most, ways=ways, first=0)
             assert all(program.points for program in own), (most, ways)
             assert len(own) == math.ceil(count / (most // ways * ways)), (most, ways)
 
 
-def _method(point):
-    return method_of("glue", point.config)
-
-
-_METHOD = method_of("glue", minilm.get_config("rte,lora"))
+_METHOD = EXPERIMENTS["glue"].method(minilm.get_config("rte,lora"))
 
 
 def _group(count):
-    return [Point(str(i), ConfigDict()) for i in range(count)]
+    return [Point(str(i), ConfigDict(), _METHOD) for i in range(count)]
 
 
 def test_a_program_survives_its_description():
     _, (program,) = shares(3, 4)
-    values = {"name": "000", "points": list(program.points), "runs": 3, "method": program.method}
+    values = {
+        "name": "000", "points": list(program.points), "runs": 3,
+        "method": program.method.to_json(),
+    }  # fmt: skip
+    assert json.loads(json.dumps(program.to_json())) == values
     assert Program.from_json(values) == program
 
 

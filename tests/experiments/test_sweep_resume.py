@@ -14,8 +14,8 @@ import pytest
 
 from experiments.sweep import local as sweeps
 from experiments.sweep import program as program_module
-from experiments.sweep.group import Group
 from experiments.sweep.local import run_sweep
+from experiments.sweep.steps import Steps
 from tests.experiments.sweep_runs import TIMES, glue_sweep, record, without
 
 ROOT = Path(__file__).parents[2]
@@ -49,10 +49,10 @@ def steps(monkeypatch):
 
 
 def counted(patch):
-    class Steps(list):
+    class Taken(list):
         most = None
 
-    taken, original = Steps(), Group.train_step
+    taken, original = Taken(), Steps.train_step
 
     def train_step(self, count):
         step = original(self, count)
@@ -65,7 +65,7 @@ def counted(patch):
 
         return one
 
-    patch.setattr(Group, "train_step", train_step)
+    patch.setattr(Steps, "train_step", train_step)
     return taken
 
 
@@ -130,7 +130,7 @@ def killed(config, tmp_path_factory):
                 taken.most = calls
             else:
                 owner, name = {
-                    "evaluation": (Group, "predict"),
+                    "evaluation": (Steps, "predict"),
                     "records": (program_module, "_finish"),
                     "program": (sweeps, "train_program"),
                 }[what]

@@ -15,6 +15,7 @@ import jax
 from ml_collections import ConfigDict
 
 from experiments.runs import command_line
+from experiments.runs import folder as workdirs
 from lora_jax.sharding import hosts
 
 
@@ -56,11 +57,11 @@ def main(folder: Path) -> dict[str, Any]:
             hosts.everywhere(False),
         ],
         "together": [fail(on=2), *(outcome(lambda on=on: fail(on)) for on in (0, 1))],
-        "same config": outcome(lambda: folder.finished(folder, config(0.1, 2))),
-        "other config": outcome(lambda: folder.finished(folder, config(0.1 + index, 2))),
-        "claimed": outcome(lambda: folder.claim(folder, config(0.1, 2))),
-        "another mesh": outcome(lambda: folder.finished(folder, config(0.1, 1))),
-        "another run": outcome(lambda: folder.finished(folder, config(0.2, 2))),
+        "same config": outcome(lambda: workdirs.finished(folder, config(0.1, 2))),
+        "other config": outcome(lambda: workdirs.finished(folder, config(0.1 + index, 2))),
+        "claimed": outcome(lambda: workdirs.claim(folder, config(0.1, 2))),
+        "another mesh": outcome(lambda: workdirs.finished(folder, config(0.1, 1))),
+        "another run": outcome(lambda: workdirs.finished(folder, config(0.2, 2))),
         "after all this": hosts.from_main(lambda: "in step"),
     }
 

@@ -10,10 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from lora_jax.data.batch import Batch, Inputs
+from lora_jax.data.counts import count_packed
 from lora_jax.sweeps import loop as runs_loop
 from lora_jax.sweeps.loop import Arrays, Member
 from lora_jax.sweeps.runs import RunValues
 from lora_jax.training import loop, records
+from lora_jax.training.progress import LoopSettings
 
 EPOCHS, PER_EPOCH = 3, 4
 RATES = (0.5, 0.25, 1.0)
@@ -42,11 +45,13 @@ class Batches:
         for number in range(start, self.per_epoch):
             rows = (*self._lead, 2, 3)
             segments = np.broadcast_to(np.array([[1] * 3, [2, 2, 0]]), rows)
-            inputs = types.SimpleNamespace(tokens=np.zeros(rows), segments=segments)
+            inputs = Inputs(np.zeros(rows, int), segments, segments, segments)
             value = np.float32(10 * epoch + number)
-            yield types.SimpleNamespace(
-                inputs=inputs, weights=np.ones((*self._lead, 2)), value=value
-            )
+            slots = np.ones((*self._lead, 2))
+            yield Batch(inputs, slots, slots, value, slots)
+
+    def count(self, batch):
+        return count_packed(batch)
 
 
 class InMemory:
@@ -98,9 +103,11 @@ def schedule(rate):
     return lambda update: rate / (1 + update)
 
 
-def plan(i, **settings):
-    own = {"log_every": 1, "checkpoint_every": 3, **settings}
-    return loop.Plan(EPOCHS, "accuracy", schedule(RATES[i]), label=f"run {i}", **own)
+def loop_settings(i, **changes):
+    return LoopSettings(
+        epochs=EPOCHS, headline="accuracy", schedule=schedule(RATES[i]), label=f"run {i}",
+        **{"log_every": 1, "checkpoint_every": 3, **changes},
+    )  # fmt: skip
 
 
 def metrics_of(w):
@@ -117,10 +124,11 @@ def alone(folder, i, death=NEVER, **settings):
 
     saved = []
     _, progress = loop.fit(
-        plan(i, **settings), step, Batches(), lambda trainable: metrics_of(trainable["w"]),
-        {"w": np.float32(i)}, np.zeros((), np.int32), {}, jax.random.key(i), folder,
-        lambda trainable, p: saved.append((p.best, p.step, float(trainable["w"]))),
-        lambda batch: batch.value, lambda batch: 7,
+        loop_settings(i, **settings), step, Batches(),
+        evaluate=lambda trainable: metrics_of(trainable["w"]), trainable={"w": np.float32(i)},
+        state=np.zeros((), np.int32), frozen={}, key=jax.random.key(i), folder=folder,
+        on_best=lambda trainable, p: saved.append((p.best, p.step, float(trainable["w"]))),
+        place=lambda batch: batch.labels, flops=lambda batch: 7,
     )  # fmt: skip
     return progress, saved
 
@@ -152,7 +160,10 @@ def together(folder, deaths=DEATHS["none"], killed_after=None, fillers=0, lead=T
     def save(i):
         return lambda own, p: seen.saved[i].append((p.best, p.step, own["w"]))
 
-    members = [Member(plan(i, **settings), folder / f"run_{i}", save(i)) for i in range(len(RATES))]
+    members = [
+        Member(loop_settings(i, **settings), folder / f"run_{i}", save(i))
+        for i in range(len(RATES))
+    ]
     rates = np.array([RATES[i] for i in number_of], np.float32)
     arrays = Arrays(
         {"w": np.array(number_of, np.float32)}, np.zeros(count, np.int32),
@@ -163,8 +174,9 @@ def together(folder, deaths=DEATHS["none"], killed_after=None, fillers=0, lead=T
         seen.watched.append(([run.step for run in runs], list(losses)))
 
     seen.runs = runs_loop.fit_runs(
-        members, step, Batches(count if lead else 0), evaluate, arrays, folder / "program",
-        lambda batch: batch.value, lambda batch: 7, watch,
+        members, step, Batches(count if lead else 0), evaluate=evaluate, arrays=arrays,
+        folder=folder / "program", place=lambda batch: batch.labels, flops=lambda batch: 7,
+        watch=watch,
     )  # fmt: skip
     return seen
 
