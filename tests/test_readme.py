@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -40,7 +41,7 @@ def lines_of(heading):
 def test_python_lines():
     code = lines_of("On your own model")
     random = np.random.default_rng(0)
-    x, y = random.normal(size=(5, 8)), random.normal(size=(5, 2))
+    x, y = jnp.asarray(random.normal(size=(5, 8))), jnp.asarray(random.normal(size=(5, 2)))
     names = {"MyModel": MyModel, "x": x, "y": y, "print": lambda *_: None}
     exec(code, names)
     loss, frozen = names["loss"], names["frozen"]
@@ -60,7 +61,7 @@ class Killed(BaseException):
 def trained(folder, monkeypatch):
     """The names that the README's lines on training define, run in this folder."""
     random = np.random.default_rng(0)
-    x, y = random.normal(size=(70, 8)), random.normal(size=(70, 2))
+    x, y = jnp.asarray(random.normal(size=(70, 8))), jnp.asarray(random.normal(size=(70, 2)))
     names = {"MyModel": MyModel, "x": x, "y": y, "print": lambda *_: None}
     monkeypatch.chdir(folder)
     exec(lines_of("Train it"), names)
@@ -92,13 +93,15 @@ def test_lines_on_training_are_a_plain_loop_of_optax(whole):
     state, losses, means = adam.init(trainable), [], []
     for epoch in range(3):
         for batch in batches.epoch(epoch):
+            batch = jax.tree.map(jnp.asarray, batch)
             value, gradients = jax.value_and_grad(loss)(trainable, batch)
             updates, state = adam.update(gradients, state, trainable)
             trainable = optax.apply_updates(trainable, updates)
             losses.append(float(value))
         sizes = [len(batch["x"]) for batch in batches.epoch(0)]
         assert sizes == [32, 32, 6]
-        values = [float(loss(trainable, batch)) for batch in batches.epoch(0)]
+        epoch_batches = [jax.tree.map(jnp.asarray, batch) for batch in batches.epoch(0)]
+        values = [float(loss(trainable, batch)) for batch in epoch_batches]
         means.append(np.average(values, weights=sizes))
     history = names["result"].progress.history
     np.testing.assert_allclose([metrics["loss"] for metrics in history], means, rtol=1e-5)
@@ -170,7 +173,7 @@ def test_python_lines_on_sweeps_give_each_run_alone():
         r"```python\n(.*?)```", (README.parent / "docs/sweeps.md").read_text(), re.S
     )
     random = np.random.default_rng(0)
-    x, y = random.normal(size=(5, 8)), random.normal(size=(5, 2))
+    x, y = jnp.asarray(random.normal(size=(5, 8))), jnp.asarray(random.normal(size=(5, 2)))
     names = {"MyModel": MyModel, "x": x, "y": y, "print": lambda *_: None}
     exec(code, names)
     lj, method = names["lj"], names["methods"][1]

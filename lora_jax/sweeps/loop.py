@@ -16,6 +16,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import jax
 import numpy as np
+from jax.typing import ArrayLike
 
 from lora_jax.partition import Params
 from lora_jax.sharding.placement import gather
@@ -162,7 +163,7 @@ class _Program:
             for member, run in zip(self.members, self.runs, strict=True)
         ]
 
-    def log(self, metrics: Mapping[str, jax.Array]) -> bool:
+    def log(self, metrics: Mapping[str, ArrayLike]) -> bool:
         """Writes the logged step of every live run; whether one of them just diverged."""
         values = {name: np.asarray(value) for name, value in metrics.items()}
         self.just_diverged = []

@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import jax
+import numpy as np
 import optax
+from jax.typing import ArrayLike
 from tqdm import tqdm
 
 from lora_jax.data.counts import Counts
@@ -140,14 +142,14 @@ class Clock:
         self._count = count
         self._flops = flops
         self._flops_of_shape: dict[Hashable, int] = {}
-        self._pending: jax.Array | None = None
+        self._pending: ArrayLike | None = None
         self._mark = 0.0
 
     def start(self) -> None:
         """Before the first batch of an epoch."""
         self._mark = time.perf_counter()
 
-    def tick(self, batch: Any, loss: jax.Array) -> None:
+    def tick(self, batch: Any, loss: ArrayLike) -> None:
         """After the step on a batch was sent to the device."""
         progress, counts = self._progress, self._count(batch)
         progress.step += 1
@@ -180,7 +182,7 @@ def _log_step(
     log: MetricsLog,
     bar: tqdm,
     progress: Progress,
-    metrics: Mapping[str, jax.Array],
+    metrics: Mapping[str, jax.Array | np.ndarray],
 ) -> None:
     values = {name: float(value) for name, value in metrics.items()}
     if not math.isfinite(values["loss"]):

@@ -226,6 +226,7 @@ def test_a_blank_reference_beside_others_is_left_out(experiment, tmp_path):
     assert files.read_references(tmp_path / "run/seed_4/references.txt") == [["A is a pub ."]]
 
 
+@pytest.mark.wrong_types
 @pytest.mark.parametrize(
     ("change", "says"),
     [

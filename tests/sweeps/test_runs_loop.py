@@ -16,11 +16,13 @@ from lora_jax.sweeps import loop as runs_loop
 from lora_jax.sweeps.loop import Arrays, Member
 from lora_jax.sweeps.runs import RunValues
 from lora_jax.training import loop, records
+from lora_jax.training.checkpoints import Checkpoints
 from lora_jax.training.progress import LoopSettings
 
 EPOCHS, PER_EPOCH = 3, 4
 RATES = (0.5, 0.25, 1.0)
 NEVER = 1000
+KEYS, FROZEN = jax.random.split(jax.random.key(0), 3), {"base": jnp.ones(())}
 DEATHS = {  # the step whose loss is the first that is not finite, by member
     "none": (NEVER, NEVER, NEVER),
     "in an epoch": (NEVER, 6, NEVER),
@@ -54,7 +56,7 @@ class Batches:
         return count_packed(batch)
 
 
-class InMemory:
+class InMemory(Checkpoints):
     """Checkpoints in memory: Orbax takes most of a second for a run as short as these."""
 
     kept = {}  # noqa: RUF012
@@ -149,7 +151,7 @@ def together(folder, deaths=DEATHS["none"], killed_after=None, fillers=0, lead=T
         if seen.steps == killed_after:
             raise Killed
         seen.steps += 1
-        assert keys == "keys" and frozen == {"base": 1}
+        assert keys is KEYS and frozen is FROZEN
         drawn = noise()[number_of, number]
         return moved(trainable["w"], state, batch, values.learning_rate, deaths, drawn)
 
@@ -167,7 +169,7 @@ def together(folder, deaths=DEATHS["none"], killed_after=None, fillers=0, lead=T
     rates = np.array([RATES[i] for i in number_of], np.float32)
     arrays = Arrays(
         {"w": np.array(number_of, np.float32)}, np.zeros(count, np.int32),
-        RunValues(rates, {}, {}), {"base": 1}, "keys",
+        RunValues(rates, {}, {}), FROZEN, KEYS,
     )  # fmt: skip
 
     def watch(runs, losses):

@@ -45,7 +45,7 @@ def loss(model, batch, key):
 def arrays(count, seed=0):
     random = np.random.default_rng(seed)
     x = random.normal(size=(count, 4)).astype(np.float32)
-    return {"x": x, "y": (x[:, :2] ** 2).astype(np.float32)}
+    return {"x": jnp.asarray(x), "y": jnp.asarray(x[:, :2] ** 2)}
 
 
 def trainer(method=METHOD, mesh=None, **settings):
