@@ -23,7 +23,8 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from experiments.pod_plan.abstract_step import head_pattern
-from experiments.pod_plan.planner import Planner, report, search
+from experiments.pod_plan.planner import Planner
+from experiments.pod_plan.report import report, search
 from experiments.pod_plan.tables import ranking
 from experiments.runs import command_line
 from lora_jax import methods

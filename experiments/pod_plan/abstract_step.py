@@ -10,13 +10,13 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from experiments.pod_plan.shapes import abstract_batch, first_run, placed
 from experiments.runs.settings import train_settings
 from lora_jax import partition
 from lora_jax.costs import flops
-from lora_jax.data.batch import Batch, Inputs
 from lora_jax.method import Method
 from lora_jax.models import decoder, encoder, hub
 from lora_jax.sharding import axes
@@ -31,7 +31,7 @@ _CLASSES = 2
 _UPDATES = 1000  # numbers of the schedule, which cost nothing
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class AbstractStep:
     """A train step that can be compiled.
 
@@ -71,7 +71,7 @@ def is_classifier(config: ConfigDict) -> bool:
     return config.model.size in encoder.SIZES
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class _Parts:
     """A model with a method, in shapes, as the steps of one run and of several take it."""
 
@@ -90,7 +90,7 @@ class _Parts:
 
     @property
     def placed_frozen(self) -> dict[str, Any]:
-        return _placed(self.frozen, self.placement.shardings(self.frozen))
+        return placed(self.frozen, self.placement.shardings(self.frozen))
 
 
 def _abstract_model(config: ConfigDict, method: Method) -> nnx.Module:
@@ -122,7 +122,10 @@ def _parts(config: ConfigDict, method: Method, mesh: Mesh) -> _Parts:
     )
     loss = step.classification_loss if is_classifier(config) else step.completion_loss()
     placement = Placement(mesh, axes.of_model(model))
-    return _Parts(config, structure, labels, trainable, frozen, placement, loss)
+    return _Parts(
+        config=config, structure=structure, labels=labels, trainable=trainable, frozen=frozen,
+        placement=placement, loss=loss,
+    )  # fmt: skip
 
 
 def build(config: ConfigDict, method: Method, mesh: Mesh, rows: int) -> AbstractStep:
@@ -137,18 +140,19 @@ def build(config: ConfigDict, method: Method, mesh: Mesh, rows: int) -> Abstract
     state = jax.eval_shape(tx.init, trainable)
     key = jax.eval_shape(lambda: jax.random.key(0, impl=config.prng))
     arguments = (
-        _placed(trainable, placement.shardings(trainable)),
-        _placed(state, placement.state_shardings(state, trainable)),
+        placed(trainable, placement.shardings(trainable)),
+        placed(state, placement.state_shardings(state, trainable)),
         parts.placed_frozen,
         abstract_batch(config, rows, placement),
-        _placed(key, placement.replicated),
+        placed(key, placement.replicated),
     )
     objective = step.make_objective(parts.structure, parts.loss)
     count = flops.training(objective, trainable, *arguments[2:])
     values = partition.count(trainable)
     return AbstractStep(
-        function, arguments, arguments[2], count, values, values + partition.count(parts.frozen)
-    )
+        function=function, arguments=arguments, frozen=arguments[2], flops=count, trainable=values,
+        total=values + partition.count(parts.frozen),
+    )  # fmt: skip
 
 
 def build_runs(
@@ -179,54 +183,25 @@ def build_runs(
     state = jax.eval_shape(sweep_step.initial_states(parts.optimizer), trainable, rates)
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0, impl=config.prng), runs))
     arguments = (
-        _placed(trainable, of_runs.shardings(trainable)),
-        _placed(state, of_runs.state_shardings(state, trainable)),
-        jax.tree.map(lambda leaf: _placed(leaf, each), values),
+        placed(trainable, of_runs.shardings(trainable)),
+        placed(state, of_runs.state_shardings(state, trainable)),
+        jax.tree.map(lambda leaf: placed(leaf, each), values),
         parts.placed_frozen,
         abstract_batch(config, rows, placement, runs if batch_of_each_run else None),
-        _placed(keys, each),
-        _placed(jax.ShapeDtypeStruct((), jnp.uint32), placement.replicated),
+        placed(keys, each),
+        placed(jax.ShapeDtypeStruct((), jnp.uint32), placement.replicated),
     )
     count = runs * flops.training(
         sweep_step.make_run_objective(parts.structure, parts.loss), parts.trainable,
-        _first(values), parts.frozen, abstract_batch(config, rows, placement), _first(keys),
+        first_run(values), parts.frozen, abstract_batch(config, rows, placement), first_run(keys),
     )  # fmt: skip
     trained = partition.count(trainable)
     return AbstractStep(
-        function, arguments, arguments[3], count, trained, trained + partition.count(parts.frozen)
-    )
-
-
-def abstract_batch(
-    config: ConfigDict, rows: int, placement: Placement, runs: int | None = None
-) -> Batch:
-    """A packed batch of the plan in shapes; with `runs` one of each run, along a first axis."""
-    mesh = placement.mesh
-    lead: tuple[int, ...] = () if runs is None else (runs,)
-    names: axes.Axes = ("runs",) * len(lead)
-    of_rows, of_slots = (
-        NamedSharding(mesh, axes.spec((*names, *split), mesh.axis_names))
-        for split in (("batch", None), (None,))
-    )
-    field: Any = jax.ShapeDtypeStruct((*lead, rows, config.length), jnp.int32, sharding=of_rows)
-    slots: Any = [
-        jax.ShapeDtypeStruct((*lead, rows * config.outputs), dtype, sharding=of_slots)
-        for dtype in (jnp.int32, jnp.int32, jnp.int32, jnp.float32)
-    ]
-    return Batch(Inputs(*[field] * 4), *slots)
+        function=function, arguments=arguments, frozen=arguments[3], flops=count,
+        trainable=trained, total=trained + partition.count(parts.frozen),
+    )  # fmt: skip
 
 
 def head_pattern(config: ConfigDict) -> str | None:
     """The head's leaves, where there is one."""
     return hub.HEAD if is_classifier(config) else None
-
-
-def _first(tree: Any) -> Any:
-    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), tree)
-
-
-def _placed(shapes: Any, shardings: Any) -> Any:
-    def place(leaf: Any, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
-
-    return jax.tree.map(place, shapes, shardings)

@@ -40,6 +40,7 @@ class RunStatus:
     step: int = 0  # done
     steps: int = 0  # of the whole run; 0: not known yet
     loss: float | None = None  # of the last logged step
+    _: dataclasses.KW_ONLY
     score: float | None = None  # headline at the last finished epoch
     best: float | None = None  # headline at the best epoch
     best_epoch: int = 0

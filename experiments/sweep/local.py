@@ -18,7 +18,7 @@ from experiments.sweep.programs import Program, programs
 from experiments.sweep.shared_base import SharedBase
 from lora_jax.sharding.hosts import from_main, is_main
 from lora_jax.sharding.mesh import RUN
-from lora_jax.sweeps.loop import Watch
+from lora_jax.sweeps.members import Watch
 from lora_jax.training import Progress
 
 

@@ -22,7 +22,8 @@ from lora_jax import adapters, files
 from lora_jax.files import write_json
 from lora_jax.partition import Params
 from lora_jax.sweeps import padding, runs, step
-from lora_jax.sweeps.loop import Arrays, Member, Metrics, Watch, fit_runs
+from lora_jax.sweeps.loop import Arrays, fit_runs
+from lora_jax.sweeps.members import Member, Metrics, Watch
 from lora_jax.training import Progress
 
 
@@ -67,7 +68,8 @@ def train_program(
         notes = {"program": program.name, "runs": program.runs, "points": len(points)}
         record = {**run.record(), "shapes": batches.menu.shapes, "sweep": notes}
         with aside():
-            _finish(base, steps, point, start, record, folder_of(workdir, point))
+            folder = folder_of(workdir, point)
+            _finish(base, steps, point, start, record=record, folder=folder)
 
 
 def folder_of(workdir: Path, point: Point) -> Path:
@@ -112,13 +114,9 @@ def _member(base: SharedBase, point: Point, start: Start, workdir: Path) -> Memb
 
 
 def _finish(
-    base: SharedBase,
-    steps: Steps,
-    point: Point,
-    start: Start,
-    record: dict[str, Any],
+    base: SharedBase, steps: Steps, point: Point, start: Start, *, record: dict[str, Any],
     folder: Path,
-) -> None:
+) -> None:  # fmt: skip
     """Does what follows training, and writes a point's run record and adapter."""
     if (folder / "result.json").exists():
         return

@@ -17,7 +17,7 @@ from lora_jax.sweeps.common_method import common_method
 from lora_jax.sweeps.runs import RunValues, run_values, stack
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Together:
     """Runs with one frozen base.
 
@@ -71,4 +71,7 @@ def together(
         values.append(run_values(adapted_run, rate))
     padded = [padding.padded(start, padding.shapes_of(room)) for start in starts]
     shapes = tuple(padding.shapes_of(start) for start in starts)
-    return Together(structure, labels, padding.stacked(padded), frozen, stack(values), shapes)
+    return Together(
+        structure=structure, labels=labels, trainable=padding.stacked(padded), frozen=frozen,
+        values=stack(values), shapes=shapes,
+    )  # fmt: skip

@@ -9,7 +9,7 @@ from typing import Any
 import optax
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(kw_only=True)
 class Progress:
     """What a run has done so far; stored with every checkpoint.
 

@@ -97,6 +97,9 @@ def test_record_of_three_seeds(finished):
         assert record["decode"]["prompts"] == 7 and record["decode"]["tokens_per_second"] > 0
     assert result["steps"] == 2 * 5  # 19 rows in batches of 4, two epochs
     assert result["parameters"]["lora"] == 2 * 2 * 2 * 16 * 4  # layers, q and v, A and B
+    assert result["layers"] == [
+        {"path": "layers/block/attention/qkv", "rank": 4, "parts": ["q", "v"]}
+    ]
     assert "no working Java" in result["missing"]["meteor"]
     assert "needs Java" in result["notes"]["rouge_l"] and "missing: no working" in nlg.table(result)
     chosen = folder / f"seed_{result['adapter']['seed']}/adapter/adapter.safetensors"

@@ -13,7 +13,8 @@ from jax.sharding import Mesh
 from configs.pod import gpt2_large_lora, gpt3_175b_lora, roberta_large_lora
 from experiments.pod_plan import abstract_step, tables
 from experiments.pod_plan.figures import StepFigures
-from experiments.pod_plan.planner import Planner, report, search
+from experiments.pod_plan.planner import Planner
+from experiments.pod_plan.report import report, search
 from lora_jax import methods
 from lora_jax.costs import chips, compiled
 from lora_jax.models import decoder, encoder

@@ -13,7 +13,9 @@ import pytest
 from lora_jax.data.batch import Batch, Inputs
 from lora_jax.data.counts import count_packed
 from lora_jax.sweeps import loop as runs_loop
-from lora_jax.sweeps.loop import Arrays, Member
+from lora_jax.sweeps import members
+from lora_jax.sweeps.loop import Arrays
+from lora_jax.sweeps.members import Member
 from lora_jax.sweeps.runs import RunValues
 from lora_jax.training import loop, records
 from lora_jax.training.checkpoints import Checkpoints
@@ -77,7 +79,7 @@ class InMemory(Checkpoints):
 
 @pytest.fixture(autouse=True)
 def in_memory(monkeypatch):
-    for module in (loop, runs_loop):
+    for module in (loop, members):
         monkeypatch.setattr(module, "Checkpoints", InMemory)
     monkeypatch.setattr(InMemory, "kept", {})
     board = types.SimpleNamespace(add_scalar=lambda *_: None, close=lambda: None)
@@ -162,7 +164,7 @@ def together(folder, deaths=DEATHS["none"], killed_after=None, fillers=0, lead=T
     def save(i):
         return lambda own, p: seen.saved[i].append((p.best, p.step, own["w"]))
 
-    members = [
+    runs = [
         Member(loop_settings(i, **settings), folder / f"run_{i}", save(i))
         for i in range(len(RATES))
     ]
@@ -176,7 +178,7 @@ def together(folder, deaths=DEATHS["none"], killed_after=None, fillers=0, lead=T
         seen.watched.append(([run.step for run in runs], list(losses)))
 
     seen.runs = runs_loop.fit_runs(
-        members, step, Batches(count if lead else 0), evaluate=evaluate, arrays=arrays,
+        runs, step, Batches(count if lead else 0), evaluate=evaluate, arrays=arrays,
         folder=folder / "program", place=lambda batch: batch.labels, flops=lambda batch: 7,
         watch=watch,
     )  # fmt: skip
