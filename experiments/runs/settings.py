@@ -36,7 +36,7 @@ def model_arguments(config: ConfigDict) -> dict[str, Any]:
 
 def mesh_for(config: ConfigDict, heads: int) -> Mesh:
     """The config's mesh; ValueError if devices or attention heads do not divide by it."""
-    mesh = make_mesh(config.mesh)
+    mesh = make_mesh(config.mesh.to_dict())
     check_heads(heads, mesh)
     return mesh
 

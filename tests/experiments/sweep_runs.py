@@ -98,7 +98,7 @@ def without(value: Any, names: tuple[str, ...]) -> Any:
     """A record without some of its fields, at any depth."""
     if isinstance(value, dict):
         return {k: without(v, names) for k, v in value.items() if k not in names}
-    return [without(own, names) for own in value] if isinstance(value, list) else value
+    return [without(item, names) for item in value] if isinstance(value, list) else value
 
 
 def assert_same(point: Path, other: Path, rtol: float = 1e-5, atol: float = 1e-5) -> None:
@@ -110,10 +110,10 @@ def assert_same(point: Path, other: Path, rtol: float = 1e-5, atol: float = 1e-5
         _assert_close(one[name], two[name], rtol, atol, f"{point.name}: {name}")
     one, two = lines(point), lines(other)
     assert [line.keys() for line in one] == [line.keys() for line in two]
-    for line, own in zip(one, two, strict=True):
+    for line, other_line in zip(one, two, strict=True):
         for name in line:
             _assert_close(
-                line[name], own[name], rtol, atol, f"{point.name}: {name}, {line['step']}"
+                line[name], other_line[name], rtol, atol, f"{point.name}: {name}, {line['step']}"
             )
     one, two = factors(point), factors(other)
     assert one.keys() == two.keys()
@@ -123,7 +123,7 @@ def assert_same(point: Path, other: Path, rtol: float = 1e-5, atol: float = 1e-5
             one[path], two[path], rtol, 10 * atol, err_msg=f"{point.name}: {path}"
         )
     one, two = (json.loads((f / "adapter/adapter.json").read_text()) for f in (point, other))
-    one, two = (flat(without(own, ("sha256",))) for own in (one, two))
+    one, two = (flat(without(description, ("sha256",))) for description in (one, two))
     assert one.keys() == two.keys()
     for name in one:
         _assert_close(one[name], two[name], rtol, atol, f"{point.name}: {name}")

@@ -81,9 +81,7 @@ def test_record_of_two_seeds(finished, config):
     ]
     assert (folder / "adapter/adapter.safetensors").exists()
     assert list((folder / "seed_3/tensorboard").iterdir())
-    lines = [
-        json.loads(x) for x in (tmp_path / "run/seed_3/metrics.jsonl").read_text().splitlines()
-    ]
+    lines = [json.loads(x) for x in (folder / "seed_3/metrics.jsonl").read_text().splitlines()]
     losses = [line["step"] for line in lines if "loss" in line]
     assert losses == list(range(1, 17))
     # A finished run is read back, not trained again.

@@ -192,7 +192,7 @@ def test_plain_lines_once_per_epoch_and_state(environment, monkeypatch):
 
 def test_no_escape_codes_in_a_pipe_even_if_colours_are_forced():
     code = (
-        "from experiments.live_table import *\n"
+        "from experiments.sweep.live_table import *\n"
         "with LiveTable('accuracy', 1) as t: [t.update([RunStatus('a', 'training')])] * 3\n"
     )
     environment = {**os.environ, "FORCE_COLOR": "1", "TERM": "xterm"}

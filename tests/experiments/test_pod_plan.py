@@ -77,8 +77,8 @@ def test_lora_against_full_on_a_host(planner, gpt2, capsys):
     weights = matrices // 4 + tables // 2 + vectors + split_vectors // 2
     by_hand = {"lora": 2 * weights + 3 * 4 * factors // 2 + batch, "full": 3 * 4 * weights + batch}
     mesh = make_mesh(gpt2.mesh.to_dict(), planner.devices)
-    for name, own, found in (("lora", method, lora), ("full", methods.full(), full)):
-        step = abstract_step.build(gpt2, own, mesh, 8)
+    for name, trained, found in (("lora", method, lora), ("full", methods.full(), full)):
+        step = abstract_step.build(gpt2, trained, mesh, 8)
         counters = 100  # of the optimizer, and the key: a few words
         assert compiled.argument_bytes(step.arguments) - by_hand[name] in range(counters)
         # the TPU's layouts pad vectors to tiles; token types, which a decoder does not read, are out

@@ -108,7 +108,7 @@ def test_a_sweep_beside_one_run_at_a_time(sweep):
     config = sweep.config
     text = report(sweep, config, None)
     method = methods.create(**config.method.to_dict())
-    own = sweep.figures(method, config.mesh.to_dict(), 8, 4)
+    program = sweep.figures(method, config.mesh.to_dict(), 8, 4)
     one = sweep.single(method, config.mesh.to_dict(), 8)
     keys = [json.loads(json.loads(k)["key"]) for k in sweep.path.read_text().splitlines()]
     assert len(keys) == 2  # the report compiled both
@@ -116,22 +116,22 @@ def test_a_sweep_beside_one_run_at_a_time(sweep):
     assert sizes == {"data": 1, "fsdp": 2, "model": 2} and rows == 8
     assert not {"mesh", "runs", "orders", "single_mesh", "search"} & plain.keys()
     assert keys[1][-2:] == [4, "own"]
-    assert (own.runs, one.runs, own.tokens) == (4, 1, 4 * one.tokens)
-    assert own.frozen == one.frozen and own.arguments < 4 * one.arguments
-    assert own.traffic["all-gather"] < 4 * one.traffic["all-gather"]  # of a base that all share
-    assert own.compute_seconds == pytest.approx(4 * one.compute_seconds)
+    assert (program.runs, one.runs, program.tokens) == (4, 1, 4 * one.tokens)
+    assert program.frozen == one.frozen and program.arguments < 4 * one.arguments
+    assert program.traffic["all-gather"] < 4 * one.traffic["all-gather"]  # of a base that all share
+    assert program.compute_seconds == pytest.approx(4 * one.compute_seconds)
     head = "| one step of all runs | 4 runs, one program | one run at a time | ratio |"
     assert head in text and "run=1, data=1, fsdp=2, model=2 (one run at a time: data=1, " in text
     assert f"| trained values | {4 * FACTORS:,} | {FACTORS:,} | 4.000 |" in text
-    assert f"| PFLOP | {own.flops / 1e15:.4g} | {4 * one.flops / 1e15:.4g} | 1.000 |" in text
-    saved = tables.size_text(3 * own.frozen), tables.size_text(12 * own.frozen)
+    assert f"| PFLOP | {program.flops / 1e15:.4g} | {4 * one.flops / 1e15:.4g} | 1.000 |" in text
+    saved = tables.size_text(3 * program.frozen), tables.size_text(12 * program.frozen)
     assert f"have it 4 times: {saved[0]} more on each device, {saved[1]} more on all 4." in text
-    large = dataclasses.replace(own, fits=False, traffic={})
+    large = dataclasses.replace(program, fits=False, traffic={})
     text = tables.sweep_comparison(large, one, sweep.chip)
     gathered = tables.size_text(4 * one.traffic["all-gather"])
     assert f"| all-gather, sent per device | - | {gathered} | - |" in text
     assert f"at most, by products and links | - | {one.bound:,.0f} | - |" in text
-    alone = dataclasses.replace(own, mesh={**own.mesh, "run": 4})
+    alone = dataclasses.replace(program, mesh={**program.mesh, "run": 4})
     assert "one run and" in tables.sweep_comparison(alone, one, sweep.chip)
 
 

@@ -148,17 +148,17 @@ def test_the_plan_has_few_programs_of_one_size(own_orders):
 @pytest.mark.parametrize("rank", [1, 2, 3])
 def test_an_adapter_has_its_own_rank_and_is_read_as_any_other(own_orders, rank, tmp_path):
     point = own_orders.points[sorted(n for n in own_orders.points if f"rank={rank}," in n)[0]]
-    own = record(point)
+    result = record(point)
     adapter = load_adapter(point / "adapter")
     shapes = {p: v.shape for p, v in adapter.values.items() if p.endswith("/a")}
     assert shapes and {min(shape[1:]) for shape in shapes.values()} == {rank}
     (target,) = adapter.method.to_json()[0]["arguments"]["targets"].values()
-    assert target["rank"] == rank and own["config"]["method"]["rank"] == rank
-    assert own["parameters"]["lora"] == 2 * 2 * 2 * 32 * rank
+    assert target["rank"] == rank and result["config"]["method"]["rank"] == rank
+    assert result["parameters"]["lora"] == 2 * 2 * 2 * 32 * rank
     config = points(own_orders.config)[0].config
     config.update(json.loads((point / "config.json").read_text()))
     config.eval_only, config.adapter = True, str(point)
-    best = {name: value["values"][0] for name, value in own["best"].items()}
+    best = {name: value["values"][0] for name, value in result["best"].items()}
     assert glue.evaluate(config, tmp_path) == pytest.approx(best, abs=1e-6)
 
 
@@ -212,8 +212,8 @@ def test_warm_starts_are_those_of_the_runs_alone(mixed, tiny_model, tiny_glue, t
     assert_same(sweep.points[name], sweep.alone(name))
     # Training from where the other run ended, and not from A drawn anew.
     key = "encoder/layers/block/attention/query/lora/a"
-    own, other = (factors(point)[key] for point in (sweep.points[name], start))
-    assert 0 < np.abs(own - other).max() < 0.1 < np.abs(other).max()
+    factor, other = (factors(point)[key] for point in (sweep.points[name], start))
+    assert 0 < np.abs(factor - other).max() < 0.1 < np.abs(other).max()
 
 
 @pytest.fixture
@@ -258,9 +258,9 @@ def test_a_plan_without_the_device_needs_a_number(seeds, tmp_path):
     with pytest.raises(ValueError, match="config.runs_per_program is 0"):
         planned(seeds, folder, points(seeds))
     seeds.runs_per_program = 2
-    own = planned(seeds, folder, points(seeds))
-    assert [len(program.points) for program in own] == [2, 2, 1]
-    assert planned(seeds, folder, points(seeds)) == own
+    programs = planned(seeds, folder, points(seeds))
+    assert [len(program.points) for program in programs] == [2, 2, 1]
+    assert planned(seeds, folder, points(seeds)) == programs
 
 
 @pytest.fixture(scope="module")

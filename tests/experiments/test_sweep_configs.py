@@ -44,9 +44,11 @@ def differences(found, expected):
 def swept(config):
     """The distinct values that points have, by field."""
     every = [flat(workdirs.plain(point.config)) for point in points(config)]
-    values = {key: [own[key] for own in every] for key in every[0]}
+    values = {key: [config_values[key] for config_values in every] for key in every[0]}
     return {
-        key: sorted(set(map(str, own))) for key, own in values.items() if own != own[:1] * len(own)
+        key: sorted(set(map(str, varied)))
+        for key, varied in values.items()
+        if varied != varied[:1] * len(varied)
     }
 
 
@@ -187,7 +189,7 @@ def test_heads_have_the_numbers_of_the_paper():
 
     assert [tuple(row[2:]) for row in cells(table_6)[2:]] == list(scores.TABLE_6.values())
     names = {"q": "W_q", "qv": "W_q, W_v", "qkvo": "W_q, W_k, W_v, W_o"}
-    assert [row[1] for row in cells(table_6)[2:]] == [names[own] for _, own in scores.TABLE_6]
+    assert [row[1] for row in cells(table_6)[2:]] == [names[key] for _, key in scores.TABLE_6]
     assert [tuple(row[1:]) for row in cells(rank_glue)[2:]] == [
         scores.TABLE_6[task, "qv"] for task in ("WikiSQL", "MNLI")
     ]

@@ -20,9 +20,9 @@ QUERY, KEY = ".*/attention/query", ".*/attention/key"
 
 def sweep(grids, labels=None, **run):
     """The sweep of these grids over the small encoder's RTE config."""
-    own = minilm.get_config("rte,lora")
-    own.update_from_flattened_dict({name.replace("__", "."): v for name, v in run.items()})
-    return sweep_config("glue", own, grids, labels)
+    base = minilm.get_config("rte,lora")
+    base.update_from_flattened_dict({name.replace("__", "."): v for name, v in run.items()})
+    return sweep_config("glue", base, grids, labels)
 
 
 def found(grids, labels=None, **run):
@@ -41,12 +41,14 @@ def values(point, *paths):
 def test_a_grid_is_the_product_of_its_values():
     """The last field, in the order of the alphabet that a ConfigDict has, changes fastest."""
     grid = {"method": {"rank": (1, 8), "alpha": (4.0, 16.0)}, "seeds": (0, 3)}
-    own = found({"all": grid}, epochs=7)
-    seen = [values(point, "method.alpha", "method.rank", "seeds", "epochs") for point in own]
+    members = found({"all": grid}, epochs=7)
+    seen = [values(point, "method.alpha", "method.rank", "seeds", "epochs") for point in members]
     product = itertools.product((4.0, 16.0), (1, 8), (0, 3))
     assert seen == [(alpha, rank, (seed,), 7) for alpha, rank, seed in product]
-    assert [point.seed for point in own] == [0, 3] * 4
-    assert own[0].name == "alpha=4,rank=1,seed=0" and len({point.name for point in own}) == 8
+    assert [point.seed for point in members] == [0, 3] * 4
+    assert (
+        members[0].name == "alpha=4,rank=1,seed=0" and len({point.name for point in members}) == 8
+    )
 
 
 def test_points_of_several_grids_come_once():
@@ -106,11 +108,11 @@ def test_a_name_has_every_field_that_any_grid_varies():
 def test_no_point_is_lost_because_its_name_is_another_s(grid):
     """Either both are points, under two names, or the sweep is refused."""
     try:
-        own = found({"one": grid})
+        members = found({"one": grid})
     except ValueError as error:
         assert "name" in str(error)
     else:
-        assert len({point.name for point in own}) == len(own) == 2
+        assert len({point.name for point in members}) == len(members) == 2
 
 
 @pytest.mark.parametrize(
@@ -161,15 +163,15 @@ VECTORISED = {
 
 
 def fields(grid):
-    for name, own in flattened(grid).items():
+    for name, value in flattened(grid).items():
         *parents, last = name.split(".")
-        yield name, {parents[0]: {last: own}} if parents else {last: own}
+        yield name, {parents[0]: {last: value}} if parents else {last: value}
 
 
 @pytest.mark.parametrize(("name", "grid"), fields(VECTORISED))
 def test_numbers_of_runs_are_one_group(name, grid):
-    own = found({"a": grid})
-    assert [len(group) for group in compatible(own)] == [2], name
+    members = found({"a": grid})
+    assert [len(group) for group in compatible(members)] == [2], name
 
 
 def test_all_of_them_together_are_one_group():
@@ -188,19 +190,19 @@ GROUPS = {
 
 @pytest.mark.parametrize(("name", "grid"), fields(GROUPS))
 def test_everything_else_forms_groups(name, grid):
-    own = found({"a": {**grid, "seeds": (0, 1)}})
-    assert [len(group) for group in compatible(own)] == [2, 2], name
-    for group in compatible(own):
+    members = found({"a": {**grid, "seeds": (0, 1)}})
+    assert [len(group) for group in compatible(members)] == [2, 2], name
+    for group in compatible(members):
         assert len({values(point, name) for point in group}) == 1
 
 
 def test_other_methods_form_groups():
     config = sweep({"a": {"seeds": (0, 1)}})
-    own = points(config)
+    members = points(config)
     for method in ("full", "bitfit", "lora_all"):
         config.run.method = ConfigDict(minilm.METHODS[method])
-        own += [dataclasses.replace(p, name=f"{method} {p.name}") for p in points(config)]
-    assert [len(group) for group in compatible(own)] == [2, 2, 2, 2]
+        members += [dataclasses.replace(p, name=f"{method} {p.name}") for p in points(config)]
+    assert [len(group) for group in compatible(members)] == [2, 2, 2, 2]
 
 
 def test_rows_are_of_one_length_only_where_orders_differ():
@@ -233,20 +235,20 @@ def shares(count, most, ways=1, first=0):
     ],
 )  # fmt: skip
 def test_points_are_shared_out_over_few_programs_of_one_size(count, most, ways, sizes, runs):
-    group, own = shares(count, most, ways, first=7)
-    assert [len(program.points) for program in own] == sizes
-    assert {program.runs for program in own} == {runs}
-    assert sum((program.points for program in own), ()) == tuple(point.name for point in group)
-    assert [program.name for program in own] == [f"{7 + i:03d}" for i in range(len(sizes))]
+    group, planned = shares(count, most, ways, first=7)
+    assert [len(program.points) for program in planned] == sizes
+    assert {program.runs for program in planned} == {runs}
+    assert sum((program.points for program in planned), ()) == tuple(point.name for point in group)
+    assert [program.name for program in planned] == [f"{7 + i:03d}" for i in range(len(sizes))]
 
 
 @pytest.mark.parametrize("count", range(1, 40))
 def test_no_program_is_empty(count):
     for most, ways in itertools.product(range(1, 17), (1, 2, 4, 8)):
         if most >= ways:
-            own = programs(_group(count), most=most, ways=ways, first=0)
-            assert all(program.points for program in own), (most, ways)
-            assert len(own) == math.ceil(count / (most // ways * ways)), (most, ways)
+            planned = programs(_group(count), most=most, ways=ways, first=0)
+            assert all(program.points for program in planned), (most, ways)
+            assert len(planned) == math.ceil(count / (most // ways * ways)), (most, ways)
 
 
 _METHOD = EXPERIMENTS["glue"].method(minilm.get_config("rte,lora"))

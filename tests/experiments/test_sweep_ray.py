@@ -88,7 +88,7 @@ def test_records_are_those_of_one_process_though_a_worker_was_killed(config, tmp
     assert [len(p["points"]) for p in json.loads((there / "plan.json").read_text())] == [2, 2]
     for name in names:
         a, b = (folder / "points" / name for folder in (here, there))
-        result, other = (json.loads((own / "result.json").read_text()) for own in (a, b))
+        result, other = (json.loads((run / "result.json").read_text()) for run in (a, b))
         for key in ("best", "last", "steps", "config", "sweep"):
             assert result.get(key) == other.get(key), (name, key)
         seed = f"seed_{result['config']['seeds'][0]}"

@@ -297,7 +297,7 @@ def test_bad_grids_of_the_command_line(tiny_model, tiny_glue, tmp_path, argument
 )
 def test_bad_input_is_named_and_begins_no_point(config, tmp_path, change, says):
     with pytest.raises((ValueError, FileNotFoundError), match=says):
-        values = config(**{name: own for name, own in change.items() if name != "mesh__run"})
+        values = config(**{name: value for name, value in change.items() if name != "mesh__run"})
         values.run.mesh.run = change.get("mesh__run", -1)
         run_sweep(values, tmp_path)
     assert not list(tmp_path.glob("points/*")) and not (tmp_path / "plan.json").exists()

@@ -70,14 +70,14 @@ def groups(attributes: str, devices: int) -> list[list[int]]:
         }
         shape, joined = [], []
         for axis, size in sizes:  # a part of an axis is an axis between two others
-            before, own = (
+            before, size_here = (
                 int(n or d) for n, d in zip(wanted.get(axis, "11"), (1, size), strict=True)
             )
-            shape += [before, own, int(size) // before // own]
+            shape += [before, size_here, int(size) // before // size_here]
             joined += [False, axis in wanted, False]
         ids = numbers(found[2] or "", devices).reshape(shape)
         ids = ids.transpose(np.argsort(joined, stable=True))
-        size = math.prod(n for n, own in zip(shape, joined, strict=True) if own)
+        size = math.prod(n for n, size_here in zip(shape, joined, strict=True) if size_here)
         return ids.reshape(-1, size).tolist()
     if "replica_groups={}" in attributes:
         return [list(range(devices))]
@@ -99,17 +99,17 @@ def between_runs(text: str, runs: int) -> Iterator[tuple[str, int, str]]:
     program = hlo.parse(text)
     each = program.devices // runs  # the axis of runs comes first
     for computation in program.computations.values():
-        for own in computation.instructions.values():
-            kind = own.opcode.removesuffix("-start")
+        for instruction in computation.instructions.values():
+            kind = instruction.opcode.removesuffix("-start")
             if kind in KINDS and any(
                 len({device // each for device in group}) > 1
-                for group in groups(own.attributes, program.devices)
+                for group in groups(instruction.attributes, program.devices)
             ):
-                origin = re.search(r'op_name="([^"]*)"', own.attributes)
+                origin = re.search(r'op_name="([^"]*)"', instruction.attributes)
                 yield (
                     kind,
-                    hlo.size_bytes(own.type),
-                    f"{own.type} {origin[1] if origin else own.name}",
+                    hlo.size_bytes(instruction.type),
+                    f"{instruction.type} {origin[1] if origin else instruction.name}",
                 )
 
 
@@ -119,7 +119,7 @@ def share(leaf: jax.Array) -> float:
     return size / leaf.size
 
 
-def train(own: ConfigDict, folder: Path, runs: int) -> dict[str, Any]:
+def train(sweep: ConfigDict, folder: Path, runs: int) -> dict[str, Any]:
     """Runs the sweep and looks at the arguments of its first train step and at the program."""
     seen: dict[str, Any] = {}
     make = Steps.train_step
@@ -154,7 +154,7 @@ def train(own: ConfigDict, folder: Path, runs: int) -> dict[str, Any]:
 
     Steps.train_step = train_step
     try:
-        run_sweep(own, folder)
+        run_sweep(sweep, folder)
     finally:
         Steps.train_step = make
     crossing = list(between_runs(seen["text"], runs))
@@ -168,9 +168,9 @@ def main(model: Path, data: Path, folder: Path) -> dict[str, Any]:
     for name, sizes in MESHES.items():
         result[name] = train(config(model, data, sizes), folder / name, sizes["run"])
         print(name, f"{time.perf_counter() - begin:.1f} s", flush=True)
-    own = config(model, data, MESHES["run x data"])
+    sweep = config(model, data, MESHES["run x data"])
     try:
-        result["fit"] = Memory(SharedBase("glue", points(own))).runs_that_fit()
+        result["fit"] = Memory(SharedBase("glue", points(sweep))).runs_that_fit()
     except Exception as error:
         result["fit"] = f"{type(error).__name__}: {error}"
     return result

@@ -66,7 +66,7 @@ def test_points_are_those_of_one_process(whole, tiny_model, tiny_glue, tmp_path)
     names = sorted(path.name for path in (tmp_path / "one/points").iterdir())
     assert names == ["rank=1,seed=0", "rank=2,seed=0", "rank=8,seed=1"]
     plan = json.loads((whole[0] / "plan.json").read_text())
-    assert [(len(own["points"]), own["runs"]) for own in plan] == [(2, 2), (1, 2)]
+    assert [(len(program["points"]), program["runs"]) for program in plan] == [(2, 2), (1, 2)]
     for name in names:
         two, one = (folder / "points" / name for folder in (whole[0], tmp_path / "one"))
         assert_same(two, one)

@@ -54,9 +54,9 @@ pytestmark = pytest.mark.usefixtures("no_java_and_no_program_compiled_twice")
 
 
 class Pair:
-    """Two processes of one run, which differ in the index alone (and in `own` arguments)."""
+    """Two processes of one run, which differ in the index alone (and in the arguments `for_each`)."""
 
-    def __init__(self, program, arguments, log, cache, own=((), ())):
+    def __init__(self, program, arguments, log, cache, for_each=((), ())):
         with socket.socket() as free:
             free.bind(("localhost", 0))
             port = free.getsockname()[1]
@@ -77,11 +77,11 @@ class Pair:
         self.processes = []
         for index in range(2):
             hosts = f"--hosts=localhost:{port},{index}/2"
-            command = [sys.executable, *program, hosts, *arguments, *own[index]]
+            command = [sys.executable, *program, hosts, *arguments, *for_each[index]]
             streams = {name: (log / f"{name}_{index}").open("wb") for name in ("stdout", "stderr")}
-            own_environment = {**environment, "AUDIT_LOG": str(log / f"written_{index}")}
+            environment_of_process = {**environment, "AUDIT_LOG": str(log / f"written_{index}")}
             self.processes.append(
-                subprocess.Popen(command, cwd=ROOT, env=own_environment, **streams)
+                subprocess.Popen(command, cwd=ROOT, env=environment_of_process, **streams)
             )
 
     def wait(self):
@@ -122,8 +122,8 @@ def glue_pair(tiny_model, tiny_glue, root):
     }  # fmt: skip
     program = ["-m", "experiments.glue", "--config=configs/glue/minilm.py:rte,lora"]
 
-    def start(run, log, own=((), ())):
-        return Pair(program, arguments(fields, root / run), root / log, root / "programs", own)
+    def start(run, log, for_each=((), ())):
+        return Pair(program, arguments(fields, root / run), root / log, root / "programs", for_each)
 
     return start
 
@@ -238,8 +238,8 @@ def test_data_to_text_is_trained_and_decoded_by_two_processes(tiny_nlg, root, tm
 
 
 def test_a_folder_that_only_one_process_sees_ends_both(glue_pair, tmp_path):
-    own = ((), [f"--workdir={tmp_path / 'other'}"])
-    statuses, _, errors = glue_pair(tmp_path.name, f"{tmp_path.name}_log", own).wait()
+    for_each = ((), [f"--workdir={tmp_path / 'other'}"])
+    statuses, _, errors = glue_pair(tmp_path.name, f"{tmp_path.name}_log", for_each).wait()
     assert statuses == [1, 1], errors
     for text in errors:
         assert re.search(r"\Aerror: the folder .* is not the same on all hosts", text), text

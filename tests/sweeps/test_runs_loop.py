@@ -91,8 +91,8 @@ def in_memory(monkeypatch):
 def noise():
     """Of every step and run."""
     keys = jnp.stack([jax.random.key(i) for i in range(len(RATES))])
-    own = jax.vmap(jax.random.fold_in, (None, 0))
-    folded = jax.vmap(own, (0, None))(keys, jnp.arange(EPOCHS * PER_EPOCH))
+    of_runs = jax.vmap(jax.random.fold_in, (None, 0))
+    folded = jax.vmap(of_runs, (0, None))(keys, jnp.arange(EPOCHS * PER_EPOCH))
     return np.asarray(jax.vmap(jax.vmap(jax.random.uniform))(folded))
 
 
@@ -162,7 +162,7 @@ def together(folder, deaths=DEATHS["none"], killed_after=None, fillers=0, lead=T
         return [metrics_of(trainable["w"][i]) for i in range(len(RATES))]
 
     def save(i):
-        return lambda own, p: seen.saved[i].append((p.best, p.step, own["w"]))
+        return lambda params, p: seen.saved[i].append((p.best, p.step, params["w"]))
 
     runs = [
         Member(loop_settings(i, **settings), folder / f"run_{i}", save(i))
@@ -295,7 +295,7 @@ def test_seconds_are_shared_among_the_members(tmp_path, monkeypatch):
     now = iter(range(10**6))
     clock = types.SimpleNamespace(perf_counter=lambda: float(next(now)))
     monkeypatch.setattr(loop, "time", clock)
-    monkeypatch.setattr(runs_loop, "time", clock)
+    monkeypatch.setattr(members, "time", clock)
     seen = together(tmp_path / "sweep")
     progress, _ = alone(tmp_path / "alone", 0)
     for run in seen.runs:
@@ -318,9 +318,9 @@ def test_the_watch_sees_every_logged_step_and_every_epoch(tmp_path):
     assert len(seen.watched) == 1 + 12 + EPOCHS + 1
     lines = [json.loads(line) for line in text_of(tmp_path / "run_0").splitlines()]
     losses = {line["step"]: line["loss"] for line in lines if "loss" in line}
-    for steps, own in seen.watched[1:]:
-        assert own[0] == pytest.approx(losses[steps[0]], rel=1e-6)
-        assert np.isnan(own[1]) == (steps[0] >= 6)
+    for steps, seen_losses in seen.watched[1:]:
+        assert seen_losses[0] == pytest.approx(losses[steps[0]], rel=1e-6)
+        assert np.isnan(seen_losses[1]) == (steps[0] >= 6)
     assert all(np.isnan(loss) for loss in seen.watched[0][1])
 
 
