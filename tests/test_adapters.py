@@ -12,7 +12,8 @@ import pytest
 from flax import nnx
 
 import lora_jax
-from lora_jax import adapters, layers
+from lora_jax import adapters
+from lora_jax.low_rank import layers
 
 KEY = jax.random.key(0, impl="rbg")
 HEAD = "head/.*"

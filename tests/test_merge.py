@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 
 import lora_jax
-from lora_jax import layers
+from lora_jax.low_rank import layers
 from lora_jax.data.batch import Inputs
 from lora_jax.models.encoder import Classifier, EncoderConfig
 

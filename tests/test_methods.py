@@ -9,7 +9,8 @@ import pytest
 from flax import nnx
 
 import lora_jax
-from lora_jax import layers, methods, partition
+from lora_jax import methods, partition
+from lora_jax.low_rank import layers
 from lora_jax.data.batch import Inputs
 from lora_jax.models.encoder import Classifier, EncoderConfig
 

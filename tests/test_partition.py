@@ -8,8 +8,9 @@ import pytest
 from flax import nnx
 
 import lora_jax
-from lora_jax import layers, partition
-from lora_jax.factors import Contraction
+from lora_jax import partition
+from lora_jax.low_rank import layers, seeding
+from lora_jax.low_rank.contraction import Contraction
 from lora_jax.training.optimizer import adamw
 from lora_jax.training.step import make_train_step
 
@@ -407,7 +408,7 @@ def test_quantised_base_trains_by_the_split_route(monkeypatch):
     monkeypatch.setattr(layers, "_FORMS", dict(layers._FORMS))
 
     @layers.register(Int8Linear)
-    class LoRAInt8Linear(layers.Adapted, Int8Linear):
+    class LoRAInt8Linear(layers.LoRALayer, Int8Linear):
         def roles(self):
             return Contraction((), (0,), (1,))
 
@@ -453,7 +454,7 @@ def test_train_step_trains_the_trainable_part_with_fresh_dropout():
 
     def objective(trainable):
         model = lora_jax.join(structure, trainable, frozen)
-        layers.seed_dropout(model, jax.random.split(jax.random.key(1))[1])
+        seeding.seed_dropout(model, jax.random.split(jax.random.key(1))[1])
         return loss(model, batch)
 
     norm = optax.global_norm(jax.grad(objective)(trainable))

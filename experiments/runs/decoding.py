@@ -13,12 +13,13 @@ from ml_collections import ConfigDict
 from transformers import PreTrainedTokenizerBase
 
 from experiments.runs.task import Trained
-from lora_jax import layers, partition
+from lora_jax import partition
+from lora_jax.low_rank import layers
 from lora_jax.data import completions
 from lora_jax.data.data_to_text import Grouped
 from lora_jax.decoding.beam import BeamSearch, Continuations, beam_search
 from lora_jax.decoding.predictions import Predictions, decode_all
-from lora_jax.merge import merge
+from lora_jax.low_rank.merge import merge
 from lora_jax.metrics import files, generation
 from lora_jax.metrics.generation import Scores
 from lora_jax.models.decoder import Decoder

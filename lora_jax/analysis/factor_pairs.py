@@ -16,10 +16,10 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
-from lora_jax import factors, layers
+from lora_jax.low_rank import contraction, layers
 from lora_jax.adapters import Adapter
-from lora_jax.insertions.low_rank import LowRankInsertion
-from lora_jax.low_rank import LowRank
+from lora_jax.methods.lora import LoRAInsertion
+from lora_jax.low_rank.updates import LowRankUpdate
 
 _LEAF = re.compile(r"(?:(?P<layer>.*)/)?lora/(?:(?P<part>[^/]+)/)?(?P<side>[ab])")
 _SCANNED = re.compile(r"(.*/)?layers/((first|last_\d+)/)?block/.*")  # the stacks of lora_jax.models
@@ -56,7 +56,7 @@ def from_adapter(adapter: Adapter) -> dict[str, FactorPair]:
     A part of a fused projection has its name behind the path: `.../attention/qkv/q`.
 
     Raises:
-      ValueError: the adapter has no LoRA factors, or their shapes leave open which axes are layers.
+      ValueError: the adapter has no LoRA contraction, or their shapes leave open which axes are layers.
     """
     sides: dict[tuple[str, str], dict[str, np.ndarray]] = {}
     for path, value in sorted(adapter.values.items()):
@@ -114,13 +114,13 @@ def base_matrices(model: nnx.Module) -> dict[str, Float[np.ndarray, "layers inpu
 
 def _adapted(
     model: nnx.Module,
-) -> Iterator[tuple[str, layers.Adapted, LowRank, tuple[int, int]]]:
+) -> Iterator[tuple[str, layers.LoRALayer, LowRankUpdate, tuple[int, int]]]:
     """Yields name, layer, pair, and the pair's (start, size) along the first output axis."""
     adapted = layers.adapted_layers(model)
     if not adapted:
         raise ValueError("the model has no adapted layer; insert a method such as lora(...) first")
     for path, layer in adapted.items():
-        if isinstance(layer.lora, LowRank):
+        if isinstance(layer.lora, LowRankUpdate):
             size = layer.view()[layer.roles().outputs[0]]
             yield path, layer, layer.lora, (0, size)
             continue
@@ -141,10 +141,10 @@ def _pair(a: Array | np.ndarray, b: Array | np.ndarray, scale: float, stacked: i
 def _scale(adapter: Adapter, layer: str) -> float:
     """The scale that the adapter's method gives to a layer; the first matching target counts."""
     for insertion in adapter.method.insertions:
-        if isinstance(insertion, LowRankInsertion):
+        if isinstance(insertion, LoRAInsertion):
             for pattern, own in insertion.targets:
                 if re.fullmatch(pattern, layer):
-                    return factors.scale(own.rank, own.alpha, own.scaling)
+                    return contraction.scale(own.rank, own.alpha, own.scaling)
     raise ValueError(f"no target of the adapter's method matches its factors at {layer}")
 
 

@@ -27,7 +27,7 @@ from typing import Any
 
 import numpy as np
 
-from lora_jax import factors, methods
+from lora_jax import checks, methods
 from lora_jax.interop import loralib_factors as checked
 from lora_jax.interop.loralib_factors import Arrays
 from lora_jax.interop.loralib_names import FUSED, find, plain_name
@@ -83,7 +83,7 @@ def from_state_dict(
             "alpha is needed: loralib does not store it. The released RoBERTa-base MNLI file has 16 "
             "(with 8 it scores 66.55 instead of 87.5), the GPT-2 files have 32"
         )
-    factors.check_alpha(alpha)
+    checks.positive(alpha)
     plain = {plain_name(key): np.asarray(value) for key, value in state.items()}
     if len(plain) != len(state):
         raise ValueError("some keys are there twice, with and without `module.` or `transformer.`")

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from lora_jax import factors
-from lora_jax.insertions.low_rank import LowRankInsertion
+from lora_jax.low_rank import contraction
+from lora_jax.methods.lora import LoRAInsertion
 from lora_jax.interop.loralib_factors import Arrays, transposed
 from lora_jax.interop.loralib_names import ARCHITECTURES, FUSED, Architecture, guess
 from lora_jax.method import Method
@@ -96,14 +96,14 @@ def layer_settings(
       Module name to `r`, `lora_alpha`, `lora_dropout` and, for a MergedLinear, `enable_lora`.
     """
     names = _architecture(values, architecture)
-    targets = [t for i in method.insertions if isinstance(i, LowRankInsertion) for t in i.targets]
+    targets = [t for i in method.insertions if isinstance(i, LoRAInsertion) for t in i.targets]
     result: dict[str, dict[str, Any]] = {}
     for theirs, ours in names.modules.items():
         path = f"{names.block}/{ours}"
         if not any(leaf.startswith(f"{path}/lora/") for leaf in values):
             continue
         update = next(update for pattern, update in targets if re.fullmatch(pattern, path))
-        scale = factors.scale(update.rank, update.alpha, update.scaling)
+        scale = contraction.scale(update.rank, update.alpha, update.scaling)
         plain = update.scaling == "alpha/r"  # rsLoRA's scale needs another alpha there
         result[theirs] = {
             "r": update.rank,

@@ -17,7 +17,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
-from lora_jax import layers
+from lora_jax.low_rank import layers
 from lora_jax.partition import Params
 
 

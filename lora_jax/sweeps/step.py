@@ -14,7 +14,8 @@ import jax
 import optax
 from flax import nnx
 
-from lora_jax import layers, partition
+from lora_jax import partition
+from lora_jax.low_rank import seeding
 from lora_jax.partition import Params, Structure
 from lora_jax.sharding.mesh import RUN
 from lora_jax.sharding.placement import Placement
@@ -34,7 +35,7 @@ def make_run_objective(
     ) -> jax.Array:
         model = partition.join(structure, scaled(trainable, values.scales), frozen)
         for_model, for_branches = jax.random.split(key)
-        layers.seed_dropout(model, for_branches, values.rates)
+        seeding.seed_dropout(model, for_branches, values.rates)
         return loss(model, batch, for_model)
 
     return objective

@@ -15,7 +15,8 @@ import optax
 from flax import nnx
 from jaxtyping import Array, Float
 
-from lora_jax import layers, partition
+from lora_jax import partition
+from lora_jax.low_rank import seeding
 from lora_jax.data.batch import Batch
 from lora_jax.partition import Params, Structure
 from lora_jax.sharding.placement import Placement
@@ -84,7 +85,7 @@ def make_objective(
     def objective(trainable: Params, frozen: Params, batch: Any, key: jax.Array) -> jax.Array:
         model = partition.join(structure, trainable, frozen)
         for_model, for_branches = jax.random.split(key)
-        layers.seed_dropout(model, for_branches)
+        seeding.seed_dropout(model, for_branches)
         return loss(model, batch, for_model)
 
     return objective

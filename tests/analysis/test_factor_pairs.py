@@ -16,7 +16,8 @@ from flax import nnx
 from safetensors.numpy import load_file
 
 import lora_jax
-from lora_jax import adapters, layers, methods, partition
+from lora_jax import adapters, methods, partition
+from lora_jax.low_rank import layers
 from lora_jax.analysis import factor_pairs, spectra
 from lora_jax.analysis.factor_pairs import FactorPair
 from lora_jax.interop.loralib import from_state_dict

@@ -16,7 +16,7 @@ from flax import nnx
 import lora_jax
 from lora_jax import adapters, methods, partition
 from lora_jax.data.batch import Batch, Inputs
-from lora_jax.insertions.cut import CutInsertion
+from lora_jax.methods.selection import CutInsertion
 from lora_jax.models.decoder import SIZES, Decoder, DecoderConfig
 from lora_jax.models.encoder import Classifier, EncoderConfig
 from lora_jax.training import optimizer, step

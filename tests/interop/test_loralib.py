@@ -11,7 +11,8 @@ import transformers
 from safetensors.numpy import load_file
 
 from configs.glue import roberta_base_lora
-from lora_jax import factors, methods, partition
+from lora_jax import methods, partition
+from lora_jax.low_rank import contraction
 from lora_jax.data.batch import Inputs
 from lora_jax.interop.loralib import from_state_dict
 from lora_jax.interop.loralib_export import layer_settings, to_state_dict
@@ -65,12 +66,12 @@ def test_released_checkpoint(released):
         for group in ("lora", "head")
     }
     assert len(released) == 52 and counts == {"lora": 294_912, "head": 592_899}
-    roles = factors.Contraction((0,), (1,), (2,))
+    roles = contraction.Contraction((0,), (1,), (2,))
     for name, norms in (("query", QUERY), ("value", VALUE)):
         path = f"encoder/layers/block/attention/{name}/lora"
         a, b = found.values[f"{path}/a"], found.values[f"{path}/b"]
         assert a.shape == (12, 768, 8) and b.shape == (12, 8, 768)
-        delta = np.asarray(factors.delta(roles, a, b, 1.0))
+        delta = np.asarray(contraction.delta(roles, a, b, 1.0))
         assert " ".join(f"{x:.2f}" for x in np.linalg.norm(delta, axis=(1, 2))) == norms
     a, b = (found.values[f"encoder/layers/block/attention/query/lora/{side}"] for side in "ab")
     small = np.linalg.qr(a)[1] @ np.linalg.qr(np.swapaxes(b, 1, 2))[1].swapaxes(1, 2)
@@ -157,7 +158,7 @@ def reference(folder, settings):
 
 
 def state_of(model):
-    """What the authors' scripts save: the factors, and the head of a classifier."""
+    """What the authors' scripts save: the contraction, and the head of a classifier."""
     state = loralib.lora_state_dict(model)
     state |= {k: v for k, v in model.state_dict().items() if k.startswith("classifier.")}
     return {key: value.numpy() for key, value in state.items()}

@@ -7,7 +7,8 @@ import pytest
 from flax import nnx
 
 import lora_jax
-from lora_jax import layers, methods, partition
+from lora_jax import methods, partition
+from lora_jax.low_rank import layers
 from lora_jax.models.decoder import Decoder, DecoderConfig
 from lora_jax.sweeps.common_method import NUMBERS, common_method, structure_of
 
