@@ -31,7 +31,7 @@ from experiments.runs.language import end_tokens
 from lora_jax import partition
 from lora_jax.data import completions, data_to_text
 from lora_jax.data.pairs import by_context
-from lora_jax.decoding.beam import BeamSearch, beam_search
+from lora_jax.decoding.beam import BeamSearch, Continuations, beam_search
 from lora_jax.decoding.predictions import batches
 from lora_jax.models import hub
 from lora_jax.models.decoder import SIZES, Decoder

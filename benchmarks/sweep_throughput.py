@@ -20,7 +20,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +30,7 @@ from safetensors.numpy import load_file
 
 from benchmarks.timing import report
 from experiments import glue
-from experiments.runs.classification import train_all
+from experiments.runs.run import run_all
 from experiments.sweep import local
 from experiments.sweep.points import points
 
@@ -73,9 +72,9 @@ def work(names: list[str], folder: Path, as_program: bool) -> None:
         return
     for point in points(sweep):
         if point.name in names:
-            config = point.config
-            config.mesh.run, config.mesh.data = 1, -1
-            train_all(config, partial(glue.problem, config), folder / "points" / point.name)
+            own = point.config
+            own.mesh.run, own.mesh.data = 1, -1
+            run_all(glue.task, own, folder / "points" / point.name)
 
 
 def start(names: list[str], folder: Path, as_program: bool = False) -> subprocess.Popen:

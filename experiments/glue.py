@@ -19,8 +19,9 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from experiments.runs import command_line
-from experiments.runs.classification import Outputs, Preparation, Problem, Run, train_all
-from experiments.runs.record import speed
+from experiments.runs.classification import ClassificationTask, Outputs, Problem
+from experiments.runs.record import parameters_text, speed
+from experiments.runs.run import loaded, run_all
 from lora_jax.data import glue, glue_tasks
 from lora_jax.files import write_json
 from lora_jax.metrics import glue as metrics
@@ -43,32 +44,39 @@ def score(task: glue_tasks.Task, outputs: Outputs, labels: Outputs) -> dict[str,
 
 def problem(config: ConfigDict) -> Problem:
     """The GLUE task of a config, its data read from `config.data.source`."""
-    task, data = glue_tasks.task(config.task), config.data
+    glue_task, data = glue_tasks.task(config.task), config.data
+    train = None
+    if not config.eval_only:
+        train = glue.read(glue_task, "train", data.source).take(data.max_examples)
     return Problem(
-        name=task.name,
-        num_outputs=task.num_outputs,
-        regression=task.regression,
-        headline=metrics.headline(task),
-        train=None
-        if config.eval_only
-        else glue.read(task, "train", data.source).take(data.max_examples),
+        name=glue_task.name,
+        num_outputs=glue_task.num_outputs,
+        regression=glue_task.regression,
+        headline=metrics.headline(glue_task),
+        train=train,
         evaluations={
-            split: glue.read(task, split, data.source).take(data.max_eval_examples)
-            for split in task.evaluations
+            split: glue.read(glue_task, split, data.source).take(data.max_eval_examples)
+            for split in glue_task.evaluations
         },
-        score=partial(score, task),
+        score=partial(score, glue_task),
     )
+
+
+def task(config: ConfigDict) -> ClassificationTask:
+    """The task of a config, for `run_all`."""
+    return ClassificationTask(config, partial(problem, config))
 
 
 def evaluate(config: ConfigDict, workdir: Path | None) -> dict[str, float]:
     """Evaluates an adapter; with a workdir, writes evaluation.json and the outputs per example."""
-    run = Run(Preparation(config, partial(problem, config)), config.seeds[0], workdir)
-    trainable = run.adaptation.load(Path(config.adapter))
+    classification = task(config)
+    run, trainable = loaded(classification, workdir)
     outputs = run.outputs(trainable)
-    result = run.preparation.score(outputs)
+    result = classification.metrics(outputs)
     if workdir is not None:
         write_json(workdir / "evaluation.json", {"adapter": config.adapter, "metrics": result})
-        for split, logits in outputs.items() if is_main() else ():
+        by_split = classification.logits(outputs) if is_main() else {}
+        for split, logits in by_split.items():
             np.savetxt(workdir / f"outputs_{split}.tsv", logits, delimiter="\t", fmt="%.9g")
     return result
 
@@ -83,15 +91,12 @@ def table(result: dict[str, Any]) -> str:
             f"last epoch {100 * last['median']:6.2f} ±{100 * last['std']:.2f}   "
             f"({len(best['values'])} seeds)"
         )
-    counts = ", ".join(f"{k} {v:,}" for k, v in result["parameters"].items())
-    lines.append(f"  parameters: {counts}")
-    lines.append(f"  {speed(result)}")
-    return "\n".join(lines)
+    return "\n".join([*lines, f"  {parameters_text(result)}", f"  {speed(result)}"])
 
 
 def main(_: list[str]) -> None:
-    """Command line."""
-    logging.set_verbosity(logging.WARNING)  # Orbax and JAX tell a lot at INFO
+    """Runs the command."""
+    logging.set_verbosity(logging.WARNING)  # Orbax and JAX say a lot at INFO
     config, folder = _CONFIG.value, _WORKDIR.value
     with command_line.readable_errors():
         command_line.join_hosts(_HOSTS.value)
@@ -101,7 +106,7 @@ def main(_: list[str]) -> None:
             return
         if not folder:
             raise ValueError("--workdir=DIR is needed: the folder for checkpoints and results")
-        command_line.say(table(train_all(config, partial(problem, config), Path(folder))))
+        command_line.say(table(run_all(task, config, Path(folder))))
         command_line.say(f"record: {folder}/result.json   adapter: {folder}/adapter")
 
 

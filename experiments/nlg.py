@@ -12,123 +12,52 @@ adapter. A run that was killed goes on with the same command. To decode and scor
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from experiments.paper.scores import as_in_paper
-from experiments.runs import command_line, folder
-from experiments.runs.adaptation import (
-    Adaptation,
-    Goal,
-    adapter_notes,
-    order_seed,
-    training_batches,
-)
-from experiments.runs.data_to_text import Preparation
-from experiments.runs.data_to_text_record import table
-from lora_jax import adapters, files, partition
-from lora_jax.decoding.predictions import Predictions
+from experiments.runs import command_line
+from experiments.runs.data_to_text import DataToTextTask
+from experiments.runs.record import parameters_text, speed
+from experiments.runs.run import loaded, run_all
 from lora_jax.files import write_json
-from lora_jax.partition import Params
-from lora_jax.sharding.hosts import together
-from lora_jax.training import loop
-
-
-class Run:
-    """One seed: training, decoding and scoring."""
-
-    def __init__(self, preparation: Preparation, seed: int, folder: Path):
-        self.own = preparation
-        self.seed = seed
-        self.folder = folder
-        model, key = preparation.model(seed)
-        self.adaptation = Adaptation(
-            preparation.config, model, preparation.method, key, preparation.mesh
-        )
-
-    def prepare(self) -> Callable[[], dict[str, Any]]:
-        """Checks and builds all that training needs; the result trains this seed, or resumes it."""
-        own, config = self.own, self.own.config
-        assert own.train is not None
-        order = order_seed(config, self.seed)
-        data = training_batches(config, own.train, [order], own.width, own.max_length, own.mesh)
-        predict = self.adaptation.predictor(own.function)
-        goal = Goal(
-            own.label(self.seed), own.headline,
-            lambda trainable: own.metrics(predict(trainable))[0], self.save_adapter,
-            own.smaller_is_better,
-        )  # fmt: skip
-        return self.adaptation.prepare(config, data, own.loss, goal, self.seed, self.folder)
-
-    def save_adapter(self, trainable: Params, progress: loop.Progress) -> None:
-        """Writes this seed's adapter folder."""
-        notes = adapter_notes(self.own.config, self.own.task, self.seed, progress)
-        self.adaptation.save(self.folder / "adapter", trainable, notes)
-
-    def decode(self, trainable: Params) -> tuple[Predictions, list[str]]:
-        """The test set as the model with these parameters writes it."""
-        return self.own.decode(*self._decoding(trainable))
-
-    def finish(self, trainable: Params) -> dict[str, Any]:
-        """Decodes and scores."""
-        return self.own.finish(*self._decoding(trainable))
-
-    def _decoding(self, trainable: Params) -> tuple[Any, ...]:
-        own = self.adaptation
-        model = partition.join(own.structure, trainable, own.frozen)
-        weights = {"base": own.base, "weights": adapters.fingerprint(trainable, jnp.float32)}
-        return model, own.placement, weights, self.folder, f"seed {self.seed}"
 
 
 def evaluate(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     """Decodes and scores an adapter; writes evaluation.json and the texts."""
-    run = Run(Preparation(config), config.seeds[0], workdir)
-    result = run.finish(run.adaptation.load(Path(config.adapter)))
+    task = DataToTextTask(config)
+    run, trainable = loaded(task, workdir)
+    result = task.finish(lambda: run.trained(trainable))
     write_json(workdir / "evaluation.json", {"adapter": config.adapter, **result})
     return result
 
 
-def run_all(config: ConfigDict, workdir: Path) -> dict[str, Any]:
-    """Trains, decodes and scores all seeds of a config; writes and returns the run record.
-
-    A finished run is read back, an unfinished one is resumed.
-    """
-    if (record := folder.finished(workdir, config)) is not None:
-        return record
-    with together():
-        preparation = Preparation(config)
-    for split, note in preparation.notes.items():
-        command_line.say(f"{config.dataset} {split}: {note}")
-    runs: dict[int, dict[str, Any]] = {}
-    for seed in config.seeds:
-        run = Run(preparation, seed, workdir / f"seed_{seed}")
-        train = run.prepare() if config.epochs else None
-        if not runs:
-            folder.claim(workdir, config)
-            command_line.say(run.adaptation.summary)
-            counts = run.adaptation.summary.counts()
-        runs[seed] = train() if train else {}
-        adaptation = run.adaptation
-        trainable = (
-            adaptation.load(run.folder) if train else adaptation.placement.put(adaptation.trainable)
+def table(result: dict[str, Any]) -> str:
+    """A short text of a run record."""
+    lines = [f"{result['task']} {result['split']}  {result['method']}  {result['model']}"]
+    for name, value in result["test"].items():
+        mean, std = (as_in_paper(name, value[key]) for key in ("mean", "std"))
+        lines.append(f"  {name:18s} {mean:>8s} ±{std}   ({len(value['values'])} seeds)")
+    lines += [f"  {name:18s}   missing: {why}" for name, why in result["missing"].items()]
+    lines += [f"  note on {name}: {text}" for name, text in result["notes"].items() if text]
+    lines.append(f"  {parameters_text(result)}")
+    if "best" in result:
+        lines.append(f"  validation loss {result['best']['loss']['mean']:.4f}; {speed(result)}")
+    for seed, record in result["seeds"].items():
+        decode = record["decode"]
+        lines.append(
+            f"  seed {seed}: decoded {decode['prompts']} inputs in {decode['seconds']:.0f} s, "
+            f"{decode['tokens_per_second']:.0f} tokens/s"
         )
-        runs[seed] |= run.finish(trainable)
-    result = preparation.record(config, runs, counts)
-    if config.epochs:
-        chosen = workdir / f"seed_{result['adapter']['seed']}" / "adapter"
-        files.replace_folder(chosen, workdir / "adapter")
-    write_json(workdir / "result.json", result)
-    return result
+    return "\n".join(lines)
 
 
 def main(_: list[str]) -> None:
-    """Command line."""
-    logging.set_verbosity(logging.WARNING)  # Orbax and JAX tell a lot at INFO
+    """Runs the command."""
+    logging.set_verbosity(logging.WARNING)  # Orbax and JAX say a lot at INFO
     config, folder = _CONFIG.value, _WORKDIR.value
     with command_line.readable_errors():
         command_line.join_hosts(_HOSTS.value)
@@ -143,7 +72,7 @@ def main(_: list[str]) -> None:
             for name, why in result["missing"].items():
                 command_line.say(f"{name:18s} missing: {why}")
             return
-        command_line.say(table(run_all(config, Path(folder))))
+        command_line.say(table(run_all(DataToTextTask, config, Path(folder))))
         command_line.say(f"record: {folder}/result.json   texts: {folder}/seed_*/predictions.txt")
 
 

@@ -23,9 +23,9 @@ from tokenizers import ByteLevelBPETokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from experiments.runs import command_line, folder
-from experiments.runs.adaptation import Adaptation, Goal, mesh_for, model_settings
 from experiments.runs.language import Validation
 from experiments.runs.record import training_record
+from experiments.runs.settings import mesh_for, model_arguments, train_settings
 from lora_jax import methods, partition
 from lora_jax.data import data_to_text
 from lora_jax.data.batches import TrainingBatches
@@ -38,7 +38,7 @@ from lora_jax.partition import Params
 from lora_jax.sharding.hosts import from_main, is_main, together
 from lora_jax.sharding.mesh import shares
 from lora_jax.sharding.placement import gather, in_host_memory
-from lora_jax.training import loop, step
+from lora_jax.training import Goal, Progress, Trainer, step
 
 _END = "<|endoftext|>"
 
@@ -110,43 +110,51 @@ def pretrain(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     with together():
         train, valid = (read_corpora(config, split) for split in ("train", "valid"))
     tokenizer = get_tokenizer(config, train, workdir / "tokenizer")
-    sizes = DecoderConfig(vocab_size=len(tokenizer), **model_settings(config))
+    sizes = DecoderConfig(vocab_size=len(tokenizer), **model_arguments(config))
     mesh = mesh_for(config, sizes.heads)
     with in_host_memory():
         model = Decoder(sizes, nnx.Rngs(config.seed))
     count = partition.count(partition.parameters(model))
     command_line.say(f"{count:,} parameters, {len(tokenizer):,} tokens")
-    adaptation = Adaptation(config, model, methods.full(), jax.random.key(config.seed), mesh)
+    trainer = Trainer(
+        model, methods.full(), train_settings(config), key=jax.random.key(config.seed), mesh=mesh
+    )
     rows = documents(train, tokenizer, sizes.max_length)
-    data = TrainingBatches(
+    batches = TrainingBatches(
         rows, batch_size=config.batch_size, epochs=config.epochs, seed=config.seed,
         hidden_size=sizes.n_embd, max_length=sizes.max_length, parts=shares(mesh),
     )  # fmt: skip
-    judge = Validation(
-        documents(valid, tokenizer, sizes.max_length), sizes.n_embd, sizes.max_length, mesh
-    )
+    validation = Validation(
+        documents(valid, tokenizer, sizes.max_length), width=sizes.n_embd,
+        max_length=sizes.max_length, mesh=mesh,
+    )  # fmt: skip
+    predict = trainer.predictor(validation.function)
 
-    def save(trainable: Params, progress: loop.Progress) -> None:
+    def evaluate(trainable: Params) -> dict[str, float]:
+        of_batch = predict(trainable)
+        return validation.metrics([of_batch(batch) for batch in validation.batches])
+
+    def save(trainable: Params, progress: Progress) -> None:
         whole = gather(trainable)
         if not is_main():
             return
-        trained = partition.join(adaptation.structure, whole, adaptation.frozen)
+        trained = trainer.model(whole)
         assert isinstance(trained, Decoder)
         end = tokenizer.eos_token_id
         hub.save_decoder(workdir / "model", trained, eos_token_id=end, bos_token_id=end)
         tokenizer.save_pretrained(str(workdir / "model"))
 
-    predict = adaptation.predictor(judge.function)
     goal = Goal(
-        "pretrain", "loss", lambda trainable: judge.metrics(predict(trainable))[0], save,
-        smaller_is_better=True,
-    )  # fmt: skip
-    training = adaptation.prepare(config, data, step.completion_loss(), goal, config.seed, workdir)
+        label="pretrain", headline="loss", evaluate=evaluate, on_best=save, smaller_is_better=True
+    )
+    train_run = trainer.prepare(
+        batches, step.completion_loss(), goal, seed=config.seed, folder=workdir
+    )
     folder.claim(workdir, config)
-    run = training()
+    run = {**train_run().record(), "shapes": batches.menu.shapes}
     record = {
         "task": "pretrain",
-        "parameters": adaptation.summary.counts(),
+        "parameters": trainer.summary.counts(),
         "documents": len(rows),
         "notes": {name: p.notes for name, p in zip(config.data.corpora, train, strict=True)},
         **training_record([run]),
@@ -158,7 +166,7 @@ def pretrain(config: ConfigDict, workdir: Path) -> dict[str, Any]:
 
 
 def main(_: list[str]) -> None:
-    """Command line."""
+    """Runs the command."""
     logging.set_verbosity(logging.WARNING)
     with command_line.readable_errors():
         command_line.join_hosts(_HOSTS.value)

@@ -18,7 +18,8 @@ from ml_collections import ConfigDict
 
 from configs import quickstart
 from experiments.runs import command_line
-from experiments.runs.classification import Outputs, Problem, train_all
+from experiments.runs.classification import ClassificationTask, Outputs, Problem
+from experiments.runs.run import run_all
 from lora_jax.data import sentiment
 from lora_jax.data.glue import Examples
 
@@ -46,6 +47,11 @@ def problem(config: ConfigDict) -> Problem:
     )
 
 
+def task(config: ConfigDict) -> ClassificationTask:
+    """The task of a config, for `run_all`."""
+    return ClassificationTask(config, partial(problem, config))
+
+
 def table(frozen: dict[str, Any], lora: dict[str, Any]) -> str:
     """The two runs side by side, in percent, at the last epoch."""
     names = {"accuracy": "all", **{kind: kind for kind in sentiment.PHENOMENA}}
@@ -61,14 +67,14 @@ def table(frozen: dict[str, Any], lora: dict[str, Any]) -> str:
 
 
 def main(_: list[str]) -> None:
-    """Command line."""
+    """Runs the command."""
     logging.set_verbosity(logging.WARNING)
     folder = Path(_WORKDIR.value)
     results = []
     with command_line.readable_errors():
         for method in ("head_only", "lora"):
             config = quickstart.get_config(method)
-            results.append(train_all(config, partial(problem, config), folder / method))
+            results.append(run_all(task, config, folder / method))
     print(f"\n{table(*results)}\n\nrecords and adapters: {folder}/head_only, {folder}/lora")
 
 

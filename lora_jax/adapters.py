@@ -261,3 +261,8 @@ def base_parameters(model: nnx.Module, head: str | None) -> Params:
     """The pre-trained parameters of a model that no method has touched: all but the head's."""
     params = partition.parameters(model)
     return {p: v for p, v in params.items() if head is None or not re.fullmatch(head, p)}
+
+
+def adapter_folder(path: Path) -> Path:
+    """The adapter of a run's folder, or the folder itself."""
+    return path / "adapter" if (path / "adapter").is_dir() else path

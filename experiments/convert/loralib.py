@@ -12,7 +12,6 @@ from pathlib import Path
 import jax
 
 from experiments.convert import state_dicts
-from experiments.runs.adaptation import adapter_folder
 from lora_jax import adapters, partition
 from lora_jax.interop import loralib, loralib_export, loralib_names
 from lora_jax.models import hub
@@ -138,7 +137,7 @@ def to_loralib(
     Raises:
       FileNotFoundError, ImportError, ValueError: the input is bad; nothing is written then.
     """
-    loaded = adapters.load_adapter(adapter_folder(adapter))
+    loaded = adapters.load_adapter(adapters.adapter_folder(adapter))
     architecture = architecture or loaded.notes.get("architecture")
     with _errors_naming(adapter):
         state = loralib_export.to_state_dict(loaded.values, architecture, prefix)

@@ -23,14 +23,15 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from experiments.pod_plan.abstract_step import head_pattern
-from experiments.pod_plan.planner import Planner, report, search
+from experiments.pod_plan.planner import Planner
+from experiments.pod_plan.report import report, search
 from experiments.pod_plan.tables import ranking
 from experiments.runs import command_line
 from lora_jax import methods
 
 
 def main(_: list[str]) -> None:
-    """Command line."""
+    """Runs the command."""
     logging.set_verbosity(logging.WARNING)
     # Nothing runs here: no accelerator is taken, and libtpu does not look for a TPU machine.
     jax.config.update("jax_platforms", "cpu")

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from experiments.runs.adaptation import optimizer_for
+from experiments.pod_plan.shapes import abstract_batch, first_run, placed
+from experiments.runs.settings import train_settings
 from lora_jax import partition
 from lora_jax.costs import flops
-from lora_jax.data.batch import Batch, Inputs
 from lora_jax.method import Method
 from lora_jax.models import decoder, encoder, hub
 from lora_jax.sharding import axes
@@ -30,19 +31,19 @@ _CLASSES = 2
 _UPDATES = 1000  # numbers of the schedule, which cost nothing
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class AbstractStep:
     """A train step that can be compiled.
 
     Attributes:
       function: from `make_train_step` or `make_runs_train_step`.
       arguments: its arguments, shapes with shardings.
-      frozen: those among them that are the base's.
+      frozen: those among them that belong to the base.
       flops: of one step, all devices and runs together.
       trainable, total: numbers of parameters, of all runs; total has the base once.
     """
 
-    function: Any
+    function: Callable[..., Any]
     arguments: tuple[Any, ...]
     frozen: dict[str, Any]
     flops: int
@@ -50,7 +51,7 @@ class AbstractStep:
     total: int
 
 
-def model_config(config: ConfigDict) -> Any:
+def model_config(config: ConfigDict) -> encoder.EncoderConfig | decoder.DecoderConfig:
     """Sizes and settings of the plan's model.
 
     Raises:
@@ -60,8 +61,9 @@ def model_config(config: ConfigDict) -> Any:
     if config.model.size not in sizes:
         raise ValueError(f"unknown model {config.model.size!r}; known are {sorted(sizes)}")
     settings = {k: v for k, v in config.model.items() if k != "size"}
-    own = sizes[config.model.size]
-    return dataclasses.replace(own, compute_dtype=str(config.base_dtype), **settings)
+    return dataclasses.replace(
+        sizes[config.model.size], compute_dtype=str(config.base_dtype), **settings
+    )
 
 
 def is_classifier(config: ConfigDict) -> bool:
@@ -69,7 +71,7 @@ def is_classifier(config: ConfigDict) -> bool:
     return config.model.size in encoder.SIZES
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class _Parts:
     """A model with a method, in shapes, as the steps of one run and of several take it."""
 
@@ -83,12 +85,12 @@ class _Parts:
 
     def optimizer(self, learning_rate: Any = None) -> optax.GradientTransformation:
         """AdamW as the config says, with its learning rate or this one."""
-        own = {path: self.labels[path] for path in self.trainable}
-        return optimizer_for(self.config, own, _UPDATES, learning_rate)[1]
+        labels = {path: self.labels[path] for path in self.trainable}
+        return train_settings(self.config).optimizer(labels, _UPDATES, learning_rate)[1]
 
     @property
     def placed_frozen(self) -> dict[str, Any]:
-        return _placed(self.frozen, self.placement.shardings(self.frozen))
+        return placed(self.frozen, self.placement.shardings(self.frozen))
 
 
 def _abstract_model(config: ConfigDict, method: Method) -> nnx.Module:
@@ -101,7 +103,7 @@ def _abstract_model(config: ConfigDict, method: Method) -> nnx.Module:
 
     def make() -> nnx.Module:
         rngs = nnx.Rngs(0)
-        if is_classifier(config):
+        if isinstance(sizes, encoder.EncoderConfig):
             return encoder.Classifier(sizes, _CLASSES, rngs)
         return decoder.Decoder(sizes, rngs)
 
@@ -120,7 +122,10 @@ def _parts(config: ConfigDict, method: Method, mesh: Mesh) -> _Parts:
     )
     loss = step.classification_loss if is_classifier(config) else step.completion_loss()
     placement = Placement(mesh, axes.of_model(model))
-    return _Parts(config, structure, labels, trainable, frozen, placement, loss)
+    return _Parts(
+        config=config, structure=structure, labels=labels, trainable=trainable, frozen=frozen,
+        placement=placement, loss=loss,
+    )  # fmt: skip
 
 
 def build(config: ConfigDict, method: Method, mesh: Mesh, rows: int) -> AbstractStep:
@@ -135,18 +140,19 @@ def build(config: ConfigDict, method: Method, mesh: Mesh, rows: int) -> Abstract
     state = jax.eval_shape(tx.init, trainable)
     key = jax.eval_shape(lambda: jax.random.key(0, impl=config.prng))
     arguments = (
-        _placed(trainable, placement.shardings(trainable)),
-        _placed(state, placement.state_shardings(state, trainable)),
+        placed(trainable, placement.shardings(trainable)),
+        placed(state, placement.state_shardings(state, trainable)),
         parts.placed_frozen,
         abstract_batch(config, rows, placement),
-        _placed(key, placement.replicated),
+        placed(key, placement.replicated),
     )
     objective = step.make_objective(parts.structure, parts.loss)
     count = flops.training(objective, trainable, *arguments[2:])
     values = partition.count(trainable)
     return AbstractStep(
-        function, arguments, arguments[2], count, values, values + partition.count(parts.frozen)
-    )
+        function=function, arguments=arguments, frozen=arguments[2], flops=count, trainable=values,
+        total=values + partition.count(parts.frozen),
+    )  # fmt: skip
 
 
 def build_runs(
@@ -165,7 +171,7 @@ def build_runs(
     of_run = run_values(_abstract_model(config, method), config.learning_rate)
     values = stack([of_run] * runs)
     placement, of_runs = parts.placement, parts.placement.of_runs()
-    each, own_batches = placement.each_run, config.orders != "shared"
+    each, batch_of_each_run = placement.each_run, config.orders != "shared"
     trainable = {
         path: jax.ShapeDtypeStruct((runs, *leaf.shape), leaf.dtype)
         for path, leaf in parts.trainable.items()
@@ -177,52 +183,25 @@ def build_runs(
     state = jax.eval_shape(sweep_step.initial_states(parts.optimizer), trainable, rates)
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0, impl=config.prng), runs))
     arguments = (
-        _placed(trainable, of_runs.shardings(trainable)),
-        _placed(state, of_runs.state_shardings(state, trainable)),
-        jax.tree.map(lambda leaf: _placed(leaf, each), values),
+        placed(trainable, of_runs.shardings(trainable)),
+        placed(state, of_runs.state_shardings(state, trainable)),
+        jax.tree.map(lambda leaf: placed(leaf, each), values),
         parts.placed_frozen,
-        abstract_batch(config, rows, placement, runs if own_batches else None),
-        _placed(keys, each),
-        _placed(jax.ShapeDtypeStruct((), jnp.uint32), placement.replicated),
+        abstract_batch(config, rows, placement, runs if batch_of_each_run else None),
+        placed(keys, each),
+        placed(jax.ShapeDtypeStruct((), jnp.uint32), placement.replicated),
     )
     count = runs * flops.training(
         sweep_step.make_run_objective(parts.structure, parts.loss), parts.trainable,
-        _first(values), parts.frozen, abstract_batch(config, rows, placement), _first(keys),
+        first_run(values), parts.frozen, abstract_batch(config, rows, placement), first_run(keys),
     )  # fmt: skip
     trained = partition.count(trainable)
     return AbstractStep(
-        function, arguments, arguments[3], count, trained, trained + partition.count(parts.frozen)
-    )
-
-
-def abstract_batch(
-    config: ConfigDict, rows: int, placement: Placement, runs: int | None = None
-) -> Batch:
-    """A packed batch of the plan in shapes; with `runs` one of each run, along a first axis."""
-    mesh = placement.mesh
-    lead: tuple[int, ...] = () if runs is None else (runs,)
-    names: axes.Axes = ("runs",) * len(lead)
-    of_rows, of_slots = (
-        NamedSharding(mesh, axes.spec((*names, *own), mesh.axis_names))
-        for own in (("batch", None), (None,))
-    )
-    field: Any = jax.ShapeDtypeStruct((*lead, rows, config.length), jnp.int32, sharding=of_rows)
-    slots: Any = [
-        jax.ShapeDtypeStruct((*lead, rows * config.outputs), dtype, sharding=of_slots)
-        for dtype in (jnp.int32, jnp.int32, jnp.int32, jnp.float32)
-    ]
-    return Batch(Inputs(*[field] * 4), *slots)
+        function=function, arguments=arguments, frozen=arguments[3], flops=count,
+        trainable=trained, total=trained + partition.count(parts.frozen),
+    )  # fmt: skip
 
 
 def head_pattern(config: ConfigDict) -> str | None:
     """The head's leaves, where there is one."""
     return hub.HEAD if is_classifier(config) else None
-
-
-def _first(tree: Any) -> Any:
-    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), tree)
-
-
-def _placed(shapes: Any, shardings: Any) -> Any:
-    place = lambda leaf, own: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=own)  # noqa: E731
-    return jax.tree.map(place, shapes, shardings)

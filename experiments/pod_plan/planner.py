@@ -11,7 +11,6 @@ from typing import Any
 
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
-from tqdm import tqdm
 
 from experiments.pod_plan.abstract_step import (
     AbstractStep,
@@ -19,16 +18,8 @@ from experiments.pod_plan.abstract_step import (
     build_runs,
     model_config,
 )
-from experiments.pod_plan.tables import (
-    Plan,
-    comparison,
-    sweep_comparison,
-    sweep_title,
-    title,
-)
+from experiments.pod_plan.figures import StepFigures
 from experiments.runs import folder
-from lora_jax import methods
-from lora_jax.checks import integer
 from lora_jax.costs import chips, compiled
 from lora_jax.costs.chips import Chip
 from lora_jax.files import to_json
@@ -53,44 +44,52 @@ class Planner:
             lines = map(json.loads, self.path.read_text().splitlines())
             self.known = {line["key"]: line["plan"] for line in lines}
 
-    def plan(self, method: Method, mesh: dict[str, int], rows: int, runs: int = 1) -> Plan:
+    def figures(
+        self, method: Method, mesh: dict[str, int], rows: int, runs: int = 1
+    ) -> StepFigures:
         """Compiles one step: of a run alone, or of a program of several runs.
+
+        Args:
+          method: what is trained.
+          mesh: size of each axis.
+          rows: token rows of a run's batch.
+          runs: of the program.
 
         Raises:
           ValueError: the mesh fits neither the devices nor the model, or the rows or the runs not the
             mesh.
         """
-        own = make_mesh(mesh, self.devices)
-        if rows % shares(own):
+        devices = make_mesh(mesh, self.devices)
+        if rows % shares(devices):
             raise ValueError(
-                f"mesh: data x fsdp = {shares(own)} does not divide the batch's {rows} rows; set "
+                f"mesh: data x fsdp = {shares(devices)} does not divide the batch's {rows} rows; set "
                 "config.rows to a multiple"
             )
-        _check_runs(own, runs)
-        sizes = {axis: own.shape[axis] for axis in (AXES if runs > 1 else AXES[1:])}
+        _check_runs(devices, runs)
+        sizes = {axis: devices.shape[axis] for axis in (AXES if runs > 1 else AXES[1:])}
         plain = {k: v for k, v in folder.plain(self.config).items() if k not in _NOT_OF_STEP}
         of_sweep = [runs, self._orders()] if runs > 1 else []
         key = to_json([plain, self.topology, str(method), sizes, rows, *of_sweep], indent=None)
         if key not in self.known:
-            self.known[key] = dataclasses.asdict(self._compile(method, own, sizes, rows, runs))
+            self.known[key] = dataclasses.asdict(self._compile(method, devices, sizes, rows, runs))
             if self.path is not None:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
                 with self.path.open("a") as file:
                     line = {"key": key, "plan": self.known[key]}
                     file.write(to_json(line, indent=None) + "\n")
-        return Plan(**self.known[key])
+        return StepFigures(**self.known[key])
 
     def single_mesh(self, mesh: dict[str, int]) -> dict[str, int]:
         """The mesh of one run on the slice that a sweep has with `mesh`.
 
         What `config.single_mesh` leaves at 0 is as the sweep has it; data takes the axis run, too.
         """
-        own = make_mesh(mesh, self.devices).shape
-        sizes = {axis: own[axis] for axis in AXES[1:]}
-        sizes["data"] *= own[RUN]
+        shape = make_mesh(mesh, self.devices).shape
+        sizes = {axis: shape[axis] for axis in AXES[1:]}
+        sizes["data"] *= shape[RUN]
         return {axis: self.config.single_mesh.get(axis, 0) or size for axis, size in sizes.items()}
 
-    def single(self, method: Method, mesh: dict[str, int], rows: int) -> Plan:
+    def single(self, method: Method, mesh: dict[str, int], rows: int) -> StepFigures:
         """One run at a time on the slice of a sweep.
 
         Raises:
@@ -98,7 +97,7 @@ class Planner:
         """
         single = self.single_mesh(mesh)
         try:
-            return self.plan(method, single, rows)
+            return self.figures(method, single, rows)
         except ValueError as error:
             raise ValueError(
                 f"one run at a time: {error}. Its mesh is {single}: set config.single_mesh, whose zeros "
@@ -117,18 +116,31 @@ class Planner:
 
     def _compile(
         self, method: Method, mesh: Mesh, sizes: dict[str, int], rows: int, runs: int
-    ) -> Plan:
+    ) -> StepFigures:
         step = self._step(method, mesh, rows, runs)
         needs = compiled.needs(step.function, step.arguments, self.chip)
         count = len(self.devices)
-        return Plan(
-            self.topology, count, sizes, str(method), rows, runs * rows * self.config.length,
-            step.trainable, step.total, needs.arguments, needs.temporaries, needs.peak, needs.fits,
-            {kind: own.bytes for kind, own in needs.traffic.items()}, step.flops,
-            step.flops / (count * self.chip.peak_flops),
-            needs.sent / self.chip.interconnect_bandwidth, needs.compile_seconds, runs,
-            compiled.argument_bytes(step.frozen),
-        )  # fmt: skip
+        return StepFigures(
+            topology=self.topology,
+            devices=count,
+            mesh=sizes,
+            method=str(method),
+            rows=rows,
+            tokens=runs * rows * self.config.length,
+            trainable=step.trainable,
+            total=step.total,
+            arguments=needs.arguments,
+            temporaries=needs.temporaries,
+            peak=needs.peak,
+            fits=needs.fits,
+            traffic={kind: traffic.bytes for kind, traffic in needs.traffic.items()},
+            flops=step.flops,
+            compute_seconds=step.flops / (count * self.chip.peak_flops),
+            link_seconds=needs.sent / self.chip.interconnect_bandwidth,
+            compile_seconds=needs.compile_seconds,
+            runs=runs,
+            frozen=compiled.argument_bytes(step.frozen),
+        )
 
     def candidates(self, method: Method, runs: int = 1) -> Iterator[tuple[dict[str, int], int]]:
         """Meshes and batch sizes of a search, without those that cannot fit.
@@ -157,17 +169,8 @@ class Planner:
                     continue
                 left = count // model // run
                 for fsdp in _divisors(left):
-                    own = {"data": left // fsdp, "fsdp": fsdp, "model": model}
-                    yield {RUN: run, **own} if runs > 1 else own
-
-
-def runs_of(config: ConfigDict) -> int:
-    """Runs of the plan's program; 0 is 1.
-
-    Raises:
-      ValueError: no number of runs.
-    """
-    return max(integer("config.runs", config.runs, least=0), 1)
+                    sizes = {"data": left // fsdp, "fsdp": fsdp, "model": model}
+                    yield {RUN: run, **sizes} if runs > 1 else sizes
 
 
 def _check_runs(mesh: Mesh, runs: int) -> None:
@@ -185,31 +188,3 @@ def _check_runs(mesh: Mesh, runs: int) -> None:
 
 def _divisors(number: int) -> list[int]:
     return [n for n in range(1, number + 1) if number % n == 0]
-
-
-def search(planner: Planner, method: Method) -> list[Plan]:
-    """Compiles every candidate for the config's method."""
-    given = planner.config.search.runs or (runs_of(planner.config),)
-    counts = [integer("config.search.runs", runs) for runs in given]
-    todo = [(*own, runs) for runs in counts for own in planner.candidates(method, runs)]
-    if not todo:
-        raise ValueError(
-            "no mesh and batch size of config.search can fit: weights and optimizer state alone are "
-            "more than a device has, or data x fsdp never divides the rows, or run the runs"
-        )
-    bar = tqdm(todo, desc="plans", unit="plan")
-    return [planner.plan(method, mesh, rows, runs) for mesh, rows, runs in bar]
-
-
-def report(planner: Planner, config: ConfigDict, head: str | None) -> str:
-    """The config's own plan beside what it is compared with."""
-    method = methods.create(head=head, **config.method.to_dict())
-    mesh, runs = config.mesh.to_dict(), runs_of(config)
-    if runs > 1:
-        single = planner.single(method, mesh, config.rows)  # first: it may not fit the slice
-        own = planner.plan(method, mesh, config.rows, runs)
-        table = sweep_comparison(own, single, planner.chip)
-        return f"{sweep_title(own, single, config)}\n{table}"
-    own = planner.plan(method, mesh, config.rows)
-    full = planner.plan(methods.full(head), mesh, config.rows)
-    return f"{title(own, config)}\n{comparison(own, full, planner.chip)}"

@@ -1,81 +1,17 @@
-"""The figures of a plan (`experiments.pod_plan`) and the tables that show several of them."""
+"""Tables of the figures of several train steps."""
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 
 from ml_collections import ConfigDict
 
+from experiments.pod_plan.figures import StepFigures
 from experiments.runs import text_tables
-from lora_jax.costs import chips
 from lora_jax.costs.chips import Chip
-from lora_jax.sharding.mesh import AXES, RUN
+from lora_jax.sharding.mesh import AXES
 
 Row = tuple[str, ...]
-
-
-@dataclasses.dataclass(frozen=True)
-class Plan:
-    """What one train step needs of each device of a topology.
-
-    Attributes:
-      topology, devices: the slice.
-      mesh: size of each axis; the axis run only for a sweep's program.
-      method: as text.
-      rows: of a run's batch.
-      tokens: of a step: of the batches of all runs.
-      trainable, total: numbers of parameters, of all runs; total has the base once.
-      arguments, temporaries, peak: bytes per device, see `compiled.Needs`.
-      fits: in the chip's memory.
-      traffic: bytes that a device sends in a step, by kind of collective.
-      flops: of a step, all devices and runs together.
-      compute_seconds, link_seconds: what the products take at the chip's peak, and the traffic at its
-        links' peak: a step takes at least the longer of the two.
-      compile_seconds: on this machine.
-      runs: of the program; 1 is the step of a run alone.
-      frozen: bytes of the arguments per device that no run changes; None in files of before.
-    """
-
-    topology: str
-    devices: int
-    mesh: dict[str, int]
-    method: str
-    rows: int
-    tokens: int
-    trainable: int
-    total: int
-    arguments: int
-    temporaries: int
-    peak: int
-    fits: bool
-    traffic: dict[str, int]
-    flops: int
-    compute_seconds: float
-    link_seconds: float
-    compile_seconds: float
-    runs: int = 1
-    frozen: int | None = None
-
-    @property
-    def bound(self) -> float:
-        """Tokens per second that the slice cannot exceed, by products and links."""
-        return self.tokens / max(self.compute_seconds, self.link_seconds)
-
-    @property
-    def serial(self) -> float:
-        """The same if links wait for products."""
-        return self.tokens / (self.compute_seconds + self.link_seconds)
-
-    @property
-    def runs_of_device(self) -> int:
-        """Runs whose factors a device holds (its part of them)."""
-        return self.runs // self.mesh.get(RUN, 1)
-
-    @property
-    def reading_seconds(self) -> float:
-        """What reading the arguments once takes at the peak of the chip's memory."""
-        return self.arguments / chips.by_topology(self.topology).memory_bandwidth
 
 
 def size_text(number: int) -> str:
@@ -86,8 +22,8 @@ def size_text(number: int) -> str:
     return f"{number} B"
 
 
-def comparison(lora: Plan, full: Plan, chip: Chip) -> str:
-    """The two plans side by side, as a Markdown table."""
+def comparison(lora: StepFigures, full: StepFigures, chip: Chip) -> str:
+    """LoRA and full fine-tuning side by side, as a Markdown table."""
     rows = [
         _trained(lora, full),
         *_memory(lora, full),
@@ -100,7 +36,7 @@ def comparison(lora: Plan, full: Plan, chip: Chip) -> str:
     return _table(("", lora.method.partition("(")[0], "full", "ratio"), rows)
 
 
-def sweep_comparison(sweep: Plan, single: Plan, chip: Chip) -> str:
+def sweep_comparison(sweep: StepFigures, single: StepFigures, chip: Chip) -> str:
     """A program of several runs beside one run at a time, and what the shared base saves.
 
     Memory is that of a device while either program works. Traffic, products and seconds are of one
@@ -114,7 +50,7 @@ def sweep_comparison(sweep: Plan, single: Plan, chip: Chip) -> str:
         if a is not None and b is not None
     ]
     arguments, *memory = _memory(sweep, single)
-    reading = [plan.reading_seconds * n for plan, n in ((sweep, 1), (single, times))]
+    reading = [step.reading_seconds * n for step, n in ((sweep, 1), (single, times))]
     fits = sweep.fits, single.fits
     rows = [
         _trained(sweep, single),
@@ -134,7 +70,7 @@ def sweep_comparison(sweep: Plan, single: Plan, chip: Chip) -> str:
     return f"{_table(head, rows)}\n\n{_saved(sweep)}"
 
 
-def _saved(sweep: Plan) -> str:
+def _saved(sweep: StepFigures) -> str:
     count, frozen = sweep.runs_of_device, sweep.frozen or 0
     if count == 1:
         return f"A device has one run and, for it, the base: {size_text(frozen)}. None is shared."
@@ -155,79 +91,81 @@ def _seconds(name: str, a: float, b: float) -> Row:
 
 
 def _speeds(name: str, a: float, b: float, fits: tuple[bool, bool]) -> Row:
-    shown = [f"{speed:,.0f}" if own else "-" for speed, own in zip((a, b), fits, strict=True)]
+    shown = [f"{speed:,.0f}" if known else "-" for speed, known in zip((a, b), fits, strict=True)]
     return name, *shown, _ratio(a, b) if all(fits) else "-"
 
 
-def _trained(one: Plan, other: Plan) -> Row:
-    a, b = one.trainable, other.trainable
+def _trained(first: StepFigures, second: StepFigures) -> Row:
+    a, b = first.trainable, second.trainable
     return "trained values", f"{a:,}", f"{b:,}", _ratio(a, b)
 
 
-def _memory(one: Plan, other: Plan) -> list[Row]:
+def _memory(first: StepFigures, second: StepFigures) -> list[Row]:
     return [
         (f"{name}, per device", size_text(a), size_text(b), _ratio(a, b))
         for name, a, b in (
-            ("arguments: weights, optimizer state, batch", one.arguments, other.arguments),
-            ("temporaries: activations, gradients", one.temporaries, other.temporaries),
-            ("peak", one.peak, other.peak),
+            ("arguments: weights, optimizer state, batch", first.arguments, second.arguments),
+            ("temporaries: activations, gradients", first.temporaries, second.temporaries),
+            ("peak", first.peak, second.peak),
         )
     ]
 
 
-def _fits(one: Plan, other: Plan, chip: Chip) -> Row:
-    fits = ["yes" if plan.fits else "no" for plan in (one, other)]
+def _fits(first: StepFigures, second: StepFigures, chip: Chip) -> Row:
+    fits = ["yes" if step.fits else "no" for step in (first, second)]
     return f"fits {chip.name} ({size_text(chip.memory_bytes)})", *fits, ""
 
 
-def _traffic(one: Plan, other: Plan, what: str, times: int = 1) -> list[Row]:
+def _traffic(first: StepFigures, second: StepFigures, what: str, times: int = 1) -> list[Row]:
     rows: list[Row] = []
-    for kind in sorted(one.traffic | other.traffic):
-        a, b = one.traffic.get(kind, 0), other.traffic.get(kind, 0) * times
-        sent = [size_text(n) if plan.fits else "-" for n, plan in ((a, one), (b, other))]
-        known = one.fits and other.fits
+    for kind in sorted(first.traffic | second.traffic):
+        a, b = first.traffic.get(kind, 0), second.traffic.get(kind, 0) * times
+        sent = [size_text(n) if step.fits else "-" for n, step in ((a, first), (b, second))]
+        known = first.fits and second.fits
         rows.append((f"{kind}, {what}", *sent, _ratio(a, b) if known else "-"))
     return rows
 
 
-def _flops(name: str, one: Plan, other: Plan, times: int = 1) -> Row:
-    a, b = one.flops, other.flops * times
+def _flops(name: str, first: StepFigures, second: StepFigures, times: int = 1) -> Row:
+    a, b = first.flops, second.flops * times
     return name, f"{a / 1e15:.4g}", f"{b / 1e15:.4g}", _ratio(a, b)
 
 
-def _least(one: Plan, other: Plan, times: int = 1) -> list[Row]:
-    rows = [_seconds("at least, by products", one.compute_seconds, other.compute_seconds * times)]
-    if one.fits and other.fits:  # else the traffic is not known
-        rows.append(_seconds("at least, by links", one.link_seconds, other.link_seconds * times))
+def _least(first: StepFigures, second: StepFigures, times: int = 1) -> list[Row]:
+    rows = [
+        _seconds("at least, by products", first.compute_seconds, second.compute_seconds * times)
+    ]
+    if first.fits and second.fits:  # else the traffic is not known
+        rows.append(_seconds("at least, by links", first.link_seconds, second.link_seconds * times))
     return rows
 
 
-def _compiled(one: Plan, other: Plan) -> Row:
-    return "compiled here in", *(f"{p.compile_seconds:.0f} s" for p in (one, other)), ""
+def _compiled(first: StepFigures, second: StepFigures) -> Row:
+    return "compiled here in", *(f"{p.compile_seconds:.0f} s" for p in (first, second)), ""
 
 
 def _table(head: Row, rows: Sequence[Row]) -> str:
     return text_tables.pipe_table(head, rows)
 
 
-def ranking(plans: Sequence[Plan]) -> str:
-    """The plans of a search: those that fit first, by tokens per second if nothing overlaps.
+def ranking(steps: Sequence[StepFigures]) -> str:
+    """The steps of a search: those that fit first, by tokens per second if nothing overlaps.
 
     Of sweeps the tokens are those of all runs.
     """
-    sweeps = any(plan.runs > 1 for plan in plans)
+    sweeps = any(step.runs > 1 for step in steps)
     axes = AXES if sweeps else AXES[1:]
-    ordered = sorted(plans, key=lambda p: (not p.fits, -p.serial, p.peak))
+    ordered = sorted(steps, key=lambda p: (not p.fits, -p.serial, p.peak))
     speeds = ("runs x tokens/s at most" if sweeps else "tokens/s at most", "without overlap")
     counts = ("runs", "rows") if sweeps else ("rows",)
     rows: list[Row] = []
-    for plan in ordered:
-        bounds = [f"{value:,.0f}" if plan.fits else "-" for value in (plan.bound, plan.serial)]
-        sent = size_text(sum(plan.traffic.values())) if plan.fits else "-"
+    for step in ordered:
+        bounds = [f"{value:,.0f}" if step.fits else "-" for value in (step.bound, step.serial)]
+        sent = size_text(sum(step.traffic.values())) if step.fits else "-"
         rows.append(
-            (*(str(plan.mesh.get(axis, 1)) for axis in axes),
-             *(str(getattr(plan, count)) for count in counts), size_text(plan.peak),
-             "yes" if plan.fits else "no", sent, *bounds)
+            (*(str(step.mesh.get(axis, 1)) for axis in axes),
+             *(str(getattr(step, count)) for count in counts), size_text(step.peak),
+             "yes" if step.fits else "no", sent, *bounds)
         )  # fmt: skip
     return _table((*axes, *counts, "peak", "fits", "sent a step", *speeds), rows)
 
@@ -237,17 +175,17 @@ def mesh_text(mesh: dict[str, int]) -> str:
     return ", ".join(f"{axis}={size}" for axis, size in mesh.items())
 
 
-def title(plan: Plan, config: ConfigDict) -> str:
+def title(step: StepFigures, config: ConfigDict) -> str:
     """What is compiled, in a line or two."""
     return (
-        f"{config.model.size}, {plan.total:,} values; {plan.topology}, {plan.devices} devices; "
-        f"{mesh_text(plan.mesh)}; {plan.rows} rows of {config.length} tokens, remat "
-        f"{config.model.remat}\n{plan.method}\n"
+        f"{config.model.size}, {step.total:,} values; {step.topology}, {step.devices} devices; "
+        f"{mesh_text(step.mesh)}; {step.rows} rows of {config.length} tokens, remat "
+        f"{config.model.remat}\n{step.method}\n"
     )
 
 
-def sweep_title(sweep: Plan, single: Plan, config: ConfigDict) -> str:
-    """The same of a sweep and of one run at a time."""
+def sweep_title(sweep: StepFigures, single: StepFigures, config: ConfigDict) -> str:
+    """What is compiled for a sweep, and for one run at a time, in a line or two."""
     batch = "the same for all runs" if config.orders == "shared" else "of its own for each run"
     base = sweep.total - sweep.trainable
     return (

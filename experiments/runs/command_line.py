@@ -27,13 +27,13 @@ def parse_flags(arguments: list[str]) -> list[str]:
     except AttributeError as error:  # from ml_collections, which names the field only
         named = re.search(r"\w+", str(error))  # in quotes of several kinds, with advice behind
         field = named[0] if named else str(error)
-        given = [a for a in arguments if f".{field}=" in a or a.endswith(f".{field}")]
-        mesh = any(".mesh." in a for a in given)
+        named_by = [a for a in arguments if f".{field}=" in a or a.endswith(f".{field}")]
+        mesh = any(".mesh." in a for a in named_by)
         known = (
             f"a mesh has {', '.join(AXES)}" if mesh else "see the file of --config and its imports"
         )
         sys.exit(
-            f"error: {given[0] if given else field}: no field {field!r} in the config; {known}"
+            f"error: {named_by[0] if named_by else field}: no field {field!r} in the config; {known}"
         )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -9,7 +11,6 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float
 from transformers import PreTrainedTokenizerBase
 
-from experiments.runs.adaptation import Predict
 from lora_jax.data.batch import Batch
 from lora_jax.data.batches import evaluation_batches
 from lora_jax.data.completions import TokenisedPairs
@@ -20,9 +21,13 @@ _TOKENS = 1024  # of an evaluation batch: its logits have half as many rows of t
 
 
 class Validation:
-    """The mean cross-entropy per completion token of validation rows, not smoothed."""
+    """The mean cross-entropy per completion token of validation rows, not smoothed.
 
-    def __init__(self, examples: TokenisedPairs, width: int, max_length: int, mesh: Mesh):
+    Attributes:
+      batches: all rows once.
+    """
+
+    def __init__(self, examples: TokenisedPairs, *, width: int, max_length: int, mesh: Mesh):
         """Packs the rows.
 
         Args:
@@ -31,7 +36,8 @@ class Validation:
           max_length: longest possible row.
           mesh: whose devices share the rows out.
         """
-        self._packed = evaluation_batches(examples, width, max_length, _TOKENS, shares(mesh))
+        packed = evaluation_batches(examples, width, max_length, _TOKENS, shares(mesh))
+        self.batches = [batch for _, batch in packed]
         self._count = int((examples.lengths - examples.starts).sum())
 
     @staticmethod
@@ -39,10 +45,10 @@ class Validation:
         """What is computed of a batch: the sum over its tokens."""
         return jnp.sum(step.completion_losses(model, batch, None))
 
-    def metrics(self, predict: Predict) -> list[dict[str, float]]:
-        """The loss of every run, where `predict` gives `function` of every run's model."""
-        sums = sum(np.asarray(predict(batch), np.float64) for _, batch in self._packed)
-        return [{"loss": float(own)} for own in np.atleast_1d(sums / self._count)]
+    def metrics(self, sums: Sequence[np.ndarray]) -> dict[str, float]:
+        """The loss of one model, from what `function` gave for every batch."""
+        total = sum(np.asarray(value, np.float64) for value in sums)
+        return {"loss": float(total / self._count)}
 
 
 def end_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:

@@ -1,8 +1,7 @@
-"""What a run record says of training: of one seed, and of all seeds together."""
+"""The run record: what a task's runs did, seed by seed and all together."""
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,46 +9,32 @@ from typing import Any
 import jax
 
 from lora_jax.costs import chips
-from lora_jax.data.batches import TrainingBatches
-from lora_jax.training import loop
 from lora_jax.training.records import environment, peak_memory, spread
 
-
-def seed_record(progress: loop.Progress, data: TrainingBatches) -> dict[str, Any]:
-    """What a run record says of one seed."""
-    return {
-        **dataclasses.asdict(progress),
-        "best": progress.history[progress.best - 1],
-        "best_epoch": progress.best,
-        "last": progress.history[-1],
-        "shapes": data.menu.shapes,
-    }
+Record = Mapping[str, Any]
 
 
-def speed(result: Mapping[str, Any]) -> str:
-    """The speed of a run record's training, in words."""
-    rate, share = result["flops_per_second_and_device"], result["mfu"]
-    parts = [
-        f"{result['seconds']:.0f} s of training",
-        f"{result['examples_per_second']:.1f} examples/s",
-        f"{result['tokens_per_second']:.0f} tokens/s",
-        f"{100 * result['padding_efficiency']:.0f}% real tokens",
-    ]
-    if rate:
-        parts.append(f"{rate / 1e9:,.0f} GFLOP/s per device")
-    if share is not None:
-        parts.append(f"MFU {100 * share:.1f}%")
-    return ", ".join(parts)
-
-
-def best_seed(runs: Mapping[int, Mapping[str, Any]], headline: str, smaller: bool = False) -> int:
+def best_seed(runs: Mapping[int, Record], headline: str, smaller: bool = False) -> int:
     """The seed whose best epoch has the best headline; one that diverged only if all did."""
     sign = 1 if smaller else -1
     scores = {seed: run["best"][headline] for seed, run in runs.items()}
     return min(scores, key=lambda seed: (math.isnan(scores[seed]), sign * scores[seed]))
 
 
-def training_record(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def chosen_adapter(
+    runs: Mapping[int, Record], headline: str, smaller: bool = False
+) -> dict[str, int]:
+    """Seed and epoch of the adapter that stands for all runs, see `best_seed`."""
+    best = best_seed(runs, headline, smaller)
+    return {"seed": best, "epoch": runs[best]["best_epoch"]}
+
+
+def by_seed(runs: Mapping[int, Record]) -> dict[str, Record]:
+    """The records of all seeds as JSON has them."""
+    return {str(seed): record for seed, record in runs.items()}
+
+
+def training_record(runs: Sequence[Record]) -> dict[str, Any]:
     """What all seeds give together: scores at best and last epoch, speed, memory, versions."""
 
     def over_seeds(which: str) -> dict[str, Any]:
@@ -74,3 +59,24 @@ def training_record(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "memory": peak_memory(),
         **environment(),
     }
+
+
+def speed(result: Record) -> str:
+    """The speed of a run record's training, in words."""
+    rate, share = result["flops_per_second_and_device"], result["mfu"]
+    parts = [
+        f"{result['seconds']:.0f} s of training",
+        f"{result['examples_per_second']:.1f} examples/s",
+        f"{result['tokens_per_second']:.0f} tokens/s",
+        f"{100 * result['padding_efficiency']:.0f}% real tokens",
+    ]
+    if rate:
+        parts.append(f"{rate / 1e9:,.0f} GFLOP/s per device")
+    if share is not None:
+        parts.append(f"MFU {100 * share:.1f}%")
+    return ", ".join(parts)
+
+
+def parameters_text(result: Record) -> str:
+    """The parameters of a run record by group, in words."""
+    return "parameters: " + ", ".join(f"{k} {v:,}" for k, v in result["parameters"].items())

@@ -9,8 +9,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from experiments.runs.adaptation import adapter_folder
-from lora_jax.adapters import Adapter, load_adapter
+from lora_jax.adapters import Adapter, adapter_folder, load_adapter
 from lora_jax.analysis import factor_pairs
 from lora_jax.analysis.factor_pairs import FactorPair
 

@@ -5,13 +5,13 @@
 
 Points that differ in LoRA's numbers, learning rate and seed are one program over one frozen base:
 factors, optimizer state, hyperparameters and random keys have an axis of runs. As many run together
-as fit (`config.runs_per_program`; 0 measures it), the rest after. Other differences (targets, other
-methods, batch size) form groups of their own. Every point leaves in DIR/points/NAME what
+as fit (`config.runs_per_program`; 0 measures it), the rest after. Points with other differences
+(targets, other methods, batch size) are programs of their own. Every point leaves in DIR/points/NAME what
 experiments.glue or experiments.nlg would; DIR/report.md shows all. A sweep that was killed goes on
 with the same command and repeats nothing finished; grids may grow.
 
 Several devices or hosts: `--config.run.mesh.run=-1` splits the runs over them, together with data,
-fsdp and model. Separate machines: `--engine=ray`, see experiments.sweep_ray.
+fsdp and model. Separate machines: `--engine=ray`, see experiments/sweep/ray.py.
 """
 
 from __future__ import annotations
@@ -19,26 +19,15 @@ from __future__ import annotations
 from pathlib import Path
 
 from absl import app, flags, logging
-from ml_collections import ConfigDict, config_flags
+from ml_collections import config_flags
 
 from experiments.report import document, records
 from experiments.runs import command_line
-from experiments.runs.classification import Preparation as Classification
-from experiments.runs.data_to_text import Preparation as DataToText
-from experiments.sweep.group import method_of
+from experiments.sweep.experiment import experiment
 from experiments.sweep.live_table import LiveTable, summary
 from experiments.sweep.local import run_sweep
 from experiments.sweep.points import points
-from lora_jax.data import glue_tasks
-from lora_jax.metrics import glue as metrics
 from lora_jax.sharding.hosts import is_main
-
-
-def headline_of(config: ConfigDict) -> tuple[str, bool]:
-    """The score that chooses a run's best epoch, and whether less of it is better."""
-    if config.experiment == "nlg":
-        return DataToText.headline, DataToText.smaller_is_better
-    return metrics.headline(glue_tasks.task(config.run.task)), Classification.smaller_is_better
 
 
 def write_report(workdir: Path) -> None:
@@ -50,8 +39,8 @@ def write_report(workdir: Path) -> None:
 
 
 def main(_: list[str]) -> None:
-    """Command line."""
-    logging.set_verbosity(logging.WARNING)  # Orbax and JAX tell a lot at INFO
+    """Runs the command."""
+    logging.set_verbosity(logging.WARNING)  # Orbax and JAX say a lot at INFO
     config = _CONFIG.value
     with command_line.readable_errors():
         machines = _MACHINES()
@@ -59,18 +48,19 @@ def main(_: list[str]) -> None:
         if not _WORKDIR.value:
             raise ValueError("--workdir=DIR is needed: the folder of the sweep")
         workdir = Path(_WORKDIR.value)
-        found = points(config)
-        method_of(config.experiment, found[0].config)  # refuses what is no experiment
-        headline, smaller = headline_of(config)
-        table = LiveTable(headline, len(found), smaller_is_better=smaller)
+        members = points(config)
+        varied = experiment(config.experiment)
+        table = LiveTable(
+            varied.headline(config.run), len(members), smaller_is_better=varied.smaller_is_better
+        )
         if machines:
             folder = ray.run_sweep(config, workdir, machines, table)
         else:
             folder = run_sweep(config, workdir, table if is_main() else None)
         write_report(workdir)
-        found = folder.named(found)  # on all hosts
+        members = folder.named(members)  # on all hosts
         if is_main():
-            print(summary(folder.statuses(found), smaller))
+            print(summary(folder.statuses(members), varied.smaller_is_better))
             print(f"runs: {workdir}/points   report: {workdir}/report.md")
 
 

@@ -3,7 +3,7 @@
 DIR/sweep.json            the config
 DIR/plan.json             which points are trained together
 DIR/points/NAME/          one run, as experiments.glue or experiments.nlg would leave it
-DIR/programs/NUMBER/      checkpoints of a program, and status.json: how its runs get on
+DIR/programs/NUMBER/      checkpoints of a program, and status.json: the progress of its runs
 """
 
 from __future__ import annotations
@@ -18,9 +18,12 @@ from ml_collections import ConfigDict
 
 from experiments.runs import folder as workdirs
 from experiments.sweep import live_table
+from experiments.sweep.experiment import experiment
 from experiments.sweep.live_table import RunStatus
-from experiments.sweep.points import Point, Program
+from experiments.sweep.points import Point
+from experiments.sweep.programs import Program
 from lora_jax.files import to_json, write_json
+from lora_jax.run_folder import changes, flat
 from lora_jax.sharding import hosts
 
 _MAY_CHANGE = ("grids", "runs_per_program")  # more points, more memory: the sweep goes on
@@ -36,9 +39,10 @@ class SweepFolder:
           ValueError: it holds another sweep; the message names the fields.
         """
         self.path = path
-        own = workdirs.plain(config)
-        first = hosts.from_main(lambda: self._claim(own))
-        if not hosts.everywhere(first == own):
+        self._method = experiment(config.experiment).method
+        here = workdirs.plain(config)
+        first = hosts.from_main(lambda: self._claim(here))
+        if not hosts.everywhere(first == here):
             raise ValueError("the hosts were started with different configs")
         if not hosts.everywhere((path / "sweep.json").exists()):
             raise ValueError(
@@ -46,21 +50,21 @@ class SweepFolder:
                 "that they share"
             )
 
-    def _claim(self, own: dict[str, Any]) -> dict[str, Any]:
+    def _claim(self, config: dict[str, Any]) -> dict[str, Any]:
         file = self.path / "sweep.json"
         if file.exists():
             other = json.loads(file.read_text())
-            if changes := workdirs.changes(_lasting(other), _lasting(own), "there", "now"):
+            if differences := changes(_lasting(other), _lasting(config), "there", "now"):
                 raise ValueError(
-                    f"{self.path} holds a sweep with another config ({changes}). Use another "
+                    f"{self.path} holds a sweep with another config ({differences}). Use another "
                     "--workdir; only grids, runs_per_program and the mesh may change"
                 )
-            if other == own:  # workers of one sweep all come here
-                return own
-        write_json(file, own)
-        return own
+            if other == config:  # workers of one sweep all come here
+                return config
+        write_json(file, config)
+        return config
 
-    def named(self, found: Sequence[Point]) -> list[Point]:
+    def named(self, points: Sequence[Point]) -> list[Point]:
         """The points under the names that points of the same config have here already.
 
         Raises:
@@ -68,9 +72,9 @@ class SweepFolder:
         """
         known = hosts.from_main(self._known)
         result = []
-        for point in found:
-            own = _identity(workdirs.plain(point.config))
-            same = next((name for name, other in known.items() if other == own), None)
+        for point in points:
+            identity = _identity(workdirs.plain(point.config))
+            same = next((name for name, other in known.items() if other == identity), None)
             if same is None and point.name in known:
                 raise ValueError(
                     f"{self.path / 'points' / point.name} holds a run with another config; use "
@@ -87,18 +91,19 @@ class SweepFolder:
 
     def finished(self) -> set[str]:
         """Names of the points that have a result."""
-        found = (self.path / "points").glob("*/result.json")
-        return set(hosts.from_main(lambda: [path.parent.name for path in found]))
+        results = (self.path / "points").glob("*/result.json")
+        return set(hosts.from_main(lambda: [path.parent.name for path in results]))
 
     def point(self, name: str, mesh: ConfigDict) -> Point:
         """A planned point as it was then, but for the mesh."""
         file = self.path / "points" / name / "config.json"
         values = hosts.from_main(lambda: json.loads(file.read_text()))
-        return Point(name, ConfigDict({**values, "mesh": mesh.to_dict()}))
+        config = ConfigDict({**values, "mesh": mesh.to_dict()})
+        return Point(name, config, self._method(config))
 
     def programs(self) -> list[Program]:
         """What was planned, in order."""
-        return [Program.from_json(own) for own in hosts.from_main(self._planned)]
+        return [Program.from_json(values) for values in hosts.from_main(self._planned)]
 
     def _planned(self) -> list[dict[str, Any]]:
         file = self.path / "plan.json"
@@ -109,27 +114,27 @@ class SweepFolder:
         for point in points:
             workdirs.claim(self.path / "points" / point.name, point.config)
         planned = [*self.programs(), *more]
-        write_json(self.path / "plan.json", [dataclasses.asdict(program) for program in planned])
+        write_json(self.path / "plan.json", [program.to_json() for program in planned])
         hosts.barrier("plan written")
 
     def write_status(self, program: str, statuses: Sequence[RunStatus]) -> None:
-        """How a program's runs get on, for whoever looks."""
+        """Writes the progress of a program's runs, for whoever looks."""
         values = [live_table.to_json(status) for status in statuses]
         write_json(self.path / "programs" / program / "status.json", values)
 
-    def statuses(self, found: Sequence[Point]) -> list[RunStatus]:
-        """How all points get on, by what lies here."""
+    def statuses(self, points: Sequence[Point]) -> list[RunStatus]:
+        """The progress of all points, by the files here."""
         known: dict[str, RunStatus] = {}
         for file in sorted((self.path / "programs").glob("*/status.json")):
-            for own in json.loads(file.read_text()):
-                status = live_table.from_json(own)
+            for values in json.loads(file.read_text()):
+                status = live_table.from_json(values)
                 known[status.name] = status
         done = {path.parent.name for path in (self.path / "points").glob("*/result.json")}
         return [
             self._finished_status(point.name, known)
             if point.name in done
             else known.get(point.name, RunStatus(point.name, "waiting"))
-            for point in found
+            for point in points
         ]
 
     def _finished_status(self, name: str, known: dict[str, RunStatus]) -> RunStatus:
@@ -139,11 +144,15 @@ class SweepFolder:
         result = json.loads((self.path / "points" / name / "result.json").read_text())
         (run,) = result["seeds"].values()
         headline = result["headline"]
-        state = "diverged" if run["diverged"] else "finished"
         return RunStatus(
-            name, state, run["step"], run["step"], None, run["last"][headline],
-            run["best"][headline], run["best_epoch"],
-        )  # fmt: skip
+            name,
+            "diverged" if run["diverged"] else "finished",
+            step=run["step"],
+            steps=run["step"],
+            score=run["last"][headline],
+            best=run["best"][headline],
+            best_epoch=run["best_epoch"],
+        )
 
 
 def _lasting(config: dict[str, Any]) -> dict[str, Any]:
@@ -154,5 +163,6 @@ def _lasting(config: dict[str, Any]) -> dict[str, Any]:
 def _identity(config: dict[str, Any]) -> str:
     """What makes a run the same: not where it runs, nor that its rows have the default length."""
     data = {**config["data"], "row_length": config["data"]["row_length"] or None}
-    flat = workdirs.flat({**config, "data": data, "mesh": None})
-    return to_json({key: flat[key] for key in sorted(flat) if flat[key] is not None}, indent=None)
+    fields = flat({**config, "data": data, "mesh": None})
+    kept = {key: fields[key] for key in sorted(fields) if fields[key] is not None}
+    return to_json(kept, indent=None)

@@ -17,7 +17,8 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Self
 
-from rich.console import Console, Group, JustifyMethod
+from rich.console import Console, JustifyMethod
+from rich.console import Group as Stacked
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
@@ -39,6 +40,7 @@ class RunStatus:
     step: int = 0  # done
     steps: int = 0  # of the whole run; 0: not known yet
     loss: float | None = None  # of the last logged step
+    _: dataclasses.KW_ONLY
     score: float | None = None  # headline at the last finished epoch
     best: float | None = None  # headline at the best epoch
     best_epoch: int = 0
@@ -135,7 +137,7 @@ class LiveTable:
                 line += f"{self._headline} {_number(s.score)}, best (epoch) {_best_cell(s)}"
                 self._console.out(line, highlight=False)
 
-    def _view(self, statuses: Sequence[RunStatus], note: str) -> Group:
+    def _view(self, statuses: Sequence[RunStatus], note: str) -> Stacked:
         """The table, a line on the runs that have no room in it, the summary and the note."""
         width, best = self._console.width, _best(statuses, self._smaller)
         ends = [Text(t) for t in (summary(statuses, self._smaller, self._total), note) if t]
@@ -151,7 +153,7 @@ class LiveTable:
         if hidden := ranked[len(shown) :]:
             text = f"and {len(hidden)} more: {summary(hidden, self._smaller)}"
             ends.insert(0, Text(text, style="dim", no_wrap=True, overflow="ellipsis"))
-        return Group(_table(shown, best, self._headline, width), *ends)
+        return Stacked(_table(shown, best, self._headline, width), *ends)
 
 
 def _table(runs: Sequence[RunStatus], best: RunStatus | None, headline: str, width: int) -> Table:

@@ -10,41 +10,44 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from experiments.sweep.folder import SweepFolder
-from experiments.sweep.group import Group, method_of
 from experiments.sweep.live_table import LiveTable, RunStatus
-from experiments.sweep.points import Point, Program, groups, points, programs
+from experiments.sweep.memory import Memory
+from experiments.sweep.points import Point, compatible, points
 from experiments.sweep.program import train_program
-from lora_jax import methods
-from lora_jax.method import Method
+from experiments.sweep.programs import Program, programs
+from experiments.sweep.shared_base import SharedBase
 from lora_jax.sharding.hosts import from_main, is_main
 from lora_jax.sharding.mesh import RUN
-from lora_jax.sweeps.loop import Watch
-from lora_jax.training.loop import Progress
+from lora_jax.sweeps.members import Watch
+from lora_jax.training import Progress
 
 
 class Board:
-    """How all points get on: in status files, and in a table if there is one."""
+    """The progress of all points: in status files, and in a table if there is one."""
 
-    def __init__(self, folder: SweepFolder, found: Sequence[Point], table: LiveTable | None):
+    def __init__(self, folder: SweepFolder, members: Sequence[Point], table: LiveTable | None):
         self._folder, self._table = folder, table
-        self._statuses = {own.name: own for own in folder.statuses(found)}
+        self._statuses = {status.name: status for status in folder.statuses(members)}
 
-    def watch(self, group: Group, program: Program) -> Watch:
-        """Told of a program's runs, it keeps files and table up to date."""
-        epochs, headline = group.config.epochs, group.preparation.headline
+    def watch(self, base: SharedBase, program: Program) -> Watch:
+        """A function that takes a program's progress and keeps files and table up to date."""
+        epochs, headline = base.settings.train.epochs, base.task.headline
 
-        def told(runs: Sequence[Progress], losses: Sequence[float]) -> None:
+        def update(runs: Sequence[Progress], losses: Sequence[float]) -> None:
             if not is_main():
                 return
-            own = [
-                _status(name, run, loss, (epochs, group.per_epoch), headline, program.name)
+            statuses = [
+                _status(
+                    name, run, loss, epochs=epochs, per_epoch=base.per_epoch, headline=headline,
+                    program=program.name,
+                )
                 for name, run, loss in zip(program.points, runs, losses, strict=True)
-            ]
-            self._statuses |= {status.name: status for status in own}
-            self._folder.write_status(program.name, own)
+            ]  # fmt: skip
+            self._statuses |= {status.name: status for status in statuses}
+            self._folder.write_status(program.name, statuses)
             self.show(f"program {program.name}: {program.runs} runs")
 
-        return told
+        return update
 
     def aside(self) -> AbstractContextManager[None]:
         """Takes the table away while something else draws."""
@@ -57,71 +60,79 @@ class Board:
 
 
 def _status(
-    name: str, run: Progress, loss: float, length: tuple[int, int], headline: str, program: str
-) -> RunStatus:
-    ended = len(run.history) == length[0]
-    state = "diverged" if run.diverged else "finished" if ended else "training"
-    scores = [epoch[headline] for epoch in run.history]
+    name: str, run: Progress, loss: float, *, epochs: int, per_epoch: int, headline: str,
+    program: str,
+) -> RunStatus:  # fmt: skip
+    ended = len(run.history) == epochs
+    scores = [metrics[headline] for metrics in run.history]
     return RunStatus(
-        name, state, run.step, math.prod(length), loss, scores[-1] if scores else None,
-        scores[run.best - 1] if scores else None, run.best, program,
-    )  # fmt: skip
+        name,
+        "diverged" if run.diverged else "finished" if ended else "training",
+        step=run.step,
+        steps=math.prod((epochs, per_epoch)),
+        loss=loss,
+        score=scores[-1] if scores else None,
+        best=scores[run.best - 1] if scores else None,
+        best_epoch=run.best,
+        program=program,
+    )
 
 
-def planned(config: ConfigDict, folder: SweepFolder, found: Sequence[Point]) -> list[Program]:
+def planned(config: ConfigDict, folder: SweepFolder, members: Sequence[Point]) -> list[Program]:
     """Plans all points that no program has yet, without reading data; needs `runs_per_program`."""
     if not config.runs_per_program:
         raise ValueError(
             "config.runs_per_program is 0 (measured), which needs the device; give a number here"
         )
-    for group in groups(found).values():
-        if new := _new(folder, group):
-            _plan(config, folder, new, config.runs_per_program, max(1, new[0].config.mesh.run))
+    for together in compatible(members):
+        if new := _new(folder, together):
+            _plan(folder, new, config.runs_per_program, max(1, new[0].config.mesh.run))
     return folder.programs()
 
 
-def _plan(
-    config: ConfigDict, folder: SweepFolder, new: Sequence[Point], most: int, ways: int
-) -> list[Program]:
-    def method(point: Point) -> Method:
-        return method_of(config.experiment, point.config)
-
-    more = programs(new, method, most, ways, len(folder.programs()))
+def _plan(folder: SweepFolder, new: Sequence[Point], most: int, ways: int) -> list[Program]:
+    more = programs(new, most=most, ways=ways, first=len(folder.programs()))
     folder.plan(more, new)
     return more
 
 
-def _new(folder: SweepFolder, group: Sequence[Point]) -> list[Point]:
-    done = {name for program in folder.programs() for name in program.points}
-    done |= folder.finished()
-    return [point for point in group if point.name not in done]
+def _new(folder: SweepFolder, members: Sequence[Point]) -> list[Point]:
+    known = {name for program in folder.programs() for name in program.points}
+    known |= folder.finished()
+    return [point for point in members if point.name not in known]
 
 
 def _work(
-    config: ConfigDict, folder: SweepFolder, group: Sequence[Point], only: Collection[str] | None
-) -> Iterator[tuple[Group, list[Program]]]:
-    """The programs of a group that are not finished: those planned before, then new ones."""
-    by_name, done = {point.name: point for point in group}, folder.finished()
+    config: ConfigDict,
+    folder: SweepFolder,
+    members: Sequence[Point],
+    only: Collection[str] | None,
+) -> Iterator[tuple[SharedBase, list[Program]]]:
+    """The unfinished programs of compatible points: those planned before, then new ones."""
+    names, done = {point.name for point in members}, folder.finished()
     old = [
         program
         for program in folder.programs()
-        if set(program.points) & by_name.keys() and set(program.points) - done
+        if set(program.points) & names and set(program.points) - done
         if only is None or program.name in only
     ]
     if old:  # as they were started, and with points that the grids no longer have
-        names = [name for program in old for name in program.points]
-        started = [folder.point(name, config.run.mesh) for name in names]
-        yield Group(config.experiment, started), old
-    if only is None and (new := _new(folder, group)):
-        made = Group(config.experiment, new)
-        most = config.runs_per_program or from_main(made.runs_that_fit)
-        yield made, _plan(config, folder, new, most, made.placement.mesh.shape[RUN])
+        started = [
+            folder.point(name, config.run.mesh) for program in old for name in program.points
+        ]
+        yield SharedBase(config.experiment, started), old
+    if only is None and (new := _new(folder, members)):
+        base = SharedBase(config.experiment, new)
+        most = config.runs_per_program or from_main(lambda: Memory(base).runs_that_fit())
+        yield base, _plan(folder, new, most, base.widest.placement.mesh.shape[RUN])
 
 
 def run_sweep(
-    config: ConfigDict, workdir: Path, table: LiveTable | None = None,
+    config: ConfigDict,
+    workdir: Path,
+    table: LiveTable | None = None,
     only: Collection[str] | None = None,
-) -> SweepFolder:  # fmt: skip
+) -> SweepFolder:
     """Trains all points that have no result yet.
 
     Args:
@@ -133,24 +144,21 @@ def run_sweep(
     Raises:
       ValueError: bad grids, or another sweep's folder.
     """
-    folder, found = opened(config, workdir)
-    board = Board(folder, found, table)
+    folder, members = opened(config, workdir)
+    board = Board(folder, members, table)
     with table or nullcontext():
         board.show()
-        for group in groups(found).values():
-            for made, own in _work(config, folder, group, only):
-                for program in own:
-                    told = board.watch(made, program)
-                    own_room = made.with_method(methods.from_json(program.method))
-                    train_program(own_room, program, workdir, told, board.aside)
-                del made, own_room  # its base makes room for the next group's
+        for together in compatible(members):
+            for base, unfinished in _work(config, folder, together, only):
+                for program in unfinished:
+                    watch = board.watch(base, program)
+                    train_program(base, program, workdir, watch, board.aside)
+                del base  # it makes room for that of the next points
     return folder
 
 
 def opened(config: ConfigDict, workdir: Path) -> tuple[SweepFolder, list[Point]]:
     """The sweep's folder and its points; bad grids are refused before anything is written."""
-    found = points(config)
-    for point in found:
-        method_of(config.experiment, point.config)
+    members = points(config)
     folder = SweepFolder(workdir, config)
-    return folder, folder.named(found)
+    return folder, folder.named(members)

@@ -49,7 +49,8 @@ from ml_collections import ConfigDict
 from experiments.sweep import local, ray_cluster
 from experiments.sweep.folder import SweepFolder
 from experiments.sweep.live_table import LiveTable
-from experiments.sweep.points import Point, Program
+from experiments.sweep.points import Point
+from experiments.sweep.programs import Program
 from lora_jax import files
 from lora_jax.files import write_json
 
@@ -85,7 +86,7 @@ def run_sweep(
     """Trains all points that have no result yet, every program in a process that Ray starts.
 
     Args:
-      config: of the local, with `runs_per_program`.
+      config: of the sweep, with `runs_per_program`.
       workdir: its folder, which all machines see.
       machines: where.
       table: shown while it runs.
@@ -94,16 +95,16 @@ def run_sweep(
       ImportError: Ray is not installed.
       ValueError: bad grids, another sweep's folder, no cluster, or (`ProgramsFailed`) programs failed.
     """
-    ray_cluster.load()  # an error here if it is not there
-    # The devices are the workers' own: this process must not take this machine's.
+    ray_cluster.load()  # raises here if Ray is not installed
+    # The devices are for the workers: this process must not take this machine's.
     jax.config.update("jax_platforms", "cpu")
     workdir = workdir.resolve()
-    folder, found = local.opened(config, workdir)
-    names, done = {point.name for point in found}, folder.finished()
-    planned = local.planned(config, folder, found)
-    left = [own for own in planned if names & set(own.points) and set(own.points) - done]
+    folder, members = local.opened(config, workdir)
+    names, done = {point.name for point in members}, folder.finished()
+    planned = local.planned(config, folder, members)
+    left = [p for p in planned if names & set(p.points) and set(p.points) - done]
     with table or contextlib.nullcontext():
-        show = _shows(folder, found, table)
+        show = _shows(folder, members, table)
         show()
         if left:
             with ray_cluster.joined(machines) as ray:
@@ -117,8 +118,8 @@ def run_sweep(
 def _submit(
     ray: Any, programs: Sequence[Program], workdir: Path, machines: ray_cluster.Machines
 ) -> dict[Any, Program]:
-    """One task for each program."""
-    root = str(Path(__file__).resolve().parents[1])
+    """Submits one task for each program; the programs by task."""
+    root = str(Path(__file__).resolve().parents[2])
     path = [
         root,
         *(str(Path(p).resolve()) for p in os.environ.get("PYTHONPATH", "").split(os.pathsep) if p),
@@ -131,7 +132,9 @@ def _submit(
         max_calls=1, max_retries=machines.retries, retry_exceptions=True,
         runtime_env={"env_vars": passed},
     )(_train)  # fmt: skip
-    return {task.remote(own.name, str(workdir), str(Path.cwd())): own for own in programs}
+    return {
+        task.remote(program.name, str(workdir), str(Path.cwd())): program for program in programs
+    }
 
 
 def _wait(
@@ -168,13 +171,13 @@ def _error_of(ray: Any, task: Any) -> str | None:
 
 
 def _shows(
-    folder: SweepFolder, found: Sequence[Point], table: LiveTable | None
+    folder: SweepFolder, members: Sequence[Point], table: LiveTable | None
 ) -> Callable[..., None]:
     def show(note: str = "") -> None:
         # A shared file system may lose sight of a file that is being replaced: next time then.
         with contextlib.suppress(OSError, json.JSONDecodeError):
             if table is not None:
-                table.update(folder.statuses(found), note)
+                table.update(folder.statuses(members), note)
 
     return show
 
@@ -190,18 +193,18 @@ def _train(name: str, workdir: str, started_in: str) -> str | None:
                 "the command was started must be on a file system that all machines share"
             )
     os.chdir(started_in)
-    own = folder / "programs" / name
+    program_folder = folder / "programs" / name
     worker = {"host": platform.node(), "process": os.getpid(), "since": time.time()}
-    write_json(own / "worker.json", worker)
+    write_json(program_folder / "worker.json", worker)
     config = ConfigDict(_tuples(json.loads((folder / "sweep.json").read_text())))
     try:
         done = local.run_sweep(config, folder, only={name})
-        (program,) = (own for own in done.programs() if own.name == name)
+        (program,) = (planned for planned in done.programs() if planned.name == name)
         if left := set(program.points) - done.finished():
             raise RuntimeError(f"program {name} was not trained: {', '.join(sorted(left))} left")
     except (ValueError, TypeError):
         return traceback.format_exc()
-    (own / "error.txt").unlink(missing_ok=True)
+    (program_folder / "error.txt").unlink(missing_ok=True)
     return None
 
 

@@ -1,4 +1,4 @@
-"""Ray's machines: what of them a program gets, joining a cluster, or starting one of this machine."""
+"""Ray's machines: the resources of a program, and joining a cluster or starting one on this machine."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ class Machines:
     """Where programs are trained, and what each of them gets.
 
     Attributes:
-      address: of a cluster, `auto` for the one that this machine belongs to, or "": this machine.
+      address: of a cluster; `auto` is the one that this machine belongs to, "" this machine alone.
       cpus: cores of a program.
       gpus: GPUs of a program.
-      resources: what else of Ray's resources, by name.
+      resources: numbers of other resources of Ray, by name.
       retries: how often a program is started again that died or failed.
     """
 
@@ -39,15 +39,15 @@ class Machines:
     @property
     def needs(self) -> dict[str, float]:
         """All of a program's resources, by the names that Ray gives those of a machine."""
-        own = {"CPU": self.cpus, "GPU": self.gpus, **self.resources}
-        return {name: count for name, count in own.items() if count}
+        every = {"CPU": self.cpus, "GPU": self.gpus, **self.resources}
+        return {name: count for name, count in every.items() if count}
 
 
 def parse_resources(text: str) -> dict[str, float]:
     """`TPU=4,accelerator=1` as a mapping.
 
     Raises:
-      ValueError: it has another form, or names what has a flag of its own.
+      ValueError: it is not written so, or names CPU or GPU, which have flags.
     """
     result: dict[str, float] = {}
     for part in filter(None, text.split(",")):
@@ -118,11 +118,11 @@ def joined(machines: Machines) -> Iterator[Any]:
 
     Raises:
       ImportError: Ray is not installed.
-      ValueError: there is no cluster, or this machine has not what a program needs.
+      ValueError: there is no cluster, or this machine lacks the resources that a program needs.
     """
     ray = load()
-    own = not ray.is_initialized()
-    if own:
+    joins = not ray.is_initialized()
+    if joins:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         address = machines.address or "local"
         if host := re.fullmatch(r"(?P<name>[^:/]+):(?P<port>\d+)", address):
@@ -145,12 +145,12 @@ def joined(machines: Machines) -> Iterator[Any]:
         _check(machines, [node["Resources"] for node in ray.nodes() if node["Alive"]])
         yield ray
     finally:
-        if own:
+        if joins:
             ray.shutdown()
 
 
 def _reach(host: str, port: int) -> None:
-    """Ray itself would wait for minutes."""
+    """Raises if nothing answers at the address: Ray itself would wait for minutes."""
     try:
         socket.create_connection((host, port), _CONNECT).close()
     except OSError as error:
@@ -160,16 +160,19 @@ def _reach(host: str, port: int) -> None:
         ) from error
 
 
-def _check(machines: Machines, found: Sequence[Mapping[str, float]]) -> None:
+def _check(machines: Machines, cluster: Sequence[Mapping[str, float]]) -> None:
     """Programs that no machine could ever take are an error here, and a warning in a cluster."""
     needs = machines.needs
-    if not any(all(own.get(k, 0) >= count for k, count in needs.items()) for own in found):
+    if not any(all(m.get(k, 0) >= count for k, count in needs.items()) for m in cluster):
         asked = ", ".join(f"{name}={count:g}" for name, count in needs.items())
-        text = f"no machine has what a program needs ({asked}); see --ray_cpus, _gpus, _resources"
+        text = (
+            f"no machine has the resources that a program needs ({asked}); see --ray_cpus, --ray_gpus "
+            "and --ray_resources"
+        )
         if not machines.address:
             raise ValueError(text)
         print(f"{text}. Waiting for one to join the cluster", file=sys.stderr)
     for name in ("GPU", "TPU"):
-        if any(own.get(name) for own in found) and not needs.get(name):
+        if any(machine.get(name) for machine in cluster) and not needs.get(name):
             flag = "--ray_gpus=1" if name == "GPU" else "--ray_resources=TPU=4"
             print(f"machines have {name}s, but programs ask for none: {flag}", file=sys.stderr)

@@ -11,6 +11,7 @@ from jaxtyping import Int
 from transformers import PreTrainedTokenizerBase
 
 from lora_jax.data.batch import Batch
+from lora_jax.data.counts import Counts, count_packed
 from lora_jax.data.glue import Examples
 from lora_jax.data.packing import Integers, Packable, Shape, TokenisedExamples, place
 from lora_jax.data.shapes import ShapeMenu, cheapest, choose_menu, rounded_up
@@ -137,6 +138,10 @@ class TrainingBatches:
           start: number of the first batch wanted.
         """
         return _ahead(self._order(epoch, self.seed)[start:].map(self._packed))
+
+    def count(self, batch: Batch) -> Counts:
+        """Examples and tokens of a batch, see `count_packed`."""
+        return count_packed(batch)
 
 
 class BatchesOfRuns(TrainingBatches):

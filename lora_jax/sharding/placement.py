@@ -19,6 +19,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
+from lora_jax.data.batch import Batch, Inputs
 from lora_jax.partition import Params
 from lora_jax.sharding.axes import Axes, spec
 from lora_jax.sharding.mesh import AnyMesh, shares
@@ -124,22 +125,41 @@ class Placement:
         placed: _Tree = jax.tree.map(lambda leaf: put(leaf, self.replicated), tree)
         return placed
 
-    def batch(self, batch: Any) -> Any:
-        """A packed batch on the devices: token rows split, slots whole.
+    def batch(self, batch: PyTree) -> PyTree:
+        """A batch on the devices, which share out its token rows or its examples.
 
         Every host holds the whole batch (packing is cheap and a function of the seed) and sends the
-        rows of its own devices. Rows that are missing for equal parts are added: padding. Where the
-        arrays have a first axis of runs, each run's devices get their own.
+        part of its own devices. Of a packed batch the token rows are split and the slots are whole;
+        rows that are missing for equal parts are added as padding; where its arrays have a first axis
+        of runs, each run's devices get their own. Of any other tree of arrays the first axis is split.
+
+        Raises:
+          ValueError: the devices cannot share the examples of an unpacked batch in equal parts.
         """
+        if isinstance(batch, Batch):
+            return self._packed_batch(batch)
+        parts = shares(self.mesh)
+        for count in {np.shape(leaf)[0] for leaf in jax.tree.leaves(batch)}:
+            if count % parts:
+                raise ValueError(
+                    f"mesh: data x fsdp = {parts} does not divide a batch of {count} examples; choose a "
+                    "batch size that it divides, and drop a smaller last batch (drop_last=True)"
+                )
+        examples = NamedSharding(self.mesh, spec(("batch",), self.mesh.axis_names))
+        return jax.tree.map(lambda leaf: put(leaf, examples), batch)
+
+    def _packed_batch(self, batch: Batch) -> Batch:
         parts = shares(self.mesh)
         runs: Axes = ("runs",) * (batch.inputs.tokens.ndim - 2)
         rows, slot = (
             NamedSharding(self.mesh, spec((*runs, *own), self.mesh.axis_names))
             for own in (("batch", None), (None,))
         )
-        inputs = [put(_padded(field, parts), rows) for field in batch.inputs]
-        slots = {k: put(v, slot) for k, v in batch._asdict().items() if k != "inputs"}
-        return batch._replace(inputs=type(batch.inputs)(*inputs), **slots)
+        inputs = [put(_padded(np.asarray(field), parts), rows) for field in batch.inputs]
+        slots: dict[str, Any] = {
+            k: put(v, slot) for k, v in batch._asdict().items() if k != "inputs"
+        }
+        return batch._replace(inputs=Inputs(*inputs), **slots)
 
     def by_rows(self, function: Callable[..., PyTree]) -> Callable[..., PyTree]:
         """Splits the rows of a function's arguments over the devices, and gathers its results.

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 import jax
 
@@ -40,7 +41,16 @@ def fitting(needed: Callable[[int], int], budget: int, step: int, wanted: int) -
     return min(most, (1 + (budget - one) // slope) * step) if slope > 0 else most
 
 
-def free_bytes(device: jax.Device) -> int:
+@runtime_checkable
+class Device(Protocol):
+    """What is asked of a `jax.Device` here."""
+
+    def memory_stats(self) -> Mapping[str, int] | None:
+        """Numbers of bytes by name, or None where the backend has none."""
+        ...
+
+
+def free_bytes(device: Device) -> int:
     """Bytes of a device that a program may take besides what lies there already.
 
     Of host memory, which several CPU devices share, the part of one of them.

@@ -31,7 +31,7 @@ def structure_of(method: Method) -> str:
 def common_method(members: Sequence[Method]) -> Method:
     """A method with the structure of all members and, for every target, the largest of their ranks.
 
-    Its scale is 1 and it has no dropout of its own: both are values of the runs.
+    Its scale is 1 and it has no dropout: both are values of the runs.
 
     Raises:
       ValueError: no members, or members of different structures.

@@ -8,47 +8,18 @@ checkpoint, to the same next batch.
 from __future__ import annotations
 
 import dataclasses
-import math
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import jax
 import numpy as np
 
 from lora_jax.partition import Params
-from lora_jax.sharding.placement import gather
+from lora_jax.sweeps.members import Member, Metrics, RunningMembers, Watch
 from lora_jax.sweeps.runs import RunValues
-from lora_jax.training.checkpoints import Checkpoints
-from lora_jax.training.loop import Batches, Clock, Plan, Progress
-from lora_jax.training.records import MetricsLog
-
-Metrics = dict[str, float]
-
-
-@dataclasses.dataclass(frozen=True)
-class Member:
-    """One run of a program.
-
-    Attributes:
-      plan: settings of its loop; all members have the same epochs and intervals.
-      folder: for metrics.jsonl and TensorBoard.
-      on_best: called after each epoch that is its best so far, with its (padded) parameters.
-    """
-
-    plan: Plan
-    folder: Path
-    on_best: Callable[[Mapping[str, np.ndarray], Progress], None]
-
-
-@runtime_checkable
-class Watch(Protocol):
-    """Told how a program gets on, at every logged step and after every epoch."""
-
-    def __call__(self, runs: Sequence[Progress], losses: Sequence[float]) -> None:
-        """Progress and the last logged loss of every run."""
-        ...
+from lora_jax.training.loop import Batches, Clock
+from lora_jax.training.progress import Progress
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,8 +38,9 @@ class Arrays:
 
 def fit_runs(
     members: Sequence[Member],
-    train_step: Any,
+    train_step: Callable[..., Any],
     batches: Batches,
+    *,
     evaluate: Callable[[Params], Sequence[Metrics]],
     arrays: Arrays,
     folder: Path,
@@ -87,16 +59,16 @@ def fit_runs(
       folder: of the program: checkpoints.
       place: puts a batch on the devices, see `Placement.batch`.
       flops: of one run's step with this batch; called once for every shape.
-      watch: told how it gets on.
+      watch: called with the progress of all members.
 
     Returns:
       What every member did. Seconds are its share: those of the program by the number of members.
     """
-    program = _Program(members, folder, watch)
+    program = RunningMembers(members, folder, watch)
     trainable, state = program.restore(arrays.trainable, arrays.state)
-    clock = Clock(program.shared, flops)
-    plan, shared = members[0].plan, program.shared
-    total = plan.epochs * batches.per_epoch
+    clock = Clock(program.shared, batches.count, flops)
+    settings, shared = members[0].settings, program.shared
+    total = settings.epochs * batches.per_epoch
     if shared.step < total and program.live:
         program.open_logs()
     try:
@@ -110,13 +82,13 @@ def fit_runs(
                     np.uint32(shared.step),
                 )  # fmt: skip
                 clock.tick(batch, metrics["loss"])
-                if shared.step % plan.log_every == 0 and program.log(metrics):
+                if shared.step % settings.log_every == 0 and program.log(metrics):
                     clock.stop()
                     program.finish_epoch(evaluate, trainable, program.just_diverged)
                     clock.start()
                     if not program.live:
                         break
-                if shared.step % plan.checkpoint_every == 0 and shared.step % batches.per_epoch:
+                if shared.step % settings.checkpoint_every == 0 and shared.step % batches.per_epoch:
                     program.save(trainable, state)
             clock.stop()
             program.finish_epoch(evaluate, trainable, program.live)
@@ -124,112 +96,3 @@ def fit_runs(
     finally:
         program.close()
     return program.runs
-
-
-class _Program:
-    """Progress, logs and checkpoints of a program's members."""
-
-    def __init__(self, members: Sequence[Member], folder: Path, watch: Watch):
-        self.members = members
-        self.shared = Progress()
-        self.runs = [Progress() for _ in members]
-        self.just_diverged: list[int] = []
-        self._losses = [math.nan] * len(members)
-        self._watch = watch
-        self._checkpoints = Checkpoints(folder / "checkpoints")
-        self._logs: list[MetricsLog] = []
-
-    @property
-    def live(self) -> list[int]:
-        """Numbers of the members that have not diverged."""
-        return [i for i, run in enumerate(self.runs) if not run.diverged]
-
-    def restore(self, trainable: Params, state: Any) -> tuple[Params, Any]:
-        """The newest checkpoint's arrays, or the given ones."""
-        found = self._checkpoints.restore({"trainable": trainable, "state": state})
-        if found is not None:
-            trainable, state = found[0]["trainable"], found[0]["state"]
-            self.shared = Progress(**found[1]["shared"])
-            self.runs = [Progress(**run) for run in found[1]["runs"]]
-        return trainable, state
-
-    def open_logs(self) -> None:
-        """Opens metrics.jsonl of every member; what will be written again is cut off."""
-        self._logs = [
-            MetricsLog(member.folder, run.diverged or self.shared.step)
-            for member, run in zip(self.members, self.runs, strict=True)
-        ]
-
-    def log(self, metrics: Mapping[str, jax.Array]) -> bool:
-        """Writes the logged step of every live run; whether one of them just diverged."""
-        values = {name: np.asarray(value) for name, value in metrics.items()}
-        self.just_diverged = []
-        self._count()
-        for i in self.live:
-            plan, run = self.members[i].plan, self.runs[i]
-            own = {name: float(value[i]) for name, value in values.items()}
-            self._losses[i] = own["loss"]
-            rate = float(plan.schedule((run.step - 1) // plan.accumulate))
-            self._logs[i].write(run.step, {**own, "learning_rate": rate})
-            if not math.isfinite(own["loss"]):
-                self.just_diverged.append(i)
-        for i in self.just_diverged:
-            self.runs[i].diverged = self.runs[i].step
-        self.tell()
-        return bool(self.just_diverged)
-
-    def finish_epoch(
-        self,
-        evaluate: Callable[[Params], Sequence[Metrics]],
-        trainable: Params,
-        which: Sequence[int],
-    ) -> None:
-        """Evaluates, and notes the metrics of the members `which`."""
-        if not which:
-            return
-        begin = time.perf_counter()
-        metrics = evaluate(trainable)
-        self.shared.evaluation_seconds += time.perf_counter() - begin
-        self._count(which)
-        best = []
-        for i in which:
-            run = self.runs[i]
-            named = {f"validation/{name}": value for name, value in metrics[i].items()}
-            self._logs[i].write(run.step, named)
-            if self.members[i].plan.note(run, metrics[i]):
-                best.append(i)
-        host = gather(trainable) if best else {}
-        for i in best:
-            own = {path: value[i] for path, value in host.items()}
-            self.members[i].on_best(own, self.runs[i])
-        self.tell()
-
-    def _count(self, which: Sequence[int] | None = None) -> None:
-        """Takes the program's counters over into those of its live members."""
-        share = len(self.members)
-        for i in self.live if which is None else which:
-            own = self.runs[i]
-            kept = {name: getattr(own, name) for name in ("history", "best", "diverged")}
-            counters = dataclasses.asdict(dataclasses.replace(self.shared, **kept))
-            for name in ("seconds", "compile_seconds", "evaluation_seconds"):
-                counters[name] /= share
-            self.runs[i] = Progress(**counters)
-
-    def tell(self) -> None:
-        """Calls the watch."""
-        self._watch(self.runs, self._losses)
-
-    def save(self, trainable: Params, state: Any) -> None:
-        """Writes a checkpoint."""
-        self._count()
-        record = {
-            "shared": dataclasses.asdict(self.shared),
-            "runs": [dataclasses.asdict(run) for run in self.runs],
-        }
-        self._checkpoints.save(self.shared.step, {"trainable": trainable, "state": state}, record)
-
-    def close(self) -> None:
-        """Ends the logs, and waits for the checkpoints."""
-        for log in self._logs:
-            log.close()
-        self._checkpoints.close()

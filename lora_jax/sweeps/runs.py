@@ -1,4 +1,4 @@
-"""What a run of a sweep has for itself besides its parameters: learning rate, scales, dropout rates.
+"""The values of a run of a sweep besides its parameters: learning rate, scales, dropout rates.
 
     values = stack([run_values(adapted, learning_rate) for each run])
 
@@ -39,7 +39,7 @@ def run_values(adapted: nnx.Module, learning_rate: float) -> RunValues:
     """The values of a run.
 
     Args:
-      adapted: a model into which the run's own method was inserted (abstract ones do).
+      adapted: a model into which the run's method was inserted; an abstract one is enough.
       learning_rate: peak of its schedule.
     """
     pairs = layers.factor_pairs(adapted)

@@ -17,7 +17,7 @@ from lora_jax.sweeps.common_method import common_method
 from lora_jax.sweeps.runs import RunValues, run_values, stack
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Together:
     """Runs with one frozen base.
 
@@ -27,7 +27,7 @@ class Together:
       trainable: of all runs, padded, with a first axis of runs.
       frozen: of the base.
       values: of all runs.
-      shapes: of every run's own parameters.
+      shapes: of every run's parameters without padding.
     """
 
     structure: Structure
@@ -38,16 +38,16 @@ class Together:
     shapes: tuple[dict[str, padding.Shape], ...]
 
     def run(self, trainable: Mapping[str, Any], number: int) -> dict[str, Any]:
-        """One run's own parameters out of the stacked ones: for its own method, without padding."""
-        own = {path: leaf[number] for path, leaf in trainable.items()}
-        return padding.cut(own, self.shapes[number])
+        """One run's parameters out of the stacked ones, without padding: for the run's method."""
+        padded = {path: leaf[number] for path, leaf in trainable.items()}
+        return padding.cut(padded, self.shapes[number])
 
 
 def together(
     model: nnx.Module,
     methods: Sequence[Method],
     learning_rates: Sequence[float],
-    keys: Sequence[jax.Array],
+    keys: Sequence[jax.Array] | jax.Array,
 ) -> Together:
     """Starts runs that share a model.
 
@@ -55,7 +55,7 @@ def together(
       model: pre-trained; it is left as it is.
       methods: of every run; they may differ in rank, alpha, scaling, initial values and dropout.
       learning_rates: of every run.
-      keys: for what each run's method inserts.
+      keys: one for each run, for what its method inserts.
 
     Raises:
       ValueError: methods that cannot share a program, or numbers of arguments that differ.
@@ -66,9 +66,12 @@ def together(
     structure, room, frozen = partition.split(adapted, labels)
     starts, values = [], []
     for method, rate, key in zip(methods, learning_rates, keys, strict=True):
-        own = method.insert(model, key)
-        starts.append(partition.split(own, method.labels(own))[1])
-        values.append(run_values(own, rate))
+        adapted_run = method.insert(model, key)
+        starts.append(partition.split(adapted_run, method.labels(adapted_run))[1])
+        values.append(run_values(adapted_run, rate))
     padded = [padding.padded(start, padding.shapes_of(room)) for start in starts]
     shapes = tuple(padding.shapes_of(start) for start in starts)
-    return Together(structure, labels, padding.stacked(padded), frozen, stack(values), shapes)
+    return Together(
+        structure=structure, labels=labels, trainable=padding.stacked(padded), frozen=frozen,
+        values=stack(values), shapes=shapes,
+    )  # fmt: skip

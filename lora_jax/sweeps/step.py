@@ -20,7 +20,7 @@ from lora_jax.partition import Params, Structure
 from lora_jax.sharding.mesh import RUN
 from lora_jax.sharding.placement import Placement
 from lora_jax.sweeps.runs import RunValues, scaled
-from lora_jax.training.step import Loss, Metrics
+from lora_jax.training.step import Loss, Metrics, outputs
 
 Optimizer = Callable[[Any], optax.GradientTransformation]
 
@@ -47,13 +47,14 @@ def make_runs_train_step(
     optimizer: Optimizer,
     placement: Placement | None = None,
     trainable: Mapping[str, Any] | None = None,
+    *,
     own_batches: bool | None = None,
     at_once: int = 0,
-) -> Any:
+) -> Callable[..., Any]:
     """Builds `step(trainable, state, values, frozen, batch, keys, number)`.
 
     It returns (trainable, state, metrics) with a first axis of runs in each. `trainable` and `state`
-    are donated. The keys are the runs' own; `number` is the step's, folded into each.
+    are donated. There is one key for each run; the `number` of the step is folded into all of them.
 
     Args:
       structure: of the model with the common method.
@@ -61,22 +62,22 @@ def make_runs_train_step(
       optimizer: of a run with this learning rate.
       placement: of one run's parameters; with it arguments must lie as its `of_runs` says.
       trainable: stacked arrays or shapes; needed with a placement.
-      own_batches: whether batches have a first axis of runs too, or are the same for all. None: as a
-        packed batch (`data.packing.Batch`) shows.
-      at_once: so many runs are vectorised, in a loop over the others; 0: all of them. A loop takes the
-        memory of the activations of so many runs only. Not where a mesh splits the runs.
+      own_batches: whether batches have a first axis of runs too, or are the same for all. None: as
+        the shape of a packed `Batch` shows.
+      at_once: number of runs that are vectorised, in a loop over the others; 0 vectorises all. A loop
+        takes the memory of the activations of so many runs only. Not where a mesh splits the runs.
 
     Returns:
       A function under `jax.jit`.
     """
     objective = make_run_objective(structure, loss)
 
-    def one(
+    def step_of_run(
         trainable: Params, state: Any, values: RunValues, key: jax.Array, frozen: Params, batch: Any,
         number: jax.Array,
     ) -> tuple[Params, Any, Metrics]:  # fmt: skip
-        own_key = jax.random.fold_in(key, number)
-        value, gradients = jax.value_and_grad(objective)(trainable, values, frozen, batch, own_key)
+        step_key = jax.random.fold_in(key, number)
+        value, gradients = jax.value_and_grad(objective)(trainable, values, frozen, batch, step_key)
         updates, state = optimizer(values.learning_rate).update(gradients, state, trainable)
         metrics = {"loss": value, "grad_norm": optax.global_norm(gradients)}
         return optax.apply_updates(trainable, updates), state, metrics
@@ -85,13 +86,17 @@ def make_runs_train_step(
         trainable: Params, state: Any, values: RunValues, frozen: Params, batch: Any,
         keys: jax.Array, number: jax.Array,
     ) -> tuple[Params, Any, Metrics]:  # fmt: skip
-        own = batch.inputs.tokens.ndim == 3 if own_batches is None else own_batches
+        several = batch.inputs.tokens.ndim == 3 if own_batches is None else own_batches
 
-        def run(each: tuple[Any, ...]) -> tuple[Params, Any, Metrics]:
-            trainable, state, values, key, own_batch = each
-            return one(trainable, state, values, key, frozen, own_batch if own else batch, number)
+        def run(arguments: tuple[Any, ...]) -> tuple[Params, Any, Metrics]:
+            trainable, state, values, key, batch_of_run = arguments
+            return step_of_run(
+                trainable, state, values, key, frozen, batch_of_run if several else batch, number
+            )
 
-        return _of_runs(run, (trainable, state, values, keys, batch if own else ()), at_once)
+        stacked = (trainable, state, values, keys, batch if several else ())
+        result: tuple[Params, Any, Metrics] = _of_runs(run, stacked, at_once)
+        return result
 
     if placement is None:
         return jax.jit(step, donate_argnums=(0, 1))
@@ -118,7 +123,7 @@ def _one_rate(trainable: Mapping[str, Any]) -> Any:
 def make_runs_predict_step(
     structure: Structure,
     placement: Placement,
-    function: Callable[[nnx.Module, Any], Any] | None = None,
+    function: Callable[[nnx.Module, Any], Any] = outputs,
     at_once: int = 0,
 ) -> Callable[[Params, Mapping[str, Any], Params, Any], Any]:
     """Builds `predict(trainable, scales, frozen, batch)` without dropout: a first axis of runs.
@@ -131,11 +136,8 @@ def make_runs_predict_step(
     """
 
     def predict(trainable: Params, scales: Mapping[str, Any], frozen: Params, batch: Any) -> Any:
-        def run(each: tuple[Params, Mapping[str, Any]]) -> Any:
-            model = partition.join(structure, scaled(*each), frozen)
-            if function is not None:
-                return function(model, batch)
-            return model(batch.inputs, batch.rows, batch.columns)  # type: ignore[operator]
+        def run(arguments: tuple[Params, Mapping[str, Any]]) -> Any:
+            return function(partition.join(structure, scaled(*arguments), frozen), batch)
 
         return _of_runs(run, (trainable, scales), at_once)
 
@@ -143,7 +145,7 @@ def make_runs_predict_step(
 
 
 def _of_runs(function: Callable[[Any], Any], runs: Any, at_once: int) -> Any:
-    """`function` of every run: of all at once, or in a loop of so many."""
+    """Applies `function` to every run: to all at once, or to so many in each turn of a loop."""
     if at_once:
         return jax.lax.map(function, runs, batch_size=at_once if at_once > 1 else None)
     return jax.vmap(function, spmd_axis_name=RUN)(runs)

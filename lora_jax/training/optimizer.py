@@ -20,8 +20,14 @@ NO_DECAY = r"(.*/)?(bias|scale)"
 Epsilon = Literal["after", "before"]
 
 
+def check_epsilon(epsilon: str) -> None:
+    """Raises ValueError if a place for AdamW's epsilon is not known, see `adamw`."""
+    if epsilon not in ("after", "before"):
+        raise ValueError(f"epsilon must be 'after' or 'before', got {epsilon!r}")
+
+
 def linear_schedule(
-    learning_rate: float, steps: int, warmup_ratio: float = 0.0, warmup_steps: int = 0
+    learning_rate: float | jax.Array, steps: int, warmup_ratio: float = 0.0, warmup_steps: int = 0
 ) -> optax.Schedule:
     """Linear from 0 to the peak during the warm-up, then linear to 0 at the last step.
 
@@ -34,8 +40,8 @@ def linear_schedule(
     warmup = math.ceil(warmup_ratio * steps) or warmup_steps
     if warmup > steps:
         raise ValueError(
-            f"the warm-up of {warmup} updates is longer than the run of {steps}; set "
-            "config.warmup_steps or config.epochs"
+            f"the warm-up of {warmup} updates is longer than the run of {steps}; lower warmup_steps or "
+            "warmup_ratio, or raise epochs"
         )
     up = optax.linear_schedule(0.0, learning_rate, max(warmup, 1))
     down = optax.linear_schedule(learning_rate, 0.0, max(steps - warmup, 1))
@@ -69,8 +75,7 @@ def adamw(
       epsilon: whether `eps` is added to the root of the second moment after its bias correction
         (Kingma and Ba 2015) or before it (the public GPT-2 code).
     """
-    if epsilon not in ("after", "before"):
-        raise ValueError(f"epsilon must be 'after' or 'before', got {epsilon!r}")
+    check_epsilon(epsilon)
 
     def decayed(params: Any) -> dict[str, bool]:
         return {path: not re.fullmatch(no_decay, path) for path in params}

@@ -18,7 +18,9 @@ import jax
 from tensorboardX import SummaryWriter
 
 from lora_jax.files import to_json, write_bytes
+from lora_jax.method import Method
 from lora_jax.sharding.hosts import is_main
+from lora_jax.summary import Summary
 
 PACKAGES = (
     "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "transformers", "safetensors",
@@ -89,7 +91,7 @@ def environment() -> dict[str, Any]:
 
 
 def peak_memory() -> dict[str, int | None]:
-    """Peak bytes of the first device where the backend tells them, and of this process."""
+    """Peak bytes of the first device, if the backend reports them, and of this process."""
     stats = jax.local_devices()[0].memory_stats() or {}
     unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in KiB on Linux
     host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
@@ -113,3 +115,23 @@ def spread(values: Sequence[float]) -> dict[str, Any]:
         "max": max(values),
         "values": values,
     }
+
+
+def lora_layers(method: Method, summary: Summary) -> list[dict[str, Any]]:
+    """The layers that LoRA adapts, for a run record: path, rank and adapted parts of each.
+
+    Args:
+      method: of the run; others than LoRA give no layers.
+      summary: what the method did to the model.
+    """
+    targets = {
+        pattern: settings
+        for part in method.to_json()
+        if part["name"] == "lora"
+        for pattern, settings in part["arguments"]["targets"].items()
+    }
+    ranks = {layer.path: targets[layer.rule] for layer in summary.layers if layer.rule in targets}
+    return [
+        {"path": path, "rank": settings["rank"], "parts": list(settings["parts"])}
+        for path, settings in ranks.items()
+    ]

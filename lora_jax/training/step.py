@@ -26,6 +26,12 @@ Loss = Callable[[nnx.Module, Any, jax.Array | None], Float[Array, ""]]
 TrainStep = Callable[[Params, Any, Params, Any, jax.Array], tuple[Params, Any, Metrics]]
 
 
+def outputs(model: nnx.Module, batch: Batch) -> jax.Array:
+    """The outputs of a model for a packed batch, one per slot."""
+    result: jax.Array = model(batch.inputs, batch.rows, batch.columns)  # type: ignore[operator]
+    return result
+
+
 def classification_loss(model: nnx.Module, batch: Batch, key: jax.Array | None) -> Float[Array, ""]:
     """Mean cross-entropy over the batch's examples; `key` switches dropout on."""
     logits = model(batch.inputs, batch.rows, batch.columns, key=key)
@@ -129,7 +135,7 @@ def make_train_step(
 
 def make_predict_step(
     structure: Structure,
-    function: Callable[[nnx.Module, Any], Any] | None = None,
+    function: Callable[[nnx.Module, Any], Any] = outputs,
     placement: Placement | None = None,
 ) -> Callable[[Params, Params, Any], Any]:
     """Builds `predict(trainable, frozen, batch)`, without dropout.
@@ -141,10 +147,7 @@ def make_predict_step(
     """
 
     def predict(trainable: Params, frozen: Params, batch: Any) -> Any:
-        model = partition.join(structure, trainable, frozen)
-        if function is not None:
-            return function(model, batch)
-        return model(batch.inputs, batch.rows, batch.columns)
+        return function(partition.join(structure, trainable, frozen), batch)
 
     if placement is None:
         return jax.jit(predict)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +13,10 @@ from safetensors.numpy import load_file
 from configs.glue import minilm
 from configs.nlg import small
 from configs.sweep.common import sweep_config
-from experiments import glue, nlg
-from experiments.runs import folder as workdirs
-from experiments.runs.classification import train_all
+from experiments import glue
+from experiments.runs.data_to_text import DataToTextTask
+from experiments.runs.run import run_all
+from lora_jax.run_folder import flat
 
 GLUE = {
     "data.max_length": 48, "batch_size": 16, "epochs": 2, "log_every": 1, "checkpoint_every": 3,
@@ -67,9 +67,9 @@ def alone(point: Path, folder: Path) -> Path:
     config = ConfigDict(json.loads((point / "config.json").read_text()))
     config.mesh.run = 1
     if "task" in config:
-        train_all(config, partial(glue.problem, config), folder)
+        run_all(glue.task, config, folder)
     else:
-        nlg.run_all(config, folder)
+        run_all(DataToTextTask, config, folder)
     return folder
 
 
@@ -98,22 +98,22 @@ def without(value: Any, names: tuple[str, ...]) -> Any:
     """A record without some of its fields, at any depth."""
     if isinstance(value, dict):
         return {k: without(v, names) for k, v in value.items() if k not in names}
-    return [without(own, names) for own in value] if isinstance(value, list) else value
+    return [without(item, names) for item in value] if isinstance(value, list) else value
 
 
 def assert_same(point: Path, other: Path, rtol: float = 1e-5, atol: float = 1e-5) -> None:
     """A point's record, log and adapter are another run's, but for the rounding of float32."""
     ignored = (*TIMES, *OF_PROGRAMS)
-    one, two = (workdirs.flat(without(record(f), ignored)) for f in (point, other))
+    one, two = (flat(without(record(f), ignored)) for f in (point, other))
     assert one.keys() == two.keys()
     for name in one:
         _assert_close(one[name], two[name], rtol, atol, f"{point.name}: {name}")
     one, two = lines(point), lines(other)
     assert [line.keys() for line in one] == [line.keys() for line in two]
-    for line, own in zip(one, two, strict=True):
+    for line, other_line in zip(one, two, strict=True):
         for name in line:
             _assert_close(
-                line[name], own[name], rtol, atol, f"{point.name}: {name}, {line['step']}"
+                line[name], other_line[name], rtol, atol, f"{point.name}: {name}, {line['step']}"
             )
     one, two = factors(point), factors(other)
     assert one.keys() == two.keys()
@@ -123,7 +123,7 @@ def assert_same(point: Path, other: Path, rtol: float = 1e-5, atol: float = 1e-5
             one[path], two[path], rtol, 10 * atol, err_msg=f"{point.name}: {path}"
         )
     one, two = (json.loads((f / "adapter/adapter.json").read_text()) for f in (point, other))
-    one, two = (workdirs.flat(without(own, ("sha256",))) for own in (one, two))
+    one, two = (flat(without(description, ("sha256",))) for description in (one, two))
     assert one.keys() == two.keys()
     for name in one:
         _assert_close(one[name], two[name], rtol, atol, f"{point.name}: {name}")

@@ -6,9 +6,9 @@ import signal
 import subprocess
 import sys
 import time
-from functools import partial
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
@@ -16,7 +16,7 @@ from transformers import AutoTokenizer
 
 from configs.glue import minilm
 from experiments import glue
-from experiments.runs.classification import train_all
+from experiments.runs.run import run_all
 from lora_jax.adapters import load_adapter
 from lora_jax.data import batches, glue_tasks
 from lora_jax.data import glue as data
@@ -25,7 +25,10 @@ from lora_jax.models import hub
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.fixture
+pytestmark = pytest.mark.usefixtures("no_java_and_no_program_compiled_twice")
+
+
+@pytest.fixture(scope="module")
 def config(tiny_model, tiny_glue):
     def make(task="rte", method="lora", **fields):
         values = minilm.get_config(f"{task},{method}")
@@ -41,12 +44,26 @@ def config(tiny_model, tiny_glue):
 
 
 def train(config, folder):
-    return train_all(config, partial(glue.problem, config), folder)
+    return run_all(glue.task, config, folder)
 
 
-def test_record_of_two_seeds(config, tmp_path):
-    result = train(config(seeds=(3, 5)), tmp_path / "run")
-    assert json.loads((tmp_path / "run/result.json").read_text()) == json.loads(json.dumps(result))
+@pytest.fixture(scope="module")
+def finished(config, tmp_path_factory):
+    """Two seeds of LoRA on RTE: the folder and the record."""
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    return folder, train(config(seeds=(3, 5)), folder)
+
+
+@pytest.fixture(scope="module")
+def mnli(config, tmp_path_factory):
+    """LoRA on MNLI, which moves: the folder and the record."""
+    folder = tmp_path_factory.mktemp("mnli") / "run"
+    return folder, train(config("mnli", learning_rate=1e-2), folder)
+
+
+def test_record_of_two_seeds(finished, config):
+    folder, result = finished
+    assert json.loads((folder / "result.json").read_text()) == json.loads(json.dumps(result))
     accuracies = [result["seeds"][s]["last"]["accuracy"] for s in ("3", "5")]
     assert result["last"]["accuracy"]["values"] == accuracies
     assert result["last"]["accuracy"]["median"] == np.median(accuracies)
@@ -58,44 +75,43 @@ def test_record_of_two_seeds(config, tmp_path):
     assert result["flops"] == sum(seed["flops"] for seed in result["seeds"].values()) > 0
     assert result["flops_per_second_and_device"] > 0 and result["mfu"] is None  # no peak of a CPU
     assert {"config", "versions", "device", "memory"} <= result.keys()
-    assert (tmp_path / "run/adapter/adapter.safetensors").exists()
-    assert list((tmp_path / "run/seed_3/tensorboard").iterdir())
-    lines = [
-        json.loads(x) for x in (tmp_path / "run/seed_3/metrics.jsonl").read_text().splitlines()
+    assert result["layers"] == [
+        {"path": f"encoder/layers/block/attention/{name}", "rank": 8, "parts": []}
+        for name in ("query", "value")
     ]
+    assert (folder / "adapter/adapter.safetensors").exists()
+    assert list((folder / "seed_3/tensorboard").iterdir())
+    lines = [json.loads(x) for x in (folder / "seed_3/metrics.jsonl").read_text().splitlines()]
     losses = [line["step"] for line in lines if "loss" in line]
     assert losses == list(range(1, 17))
     # A finished run is read back, not trained again.
-    stamp = (tmp_path / "run/seed_3/metrics.jsonl").stat().st_mtime_ns
-    again = train(config(seeds=(3, 5)), tmp_path / "run")
+    stamp = (folder / "seed_3/metrics.jsonl").stat().st_mtime_ns
+    again = train(config(seeds=(3, 5)), folder)
     assert again["last"] == json.loads(json.dumps(result["last"]))
-    assert (tmp_path / "run/seed_3/metrics.jsonl").stat().st_mtime_ns == stamp
+    assert (folder / "seed_3/metrics.jsonl").stat().st_mtime_ns == stamp
 
 
-def test_another_config_in_the_same_folder_is_refused(config, tmp_path):
-    train(config(), tmp_path / "run")
+def test_another_config_in_the_same_folder_is_refused(finished, config):
     with pytest.raises(ValueError, match=r"learning_rate: 0.001 there, 0.5 now"):
-        train(config(learning_rate=0.5), tmp_path / "run")
+        train(config(seeds=(3, 5), learning_rate=0.5), finished[0])
 
 
-@pytest.mark.parametrize("method", ["lora", "full", "bitfit", "head_only"])
-def test_every_method_trains_its_groups_only(config, tmp_path, method):
-    result = train(config(method=method, learning_rate=1e-2), tmp_path / "run")
-    description = json.loads((tmp_path / "run/adapter/adapter.json").read_text())
-    groups = set(description["groups"].values())
-    expected = {"lora": "lora", "full": "base", "bitfit": "bias", "head_only": "head"}[method]
-    assert groups == {expected, "head"}
-    assert (
-        result["parameters"]["trainable"] + result["parameters"]["frozen"]
-        == result["parameters"]["total"]
-    )
+def assert_groups(folder, result, *expected):
+    """The adapter holds these groups, which are all that trains."""
+    description = json.loads((folder / "adapter/adapter.json").read_text())
+    assert set(description["groups"].values()) == set(expected)
+    counts = result["parameters"]
+    assert counts["trainable"] + counts["frozen"] == counts["total"]
 
 
-def test_evaluation_of_an_adapter_gives_the_run_s_scores(config, tmp_path):
-    values = config("mnli", learning_rate=1e-2)
-    result = train(values, tmp_path / "run")
+def test_lora_trains_its_factors_and_the_head(finished):
+    assert_groups(*finished, "lora", "head")
+
+
+def test_evaluation_of_an_adapter_gives_the_run_s_scores(mnli, config, tmp_path):
+    folder, result = mnli
+    values = config("mnli", learning_rate=1e-2, eval_only=True, adapter=str(folder))
     assert {"accuracy", "accuracy_mismatched", "accuracy_overall"} <= result["best"].keys()
-    values.eval_only, values.adapter = True, str(tmp_path / "run")
     metrics = glue.evaluate(values, tmp_path / "evaluation")
     assert metrics == {name: value["values"][0] for name, value in result["best"].items()}
     outputs = np.loadtxt(tmp_path / "evaluation/outputs_validation_matched.tsv")
@@ -107,20 +123,19 @@ def test_regression_and_accumulation(config, tmp_path):
     assert {"pearson", "spearman"} <= result["best"].keys()
 
 
-def test_warm_start_moves_the_factors_and_not_the_head(config, tmp_path):
-    train(config("mnli", learning_rate=1e-2), tmp_path / "mnli")
+def test_warm_start_moves_the_factors_and_not_the_head(mnli, config, tmp_path):
     # No training: learning rate 0 leaves what the run started from.
-    start = str(tmp_path / "mnli")
-    train(config("rte", learning_rate=0.0, init_adapter=start), tmp_path / "warm")
-    train(config("rte", learning_rate=0.0), tmp_path / "cold")
-    mnli, warm, cold = (
-        load_file(tmp_path / name / "adapter/adapter.safetensors")
-        for name in ("mnli", "warm", "cold")
+    start = str(mnli[0])
+    train(config("rte", epochs=1, learning_rate=0.0, init_adapter=start), tmp_path / "warm")
+    train(config("rte", epochs=1, learning_rate=0.0), tmp_path / "cold")
+    first, warm, cold = (
+        load_file(folder / "adapter/adapter.safetensors")
+        for folder in (mnli[0], tmp_path / "warm", tmp_path / "cold")
     )
     for path, value in warm.items():
-        source = mnli if "/lora/" in path else cold
+        source = first if "/lora/" in path else cold
         np.testing.assert_array_equal(value, source[path], err_msg=path)
-    assert any((mnli[p] != cold[p]).any() for p in mnli if "/lora/" in p)
+    assert any((first[p] != cold[p]).any() for p in first if "/lora/" in p)
 
 
 def command(config_arguments, folder):
@@ -138,7 +153,12 @@ def test_killed_in_mid_epoch_and_resumed_equals_uninterrupted(
         "--config.data.max_length=48", "--config.batch_size=4", "--config.epochs=12",
         "--config.checkpoint_every=4", "--config.log_every=1", "--config.learning_rate=0.01",
     ]  # fmt: skip
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    programs = {
+        "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+    }
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", **programs}
     quiet = {
         "cwd": ROOT,
         "env": environment,
@@ -189,22 +209,21 @@ def test_bad_input_is_named(config, tmp_path, change, says):
     assert not (tmp_path / "run").exists()
 
 
-def test_adapter_of_another_base_is_refused(config, tmp_path, tiny_model):
+def test_adapter_of_another_base_is_refused(finished, config, tmp_path, tiny_model):
     import shutil
 
     from safetensors.numpy import save_file
 
-    train(config(), tmp_path / "run")
     other = tmp_path / "other"
     shutil.copytree(tiny_model, other)
     tensors = load_file(other / "model.safetensors")
     tensors["encoder.layer.0.attention.self.query.weight"] *= 1.01
     save_file(tensors, other / "model.safetensors")
-    values = config(eval_only=True, adapter=str(tmp_path / "run"))
+    values = config(eval_only=True, adapter=str(finished[0]))
     values.model.name = str(other)
     with pytest.raises(ValueError, match="was trained on another base"):
         glue.evaluate(values, None)
-    values = config(method="bitfit", eval_only=True, adapter=str(tmp_path / "run"))
+    values = config(method="bitfit", eval_only=True, adapter=str(finished[0]))
     with pytest.raises(ValueError, match="trained by another method"):
         glue.evaluate(values, None)
 
@@ -236,16 +255,18 @@ def test_roberta_with_its_tokenizer(config, real_data, tmp_path):
 
 
 @pytest.mark.parametrize("method", [name for name in minilm.METHODS if name != "lora"])
-def test_every_method_trains_is_saved_and_scores_the_same_when_loaded(
-    config, tmp_path, method, no_java_and_no_program_compiled_twice
-):
+def test_every_method_trains_is_saved_and_scores_the_same_when_loaded(config, tmp_path, method):
     run = config("stsb", method, learning_rate=1e-2, epochs=1)
-    own = run.method
-    if own.name == "top_layers":
-        own.count = 1  # the tiny model has two layers
-    if own.name == "adapter_d":
-        own.layers = 1
+    if run.method.name == "top_layers":
+        run.method.count = 1  # the tiny model has two layers
+    if run.method.name == "adapter_d":
+        run.method.layers = 1
     result = train(run, tmp_path / "run")
+    groups = {"full": ["base"], "bitfit": ["bias"], "head_only": []}
+    if method in groups:
+        assert_groups(tmp_path / "run", result, *groups[method], "head")
+    if "lora" not in method:
+        assert "layers" not in result
     adapter = load_adapter(tmp_path / "run/adapter")
     assert adapter.method.name == result["method"]
     stored = sum(value.size for value in adapter.values.values())

@@ -16,10 +16,14 @@ from experiments.sweep.live_table import LiveTable, RunStatus, from_json, summar
 
 RUNS = [
     RunStatus("rank=1,seed=0", "waiting"),
-    RunStatus("rank=2,seed=0", "finished", 100, 100, 0.41, 0.80123, 0.81234, 3),
-    RunStatus("rank=4,seed=0", "training", 50, 100, 0.52, 0.7, 0.7, 1),
-    RunStatus("rank=8,seed=0", "finished", 100, 100, 0.32, 0.84, 0.84311, 2),
-    RunStatus("rank=16,seed=0", "diverged", 30, 100, math.nan, math.nan, 0.9, 1),
+    RunStatus(
+        "rank=2,seed=0", "finished", 100, 100, 0.41, score=0.80123, best=0.81234, best_epoch=3
+    ),
+    RunStatus("rank=4,seed=0", "training", 50, 100, 0.52, score=0.7, best=0.7, best_epoch=1),
+    RunStatus("rank=8,seed=0", "finished", 100, 100, 0.32, score=0.84, best=0.84311, best_epoch=2),
+    RunStatus(
+        "rank=16,seed=0", "diverged", 30, 100, math.nan, score=math.nan, best=0.9, best_epoch=1
+    ),
     RunStatus("rank=32,seed=0", "training", 20, 100, 0.61),
 ]
 BOLD = "\x1b[1"
@@ -109,7 +113,7 @@ def test_all_rows_where_they_just_fit():
 def test_a_row_stays_one_line_with_both_ends_of_its_name_in_a_narrow_terminal():
     runs = [
         RunStatus(f"rank=8,alpha=16,learning_rate=0.0005,targets=[q,v],seed={i}", "training",
-                  12345, 67890, 0.1234, 0.5678, 0.5678, 12) for i in range(3)
+                  12345, 67890, 0.1234, score=0.5678, best=0.5678, best_epoch=12) for i in range(3)
     ]  # fmt: skip
     table = bare(drawn(runs, width=80))[1:4]
     for i, line in enumerate(table):
@@ -128,7 +132,10 @@ def test_a_row_stays_one_line_with_both_ends_of_its_name_in_a_narrow_terminal():
 
 def test_a_long_headline_leaves_room_for_the_names():
     console = terminal(width=80)
-    runs = [RunStatus(f"rank={i},seed=0", "training", 50, 9000, 0.1, 0.8, 0.8, 12) for i in (1, 64)]
+    runs = [
+        RunStatus(f"rank={i},seed=0", "training", 50, 9000, 0.1, score=0.8, best=0.8, best_epoch=12)
+        for i in (1, 64)
+    ]
     with LiveTable("matthews_correlation", 2, console) as table:
         table.update(runs)
     assert rows(console.file.getvalue().split("\n"))[:2] == ["rank=1,seed=0", "rank=64,seed=0"]
@@ -185,7 +192,7 @@ def test_plain_lines_once_per_epoch_and_state(environment, monkeypatch):
 
 def test_no_escape_codes_in_a_pipe_even_if_colours_are_forced():
     code = (
-        "from experiments.live_table import *\n"
+        "from experiments.sweep.live_table import *\n"
         "with LiveTable('accuracy', 1) as t: [t.update([RunStatus('a', 'training')])] * 3\n"
     )
     environment = {**os.environ, "FORCE_COLOR": "1", "TERM": "xterm"}

@@ -14,7 +14,9 @@ import pytest
 
 from configs.nlg import small
 from experiments import nlg
-from experiments.runs import data_to_text as nlg_task
+from experiments.runs import decoding
+from experiments.runs.data_to_text import DataToTextTask
+from experiments.runs.run import Run, run_all
 from lora_jax import partition
 from lora_jax.adapters import load_adapter
 from lora_jax.data import data_to_text
@@ -54,7 +56,7 @@ def config(tiny):
 def finished(config, tmp_path_factory):
     """Three seeds on E2E: the folder and the record."""
     folder = tmp_path_factory.mktemp("finished") / "run"
-    return folder, nlg.run_all(config(seeds=(0, 1, 2)), folder)
+    return folder, run_all(DataToTextTask, config(seeds=(0, 1, 2)), folder)
 
 
 RECORD = {
@@ -63,7 +65,7 @@ RECORD = {
 }  # fmt: skip
 TRAINED = {
     "adapter", "best", "last", "steps", "seconds", "examples_per_second", "tokens_per_second",
-    "padding_efficiency", "flops", "flops_per_second_and_device", "mfu",
+    "padding_efficiency", "flops", "flops_per_second_and_device", "mfu", "layers",
 }  # fmt: skip
 SEED = {
     "step", "history", "best", "seconds", "compile_seconds", "evaluation_seconds", "examples", "flops",
@@ -96,6 +98,9 @@ def test_record_of_three_seeds(finished):
         assert record["decode"]["prompts"] == 7 and record["decode"]["tokens_per_second"] > 0
     assert result["steps"] == 2 * 5  # 19 rows in batches of 4, two epochs
     assert result["parameters"]["lora"] == 2 * 2 * 2 * 16 * 4  # layers, q and v, A and B
+    assert result["layers"] == [
+        {"path": "layers/block/attention/qkv", "rank": 4, "parts": ["q", "v"]}
+    ]
     assert "no working Java" in result["missing"]["meteor"]
     assert "needs Java" in result["notes"]["rouge_l"] and "missing: no working" in nlg.table(result)
     chosen = folder / f"seed_{result['adapter']['seed']}/adapter/adapter.safetensors"
@@ -114,10 +119,10 @@ def test_the_files_score_as_the_record_says(finished, tiny):
 def test_a_finished_run_is_read_back_and_another_config_refused(finished, config):
     folder, result = finished
     stamps = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
-    again = nlg.run_all(config(seeds=(0, 1, 2)), folder)
+    again = run_all(DataToTextTask, config(seeds=(0, 1, 2)), folder)
     assert again == json.loads(json.dumps(result)) and nlg.table(again) == nlg.table(result)
     with pytest.raises(ValueError, match=r"decode.length_penalty: 0.9 there, 0.8 now"):
-        nlg.run_all(config(seeds=(0, 1, 2), decode__length_penalty=0.8), folder)
+        run_all(DataToTextTask, config(seeds=(0, 1, 2), decode__length_penalty=0.8), folder)
     assert stamps == {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
 
 
@@ -138,19 +143,19 @@ def test_evaluation_reproduces_the_run_and_takes_meteor_where_it_is(
 
 
 def test_merged_decode_is_that_of_the_unmerged_model(finished, config, tmp_path):
-    preparation = nlg.Preparation(config(eval_only=True))
-    run = nlg.Run(preparation, 0, tmp_path)
-    trained = run.adaptation.load(finished[0] / "seed_0")
-    found, texts = run.decode(trained)
-    untrained, frozen, differs = run.adaptation.trainable, run.adaptation.frozen, False
+    task = DataToTextTask(config(eval_only=True))
+    run = Run(task, 0, tmp_path)
+    trained = run.trainer.load(finished[0] / "seed_0")
+    found, texts = task.decoding.decode(run.trained(trained))
+    untrained, frozen, differs = run.trainer.trainable, run.trainer.frozen, False
 
     @jax.jit
     def search(params, tokens, lengths):
-        model = partition.join(run.adaptation.structure, params, frozen)
-        return beam_search(model, tokens, lengths, preparation.search)
+        model = partition.join(run.trainer.structure, params, frozen)
+        return beam_search(model, tokens, lengths, task.decoding.search)
 
     for prompt, tokens, score in zip(
-        preparation.prompts[:3], found.tokens, found.scores, strict=False
+        task.decoding.prompts[:3], found.tokens, found.scores, strict=False
     ):
         lengths = np.array([len(prompt)])
         one, other = (search(params, prompt[None], lengths) for params in (trained, untrained))
@@ -158,7 +163,7 @@ def test_merged_decode_is_that_of_the_unmerged_model(finished, config, tmp_path)
         assert float(one.scores[0]) == pytest.approx(score, abs=1e-5)  # W + BA in float32
         differs |= other.tokens[0, : other.lengths[0]].tolist() != tokens
     assert differs  # the adapter has an effect at all
-    plain = preparation.tokenizer.decode(found.tokens[0])
+    plain = task.tokenizer.decode(found.tokens[0])
     assert texts[0] == clean(plain)
 
 
@@ -199,7 +204,7 @@ def test_killed_in_training_then_in_decoding_gives_the_same_bytes(
     _, errors = process.communicate()
     assert not (killed / "seed_0/predictions.jsonl").exists(), "it ended before it could be killed"
     assert any((killed / "seed_0/checkpoints").iterdir()), errors
-    values, decode_all = config(), nlg_task.decode_all
+    values, decode_all = config(), decoding.decode_all
 
     def dying(search, *arguments, **options):
         calls = iter(range(9))
@@ -212,10 +217,12 @@ def test_killed_in_training_then_in_decoding_gives_the_same_bytes(
         return decode_all(once, *arguments, **options)
 
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(nlg_task, "decode_all", dying)
-        nlg.run_all(values, killed)
+        patch.setattr(decoding, "decode_all", dying)
+        run_all(DataToTextTask, values, killed)
     assert len((killed / "seed_0/predictions.jsonl").read_text().splitlines()) == 2
-    found, expected = (r["seeds"]["0"] for r in (nlg.run_all(values, killed), finished[1]))
+    found, expected = (
+        r["seeds"]["0"] for r in (run_all(DataToTextTask, values, killed), finished[1])
+    )
     assert all(found[key] == expected[key] for key in ("test", "best", "last", "tokens", "slots"))
     for name in ("adapter/adapter.safetensors", "adapter/adapter.json", "metrics.jsonl",
                  "predictions.txt", "references.txt"):  # fmt: skip
@@ -238,7 +245,7 @@ def test_bad_input_is_named_and_claims_no_folder(config, tmp_path, change, says)
     values = config()
     values.update_from_flattened_dict(change)
     with pytest.raises((ValueError, FileNotFoundError), match=says):
-        nlg.run_all(values, tmp_path / "run")
+        run_all(DataToTextTask, values, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
@@ -246,9 +253,9 @@ def test_a_model_of_another_kind_and_an_adapter_of_another_method(
     finished, config, tiny_model, tmp_path
 ):
     with pytest.raises(ValueError, match=r"model_type 'bert' is not supported here.*gpt2"):
-        nlg.run_all(config(model__name=str(tiny_model)), tmp_path / "bert")
+        run_all(DataToTextTask, config(model__name=str(tiny_model)), tmp_path / "bert")
     adapter = str(finished[0])
-    with pytest.raises(ValueError, match="was trained by another method(.|\n)*Use the config"):
+    with pytest.raises(ValueError, match="was trained by another method(.|\n)*Use the method"):
         nlg.evaluate(config("e2e,full", eval_only=True, adapter=adapter), tmp_path / "full")
     assert not list(tmp_path.iterdir())
 
@@ -260,7 +267,7 @@ def test_every_method_trains_decodes_and_decodes_the_same_when_loaded(config, tm
         run.method.count = 1  # the tiny model has two layers
     if run.method.name == "adapter_d":
         run.method.layers = 1
-    result = nlg.run_all(run, tmp_path / "run")
+    result = run_all(DataToTextTask, run, tmp_path / "run")
     adapter = load_adapter(tmp_path / "run/adapter")
     stored = sum(value.size for value in adapter.values.values())
     assert adapter.method.name == result["method"]

@@ -12,7 +12,9 @@ from jax.sharding import Mesh
 
 from configs.pod import gpt2_large_lora, gpt3_175b_lora, roberta_large_lora
 from experiments.pod_plan import abstract_step, tables
-from experiments.pod_plan.planner import Planner, report, search
+from experiments.pod_plan.figures import StepFigures
+from experiments.pod_plan.planner import Planner
+from experiments.pod_plan.report import report, search
 from lora_jax import methods
 from lora_jax.costs import chips, compiled
 from lora_jax.models import decoder, encoder
@@ -62,8 +64,8 @@ def one_device():
 def test_lora_against_full_on_a_host(planner, gpt2, capsys):
     """Arguments by hand: the base in bfloat16 over fsdp x model, Adam's moments for what trains."""
     method = methods.create(**gpt2.method.to_dict())
-    lora = planner.plan(method, gpt2.mesh.to_dict(), 8)
-    full = planner.plan(methods.full(), gpt2.mesh.to_dict(), 8)
+    lora = planner.figures(method, gpt2.mesh.to_dict(), 8)
+    full = planner.figures(methods.full(), gpt2.mesh.to_dict(), 8)
     d, layers, rank = 256, 3, 4
     factors = layers * 2 * 2 * d * rank
     assert lora.trainable == factors
@@ -75,8 +77,8 @@ def test_lora_against_full_on_a_host(planner, gpt2, capsys):
     weights = matrices // 4 + tables // 2 + vectors + split_vectors // 2
     by_hand = {"lora": 2 * weights + 3 * 4 * factors // 2 + batch, "full": 3 * 4 * weights + batch}
     mesh = make_mesh(gpt2.mesh.to_dict(), planner.devices)
-    for name, own, found in (("lora", method, lora), ("full", methods.full(), full)):
-        step = abstract_step.build(gpt2, own, mesh, 8)
+    for name, trained, found in (("lora", method, lora), ("full", methods.full(), full)):
+        step = abstract_step.build(gpt2, trained, mesh, 8)
         counters = 100  # of the optimizer, and the key: a few words
         assert compiled.argument_bytes(step.arguments) - by_hand[name] in range(counters)
         # the TPU's layouts pad vectors to tiles; token types, which a decoder does not read, are out
@@ -96,7 +98,7 @@ def test_lora_against_full_on_a_host(planner, gpt2, capsys):
     # the file knows both now, another planner compiles nothing
     again = Planner(gpt2, TOPOLOGY, planner.path.parent)
     again._compile = None
-    assert again.plan(method, gpt2.mesh.to_dict(), 8) == lora
+    assert again.figures(method, gpt2.mesh.to_dict(), 8) == lora
     keys = [json.loads(line)["key"] for line in planner.path.read_text().splitlines()]
     assert len(keys) == len(set(keys)) == 2
 
@@ -121,17 +123,18 @@ def test_search_ranks_what_fits(gpt2):
         search(planner, method)
 
 
-def plan(rows, peak, fits, seconds):
-    mesh = {"data": 4, "fsdp": 1, "model": 1}
-    return tables.Plan(
-        TOPOLOGY, 4, mesh, "lora()", rows, rows * 100, 1, 2, 1, 1, peak, fits,
-        {"all-gather": 2**20} if fits else {}, 1, seconds, seconds / 2, 1.0,
+def step(rows, peak, fits, seconds):
+    return StepFigures(
+        topology=TOPOLOGY, devices=4, mesh={"data": 4, "fsdp": 1, "model": 1}, method="lora()",
+        rows=rows, tokens=rows * 100, trainable=1, total=2, arguments=1, temporaries=1, peak=peak,
+        fits=fits, traffic={"all-gather": 2**20} if fits else {}, flops=1,
+        compute_seconds=seconds, link_seconds=seconds / 2, compile_seconds=1.0,
     )  # fmt: skip
 
 
 def test_ranking_puts_the_fastest_that_fits_first():
-    plans = [plan(4, 2**30, True, 2.0), plan(64, 2**35, False, 0.1), plan(8, 2**31, True, 1.0)]
-    _, _, *lines = tables.ranking(plans).splitlines()
+    steps = [step(4, 2**30, True, 2.0), step(64, 2**35, False, 0.1), step(8, 2**31, True, 1.0)]
+    _, _, *lines = tables.ranking(steps).splitlines()
     assert [line.split("|")[4].strip() for line in lines] == ["8", "4", "64"]
     assert lines[0] == "| 4 | 1 | 1 | 8 | 2.00 GiB | yes | 1.00 MiB | 800 | 533 |"
     assert lines[2] == "| 4 | 1 | 1 | 64 | 32.00 GiB | no | - | - | - |"
@@ -139,7 +142,7 @@ def test_ranking_puts_the_fastest_that_fits_first():
 
 def test_what_does_not_fit_has_no_traffic_in_the_table():
     text = tables.comparison(
-        plan(8, 2**33, True, 1.0), plan(8, 2**35, False, 1.0), chips.by_name("v5e")
+        step(8, 2**33, True, 1.0), step(8, 2**35, False, 1.0), chips.by_name("v5e")
     )
     assert "| fits v5e (16.00 GiB) | yes | no |  |" in text
     assert "| all-gather, sent per device and step | 1.00 MiB | - | - |" in text
@@ -160,12 +163,12 @@ def test_what_does_not_fit_has_no_traffic_in_the_table():
 def test_wrong_meshes_are_refused_before_anything_is_compiled(planner, gpt2, mesh, message):
     planner._compile = None
     with pytest.raises(ValueError, match=message):
-        planner.plan(methods.full(), mesh, 8)
+        planner.figures(methods.full(), mesh, 8)
 
 
 def test_rows_and_heads_that_do_not_divide(planner, gpt2):
     with pytest.raises(ValueError, match=r"data x fsdp = 4 does not divide the batch's 6 rows"):
-        planner.plan(methods.full(), {"data": 4}, 6)
+        planner.figures(methods.full(), {"data": 4}, 6)
     with pytest.raises(ValueError, match="model=8 does not divide the model's 4 attention heads"):
         abstract_step.build(gpt2, methods.full(), _fake(model=8), 8)
     with pytest.raises(ValueError, match=r"fsdp=3 does not divide the axis 'embed' of .*has 256"):

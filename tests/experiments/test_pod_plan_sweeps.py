@@ -10,7 +10,9 @@ import pytest
 
 from configs.pod import gpt2_large_sweep, gpt3_175b_sweep
 from experiments.pod_plan import abstract_step, tables
-from experiments.pod_plan.planner import Planner, report, runs_of, search
+from experiments.pod_plan.figures import StepFigures
+from experiments.pod_plan.planner import Planner
+from experiments.pod_plan.report import report, runs_of, search
 from lora_jax import methods
 from lora_jax.costs import compiled
 from lora_jax.models import decoder
@@ -106,7 +108,7 @@ def test_a_sweep_beside_one_run_at_a_time(sweep):
     config = sweep.config
     text = report(sweep, config, None)
     method = methods.create(**config.method.to_dict())
-    own = sweep.plan(method, config.mesh.to_dict(), 8, 4)
+    program = sweep.figures(method, config.mesh.to_dict(), 8, 4)
     one = sweep.single(method, config.mesh.to_dict(), 8)
     keys = [json.loads(json.loads(k)["key"]) for k in sweep.path.read_text().splitlines()]
     assert len(keys) == 2  # the report compiled both
@@ -114,33 +116,33 @@ def test_a_sweep_beside_one_run_at_a_time(sweep):
     assert sizes == {"data": 1, "fsdp": 2, "model": 2} and rows == 8
     assert not {"mesh", "runs", "orders", "single_mesh", "search"} & plain.keys()
     assert keys[1][-2:] == [4, "own"]
-    assert (own.runs, one.runs, own.tokens) == (4, 1, 4 * one.tokens)
-    assert own.frozen == one.frozen and own.arguments < 4 * one.arguments
-    assert own.traffic["all-gather"] < 4 * one.traffic["all-gather"]  # of a base that all share
-    assert own.compute_seconds == pytest.approx(4 * one.compute_seconds)
+    assert (program.runs, one.runs, program.tokens) == (4, 1, 4 * one.tokens)
+    assert program.frozen == one.frozen and program.arguments < 4 * one.arguments
+    assert program.traffic["all-gather"] < 4 * one.traffic["all-gather"]  # of a base that all share
+    assert program.compute_seconds == pytest.approx(4 * one.compute_seconds)
     head = "| one step of all runs | 4 runs, one program | one run at a time | ratio |"
     assert head in text and "run=1, data=1, fsdp=2, model=2 (one run at a time: data=1, " in text
     assert f"| trained values | {4 * FACTORS:,} | {FACTORS:,} | 4.000 |" in text
-    assert f"| PFLOP | {own.flops / 1e15:.4g} | {4 * one.flops / 1e15:.4g} | 1.000 |" in text
-    saved = tables.size_text(3 * own.frozen), tables.size_text(12 * own.frozen)
+    assert f"| PFLOP | {program.flops / 1e15:.4g} | {4 * one.flops / 1e15:.4g} | 1.000 |" in text
+    saved = tables.size_text(3 * program.frozen), tables.size_text(12 * program.frozen)
     assert f"have it 4 times: {saved[0]} more on each device, {saved[1]} more on all 4." in text
-    large = dataclasses.replace(own, fits=False, traffic={})
+    large = dataclasses.replace(program, fits=False, traffic={})
     text = tables.sweep_comparison(large, one, sweep.chip)
     gathered = tables.size_text(4 * one.traffic["all-gather"])
     assert f"| all-gather, sent per device | - | {gathered} | - |" in text
     assert f"at most, by products and links | - | {one.bound:,.0f} | - |" in text
-    alone = dataclasses.replace(own, mesh={**own.mesh, "run": 4})
+    alone = dataclasses.replace(program, mesh={**program.mesh, "run": 4})
     assert "one run and" in tables.sweep_comparison(alone, one, sweep.chip)
 
 
 def test_sweeps_that_cannot_be(sweep):
     method, sweep._compile = methods.create(**sweep.config.method.to_dict()), None
     with pytest.raises(ValueError, match="run=4 does not divide the sweep's 6 runs"):
-        sweep.plan(method, {"run": 4}, 8, 6)
+        sweep.figures(method, {"run": 4}, 8, 6)
     with pytest.raises(ValueError, match="this is one run: set config.runs to a multiple of 4"):
-        sweep.plan(method, {"run": 4}, 8)
+        sweep.figures(method, {"run": 4}, 8)
     with pytest.raises(ValueError, match="run=3 .* = 3 is not the number of devices, 4"):
-        sweep.plan(method, {"run": 3}, 8, 3)
+        sweep.figures(method, {"run": 3}, 8, 3)
     assert sweep.single_mesh({"run": 2, "model": -1}) == {"data": 2, "fsdp": 1, "model": 2}
     with pytest.raises(ValueError, match="one run at a time: .*data x fsdp = 4 .*set config.sin"):
         sweep.single(method, {"run": -1}, 2)
@@ -148,7 +150,7 @@ def test_sweeps_that_cannot_be(sweep):
     assert sweep.single_mesh({"run": -1}) == {"data": 2, "fsdp": 1, "model": 2}
     sweep.config.orders = "each"
     with pytest.raises(ValueError, match="config.orders must be own or shared, got 'each'"):
-        sweep.plan(method, {"run": 4}, 8, 4)
+        sweep.figures(method, {"run": 4}, 8, 4)
     sweep.config.runs = -1
     with pytest.raises(ValueError, match="config.runs must be .*integer from 0 on, got -1"):
         runs_of(sweep.config)
@@ -157,7 +159,7 @@ def test_sweeps_that_cannot_be(sweep):
 def test_a_search_of_sweeps(sweep):
     config = sweep.config
     config.search.update({"runs": (2, 1), "rows": (2,), "model": (1, 2), "run": ()})
-    sweep.plan = lambda method, mesh, rows, runs: (mesh, rows, runs)
+    sweep.figures = lambda method, mesh, rows, runs: (mesh, rows, runs)
     method = methods.create(**config.method.to_dict())
     found = [(list(mesh.items()), runs) for mesh, _, runs in search(sweep, method)]
     rest = [[("data", 2), ("fsdp", 1), ("model", 2)], [("data", 1), ("fsdp", 2), ("model", 2)]]
@@ -172,9 +174,10 @@ def test_a_search_of_sweeps(sweep):
 
 def test_the_ranking_of_sweeps_shows_runs():
     mesh = {"data": 4, "fsdp": 1, "model": 1}
-    slow = tables.Plan(
-        TOPOLOGY, 4, mesh, "lora()", 4, 400, 1, 2, 1, 1, 2**30, True, {"all-gather": 2**20}, 1,
-        2.0, 1.0, 1.0,
+    slow = StepFigures(
+        topology=TOPOLOGY, devices=4, mesh=mesh, method="lora()", rows=4, tokens=400, trainable=1,
+        total=2, arguments=1, temporaries=1, peak=2**30, fits=True, traffic={"all-gather": 2**20},
+        flops=1, compute_seconds=2.0, link_seconds=1.0, compile_seconds=1.0,
     )  # fmt: skip
     fast = dataclasses.replace(slow, runs=8, mesh={"run": 4, **mesh}, tokens=8 * slow.tokens)
     head, _, *lines = tables.ranking([slow, fast]).splitlines()

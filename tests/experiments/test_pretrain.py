@@ -10,7 +10,9 @@ import transformers
 from configs.nlg import small as nlg_config
 from configs.pretrain import small
 from experiments import nlg, pretrain
-from experiments.runs.data_to_text_record import record_of
+from experiments.runs.data_to_text import DataToTextTask, scores_record
+from experiments.runs.record import chosen_adapter
+from experiments.runs.run import run_all
 from lora_jax.adapters import load_adapter
 from lora_jax.data import completions, data_to_text
 from lora_jax.data.pairs import by_context
@@ -146,7 +148,7 @@ def experiment(pretrained, corpora):
             "batch_size": 8, "warmup_steps": 2, "log_every": 1, "decode.beams": 2,
             "decode.max_tokens": 6, "decode.batch_size": 6, "seeds": (4,), **changes,
         })  # fmt: skip
-        return nlg.run_all(values, folder), values
+        return run_all(DataToTextTask, values, folder), values
 
     return run
 
@@ -225,6 +227,7 @@ def test_a_blank_reference_beside_others_is_left_out(experiment, tmp_path):
     assert files.read_references(tmp_path / "run/seed_4/references.txt") == [["A is a pub ."]]
 
 
+@pytest.mark.wrong_types
 @pytest.mark.parametrize(
     ("change", "says"),
     [
@@ -251,11 +254,11 @@ def seed_record(loss, missing):
 
 
 def test_a_metric_that_one_seed_lacks_is_missing():
-    records = {0: seed_record(1.0, {}), 1: seed_record(2.0, {"meteor": "Java was killed"})}
-    result = record_of(nlg_config.get_config(), "lora", {}, records)
+    records = [seed_record(1.0, {}), seed_record(2.0, {"meteor": "Java was killed"})]
+    result = scores_record(records, {})
     assert list(result["test"]) == ["bleu"] and result["missing"] == {"meteor": "Java was killed"}
 
 
 def test_a_seed_that_diverged_is_not_the_best():
     records = {0: seed_record(float("nan"), {}), 1: seed_record(2.0, {})}
-    assert record_of(nlg_config.get_config(), "lora", {}, records)["adapter"]["seed"] == 1
+    assert chosen_adapter(records, "loss", smaller=True) == {"seed": 1, "epoch": 1}

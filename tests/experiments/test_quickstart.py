@@ -1,13 +1,13 @@
 """The quickstart on a tiny model: both methods, scores per phenomenon, the printed table."""
 
-from functools import partial
-
 import pytest
 
 from configs import quickstart as configs
 from experiments import quickstart
-from experiments.runs.classification import train_all
+from experiments.runs.run import run_all
 from lora_jax.data import sentiment
+
+pytestmark = pytest.mark.usefixtures("no_java_and_no_program_compiled_twice")
 
 
 def test_both_runs_and_their_table(tiny_model, tmp_path):
@@ -16,8 +16,7 @@ def test_both_runs_and_their_table(tiny_model, tmp_path):
         config = configs.get_config(method)
         config.model.name, config.epochs = str(tiny_model), 1
         config.data.max_examples, config.data.max_eval_examples = 96, 60
-        problem = partial(quickstart.problem, config)
-        results.append(train_all(config, problem, tmp_path / method))
+        results.append(run_all(quickstart.task, config, tmp_path / method))
     for result in results:
         parts = [result["last"][kind]["median"] for kind in sentiment.PHENOMENA]
         # Equal shares of every phenomenon, so the whole is the mean of the parts.

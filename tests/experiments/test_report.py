@@ -10,7 +10,6 @@ import os
 import re
 import subprocess
 import sys
-from functools import partial
 from pathlib import Path
 
 import matplotlib.colors
@@ -25,7 +24,7 @@ from experiments.report import document, panel_grid, score_plot
 from experiments.report.record import model_label
 from experiments.report.records import find
 from experiments.report.set_ups import set_up_lines
-from experiments.runs.classification import train_all
+from experiments.runs.run import run_all
 
 ROOT = Path(__file__).parents[2]
 QUERY_VALUE = r".*/attention/(query|value)"
@@ -638,7 +637,7 @@ def test_a_real_run(tiny_model, tiny_glue, tmp_path):
     config = minilm.get_config("rte,lora")
     config.model.name, config.data.source = str(tiny_model), str(tiny_glue)
     config.data.max_length, config.batch_size, config.epochs, config.seeds = 48, 8, 1, (3, 5)
-    result = train_all(config, partial(glue.problem, config), tmp_path / "run")
+    result = run_all(glue.task, config, tmp_path / "run")
     document.write(find([tmp_path / "run"]), "COMMAND", tmp_path / "out.md")
     text, accuracy = (tmp_path / "out.md").read_text(), result["best"]["accuracy"]
     score = f"{100 * accuracy['median']:.2f}±{100 * accuracy['std']:.2f}"

@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 
 from experiments import glue
-from experiments.runs import data_to_text
+from experiments.runs.decoding import Decoding
 from experiments.sweep.folder import SweepFolder
-from experiments.sweep.group import Group
 from experiments.sweep.local import planned, run_sweep
+from experiments.sweep.memory import Memory
 from experiments.sweep.points import points
+from experiments.sweep.shared_base import SharedBase
 from lora_jax.adapters import load_adapter
 from lora_jax.metrics import files
 from lora_jax.sweeps import capacity
@@ -147,17 +148,17 @@ def test_the_plan_has_few_programs_of_one_size(own_orders):
 @pytest.mark.parametrize("rank", [1, 2, 3])
 def test_an_adapter_has_its_own_rank_and_is_read_as_any_other(own_orders, rank, tmp_path):
     point = own_orders.points[sorted(n for n in own_orders.points if f"rank={rank}," in n)[0]]
-    own = record(point)
+    result = record(point)
     adapter = load_adapter(point / "adapter")
     shapes = {p: v.shape for p, v in adapter.values.items() if p.endswith("/a")}
     assert shapes and {min(shape[1:]) for shape in shapes.values()} == {rank}
     (target,) = adapter.method.to_json()[0]["arguments"]["targets"].values()
-    assert target["rank"] == rank and own["config"]["method"]["rank"] == rank
-    assert own["parameters"]["lora"] == 2 * 2 * 2 * 32 * rank
+    assert target["rank"] == rank and result["config"]["method"]["rank"] == rank
+    assert result["parameters"]["lora"] == 2 * 2 * 2 * 32 * rank
     config = points(own_orders.config)[0].config
     config.update(json.loads((point / "config.json").read_text()))
     config.eval_only, config.adapter = True, str(point)
-    best = {name: value["values"][0] for name, value in own["best"].items()}
+    best = {name: value["values"][0] for name, value in result["best"].items()}
     assert glue.evaluate(config, tmp_path) == pytest.approx(best, abs=1e-6)
 
 
@@ -211,8 +212,8 @@ def test_warm_starts_are_those_of_the_runs_alone(mixed, tiny_model, tiny_glue, t
     assert_same(sweep.points[name], sweep.alone(name))
     # Training from where the other run ended, and not from A drawn anew.
     key = "encoder/layers/block/attention/query/lora/a"
-    own, other = (factors(point)[key] for point in (sweep.points[name], start))
-    assert 0 < np.abs(own - other).max() < 0.1 < np.abs(other).max()
+    factor, other = (factors(point)[key] for point in (sweep.points[name], start))
+    assert 0 < np.abs(factor - other).max() < 0.1 < np.abs(other).max()
 
 
 @pytest.fixture
@@ -223,17 +224,18 @@ def seeds(tiny_model, tiny_glue):
 
 
 def test_as_many_runs_as_the_memory_holds(seeds, tmp_path, monkeypatch):
-    measure = functools.cache(Group._needed_bytes)
-    group = Group("glue", points(seeds))
-    group._at_once = 0  # as on accelerators; in a loop over runs activations are those of one
-    needs = [measure(group, count) for count in (1, 2, 3)]
-    base, slope = group._frozen_bytes, needs[1] - needs[0]
+    measure = functools.cache(Memory.needed_bytes)
+    base = SharedBase("glue", points(seeds))
+    base.widest.at_once = 0  # as on accelerators; in a loop over runs activations are those of one
+    memory = Memory(base)
+    needs = [measure(memory, count) for count in (1, 2, 3)]
+    frozen, slope = memory.frozen_bytes(), needs[1] - needs[0]
     # Three really need what the line through one and two says.
     assert slope > 0 and abs(needs[2] - needs[1] - slope) < 0.1 * slope
-    monkeypatch.setattr(Group, "_needed_bytes", lambda self, count: measure(group, count))
+    monkeypatch.setattr(Memory, "needed_bytes", lambda self, count: measure(memory, count))
     for free, runs in ((2**40, 5), *((needs[0] + (n - 0.5) * slope, n) for n in (4, 2, 1, 3))):
-        monkeypatch.setattr(capacity, "free_bytes", lambda device, own=int(free) - base: own)
-        assert group.runs_that_fit() == runs
+        monkeypatch.setattr(capacity, "free_bytes", lambda device, left=int(free) - frozen: left)
+        assert memory.runs_that_fit() == runs
     run_sweep(seeds, tmp_path)
     programs = json.loads((tmp_path / "plan.json").read_text())
     assert [(len(p["points"]), p["runs"]) for p in programs] == [(3, 3), (2, 3)]
@@ -242,7 +244,7 @@ def test_as_many_runs_as_the_memory_holds(seeds, tmp_path, monkeypatch):
 
 def test_too_little_memory_for_one_run(seeds, tmp_path, monkeypatch):
     monkeypatch.setattr(capacity, "free_bytes", lambda device: 2**20)
-    monkeypatch.setattr(Group, "_needed_bytes", lambda self, count: 3 * 2**30)
+    monkeypatch.setattr(Memory, "needed_bytes", lambda self, count: 3 * 2**30)
     says = (
         r"a program with 1 run needs 3.00 GiB of each device, 0.00 GiB are free; choose a smaller"
     )
@@ -256,16 +258,16 @@ def test_a_plan_without_the_device_needs_a_number(seeds, tmp_path):
     with pytest.raises(ValueError, match="config.runs_per_program is 0"):
         planned(seeds, folder, points(seeds))
     seeds.runs_per_program = 2
-    own = planned(seeds, folder, points(seeds))
-    assert [len(program.points) for program in own] == [2, 2, 1]
-    assert planned(seeds, folder, points(seeds)) == own
+    programs = planned(seeds, folder, points(seeds))
+    assert [len(program.points) for program in programs] == [2, 2, 1]
+    assert planned(seeds, folder, points(seeds)) == programs
 
 
 @pytest.fixture(scope="module")
 def texts(tiny_nlg, tmp_path_factory):
     """E2E at two ranks, and how many beam searches were compiled."""
     searches = []
-    search = data_to_text.Preparation._search
+    search = Decoding._search
 
     def kept(self, *arguments):
         searches.append(search(self, *arguments))
@@ -273,7 +275,7 @@ def texts(tiny_nlg, tmp_path_factory):
 
     config = nlg_sweep(tiny_nlg, {"a": {"method": {"rank": (1, 4)}}}, data__row_length=0)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(data_to_text.Preparation, "_search", kept)
+        patch.setattr(Decoding, "_search", kept)
         sweep = Sweep(config, tmp_path_factory.mktemp("texts"))
     return sweep, searches
 

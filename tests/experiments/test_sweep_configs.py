@@ -16,10 +16,10 @@ from configs.sweep import learning_rate, rank_glue, table_5, table_6, table_18
 from configs.training import training_fields
 from experiments.paper import scores
 from experiments.runs import folder as workdirs
-from experiments.sweep.group import method_of
-from experiments.sweep.points import groups, points
+from experiments.sweep.points import compatible, points
 from lora_jax import methods
 from lora_jax.models.decoder import SIZES, Decoder, DecoderConfig
+from lora_jax.run_folder import flat
 
 GLUE = (rank_glue, table_5, table_6, learning_rate)
 MODELS = ("minilm", "roberta_base", "roberta_large")
@@ -37,16 +37,18 @@ def single(task, model):
 
 def differences(found, expected):
     """Fields in which a point differs from another config, apart from what sweeps set."""
-    one, other = (workdirs.flat(workdirs.plain(config)) for config in (found, expected))
+    one, other = (flat(workdirs.plain(config)) for config in (found, expected))
     return {key for key in one.keys() | other.keys() if one.get(key) != other.get(key)} - set(SET)
 
 
 def swept(config):
     """The distinct values that points have, by field."""
-    every = [workdirs.flat(workdirs.plain(point.config)) for point in points(config)]
-    values = {key: [own[key] for own in every] for key in every[0]}
+    every = [flat(workdirs.plain(point.config)) for point in points(config)]
+    values = {key: [config_values[key] for config_values in every] for key in every[0]}
     return {
-        key: sorted(set(map(str, own))) for key, own in values.items() if own != own[:1] * len(own)
+        key: sorted(set(map(str, varied)))
+        for key, varied in values.items()
+        if varied != varied[:1] * len(varied)
     }
 
 
@@ -69,7 +71,7 @@ def swept(config):
 def test_points_and_groups(module, argument, count, apart, names):
     found = points(module.get_config(argument))
     assert len(found) == count == len({point.name for point in found})
-    assert len(groups(found)) == apart
+    assert len(compatible(found)) == apart
     assert set(names) <= {point.name for point in found}
     assert all(len(point.config.seeds) == 1 and point.config.mesh.run == -1 for point in found)
 
@@ -96,7 +98,7 @@ def test_points_are_single_runs_apart_from_the_grid(module, model, task):
     alone = 0
     for point in points(config):
         assert differences(point.config, expected) <= allowed
-        assert method_of("glue", point.config).to_json()
+        assert point.method.to_json()
         assert point.config.method.alpha == expected.method.alpha
         assert point.config.init_adapter == "" and point.config.seeds[0] in range(5)
         alone += not differences(point.config, expected) - {"data.max_examples"}
@@ -142,7 +144,7 @@ def test_points_of_table_18_are_single_runs(argument, expected):
     found = points(table_18.get_config(argument))
     for point in found:
         assert differences(point.config, expected) <= {"method.rank"}
-        assert method_of("nlg", point.config).to_json()
+        assert point.method.to_json()
     ranks = [point.config.method.rank for point in found]
     assert ranks == [2**i for i in range(len(ranks))] and found[0].config.method.alpha == 32
     assert table_18.get_config() == table_18.get_config("small")
@@ -187,7 +189,7 @@ def test_heads_have_the_numbers_of_the_paper():
 
     assert [tuple(row[2:]) for row in cells(table_6)[2:]] == list(scores.TABLE_6.values())
     names = {"q": "W_q", "qv": "W_q, W_v", "qkvo": "W_q, W_k, W_v, W_o"}
-    assert [row[1] for row in cells(table_6)[2:]] == [names[own] for _, own in scores.TABLE_6]
+    assert [row[1] for row in cells(table_6)[2:]] == [names[key] for _, key in scores.TABLE_6]
     assert [tuple(row[1:]) for row in cells(rank_glue)[2:]] == [
         scores.TABLE_6[task, "qv"] for task in ("WikiSQL", "MNLI")
     ]

@@ -1,6 +1,8 @@
 """The points of a sweep: products and unions of grids, names, errors, groups, shares of programs."""
 
+import dataclasses
 import itertools
+import json
 import math
 
 import pytest
@@ -8,18 +10,19 @@ from ml_collections import ConfigDict
 
 from configs.glue import minilm
 from configs.sweep.common import sweep_config
-from experiments.runs import folder as workdirs
-from experiments.sweep.group import method_of
-from experiments.sweep.points import Point, Program, groups, order_of, points, programs
+from experiments.sweep.experiment import EXPERIMENTS
+from experiments.sweep.points import Point, compatible, points
+from experiments.sweep.programs import Program, programs
+from lora_jax.run_folder import flat as flattened
 
 QUERY, KEY = ".*/attention/query", ".*/attention/key"
 
 
 def sweep(grids, labels=None, **run):
     """The sweep of these grids over the small encoder's RTE config."""
-    own = minilm.get_config("rte,lora")
-    own.update_from_flattened_dict({name.replace("__", "."): v for name, v in run.items()})
-    return sweep_config("glue", own, grids, labels)
+    base = minilm.get_config("rte,lora")
+    base.update_from_flattened_dict({name.replace("__", "."): v for name, v in run.items()})
+    return sweep_config("glue", base, grids, labels)
 
 
 def found(grids, labels=None, **run):
@@ -31,19 +34,21 @@ def names(grids, labels=None, **run):
 
 
 def values(point, *paths):
-    flat = workdirs.flat(point.config.to_dict())
+    flat = flattened(point.config.to_dict())
     return tuple(flat[path] for path in paths)
 
 
 def test_a_grid_is_the_product_of_its_values():
     """The last field, in the order of the alphabet that a ConfigDict has, changes fastest."""
     grid = {"method": {"rank": (1, 8), "alpha": (4.0, 16.0)}, "seeds": (0, 3)}
-    own = found({"all": grid}, epochs=7)
-    seen = [values(point, "method.alpha", "method.rank", "seeds", "epochs") for point in own]
+    members = found({"all": grid}, epochs=7)
+    seen = [values(point, "method.alpha", "method.rank", "seeds", "epochs") for point in members]
     product = itertools.product((4.0, 16.0), (1, 8), (0, 3))
     assert seen == [(alpha, rank, (seed,), 7) for alpha, rank, seed in product]
-    assert [point.seed for point in own] == [0, 3] * 4
-    assert own[0].name == "alpha=4,rank=1,seed=0" and len({point.name for point in own}) == 8
+    assert [point.seed for point in members] == [0, 3] * 4
+    assert (
+        members[0].name == "alpha=4,rank=1,seed=0" and len({point.name for point in members}) == 8
+    )
 
 
 def test_points_of_several_grids_come_once():
@@ -103,11 +108,11 @@ def test_a_name_has_every_field_that_any_grid_varies():
 def test_no_point_is_lost_because_its_name_is_another_s(grid):
     """Either both are points, under two names, or the sweep is refused."""
     try:
-        own = found({"one": grid})
+        members = found({"one": grid})
     except ValueError as error:
         assert "name" in str(error)
     else:
-        assert len({point.name for point in own}) == len(own) == 2
+        assert len({point.name for point in members}) == len(members) == 2
 
 
 @pytest.mark.parametrize(
@@ -158,19 +163,19 @@ VECTORISED = {
 
 
 def fields(grid):
-    for name, own in workdirs.flat(grid).items():
+    for name, value in flattened(grid).items():
         *parents, last = name.split(".")
-        yield name, {parents[0]: {last: own}} if parents else {last: own}
+        yield name, {parents[0]: {last: value}} if parents else {last: value}
 
 
 @pytest.mark.parametrize(("name", "grid"), fields(VECTORISED))
 def test_numbers_of_runs_are_one_group(name, grid):
-    own = found({"a": grid})
-    assert [len(group) for group in groups(own).values()] == [2], name
+    members = found({"a": grid})
+    assert [len(group) for group in compatible(members)] == [2], name
 
 
 def test_all_of_them_together_are_one_group():
-    (group,) = groups(found({"a": VECTORISED})).values()
+    (group,) = compatible(found({"a": VECTORISED}))
     assert len(group) == 2**9 and len({point.name for point in group}) == 2**9
 
 
@@ -185,19 +190,19 @@ GROUPS = {
 
 @pytest.mark.parametrize(("name", "grid"), fields(GROUPS))
 def test_everything_else_forms_groups(name, grid):
-    own = found({"a": {**grid, "seeds": (0, 1)}})
-    assert [len(group) for group in groups(own).values()] == [2, 2], name
-    for group in groups(own).values():
+    members = found({"a": {**grid, "seeds": (0, 1)}})
+    assert [len(group) for group in compatible(members)] == [2, 2], name
+    for group in compatible(members):
         assert len({values(point, name) for point in group}) == 1
 
 
 def test_other_methods_form_groups():
     config = sweep({"a": {"seeds": (0, 1)}})
-    own = list(points(config))
+    members = points(config)
     for method in ("full", "bitfit", "lora_all"):
         config.run.method = ConfigDict(minilm.METHODS[method])
-        own += [Point(f"{method} {point.name}", point.config) for point in points(config)]
-    assert [len(group) for group in groups(own).values()] == [2, 2, 2, 2]
+        members += [dataclasses.replace(p, name=f"{method} {p.name}") for p in points(config)]
+    assert [len(group) for group in compatible(members)] == [2, 2, 2, 2]
 
 
 def test_rows_are_of_one_length_only_where_orders_differ():
@@ -212,13 +217,13 @@ def test_rows_are_of_one_length_only_where_orders_differ():
         lengths.setdefault(point.config.batch_size, set()).add(point.config.data.row_length)
     assert lengths == {8: {0}, 16: {None}, 32: {None}, 64: {77}}
     seeds = found({"a": {"seeds": (2,), "data": {"order_seed": (None, 0)}}})
-    assert [order_of(point.config) for point in seeds] == [2, 0]
+    assert [point.order for point in seeds] == [2, 0]
 
 
 def shares(count, most, ways=1, first=0):
     config = sweep({"a": {"seeds": tuple(range(count))}})
     group = points(config)
-    return group, programs(group, _method, most, ways, first)
+    return group, programs(group, most=most, ways=ways, first=first)
 
 
 @pytest.mark.parametrize(
@@ -230,36 +235,36 @@ def shares(count, most, ways=1, first=0):
     ],
 )  # fmt: skip
 def test_points_are_shared_out_over_few_programs_of_one_size(count, most, ways, sizes, runs):
-    group, own = shares(count, most, ways, first=7)
-    assert [len(program.points) for program in own] == sizes
-    assert {program.runs for program in own} == {runs}
-    assert sum((program.points for program in own), ()) == tuple(point.name for point in group)
-    assert [program.name for program in own] == [f"{7 + i:03d}" for i in range(len(sizes))]
+    group, planned = shares(count, most, ways, first=7)
+    assert [len(program.points) for program in planned] == sizes
+    assert {program.runs for program in planned} == {runs}
+    assert sum((program.points for program in planned), ()) == tuple(point.name for point in group)
+    assert [program.name for program in planned] == [f"{7 + i:03d}" for i in range(len(sizes))]
 
 
 @pytest.mark.parametrize("count", range(1, 40))
 def test_no_program_is_empty(count):
     for most, ways in itertools.product(range(1, 17), (1, 2, 4, 8)):
         if most >= ways:
-            own = programs(_group(count), lambda point: _METHOD, most, ways, 0)
-            assert all(program.points for program in own), (most, ways)
-            assert len(own) == math.ceil(count / (most // ways * ways)), (most, ways)
+            planned = programs(_group(count), most=most, ways=ways, first=0)
+            assert all(program.points for program in planned), (most, ways)
+            assert len(planned) == math.ceil(count / (most // ways * ways)), (most, ways)
 
 
-def _method(point):
-    return method_of("glue", point.config)
-
-
-_METHOD = method_of("glue", minilm.get_config("rte,lora"))
+_METHOD = EXPERIMENTS["glue"].method(minilm.get_config("rte,lora"))
 
 
 def _group(count):
-    return [Point(str(i), ConfigDict()) for i in range(count)]
+    return [Point(str(i), ConfigDict(), _METHOD) for i in range(count)]
 
 
 def test_a_program_survives_its_description():
     _, (program,) = shares(3, 4)
-    values = {"name": "000", "points": list(program.points), "runs": 3, "method": program.method}
+    values = {
+        "name": "000", "points": list(program.points), "runs": 3,
+        "method": program.method.to_json(),
+    }  # fmt: skip
+    assert json.loads(json.dumps(program.to_json())) == values
     assert Program.from_json(values) == program
 
 

@@ -88,7 +88,7 @@ def test_records_are_those_of_one_process_though_a_worker_was_killed(config, tmp
     assert [len(p["points"]) for p in json.loads((there / "plan.json").read_text())] == [2, 2]
     for name in names:
         a, b = (folder / "points" / name for folder in (here, there))
-        result, other = (json.loads((own / "result.json").read_text()) for own in (a, b))
+        result, other = (json.loads((run / "result.json").read_text()) for run in (a, b))
         for key in ("best", "last", "steps", "config", "sweep"):
             assert result.get(key) == other.get(key), (name, key)
         seed = f"seed_{result['config']['seeds'][0]}"
@@ -115,7 +115,7 @@ def test_the_command_names_a_program_that_fails_and_only_it_is_repeated(
     assert done.returncode == 1, done.stderr
     assert "error: 1 of 2 programs failed" in done.stderr
     assert re.search(rf"program 000:(.|\n)*{missing} is not a folder", done.stderr)
-    assert 'sweep_group.py", line' in (folder / "programs/000/error.txt").read_text()
+    assert 'shared_base.py", line' in (folder / "programs/000/error.txt").read_text()
     (result,) = (folder / "points").glob("*/result.json")
     before = result.stat().st_mtime_ns, worker_of(folder, "001")
     shutil.copytree(tiny_glue, missing)
@@ -173,7 +173,9 @@ def test_needs_that_no_machine_meets(capsys):
     machine = {"CPU": 8.0, "GPU": 4.0}
     ray_cluster._check(Machines(gpus=4), [machine])
     assert capsys.readouterr().err == ""
-    with pytest.raises(ValueError, match=r"no machine has what a program needs \(CPU=1, GPU=8\)"):
+    with pytest.raises(
+        ValueError, match=r"no machine has the resources that a program needs \(CPU=1, GPU=8\)"
+    ):
         ray_cluster._check(Machines(gpus=8), [machine])
     ray_cluster._check(Machines("auto", gpus=8), [machine])
     assert "Waiting for one to join" in capsys.readouterr().err

@@ -14,8 +14,8 @@ import pytest
 
 from experiments.sweep import local as sweeps
 from experiments.sweep import program as program_module
-from experiments.sweep.group import Group
 from experiments.sweep.local import run_sweep
+from experiments.sweep.steps import Steps
 from tests.experiments.sweep_runs import TIMES, glue_sweep, record, without
 
 ROOT = Path(__file__).parents[2]
@@ -49,10 +49,10 @@ def steps(monkeypatch):
 
 
 def counted(patch):
-    class Steps(list):
+    class Taken(list):
         most = None
 
-    taken, original = Steps(), Group.train_step
+    taken, original = Taken(), Steps.train_step
 
     def train_step(self, count):
         step = original(self, count)
@@ -65,7 +65,7 @@ def counted(patch):
 
         return one
 
-    patch.setattr(Group, "train_step", train_step)
+    patch.setattr(Steps, "train_step", train_step)
     return taken
 
 
@@ -130,7 +130,7 @@ def killed(config, tmp_path_factory):
                 taken.most = calls
             else:
                 owner, name = {
-                    "evaluation": (Group, "predict"),
+                    "evaluation": (Steps, "predict"),
                     "records": (program_module, "_finish"),
                     "program": (sweeps, "train_program"),
                 }[what]
@@ -297,7 +297,7 @@ def test_bad_grids_of_the_command_line(tiny_model, tiny_glue, tmp_path, argument
 )
 def test_bad_input_is_named_and_begins_no_point(config, tmp_path, change, says):
     with pytest.raises((ValueError, FileNotFoundError), match=says):
-        values = config(**{name: own for name, own in change.items() if name != "mesh__run"})
+        values = config(**{name: value for name, value in change.items() if name != "mesh__run"})
         values.run.mesh.run = change.get("mesh__run", -1)
         run_sweep(values, tmp_path)
     assert not list(tmp_path.glob("points/*")) and not (tmp_path / "plan.json").exists()

@@ -21,9 +21,11 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from experiments.sweep.group import Group
 from experiments.sweep.local import run_sweep
+from experiments.sweep.memory import Memory
 from experiments.sweep.points import points
+from experiments.sweep.shared_base import SharedBase
+from experiments.sweep.steps import Steps
 from lora_jax.costs import hlo
 from lora_jax.costs.collectives import KINDS
 from tests.experiments.sweep_runs import glue_sweep
@@ -68,14 +70,14 @@ def groups(attributes: str, devices: int) -> list[list[int]]:
         }
         shape, joined = [], []
         for axis, size in sizes:  # a part of an axis is an axis between two others
-            before, part_size = (
+            before, size_here = (
                 int(n or d) for n, d in zip(wanted.get(axis, "11"), (1, size), strict=True)
             )
-            shape += [before, part_size, int(size) // before // part_size]
+            shape += [before, size_here, int(size) // before // size_here]
             joined += [False, axis in wanted, False]
         ids = numbers(found[2] or "", devices).reshape(shape)
         ids = ids.transpose(np.argsort(joined, stable=True))
-        size = math.prod(n for n, is_joined in zip(shape, joined, strict=True) if is_joined)
+        size = math.prod(n for n, size_here in zip(shape, joined, strict=True) if size_here)
         return ids.reshape(-1, size).tolist()
     if "replica_groups={}" in attributes:
         return [list(range(devices))]
@@ -120,9 +122,9 @@ def share(leaf: jax.Array) -> float:
 def train(sweep: ConfigDict, folder: Path, runs: int) -> dict[str, Any]:
     """Runs the sweep and looks at the arguments of its first train step and at the program."""
     seen: dict[str, Any] = {}
-    make = Group.train_step
+    make = Steps.train_step
 
-    def train_step(self: Group, count: int) -> Any:
+    def train_step(self: Steps, count: int) -> Any:
         step = make(self, count)
 
         def one(*arguments: Any) -> Any:
@@ -150,11 +152,11 @@ def train(sweep: ConfigDict, folder: Path, runs: int) -> dict[str, Any]:
 
         return one
 
-    Group.train_step = train_step
+    Steps.train_step = train_step
     try:
         run_sweep(sweep, folder)
     finally:
-        Group.train_step = make
+        Steps.train_step = make
     crossing = list(between_runs(seen["text"], runs))
     kinds = [kind for kind in KINDS if re.search(rf"\b{kind}(-start)?\(", seen["text"])]
     return {**seen["result"], "crossing": crossing, "kinds": kinds}
@@ -168,7 +170,7 @@ def main(model: Path, data: Path, folder: Path) -> dict[str, Any]:
         print(name, f"{time.perf_counter() - begin:.1f} s", flush=True)
     sweep = config(model, data, MESHES["run x data"])
     try:
-        result["fit"] = Group("glue", points(sweep)).runs_that_fit()
+        result["fit"] = Memory(SharedBase("glue", points(sweep))).runs_that_fit()
     except Exception as error:
         result["fit"] = f"{type(error).__name__}: {error}"
     return result

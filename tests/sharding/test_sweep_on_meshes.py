@@ -42,18 +42,18 @@ def test_a_mesh_gives_what_one_device_gives(found, one, folder, mesh, point):
 
 @pytest.mark.parametrize("mesh", MESHES)
 def test_factors_are_split_by_runs_and_the_base_is_not(found, mesh):
-    record, ways = found[mesh], MESHES[mesh]["run"]
-    assert set(record["runs"]) == {8} and set(record["runs of a device"]) == {8 // ways}
+    seen, ways = found[mesh], MESHES[mesh]["run"]
+    assert set(seen["runs"]) == {8} and set(seen["own runs"]) == {8 // ways}
     least, base = WITHIN[mesh]
-    factors = [share for path, share in record["factors"].items() if "/lora/" in path]
+    factors = [share for path, share in seen["factors"].items() if "/lora/" in path]
     assert factors and min(factors) == least / ways and max(factors) <= 1 / ways
-    assert max(record["moments"]) <= 1 / ways and set(record["values"]) == {1 / ways}
-    matrices = [share for path, share in record["frozen"].items() if path.endswith("kernel")]
+    assert max(seen["moments"]) <= 1 / ways and set(seen["values"]) == {1 / ways}
+    matrices = [share for path, share in seen["frozen"].items() if path.endswith("kernel")]
     assert matrices and min(matrices) == base  # less, were it split by runs
     # Every run has its own order of the examples, and its devices its batches.
     rows = MESHES[mesh].get("data", 1) * MESHES[mesh].get("fsdp", 1)
-    assert record["tokens"] == pytest.approx(1 / ways / rows)
-    assert record["stays"]
+    assert seen["tokens"] == pytest.approx(1 / ways / rows)
+    assert seen["stays"]
 
 
 @pytest.mark.parametrize("mesh", MESHES)
@@ -63,7 +63,9 @@ def test_runs_send_each_other_nothing(found, mesh):
     And, where `fsdp` splits the base, what the compiler makes of looking words up in a split table.
     """
     crossing = [(size, origin) for _, size, origin in found[mesh]["crossing"]]
-    others = [row for row in crossing if "fsdp" not in mesh or "_take" not in row[1]]
+    others = [
+        collective for collective in crossing if "fsdp" not in mesh or "_take" not in collective[1]
+    ]
     assert all(size <= 2 * 8 * 4 for size, _ in others), others
     assert len(crossing) - len(others) <= 2, crossing
     if mesh == "run":

@@ -8,7 +8,6 @@ import socket
 import subprocess
 import sys
 import time
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +16,10 @@ from safetensors.numpy import load_file
 
 from configs.glue import minilm
 from configs.nlg import small
-from experiments import glue, nlg
+from experiments import glue
 from experiments.runs import command_line
-from experiments.runs.classification import train_all
+from experiments.runs.data_to_text import DataToTextTask
+from experiments.runs.run import run_all
 
 ROOT = Path(__file__).parents[2]
 LIMIT = 240  # seconds until a process that hangs is ended; they need 10 to 25
@@ -172,7 +172,7 @@ def test_glue_with_its_state_split_over_two_processes(
     config = minilm.get_config("rte,lora")
     values = {**GLUE, "model.name": str(tiny_model), "data.source": str(tiny_glue)}
     config.update_from_flattened_dict(values)
-    one = train_all(config, partial(glue.problem, config), tmp_path / "one")
+    one = run_all(glue.task, config, tmp_path / "one")
     two = json.loads((folder / "result.json").read_text())
     assert two["device"]["processes"] == 2 and two["device"]["count"] == 2
     for key in ("steps", "best", "last", "parameters", "adapter"):
@@ -223,7 +223,7 @@ def test_data_to_text_is_trained_and_decoded_by_two_processes(tiny_nlg, root, tm
     assert_one_writer(folder, root / "nlg_log", outputs, errors, 5)
     config = small.get_config("e2e,lora")
     config.update_from_flattened_dict(fields)
-    one = nlg.run_all(config, tmp_path / "one")
+    one = run_all(DataToTextTask, config, tmp_path / "one")
     two = json.loads((folder / "result.json").read_text())
     assert two["test"] == one["test"] and two["steps"] == one["steps"]
     for a, b in zip(lines(tmp_path / "one/seed_0"), lines(folder / "seed_0"), strict=True):

@@ -70,8 +70,8 @@ def test_free_bytes_of_an_accelerator():
 
 def test_free_bytes_of_a_host(monkeypatch):
     """Without a limit among a device's numbers it lives in host memory."""
-    for own in (jax.devices()[0], device(), device(bytes_in_use=5)):
-        assert 0 < capacity.free_bytes(own) < capacity._free_host_bytes() * 1.5
+    for each in (jax.devices()[0], device(), device(bytes_in_use=5)):
+        assert 0 < capacity.free_bytes(each) < capacity._free_host_bytes() * 1.5
     monkeypatch.setattr(capacity, "_free_host_bytes", lambda: 1000)
     monkeypatch.setattr(jax, "local_device_count", lambda: 4)
     assert capacity.free_bytes(device()) == 200

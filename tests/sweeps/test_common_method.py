@@ -54,10 +54,10 @@ RANKS = {
 def targets(method):
     """Every LoRA target's settings, in order."""
     return [
-        own
+        target
         for name, arguments in method.spec
         if name == "lora"
-        for own in arguments["targets"].values()
+        for target in arguments["targets"].values()
     ]
 
 
@@ -173,9 +173,9 @@ def test_parameters_of_a_model_with_the_common_method_have_room_for_all():
     assert all(pair.scale == 1 and pair.dropout == 0 for pair in pairs.values())
     room = partition.parameters(common)
     for method in members:
-        own = partition.parameters(inserted(method))
-        assert sorted(own) == sorted(room)
-        for path, leaf in own.items():
+        params = partition.parameters(inserted(method))
+        assert sorted(params) == sorted(room)
+        for path, leaf in params.items():
             larger = [new - old for old, new in zip(leaf.shape, room[path].shape, strict=True)]
             assert sum(map(bool, larger)) <= 1 and min(larger) >= 0
         assert method.labels(inserted(method)) == common_method(members).labels(common)

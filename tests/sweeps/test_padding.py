@@ -77,20 +77,20 @@ def called(layer, x):
     if not layer.stack_axes():
         return layer(x)
     graphdef, state = nnx.split(layer)
-    return jax.lax.scan(lambda x, own: (nnx.merge(graphdef, own)(x), None), x, state)[0]
+    return jax.lax.scan(lambda x, layer: (nnx.merge(graphdef, layer)(x), None), x, state)[0]
 
 
 def method(times, alpha):
     return lora_jax.lora(
-        {name: {**own, "rank": times * own["rank"], "alpha": alpha or times * own["rank"]}
-         for name, (_, _, own) in CASES.items()}
+        {name: {**settings, "rank": times * settings["rank"], "alpha": alpha or times * settings["rank"]}
+         for name, (_, _, settings) in CASES.items()}
     )  # fmt: skip
 
 
-def split(base, own):
+def split(base, method):
     """(structure, trainable, frozen, scales) of an adapted copy."""
-    adapted = own.insert(base, jax.random.key(0, impl="rbg"))
-    return *partition.split(adapted, own.labels(adapted)), run_values(adapted, 0.1).scales
+    adapted = method.insert(base, jax.random.key(0, impl="rbg"))
+    return *partition.split(adapted, method.labels(adapted)), run_values(adapted, 0.1).scales
 
 
 def trained(structure, trainable, frozen, scales, batches):
@@ -123,7 +123,7 @@ def runs(quick_compilation):
     random = np.random.default_rng(0)
     for _, variable in nnx.to_flat_state(nnx.state(base, nnx.Param)):
         variable[...] = jnp.asarray(random.normal(size=variable.shape), jnp.float32)
-    structure, own, frozen, scales = split(base, method(1, ALPHA))
+    structure, start, frozen, scales = split(base, method(1, ALPHA))
     common = nnx.eval_shape(lambda: method(2, None).insert(base, jax.random.key(0)))
     structure_of_common, room, _ = partition.split(common, method(2, None).labels(common))
     assert set(run_values(common, 0.1).scales.values()) == {1}
@@ -135,15 +135,15 @@ def runs(quick_compilation):
 
     inputs = {name: drawn(name, (STEPS, *shape)) for name, (_, shape, _) in CASES.items()}
     one = {name: x[0] for name, x in inputs.items()}
-    outputs = jax.eval_shape(lambda x: partition.join(structure, own, frozen)(x), one)
+    outputs = jax.eval_shape(lambda x: partition.join(structure, start, frozen)(x), one)
     targets = {name: drawn("", (STEPS, *y.shape)) for name, y in outputs.items()}
     shapes = padding.shapes_of(room)
-    padded = padding.padded(own, shapes)
+    padded = padding.padded(start, shapes)
     # A run alone multiplies A by a Python number in the layer, one of many by its own scale.
-    alone = trained(structure, own, frozen, dict.fromkeys(scales, 1.0), (inputs, targets))
+    alone = trained(structure, start, frozen, dict.fromkeys(scales, 1.0), (inputs, targets))
     together = trained(structure_of_common, padded, frozen, scales, (inputs, targets))
     return types.SimpleNamespace(
-        own=own, padded=padded, shapes=shapes, scales=scales, alone=alone, together=together
+        start=start, padded=padded, shapes=shapes, scales=scales, alone=alone, together=together
     )
 
 
@@ -158,11 +158,11 @@ def outside(array, size):
 @pytest.mark.parametrize("name", CASES)
 def test_the_padded_run_is_the_run_without_padding(runs, name):
     rank = CASES[name][2]["rank"]
-    paths = [path for path in runs.own if path.startswith(f"{name}/lora/")]
+    paths = [path for path in runs.start if path.startswith(f"{name}/lora/")]
     assert len(paths) == (4 if name.endswith("_fused") else 2)
     for path in paths:
         assert runs.scales[path[:-2]] == np.float32(ALPHA / rank)
-        size = runs.own[path].shape
+        size = runs.start[path].shape
         for of_alone, of_together in zip(runs.alone[:2], runs.together[:2], strict=True):
             expected, found = np.asarray(of_alone[path]), np.asarray(of_together[path])
             # float32 sums with more (zero) terms, in another order; Adam's first updates divide
@@ -170,12 +170,12 @@ def test_the_padded_run_is_the_run_without_padding(runs, name):
             at_most = 1e-4 * np.abs(expected).max()
             inside = found[(slice(None), *map(slice, size))]
             np.testing.assert_allclose(inside, expected, rtol=2e-4, atol=at_most, err_msg=path)
-        moved = np.abs(np.asarray(runs.alone[0][path][-1]) - np.asarray(runs.own[path])).max()
+        moved = np.abs(np.asarray(runs.alone[0][path][-1]) - np.asarray(runs.start[path])).max()
         assert moved > 0.05, path  # it does train: three updates of up to 0.05
 
 
 def test_padding_and_its_gradients_and_moments_are_exactly_zero(runs):
-    for path, leaf in runs.own.items():
+    for path, leaf in runs.start.items():
         assert not outside(runs.padded[path], leaf.shape).any()
         params, gradients = (np.asarray(found[path]) for found in runs.together[:2])
         assert len(params) == len(gradients) == STEPS and gradients.any(axis=None)
@@ -183,12 +183,12 @@ def test_padding_and_its_gradients_and_moments_are_exactly_zero(runs):
         assert not outside(gradients, leaf.shape).any(), path
     moments = 0
     for keys, leaf in jax.tree_util.tree_leaves_with_path(runs.together[2]):
-        path = next((key.key for key in keys if getattr(key, "key", None) in runs.own), None)
+        path = next((key.key for key in keys if getattr(key, "key", None) in runs.start), None)
         if path is not None:
             assert leaf.shape == runs.shapes[path]
-            assert not outside(leaf, runs.own[path].shape).any(), keys
+            assert not outside(leaf, runs.start[path].shape).any(), keys
             moments += 1
-    assert moments == 3 * len(runs.own)  # two of Adam, and the mean of the micro-batches
+    assert moments == 3 * len(runs.start)  # two of Adam, and the mean of the micro-batches
 
 
 @pytest.mark.parametrize("name", ["linear", "embed"])
@@ -214,18 +214,18 @@ def values(seed=0, shapes=SHAPES):
      {"none": (4, 3)}],
 )  # fmt: skip
 def test_cut_is_the_inverse_of_padded(larger):
-    own = values()
+    params = values()
     wanted = {**SHAPES, **larger}
-    found = padding.padded(own, wanted)
-    assert list(found) == list(own) and padding.shapes_of(found) == wanted
+    found = padding.padded(params, wanted)
+    assert list(found) == list(params) and padding.shapes_of(found) == wanted
     for path, leaf in found.items():
         expected = np.zeros(wanted[path], np.float32)
-        expected[tuple(map(slice, SHAPES[path]))] = own[path]
+        expected[tuple(map(slice, SHAPES[path]))] = params[path]
         np.testing.assert_array_equal(leaf, expected)
-    back = padding.cut(found, padding.shapes_of(own))
-    assert list(back) == list(own)
+    back = padding.cut(found, padding.shapes_of(params))
+    assert list(back) == list(params)
     for path, leaf in back.items():
-        np.testing.assert_array_equal(leaf, own[path])
+        np.testing.assert_array_equal(leaf, params[path])
 
 
 def test_cut_takes_host_arrays_as_they_are():

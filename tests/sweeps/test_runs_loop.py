@@ -10,14 +10,21 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from lora_jax.data.batch import Batch, Inputs
+from lora_jax.data.counts import count_packed
 from lora_jax.sweeps import loop as runs_loop
-from lora_jax.sweeps.loop import Arrays, Member
+from lora_jax.sweeps import members
+from lora_jax.sweeps.loop import Arrays
+from lora_jax.sweeps.members import Member
 from lora_jax.sweeps.runs import RunValues
 from lora_jax.training import loop, records
+from lora_jax.training.checkpoints import Checkpoints
+from lora_jax.training.progress import LoopSettings
 
 EPOCHS, PER_EPOCH = 3, 4
 RATES = (0.5, 0.25, 1.0)
 NEVER = 1000
+KEYS, FROZEN = jax.random.split(jax.random.key(0), 3), {"base": jnp.ones(())}
 DEATHS = {  # the step whose loss is the first that is not finite, by member
     "none": (NEVER, NEVER, NEVER),
     "in an epoch": (NEVER, 6, NEVER),
@@ -42,14 +49,16 @@ class Batches:
         for number in range(start, self.per_epoch):
             rows = (*self._lead, 2, 3)
             segments = np.broadcast_to(np.array([[1] * 3, [2, 2, 0]]), rows)
-            inputs = types.SimpleNamespace(tokens=np.zeros(rows), segments=segments)
+            inputs = Inputs(np.zeros(rows, int), segments, segments, segments)
             value = np.float32(10 * epoch + number)
-            yield types.SimpleNamespace(
-                inputs=inputs, weights=np.ones((*self._lead, 2)), value=value
-            )
+            slots = np.ones((*self._lead, 2))
+            yield Batch(inputs, slots, slots, value, slots)
+
+    def count(self, batch):
+        return count_packed(batch)
 
 
-class InMemory:
+class InMemory(Checkpoints):
     """Checkpoints in memory: Orbax takes most of a second for a run as short as these."""
 
     kept = {}  # noqa: RUF012
@@ -70,7 +79,7 @@ class InMemory:
 
 @pytest.fixture(autouse=True)
 def in_memory(monkeypatch):
-    for module in (loop, runs_loop):
+    for module in (loop, members):
         monkeypatch.setattr(module, "Checkpoints", InMemory)
     monkeypatch.setattr(InMemory, "kept", {})
     board = types.SimpleNamespace(add_scalar=lambda *_: None, close=lambda: None)
@@ -82,8 +91,8 @@ def in_memory(monkeypatch):
 def noise():
     """Of every step and run."""
     keys = jnp.stack([jax.random.key(i) for i in range(len(RATES))])
-    own = jax.vmap(jax.random.fold_in, (None, 0))
-    folded = jax.vmap(own, (0, None))(keys, jnp.arange(EPOCHS * PER_EPOCH))
+    of_runs = jax.vmap(jax.random.fold_in, (None, 0))
+    folded = jax.vmap(of_runs, (0, None))(keys, jnp.arange(EPOCHS * PER_EPOCH))
     return np.asarray(jax.vmap(jax.vmap(jax.random.uniform))(folded))
 
 
@@ -98,9 +107,11 @@ def schedule(rate):
     return lambda update: rate / (1 + update)
 
 
-def plan(i, **settings):
-    own = {"log_every": 1, "checkpoint_every": 3, **settings}
-    return loop.Plan(EPOCHS, "accuracy", schedule(RATES[i]), label=f"run {i}", **own)
+def loop_settings(i, **changes):
+    return LoopSettings(
+        epochs=EPOCHS, headline="accuracy", schedule=schedule(RATES[i]), label=f"run {i}",
+        **{"log_every": 1, "checkpoint_every": 3, **changes},
+    )  # fmt: skip
 
 
 def metrics_of(w):
@@ -117,10 +128,11 @@ def alone(folder, i, death=NEVER, **settings):
 
     saved = []
     _, progress = loop.fit(
-        plan(i, **settings), step, Batches(), lambda trainable: metrics_of(trainable["w"]),
-        {"w": np.float32(i)}, np.zeros((), np.int32), {}, jax.random.key(i), folder,
-        lambda trainable, p: saved.append((p.best, p.step, float(trainable["w"]))),
-        lambda batch: batch.value, lambda batch: 7,
+        loop_settings(i, **settings), step, Batches(),
+        evaluate=lambda trainable: metrics_of(trainable["w"]), trainable={"w": np.float32(i)},
+        state=np.zeros((), np.int32), frozen={}, key=jax.random.key(i), folder=folder,
+        on_best=lambda trainable, p: saved.append((p.best, p.step, float(trainable["w"]))),
+        place=lambda batch: batch.labels, flops=lambda batch: 7,
     )  # fmt: skip
     return progress, saved
 
@@ -141,7 +153,7 @@ def together(folder, deaths=DEATHS["none"], killed_after=None, fillers=0, lead=T
         if seen.steps == killed_after:
             raise Killed
         seen.steps += 1
-        assert keys == "keys" and frozen == {"base": 1}
+        assert keys is KEYS and frozen is FROZEN
         drawn = noise()[number_of, number]
         return moved(trainable["w"], state, batch, values.learning_rate, deaths, drawn)
 
@@ -150,21 +162,25 @@ def together(folder, deaths=DEATHS["none"], killed_after=None, fillers=0, lead=T
         return [metrics_of(trainable["w"][i]) for i in range(len(RATES))]
 
     def save(i):
-        return lambda own, p: seen.saved[i].append((p.best, p.step, own["w"]))
+        return lambda params, p: seen.saved[i].append((p.best, p.step, params["w"]))
 
-    members = [Member(plan(i, **settings), folder / f"run_{i}", save(i)) for i in range(len(RATES))]
+    runs = [
+        Member(loop_settings(i, **settings), folder / f"run_{i}", save(i))
+        for i in range(len(RATES))
+    ]
     rates = np.array([RATES[i] for i in number_of], np.float32)
     arrays = Arrays(
         {"w": np.array(number_of, np.float32)}, np.zeros(count, np.int32),
-        RunValues(rates, {}, {}), {"base": 1}, "keys",
+        RunValues(rates, {}, {}), FROZEN, KEYS,
     )  # fmt: skip
 
     def watch(runs, losses):
         seen.watched.append(([run.step for run in runs], list(losses)))
 
     seen.runs = runs_loop.fit_runs(
-        members, step, Batches(count if lead else 0), evaluate, arrays, folder / "program",
-        lambda batch: batch.value, lambda batch: 7, watch,
+        runs, step, Batches(count if lead else 0), evaluate=evaluate, arrays=arrays,
+        folder=folder / "program", place=lambda batch: batch.labels, flops=lambda batch: 7,
+        watch=watch,
     )  # fmt: skip
     return seen
 
@@ -279,7 +295,7 @@ def test_seconds_are_shared_among_the_members(tmp_path, monkeypatch):
     now = iter(range(10**6))
     clock = types.SimpleNamespace(perf_counter=lambda: float(next(now)))
     monkeypatch.setattr(loop, "time", clock)
-    monkeypatch.setattr(runs_loop, "time", clock)
+    monkeypatch.setattr(members, "time", clock)
     seen = together(tmp_path / "sweep")
     progress, _ = alone(tmp_path / "alone", 0)
     for run in seen.runs:
@@ -302,9 +318,9 @@ def test_the_watch_sees_every_logged_step_and_every_epoch(tmp_path):
     assert len(seen.watched) == 1 + 12 + EPOCHS + 1
     lines = [json.loads(line) for line in text_of(tmp_path / "run_0").splitlines()]
     losses = {line["step"]: line["loss"] for line in lines if "loss" in line}
-    for steps, own in seen.watched[1:]:
-        assert own[0] == pytest.approx(losses[steps[0]], rel=1e-6)
-        assert np.isnan(own[1]) == (steps[0] >= 6)
+    for steps, seen_losses in seen.watched[1:]:
+        assert seen_losses[0] == pytest.approx(losses[steps[0]], rel=1e-6)
+        assert np.isnan(seen_losses[1]) == (steps[0] >= 6)
     assert all(np.isnan(loss) for loss in seen.watched[0][1])
 
 

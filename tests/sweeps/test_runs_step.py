@@ -106,8 +106,8 @@ def examples(name):
 
 def packed(name, orders, rows, slots):
     """A batch for every step and run, or with one order a batch for every step."""
-    own = examples(name)
-    return [[own.pack(order[5 * n : 5 * n + 5], (rows, LENGTH), slots) for order in orders]
+    rows_of = examples(name)
+    return [[rows_of.pack(order[5 * n : 5 * n + 5], (rows, LENGTH), slots) for order in orders]
             for n in range(STEPS)]  # fmt: skip
 
 
@@ -133,9 +133,9 @@ def sweep(request, quick_compilation):
     runs = []
     for method, rate, seed in zip(methods, rates, seeds, strict=True):
         adapted = method.insert(base, quick_key(seed))
-        own_structure, own, _ = partition.split(adapted, method.labels(adapted))
+        own_structure, params, _ = partition.split(adapted, method.labels(adapted))
         runs.append(types.SimpleNamespace(
-            structure=own_structure, start={path: np.asarray(x) for path, x in own.items()},
+            structure=own_structure, start={path: np.asarray(x) for path, x in params.items()},
             tx=tx(own_labels, rate), values=run_numbers.run_values(adapted, rate),
             key=jax.random.key(100 + seed),
             step=step.make_train_step(own_structure, loss, tx(own_labels, rate)),
@@ -162,8 +162,8 @@ def train_alone(sweep, i, batches):
     state, metrics = run.tx.init(trainable), []
     for number, batch in enumerate(batches):
         key = jax.random.fold_in(run.key, number)
-        trainable, state, own = run.step(trainable, state, sweep.frozen, batch, key)
-        metrics.append({name: float(value) for name, value in own.items()})
+        trainable, state, of_step = run.step(trainable, state, sweep.frozen, batch, key)
+        metrics.append({name: float(value) for name, value in of_step.items()})
     return trainable, metrics
 
 
@@ -178,11 +178,11 @@ def train_together(sweep, batches, stacked=None, values=None):
     values, keys = sweep.placement.per_run(values), sweep.placement.per_run(sweep.keys)
     metrics = []
     for number, batch in enumerate(batches):
-        trainable, state, own = sweep.step(
+        trainable, state, of_step = sweep.step(
             trainable, state, values, sweep.frozen, sweep.placement.batch(batch), keys,
             np.uint32(number),
         )  # fmt: skip
-        metrics.append({name: np.asarray(value) for name, value in own.items()})
+        metrics.append({name: np.asarray(value) for name, value in of_step.items()})
     return {path: np.asarray(x) for path, x in trainable.items()}, metrics
 
 
@@ -196,13 +196,13 @@ def stack_batches(batches):
 def assert_alone(sweep, together, metrics, batches_of):
     for i, run in enumerate(sweep.runs):
         expected, alone = train_alone(sweep, i, batches_of(i))
-        own = padding.cut(
+        params = padding.cut(
             {path: x[i] for path, x in together.items()}, padding.shapes_of(run.start)
         )
         for path, x in expected.items():
             # The same sums in another order, through 4 updates of at most the learning rate.
-            np.testing.assert_allclose(own[path], x, rtol=1e-4, atol=5e-5, err_msg=f"{i} {path}")
-            back = padding.padded(own, sweep.shapes)[path]
+            np.testing.assert_allclose(params[path], x, rtol=1e-4, atol=5e-5, err_msg=f"{i} {path}")
+            back = padding.padded(params, sweep.shapes)[path]
             np.testing.assert_array_equal(back, together[path][i])  # the padding is zero
         moved = max(np.abs(x - run.start[path]).max() for path, x in expected.items())
         assert moved > 0.5 * float(run.values.learning_rate)
@@ -264,7 +264,7 @@ def test_predictions_are_those_of_the_runs_alone(sweep):
         {path: random.normal(size=x.shape).astype(np.float32) for path, x in run.start.items()}
         for run in sweep.runs
     ]  # B is not zero, so that ranks and scales count
-    stacked = padding.stacked([padding.padded(own, sweep.shapes) for own in starts])
+    stacked = padding.stacked([padding.padded(start, sweep.shapes) for start in starts])
     predict = runs_step.make_runs_predict_step(sweep.structure, sweep.placement)
     found = predict(stacked, sweep.values.scales, sweep.frozen, batch)
     assert found.shape == (len(sweep.runs), SLOTS, VOCABULARY)

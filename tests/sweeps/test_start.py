@@ -36,10 +36,10 @@ def test_start_is_that_of_each_method(runs):
         method = lj.lora("first", rank=rank, alpha=8, head="head/.*")
         model = method.insert(Model(nnx.Rngs(0)), keys[number])
         _, trainable, frozen = lj.split(model, method.labels(model))
-        own = runs.run(runs.trainable, number)
-        assert own.keys() == trainable.keys() and runs.frozen.keys() == frozen.keys()
+        params = runs.run(runs.trainable, number)
+        assert params.keys() == trainable.keys() and runs.frozen.keys() == frozen.keys()
         for path, value in trainable.items():
-            np.testing.assert_array_equal(own[path], value)
+            np.testing.assert_array_equal(params[path], value)
         assert runs.trainable["first/lora/a"].shape == (3, 6, 4)
         assert float(runs.values.scales["first/lora"][number]) == 8 / rank
 
@@ -65,9 +65,9 @@ def test_a_loop_over_runs_is_all_at_once(runs, at_once, own_batches):
         return jnp.mean((model(batch[0]) - batch[1]) ** 2)
 
     results = []
-    for own in (0, at_once):
+    for runs_at_once in (0, at_once):
         step = make_runs_train_step(
-            runs.structure, loss, adam, own_batches=own_batches, at_once=own
+            runs.structure, loss, adam, own_batches=own_batches, at_once=runs_at_once
         )
         trainable = jax.tree.map(jnp.asarray, runs.trainable)
         state = initial_states(adam)(trainable, runs.values.learning_rate)

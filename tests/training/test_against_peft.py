@@ -94,9 +94,9 @@ def losses_of_peft(model, examples, order):
 def losses_of_ours(labels, model, examples, order, hidden):
     """Losses of one pass over the same batches, packed, and what was trained."""
     structure, trainable, frozen = partition.split(model, labels)
-    own = {path: group for path, group in labels.items() if group != partition.FROZEN}
-    assert set(own) == set(trainable)
-    adamw = optimizer.adamw(own, RATE, weight_decay=DECAY)
+    trained = {path: group for path, group in labels.items() if group != partition.FROZEN}
+    assert set(trained) == set(trainable)
+    adamw = optimizer.adamw(trained, RATE, weight_decay=DECAY)
     state = adamw.init(trainable)
     trainable = jax.tree.map(jnp.copy, trainable)  # the step donates its arguments
     run = step.make_train_step(structure, step.classification_loss, adamw)

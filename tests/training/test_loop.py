@@ -8,37 +8,48 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from lora_jax.data.batch import Batch, Inputs
+from lora_jax.data.counts import count_packed
 from lora_jax.files import to_json
 from lora_jax.training import loop
+from lora_jax.training.progress import LoopSettings, Progress
 from lora_jax.training.records import MetricsLog
 
 
 class Batches:
-    """Batch `number` of an epoch holds the number itself."""
+    """The labels of batch `number` of an epoch are a function of the two numbers."""
 
     per_epoch = 4
 
     def epoch(self, epoch, start=0):
+        segments = np.array([[1] * 3, [2] * 3])
+        inputs = Inputs(np.zeros((2, 3), int), segments, segments, segments)
         for number in range(start, self.per_epoch):
-            inputs = SimpleNamespace(tokens=np.zeros((2, 3)), segments=np.array([[1] * 3, [2] * 3]))
             value = np.float32(10 * epoch + number)
-            yield SimpleNamespace(inputs=inputs, weights=np.ones(2), value=value)
+            yield Batch(inputs, np.zeros(2), np.zeros(2), value, np.ones(2))
+
+    def count(self, batch):
+        return count_packed(batch)
 
 
 def step(trainable, state, frozen, batch, key):
     noise = jax.random.uniform(key)
-    total = trainable["w"] + batch.value * noise
+    total = trainable["w"] + batch.labels * noise
     return {"w": total}, state + 1, {"loss": total}
 
 
 def run(folder, epochs, train_step=step, scores=None, flops=lambda _: 0, **settings):
-    plan = loop.Plan(epochs, "accuracy", lambda _: 0.1, log_every=1, checkpoint_every=3, **settings)
+    settings = LoopSettings(
+        epochs=epochs, headline="accuracy", schedule=lambda _: 0.1, log_every=1,
+        checkpoint_every=3, **settings,
+    )  # fmt: skip
     scores = iter(scores or np.linspace(0.1, 0.9, epochs))
     saved = []
     trained, progress = loop.fit(
-        plan, train_step, Batches(), lambda _: {"accuracy": float(next(scores))},
-        {"w": jnp.zeros(())}, jnp.zeros((), jnp.int32), {}, jax.random.key(0), folder,
-        lambda trainable, p: saved.append((p.best, float(trainable["w"]))), flops=flops,
+        settings, train_step, Batches(), evaluate=lambda _: {"accuracy": float(next(scores))},
+        trainable={"w": jnp.zeros(())}, state=jnp.zeros((), jnp.int32), frozen={},
+        key=jax.random.key(0), folder=folder, flops=flops,
+        on_best=lambda trainable, p: saved.append((p.best, float(trainable["w"]))),
     )  # fmt: skip
     return trained, progress, saved
 
@@ -85,17 +96,18 @@ def test_flops_are_counted_once_per_shape_and_summed_over_restarts(tmp_path):
 
 def test_batches_go_through_place(tmp_path):
     """The step gets what `place` made of a batch; counts are of the batch itself."""
-    plan = loop.Plan(1, "accuracy", lambda _: 0.1)
+    settings = LoopSettings(epochs=1, headline="accuracy", schedule=lambda _: 0.1)
     seen = []
 
     def watching(trainable, state, frozen, batch, key):
         seen.append(batch)
-        return step(trainable, state, frozen, SimpleNamespace(value=batch), key)
+        return step(trainable, state, frozen, SimpleNamespace(labels=batch), key)
 
     _, progress = loop.fit(
-        plan, watching, Batches(), lambda _: {"accuracy": 0.5}, {"w": jnp.zeros(())},
-        jnp.zeros((), jnp.int32), {}, jax.random.key(0), tmp_path, lambda *_: None,
-        lambda batch: batch.value + 100,
+        settings, watching, Batches(), evaluate=lambda _: {"accuracy": 0.5},
+        trainable={"w": jnp.zeros(())}, state=jnp.zeros((), jnp.int32), frozen={},
+        key=jax.random.key(0), folder=tmp_path, on_best=lambda *_: None,
+        place=lambda batch: batch.labels + 100,
     )  # fmt: skip
     assert seen == [100, 101, 102, 103] and progress.tokens == 24
 
@@ -132,6 +144,20 @@ def test_a_run_that_diverges_stops_and_says_so(tmp_path):
     assert progress.diverged == 6 and progress.step == 6
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert next(line for line in lines if line["step"] == 6)["loss"] is None  # no NaN in JSON
+
+
+def test_a_headline_that_is_no_metric_is_named(tmp_path):
+    settings = LoopSettings(epochs=1, headline="f1", schedule=lambda _: 0.1)
+    with pytest.raises(ValueError, match=r"headline 'f1' is not among the metrics \['accuracy'\]"):
+        settings.note(Progress(), {"accuracy": 0.5})
+
+
+def test_a_record_gives_the_progress_back(tmp_path):
+    _, progress, _ = run(tmp_path, 3, scores=[0.2, 0.7, 0.5])
+    record = json.loads(to_json(progress.record()))
+    assert record["best"] == {"accuracy": 0.7} and record["best_epoch"] == 2
+    assert record["last"] == {"accuracy": 0.5}
+    assert Progress.from_record(record) == progress
 
 
 def test_log_drops_what_a_killed_run_left_after_its_checkpoint(tmp_path):

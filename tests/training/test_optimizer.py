@@ -250,6 +250,7 @@ def test_no_exemption_decays_every_leaf():
         np.testing.assert_allclose(update, -0.1 * 0.5, rtol=1e-6, err_msg=path)
 
 
+@pytest.mark.wrong_types
 @pytest.mark.parametrize("name", ["", "Before", "early", None])
 def test_unknown_place_of_epsilon_is_refused(name):
     with pytest.raises(ValueError, match="epsilon must be 'after' or 'before', got"):

@@ -1,0 +1,118 @@
+"""The decoded split of a data set: prompts, beam search, texts and their scores."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+from transformers import PreTrainedTokenizerBase
+
+from experiments.runs.task import Trained
+from lora_jax import partition
+from lora_jax.data.pairs import EvaluationSet, clean
+from lora_jax.decoding.beam import BeamSearch, Continuations, beam_search
+from lora_jax.decoding.predictions import Predictions, decode_all
+from lora_jax.low_rank import layers
+from lora_jax.low_rank.merge import merge
+from lora_jax.metrics import files, generation
+from lora_jax.metrics.generation import Scores
+from lora_jax.models.decoder import Decoder
+from lora_jax.partition import Params, Structure
+from lora_jax.sharding.hosts import from_main
+from lora_jax.sharding.placement import Placement
+
+
+class Decoding:
+    """Writes and scores the texts of trained models; models that are alike share a compiled search.
+
+    Attributes:
+      test: the inputs and their references.
+      prompts: token ids of every input.
+      search: settings of the beam search.
+    """
+
+    def __init__(
+        self,
+        config: ConfigDict,
+        tokenizer: PreTrainedTokenizerBase,
+        search: BeamSearch,
+        test: EvaluationSet,
+        prompts: Sequence[np.ndarray],
+    ):
+        self.search, self.test, self.prompts = search, test, list(prompts)
+        self._tokenizer = tokenizer
+        self._dataset: str = config.dataset
+        self._batch_size: int = config.decode.batch_size
+        self._depends_on = {
+            **config.decode.to_dict(),
+            "dataset": config.dataset,
+            "split": config.data.decode_split,
+        }
+        self._searches: dict[Structure, Callable[..., Continuations]] = {}
+
+    def decode(self, trained: Trained) -> tuple[Predictions, list[str]]:
+        """Decodes the test set; writes predictions.txt and references.txt into the run's folder.
+
+        LoRA is merged first. A decoding that was stopped goes on from what lies in the folder.
+
+        Raises:
+          ValueError: the folder holds the predictions of another model or of other settings.
+        """
+        model = trained.model
+        model = merge(model) if layers.adapted_layers(model) else model
+        all_frozen = dict.fromkeys(partition.parameters(model), partition.FROZEN)
+        structure, _, params = partition.split(model, all_frozen)
+        search = self._search(structure, trained.placement)
+        predictions = decode_all(
+            trained.placement.by_rows(partial(search, params)), self.prompts, self._batch_size,
+            trained.folder / "predictions.jsonl", {**self._depends_on, **trained.fingerprints},
+            f"decode {trained.name}",
+        )  # fmt: skip
+        ends = self.search.end_tokens
+        kept = [ids[:-1] if ids and ids[-1] in ends else ids for ids in predictions.tokens]
+        texts = [clean(text) for text in self._tokenizer.batch_decode(kept)]
+        files.write_hypotheses(trained.folder / "predictions.txt", texts)
+        files.write_references(trained.folder / "references.txt", self.test.references)
+        return predictions, texts
+
+    def record(self, trained: Trained) -> dict[str, Any]:
+        """Decodes, and scores the texts: what a seed's record says of it."""
+        predictions, texts = self.decode(trained)
+        scores = Scores(**from_main(lambda: dataclasses.asdict(self.score(texts))))
+        return {
+            "test": scores.values, "missing": scores.missing, "metric_notes": scores.notes,
+            "decode": predictions.speed(),
+        }  # fmt: skip
+
+    def score(self, texts: list[str]) -> Scores:
+        """Scores of the decoded texts, one per different input; WebNLG's and DART's by subset, too."""
+        if self._dataset == "e2e":
+            return generation.e2e(texts, self.test.references)
+        scores = generation.webnlg(texts, self.test.references)
+        values, missing = dict(scores.values), dict(scores.missing)
+        subsets = sorted(set(self.test.subsets))
+        for subset in subsets if len(subsets) > 1 else []:
+            chosen = [i for i, name in enumerate(self.test.subsets) if name == subset]
+            part = generation.webnlg(
+                [texts[i] for i in chosen], [self.test.references[i] for i in chosen]
+            )
+            values |= {f"{name}_{subset}": value for name, value in part.values.items()}
+            missing |= {f"{name}_{subset}": why for name, why in part.missing.items()}
+        return Scores(values, missing, scores.notes)
+
+    def _search(self, structure: Structure, placement: Placement) -> Callable[..., Continuations]:
+        """The compiled search; runs whose models are alike once merged share it."""
+
+        def continued(params: Params, tokens: jax.Array, lengths: jax.Array) -> Continuations:
+            model = partition.join(structure, {}, params)
+            assert isinstance(model, Decoder)
+            return beam_search(model, tokens, lengths, self.search)
+
+        if structure not in self._searches:
+            self._searches[structure] = placement.jit(continued, out_shardings=placement.replicated)
+        return self._searches[structure]

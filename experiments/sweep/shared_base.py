@@ -1,0 +1,127 @@
+"""What the points of a sweep share that can be one program: data, and one frozen base."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+
+from experiments.runs.run import model_record
+from experiments.runs.task import training_batches
+from experiments.sweep.experiment import experiment
+from experiments.sweep.points import Point
+from experiments.sweep.steps import Steps
+from lora_jax import partition
+from lora_jax.data.batches import TrainingBatches
+from lora_jax.method import Method
+from lora_jax.partition import Labels, Params
+from lora_jax.sharding.placement import in_host_memory
+from lora_jax.sweeps import runs
+from lora_jax.sweeps.common_method import common_method
+from lora_jax.training.adapted_model import warm_started
+from lora_jax.training.records import lora_layers
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Start:
+    """How the run of a point starts.
+
+    Attributes:
+      trainable: the run's parameters, not padded.
+      labels: group of every parameter.
+      values: learning rate, scales, dropout rates.
+      record: what the run record says of the model, see `model_record`.
+    """
+
+    trainable: Params
+    labels: Labels
+    values: runs.RunValues
+    record: Mapping[str, Any]
+
+
+class SharedBase:
+    """Data and base of compatible points, and the steps of the programs over them.
+
+    Attributes:
+      points: by name.
+      settings: of the first point; what is not a value of the runs is the same in all.
+      task: of their experiment: data, scores, records.
+      widest: steps with room for every point's rank.
+    """
+
+    def __init__(self, experiment_name: str, points: Sequence[Point]):
+        """Reads data and base.
+
+        Args:
+          experiment_name: `glue` or `nlg`.
+          points: that can be one program.
+
+        Raises:
+          ValueError: unknown experiment, or what its own command would refuse.
+        """
+        self.points = {point.name: point for point in points}
+        self.settings = points[0].settings
+        self.task = experiment(experiment_name).task(points[0].config)
+        self._model: nnx.Module
+        self._model, self._key = self.task.model(points[0].seed)
+        self.widest = self._new_steps(common_method([point.method for point in points]), None)
+        self._steps = {str(self.widest.method): self.widest}
+
+    def _new_steps(self, method: Method, widest: Steps | None) -> Steps:
+        return Steps(
+            self._model, method, self.task, optimizer=self.optimizer, key=self._key,
+            share_frozen_with=None if widest is None else widest.model,
+        )  # fmt: skip
+
+    def steps(self, method: Method) -> Steps:
+        """The steps of programs with this common method; programs of smaller ranks have less padding."""
+        if str(method) not in self._steps:
+            self._steps[str(method)] = self._new_steps(method, self.widest)
+        return self._steps[str(method)]
+
+    def start(self, point: Point) -> Start:
+        """The start of a point's run: what its experiment begins with."""
+        head, key = self.task.start(point.seed)
+        with in_host_memory():
+            adapted = point.method.insert(self._model, key)
+            labels = point.method.labels(adapted)
+            _, fresh, _ = partition.split(adapted, labels)
+            trainable = {
+                path: jnp.asarray(head.get(path, value), jnp.float32)
+                for path, value in fresh.items()
+            }
+            settings = point.settings.train
+            trainable = warm_started(trainable, labels, settings.init_adapter)
+        summary = point.method.summary(adapted)
+        return Start(
+            trainable=trainable,
+            labels=labels,
+            values=runs.run_values(adapted, settings.learning_rate),
+            record=model_record(summary, lora_layers(point.method, summary)),
+        )
+
+    def batches(self, points: Sequence[Point]) -> TrainingBatches:
+        """The batches of these points' runs, in rows as their configs say."""
+        return training_batches(self.task, points[0].settings, [point.order for point in points])
+
+    @property
+    def per_epoch(self) -> int:
+        """Batches of an epoch."""
+        assert self.task.train is not None
+        return -(-len(self.task.train) // self.settings.batch_size)
+
+    @property
+    def updates(self) -> int:
+        """Updates of a whole run."""
+        return self.settings.train.updates(self.per_epoch)
+
+    def optimizer(
+        self, labels: Labels, learning_rate: float | jax.Array
+    ) -> optax.GradientTransformation:
+        """AdamW of a run with this learning rate, which may be traced."""
+        return self.settings.train.optimizer(labels, self.updates, learning_rate)[1]

@@ -1,0 +1,74 @@
+"""The folder of a run belongs to its settings: others are refused, and a message names the differences."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lora_jax.files import to_json, write_json
+from lora_jax.sharding import hosts
+
+SETTINGS = "config.json"
+RESULT = "result.json"
+
+
+def plain(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Values as they come back from a JSON file."""
+    result: dict[str, Any] = json.loads(to_json(values))
+    return result
+
+
+def finished(
+    folder: Path, settings: Mapping[str, Any], ignored: tuple[str, ...] = (), remedy: str = ""
+) -> dict[str, Any] | None:
+    """Looks into a run's folder: the record of a finished run, else None (new, or to be resumed).
+
+    Args:
+      folder: of the run; it need not exist.
+      settings: of the run, JSON values.
+      ignored: names of settings that may have changed.
+      remedy: end of the message for another run's folder.
+
+    Raises:
+      ValueError: the folder holds a run with other settings, which the message names.
+    """
+    path = folder / SETTINGS
+    if path.exists():
+        there = {**json.loads(path.read_text()), **dict.fromkeys(ignored)}
+        if differences := changes(there, {**settings, **dict.fromkeys(ignored)}, "there", "now"):
+            raise ValueError(f"{folder} holds a run with another config ({differences}). {remedy}")
+    result = folder / RESULT
+    return json.loads(result.read_text()) if result.exists() else None
+
+
+def claim(folder: Path, settings: Mapping[str, Any]) -> bool:
+    """Makes the folder this run's; whether every host sees it."""
+    path = folder / SETTINGS
+    write_json(path, settings)
+    hosts.barrier("config written")
+    return hosts.everywhere(path.exists())
+
+
+def changes(old: Mapping[str, Any], new: Mapping[str, Any], where: str, here: str) -> str:
+    """The fields in which two settings differ, for a message.
+
+    Args:
+      old, new: nested mappings.
+      where, here: words for the place of either, such as `there` and `now`.
+    """
+    old, new = flat(old), flat(new)
+    keys = [k for k in sorted(old.keys() | new.keys()) if old.get(k) != new.get(k)]
+    return "; ".join(f"{k}: {old.get(k)!r} {where}, {new.get(k)!r} {here}" for k in keys)
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A nested mapping with dotted names; an empty mapping inside is a value."""
+    result = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value:
+            result.update(flat(value, f"{prefix}{key}."))
+        else:
+            result[prefix + key] = value
+    return result

@@ -1,0 +1,154 @@
+"""The members of a program while it trains: progress, logs and checkpoints."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+from jax.typing import ArrayLike
+
+from lora_jax.partition import Params
+from lora_jax.sharding.placement import gather
+from lora_jax.training.checkpoints import Checkpoints
+from lora_jax.training.progress import LoopSettings, Progress
+from lora_jax.training.records import MetricsLog
+
+Metrics = dict[str, float]
+
+
+@dataclasses.dataclass(frozen=True)
+class Member:
+    """One run of a program.
+
+    Attributes:
+      settings: of its loop; all members have the same epochs and intervals.
+      folder: for metrics.jsonl and TensorBoard.
+      on_best: called after each epoch that is its best so far, with its (padded) parameters.
+    """
+
+    settings: LoopSettings
+    folder: Path
+    on_best: Callable[[Mapping[str, np.ndarray], Progress], None]
+
+
+@runtime_checkable
+class Watch(Protocol):
+    """Called with the progress of a program's runs, at every logged step and after every epoch."""
+
+    def __call__(self, runs: Sequence[Progress], losses: Sequence[float]) -> None:
+        """Progress and the last logged loss of every run."""
+        ...
+
+
+class RunningMembers:
+    """Progress, logs and checkpoints of a program's members."""
+
+    def __init__(self, members: Sequence[Member], folder: Path, watch: Watch):
+        self.members = members
+        self.shared = Progress()
+        self.runs = [Progress() for _ in members]
+        self.just_diverged: list[int] = []
+        self._losses = [math.nan] * len(members)
+        self._watch = watch
+        self._checkpoints = Checkpoints(folder / "checkpoints")
+        self._logs: list[MetricsLog] = []
+
+    @property
+    def live(self) -> list[int]:
+        """Numbers of the members that have not diverged."""
+        return [i for i, run in enumerate(self.runs) if not run.diverged]
+
+    def restore(self, trainable: Params, state: Any) -> tuple[Params, Any]:
+        """The newest checkpoint's arrays, or the given ones."""
+        restored = self._checkpoints.restore({"trainable": trainable, "state": state})
+        if restored is not None:
+            trainable, state = restored[0]["trainable"], restored[0]["state"]
+            self.shared = Progress(**restored[1]["shared"])
+            self.runs = [Progress(**run) for run in restored[1]["runs"]]
+        return trainable, state
+
+    def open_logs(self) -> None:
+        """Opens metrics.jsonl of every member; what will be written again is cut off."""
+        self._logs = [
+            MetricsLog(member.folder, run.diverged or self.shared.step)
+            for member, run in zip(self.members, self.runs, strict=True)
+        ]
+
+    def log(self, metrics: Mapping[str, ArrayLike]) -> bool:
+        """Writes the logged step of every live run; whether one of them just diverged."""
+        values = {name: np.asarray(value) for name, value in metrics.items()}
+        self.just_diverged = []
+        self._count()
+        for i in self.live:
+            run = self.runs[i]
+            of_run = {name: float(value[i]) for name, value in values.items()}
+            self._losses[i] = of_run["loss"]
+            rate = self.members[i].settings.learning_rate(run.step)
+            self._logs[i].write(run.step, {**of_run, "learning_rate": rate})
+            if not math.isfinite(of_run["loss"]):
+                self.just_diverged.append(i)
+        for i in self.just_diverged:
+            self.runs[i].diverged = self.runs[i].step
+        self.tell()
+        return bool(self.just_diverged)
+
+    def finish_epoch(
+        self,
+        evaluate: Callable[[Params], Sequence[Metrics]],
+        trainable: Params,
+        which: Sequence[int],
+    ) -> None:
+        """Evaluates, and notes the metrics of the members `which`."""
+        if not which:
+            return
+        begin = time.perf_counter()
+        metrics = evaluate(trainable)
+        self.shared.evaluation_seconds += time.perf_counter() - begin
+        self._count(which)
+        best = []
+        for i in which:
+            run = self.runs[i]
+            named = {f"validation/{name}": value for name, value in metrics[i].items()}
+            self._logs[i].write(run.step, named)
+            if self.members[i].settings.note(run, metrics[i]):
+                best.append(i)
+        host = gather(trainable) if best else {}
+        for i in best:
+            best_of_run = {path: value[i] for path, value in host.items()}
+            self.members[i].on_best(best_of_run, self.runs[i])
+        self.tell()
+
+    def _count(self, which: Sequence[int] | None = None) -> None:
+        """Takes the program's counters over into those of its live members."""
+        share = len(self.members)
+        for i in self.live if which is None else which:
+            run = self.runs[i]
+            kept = {name: getattr(run, name) for name in ("history", "best", "diverged")}
+            counters = dataclasses.asdict(dataclasses.replace(self.shared, **kept))
+            for name in ("seconds", "compile_seconds", "evaluation_seconds"):
+                counters[name] /= share
+            self.runs[i] = Progress(**counters)
+
+    def tell(self) -> None:
+        """Calls the watch."""
+        self._watch(self.runs, self._losses)
+
+    def save(self, trainable: Params, state: Any) -> None:
+        """Writes a checkpoint."""
+        self._count()
+        record = {
+            "shared": dataclasses.asdict(self.shared),
+            "runs": [dataclasses.asdict(run) for run in self.runs],
+        }
+        self._checkpoints.save(self.shared.step, {"trainable": trainable, "state": state}, record)
+
+    def close(self) -> None:
+        """Ends the logs, and waits for the checkpoints."""
+        for log in self._logs:
+            log.close()
+        self._checkpoints.close()

@@ -1,0 +1,162 @@
+"""A pre-trained model with a method inserted, split into what trains and what is frozen."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
+from jaxtyping import Array, Key
+
+from lora_jax import adapters, partition
+from lora_jax.method import Method
+from lora_jax.partition import Params
+from lora_jax.sharding import axes
+from lora_jax.sharding.mesh import REST, make_mesh
+from lora_jax.sharding.placement import Placement, in_host_memory
+from lora_jax.training import step
+from lora_jax.training.records import lora_layers
+
+# Of a batch on this host: what the model with some trainable parameters gives for it.
+Predict = Callable[[Any], np.ndarray]
+
+
+class AdaptedModel:
+    """A model split into what trains and what is frozen, which can be evaluated, saved and loaded.
+
+    Attributes:
+      method: what was inserted.
+      base: fingerprint of the pre-trained parameters.
+      labels: group of every parameter.
+      summary: what the method did to the model; printable.
+      layers: the layers that LoRA adapts, see `records.lora_layers`.
+      structure, trainable, frozen: from `partition.split`. The trainable part is float32, in this
+        host's memory; the frozen part lies on the mesh.
+      placement: where everything goes.
+    """
+
+    def __init__(
+        self,
+        model: nnx.Module,
+        method: Method,
+        *,
+        key: Key[Array, ""] | None = None,
+        mesh: Mesh | None = None,
+        head: str | None = None,
+        dtype: str | None = None,
+        share_frozen_with: AdaptedModel | None = None,
+    ):
+        """Inserts the method into a copy of the model that shares its arrays.
+
+        Args:
+          model: pre-trained, best made `in_host_memory` where the host has accelerators.
+          method: what to insert, and what trains.
+          key: for initial values of what is inserted; `jax.random.key(0)` if not given.
+          mesh: from `make_mesh`; if not given, all devices share the examples of every batch.
+          head: regular expression for the paths of the task head's leaves, which are not of the base.
+          dtype: type of the frozen part; None leaves the model's.
+          share_frozen_with: the same model on the same mesh, whose frozen part is used.
+
+        Raises:
+          ValueError: a rule matches no layer, a rank or alpha does not fit, or the mesh does not.
+          TypeError: a matched layer cannot be adapted.
+        """
+        self.method = method
+        with in_host_memory():
+            pretrained = adapters.base_parameters(model, head)
+            shared = share_frozen_with
+            self.base: str = adapters.fingerprint(pretrained) if shared is None else shared.base
+            adapted = method.insert(model, jax.random.key(0) if key is None else key)
+            self.labels = method.labels(adapted)
+            self.summary = method.summary(adapted)
+            self.layers = lora_layers(method, self.summary)
+            self.structure, trainable, frozen = partition.split(adapted, self.labels)
+            mesh = make_mesh({"data": REST}) if mesh is None else mesh
+            self.placement = Placement(mesh, axes.of_model(adapted))
+            self.placement.shardings(trainable)  # a mesh that does not fit is refused here
+            self.trainable: Params = {k: jnp.asarray(v, jnp.float32) for k, v in trainable.items()}
+            self.frozen: Params
+            if shared is None:
+                self.frozen = self.placement.put(_cast(frozen, dtype))
+            else:
+                self.frozen = {path: shared.frozen[path] for path in frozen}
+
+    def model(self, trainable: Mapping[str, Any]) -> nnx.Module:
+        """The adapted model with these trainable parameters; `lora_jax.merge` takes it."""
+        return partition.join(self.structure, trainable, self.frozen)
+
+    def predictor(
+        self, function: Callable[[nnx.Module, Any], Any] = step.outputs
+    ) -> Callable[[Params], Predict]:
+        """Compiles an evaluation: of trainable parameters it gives a function of batches.
+
+        Args:
+          function: of (model, batch); the default gives the model's outputs, one per slot of a packed
+            batch.
+        """
+        predict = step.make_predict_step(self.structure, function, self.placement)
+
+        def of_parameters(trainable: Params) -> Predict:
+            return lambda batch: np.asarray(
+                predict(trainable, self.frozen, self.placement.batch(batch))
+            )
+
+        return of_parameters
+
+    def save(self, folder: Path, trainable: Params, notes: Mapping[str, Any]) -> None:
+        """Writes the trainable parameters as an adapter folder, with notes on where they come from."""
+        adapters.save_adapter(folder, trainable, self.labels, self.method, self.base, dict(notes))
+
+    def load(self, path: Path) -> Params:
+        """The trainable parameters of an adapter folder (or of a run's), loaded strictly.
+
+        Raises:
+          FileNotFoundError, ValueError: no adapter, or one of another method, base or shape.
+        """
+        adapter = adapters.load_adapter(adapters.adapter_folder(path))
+        if adapter.method != self.method:
+            raise ValueError(
+                f"{path} was trained by another method than the one named here:\n"
+                f"  adapter {adapter.method.to_json()}\n"
+                f"  here    {self.method.to_json()}\n"
+                "Use the method of that run (for a command: its config and overrides)"
+            )
+        with in_host_memory():
+            values = adapters.apply_adapter(adapter, self.trainable, self.base, str(path))
+        return self.placement.put(values)
+
+    def fingerprints(self, trainable: Mapping[str, Any]) -> dict[str, str]:
+        """What tells a trained model from others: its base, and its trained parameters exactly."""
+        return {"base": self.base, "weights": adapters.fingerprint(trainable, jnp.float32)}
+
+    def started(self, init_adapter: str = "") -> Params:
+        """The trainable parameters as a run starts, LoRA's from another run if one is named.
+
+        Args:
+          init_adapter: folder of that run or of its adapter; "" for none.
+
+        Raises:
+          FileNotFoundError, ValueError: no adapter there, or its LoRA leaves are not the model's.
+        """
+        return warm_started(self.trainable, self.labels, init_adapter)
+
+
+def warm_started(trainable: Params, labels: Mapping[str, str], init_adapter: str) -> Params:
+    """The trainable parameters with LoRA's taken from another run, see `AdaptedModel.started`."""
+    if not init_adapter:
+        return trainable
+    other = adapters.load_adapter(adapters.adapter_folder(Path(init_adapter)))
+    return adapters.transfer_group(other, trainable, labels, "lora", init_adapter)
+
+
+def _cast(params: Params, dtype: str | None) -> Params:
+    """Floating-point parameters in another type; None leaves all as they are."""
+    if dtype is None:
+        return params
+    floating = {path for path, leaf in params.items() if jnp.issubdtype(leaf.dtype, jnp.floating)}
+    return {path: v.astype(dtype) if path in floating else v for path, v in params.items()}

@@ -1,0 +1,107 @@
+"""What a run has done so far, and the settings of the loop that does it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import optax
+
+
+@dataclasses.dataclass(kw_only=True)
+class Progress:
+    """What a run has done so far; stored with every checkpoint.
+
+    Attributes:
+      step: micro-batches done.
+      history: metrics of every finished epoch, in order.
+      best: number of the best epoch (from 1), 0 before the first.
+      seconds, compile_seconds, evaluation_seconds: time of training (waiting for data, compilation
+        and checkpoints included), of the first step of every new shape, and of evaluation; summed
+        over restarts.
+      examples, tokens, slots: examples and real tokens trained on, and token slots computed.
+      flops: of the steps, all devices together, see `costs.flops`.
+      diverged: step at which the loss was not finite, 0 if never.
+    """
+
+    step: int = 0
+    history: list[dict[str, float]] = dataclasses.field(default_factory=list)
+    best: int = 0
+    seconds: float = 0.0
+    compile_seconds: float = 0.0
+    evaluation_seconds: float = 0.0
+    examples: int = 0
+    tokens: int = 0
+    slots: int = 0
+    flops: int = 0
+    diverged: int = 0
+
+    def record(self) -> dict[str, Any]:
+        """What a run record says of it: all counters, and the metrics of the best and last epoch."""
+        return {
+            **dataclasses.asdict(self),
+            "best": self.history[self.best - 1],
+            "best_epoch": self.best,
+            "last": self.history[-1],
+        }
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> Progress:
+        """The inverse of `record`."""
+        names = {field.name for field in dataclasses.fields(cls)}
+        values = {name: value for name, value in record.items() if name in names}
+        return cls(**{**values, "best": record["best_epoch"]})
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LoopSettings:
+    """Settings of the loop.
+
+    Attributes:
+      epochs: passes over the data.
+      headline: metric that chooses the best epoch.
+      schedule: learning rate by update, for the log.
+      accumulate: micro-batches per update.
+      log_every, checkpoint_every: in steps; a checkpoint is also written after every epoch.
+      label: shown at the progress bar.
+      smaller_is_better: whether a smaller headline is the better one.
+    """
+
+    epochs: int
+    headline: str
+    schedule: optax.Schedule
+    accumulate: int = 1
+    log_every: int = 50
+    checkpoint_every: int = 500
+    label: str = ""
+    smaller_is_better: bool = False
+
+    def learning_rate(self, step: int) -> float:
+        """The learning rate of the update that micro-batch number `step` (from 1) belongs to."""
+        return float(self.schedule((step - 1) // self.accumulate))
+
+    def epoch_text(self, progress: Progress) -> str:
+        """A line on the last finished epoch."""
+        score = progress.history[-1][self.headline]
+        return f"{self.label} epoch {len(progress.history)}: {self.headline} {score:.4f}"
+
+    def note(self, progress: Progress, metrics: dict[str, float]) -> bool:
+        """Adds a finished epoch to the history; whether it is the best so far.
+
+        Raises:
+          ValueError: the metrics lack the headline.
+        """
+        if self.headline not in metrics:
+            raise ValueError(
+                f"the headline {self.headline!r} is not among the metrics {sorted(metrics)} of the "
+                "evaluation; name one of them"
+            )
+        progress.history.append(metrics)
+        score = metrics[self.headline]
+        best = progress.history[progress.best - 1][self.headline] if progress.best else score
+        better = score < best if self.smaller_is_better else score > best
+        if better or not progress.best:
+            progress.best = len(progress.history)
+            return True
+        return False

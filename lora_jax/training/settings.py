@@ -1,0 +1,161 @@
+"""How a model is trained: optimisation, types, the log and checkpoints, as checked, frozen settings."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from lora_jax.checks import integer, not_negative
+from lora_jax.partition import Labels
+from lora_jax.training import optimizer
+from lora_jax.training.optimizer import Epsilon
+from lora_jax.training.progress import LoopSettings
+
+AUTO, KEEP = "auto", "keep"  # of `TrainSettings.base_dtype`
+Prng = Literal["threefry2x32", "rbg", "unsafe_rbg"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AdamSettings:
+    """Constants of AdamW; see `optimizer.adamw`, whose defaults these are.
+
+    Attributes:
+      b1, b2: decay of the first and of the second moment, in [0, 1).
+      eps: added to the root of the second moment.
+      epsilon: whether that happens `after` the moment's bias correction or `before` it.
+      no_decay: regular expression of the paths that are exempt from weight decay; "" exempts none.
+    """
+
+    b1: float = 0.9
+    b2: float = 0.999
+    eps: float = 1e-8
+    epsilon: Epsilon = "after"
+    no_decay: str = optimizer.NO_DECAY
+
+    def __post_init__(self) -> None:
+        for name in ("b1", "b2"):
+            if not 0 <= not_negative(f"adam.{name}", getattr(self, name)) < 1:
+                raise ValueError(f"adam.{name} must be in [0, 1), got {getattr(self, name)!r}")
+        not_negative("adam.eps", self.eps)
+        optimizer.check_epsilon(self.epsilon)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainSettings:
+    """Settings of a run that do not depend on its task, its model or its method.
+
+    Attributes:
+      epochs: passes over the data.
+      learning_rate: peak of the schedule, which rises linearly from 0 and falls linearly to 0.
+      warmup_ratio: share of the updates during which the learning rate rises.
+      warmup_steps: number of these updates where `warmup_ratio` is 0.
+      weight_decay: decoupled decay, see `AdamSettings.no_decay`.
+      max_grad_norm: gradients are clipped to this global norm; 0 is off.
+      accumulate: batches per update, whose gradients are averaged.
+      adam: further constants of AdamW.
+      base_dtype: type of the frozen base: `keep` leaves it as the model has it, `auto` is float32 on
+        CPUs and bfloat16 on accelerators, or the name of a type. What trains, and the optimizer's
+        state, is float32.
+      prng: generator of the random bits of dropout; `rbg` is faster on accelerators.
+      log_every: steps between two lines of the log. Only a logged loss is checked to be finite.
+      checkpoint_every: steps between two checkpoints; there is one after every epoch, too.
+      init_adapter: folder of a run whose LoRA factors start this one; "" for none.
+    """
+
+    epochs: int = 3
+    learning_rate: float = 1e-3
+    warmup_ratio: float = 0.06
+    warmup_steps: int = 0
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+    accumulate: int = 1
+    adam: AdamSettings = dataclasses.field(default_factory=AdamSettings)
+    base_dtype: str = KEEP
+    prng: Prng = "threefry2x32"
+    log_every: int = 50
+    checkpoint_every: int = 500
+    init_adapter: str = ""
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "warmup_steps"):
+            integer(name, getattr(self, name), least=0)
+        for name in ("accumulate", "log_every", "checkpoint_every"):
+            integer(name, getattr(self, name))
+        for name in ("learning_rate", "warmup_ratio", "weight_decay", "max_grad_norm"):
+            not_negative(name, getattr(self, name))
+        if self.base_dtype not in (AUTO, KEEP):
+            _check_dtype(self.base_dtype)
+
+    @property
+    def dtype(self) -> str | None:
+        """Name of the base's type on this backend; None leaves the model's."""
+        if self.base_dtype == KEEP:
+            return None
+        if self.base_dtype != AUTO:
+            return str(jnp.dtype(self.base_dtype))
+        return "float32" if jax.default_backend() == "cpu" else "bfloat16"
+
+    def updates(self, per_epoch: int) -> int:
+        """Updates of a whole run with so many batches per epoch."""
+        return self.epochs * per_epoch // self.accumulate
+
+    def optimizer(
+        self, labels: Labels, updates: int, learning_rate: float | jax.Array | None = None
+    ) -> tuple[optax.Schedule, optax.GradientTransformationExtraArgs]:
+        """The learning rate by update, and AdamW for the labelled parameters.
+
+        Args:
+          labels: group of every parameter that trains.
+          updates: of the whole run.
+          learning_rate: replaces that of the settings; it may be traced.
+
+        Raises:
+          ValueError: the warm-up does not end before the run.
+        """
+        peak = self.learning_rate if learning_rate is None else learning_rate
+        schedule = optimizer.linear_schedule(peak, updates, self.warmup_ratio, self.warmup_steps)
+        adam = self.adam
+        transformation = optimizer.adamw(
+            labels, schedule, weight_decay=self.weight_decay, max_grad_norm=self.max_grad_norm,
+            accumulate=self.accumulate, b1=adam.b1, b2=adam.b2, eps=adam.eps,
+            epsilon=adam.epsilon, no_decay=adam.no_decay,
+        )  # fmt: skip
+        return schedule, transformation
+
+    def loop(
+        self,
+        schedule: optax.Schedule,
+        *,
+        headline: str,
+        smaller_is_better: bool = False,
+        label: str = "",
+    ) -> LoopSettings:
+        """The settings of the loop.
+
+        Args:
+          schedule: learning rate by update, see `optimizer`.
+          headline: the metric that chooses the best epoch.
+          smaller_is_better: whether a smaller headline is the better one.
+          label: shown at the progress bar.
+        """
+        return LoopSettings(
+            epochs=self.epochs, headline=headline, schedule=schedule, accumulate=self.accumulate,
+            log_every=self.log_every, checkpoint_every=self.checkpoint_every, label=label,
+            smaller_is_better=smaller_is_better,
+        )  # fmt: skip
+
+
+def _check_dtype(name: str) -> None:
+    try:
+        floating = jnp.issubdtype(jnp.dtype(name), jnp.floating)
+    except TypeError:
+        floating = False
+    if not floating:
+        raise ValueError(
+            f"base_dtype must be {KEEP!r}, {AUTO!r} or a floating-point type such as 'bfloat16', got "
+            f"{name!r}"
+        )

@@ -1,0 +1,231 @@
+"""The trainer: a model, a method and settings in, a trained adapter and its record out.
+
+trainer = Trainer(model, method, TrainSettings(epochs=3), head=r"head/.*")
+result = trainer.fit(ArrayBatches({"x": x, "y": y}, batch_size=32), loss, "runs/mine")
+merged = lora_jax.merge(trainer.model(result.best))
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
+from jaxtyping import Array, Key
+
+from lora_jax import run_folder
+from lora_jax.costs import flops
+from lora_jax.files import write_json
+from lora_jax.method import Method
+from lora_jax.partition import Params
+from lora_jax.sharding.hosts import from_main
+from lora_jax.sharding.mesh import RUN
+from lora_jax.training import loop, step
+from lora_jax.training.adapted_model import AdaptedModel
+from lora_jax.training.loop import Batches
+from lora_jax.training.progress import Progress
+from lora_jax.training.records import environment, peak_memory
+from lora_jax.training.settings import TrainSettings
+
+LOSS = "loss"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Goal:
+    """How a run is judged after every epoch.
+
+    Attributes:
+      label: shown at the progress bar.
+      headline: the metric that chooses the best epoch.
+      evaluate: metrics of the trainable parameters.
+      on_best: called after each epoch that is the best so far.
+      smaller_is_better: whether a smaller headline is the better one.
+    """
+
+    label: str
+    headline: str
+    evaluate: Callable[[Params], dict[str, float]]
+    on_best: Callable[[Params, Progress], None]
+    smaller_is_better: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class FitResult:
+    """What `Trainer.fit` gives.
+
+    Attributes:
+      best: trainable parameters after the best epoch, as the folder's adapter holds them.
+      progress: what was done, with the metrics of every epoch.
+      record: the content of result.json.
+    """
+
+    best: Params
+    progress: Progress
+    record: dict[str, Any]
+
+
+class Trainer(AdaptedModel):
+    """An `AdaptedModel` with the settings of its training."""
+
+    def __init__(
+        self,
+        model: nnx.Module,
+        method: Method,
+        settings: TrainSettings,
+        *,
+        key: Key[Array, ""] | None = None,
+        mesh: Mesh | None = None,
+        head: str | None = None,
+        share_frozen_with: AdaptedModel | None = None,
+    ):
+        """Inserts the method; arguments as of `AdaptedModel`, the type of the base from the settings."""
+        super().__init__(
+            model, method, key=key, mesh=mesh, head=head, dtype=settings.dtype,
+            share_frozen_with=share_frozen_with,
+        )  # fmt: skip
+        self.settings = settings
+
+    def prepare(
+        self, batches: Batches, loss: step.Loss, goal: Goal, *, seed: int, folder: Path
+    ) -> Callable[[], Progress]:
+        """Checks and builds all that the training of one run needs, and touches no file.
+
+        Args:
+          batches: the training data.
+          loss: of (model, batch, key); the key switches dropout on.
+          goal: how the run is judged.
+          seed: of dropout.
+          folder: of the run: checkpoints, metrics.jsonl, TensorBoard.
+
+        Returns:
+          A function that trains, or resumes, in `folder`.
+
+        Raises:
+          ValueError: the mesh has an axis of runs, the warm-up is longer than the run, or the adapter
+            that starts the run does not fit.
+        """
+        if (ways := self.placement.mesh.shape[RUN]) > 1:
+            raise ValueError(
+                f"mesh: run={ways} splits the runs of a sweep (experiments.sweep); this is one run: use "
+                "data, fsdp or model"
+            )
+        trainable = self.started(self.settings.init_adapter)
+        labels = {path: self.labels[path] for path in trainable}
+        schedule, tx = self.settings.optimizer(labels, self.settings.updates(batches.per_epoch))
+        settings = self.settings.loop(
+            schedule, headline=goal.headline, smaller_is_better=goal.smaller_is_better,
+            label=goal.label,
+        )  # fmt: skip
+        dropout_key = jax.random.key(seed + 1, impl=self.settings.prng)
+        train_step = step.make_train_step(self.structure, loss, tx, self.placement, trainable)
+        objective = step.make_objective(self.structure, loss)
+
+        def flops_of(batch: Any) -> int:
+            return flops.training(objective, trainable, self.frozen, batch, dropout_key)
+
+        def train() -> Progress:
+            placed = self.placement.put(trainable)
+            _, progress = loop.fit(
+                settings, train_step, batches,
+                evaluate=goal.evaluate, trainable=placed,
+                state=self.placement.initial_state(tx.init, placed), frozen=self.frozen,
+                key=self.placement.replicate(dropout_key), folder=folder, on_best=goal.on_best,
+                place=self.placement.batch, flops=flops_of,
+            )  # fmt: skip
+            return progress
+
+        return train
+
+    def fit(
+        self,
+        batches: Batches,
+        loss: step.Loss,
+        folder: str | os.PathLike[str],
+        *,
+        validation: Batches | None = None,
+        evaluate: Callable[[nnx.Module], Mapping[str, float]] | None = None,
+        headline: str = LOSS,
+        smaller_is_better: bool | None = None,
+        seed: int = 0,
+        label: str = "train",
+    ) -> FitResult:
+        """Trains with a progress bar, checkpoints and records; resumes a run that was stopped.
+
+        The folder gets config.json, metrics.jsonl, tensorboard/, checkpoints/, adapter/ (the best
+        epoch's) and result.json. A finished run is read back.
+
+        Args:
+          batches: the training data, such as `ArrayBatches`.
+          loss: of (model, batch, key), a scalar; the key is for dropout, and None in evaluation.
+          folder: of this run.
+          validation: batches whose mean loss, without dropout, is the metric `loss` of every epoch. If
+            neither it nor `evaluate` is given, these are the training data.
+          evaluate: further metrics of the model, after every epoch.
+          headline: the metric that chooses the best epoch.
+          smaller_is_better: whether a smaller headline is better; if not given, for the loss only.
+          seed: of dropout.
+          label: shown at the progress bar.
+
+        Raises:
+          ValueError: the folder holds a run with other settings, no epochs, batches that the devices
+            cannot share, or a headline that is not among the metrics.
+        """
+        folder = Path(folder)
+        config = {
+            "method": self.method.to_json(), "base": self.base, "seed": seed, "headline": headline,
+            "batches_per_epoch": batches.per_epoch, **dataclasses.asdict(self.settings),
+        }  # fmt: skip
+        remedy = "Use another folder, or the same method and settings to resume it"
+        record = from_main(
+            lambda: run_folder.finished(folder, run_folder.plain(config), (), remedy)
+        )
+        if record is not None:
+            return FitResult(self.load(folder), Progress.from_record(record), record)
+        if not self.settings.epochs:
+            raise ValueError("epochs is 0: there is nothing to train")
+        for number in (0, batches.per_epoch - 1):  # the last batch of an epoch may be smaller
+            self.placement.batch(next(batches.epoch(0, number)))
+        if validation is None and evaluate is None:
+            validation = batches
+        mean_loss = None if validation is None else self._mean_loss(loss, validation)
+
+        def metrics(trainable: Params) -> dict[str, float]:
+            values = {} if mean_loss is None else {LOSS: mean_loss(trainable)}
+            return values | dict(evaluate(self.model(trainable)) if evaluate else {})
+
+        def save(trainable: Params, progress: Progress) -> None:
+            notes = {"epoch": progress.best, "metrics": progress.history[-1]}
+            self.save(folder / "adapter", trainable, notes)
+
+        goal = Goal(
+            label=label, headline=headline, evaluate=metrics, on_best=save,
+            smaller_is_better=headline == LOSS if smaller_is_better is None else smaller_is_better,
+        )  # fmt: skip
+        train = self.prepare(batches, loss, goal, seed=seed, folder=folder)
+        if not run_folder.claim(folder, config):
+            raise ValueError(f"the folder {folder} is not the same on all hosts; use a shared one")
+        progress = train()
+        record = {
+            "method": self.method.name, "headline": headline, "parameters": self.summary.counts(),
+            "layers": self.layers, **progress.record(), "config": config, "memory": peak_memory(),
+            **environment(),
+        }  # fmt: skip
+        write_json(folder / run_folder.RESULT, record)
+        return FitResult(self.load(folder), progress, record)
+
+    def _mean_loss(self, loss: step.Loss, batches: Batches) -> Callable[[Params], float]:
+        """Builds the mean loss of trainable parameters over the examples of some batches."""
+        predict = self.predictor(lambda model, batch: loss(model, batch, None))
+
+        def mean(trainable: Params) -> float:
+            of_batch = predict(trainable)
+            pairs = [(batches.count(b).examples, float(of_batch(b))) for b in batches.epoch(0)]
+            return float(np.average([v for _, v in pairs], weights=[n for n, _ in pairs]))
+
+        return mean

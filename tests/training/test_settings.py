@@ -1,0 +1,95 @@
+"""Settings of training: what is refused, and what of them reaches optimizer and loop."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lora_jax.training import AdamSettings, TrainSettings
+from lora_jax.training.optimizer import adamw, linear_schedule
+
+
+@pytest.mark.wrong_types
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        ({"epochs": -1}, "epochs must be an? integer from 0 on, got -1"),
+        ({"epochs": 1.5}, "epochs must be"),
+        ({"accumulate": 0}, "accumulate must be a positive integer"),
+        ({"log_every": 0}, "log_every must be a positive integer"),
+        ({"checkpoint_every": True}, "checkpoint_every must be a positive integer"),
+        ({"warmup_steps": -1}, "warmup_steps must be"),
+        ({"learning_rate": -1e-3}, "learning_rate must be a finite number from 0 on"),
+        ({"learning_rate": float("nan")}, "learning_rate must be a finite number"),
+        ({"weight_decay": "0.1"}, "weight_decay must be a finite number"),
+        ({"max_grad_norm": float("inf")}, "max_grad_norm must be a finite number"),
+        ({"base_dtype": "bfloat15"}, "base_dtype must be 'keep', 'auto' or a floating-point type"),
+        ({"base_dtype": "int8"}, "base_dtype must be"),
+    ],
+)
+def test_settings_out_of_range_are_named(values, says):
+    with pytest.raises(ValueError, match=says):
+        TrainSettings(**values)
+
+
+@pytest.mark.wrong_types
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        ({"b1": 1.0}, r"adam.b1 must be in \[0, 1\), got 1.0"),
+        ({"b2": -0.1}, "adam.b2 must be"),
+        ({"eps": -1.0}, "adam.eps must be"),
+        ({"epsilon": "early"}, "epsilon must be 'after' or 'before', got 'early'"),
+    ],
+)
+def test_constants_of_adam_out_of_range_are_named(values, says):
+    with pytest.raises(ValueError, match=says):
+        AdamSettings(**values)
+
+
+def test_settings_are_frozen_and_given_by_name():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        TrainSettings().epochs = 4
+    with pytest.raises(TypeError):
+        TrainSettings(3)
+
+
+def test_the_type_of_the_base():
+    assert TrainSettings().dtype is None
+    assert TrainSettings(base_dtype="auto").dtype == "float32"  # on a CPU
+    assert TrainSettings(base_dtype="bfloat16").dtype == "bfloat16"
+
+
+def test_the_optimizer_is_that_of_the_settings():
+    settings = TrainSettings(
+        epochs=4, learning_rate=0.5, warmup_steps=2, warmup_ratio=0.0, weight_decay=0.1,
+        max_grad_norm=0.0, accumulate=2, adam=AdamSettings(b2=0.9, epsilon="before", no_decay=""),
+    )  # fmt: skip
+    assert settings.updates(per_epoch=5) == 10
+    labels = {"bias": "lora", "kernel": "lora"}
+    schedule, tx = settings.optimizer(labels, 10)
+    expected = adamw(
+        labels, linear_schedule(0.5, 10, warmup_steps=2), weight_decay=0.1, accumulate=2, b2=0.9,
+        epsilon="before", no_decay="",
+    )  # fmt: skip
+    assert float(schedule(2)) == 0.5
+    params = {path: jnp.ones(3) for path in labels}
+    states = [t.init(params) for t in (tx, expected)]
+    for i in range(6):
+        gradients = jax.tree.map(lambda p, i=i: (i + 1) * p, params)
+        (one, states[0]), (two, states[1]) = (
+            t.update(gradients, state, params)
+            for t, state in zip((tx, expected), states, strict=True)
+        )
+        jax.tree.map(np.testing.assert_array_equal, one, two)
+    other, _ = settings.optimizer(labels, 10, learning_rate=0.25)
+    assert float(other(2)) == 0.25
+
+
+def test_the_loop_takes_over_its_part():
+    settings = TrainSettings(epochs=2, accumulate=3, log_every=4, checkpoint_every=5)
+    loop = settings.loop(lambda update: 0.1 * update, headline="f1", label="run")
+    assert (loop.epochs, loop.accumulate, loop.log_every, loop.checkpoint_every) == (2, 3, 4, 5)
+    assert [loop.learning_rate(step) for step in (1, 3, 4)] == pytest.approx([0.0, 0.0, 0.1])
