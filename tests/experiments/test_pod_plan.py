@@ -70,11 +70,11 @@ def test_lora_against_full_on_a_host(planner, gpt2, capsys):
     factors = layers * 2 * 2 * d * rank
     assert lora.trainable == factors
     assert lora.total == full.total + factors
-    matrices, tables = layers * 12 * d * d, (1003 + 256) * d
+    matrices, embeddings = layers * 12 * d * d, (1003 + 256) * d
     vectors = layers * (4 * d + 2 * d) + 2 * d  # norms and the biases of width d: whole everywhere
     split_vectors = layers * (3 * d + 4 * d)  # biases of qkv and up: over model
     batch = 4 * 8 // 2 * 128 * 4 + 4 * 8 * 16 * 4  # rows over fsdp; slots whole
-    weights = matrices // 4 + tables // 2 + vectors + split_vectors // 2
+    weights = matrices // 4 + embeddings // 2 + vectors + split_vectors // 2
     by_hand = {"lora": 2 * weights + 3 * 4 * factors // 2 + batch, "full": 3 * 4 * weights + batch}
     mesh = make_mesh(gpt2.mesh.to_dict(), planner.devices)
     for name, trained, found in (("lora", method, lora), ("full", methods.full(), full)):
