@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -17,6 +16,7 @@ from experiments.pod_plan.shapes import abstract_batch, first_run, placed
 from experiments.runs.settings import train_settings
 from lora_jax import partition
 from lora_jax.costs import flops
+from lora_jax.costs.compiled import Jitted
 from lora_jax.method import Method
 from lora_jax.models import decoder, encoder, hub
 from lora_jax.sharding import axes
@@ -43,7 +43,7 @@ class AbstractStep:
       trainable, total: numbers of parameters, of all runs; total has the base once.
     """
 
-    function: Callable[..., Any]
+    function: Jitted
     arguments: tuple[Any, ...]
     frozen: dict[str, Any]
     flops: int

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from experiments.report.record import Record, model_label
-from experiments.runs import folder as workdirs
+from lora_jax.run_folder import flat
 
 # Fields that may differ between runs of one setting.
 _NOT_A_SETTING = (
@@ -33,7 +33,7 @@ def setting(record: Record, without: Sequence[str] = ()) -> str:
     left_out = (*_NOT_A_SETTING, *without)
     kept = {
         key: value
-        for key, value in workdirs.flat(record.config).items()
+        for key, value in flat(record.config).items()
         if value is not None
         and not any(key == name or key.startswith(f"{name}.") for name in left_out)
     }

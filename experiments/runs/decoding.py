@@ -69,9 +69,9 @@ class Decoding:
         structure, _, params = partition.split(model, all_frozen)
         search = self._search(structure, trained.placement)
         predictions = decode_all(
-            trained.placement.by_rows(partial(search, params)), self.prompts, self._batch_size,
-            trained.folder / "predictions.jsonl", {**self._depends_on, **trained.fingerprints},
-            f"decode {trained.name}",
+            trained.placement.by_rows(partial(search, params)), self.prompts,
+            batch_size=self._batch_size, path=trained.folder / "predictions.jsonl",
+            settings={**self._depends_on, **trained.fingerprints}, label=f"decode {trained.name}",
         )  # fmt: skip
         ends = self.search.end_tokens
         kept = [ids[:-1] if ids and ids[-1] in ends else ids for ids in predictions.tokens]

@@ -12,7 +12,7 @@ from experiments.runs.classification import ClassificationTask
 from experiments.runs.data_to_text import DataToTextTask
 from experiments.runs.task import Task
 from lora_jax import methods
-from lora_jax.data import glue as glue_data
+from lora_jax.data import glue_tasks
 from lora_jax.method import Method
 from lora_jax.metrics import glue as glue_metrics
 
@@ -46,7 +46,7 @@ EXPERIMENTS: Mapping[str, Experiment] = {
     "glue": Experiment(
         task=glue.task,
         head=ClassificationTask.head,
-        headline=lambda config: glue_metrics.headline(glue_data.task(config.task)),
+        headline=lambda config: glue_metrics.headline(glue_tasks.task(config.task)),
         smaller_is_better=ClassificationTask.smaller_is_better,
     ),
     "nlg": Experiment(

@@ -13,6 +13,7 @@ from flax import nnx
 
 from experiments.runs.task import Task
 from lora_jax.costs import flops
+from lora_jax.costs.compiled import Jitted
 from lora_jax.data.batch import Batch
 from lora_jax.method import Method
 from lora_jax.partition import Labels, Params
@@ -62,12 +63,12 @@ class Steps:
         # takes 2.25 s, all at once 3.1 to 3.7 s.
         one_cpu = jax.default_backend() == "cpu" and task.mesh.shape[RUN] == 1
         self.at_once = 1 if one_cpu else 0
-        self._train_steps: dict[int, Callable[..., Any]] = {}
+        self._train_steps: dict[int, Jitted] = {}
         self._predict_step = step.make_runs_predict_step(
             self.model.structure, self.placement, task.function, self.at_once
         )
 
-    def train_step(self, count: int) -> Callable[..., Any]:
+    def train_step(self, count: int) -> Jitted:
         """The train step of `count` runs; programs of one size share it."""
         if count not in self._train_steps:
             self._train_steps[count] = step.make_runs_train_step(

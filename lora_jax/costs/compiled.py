@@ -22,7 +22,11 @@ _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 @runtime_checkable
 class Jitted(Protocol):
-    """A result of `jax.jit`."""
+    """A function under `jax.jit`: it can be called, or lowered and compiled ahead."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Calls the function."""
+        ...
 
     def lower(self, *args: Any, **kwargs: Any) -> jax.stages.Lowered:
         """Traces the function for these arguments, arrays or shapes."""

@@ -221,10 +221,14 @@ def factor_pairs(model: nnx.Module) -> dict[str, LowRankUpdate]:
 
 
 def _refuse_integers(layer: LoRALayer, path: str) -> None:
-    """Merging would round the update away, and integers have no gradient through the layer."""
-    if not jnp.issubdtype(dtype := layer.weight_values().dtype, jnp.inexact):
+    """Merging would round the update away. A layer whose `weight_values` makes numbers of them may."""
+    stored = getattr(layer, layer.weight).dtype
+    if jnp.issubdtype(stored, jnp.inexact):
+        return
+    plain = type(layer).weight_values is LoRALayer.weight_values
+    if plain or not jnp.issubdtype(layer.weight_values().dtype, jnp.inexact):
         raise ValueError(
-            f"the weight of {path or type(layer).__name__} has type {dtype}, which cannot hold the "
+            f"the weight of {path or type(layer).__name__} has type {stored}, which cannot hold the "
             "merged values; convert it to a floating-point type first, or leave the layer out"
         )
 

@@ -107,7 +107,9 @@ def _listed(kind: str, names: Sequence[str]) -> str:
     return f"{len(names)} {kind}: {', '.join(sorted(names)[:5])}{more}"
 
 
-def to_published(params: Mapping[str, jax.Array], layout: Layout) -> dict[str, np.ndarray]:
+def to_published(
+    params: Mapping[str, jax.Array | np.ndarray], layout: Layout
+) -> dict[str, np.ndarray]:
     """Published tensors from our leaves by path: the inverse of `from_published`."""
     tensors = {}
     for path, value in params.items():

@@ -15,6 +15,7 @@ import optax
 from flax import nnx
 
 from lora_jax import partition
+from lora_jax.costs.compiled import Jitted
 from lora_jax.low_rank import seeding
 from lora_jax.partition import Params, Structure
 from lora_jax.sharding.mesh import RUN
@@ -50,7 +51,7 @@ def make_runs_train_step(
     *,
     own_batches: bool | None = None,
     at_once: int = 0,
-) -> Callable[..., Any]:
+) -> Jitted:
     """Builds `step(trainable, state, values, frozen, batch, keys, number)`.
 
     It returns (trainable, state, metrics) with a first axis of runs in each. `trainable` and `state`
@@ -107,7 +108,8 @@ def make_runs_train_step(
         of_runs.shardings(trainable), of_runs.state_shardings(state, trainable),
         placement.replicated,
     )  # fmt: skip
-    return placement.jit(step, donate_argnums=(0, 1), out_shardings=places)
+    compiled: Jitted = placement.jit(step, donate_argnums=(0, 1), out_shardings=places)
+    return compiled
 
 
 def initial_states(optimizer: Optimizer) -> Callable[[Params, jax.Array], Any]:
@@ -141,7 +143,10 @@ def make_runs_predict_step(
 
         return _of_runs(run, (trainable, scales), at_once)
 
-    return placement.jit(predict, out_shardings=placement.replicated)
+    compiled: Callable[[Params, Mapping[str, Any], Params, Any], Any] = placement.jit(
+        predict, out_shardings=placement.replicated
+    )
+    return compiled
 
 
 def _of_runs(function: Callable[[Any], Any], runs: Any, at_once: int) -> Any:

@@ -151,4 +151,7 @@ def make_predict_step(
 
     if placement is None:
         return jax.jit(predict)
-    return placement.jit(predict, out_shardings=placement.replicated)
+    compiled: Callable[[Params, Params, Any], Any] = placement.jit(
+        predict, out_shardings=placement.replicated
+    )
+    return compiled

@@ -71,6 +71,7 @@ def kill_after_checkpoint(folder, killed):
         time.sleep(0.005)
 
 
+@pytest.mark.slow
 def test_records_are_those_of_one_process_though_a_worker_was_killed(config, tmp_path, cluster):
     values = config(
         {"method": {"rank": (2, 4)}, "seeds": (0, 1)}, epochs=2, checkpoint_every=4,

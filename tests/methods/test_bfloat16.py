@@ -35,9 +35,14 @@ MODELS = {
     ),
 }
 METHODS = [
-    methods.bitfit(), methods.top_layers(1), methods.full(),
-    methods.lora(".*/(query|qkv)", rank=2) + methods.adapter_d(2, 1),
-]  # fmt: skip
+    pytest.param(method, id=method.name, marks=[pytest.mark.slow] * slow)
+    for method, slow in (
+        (methods.bitfit(), True),
+        (methods.top_layers(1), True),
+        (methods.full(), False),
+        (methods.lora(".*/(query|qkv)", rank=2) + methods.adapter_d(2, 1), False),
+    )
+]
 
 
 def prepared(kind, method, dtype):
@@ -54,7 +59,7 @@ def batch():
     return Batch(inputs, at, 0 * at, at, np.ones(3, np.float32))
 
 
-@pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
+@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("kind", MODELS)
 def test_loss_gradients_and_decoding_are_near_those_of_float32(kind, method):
     found = {}

@@ -14,6 +14,8 @@ NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
 ABSOLUTE_PATH = re.compile(r"(?<![\w.:/~<])/\w[\w.-]*/\w")
 PNG = b"\x89PNG\r\n\x1a\n"
 
+REAL = ("02", "03", "04")
+
 each = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 
 
@@ -48,7 +50,14 @@ def test_there_are_notebooks():
     assert NOTEBOOKS, f"no notebook in {FOLDER}"
 
 
-@each
+# Three of them train on real sentences for 20 s each.
+@pytest.mark.parametrize(
+    "path",
+    [
+        pytest.param(path, id=path.stem, marks=[pytest.mark.slow] * (path.stem[:2] in REAL))
+        for path in NOTEBOOKS
+    ],
+)
 def test_runs_to_the_end_and_writes_nothing_into_the_repository(
     path, programs, tmp_path, monkeypatch
 ):

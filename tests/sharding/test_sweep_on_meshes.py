@@ -43,7 +43,7 @@ def test_a_mesh_gives_what_one_device_gives(found, one, folder, mesh, point):
 @pytest.mark.parametrize("mesh", MESHES)
 def test_factors_are_split_by_runs_and_the_base_is_not(found, mesh):
     seen, ways = found[mesh], MESHES[mesh]["run"]
-    assert set(seen["runs"]) == {8} and set(seen["own runs"]) == {8 // ways}
+    assert set(seen["runs"]) == {8} and set(seen["runs of a device"]) == {8 // ways}
     least, base = WITHIN[mesh]
     factors = [share for path, share in seen["factors"].items() if "/lora/" in path]
     assert factors and min(factors) == least / ways and max(factors) <= 1 / ways

@@ -212,6 +212,7 @@ def lines_of(path):
     return path.read_text().splitlines()
 
 
+@pytest.mark.slow
 def test_data_to_text_is_trained_and_decoded_by_two_processes(tiny_nlg, root, tmp_path):
     """Each process takes half of the rows; 7 prompts in batches of 3 divide by nothing."""
     fields = {**NLG, "model.name": str(tiny_nlg / "gpt2"), "data.source": str(tiny_nlg)}

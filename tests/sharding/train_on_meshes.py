@@ -8,6 +8,7 @@ A program of its own: the number of host devices is fixed when JAX starts.
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from pathlib import Path
@@ -40,6 +41,8 @@ MESHES = {
     "data x fsdp x model": {"data": 2, "fsdp": 2, "model": 2},
 }
 ALL_AXES = "data x fsdp x model"  # the mesh of methods other than LoRA
+if not os.environ.get("LORA_JAX_SLOW"):  # as tests/sharding/test_meshes.py asks for
+    MESHES = {name: MESHES[name] for name in ("fsdp", "model", ALL_AXES)}
 QV = {".*/attention/qkv": {"parts": ("q", "v"), "fused": ("q", "k", "v"), "dropout": 0.1}}
 METHODS = {
     "roberta": {

