@@ -1,6 +1,6 @@
 """What LoRA inserts into a layer. The inserted child owns its algebra: how the layer's output changes,
-and what the merged weight is; of the layer it sees the weight and the
-roles of its axes (`weights.WeightView`).
+and what the merged weight is; of the layer it sees the weight and the roles of its axes
+(`weights.WeightView`).
 
 `LowRankUpdate` is LoRA's W + scale * A B. `FusedUpdate` has an update for each chosen part of a fused
 projection. Others (`dora`) subclass the former.

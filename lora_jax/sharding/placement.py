@@ -152,8 +152,8 @@ class Placement:
         parts = shares(self.mesh)
         runs: Axes = ("runs",) * (batch.inputs.tokens.ndim - 2)
         rows, slot = (
-            NamedSharding(self.mesh, spec((*runs, *own), self.mesh.axis_names))
-            for own in (("batch", None), (None,))
+            NamedSharding(self.mesh, spec((*runs, *names), self.mesh.axis_names))
+            for names in (("batch", None), (None,))
         )
         inputs = [put(_padded(np.asarray(field), parts), rows) for field in batch.inputs]
         slots: dict[str, Any] = {

@@ -172,8 +172,7 @@ def test_global_functions_are_not_patched():
 def test_weight_that_cannot_hold_the_merged_values_is_refused(dtype):
     """Merged into integers the update would be rounded away."""
     model = nnx.Dict(query=linear(4, 4)(nnx.Rngs(0)))
-    model["query"].kernel[...] = jnp.ones((4, 4), dtype)
-    assert model["query"].kernel.dtype == dtype
+    model["query"].kernel = nnx.Param(jnp.ones((4, 4), dtype))
     message = f"weight of query has type {jnp.dtype(dtype)}, which cannot hold the merged values"
     with pytest.raises(ValueError, match=message):
         lora_jax.lora("query", rank=2).insert(model, key(0))

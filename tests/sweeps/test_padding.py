@@ -74,7 +74,7 @@ class Model(nnx.Module):
 
 def called(layer, x):
     """The layer's output; of a stack, that of its layers in a row."""
-    if not layer.stack_axes():
+    if not layer.stack_shape():
         return layer(x)
     graphdef, state = nnx.split(layer)
     return jax.lax.scan(lambda x, layer: (nnx.merge(graphdef, layer)(x), None), x, state)[0]
