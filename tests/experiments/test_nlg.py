@@ -260,7 +260,16 @@ def test_a_model_of_another_kind_and_an_adapter_of_another_method(
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("method", [name for name in small.METHODS if name not in ("lora", "none")])
+# tests/experiments/test_glue.py trains every method; here those whose decoding differs in kind.
+DECODED = ("full", "top2", "adapter_l", "prefix_layer", "lora_prefix_embed")
+METHODS = [
+    pytest.param(name, marks=[pytest.mark.slow] * (name not in DECODED))
+    for name in small.METHODS
+    if name not in ("lora", "none")
+]
+
+
+@pytest.mark.parametrize("method", METHODS)
 def test_every_method_trains_decodes_and_decodes_the_same_when_loaded(config, tmp_path, method):
     run = config(f"e2e,{method}", epochs=1)
     if run.method.name == "top_layers":

@@ -12,6 +12,8 @@ from lora_jax.models.decoder import Decoder, DecoderConfig
 from lora_jax.models.encoder import Classifier, EncoderConfig
 from lora_jax.training import optimizer, step
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 KEY = jax.random.key(0, impl="unsafe_rbg")  # compiles faster
 MODELS = {
     "encoder": lambda dtype: Classifier(
@@ -39,7 +41,7 @@ METHODS = [
     for method, slow in (
         (methods.bitfit(), True),
         (methods.top_layers(1), True),
-        (methods.full(), False),
+        (methods.full(), True),
         (methods.lora(".*/(query|qkv)", rank=2) + methods.adapter_d(2, 1), False),
     )
 ]

@@ -11,6 +11,8 @@ import lora_jax as lj
 from lora_jax.sweeps.start import together
 from lora_jax.sweeps.step import initial_states, make_runs_train_step
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 RANKS = (1, 4, 2)
 
 
