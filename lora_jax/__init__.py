@@ -7,7 +7,13 @@ structure, trainable, frozen = lora_jax.split(adapted, method.labels(adapted))
 `lora_jax.training` has a trainer for this.
 """
 
-from lora_jax.adapters import attach, load_adapter, save_adapter
+from lora_jax.adapters import (
+    attach,
+    base_parameters,
+    fingerprint,
+    load_adapter,
+    save_adapter,
+)
 from lora_jax.low_rank.contraction import Contraction
 from lora_jax.low_rank.layers import LoRALayer, register
 from lora_jax.low_rank.merge import merge, strip
@@ -54,6 +60,8 @@ __all__ = [  # noqa: RUF022 - in groups
     "split",
     # Adapter folders
     "attach",
+    "base_parameters",
+    "fingerprint",
     "load_adapter",
     "save_adapter",
     # Merging, and back to the base

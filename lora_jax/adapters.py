@@ -181,7 +181,8 @@ def apply_adapter(
     if adapter.base != base:
         raise ValueError(
             f"{where} was trained on another base: its fingerprint is {adapter.base[:12]}, the "
-            f"model's is {base[:12]}. Load the base it names ({adapter.notes.get('model', 'unknown')})"
+            f"model's is {base[:12]}. Load the base it names ({adapter.notes.get('model', 'unknown')}); "
+            "where the model has a task head, say so (`head`): its leaves are not of the base"
         )
     missing, extra = (
         sorted(set(trainable) - set(adapter.values)),

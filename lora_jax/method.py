@@ -82,8 +82,8 @@ class Method:
 
     @property
     def name(self) -> str:
-        """Names of the constructors, joined by +."""
-        return "+".join(name for name, _ in self.spec)
+        """Names of the combined methods, joined by +: those of their constructors, or `dora`."""
+        return "+".join(_name(name, arguments) for name, arguments in self.spec)
 
     def __str__(self) -> str:
         """Constructor calls with their arguments, joined by +."""
@@ -120,6 +120,12 @@ class Method:
     def to_json(self) -> list[dict[str, Any]]:
         """A description that `methods.from_json` turns into an equal method."""
         return [{"name": name, "arguments": dict(arguments)} for name, arguments in self.spec]
+
+
+def _name(constructor: str, arguments: Mapping[str, Any]) -> str:
+    targets = arguments.get("targets")
+    settings = targets.values() if isinstance(targets, Mapping) else ()
+    return "dora" if any(target.get("magnitude") for target in settings) else constructor
 
 
 def _shown(arguments: Mapping[str, Any]) -> str:

@@ -45,7 +45,8 @@ def names_for_a_reader():
     return {"MyModel": MyModel, "x": x, "y": y, "print": lambda *_: None}
 
 
-def test_python_lines_by_hand():
+def test_python_lines_by_hand(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     names = names_for_a_reader()
     exec(python_lines("docs/methods.md"), names)
     x, y = names["x"], names["y"]

@@ -7,10 +7,9 @@ task and the method are arguments; the learning rates are ours, not tuned beyond
         --config.data.source=FOLDER_WITH_GLUE_TSV_FILES
 
 Methods: lora (r=8, alpha=16 on q and v), dora (the same with trained magnitudes), lora_all (on all six
-matrices of a layer), adapter_h, adapter_p,
-adapter_l (about LoRA's number of values), adapter_d (in the upper half of the layers), prefix_embed,
-prefix_layer, lora_prefix_embed, lora_prefix_layer, bitfit, top2, full, head_only. On sentence pairs LoRA
-is slow to start in this small encoder; see docs/measured.md.
+matrices of a layer), adapter_h, adapter_p, adapter_l (about LoRA's number of values), adapter_d (in the
+upper half of the layers), prefix_embed, prefix_layer, lora_prefix_embed, lora_prefix_layer, bitfit, top2,
+full, head_only. On sentence pairs LoRA is slow to start in this small encoder; see docs/measured.md.
 """
 
 from typing import Any

@@ -105,7 +105,7 @@ def _record(raw: dict[str, Any], label: str, path: Path) -> Record:
         trained = parameters["trainable"] - parameters.get("head", 0)
         validation = {"loss": raw.get("best", {}).get("loss")}
         scores = {**raw["test"], **validation} if split else raw["best"]
-        weights, rank = _weights_and_rank(raw) if method == "lora" else (None, None)
+        weights, rank = _weights_and_rank(raw) if method in ("lora", "dora") else (None, None)
         return Record(
             workdirs=(label,),
             task=raw["task"],

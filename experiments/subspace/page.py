@@ -87,6 +87,11 @@ def write(
     ]
     parts = ["# Subspaces of low-rank updates", "Values: median (smallest to largest) over layers."]
     parts.append(text_tables.markdown(about))
+    if any("dora" in adapter.method.name for adapter in adapters.values()):
+        parts.append(
+            "DoRA's update is not (alpha/r) B A alone: it also scales every output. The tables below are of "
+            "its factors."
+        )
     for name, rows in tables.items():
         section = SECTIONS[name]
         parts += [f"## {section.heading}", section.note]

@@ -34,9 +34,10 @@ class LoRALayer(nnx.Module):  # a Module, so that an object's class can become o
         @lora_jax.register(MyLinear)
         class LoRAMyLinear(lora_jax.LoRALayer, MyLinear):
             weight = "kernel"
-            def roles(self): return Contraction(batch=(), inputs=(0,), outputs=(1,))
+            def roles(self): return lora_jax.Contraction(batch=(), inputs=(0,), outputs=(1,))
             def low_rank_output(self, inputs, a, b): return inputs @ a @ b
 
+    However the weight is stored, A comes as (*batch, *inputs, rank) and B as (*batch, rank, *outputs).
     The other methods have defaults for a weight whose output axes come last in the result.
     """
 
