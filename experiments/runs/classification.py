@@ -70,6 +70,11 @@ class ClassificationTask:
           FileNotFoundError, ValueError: bad settings, no model, or no data.
         """
         self.settings = run_settings(config)
+        if not (self.settings.train.epochs or config.get("eval_only", False)):
+            raise ValueError(
+                "config.epochs is 0: an untrained head has no score; to evaluate an adapter set "
+                "config.eval_only and config.adapter"
+            )
         self.method = methods.create(head=hub.HEAD, **config.method.to_dict())
         self._folder = hub.find(config.model.name)  # before the data, which may be a long download
         self._encoder = hub.read_config(self._folder, **model_arguments(config))

@@ -35,8 +35,11 @@ class DoRAUpdate(LowRankUpdate):
     ) -> DoRAUpdate:
         """A new pair whose product is zero, and the norms of the weight. See the base class."""
         update = super().create(weight, settings, key, path)
-        update.magnitude = nnx.LoRAParam(update.norms(weight))
         roles, names = weight.roles, weight.axis_names
+        batch, _, outputs = roles.sizes(weight.shape)
+        abstract = weight.layer.is_abstract()  # then the shape is all that is asked for
+        norms = jnp.zeros(batch + outputs) if abstract else update.norms(weight)
+        update.magnitude = nnx.LoRAParam(norms)
         axes.name(update.magnitude, tuple(names[axis] for axis in roles.batch + roles.outputs))
         return update
 

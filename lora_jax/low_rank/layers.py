@@ -97,6 +97,11 @@ class LoRALayer(nnx.Module):  # a Module, so that an object's class can become o
         weight: nnx.Param[Array] = getattr(self, self.weight)
         return weight[...]
 
+    def is_abstract(self) -> bool:
+        """Whether the weight is a shape without values, as in a model from `nnx.eval_shape`."""
+        weight: nnx.Param[Array] = getattr(self, self.weight)
+        return isinstance(weight.get_raw_value(), jax.ShapeDtypeStruct)
+
     def weight_shape(self) -> Shape:
         """Shape of the weight as stored, stack axes included."""
         weight: nnx.Param[Array] = getattr(self, self.weight)
@@ -227,6 +232,8 @@ def _refuse_integers(layer: LoRALayer, path: str) -> None:
     if jnp.issubdtype(stored, jnp.inexact):
         return
     plain = type(layer).weight_values is LoRALayer.weight_values
+    if not plain and layer.is_abstract():
+        return  # its numbers are not there to be seen
     if plain or not jnp.issubdtype(layer.weight_values().dtype, jnp.inexact):
         raise ValueError(
             f"the weight of {path or type(layer).__name__} has type {stored}, which cannot hold the "

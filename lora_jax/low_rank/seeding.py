@@ -40,5 +40,7 @@ def seed_dropout(
                 layer_key = jax.random.fold_in(key, zlib.crc32(f"{path}/{part}".encode()))
                 keys = jax.random.split(layer_key, stack) if stack else layer_key
                 pair.dropout_key = DropoutKey(keys)
+            if hasattr(pair, "dropout_rate"):
+                del pair.dropout_rate  # of an earlier call
             if rate is not None:
                 pair.dropout_rate = DropoutRate(jnp.broadcast_to(rate, stack))

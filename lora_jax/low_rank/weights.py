@@ -39,6 +39,10 @@ class LayerWithWeight(Protocol):
         """Logical names of the axes of the stack and of the view."""
         ...
 
+    def is_abstract(self) -> bool:
+        """Whether the weight is a shape without values."""
+        ...
+
     def weight_values(self) -> Inexact[Array, ...]:
         """The pre-trained weight as stored, or as numbers where it is stored otherwise."""
         ...

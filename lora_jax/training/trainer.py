@@ -20,6 +20,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Key
 
 from lora_jax import run_folder
+from lora_jax.checks import json_values
 from lora_jax.costs import flops
 from lora_jax.files import write_json
 from lora_jax.method import Method
@@ -177,10 +178,14 @@ class Trainer(AdaptedModel):
             cannot share, or a headline that is not among the metrics.
         """
         folder = Path(folder)
+        if smaller_is_better is None:
+            smaller_is_better = headline == LOSS
         config = {
             "method": self.method.to_json(), "base": self.base, "seed": seed, "headline": headline,
-            "batches_per_epoch": batches.per_epoch, **dataclasses.asdict(self.settings),
+            "smaller_is_better": smaller_is_better, "batches_per_epoch": batches.per_epoch,
+            **dataclasses.asdict(self.settings),
         }  # fmt: skip
+        config = json_values(config)
         remedy = "Use another folder, or the same method and settings to resume it"
         record = from_main(
             lambda: run_folder.finished(folder, run_folder.plain(config), (), remedy)
@@ -189,15 +194,19 @@ class Trainer(AdaptedModel):
             return FitResult(self.load(folder), Progress.from_record(record), record)
         if not self.settings.epochs:
             raise ValueError("epochs is 0: there is nothing to train")
-        for number in (0, batches.per_epoch - 1):  # the last batch of an epoch may be smaller
-            self.placement.batch(next(batches.epoch(0, number)))
         if validation is None and evaluate is None:
             validation = batches
+        if evaluate is None and headline != LOSS:
+            raise ValueError(
+                f"the headline {headline!r} is not among the metrics [{LOSS!r}]; give `evaluate`, a function "
+                "of the model that returns it"
+            )
+        self._try_batches(batches, validation or batches)
         mean_loss = None if validation is None else self._mean_loss(loss, validation)
 
         def metrics(trainable: Params) -> dict[str, float]:
             values = {} if mean_loss is None else {LOSS: mean_loss(trainable)}
-            return values | dict(evaluate(self.model(trainable)) if evaluate else {})
+            return values | _numbers(evaluate(self.model(trainable)) if evaluate else {})
 
         def save(trainable: Params, progress: Progress) -> None:
             notes = {"epoch": progress.best, "metrics": progress.history[-1]}
@@ -205,7 +214,7 @@ class Trainer(AdaptedModel):
 
         goal = Goal(
             label=label, headline=headline, evaluate=metrics, on_best=save,
-            smaller_is_better=headline == LOSS if smaller_is_better is None else smaller_is_better,
+            smaller_is_better=smaller_is_better,
         )  # fmt: skip
         train = self.prepare(batches, loss, goal, seed=seed, folder=folder)
         if not run_folder.claim(folder, config):
@@ -219,6 +228,12 @@ class Trainer(AdaptedModel):
         write_json(folder / run_folder.RESULT, record)
         return FitResult(self.load(folder), progress, record)
 
+    def _try_batches(self, *several: Batches) -> None:
+        """Places the first and the last batch of an epoch, which may be smaller, before a folder is made."""
+        for batches in several:
+            for number in (0, batches.per_epoch - 1):
+                self.placement.batch(next(batches.epoch(0, number)))
+
     def _mean_loss(self, loss: step.Loss, batches: Batches) -> Callable[[Params], float]:
         """Builds the mean loss of trainable parameters over the examples of some batches."""
         predict = self.predictor(lambda model, batch: loss(model, batch, None))
@@ -229,3 +244,14 @@ class Trainer(AdaptedModel):
             return float(np.average([v for _, v in pairs], weights=[n for n, _ in pairs]))
 
         return mean
+
+
+def _numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """A user's metrics as Python numbers, whatever kind of scalar they are."""
+    numbers = {}
+    for name, value in metrics.items():
+        try:
+            numbers[name] = float(value)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"evaluate: the metric {name!r} is not a number ({error})") from error
+    return numbers

@@ -282,3 +282,9 @@ def test_every_method_trains_is_saved_and_scores_the_same_when_loaded(config, tm
     examples = data.read(glue_tasks.task("stsb"), "train", run.data.source)
     words = int(batches.tokenise(examples, tokenizer, 40).lengths.sum())
     assert result["seeds"]["0"]["tokens"] == words + 60 * sum(adapter.method.special_tokens)
+
+
+def test_no_epochs_are_refused_before_the_folder_is_claimed(config, tmp_path):
+    with pytest.raises(ValueError, match=r"config\.epochs is 0: an untrained head has no score"):
+        train(config(epochs=0), tmp_path / "run")
+    assert not (tmp_path / "run").exists()

@@ -421,3 +421,11 @@ def test_bfloat16_base_computes_in_its_type():
     x = jnp.ones((3, 6), jnp.bfloat16)
     assert adapted(x).dtype == jnp.bfloat16
     np.testing.assert_array_equal(adapted(x), base(x))
+
+
+def test_shapes_of_an_abstract_model_captured_or_given():
+    base = nnx.eval_shape(lambda: nnx.Linear(6, 5, rngs=nnx.Rngs(0)))
+    method = lora_jax.lora("", rank=2, magnitude=True)
+    insert = lambda model: method.insert(model, jax.random.key(0))  # noqa: E731
+    for adapted in (nnx.eval_shape(insert, base), nnx.eval_shape(lambda: insert(base))):
+        assert adapted.lora.magnitude.shape == (5,) and adapted.lora.magnitude.dtype == jnp.float32

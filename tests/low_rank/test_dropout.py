@@ -226,3 +226,14 @@ def test_rates_of_some_layers_leave_the_others_as_they_are():
     seeding.seed_dropout(model, jax.random.key(1), {"three/lora": jnp.float32(0.5)})
     for found, own in zip(model(x), expected, strict=True):
         np.testing.assert_array_equal(found, own)
+
+
+def test_rates_of_an_earlier_call_are_forgotten():
+    layer = pass_through(0.1)
+    x = jnp.ones((1, 64))
+    seeding.seed_dropout(layer, key(3))
+    expected = layer(x)
+    seeding.seed_dropout(layer, key(3), {"lora": jnp.float32(0.9)})
+    assert np.any(layer(x) != expected)
+    seeding.seed_dropout(layer, key(3))
+    np.testing.assert_array_equal(layer(x), expected)

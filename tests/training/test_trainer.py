@@ -72,6 +72,25 @@ def test_epochs_are_judged_by_the_validation_data_without_dropout(batches, tmp_p
     assert result.progress.flops > 0 and result.progress.tokens == 0
 
 
+def test_scores_may_be_any_scalars_and_must_be_numbers(batches, tmp_path):
+    result = trainer().fit(
+        batches, loss, tmp_path / "a", headline="accuracy",
+        evaluate=lambda model: {"accuracy": jnp.float32(0.5), "f1": np.float64(0.25)},
+    )  # fmt: skip
+    assert result.progress.history[0] == {"accuracy": 0.5, "f1": 0.25}
+    with pytest.raises(ValueError, match="the metric 'accuracy' is not a number"):
+        trainer().fit(
+            batches, loss, tmp_path / "b", headline="accuracy",
+            evaluate=lambda model: {"accuracy": "good"},
+        )  # fmt: skip
+
+
+def test_a_headline_that_nothing_gives_is_refused_before_the_folder_is_made(batches, tmp_path):
+    with pytest.raises(ValueError, match="headline 'accuracy' is not among the metrics"):
+        trainer().fit(batches, loss, tmp_path / "run", headline="accuracy")
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_score_of_the_user_s_own_chooses_the_best_epoch(batches, tmp_path):
     scores = iter([0.2, 0.9, 0.5])
     seen = []
@@ -133,8 +152,17 @@ def test_bad_settings_claim_no_folder(batches, tmp_path, settings, options, says
 
 
 def test_a_headline_that_evaluate_does_not_give(batches, tmp_path):
-    with pytest.raises(ValueError, match=r"the headline 'f1' is not among the metrics \['loss'\]"):
-        trainer().fit(batches, loss, tmp_path, headline="f1")
+    with pytest.raises(
+        ValueError, match=r"the headline 'f1' is not among the metrics \['acc', 'loss'\]"
+    ):
+        trainer().fit(
+            batches,
+            loss,
+            tmp_path,
+            headline="f1",
+            validation=batches,
+            evaluate=lambda m: {"acc": 1},
+        )
 
 
 def test_a_mesh_with_an_axis_of_runs_is_refused(batches, tmp_path):
