@@ -254,7 +254,17 @@ def test_roberta_with_its_tokenizer(config, real_data, tmp_path):
     assert result["parameters"]["head"] == 16 * 16 + 16 + 16 * 2 + 2
 
 
-@pytest.mark.parametrize("method", [name for name in minilm.METHODS if name != "lora"])
+ALIKE = ("adapter_p", "adapter_l", "lora_prefix_embed")  # as others here, but for one module
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] * (name in ALIKE))
+        for name in minilm.METHODS
+        if name != "lora"
+    ],
+)
 def test_every_method_trains_is_saved_and_scores_the_same_when_loaded(config, tmp_path, method):
     run = config("stsb", method, learning_rate=1e-2, epochs=1)
     if run.method.name == "top_layers":

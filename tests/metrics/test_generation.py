@@ -186,6 +186,7 @@ def test_ter_is_the_mean_over_instances_or_over_the_corpus():
     assert nlg.corpus_ter(hypotheses, references) == pytest.approx(2 / (6 + 1))
 
 
+@pytest.mark.slow
 def test_corpus_ter_is_within_an_edit_of_tercom(real_data):
     folder, texts = real_data / "metrics/ter", {}
     for name in ("hyp.txt", "ref.txt"):

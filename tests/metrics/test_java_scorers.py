@@ -90,6 +90,7 @@ def e2e_texts(folder):
         yield "TGen", files.read_hypotheses(folder / f"metrics/e2e/tgen-std.run{run}.test.txt")
 
 
+@pytest.mark.slow
 def test_python_tokens_are_stanfords_on_e2e(real_data, working_java):
     for name, texts in e2e_texts(real_data):
         texts = sorted({files.one_line(text) for text in texts})

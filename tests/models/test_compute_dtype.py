@@ -156,7 +156,9 @@ def distance(ours, reference):
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=[pytest.mark.slow] * (kind == "roberta")) for kind in KINDS]
+)
 def test_logits_and_gradients_are_near_those_of_float32(kind, method):
     """8 bits of mantissa: an operation rounds by up to 2^-9, and some ten follow each other in a layer.
 

@@ -205,6 +205,7 @@ DROPOUT = {"embd_pdrop": 0.1, "attn_pdrop": 0.2, "resid_pdrop": 0.1}
 KEY = jax.random.key(5, impl="unsafe_rbg")  # compiles faster
 
 
+@pytest.mark.slow  # the encoder's stack is the same code
 def test_unroll_and_remat_change_nothing(saved):
     plain, expected = logits_and_gradients(load(saved[1], **DROPOUT), KEY)
     for unroll, remat in ((1, "dots"), (2, "none"), (3, "full")):

@@ -139,7 +139,18 @@ SHAPES = [
 ]
 
 
-@pytest.mark.parametrize("shape", SHAPES, ids=lambda s: "-".join(map(str, s)))
+LARGE = SHAPES[2], SHAPES[4]
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        pytest.param(
+            shape, id="-".join(map(str, shape)), marks=[pytest.mark.slow] * (shape in LARGE)
+        )
+        for shape in SHAPES
+    ],
+)
 def test_logits_and_all_gradients_equal_pytorch(shape, tmp_path):
     kind, layers, heads, hidden, intermediate, type_vocab, labels = shape
     sizes = {

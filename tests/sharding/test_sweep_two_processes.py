@@ -27,7 +27,8 @@ def get_config():
     return sweep_config("glue", minilm.get_config("rte,lora"), {grids!r})
 """
 
-pytestmark = pytest.mark.usefixtures("no_java_and_no_program_compiled_twice")
+# Two processes are shown by test_two_processes.py, sweeps on 8 devices by test_sweep_on_meshes.py.
+pytestmark = [pytest.mark.usefixtures("no_java_and_no_program_compiled_twice"), pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")
