@@ -35,6 +35,7 @@ from lora_jax.training.records import environment, peak_memory
 from lora_jax.training.settings import TrainSettings
 
 LOSS = "loss"
+_REMEDY = "Use another folder, or the same method and settings to resume it"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -180,15 +181,15 @@ class Trainer(AdaptedModel):
         folder = Path(folder)
         if smaller_is_better is None:
             smaller_is_better = headline == LOSS
-        config = {
-            "method": self.method.to_json(), "base": self.base, "seed": seed, "headline": headline,
-            "smaller_is_better": smaller_is_better, "batches_per_epoch": batches.per_epoch,
-            **dataclasses.asdict(self.settings),
-        }  # fmt: skip
-        config = json_values(config)
-        remedy = "Use another folder, or the same method and settings to resume it"
+        config = json_values(
+            {
+                "method": self.method.to_json(), "base": self.base, "seed": seed,
+                "headline": headline, "smaller_is_better": smaller_is_better,
+                "batches_per_epoch": batches.per_epoch, **dataclasses.asdict(self.settings),
+            }
+        )  # fmt: skip
         record = from_main(
-            lambda: run_folder.finished(folder, run_folder.plain(config), (), remedy)
+            lambda: run_folder.finished(folder, run_folder.plain(config), (), _REMEDY)
         )
         if record is not None:
             return FitResult(self.load(folder), Progress.from_record(record), record)
@@ -220,13 +221,19 @@ class Trainer(AdaptedModel):
         if not run_folder.claim(folder, config):
             raise ValueError(f"the folder {folder} is not the same on all hosts; use a shared one")
         progress = train()
-        record = {
+        record = self._record(progress, headline, config)
+        write_json(folder / run_folder.RESULT, record)
+        return FitResult(self.load(folder), progress, record)
+
+    def _record(
+        self, progress: Progress, headline: str, config: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """The content of result.json."""
+        return {
             "method": self.method.name, "headline": headline, "parameters": self.summary.counts(),
             "layers": self.layers, **progress.record(), "config": config, "memory": peak_memory(),
             **environment(),
         }  # fmt: skip
-        write_json(folder / run_folder.RESULT, record)
-        return FitResult(self.load(folder), progress, record)
 
     def _try_batches(self, *several: Batches) -> None:
         """Places the first and the last batch of an epoch, which may be smaller, before a folder is made."""
