@@ -18,6 +18,7 @@ import numpy as np
 from jaxtyping import Int
 from tqdm import tqdm
 
+from lora_jax import run_folder
 from lora_jax.decoding.beam import Continuations
 from lora_jax.files import to_json, write_text
 from lora_jax.sharding.hosts import from_main, is_main
@@ -152,7 +153,7 @@ def batches(
 
 def _resume(path: Path, settings: Mapping[str, Any]) -> list[_Line]:
     """Reads the finished batches of the file, and writes it anew without a half-written line."""
-    complete = json.loads(to_json(settings))
+    complete = run_folder.plain(settings)
     lines = []
     if path.exists():
         for text in path.read_text().splitlines():

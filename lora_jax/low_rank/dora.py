@@ -87,14 +87,10 @@ class DoRAUpdate(LowRankUpdate):
 
     def merged(self, weight: WeightView) -> Float[Array, ...]:
         """m / norm * (W + scale * A B)."""
-        roles = weight.roles
-        batch, _, outputs = roles.sizes(weight.shape)
-        shape = [1] * roles.ndim
-        for axis, size in zip(roles.batch + roles.outputs, batch + outputs, strict=True):
-            shape[axis] = size
-        order = roles.batch + roles.outputs
-        ratio = jnp.transpose(self.ratio(weight), [order.index(axis) for axis in sorted(order)])
-        return ratio.reshape(shape) * super().merged(weight)
+        matrices = weight.roles.to_matrices(super().merged(weight))
+        maps, _, outputs = matrices.shape
+        ratio = self.ratio(weight).reshape(maps, 1, outputs)
+        return weight.roles.from_matrices(ratio * matrices, weight.shape)
 
     def delta(self, weight: WeightView) -> Float[Array, ...]:
         """What differs from the pre-trained weight: direction and magnitude."""

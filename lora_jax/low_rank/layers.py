@@ -217,10 +217,15 @@ def adapted_layers(model: nnx.Module) -> dict[str, LoRALayer]:
     return dict(sorted(found.items()))
 
 
+def factor_path(path: str, part: str) -> str:
+    """The path of a pair's leaves, without `/a` and `/b`; `part` is "" for a whole weight's pair."""
+    return "/".join(filter(None, (path, "lora", part)))
+
+
 def factor_pairs(model: nnx.Module) -> dict[str, LowRankUpdate]:
-    """Every factor pair of an adapted model by the path of its leaves, without `/a` and `/b`."""
+    """Every factor pair of an adapted model by its `factor_path`."""
     return {
-        "/".join(filter(None, (path, "lora", part))): pair
+        factor_path(path, part): pair
         for path, layer in adapted_layers(model).items()
         for part, pair in layer.lora.pairs().items()
     }

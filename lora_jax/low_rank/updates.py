@@ -223,21 +223,23 @@ class FusedUpdate(WeightUpdate):
         """The factor pairs of the adapted parts, each with its part of the weight."""
         return {
             name: (update, part)
-            for part, (name, update) in zip(weight.parts(self.sizes), self.slots(), strict=True)
+            for name, update, part in self._all_parts(weight)
             if update is not None
         }
 
-    def slots(self) -> Iterator[tuple[str, LowRankUpdate | None]]:
-        """Yields the name of every part, in order, and its update if it has one."""
-        for name in self.names:
-            yield name, getattr(self, name, None)
+    def _all_parts(
+        self, weight: WeightView
+    ) -> Iterator[tuple[str, LowRankUpdate | None, WeightView]]:
+        """Yields the name of every part, in order, its update if it has one, and its weight."""
+        for name, part in zip(self.names, weight.parts(self.sizes), strict=True):
+            yield name, getattr(self, name, None), part
 
     def output(self, weight: WeightView, inputs: Num[Array, ...], base: BaseCall) -> Array:
         """The outputs of all parts, joined."""
         outputs = base(inputs)
         axis = weight.output_axis(outputs.ndim)
         pieces = []
-        for part, (_, update) in zip(weight.parts(self.sizes), self.slots(), strict=True):
+        for _, update, part in self._all_parts(weight):
 
             def base_part(x: Array, part: WeightView = part) -> Array:
                 return part.sliced(outputs if x is inputs else base(x), axis)
@@ -266,6 +268,6 @@ class FusedUpdate(WeightUpdate):
     ) -> Float[Array, ...]:
         pieces = [
             untouched(part) if update is None else updated(update, part)
-            for part, (_, update) in zip(weight.parts(self.sizes), self.slots(), strict=True)
+            for _, update, part in self._all_parts(weight)
         ]
         return jnp.concatenate(pieces, axis=weight.roles.outputs[0])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 import zlib
 from typing import Any
 
@@ -84,11 +83,7 @@ class BottleneckInsertion(Insertion):
             surgery.become(module, surgery.extended(PLACES[self.place], module.__class__))
 
     def _find(self, model: nnx.Module) -> dict[str, Any]:
-        modules = surgery.pretrained_modules(model)
-        found = {p: m for p, m in modules.items() if re.fullmatch(self.targets, p)}
-        if not found:
-            raise partition.no_match_error("adapter", self.targets, list(modules))
-        return found
+        return common.matching(model, self.targets, "adapter")
 
     def _new(self, sublayer: Sublayer, key: Key[Array, ""]) -> Bottleneck:
         assert sublayer.norm.scale is not None

@@ -1,10 +1,14 @@
-"""What the constructors of methods share: names of groups, patterns of paths, and the head's rule."""
+"""What methods share: names of groups, patterns of paths and what they match, and the head's rule."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
+from flax import nnx
+
+from lora_jax import partition, surgery
 from lora_jax.checks import json_values
 from lora_jax.method import Insertion, Method
 from lora_jax.partition import Rule
@@ -30,3 +34,21 @@ def method(
     """
     head = (Rule(arguments["head"], HEAD),) if arguments["head"] else ()
     return Method(((name, json_values(arguments)),), insertions, head + rules)
+
+
+def matching(model: nnx.Module, pattern: str, kind: str) -> dict[str, Any]:
+    """The pre-trained modules whose whole paths match, by path.
+
+    Args:
+      model: pre-trained or adapted.
+      pattern: regular expression.
+      kind: what the pattern is for, for the message.
+
+    Raises:
+      ValueError: it matches no path.
+    """
+    modules = surgery.pretrained_modules(model)
+    found = {path: module for path, module in modules.items() if re.fullmatch(pattern, path)}
+    if not found:
+        raise partition.no_match_error(kind, pattern, list(modules))
+    return found

@@ -16,7 +16,6 @@ and cached decoding treat them rightly without knowing of them. The data gets th
 from __future__ import annotations
 
 import dataclasses
-import re
 import zlib
 from typing import Any, Literal
 
@@ -25,7 +24,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Key
 
-from lora_jax import partition, surgery
+from lora_jax import surgery
 from lora_jax.checks import Integer, Real, integer, not_negative
 from lora_jax.method import Insertion, Method
 from lora_jax.methods import common
@@ -71,10 +70,7 @@ class SpecialTokensInsertion(Insertion):
         return int(self.prefix), int(self.infix)
 
     def _embedding(self, model: nnx.Module) -> tuple[str, Any]:
-        modules = surgery.pretrained_modules(model)
-        found = {p: m for p, m in modules.items() if re.fullmatch(self.tokens, p)}
-        if not found:
-            raise partition.no_match_error("word embedding", self.tokens, list(modules))
+        found = common.matching(model, self.tokens, "word embedding")
         (path, module), *others = found.items()
         if others:
             raise ValueError(f"{self.tokens!r} names several modules, {sorted(found)}: name one")

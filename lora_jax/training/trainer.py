@@ -181,16 +181,13 @@ class Trainer(AdaptedModel):
         folder = Path(folder)
         if smaller_is_better is None:
             smaller_is_better = headline == LOSS
-        config = json_values(
-            {
-                "method": self.method.to_json(), "base": self.base, "seed": seed,
-                "headline": headline, "smaller_is_better": smaller_is_better,
-                "batches_per_epoch": batches.per_epoch, **dataclasses.asdict(self.settings),
-            }
-        )  # fmt: skip
-        record = from_main(
-            lambda: run_folder.finished(folder, run_folder.plain(config), (), _REMEDY)
-        )
+        values = {
+            "method": self.method.to_json(), "base": self.base, "seed": seed,
+            "headline": headline, "smaller_is_better": smaller_is_better,
+            "batches_per_epoch": batches.per_epoch, **dataclasses.asdict(self.settings),
+        }  # fmt: skip
+        config = run_folder.plain(json_values(values))
+        record = from_main(lambda: run_folder.finished(folder, config, (), _REMEDY))
         if record is not None:
             return FitResult(self.load(folder), Progress.from_record(record), record)
         if not self.settings.epochs:
