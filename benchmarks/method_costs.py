@@ -12,8 +12,6 @@ sizes are those of configs/glue/minilm.py and configs/nlg/small.py.
 from __future__ import annotations
 
 import dataclasses
-import json
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -21,6 +19,7 @@ import numpy as np
 from absl import app, flags
 from flax import nnx
 
+from benchmarks import timing
 from configs.glue import minilm
 from configs.nlg import small
 from lora_jax import methods, partition
@@ -115,18 +114,19 @@ def main(_: list[str]) -> None:
         for name, arguments in chosen.items()
     }
     full = costs["full"]
-    print(f"{_MODEL.value}, {_BATCH.value} rows of {_LENGTH.value} tokens")
-    print("| method | trained | head | GFLOP/step | of full | activations | optimizer | of full |")
-    print("|---|---|---|---|---|---|---|---|")
+    rows = [
+        "| method | trained | head | GFLOP/step | of full | activations | optimizer | of full |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
     for name, work in sorted(costs.items(), key=lambda item: item[1]["flops"]):
         memory, state = (readable_bytes(work[k]) for k in ("temporary_bytes", "optimizer_bytes"))
-        print(
+        rows.append(
             f"| {name} | {work['trained']:,} | {work['head']:,} | {work['flops'] / 1e9:.2f} "
             f"| {work['flops'] / full['flops']:.3f} | {memory} | {state} "
             f"| {work['optimizer_bytes'] / full['optimizer_bytes']:.5f} |"
         )
-    if _OUTPUT.value:
-        Path(_OUTPUT.value).write_text(json.dumps(costs, indent=2) + "\n")
+    title = f"{_MODEL.value}, {_BATCH.value} rows of {_LENGTH.value} tokens"
+    timing.report(title, rows, costs, _OUTPUT.value)
 
 
 if __name__ == "__main__":

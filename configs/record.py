@@ -61,11 +61,11 @@ def _values(folder: Path) -> dict[str, Any]:
             f"{file} is not the config of a run of experiments.glue or experiments.nlg; give the "
             f"folder of one: {_EXAMPLE}"
         )
-    return {key: _tuples(value) for key, value in values.items()}
+    return {key: tuples(value) for key, value in values.items()}
 
 
-def _tuples(value: Any) -> Any:
-    """Tuples in place of JSON's lists: only tuples can be set on the command line."""
+def tuples(value: Any) -> Any:
+    """JSON values with tuples for lists, as configs have them: only tuples can be set in a command."""
     if isinstance(value, dict):
-        return {key: _tuples(item) for key, item in value.items()}
-    return tuple(map(_tuples, value)) if isinstance(value, list) else value
+        return {key: tuples(item) for key, item in value.items()}
+    return tuple(map(tuples, value)) if isinstance(value, list) else value

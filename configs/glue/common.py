@@ -12,7 +12,6 @@ from configs.training import order_fields, training_fields
 
 # Column order of the paper's Tables 2 and 9.
 TASKS = ("mnli", "sst2", "mrpc", "cola", "qnli", "qqp", "rte", "stsb")
-WARM_STARTED = ("mrpc", "rte", "stsb")  # from the MNLI adapter, see the note under Table 9
 QUERY_VALUE = r".*/attention/(query|value)"  # what the paper adapts (section 4.2)
 
 

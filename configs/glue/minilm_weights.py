@@ -24,12 +24,17 @@ from configs.glue import common
 PATHS = {"q": "query", "k": "key", "v": "value", "o": "output"}
 
 
+def targets(weights: str) -> str:
+    """The pattern of the attention weights with these letters: `qv` are query and value."""
+    names = "|".join(PATHS[letter] for letter in weights)
+    return rf".*/attention/({names})"
+
+
 def get_config(arg: str = "sst2,qv,8") -> common.ConfigDict:
     """Returns the config of `task,weights,rank`."""
     try:
         task, weights, rank = arg.split(",")
-        targets = "|".join(PATHS[letter] for letter in weights or " ")
-        method = {"rank": int(rank), "alpha": 16.0, "targets": rf".*/attention/({targets})"}
+        method = {"rank": int(rank), "alpha": 16.0, "targets": targets(weights or " ")}
     except (ValueError, KeyError):
         raise ValueError(
             f"{arg!r} is not TASK,WEIGHTS,RANK with weights of the letters {''.join(PATHS)}, "

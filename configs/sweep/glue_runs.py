@@ -25,12 +25,6 @@ MODELS = ("minilm", "roberta_base", "roberta_large")
 _ROW_LENGTH = {"cola": 128, "sst2": 128, "mrpc": 192, "stsb": 192}
 
 
-def targets(weights: str) -> str:
-    """The pattern of the attention weights with these letters: `qv` are query and value."""
-    names = "|".join(minilm_weights.PATHS[letter] for letter in weights)
-    return rf".*/attention/({names})"
-
-
 def run_config(argument: str) -> tuple[ConfigDict, str]:
     """The config of one run of `TASK` or `TASK,MODEL` on W_q and W_v at rank 8, and the model's name.
 

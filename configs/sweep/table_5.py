@@ -18,8 +18,9 @@ Variants: `TASK,roberta_base` and `TASK,roberta_large`, as in configs/sweep/tabl
 
 from __future__ import annotations
 
+from configs.glue.minilm_weights import targets
 from configs.sweep.common import ConfigDict, sweep_config
-from configs.sweep.glue_runs import run_config, targets
+from configs.sweep.glue_runs import run_config
 
 _SETS = {8: ("q", "k", "v", "o"), 4: ("qk", "qv"), 2: ("qkvo",)}  # by rank
 

@@ -24,8 +24,9 @@ and one set of weights.
 
 from __future__ import annotations
 
+from configs.glue.minilm_weights import targets
 from configs.sweep.common import ConfigDict, sweep_config
-from configs.sweep.glue_runs import run_config, targets
+from configs.sweep.glue_runs import run_config
 
 WEIGHTS = ("q", "qv", "qkvo")
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import jax
 
 from experiments.convert import state_dicts
+from experiments.runs import bases
 from lora_jax import adapters, partition
 from lora_jax.interop import loralib, loralib_export, loralib_names
 from lora_jax.models import hub
@@ -92,8 +93,7 @@ def _convert_for_base(
             )
         with _errors_naming(checkpoint):
             converted = convert(layers=encoder.num_hidden_layers)
-        bias = converted.values.get("head/output/bias")
-        outputs = 2 if bias is None else len(bias)
+        outputs = bases.head_outputs(converted.values)
         model = hub.load_classifier(folder, encoder, outputs, jax.random.key(0))
     base = adapters.fingerprint(adapters.base_parameters(model, hub.HEAD))
     with _errors_naming(checkpoint):

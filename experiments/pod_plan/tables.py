@@ -33,7 +33,7 @@ def comparison(lora: StepFigures, full: StepFigures, chip: Chip) -> str:
         *_least(lora, full),
         _compiled(lora, full),
     ]
-    return _table(("", lora.method.partition("(")[0], "full", "ratio"), rows)
+    return text_tables.pipe_table(("", lora.method.partition("(")[0], "full", "ratio"), rows)
 
 
 def sweep_comparison(sweep: StepFigures, single: StepFigures, chip: Chip) -> str:
@@ -67,7 +67,7 @@ def sweep_comparison(sweep: StepFigures, single: StepFigures, chip: Chip) -> str
         _compiled(sweep, single),
     ]
     head = ("one step of all runs", f"{times} runs, one program", "one run at a time", "ratio")
-    return f"{_table(head, rows)}\n\n{_saved(sweep)}"
+    return f"{text_tables.pipe_table(head, rows)}\n\n{_saved(sweep)}"
 
 
 def _saved(sweep: StepFigures) -> str:
@@ -144,10 +144,6 @@ def _compiled(first: StepFigures, second: StepFigures) -> Row:
     return "compiled here in", *(f"{p.compile_seconds:.0f} s" for p in (first, second)), ""
 
 
-def _table(head: Row, rows: Sequence[Row]) -> str:
-    return text_tables.pipe_table(head, rows)
-
-
 def ranking(steps: Sequence[StepFigures]) -> str:
     """The steps of a search: those that fit first, by tokens per second if nothing overlaps.
 
@@ -167,7 +163,7 @@ def ranking(steps: Sequence[StepFigures]) -> str:
              *(str(getattr(step, count)) for count in counts), size_text(step.peak),
              "yes" if step.fits else "no", sent, *bounds)
         )  # fmt: skip
-    return _table((*axes, *counts, "peak", "fits", "sent a step", *speeds), rows)
+    return text_tables.pipe_table((*axes, *counts, "peak", "fits", "sent a step", *speeds), rows)
 
 
 def mesh_text(mesh: dict[str, int]) -> str:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from experiments.report.record import Record, weights_label
 from experiments.report.tables import MISSING
+from lora_jax.methods.lora import by_target
 
 # Arguments of `lora` beside targets and rank; a record without a field had the default.
 _DEFAULTS = {"alpha": None, "scaling": "alpha/r", "dropout": 0.0, "init": "kaiming", "std": 0.02}
@@ -47,11 +47,9 @@ def weights_of(record: Record) -> str:
 def _per_target(record: Record) -> list[tuple[str, dict[str, Any]]]:
     """The arguments of every target, as `methods.lora` reads them."""
     method = record.config["method"]
-    targets = method["targets"]
-    if not isinstance(targets, Mapping):
-        targets = {t: {} for t in ([targets] if isinstance(targets, str) else targets)}
     return [
-        (pattern, {**_DEFAULTS, **method, **arguments}) for pattern, arguments in targets.items()
+        (pattern, {**_DEFAULTS, **method, **arguments})
+        for pattern, arguments in by_target(method["targets"]).items()
     ]
 
 

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from experiments.report.adapted_layers import FUSED, LETTERS, AdaptedLayer
+from lora_jax.methods.lora import by_target
 
 _BLOCK = "layers/block"
 _FEED_FORWARD = (f"{_BLOCK}/feed_forward/up", f"{_BLOCK}/feed_forward/down")
@@ -46,12 +47,8 @@ def layers_of_config(method: Mapping[str, Any], *, is_decoder: bool) -> list[Ada
     targets = method.get("targets")
     if method.get("name") != "lora" or not targets:
         return []
-    if isinstance(targets, str):
-        targets = [targets]
-    if not isinstance(targets, Mapping):
-        targets = {pattern: {} for pattern in targets}
     layers = []
-    for pattern, overrides in targets.items():
+    for pattern, overrides in by_target(targets).items():
         arguments = {**method, **overrides}
         rank, parts = arguments.get("rank", _DEFAULT_RANK), tuple(arguments.get("parts") or ())
         paths = _DECODER if is_decoder else _ENCODER

@@ -136,20 +136,20 @@ def _merit(runs: Sequence[Run]) -> tuple[float, float, int]:
 
 def find_sweeps(records: Sequence[Record]) -> list[RankSweep]:
     """The sweeps: LoRA runs with a headline score, equal in all but `SWEPT`, of several ranks."""
-    groups: dict[Hashable, list[Record]] = {}
+    groups: dict[tuple[str, str, str], list[Record]] = {}
     for record in records:
         column = HEADLINES.get(record.task)
         if record.method == "lora" and record.rank and column and column.metric in record.scores:
             key = record.task, record.model, setting(record, SWEPT)
             groups.setdefault(key, []).append(record)
-    curves = [group for group in groups.values() if _has_curve(group)]
+    curves = {key: group for key, group in groups.items() if _has_curve(group)}
     # Only what all runs of a sweep have in common may tell it from other sweeps.
     common = [
-        dataclasses.replace(group[0], config=json.loads(setting(group[0], SWEPT)))
-        for group in curves
+        dataclasses.replace(group[0], config=json.loads(shared_setting))
+        for (_, _, shared_setting), group in curves.items()
     ]
     result = []
-    for group, shared in zip(curves, common, strict=True):
+    for group, shared in zip(curves.values(), common, strict=True):
         alike = [r for r in common if (r.task, r.model) == (shared.task, shared.model)]
         apart = next(d for r, d in zip(alike, distinctions(alike), strict=True) if r is shared)
         score = f"{shared.task} {HEADLINES[shared.task].metric}"

@@ -73,13 +73,16 @@ def _short(value: Any) -> str:
 def pooled(records: Iterable[Record]) -> list[Record]:
     """Joins records of one setting that have no seed in common."""
     result: list[Record] = []
+    settings: list[str] = []  # of the results; joining keeps them
     for new in records:
+        of_new = setting(new)
         for i, old in enumerate(result):
-            if setting(old) == setting(new) and not set(old.seeds) & set(new.seeds):
+            if settings[i] == of_new and not set(old.seeds) & set(new.seeds):
                 result[i] = _joined(old, new)
                 break
         else:
             result.append(new)
+            settings.append(of_new)
     return result
 
 

@@ -101,7 +101,8 @@ def weights_table(sweeps: Sequence[Sweep]) -> Table:
         cells += line
         lines.append((f"GPT-3 175B, {task}", "paper", *(c.of_paper for c in line)))
     for name, sweep in zip(sweep_names(sweeps), sweeps, strict=True):
-        shown = [record for record in sweep if point(record) in _in_table_5(sweep)]
+        points = _in_table_5(sweep)
+        shown = [record for record in sweep if point(record) in points]
         records += shown
         column = HEADLINES[sweep[0].task]
         for suffix, by_point in split_lines(shown, point):
@@ -118,7 +119,8 @@ def rank_table(sweeps: Sequence[Sweep]) -> Table:
     paper_weights = dict.fromkeys(weights for _, weights in TABLE_6)
     shown: list[tuple[str, Sweep]] = []
     for name, sweep in zip(sweep_names(sweeps), sweeps, strict=True):
-        new = {point(record)[0] for record in sweep if point(record) not in _in_table_5(sweep)}
+        elsewhere = _in_table_5(sweep)
+        new = {point(record)[0] for record in sweep if point(record) not in elsewhere}
         chosen = [r for r in sweep if r.weights in paper_weights or r.weights in new]
         if new or len({point(record) for record in chosen}) > 1:
             shown.append((name, chosen))

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from pathlib import Path
 
 import jax
+import numpy as np
 from flax import nnx
 
 from lora_jax.adapters import Adapter, attach
@@ -33,6 +35,12 @@ def base(name: str, outputs: int) -> nnx.Module:
         return load(hub.find(name), outputs)
 
 
+def head_outputs(values: Mapping[str, np.ndarray]) -> int:
+    """Outputs of the head among an adapter's values; 2 if there is none."""
+    bias = values.get("head/output/bias")
+    return 2 if bias is None else len(bias)
+
+
 def adapted(name: str, adapter: Adapter, where: str) -> nnx.Module:
     """The model `name` with an adapter on it, loaded strictly.
 
@@ -44,7 +52,6 @@ def adapted(name: str, adapter: Adapter, where: str) -> nnx.Module:
     Raises:
       FileNotFoundError, ValueError: the model cannot be read, or it is not the adapter's base.
     """
-    bias = adapter.values.get("head/output/bias")
-    model = base(name, 2 if bias is None else len(bias))
+    model = base(name, head_outputs(adapter.values))
     with in_host_memory():
         return attach(model, adapter, hub.HEAD, where)

@@ -105,6 +105,15 @@ class SweepFolder:
         """What was planned, in order."""
         return [Program.from_json(values) for values in hosts.from_main(self._planned)]
 
+    def unfinished(self, points: Iterable[Point]) -> list[Program]:
+        """The planned programs that train one of these points and have points without a result."""
+        names, done = {point.name for point in points}, self.finished()
+        return [
+            program
+            for program in self.programs()
+            if names & set(program.points) and set(program.points) - done
+        ]
+
     def _planned(self) -> list[dict[str, Any]]:
         file = self.path / "plan.json"
         return json.loads(file.read_text()) if file.exists() else []

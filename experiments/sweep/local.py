@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -69,7 +68,7 @@ def _status(
         name,
         "diverged" if run.diverged else "finished" if ended else "training",
         step=run.step,
-        steps=math.prod((epochs, per_epoch)),
+        steps=epochs * per_epoch,
         loss=loss,
         score=scores[-1] if scores else None,
         best=scores[run.best - 1] if scores else None,
@@ -109,12 +108,8 @@ def _work(
     only: Collection[str] | None,
 ) -> Iterator[tuple[SharedBase, list[Program]]]:
     """The unfinished programs of compatible points: those planned before, then new ones."""
-    names, done = {point.name for point in members}, folder.finished()
     old = [
-        program
-        for program in folder.programs()
-        if set(program.points) & names and set(program.points) - done
-        if only is None or program.name in only
+        program for program in folder.unfinished(members) if only is None or program.name in only
     ]
     if old:  # as they were started, and with points that the grids no longer have
         started = [

@@ -46,6 +46,7 @@ import jax
 from absl import logging
 from ml_collections import ConfigDict
 
+from configs.record import tuples
 from experiments.sweep import local, ray_cluster
 from experiments.sweep.folder import SweepFolder
 from experiments.sweep.live_table import LiveTable
@@ -100,9 +101,8 @@ def run_sweep(
     jax.config.update("jax_platforms", "cpu")
     workdir = workdir.resolve()
     folder, members = local.opened(config, workdir)
-    names, done = {point.name for point in members}, folder.finished()
-    planned = local.planned(config, folder, members)
-    left = [p for p in planned if names & set(p.points) and set(p.points) - done]
+    local.planned(config, folder, members)
+    left = folder.unfinished(members)
     with table or contextlib.nullcontext():
         show = _shows(folder, members, table)
         show()
@@ -196,7 +196,7 @@ def _train(name: str, workdir: str, started_in: str) -> str | None:
     program_folder = folder / "programs" / name
     worker = {"host": platform.node(), "process": os.getpid(), "since": time.time()}
     write_json(program_folder / "worker.json", worker)
-    config = ConfigDict(_tuples(json.loads((folder / "sweep.json").read_text())))
+    config = ConfigDict(tuples(json.loads((folder / "sweep.json").read_text())))
     try:
         done = local.run_sweep(config, folder, only={name})
         (program,) = (planned for planned in done.programs() if planned.name == name)
@@ -206,10 +206,3 @@ def _train(name: str, workdir: str, started_in: str) -> str | None:
         return traceback.format_exc()
     (program_folder / "error.txt").unlink(missing_ok=True)
     return None
-
-
-def _tuples(value: Any) -> Any:
-    """JSON values with tuples for lists, as configs have them."""
-    if isinstance(value, Mapping):
-        return {name: _tuples(part) for name, part in value.items()}
-    return tuple(map(_tuples, value)) if isinstance(value, list) else value

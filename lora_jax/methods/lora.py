@@ -91,8 +91,18 @@ def _refuse_shared_weights(modules: Mapping[str, nnx.Module], targets: Mapping[s
             )
 
 
+Targets = str | Sequence[str] | Mapping[str, Mapping[str, Any]]
+
+
+def by_target(targets: Targets) -> dict[str, Mapping[str, Any]]:
+    """The arguments of each target alone, by its pattern; `targets` as of `lora`."""
+    if isinstance(targets, Mapping):
+        return dict(targets)
+    return {pattern: {} for pattern in ([targets] if isinstance(targets, str) else targets)}
+
+
 def lora(
-    targets: str | Sequence[str] | Mapping[str, Mapping[str, Any]],
+    targets: Targets,
     *,
     rank: Integer = 8,
     alpha: Real | None = None,
@@ -129,11 +139,9 @@ def lora(
     Raises:
       ValueError: an argument is out of range (rank and alpha are checked again against each layer).
     """
-    if isinstance(targets, str):
-        targets = [targets]
-    if not targets:
+    per_target = by_target(targets)
+    if not per_target:
         raise ValueError("lora needs at least one target pattern")
-    per_target = dict(targets) if isinstance(targets, Mapping) else {t: {} for t in targets}
     shared = {
         "rank": rank, "alpha": alpha, "scaling": scaling, "init": init, "std": std,
         "dropout": dropout, "parts": parts, "fused": fused, "fused_sizes": fused_sizes,
