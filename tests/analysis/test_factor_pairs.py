@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from random_models import from_shapes
 from safetensors.numpy import load_file
 
 import lora_jax
@@ -130,22 +131,12 @@ SCALES = {
 }
 
 
-def random_model(make):
-    """A model with random values made in numpy: initialisers are slow to compile."""
-    model = nnx.eval_shape(make)
-    rng = np.random.default_rng(0)
-    for _, variable in nnx.to_flat_state(nnx.state(model)):
-        values = rng.normal(size=variable.shape)
-        variable.set_raw_value(jnp.asarray(values, variable.dtype))
-    return model
-
-
 def base_of(name):
     make = {
         "encoder": lambda: Classifier(ENCODER, 3, nnx.Rngs(0)),
         "mixed": lambda: Mixed(nnx.Rngs(0)),
     }.get(name, lambda: Decoder(DECODER, rngs=nnx.Rngs(0)))
-    return random_model(make)
+    return from_shapes(make, scale=1.0)
 
 
 def method_of(name):
@@ -290,7 +281,7 @@ def test_singular_directions_are_the_inputs(case):
 
 def test_bfloat16_factors_and_weights_become_float32():
     make = lambda: nnx.Linear(6, 5, param_dtype=jnp.bfloat16, rngs=nnx.Rngs(0))  # noqa: E731
-    base = random_model(lambda: nnx.Dict(linear=make()))
+    base = from_shapes(lambda: nnx.Dict(linear=make()), scale=1.0)
     method = lora_jax.lora("linear", rank=2)
     model = method.insert(base, KEY)
     for variable in (model["linear"].lora.a, model["linear"].lora.b):

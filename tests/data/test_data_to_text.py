@@ -61,7 +61,6 @@ FIRST = {
     ),
 }
 SOME = "name[Blue Spice], eatType[coffee shop], priceRange[£20-25], familyFriendly[no]"
-LINE = "name : Blue Spice | Type : coffee shop | price : £ 20 - 25 | family friendly : no"
 
 
 def rows(pairs: Pairs) -> list[tuple[str, str, str]]:

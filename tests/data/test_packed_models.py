@@ -10,6 +10,7 @@ import numpy as np
 import optax
 import pytest
 import transformers
+from deviations import deviation
 from flax import nnx
 from random_examples import random_examples
 
@@ -91,16 +92,6 @@ def loss_gradients_logits(model, batch):
 
     (value, logits), gradients = run(params, batch)
     return float(value), jax.tree.map(np.asarray, gradients), np.asarray(logits)
-
-
-def deviation(ours, reference) -> float:
-    """Largest difference, each leaf relative to its largest value (or 1% of the largest leaf's)."""
-    assert set(ours) == set(reference)
-    top = max(float(np.abs(v).max()) for v in reference.values())
-    return max(
-        float(np.abs(ours[k] - v).max()) / max(float(np.abs(v).max()), 0.01 * top)
-        for k, v in reference.items()
-    )
 
 
 @pytest.mark.parametrize("kind", ["bert", "roberta"])

@@ -1,11 +1,9 @@
 """Rank sweeps in the report: the expected numbers are worked out by numpy from the scores written."""
 
 import csv
-import importlib.util
 import io
 import json
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,28 +12,16 @@ from experiments.paper.scores import TABLE_18
 from experiments.report import document, rank_plot, rank_sweeps, rank_tables
 from experiments.report.records import find
 from lora_jax.analysis.plots import COLOURS
+from tests.experiments.report_records import glue_record, nlg_record
 
 _NAMES = {"q": "query", "k": "key", "v": "value", "o": "output"}
-
-
-def _made_up():
-    """The makers of records of test_report.py; test folders are no packages."""
-    spec = importlib.util.spec_from_file_location(
-        "report_records", Path(__file__).with_name("test_report.py")
-    )
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-RECORDS = _made_up()
 
 
 def point(folder, weights="qv", rank=8, values=(0.9,), seeds=None, **changes):
     targets = rf".*/attention/({'|'.join(_NAMES[w] for w in weights)})"
     trained = 100 * rank * len(weights)
     fields = {"method__targets": targets, "method__rank": rank, "trained": trained, **changes}
-    return RECORDS.glue_record(folder, values=values, seeds=seeds, **fields)
+    return glue_record(folder, values=values, seeds=seeds, **fields)
 
 
 def swept(*folders):
@@ -136,7 +122,7 @@ def test_what_varies_joins_runs_and_all_else_parts_them(tmp_path):
     point(tmp_path / "b/2", rank=2, epochs=7)
     point(tmp_path / "c", rank=4, batch_size=99)  # a rank alone
     point(tmp_path / "d", rank=4, task="cola", metric="matthews")
-    RECORDS.glue_record(tmp_path / "e", method="bitfit")
+    glue_record(tmp_path / "e", method="bitfit")
     found = swept(tmp_path)
     assert [len(sweep.records) for sweep in found] == [4, 2]
     assert [sweep.name for sweep in found] == [
@@ -333,7 +319,7 @@ def test_points_of_one_rank_stand_beside_each_other_nearer_than_ranks(tmp_path):
 )
 def test_the_papers_curve_is_only_in_the_panel_of_its_model(tmp_path, changes, drawn):
     for rank in (1, 16):
-        RECORDS.nlg_record(tmp_path / f"{rank}", rank=rank, bleu=(0.6, 0.7, 0.69), **changes)
+        nlg_record(tmp_path / f"{rank}", rank=rank, bleu=(0.6, 0.7, 0.69), **changes)
     figure = rank_plot.figure(swept(tmp_path))
     (axes,) = figure.axes
     dashed = [line for line in axes.lines if line.get_linestyle() == "--"]

@@ -11,7 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from deviations import deviation
 from flax import nnx
+from random_models import with_norms_near_one
 
 import lora_jax
 from lora_jax import adapters, methods, partition
@@ -36,15 +38,7 @@ QV = {".*/qkv": {"parts": ("q", "v"), "fused": ("q", "k", "v")}}
 
 def random_model(config=TINY, make=Decoder):
     """A model with random values everywhere, from shapes alone."""
-    abstract = nnx.eval_shape(lambda: make(config, rngs=nnx.Rngs(0)))
-    shapes = partition.parameters(abstract)
-    structure, _, _ = partition.split(abstract, dict.fromkeys(shapes, partition.FROZEN))
-    rng = np.random.default_rng(0)
-    values = {
-        path: jnp.asarray(rng.normal(path.endswith("scale"), 0.2, shapes[path].shape), jnp.float32)
-        for path in sorted(shapes)
-    }
-    return partition.join(structure, values, {})
+    return with_norms_near_one(lambda: make(config, rngs=nnx.Rngs(0)))
 
 
 def batch_of(rows=3, length=8, vocab=20, slots=5):
@@ -88,14 +82,6 @@ def uncut(leaves):
         name: np.concatenate([own[i] for i in sorted(own)]) if "/block/" in name else own[0]
         for name, own in parts.items()
     }
-
-
-def deviation(ours, reference):
-    """Largest difference, relative to each leaf's largest value, at least 1% of all leaves'."""
-    assert {k: v.shape for k, v in ours.items()} == {k: v.shape for k, v in reference.items()}
-    top = {path: np.abs(v).max() for path, v in reference.items()}
-    floor = 0.01 * max(top.values())
-    return max(np.abs(ours[k] - v).max() / max(top[k], floor) for k, v in reference.items())
 
 
 @jax.jit

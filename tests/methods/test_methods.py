@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from random_models import from_shapes
 
 import lora_jax
 from lora_jax import methods, partition
@@ -587,16 +588,6 @@ def test_bytes_follow_the_types(model):
 
 
 # --- The project's encoder ------------------------------------------------------------------------
-
-
-def from_shapes(make, seed=0):
-    """A model with random values made in numpy: initialisers are slow to compile."""
-    model = nnx.eval_shape(make)
-    rng = np.random.default_rng(seed)
-    for _, variable in nnx.to_flat_state(nnx.state(model)):
-        values = rng.normal(scale=0.3, size=variable.shape)
-        variable.set_raw_value(jnp.asarray(values, variable.dtype))
-    return model
 
 
 def test_lora_on_the_stacked_encoder():

@@ -12,6 +12,7 @@ import optax
 import pytest
 import torch
 import transformers
+from deviations import deviation
 from flax import nnx
 from safetensors.numpy import load_file, save_file
 
@@ -116,15 +117,6 @@ def torch_logits(theirs):
     """Of the chosen tokens, one example at a time."""
     logits = [theirs(torch.tensor(example[None])).logits[0] for example in EXAMPLES]
     return torch.cat([rows[c] for rows, c in zip(logits, CHOSEN, strict=True)])
-
-
-def deviation(ours, reference):
-    """Largest difference, relative to each leaf's largest value, at least 1% of all leaves'."""
-    assert {k: v.shape for k, v in ours.items()} == {k: v.shape for k, v in reference.items()}
-    assert all(v.dtype == jnp.float32 for v in ours.values())
-    top = {path: np.abs(v).max() for path, v in reference.items()}
-    floor = 0.01 * max(top.values())  # a key's bias has gradient zero, but for rounding
-    return max(np.abs(ours[k] - v).max() / max(top[k], floor) for k, v in reference.items())
 
 
 def difference(ours, theirs):

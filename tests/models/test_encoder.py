@@ -12,7 +12,9 @@ import optax
 import pytest
 import torch
 import transformers
+from deviations import deviation
 from flax import nnx
+from random_models import with_norms_near_one
 
 from lora_jax import methods, partition
 from lora_jax.data.batch import Inputs
@@ -92,23 +94,6 @@ def padded(lengths, vocab_size, type_vocab, pad, seed):
     reference = {"input_ids": tokens, "attention_mask": mask, "token_type_ids": types}
     reference = {k: torch.tensor(v, dtype=torch.long) for k, v in reference.items()}
     return reference, Inputs(tokens, mask, positions, types)
-
-
-def deviation(ours, reference) -> float:
-    """Largest difference of two trees, each leaf relative to its own largest value.
-
-    A leaf far smaller than all others is measured by 1% of the largest: a key's bias has gradient
-    zero (softmax ignores a shift), and what is there is rounding.
-    """
-    assert set(ours) == set(reference)
-    top = max(float(np.abs(v).max()) for v in reference.values())
-    worst = 0.0
-    for path, value in reference.items():
-        leaf = np.asarray(ours[path])
-        assert leaf.shape == value.shape and leaf.dtype == np.float32, path
-        scale = max(float(np.abs(value).max()), 0.01 * top)
-        worst = max(worst, float(np.abs(leaf - value).max()) / scale)
-    return worst
 
 
 def gradients_of(model, loss):
@@ -284,15 +269,7 @@ TINY = EncoderConfig(
 
 def tiny(config=TINY, outputs=2):
     """A classifier with random values everywhere, from shapes alone."""
-    abstract = nnx.eval_shape(lambda: Classifier(config, outputs, nnx.Rngs(params=0)))
-    shapes = partition.parameters(abstract)
-    structure, _, _ = partition.split(abstract, dict.fromkeys(shapes, partition.FROZEN))
-    rng = np.random.default_rng(0)
-    values = {
-        path: jnp.asarray(rng.normal(path.endswith("scale"), 0.2, shapes[path].shape), jnp.float32)
-        for path in sorted(shapes)
-    }
-    return partition.join(structure, values, {})
+    return with_norms_near_one(lambda: Classifier(config, outputs, nnx.Rngs(params=0)))
 
 
 def quick_key(seed):

@@ -18,7 +18,6 @@ GRIDS = {
     "a": {"method": {"rank": (1, 2)}},
     "b": {"seeds": (1,)},
 }  # three points: a program is filled
-STEPS = 10  # 20 examples in batches of 4, two epochs
 # The grids of the pair: those above, from a file, as the command line cannot add any.
 CONFIG = """
 from configs.glue import minilm
