@@ -139,7 +139,7 @@ def lora(
     Raises:
       ValueError: an argument is out of range (rank and alpha are checked again against each layer).
     """
-    per_target = by_target(targets)
+    per_target = {} if targets is None else by_target(targets)  # a config without them
     if not per_target:
         raise ValueError("lora needs at least one target pattern")
     shared = {
