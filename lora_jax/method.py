@@ -8,7 +8,7 @@ Training code never asks which method runs. The constructors are in `methods`.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import jax
@@ -120,6 +120,21 @@ class Method:
     def to_json(self) -> list[dict[str, Any]]:
         """A description that `methods.from_json` turns into an equal method."""
         return [{"name": name, "arguments": dict(arguments)} for name, arguments in self.spec]
+
+
+def trainable(method: Method, adapted: nnx.Module) -> Callable[[Sequence[Any], Any], bool]:
+    """A filter for Flax's own transformations: what the method trains, heads and biases included.
+
+        wrt = lora_jax.trainable(method, adapted)
+        optimizer = nnx.Optimizer(adapted, lora_jax.optimizer(method.labels(adapted), tx), wrt=wrt)
+        loss, gradients = nnx.value_and_grad(loss_of, argnums=nnx.DiffState(0, wrt))(adapted)
+
+    Args:
+      method: that was inserted.
+      adapted: the model.
+    """
+    trained = {path for path, group in method.labels(adapted).items() if group != partition.FROZEN}
+    return lambda path, _: "/".join(map(str, path)) in trained
 
 
 def _name(constructor: str, arguments: Mapping[str, Any]) -> str:

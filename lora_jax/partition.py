@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -90,8 +91,8 @@ def optimizer(
     """The optimizer of a partitioned model; no state for, and no change of, frozen leaves.
 
     Args:
-      labels: path to group, over the tree the optimizer will see: all parameters, or only the
-        trainable ones.
+      labels: path to group, of the parameters that the optimizer will see, or of more: all of a model
+        for its trainable ones. What it sees may be a dict by path, or the state of a model.
       groups: one transformation per trainable group, or one for all of them.
       around: wraps the whole trainable part, for what spans groups: a global-norm clip
         (`lambda tx: optax.chain(optax.clip_by_global_norm(1.0), tx)`) or gradient accumulation.
@@ -106,13 +107,44 @@ def optimizer(
         raise ValueError(
             f"transformations are given for groups {sorted(groups)}, the labels hold {present}"
         )
+
+    def group_of(path: str) -> str:
+        if path not in labels:
+            raise ValueError(f"the optimizer has no label for {path!r}; give the labels of the model")
+        return labels[path]
+
+    def side_of(path: str) -> str:
+        return FROZEN if group_of(path) == FROZEN else TRAINABLE
+
     inside: optax.GradientTransformation = optax.partition(
-        {**groups, FROZEN: optax.set_to_zero()}, dict(labels)
+        {**groups, FROZEN: optax.set_to_zero()}, functools.partial(by_path, group_of)
     )
     if around is not None:
         inside = around(inside)
-    outer = {path: FROZEN if group == FROZEN else TRAINABLE for path, group in labels.items()}
-    return optax.partition({TRAINABLE: inside, FROZEN: optax.set_to_zero()}, outer)
+    return optax.partition(
+        {TRAINABLE: inside, FROZEN: optax.set_to_zero()}, functools.partial(by_path, side_of)
+    )
+
+
+def by_path(function: Callable[[str], Any], params: Any) -> Any:
+    """A tree with the structure of `params` that holds `function(path)` for every parameter.
+
+    Args:
+      function: of a parameter's path.
+      params: a dict by path, or the nested state of a model (`nnx.state`).
+    """
+
+    def at(keys: Sequence[Any], leaf: Any) -> Any:
+        if isinstance(leaf, optax.MaskedNode):
+            return leaf
+        names = (getattr(key, "key", getattr(key, "idx", getattr(key, "name", key))) for key in keys)
+        return function("/".join(map(str, names)))
+
+    return jax.tree_util.tree_map_with_path(at, params, is_leaf=_is_parameter)
+
+
+def _is_parameter(node: Any) -> bool:
+    return isinstance(node, nnx.Variable | optax.MaskedNode)
 
 
 @dataclasses.dataclass(frozen=True)

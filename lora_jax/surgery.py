@@ -8,6 +8,8 @@ away and restoring the class gives back the pre-trained module.
 from __future__ import annotations
 
 import functools
+import inspect
+from collections.abc import Callable
 from typing import Any
 
 from flax import nnx
@@ -15,6 +17,39 @@ from flax import nnx
 
 class Inserted(nnx.Module):
     """Base of every module that a method inserts; other methods do not look inside it."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        hide_methods(cls, Inserted)
+
+
+class _Hidden:
+    """A method that is no plain function in its class."""
+
+    def __init__(self, function: Callable[..., Any]):
+        functools.update_wrapper(self, function)
+        self._function = function
+
+    def __get__(self, instance: Any, owner: type | None = None) -> Any:
+        return self if instance is None else self._function.__get__(instance, owner)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._function(*args, **kwargs)
+
+
+def hide_methods(changed: type[nnx.Module], family: type[nnx.Module]) -> None:
+    """Hides from `nnx.tabulate` the methods that a class of `family` adds to the user's, in place.
+
+    `nnx.tabulate` runs every public function of a module's class as a compiled program, and leaves the
+    classes changed where one fails: methods that return roles of axes or take functions are no
+    programs.
+    """
+    theirs = [base for base in changed.__mro__ if not issubclass(base, family)]
+    for name, method in list(vars(changed).items()):
+        if name.startswith("_") or not inspect.isfunction(method):
+            continue
+        if not any(name in vars(base) for base in theirs):
+            setattr(changed, name, _Hidden(method))
 
 
 def pretrained_modules(model: nnx.Module) -> dict[str, nnx.Module]:

@@ -46,6 +46,10 @@ class LoRALayer(nnx.Module):  # a Module, so that an object's class can become o
     gathers: bool = False
     lora: WeightUpdate
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        surgery.hide_methods(cls, LoRALayer)
+
     def roles(self) -> Contraction:
         """Roles of the axes of the weight's view, without the axes of a stack."""
         raise NotImplementedError
@@ -131,6 +135,7 @@ class LoRALayer(nnx.Module):  # a Module, so that an object's class can become o
         )
 
 
+surgery.hide_methods(LoRALayer, LoRALayer)
 _LORA_LAYERS: dict[type, type[LoRALayer]] = {}
 
 

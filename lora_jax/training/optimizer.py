@@ -77,8 +77,8 @@ def adamw(
     """
     check_epsilon(epsilon)
 
-    def decayed(params: Any) -> dict[str, bool]:
-        return {path: not re.fullmatch(no_decay, path) for path in params}
+    def decayed(params: Any) -> Any:
+        return partition.by_path(lambda path: not re.fullmatch(no_decay, path), params)
 
     adam = optax.scale_by_adam if epsilon == "after" else _scale_by_adam_early_epsilon
     each = optax.chain(
