@@ -18,7 +18,8 @@ from lora_jax.low_rank.contraction import Contraction
 from lora_jax.low_rank.layers import LoRALayer, register
 from lora_jax.low_rank.merge import merge, strip
 from lora_jax.low_rank.seeding import seed_dropout
-from lora_jax.method import Method
+from lora_jax.low_rank.switching import disabled, enable
+from lora_jax.method import Method, trainable
 from lora_jax.methods import (
     adapter_d,
     adapter_h,
@@ -33,6 +34,8 @@ from lora_jax.methods import (
     top_layers,
 )
 from lora_jax.partition import FROZEN, Rule, join, optimizer, parameters, split
+from lora_jax.verification.report import Verification
+from lora_jax.verification.verify import verify
 
 __version__ = "0.2.0.dev0"
 
@@ -58,6 +61,7 @@ __all__ = [  # noqa: RUF022 - in groups
     "parameters",
     "seed_dropout",
     "split",
+    "trainable",
     # Adapter folders
     "attach",
     "base_parameters",
@@ -67,6 +71,11 @@ __all__ = [  # noqa: RUF022 - in groups
     # Merging, and back to the base
     "merge",
     "strip",
+    # Does it do what it should; with the update and without
+    "Verification",
+    "disabled",
+    "enable",
+    "verify",
     # Layers of your own
     "Contraction",
     "LoRALayer",

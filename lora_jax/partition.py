@@ -110,7 +110,9 @@ def optimizer(
 
     def group_of(path: str) -> str:
         if path not in labels:
-            raise ValueError(f"the optimizer has no label for {path!r}; give the labels of the model")
+            raise ValueError(
+                f"the optimizer has no label for {path!r}; give the labels of the model"
+            )
         return labels[path]
 
     def side_of(path: str) -> str:
@@ -137,7 +139,9 @@ def by_path(function: Callable[[str], Any], params: Any) -> Any:
     def at(keys: Sequence[Any], leaf: Any) -> Any:
         if isinstance(leaf, optax.MaskedNode):
             return leaf
-        names = (getattr(key, "key", getattr(key, "idx", getattr(key, "name", key))) for key in keys)
+        names = (
+            getattr(key, "key", getattr(key, "idx", getattr(key, "name", key))) for key in keys
+        )
         return function("/".join(map(str, names)))
 
     return jax.tree_util.tree_map_with_path(at, params, is_leaf=_is_parameter)

@@ -43,6 +43,19 @@ class DoRAUpdate(LowRankUpdate):
         axes.name(update.magnitude, tuple(names[axis] for axis in roles.batch + roles.outputs))
         return update
 
+    def restart(self, weight: WeightView) -> None:
+        """Sets the product to zero and the magnitudes to the weight's norms, in place."""
+        super().restart(weight)
+        self.magnitude[...] = self.norms(weight)
+
+    def randomise(self, weight: WeightView, key: Key[Array, ""], share: float) -> None:
+        """Sets random factors, in place, and magnitudes that differ from the weight's norms."""
+        key, key_magnitude = jax.random.split(key)
+        super().randomise(weight, key, share)
+        shape = self.magnitude.shape
+        near_one = 1 + share * jax.random.uniform(key_magnitude, shape, minval=-1, maxval=1)
+        self.magnitude[...] = self.norms(weight) * near_one
+
     def norms(self, weight: WeightView) -> Float[Array, ...]:
         """||W + scale * A B|| over the inputs, (*stack, *batch, *outputs), without the d x d product.
 

@@ -198,6 +198,8 @@ class LoRAEmbed(LoRALayer, nnx.Embed):
     def attend(self, query: Array, *args: Any, **kwargs: Any) -> Array:
         """Logits of `query` against the adapted table."""
         base = super().attend
+        if not self.lora.enabled:
+            return base(query, *args, **kwargs)
         return self.lora.attend(WeightView(self), query, lambda q: base(q, *args, **kwargs))
 
 

@@ -126,8 +126,11 @@ class LoRALayer(nnx.Module):  # a Module, so that an object's class can become o
         return (*names[:stacked], *view)
 
     def __call__(self, inputs: Array, *args: Any, **kwargs: Any) -> Array:
-        """The base layer's result, changed by the update."""
+        """The base layer's result, changed by the update unless that is switched off."""
         base = super().__call__
+        if not self.lora.enabled:
+            unchanged: Array = base(inputs, *args, **kwargs)  # type: ignore[misc]
+            return unchanged
         return self.lora.output(
             WeightView(self),
             inputs,

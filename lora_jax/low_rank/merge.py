@@ -30,6 +30,11 @@ def merge(model: nnx.Module) -> nnx.Module:
     if not layers:
         raise nothing_inserted()
     for path, layer in layers.items():
+        if not layer.lora.enabled:
+            raise ValueError(
+                f"the update of {path or type(layer).__name__} is switched off; switch it on before "
+                "merging (lora_jax.enable), or take the base with lora_jax.strip"
+            )
         weight = getattr(layer, layer.weight)
         if not jnp.issubdtype(weight.dtype, jnp.inexact):
             raise ValueError(

@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
@@ -37,7 +38,13 @@ class DropoutRate(nnx.Variable[Array]):
 
 
 class WeightUpdate(Inserted):
-    """Base of the children `lora` of adapted layers. All their parameters train as the group `lora`."""
+    """Base of the children `lora` of adapted layers. All their parameters train as the group `lora`.
+
+    Attributes:
+      enabled: whether the layer uses it, see `switching`.
+    """
+
+    enabled: bool = True
 
     def output(self, weight: WeightView, inputs: Num[Array, ...], base: BaseCall) -> Array:
         """The adapted layer's result.
@@ -143,6 +150,28 @@ class LowRankUpdate(WeightUpdate):
         axes.name(pair.a, (*batch, *inputs_names, "rank"))
         axes.name(pair.b, (*batch, "rank", *outputs_names))
         return pair
+
+    def restart(self, weight: WeightView) -> None:
+        """Sets the factor that starts at zero to zero, in place: the layer is the pre-trained one."""
+        zero = self.a if weight.gathers else self.b
+        zero[...] = jnp.zeros_like(zero[...])
+
+    def randomise(self, weight: WeightView, key: Key[Array, ""], share: float) -> None:
+        """Sets random values, in place, whose product is a share of the weight.
+
+        Args:
+          weight: that the pair is for.
+          key: random key.
+          share: root mean square of scale * A B, relative to the weight's (of a weight of zeros: to
+            1 / sqrt(inputs)).
+        """
+        fan_in = math.prod(weight.roles.sizes(weight.shape)[1])
+        size = jnp.sqrt(jnp.mean(weight.values() ** 2))
+        size = jnp.where(size > 0, size, 1 / math.sqrt(fan_in))
+        key_a, key_b = jax.random.split(key)
+        std_b = share * size * math.sqrt(fan_in / self.rank) / self.scale
+        self.a[...] = jax.random.normal(key_a, self.a.shape) / math.sqrt(fan_in)
+        self.b[...] = std_b * jax.random.normal(key_b, self.b.shape)
 
     @property
     def rank(self) -> int:

@@ -1,0 +1,1 @@
+"""A self-check of adapted models on example inputs."""

@@ -1,0 +1,248 @@
+"""`verify` passes what is right, and names the layer of every fault that is put in by hand."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+import lora_jax as lj
+from lora_jax.verification.report import Verification
+
+WIDTH = 8
+TOKENS = jnp.asarray([[1, 2, 3, 4], [4, 3, 2, 2]])
+KEY = jax.random.key(0)
+
+
+class Block(nnx.Module):
+    """A layer of the models below."""
+
+    def __init__(self, rngs: nnx.Rngs):
+        self.up = nnx.Linear(WIDTH, 2 * WIDTH, rngs=rngs)
+        self.down = nnx.Linear(2 * WIDTH, WIDTH, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return x + self.down(jax.nn.tanh(self.up(x)))
+
+
+class Model(nnx.Module):
+    """A small language model whose last step is `logits`, changed by the tests."""
+
+    def __init__(self, rngs: nnx.Rngs, dtype: jnp.dtype | None = None):
+        self.table = nnx.Embed(11, WIDTH, dtype=dtype, param_dtype=dtype or jnp.float32, rngs=rngs)
+        self.blocks = nnx.List([Block(rngs) for _ in range(2)])
+        self.unused = nnx.Linear(WIDTH, WIDTH, rngs=rngs)
+
+    def __call__(self, tokens: jax.Array) -> jax.Array:
+        x = self.table(tokens)
+        for block in self.blocks:
+            x = block(x)
+        return self.logits(x)
+
+    def logits(self, x: jax.Array) -> jax.Array:
+        return self.table.attend(x)
+
+
+def model_with(logits: Callable[[Model, jax.Array], jax.Array] = Model.logits) -> Model:
+    return type("Changed", (Model,), {"logits": logits})(nnx.Rngs(0))
+
+
+def failed(result: Verification) -> list[tuple[str, str]]:
+    """(check, layer) of every failure; the report names them and the exception holds the report."""
+    assert result.passed == (not result.failures)
+    if result.failures:
+        with pytest.raises(ValueError, match="FAILED") as raised:
+            result.check()
+        for failure in result.failures:
+            assert str(failure) in str(raised.value)
+    else:
+        result.check()
+        assert "passed" in str(result)
+    return [(failure.check, failure.path) for failure in result.failures]
+
+
+@pytest.mark.parametrize("magnitude", [False, True])
+def test_a_right_model_passes_with_its_method_and_adapted(magnitude: bool):
+    model, method = Model(nnx.Rngs(0)), lj.lora(r"table|blocks/.*/up", rank=2, magnitude=magnitude)
+    result = lj.verify(model, method, TOKENS)
+    assert failed(result) == []
+    assert result.layers == ("blocks/0/up", "blocks/1/up", "table")
+    assert result.effect > 0.05
+    assert result.merge < 1e-4
+    trained = method.insert(model, KEY)
+    for path, leaf in nnx.to_flat_state(nnx.state(trained, nnx.LoRAParam)):
+        leaf[...] += 0.1 * jax.random.normal(jax.random.fold_in(KEY, len(path)), leaf.shape)
+    before = lj.parameters(trained)
+    assert failed(lj.verify(model, trained, TOKENS)) == []
+    for path, leaf in lj.parameters(trained).items():
+        np.testing.assert_array_equal(leaf, before[path])
+
+
+def test_a_trained_head_is_part_of_the_base():
+    model = Model(nnx.Rngs(0))
+    adapted = lj.lora("blocks/.*/up", rank=2).insert(model, KEY)
+    adapted.blocks[1].down.kernel[...] *= 2
+    assert failed(lj.verify(model, adapted, TOKENS)) == []
+
+
+def test_bfloat16_is_compared_in_float32():
+    model = Model(nnx.Rngs(0), jnp.bfloat16)
+    result = lj.verify(model, lj.lora("table|blocks/./(up|down)", rank=2), TOKENS)
+    assert failed(result) == []
+    assert result.merge < 1e-4
+    assert model.table.embedding.dtype == jnp.bfloat16
+
+
+FAULTS: dict[str, tuple[Callable[[Model, jax.Array], jax.Array], list[tuple[str, str]]]] = {
+    "a tied table that is read beside its layer": (
+        lambda self, x: x @ self.table.embedding[...].T,
+        [("merge", "table")],
+    ),
+    "a kernel that is read beside its layer": (
+        lambda self, x: x @ self.blocks[1].up.kernel[...],
+        [("merge", "blocks/1/up")],
+    ),
+    "a product that is not differentiated": (
+        lambda self, x: self.table.attend(x) + jax.lax.stop_gradient(self.unused(x)).sum(),
+        [("gradient", "unused")],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_names_the_layers_whose_weight_is_used_otherwise(name: str):
+    logits, expected = FAULTS[name]
+    targets = "table|blocks/./up" + ("|unused" if "gradient" in dict(expected) else "")
+    assert failed(lj.verify(model_with(logits), lj.lora(targets, rank=2), TOKENS)) == expected
+
+
+def test_a_table_that_is_only_read_has_no_gradient_and_merges_to_another_model():
+    class Reads(Model):
+        def __call__(self, tokens: jax.Array) -> jax.Array:
+            return self.blocks[0](self.table.embedding[...][tokens])
+
+    result = lj.verify(Reads(nnx.Rngs(0)), lj.lora("table|blocks/0/up", rank=2), TOKENS)
+    assert failed(result) == [("merge", "table"), ("gradient", "table")]
+    assert "table: merging alone changes the output" in str(result)
+    only = lj.verify(Reads(nnx.Rngs(0)), lj.lora("table", rank=2), TOKENS)
+    assert failed(only) == [("effect", ""), ("gradient", "table")]
+
+
+def test_layers_that_are_not_called_have_no_gradient():
+    result = lj.verify(Model(nnx.Rngs(0)), lj.lora("unused|blocks/0/up", rank=2), TOKENS)
+    assert failed(result) == [("gradient", "unused")]
+    assert "factors without gradient: unused: lora/a, lora/b" in str(result)
+
+
+def test_a_layer_of_a_stack_without_gradient_is_named_by_number():
+    class Stacked(nnx.Module):
+        def __init__(self, rngs: nnx.Rngs):
+            make = nnx.vmap(Block, in_axes=0, out_axes=0)
+            self.blocks = make(rngs.fork(split=3))
+
+        def __call__(self, x: jax.Array) -> jax.Array:
+            def step(x: jax.Array, block: Block) -> jax.Array:
+                return block(x)
+
+            return nnx.scan(step, in_axes=(nnx.Carry, 0), out_axes=nnx.Carry)(x, self.blocks)
+
+    class First(Stacked):
+        def __call__(self, x: jax.Array) -> jax.Array:
+            graphdef, state = nnx.split(self.blocks)
+            block = nnx.merge(graphdef, jax.tree.map(lambda leaf: leaf[1], state))
+            return block(x)
+
+    method, x = lj.lora("blocks/up", rank=2), jax.random.normal(KEY, (3, WIDTH))
+    assert failed(lj.verify(Stacked(nnx.Rngs(0)), method, x)) == []
+    result = lj.verify(First(nnx.Rngs(0)), method, x)
+    assert failed(result) == [("gradient", "blocks/up")]
+    assert "lora/a in layers 0, 2 of the stack" in str(result)
+
+
+class Scaled(nnx.Linear):
+    """A layer whose call does more than its weight."""
+
+    def __call__(self, inputs: jax.Array) -> jax.Array:
+        return 3 * super().__call__(inputs)
+
+
+class Forgets(lj.LoRALayer, Scaled):
+    """Forgets the factor 3."""
+
+    def roles(self) -> lj.Contraction:
+        return lj.Contraction(batch=(), inputs=(0,), outputs=(1,))
+
+    def low_rank_output(self, inputs: jax.Array, a: jax.Array, b: jax.Array) -> jax.Array:
+        return inputs @ a @ b
+
+
+class Transposed(Forgets):
+    """Has inputs and outputs of a square weight the wrong way round."""
+
+    def roles(self) -> lj.Contraction:
+        return lj.Contraction(batch=(), inputs=(1,), outputs=(0,))
+
+    def low_rank_output(self, inputs: jax.Array, a: jax.Array, b: jax.Array) -> jax.Array:
+        return 3 * inputs @ a @ b
+
+
+class Shifted(Forgets):
+    """Adds something where the factors are zero."""
+
+    def low_rank_output(self, inputs: jax.Array, a: jax.Array, b: jax.Array) -> jax.Array:
+        return 3 * inputs @ a @ b + 1
+
+
+@pytest.mark.parametrize(
+    ("form", "check"), [(Forgets, "merge"), (Transposed, "merge"), (Shifted, "start")]
+)
+def test_names_the_wrong_lora_layers_of_ones_own(form: type[lj.LoRALayer], check: str):
+    class Two(nnx.Module):
+        def __init__(self, rngs: nnx.Rngs):
+            self.scaled = Scaled(WIDTH, WIDTH, rngs=rngs)
+            self.plain = nnx.Linear(WIDTH, WIDTH, rngs=rngs)
+
+        def __call__(self, x: jax.Array) -> jax.Array:
+            return self.plain(jax.nn.tanh(self.scaled(x)))
+
+    lj.register(Scaled)(form)
+    result = lj.verify(
+        Two(nnx.Rngs(0)), lj.lora("scaled|plain", rank=2), jnp.ones((1, WIDTH)) / WIDTH
+    )
+    assert (check, "scaled") in failed(result)
+    assert ("merge", "plain") not in failed(result)
+
+
+def test_layers_that_normalise_a_weight_themselves_are_named():
+    class Normalised(nnx.Module):
+        def __init__(self, rngs: nnx.Rngs):
+            self.norm = nnx.WeightNorm(nnx.Linear(WIDTH, WIDTH, rngs=rngs), rngs=rngs)
+
+        def __call__(self, x: jax.Array) -> jax.Array:
+            return self.norm(x)
+
+    x = jax.random.normal(KEY, (3, WIDTH))
+    result = lj.verify(Normalised(nnx.Rngs(0)), lj.lora(r".*layer_instance", rank=2), x)
+    assert ("merge", "norm/layer_instance") in failed(result)
+
+
+def test_other_calls_and_outputs():
+    model, method = Model(nnx.Rngs(0)), lj.lora("blocks/./up", rank=2)
+
+    def classes(model: Model, tokens: jax.Array) -> jax.Array:
+        return jnp.argmax(model(tokens), -1)
+
+    with pytest.raises(
+        ValueError, match=r"no floating-point numbers \(types \['int32'\]\).*`call`"
+    ):
+        lj.verify(model, method, TOKENS, call=classes)
+    dicts = lj.verify(model, method, TOKENS, call=lambda m, t: {"a": m(t), "b": classes(m, t)})
+    assert failed(dicts) == []
+    with pytest.raises(ValueError, match="not finite"):
+        lj.verify(model, method, TOKENS, call=lambda m, t: m(t) / 0)
+    with pytest.raises(ValueError, match="no adapted layer"):
+        lj.verify(model, lj.bitfit(), TOKENS)
+    with pytest.raises(ValueError, match="shapes without values"):
+        lj.verify(nnx.eval_shape(lambda: Model(nnx.Rngs(0))), method, TOKENS)
