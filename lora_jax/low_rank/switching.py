@@ -50,6 +50,7 @@ def disabled(model: nnx.Module) -> Iterator[nnx.Module]:
 
 def _set(update: WeightUpdate, enabled: bool) -> None:
     """Switched on it has no attribute, and the model its first graph: nothing is compiled again."""
-    vars(update).pop("enabled", None)
-    if not enabled:
+    if enabled and "enabled" in vars(update):
+        del update.enabled
+    elif not enabled:
         update.enabled = False
