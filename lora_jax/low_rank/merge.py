@@ -30,7 +30,7 @@ def merge(model: nnx.Module) -> nnx.Module:
     if not layers:
         raise nothing_inserted()
     for path, layer in layers.items():
-        weight = getattr(layer, layer.weight)
+        weight = layer.variable()
         if not jnp.issubdtype(weight.dtype, jnp.inexact):
             raise ValueError(
                 f"the weight of {path or type(layer).__name__} is stored as {weight.dtype}, which "
