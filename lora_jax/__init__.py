@@ -15,7 +15,9 @@ from lora_jax.adapters import (
     save_adapter,
 )
 from lora_jax.low_rank.contraction import Contraction
-from lora_jax.low_rank.layers import LoRALayer, register
+from lora_jax.low_rank.einsum import EinsumLoRALayer
+from lora_jax.low_rank.layers import register
+from lora_jax.low_rank.lora_layer import LoRALayer
 from lora_jax.low_rank.merge import merge, strip
 from lora_jax.low_rank.seeding import seed_dropout
 from lora_jax.low_rank.switching import disabled, enable
@@ -78,6 +80,7 @@ __all__ = [  # noqa: RUF022 - in groups
     "verify",
     # Layers of your own
     "Contraction",
+    "EinsumLoRALayer",
     "LoRALayer",
     "register",
 ]

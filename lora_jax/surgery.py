@@ -37,7 +37,7 @@ class _Hidden:
         return self._function(*args, **kwargs)
 
 
-def hide_methods(changed: type[nnx.Module], family: type[nnx.Module]) -> None:
+def hide_methods(changed: type, family: type) -> None:
     """Hides from `nnx.tabulate` the methods that a class of `family` adds to the user's, in place.
 
     `nnx.tabulate` runs every public function of a module's class as a compiled program, and leaves the

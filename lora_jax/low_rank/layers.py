@@ -1,4 +1,4 @@
-"""LoRA layers: pre-trained layers with an update, and the registry that maps a class to its LoRA layer.
+"""Adapting layers: pre-trained layers with an update, and the registry that maps a class to its LoRA layer.
 
 An adapted layer is the same object with the same pre-trained Variables at the same paths, plus a
 child `lora`. Its class is a subclass of the original whose call lets the child change the output.
@@ -9,136 +9,20 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable
-from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Inexact, Key, Num
+from jaxtyping import Array, Float, Key
 
 from lora_jax import surgery
-from lora_jax.low_rank.contraction import Contraction, Shape
 from lora_jax.low_rank.dora import DoRAUpdate
+from lora_jax.low_rank.lora_layer import LoRALayer
 from lora_jax.low_rank.settings import LoRASettings
 from lora_jax.low_rank.updates import FusedUpdate, LowRankUpdate, WeightUpdate
-from lora_jax.low_rank.weights import WeightView
-from lora_jax.sharding import axes
+from lora_jax.low_rank.weights import LayerWithWeight, WeightView
 
-
-class LoRALayer(nnx.Module):  # a Module, so that an object's class can become one and go back
-    """Mixin of every LoRA layer: the base layer's call, changed by the child `lora`.
-
-    A LoRA layer names the weight, the roles of its axes, and how activations pass through a factor
-    pair. What the child does with that is its own affair, so every kind of update works:
-
-        @lora_jax.register(MyLinear)
-        class LoRAMyLinear(lora_jax.LoRALayer, MyLinear):
-            weight = "kernel"
-            def roles(self): return lora_jax.Contraction(batch=(), inputs=(0,), outputs=(1,))
-            def low_rank_output(self, inputs, a, b): return inputs @ a @ b
-
-    However the weight is stored, A comes as (*batch, *inputs, rank) and B as (*batch, rank, *outputs).
-    The other methods have defaults for a weight whose output axes come last in the result.
-    """
-
-    weight: ClassVar[str] = "kernel"  # name of the weight's Variable
-    # Inputs are row numbers of the weight. Then A starts at zero and not B, and has no dropout.
-    gathers: bool = False
-    lora: WeightUpdate
-
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        super().__init_subclass__(**kwargs)
-        surgery.hide_methods(cls, LoRALayer)
-
-    def roles(self) -> Contraction:
-        """Roles of the axes of the weight's view, without the axes of a stack."""
-        raise NotImplementedError
-
-    def low_rank_output(
-        self, inputs: Num[Array, ...], a: Inexact[Array, ...], b: Inexact[Array, ...]
-    ) -> Inexact[Array, ...]:
-        """x A B for activations as the base layer takes them.
-
-        Args:
-          inputs: of the layer, in the type of the result (row numbers, if the weight is gathered).
-          a: (*batch, *inputs, rank), in that type too; float32, if the weight is gathered.
-          b: (*batch, rank, *outputs), in the type of the result.
-        """
-        raise NotImplementedError
-
-    def check(self, settings: LoRASettings) -> None:
-        """Raises ValueError if this layer, as it was configured, cannot be adapted in this way."""
-
-    def view(self) -> Shape:
-        """Shape in which the roles see one layer's weight; a reshape of the weight."""
-        return self.weight_shape()[len(self.stack_shape()) :]
-
-    def weight_ndim(self) -> int:
-        """Number of axes of one layer's weight as stored."""
-        return self.roles().ndim
-
-    def output_axis(self, ndim: int) -> int:
-        """Axis of a result with `ndim` axes that holds the weight's first output axis."""
-        return ndim - len(self.roles().outputs)
-
-    def on_outputs(self, values: Inexact[Array, ...], ndim: int) -> Inexact[Array, ...]:
-        """Values (*batch, *outputs) in a shape that broadcasts against a result with `ndim` axes."""
-        count = len(self.roles().batch)
-        between = (1,) * (ndim - values.ndim)
-        return values.reshape(*values.shape[:count], *between, *values.shape[count:])
-
-    def bias_values(self) -> Inexact[Array, ...] | None:
-        """The bias of one layer as (*batch, *outputs); None without one."""
-        bias = getattr(self, "bias", None)
-        if bias is None:
-            return None
-        batch, _, outputs = self.roles().sizes(self.view())
-        values: Array = bias[...]
-        return values.reshape(batch + outputs)
-
-    def weight_values(self) -> Inexact[Array, ...]:
-        """The weight as stored, stack axes included; numbers, where it is stored in another form."""
-        weight: nnx.Param[Array] = getattr(self, self.weight)
-        return weight[...]
-
-    def is_abstract(self) -> bool:
-        """Whether the weight is a shape without values, as in a model from `nnx.eval_shape`."""
-        weight: nnx.Param[Array] = getattr(self, self.weight)
-        return isinstance(weight.get_raw_value(), jax.ShapeDtypeStruct)
-
-    def weight_shape(self) -> Shape:
-        """Shape of the weight as stored, stack axes included."""
-        weight: nnx.Param[Array] = getattr(self, self.weight)
-        return weight.shape
-
-    def stack_shape(self) -> Shape:
-        """Sizes of the leading axes that a scan or vmap over layers added to the weight."""
-        shape = self.weight_shape()
-        return shape[: len(shape) - self.weight_ndim()]
-
-    def axis_names(self) -> axes.Axes:
-        """Logical names of the stack's axes and the view's: factors are sharded as their weight is."""
-        names = axes.names(getattr(self, self.weight))
-        stacked = len(self.stack_shape())
-        view = names[stacked:]
-        if len(view) != self.roles().ndim:  # a convolution's view has an axis for its groups
-            view = (None,) * self.roles().ndim
-        return (*names[:stacked], *view)
-
-    def __call__(self, inputs: Array, *args: Any, **kwargs: Any) -> Array:
-        """The base layer's result, changed by the update unless that is switched off."""
-        base = super().__call__
-        if not self.lora.enabled:
-            unchanged: Array = base(inputs, *args, **kwargs)  # type: ignore[misc]
-            return unchanged
-        return self.lora.output(
-            WeightView(self),
-            inputs,
-            lambda x: base(x, *args, **kwargs),  # type: ignore[misc]
-        )
-
-
-surgery.hide_methods(LoRALayer, LoRALayer)
+_METHODS = sorted(name for name in vars(LayerWithWeight) if name[0] != "_" and name != "weight")
 _LORA_LAYERS: dict[type, type[LoRALayer]] = {}
 
 
@@ -148,19 +32,78 @@ def register(base: type[nnx.Module]) -> Callable[[type[LoRALayer]], type[LoRALay
     Subclasses of `base` are not taken over silently: their call may mean something else.
 
     Raises:
-      TypeError: the class does not inherit from LoRALayer and, after it, `base`.
+      TypeError: the class does not inherit from LoRALayer and, after it, `base`, or it takes the branch
+        of the LoRA layer of a parent class although `base` has a call of its own.
     """
 
     def add(lora_layer: type[LoRALayer]) -> type[LoRALayer]:
-        if not (issubclass(lora_layer, LoRALayer) and issubclass(lora_layer, base)):
-            raise TypeError(
-                f"{lora_layer.__name__} must subclass LoRALayer and {base.__name__}, in this order"
-            )
+        _check_bases(lora_layer, base)
+        _refuse_taken_names(lora_layer)
+        for method, branch in (("__call__", "low_rank_output"), ("attend", "low_rank_logits")):
+            _refuse_borrowed_branch(lora_layer, base, method, branch)
         surgery.replaces(base, lora_layer)
         _LORA_LAYERS[base] = lora_layer
         return lora_layer
 
     return add
+
+
+def _check_bases(lora_layer: type[LoRALayer], base: type[nnx.Module]) -> None:
+    """Behind `base`, LoRALayer's call or a mixin's low_rank_output would never run."""
+    name = lora_layer.__name__
+    if not (issubclass(lora_layer, LoRALayer) and issubclass(lora_layer, base)):
+        raise TypeError(f"{name} must subclass LoRALayer and {base.__name__}, in this order")
+    order = lora_layer.__mro__
+    behind = [c for c in order[order.index(base) :] if issubclass(c, LoRALayer)]
+    if behind:
+        first = behind[0].__name__
+        raise TypeError(
+            f"{name} has its bases in the wrong order: {first} must come before {base.__name__}, or "
+            f"its update would never run. Swap them: class {name}({first}, {base.__name__})"
+        )
+    try:
+        object.__setattr__(object.__new__(base), "__class__", lora_layer)
+    except TypeError as error:
+        raise TypeError(
+            f"a {base.__name__} cannot become a {name} ({error}). Name LoRALayer, or a subclass of it, "
+            f"as the first base of {name}"
+        ) from error
+
+
+def _refuse_taken_names(lora_layer: type[LoRALayer]) -> None:
+    """A method `view` of a user's own class would be called for LoRALayer's."""
+    for name in _METHODS:
+        owner = _owner(lora_layer, name)
+        if owner is not None and not issubclass(owner, LayerWithWeight):
+            raise TypeError(
+                f"{owner.__name__} has a {name} of its own, and LoRALayer needs one: rename it, or write "
+                f"in {lora_layer.__name__} a {name} as docs/layers.md says"
+            )
+
+
+def _refuse_borrowed_branch(
+    lora_layer: type[LoRALayer], base: type[nnx.Module], method: str, branch: str
+) -> None:
+    """What a subclass's own call does besides, its branch must do too."""
+    own = getattr(base, method, None)
+    for parent, form in _LORA_LAYERS.items():
+        inherited = issubclass(lora_layer, form) and parent is not base
+        if not inherited or own is getattr(parent, method, None):
+            continue
+        owners = form.__mro__
+        if _owner(lora_layer, method) in owners and _owner(lora_layer, branch) in owners:
+            raise TypeError(
+                f"{base.__name__} has a {method} of its own, and {lora_layer.__name__} takes the branch "
+                f"of {form.__name__}, which knows {parent.__name__}'s only. Write in "
+                f"{lora_layer.__name__} a method {branch} that does what {base.__name__}.{method} does "
+                "besides; if it scales the result: return "
+                f"super().{branch}({'query' if method == 'attend' else 'inputs'}, a, b) * scale"
+            )
+
+
+def _owner(kind: type, name: str) -> type | None:
+    """The class that defines what instances of `kind` have under a name."""
+    return next((c for c in kind.__mro__ if name in vars(c)), None)
 
 
 def supported() -> tuple[type, ...]:
@@ -190,14 +133,20 @@ def adapt(layer: nnx.Module, settings: LoRASettings, key: Key[Array, ""], path: 
             f"{path or 'the layer'} is a {type(layer).__module__}.{type(layer).__name__}, for which "
             f"there is no LoRA layer. Supported: {names}. For a class of your own write a subclass "
             "of lora_jax.LoRALayer and decorate it with "
-            f"@lora_jax.register({type(layer).__name__}); see the docstring of LoRALayer"
+            f"@lora_jax.register({type(layer).__name__}); see docs/layers.md"
+        )
+    if taken := [name for name in ("lora", *_METHODS) if hasattr(layer, name)]:
+        raise ValueError(
+            f"{path or type(layer).__name__} has an attribute `{taken[0]}` of its own, where its LoRA "
+            "layer has another thing; rename the attribute, or leave the layer out"
         )
     surgery.become(layer, lora_layer)
     assert isinstance(layer, LoRALayer)
     try:
+        _refuse_other_stacks(layer, path)
         _refuse_integers(layer, path)
         layer.check(settings)
-        layer.lora = _new_update(WeightView(layer), settings, key, path)
+        layer.lora = new_update(WeightView(layer), settings, key, path)
     except BaseException:
         surgery.restore(layer)
         raise
@@ -239,9 +188,24 @@ def factor_pairs(model: nnx.Module) -> dict[str, LowRankUpdate]:
     }
 
 
+def _refuse_other_stacks(layer: LoRALayer, path: str) -> None:
+    """The axes that a stack added must be in front: the roles of the others are counted from behind."""
+    for name, declared in layer.declared_shapes().items():
+        variable = getattr(layer, name)
+        if variable is None:
+            continue
+        expected = layer.stack_shape() + declared
+        if variable.shape != expected:
+            raise ValueError(
+                f"{path or type(layer).__name__}/{name} has shape {variable.shape}, but one layer's is "
+                f"{declared} by its constructor's arguments, so {expected} was expected. Stack layers on "
+                "axis 0 (nnx.vmap(..., out_axes=0)), or leave the layer out"
+            )
+
+
 def _refuse_integers(layer: LoRALayer, path: str) -> None:
     """Merging would round the update away. A layer whose `weight_values` makes numbers of them may."""
-    stored = getattr(layer, layer.weight).dtype
+    stored = layer.variable().dtype
     if jnp.issubdtype(stored, jnp.inexact):
         return
     plain = type(layer).weight_values is LoRALayer.weight_values
@@ -254,9 +218,10 @@ def _refuse_integers(layer: LoRALayer, path: str) -> None:
         )
 
 
-def _new_update(
+def new_update(
     weight: WeightView, settings: LoRASettings, key: Key[Array, ""], path: str
 ) -> WeightUpdate:
+    """The update that settings ask for, at its start; the arguments are those of `adapt`."""
     kind = DoRAUpdate if settings.magnitude else LowRankUpdate
     if not settings.fused:
         if settings.parts:

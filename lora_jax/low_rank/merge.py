@@ -35,7 +35,7 @@ def merge(model: nnx.Module) -> nnx.Module:
                 f"the update of {path or type(layer).__name__} is switched off; switch it on before "
                 "merging (lora_jax.enable), or take the base with lora_jax.strip"
             )
-        weight = getattr(layer, layer.weight)
+        weight = layer.variable()
         if not jnp.issubdtype(weight.dtype, jnp.inexact):
             raise ValueError(
                 f"the weight of {path or type(layer).__name__} is stored as {weight.dtype}, which "

@@ -192,8 +192,8 @@ class LowRankUpdate(WeightUpdate):
     ) -> Float[Array, "... rows"]:
         """q W^T + scale * (q B^T) A^T, without dropout."""
         logits = base(query)
-        low = query.astype(logits.dtype) @ (self.b[...] * self.scale).astype(logits.dtype).T
-        return logits + low @ self.a[...].astype(logits.dtype).T
+        a, b = (factor.astype(logits.dtype) for factor in (self.a[...], self.b[...] * self.scale))
+        return logits + weight.low_rank_logits(query.astype(logits.dtype), a, b)
 
     def merged(self, weight: WeightView) -> Float[Array, ...]:
         """W + scale * A B."""

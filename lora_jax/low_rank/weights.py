@@ -7,63 +7,126 @@ the axes of a stack of layers in front, or one part of a fused projection: updat
 from __future__ import annotations
 
 import dataclasses
-from typing import Protocol, runtime_checkable
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Inexact, Num
 
 from lora_jax.low_rank.contraction import Contraction, Shape
+from lora_jax.low_rank.settings import LoRASettings
 from lora_jax.sharding.axes import Axes
+from lora_jax.surgery import hide_methods
 
 
-@runtime_checkable
-class LayerWithWeight(Protocol):
-    """A layer whose weight can have an update; see `layers.LoRALayer` for what each member means."""
+class LayerWithWeight:
+    """What a layer with a weight has to say, so that the weight can have an update; with the defaults.
 
-    gathers: bool
+    Layers of Flax NNX are `lora_layer.LoRALayer`, those of Flax Linen `lora_jax.linen.LinenLayer`. The
+    defaults are for a weight whose output axes come last in the result.
+
+    Attributes:
+      weight: name of the weight.
+      gathers: whether inputs are row numbers of the weight. Then A starts at zero and not B, and has no
+        dropout.
+    """
+
+    weight: ClassVar[str] = "kernel"
+    gathers: ClassVar[bool] = False
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        hide_methods(cls, LayerWithWeight)
 
     def roles(self) -> Contraction:
-        """Roles of the axes of one layer's weight."""
-        ...
-
-    def view(self) -> Shape:
-        """Shape in which the roles see one layer's weight."""
-        ...
-
-    def stack_shape(self) -> Shape:
-        """Sizes of the leading axes that a stack of layers added."""
-        ...
-
-    def axis_names(self) -> Axes:
-        """Logical names of the axes of the stack and of the view."""
-        ...
-
-    def is_abstract(self) -> bool:
-        """Whether the weight is a shape without values."""
-        ...
-
-    def weight_values(self) -> Inexact[Array, ...]:
-        """The pre-trained weight as stored, or as numbers where it is stored otherwise."""
-        ...
-
-    def bias_values(self) -> Inexact[Array, ...] | None:
-        """The bias of one layer, (*batch, *outputs); None without one."""
-        ...
+        """Roles of the axes of the weight's view, without the axes of a stack."""
+        raise NotImplementedError(
+            f"{type(self).__name__} must say what the axes of `{type(self).weight}` are: write a method "
+            "roles(self) that returns, for a weight (inputs, outputs), "
+            "lora_jax.Contraction(batch=(), inputs=(0,), outputs=(1,)); see docs/layers.md"
+        )
 
     def low_rank_output(
         self, inputs: Num[Array, ...], a: Inexact[Array, ...], b: Inexact[Array, ...]
     ) -> Inexact[Array, ...]:
-        """x A B for activations as the layer takes them."""
-        ...
+        """x A B for activations as the base layer takes them.
+
+        Args:
+          inputs: of the layer, in the type of the result (row numbers, if the weight is gathered).
+          a: (*batch, *inputs, rank), in that type too; float32, if the weight is gathered.
+          b: (*batch, rank, *outputs), in the type of the result.
+        """
+        raise NotImplementedError(
+            f"{type(self).__name__} must say how inputs pass through the factors: write a method "
+            "low_rank_output(self, inputs, a, b) that returns, for a layer that computes "
+            f"inputs @ {type(self).weight}, inputs @ a @ b, and that does to it what the layer does to "
+            "its result (not the bias); see docs/layers.md"
+        )
+
+    def low_rank_logits(
+        self, query: Inexact[Array, ...], a: Inexact[Array, ...], b: Inexact[Array, ...]
+    ) -> Inexact[Array, ...]:
+        """(q B^T) A^T, for a table whose transpose is the output layer.
+
+        Args:
+          query: in the type of the logits.
+          a: (rows, rank), in that type too.
+          b: (rank, features), in that type too.
+        """
+        raise NotImplementedError(
+            f"{type(self).__name__} must say what a tied output layer makes of the factors: write a "
+            "method low_rank_logits(self, query, a, b) that returns (query @ b.T) @ a.T, and that does "
+            "to it what the layer does to its logits; see docs/layers.md"
+        )
+
+    def check(self, settings: LoRASettings) -> None:
+        """Raises ValueError if this layer, as it was configured, cannot be adapted in this way."""
+
+    def weight_values(self) -> Inexact[Array, ...]:
+        """The weight as stored, stack axes included; numbers, where it is stored in another form."""
+        raise NotImplementedError
+
+    def bias_values(self) -> Inexact[Array, ...] | None:
+        """The bias of one layer as (*batch, *outputs); None without one."""
+        raise NotImplementedError
+
+    def weight_shape(self) -> Shape:
+        """Shape of the weight as stored, stack axes included."""
+        raise NotImplementedError
+
+    def is_abstract(self) -> bool:
+        """Whether the weight is a shape without values."""
+        raise NotImplementedError
+
+    def axis_names(self) -> Axes:
+        """Logical names of the axes of the stack and of the view."""
+        raise NotImplementedError
+
+    def view(self) -> Shape:
+        """Shape in which the roles see one layer's weight; a reshape of the weight."""
+        return self.weight_shape()[len(self.stack_shape()) :]
+
+    def weight_ndim(self) -> int:
+        """Number of axes of one layer's weight as stored."""
+        return self.roles().ndim
+
+    def stack_shape(self) -> Shape:
+        """Sizes of the leading axes that a scan or vmap over layers added to the weight."""
+        shape = self.weight_shape()
+        return shape[: len(shape) - self.weight_ndim()]
 
     def output_axis(self, ndim: int) -> int:
         """Axis of a result with `ndim` axes that holds the weight's first output axis."""
-        ...
+        return ndim - len(self.roles().outputs)
 
     def on_outputs(self, values: Inexact[Array, ...], ndim: int) -> Inexact[Array, ...]:
         """Values (*batch, *outputs) in a shape that broadcasts against a result with `ndim` axes."""
-        ...
+        count = len(self.roles().batch)
+        between = (1,) * (ndim - values.ndim)
+        return values.reshape(*values.shape[:count], *between, *values.shape[count:])
+
+
+hide_methods(LayerWithWeight, LayerWithWeight)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,6 +179,12 @@ class WeightView:
         The A of a gathered weight is float32.
         """
         return self.layer.low_rank_output(inputs, a, b)
+
+    def low_rank_logits(
+        self, query: Inexact[Array, ...], a: Inexact[Array, ...], b: Inexact[Array, ...]
+    ) -> Inexact[Array, ...]:
+        """(q B^T) A^T for a query and factors in the type of the logits."""
+        return self.layer.low_rank_logits(query, a, b)
 
     def output_axis(self, ndim: int) -> int:
         """Axis of a result with `ndim` axes that holds the weight's first output axis."""

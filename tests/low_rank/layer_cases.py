@@ -36,6 +36,10 @@ def conv(*arguments, **settings):
     return lambda rngs: nnx.Conv(*arguments, kernel_init=ZEROS, rngs=rngs, **settings)
 
 
+def transposed(*arguments, **settings):
+    return lambda rngs: nnx.ConvTranspose(*arguments, kernel_init=ZEROS, rngs=rngs, **settings)
+
+
 # name: (constructor, shape of the input, rank)
 CASES = {
     "linear": (linear(5, 7), (3, 5), 3),
@@ -104,6 +108,28 @@ CASES = {
     "conv 2D, no batch": (conv(3, 4, (3, 3)), (6, 7, 3), 3),
     "conv 2D, no batch, groups": (conv(6, 8, (3, 3), feature_group_count=2), (6, 7, 6), 2),
     "conv 2D, two batch axes": (conv(3, 4, (3, 3)), (2, 3, 6, 7, 3), 3),
+    "transposed 1D": (transposed(4, 5, 3), (2, 9, 4), 3),
+    "transposed 1D, no batch, no bias": (transposed(4, 5, 3, use_bias=False), (9, 4), 3),
+    "transposed 1D, stored transposed": (
+        transposed(4, 5, 3, strides=2, transpose_kernel=True), (2, 9, 4), 3,
+    ),
+    "transposed 2D, stride, valid": (
+        transposed(3, 4, (3, 2), strides=(2, 3), padding="VALID"), (2, 5, 4, 3), 3,
+    ),
+    "transposed 2D, circular": (
+        transposed(3, 4, (3, 3), strides=(2, 2), padding="CIRCULAR"), (2, 4, 5, 3), 3,
+    ),
+    "transposed 2D, circular, stored transposed": (
+        transposed(3, 4, (3, 3), strides=(2, 1), padding="CIRCULAR", transpose_kernel=True),
+        (2, 4, 5, 3), 3,
+    ),
+    "transposed 2D, pairs, dilated": (
+        transposed(3, 4, (3, 2), padding=((1, 2), (0, 1)), kernel_dilation=(2, 1)), (2, 5, 6, 3), 3,
+    ),
+    "einsum, ellipsis and experts": (einsum("...ebi,eio->...ebo", (3, 4, 5)), (2, 3, 6, 4), 2),
+    "einsum, ellipsis between": (einsum("b...i,io->b...o", (4, 5), (5,)), (2, 3, 4), 2),
+    "einsum, two kinds of batch": (einsum("gbei,geio->gbeo", (2, 3, 4, 5), (2, 3, 5)), (2, 6, 3, 4), 2),
+    "einsum, kinds of batch apart": (einsum("btgne,neog->bgtno", (3, 4, 5, 2)), (2, 6, 2, 3, 4), 2),
     "conv 3D": (conv(2, 4, (2, 3, 2), strides=(1, 2, 1)), (2, 4, 5, 3, 2), 3),
 }  # fmt: skip
 

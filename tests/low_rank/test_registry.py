@@ -19,6 +19,7 @@ from tests.low_rank.layer_cases import (
     linear,
     random_input,
     randomise,
+    transposed,
 )
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -91,6 +92,7 @@ def test_registered_layer_of_a_user_works(registry):
 def test_registry_is_as_before():
     assert set(layers.supported()) == {
         nnx.Linear, nnx.LinearGeneral, nnx.Einsum, nnx.Embed, nnx.Conv,
+        nnx.ConvTranspose,
     }  # fmt: skip
 
 
@@ -125,6 +127,13 @@ def test_bad_settings_are_refused_and_leave_the_layer(arguments, message):
     with pytest.raises(ValueError, match=message):
         layers.adapt(layer, LoRASettings(**{"rank": 2, "alpha": 2.0, **arguments}), key(0))
     assert type(layer) is nnx.Linear and nnx.graphdef(layer) == before
+
+
+def test_masked_transposed_convolution_is_refused():
+    layer = transposed(3, 4, (3,), mask=jnp.tril(jnp.ones((3, 3, 4))))(nnx.Rngs(0))
+    with pytest.raises(ValueError, match="a masked ConvTranspose has no LoRA form"):
+        layers.adapt(layer, LoRASettings(2, 2.0), key(0))
+    assert type(layer) is nnx.ConvTranspose
 
 
 def test_adapting_twice_is_refused():

@@ -26,6 +26,7 @@ STACKS = {
     for name in (
         "linear", "general, from heads", "general, batch axis", "einsum, heads", "einsum, experts",
         "embed", "conv 1D", "conv 2D, groups, stride, dilated",
+        "transposed 1D, stored transposed",
     )
 }  # fmt: skip
 

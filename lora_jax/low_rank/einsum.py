@@ -1,0 +1,142 @@
+"""LoRA for layers that are one einsum of their inputs with one weight: the letters tell the roles of axes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax.numpy as jnp
+from jaxtyping import Array, Inexact, Num
+
+from lora_jax.low_rank.contraction import Contraction
+from lora_jax.low_rank.kinds import Kind
+from lora_jax.low_rank.lora_layer import LoRALayer
+from lora_jax.low_rank.settings import LoRASettings
+
+
+class EinsumKind(Kind):
+    """An einsum of inputs and kernel, in this order.
+
+    A letter of the kernel that the inputs and the result have is a batch axis; one that only the inputs
+    have is contracted; one that only the result has is an output.
+    """
+
+    def equation(self) -> str:
+        """The layer's equation, without spaces."""
+        equation: str = self.configured().einsum_str
+        return equation.replace(" ", "")
+
+    def check(self, settings: LoRASettings) -> None:
+        """Raises ValueError for layers that cannot be adapted."""
+        if self.configured().einsum_str is None:
+            raise ValueError(
+                "an Einsum without einsum_str gets its equation only when called, so the roles "
+                "of its axes are unknown; give einsum_str to its constructor"
+            )
+        equation = self.equation()
+        if equation.count("->") != 1 or equation.count(",") != 1:
+            raise ValueError(
+                f"einsum {equation!r} must have two operands, the inputs and the weight, and '->'"
+            )
+        inputs, weight, outputs = self._letters()
+        lost = [c for c in weight if c not in inputs and c not in outputs]
+        repeated = len(set(weight)) != len(weight)
+        if "..." in weight or lost or repeated:
+            raise ValueError(
+                f"the weight of einsum {equation!r} must have plain letters, each in the "
+                "input or in the result"
+            )
+
+    def _letters(self) -> tuple[str, str, str]:
+        operands, outputs = self.equation().split("->")
+        inputs, weight = operands.split(",")
+        return inputs, weight, outputs
+
+    def roles(self) -> Contraction:
+        """Roles of the axes of the kernel."""
+        inputs, weight, outputs = self._letters()
+        where = list(enumerate(weight))
+        return Contraction(
+            batch=tuple(i for i, c in where if c in inputs and c in outputs),
+            inputs=tuple(i for i, c in where if c in inputs and c not in outputs),
+            outputs=tuple(i for i, c in where if c not in inputs),
+        )
+
+    def output_axis(self, ndim: int) -> int:
+        """Axis of a result with `ndim` axes that holds the kernel's first output axis."""
+        return self._result_axes(ndim)[len(self.roles().batch)]
+
+    def on_outputs(self, values: Inexact[Array, ...], ndim: int) -> Inexact[Array, ...]:
+        """Values (*batch, *outputs) in a shape that broadcasts against a result with `ndim` axes."""
+        axes = self._result_axes(ndim)
+        shape = [1] * ndim
+        for axis, size in zip(axes, values.shape, strict=True):
+            shape[axis] = size
+        return jnp.transpose(values, sorted(range(len(axes)), key=axes.__getitem__)).reshape(shape)
+
+    def bias_in_order_of_roles(
+        self, bias: Inexact[Array, ...], view: tuple[int, ...]
+    ) -> Inexact[Array, ...]:
+        """The bias as (*batch, *outputs); its own axes are in the order of the result."""
+        _, kernel, result = self._letters()
+        sizes = dict(zip(kernel, view, strict=True))
+        ordered = [letter for letter in result if letter in sizes]
+        bias = bias.reshape([sizes[letter] for letter in ordered])
+        return jnp.transpose(bias, [ordered.index(letter) for letter in self._kept_letters()])
+
+    def _kept_letters(self) -> list[str]:
+        """Letters of the kernel's batch and output axes."""
+        kernel, roles = self._letters()[1], self.roles()
+        return [kernel[axis] for axis in roles.batch + roles.outputs]
+
+    def _result_axes(self, ndim: int) -> list[int]:
+        """Axes of a result with `ndim` axes that hold the kernel's batch and output axes."""
+        before, _, after = self._letters()[2].partition("...")
+        return [
+            before.index(letter) if letter in before else ndim - len(after) + after.index(letter)
+            for letter in self._kept_letters()
+        ]
+
+    def low_rank_output(
+        self, inputs: Num[Array, ...], a: Inexact[Array, ...], b: Inexact[Array, ...]
+    ) -> Inexact[Array, ...]:
+        """Multiplies by both factors: x A B."""
+        letters_in, weight, letters_out = self._letters()
+        roles = self.roles()
+        batch, contracted, produced = (
+            "".join(weight[axis] for axis in axes)
+            for axes in (roles.batch, roles.inputs, roles.outputs)
+        )
+        rank = next(c for c in "rstuvwxyzabcdefghijklmnopq" if c not in letters_in + letters_out)
+        low = "".join(c for c in letters_in if c not in contracted) + rank
+        inner = self.own_product(
+            inputs, a, einsum_str=f"{letters_in},{batch}{contracted}{rank}->{low}"
+        )
+        return jnp.einsum(
+            f"{low},{batch}{rank}{produced}->{letters_out}",
+            inner,
+            b,
+            precision=self.second_precision(),
+        )
+
+
+class EinsumLoRALayer(LoRALayer, EinsumKind):
+    """The LoRA layer of a class of your own that is one einsum: an `einsum_str` and a weight.
+
+        @lora_jax.register(MyEinsum)
+        class LoRAMyEinsum(lora_jax.EinsumLoRALayer, MyEinsum):
+            weight = "w"
+
+    The call must be `jnp.einsum(self.einsum_str, inputs, self.w)`, inputs first; what else it does to the
+    result has to be said, see docs/layers.md.
+    """
+
+    def own_product(
+        self, inputs: Num[Array, ...], kernel: Inexact[Array, ...], **changes: Any
+    ) -> Inexact[Array, ...]:
+        """The plain einsum."""
+        return jnp.einsum(changes["einsum_str"], inputs, kernel, precision=self.second_precision())
+
+    def bias_values(self) -> Inexact[Array, ...] | None:
+        """The bias as (*batch, *outputs)."""
+        bias = getattr(self, "bias", None)
+        return None if bias is None else self.bias_in_order_of_roles(bias[...], self.view())

@@ -1,0 +1,217 @@
+"""What layers of one kind share in Flax NNX and in Flax Linen: roles of axes, and the way through A and B.
+
+The first product, of the inputs with A, is the layer's own (`own_product`): its promotion of types, its
+`dot_general`, padding and strides, so a `dot_general` that scales or quantises its inputs acts once, as it
+does in the base layer. The second, with B, is a plain product.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Inexact, Int, Num
+
+from lora_jax.low_rank.contraction import Contraction, Shape
+from lora_jax.low_rank.settings import LoRASettings
+from lora_jax.low_rank.weights import LayerWithWeight
+
+
+class Kind(LayerWithWeight):
+    """Base of the kinds: what they ask of the layer they are mixed into."""
+
+    def configured(self) -> Any:
+        """The object that holds the arguments of the layer's constructor."""
+        return self
+
+    def own_product(
+        self, inputs: Num[Array, ...], kernel: Inexact[Array, ...], **changes: Any
+    ) -> Inexact[Array, ...]:
+        """What the layer makes of its inputs with another kernel, and without its bias.
+
+        Args:
+          inputs: of the layer.
+          kernel: as the layer stores its own, with another number of outputs.
+          **changes: arguments of the constructor that differ for this kernel.
+        """
+        raise NotImplementedError
+
+    def second_precision(self) -> Any:
+        """Precision of the product with B."""
+        return getattr(self.configured(), "precision", None)
+
+
+class DenseKind(Kind):
+    """A kernel (inputs, outputs) for the last axis of the inputs."""
+
+    def roles(self) -> Contraction:
+        """Roles of the axes of the kernel."""
+        return Contraction(batch=(), inputs=(0,), outputs=(1,))
+
+    def low_rank_output(
+        self,
+        inputs: Float[Array, "... inputs"],
+        a: Float[Array, "inputs rank"],
+        b: Float[Array, "rank outputs"],
+    ) -> Float[Array, "... outputs"]:
+        """Multiplies by both factors: x A B."""
+        return jnp.matmul(self.own_product(inputs, a), b, precision=self.second_precision())
+
+
+class GeneralKind(Kind):
+    """A kernel (*batch, *inputs, *outputs) for chosen axes of the inputs."""
+
+    def axis_counts(self) -> tuple[int, int, int]:
+        """Numbers of batch, input and output axes of the kernel."""
+        raise NotImplementedError
+
+    def roles(self) -> Contraction:
+        """Roles of the axes of the kernel."""
+        n_batch, n_in, n_out = self.axis_counts()
+        axes = tuple(range(n_batch + n_in + n_out))
+        return Contraction(axes[:n_batch], axes[n_batch : n_batch + n_in], axes[n_batch + n_in :])
+
+    def low_rank_output(
+        self, inputs: Inexact[Array, ...], a: Inexact[Array, ...], b: Inexact[Array, ...]
+    ) -> Inexact[Array, ...]:
+        """Multiplies by both factors: x A B."""
+        low, n_batch = self.own_product(inputs, a), self.axis_counts()[0]
+        lead = tuple(range(n_batch))
+        return jax.lax.dot_general(
+            low, b, (((low.ndim - 1,), (n_batch,)), (lead, lead)), precision=self.second_precision()
+        )
+
+
+class EmbedKind(Kind):
+    """E + scale * A B with A (vocabulary, rank) gathered like E. A starts at zero, B at N(0, 1).
+
+    `attend` (a tied output layer) uses the adapted matrix too. The branch has no dropout.
+    """
+
+    weight = "embedding"
+    gathers = True
+
+    def check(self, settings: LoRASettings) -> None:
+        """Raises ValueError for layers that cannot be adapted."""
+        if settings.fused:
+            raise ValueError("an Embed has no parts to choose; adapt the whole layer")
+
+    def roles(self) -> Contraction:
+        """Roles of the axes of the table."""
+        return Contraction(batch=(), inputs=(0,), outputs=(1,))
+
+    def low_rank_output(
+        self,
+        inputs: Int[Array, ...],
+        a: Float[Array, "vocabulary rank"],
+        b: Float[Array, "rank features"],
+    ) -> Float[Array, "... features"]:
+        """Looks up rows of A and multiplies them by B."""
+        # Flax takes row 0 for every index when there is one row only.
+        rows = jnp.zeros_like(inputs) if self.configured().num_embeddings == 1 else inputs
+        return jnp.take(a, rows, axis=0).astype(b.dtype) @ b
+
+    def promoted(self, query: Float[Array, ...], factor: Float[Array, ...]) -> list[Array]:
+        """Both in the type of `attend`, by the layer's own promotion."""
+        raise NotImplementedError
+
+    def low_rank_logits(
+        self,
+        query: Float[Array, "... features"],
+        a: Float[Array, "vocabulary rank"],
+        b: Float[Array, "rank features"],
+    ) -> Float[Array, "... vocabulary"]:
+        """(q B^T) A^T."""
+        query, b = self.promoted(query, b)
+        return (query @ b.T) @ a.T
+
+
+class ConvKind(Kind):
+    """A convolution to `rank` channels per group, then a 1x1 map to the outputs.
+
+    A has the kernel's window, stride, padding and dilation. Groups are batch axes: every group has
+    factors of its own, of `rank` each.
+    """
+
+    def check(self, settings: LoRASettings) -> None:
+        """Raises ValueError for layers that cannot be adapted."""
+        refuse_mask(self.configured())
+        if settings.fused and self.groups() != 1:
+            raise ValueError("a grouped Conv has no parts to choose; adapt the whole layer")
+
+    def groups(self) -> int:
+        """Number of groups of channels."""
+        groups: int = self.configured().feature_group_count
+        return groups
+
+    def roles(self) -> Contraction:
+        """Roles of the axes of the kernel."""
+        window = tuple(range(window_ndim(self.configured()) + 1))
+        group = len(window)
+        return Contraction(batch=(group,), inputs=window, outputs=(group + 1,))
+
+    def weight_ndim(self) -> int:
+        """Axes of one kernel: window, inputs, outputs."""
+        return window_ndim(self.configured()) + 2
+
+    def view(self) -> Shape:
+        """The kernel with its groups as an axis of their own."""
+        *window, outputs = super().view()
+        return (*window, self.groups(), outputs // self.groups())
+
+    def output_axis(self, ndim: int) -> int:
+        """Channels are the last axis of a result."""
+        return ndim - 1
+
+    def on_outputs(self, values: Inexact[Array, ...], ndim: int) -> Inexact[Array, ...]:
+        """Values (groups, channels of a group) for the channels of a result."""
+        return values.reshape((1,) * (ndim - 1) + (-1,))
+
+    def low_rank_output(
+        self, inputs: Inexact[Array, ...], a: Inexact[Array, ...], b: Inexact[Array, ...]
+    ) -> Inexact[Array, ...]:
+        """Multiplies by both factors: x A B."""
+        groups, rank = self.groups(), a.shape[-1]
+        kernel = jnp.moveaxis(a, 0, -2).reshape(*a.shape[1:-1], groups * rank)
+        low = self.own_product(inputs, kernel)
+        low = low.reshape(*low.shape[:-1], groups, rank)
+        result = jnp.einsum("...gr,gro->...go", low, b, precision=self.second_precision())
+        return result.reshape(*result.shape[:-2], math.prod(result.shape[-2:]))
+
+
+class ConvTransposeKind(Kind):
+    """A transposed convolution to `rank` channels, then a 1x1 map to the outputs."""
+
+    def check(self, settings: LoRASettings) -> None:
+        """Raises ValueError for layers that cannot be adapted."""
+        refuse_mask(self.configured())
+
+    def roles(self) -> Contraction:
+        """Roles of the axes of the kernel: outputs come before inputs if it is stored transposed."""
+        n = window_ndim(self.configured())
+        inputs, outputs = (n + 1, n) if self.configured().transpose_kernel else (n, n + 1)
+        return Contraction(batch=(), inputs=(*range(n), inputs), outputs=(outputs,))
+
+    def low_rank_output(
+        self, inputs: Inexact[Array, ...], a: Inexact[Array, ...], b: Inexact[Array, ...]
+    ) -> Inexact[Array, ...]:
+        """Multiplies by both factors: x A B."""
+        transposed = self.configured().transpose_kernel
+        low = self.own_product(inputs, jnp.swapaxes(a, -1, -2) if transposed else a)
+        return jnp.matmul(low, b, precision=self.second_precision())
+
+
+def window_ndim(layer: Any) -> int:
+    """Number of axes over which a convolution slides."""
+    return 1 if isinstance(layer.kernel_size, int) else len(layer.kernel_size)
+
+
+def refuse_mask(layer: Any) -> None:
+    """Raises ValueError for a convolution whose kernel is masked."""
+    if layer.mask is not None:
+        name = type(layer).__name__.removeprefix("LoRA")
+        raise ValueError(
+            f"a masked {name} has no LoRA form: the mask would cut the delta; leave the layer out"
+        )

@@ -1,0 +1,85 @@
+"""The mixin of LoRA layers: what a layer with an update is, and what its class has to say of itself."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+from flax import nnx
+from jaxtyping import Array, Inexact
+
+from lora_jax.low_rank.contraction import Shape
+from lora_jax.low_rank.updates import WeightUpdate
+from lora_jax.low_rank.weights import LayerWithWeight, WeightView
+from lora_jax.sharding import axes
+
+
+class LoRALayer(
+    nnx.Module, LayerWithWeight
+):  # a Module first, so that an object's class can become one and go back
+    """Mixin of every LoRA layer: the base layer's call, changed by the child `lora`.
+
+    A LoRA layer names the weight, the roles of its axes, and how activations pass through a factor
+    pair. What the child does with that is its own affair, so every kind of update works:
+
+        @lora_jax.register(MyLinear)
+        class LoRAMyLinear(lora_jax.LoRALayer, MyLinear):
+            weight = "kernel"
+            def roles(self): return lora_jax.Contraction(batch=(), inputs=(0,), outputs=(1,))
+            def low_rank_output(self, inputs, a, b): return inputs @ a @ b
+
+    However the weight is stored, A comes as (*batch, *inputs, rank) and B as (*batch, rank, *outputs).
+    The other methods have defaults for a weight whose output axes come last in the result. All of it,
+    with examples: docs/layers.md.
+    """
+
+    lora: WeightUpdate
+
+    def declared_shapes(self) -> dict[str, Shape]:
+        """Shapes of one layer's weight and bias by name, where its constructor's arguments tell them."""
+        return {}
+
+    def variable(self) -> nnx.Param[Array]:
+        """The weight's Variable."""
+        variable: nnx.Param[Array] = getattr(
+            self, type(self).weight
+        )  # self.weight may be a Variable
+        return variable
+
+    def bias_values(self) -> Inexact[Array, ...] | None:
+        """The bias of one layer as (*batch, *outputs); None without one."""
+        bias = getattr(self, "bias", None)
+        if bias is None:
+            return None
+        batch, _, outputs = self.roles().sizes(self.view())
+        values: Array = bias[...]
+        return values.reshape(batch + outputs)
+
+    def weight_values(self) -> Inexact[Array, ...]:
+        """The weight as stored, stack axes included; numbers, where it is stored in another form."""
+        return self.variable()[...]
+
+    def is_abstract(self) -> bool:
+        """Whether the weight is a shape without values, as in a model from `nnx.eval_shape`."""
+        return isinstance(self.variable().get_raw_value(), jax.ShapeDtypeStruct)
+
+    def weight_shape(self) -> Shape:
+        """Shape of the weight as stored, stack axes included."""
+        return self.variable().shape
+
+    def axis_names(self) -> axes.Axes:
+        """Logical names of the stack's axes and the view's: factors are sharded as their weight is."""
+        names = axes.names(self.variable())
+        stacked = len(self.stack_shape())
+        view = names[stacked:]
+        if len(view) != self.roles().ndim:  # a convolution's view has an axis for its groups
+            view = (None,) * self.roles().ndim
+        return (*names[:stacked], *view)
+
+    def __call__(self, inputs: Array, *args: Any, **kwargs: Any) -> Array:
+        """The base layer's result, changed by the update unless that is switched off."""
+        base = super().__call__  # type: ignore[misc]
+        if not self.lora.enabled:
+            unchanged: Array = base(inputs, *args, **kwargs)
+            return unchanged
+        return self.lora.output(WeightView(self), inputs, lambda x: base(x, *args, **kwargs))
