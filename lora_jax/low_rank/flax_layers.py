@@ -209,6 +209,8 @@ class LoRAConv(LoRALayer, nnx.Conv):
     factors of its own, of `rank` each.
     """
 
+    in_all_linear = False
+
     def check(self, settings: LoRASettings) -> None:
         """Raises ValueError for layers that cannot be adapted."""
         if self.mask is not None:

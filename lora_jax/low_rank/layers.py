@@ -44,6 +44,8 @@ class LoRALayer(nnx.Module):  # a Module, so that an object's class can become o
     weight: ClassVar[str] = "kernel"  # name of the weight's Variable
     # Inputs are row numbers of the weight. Then A starts at zero and not B, and has no dropout.
     gathers: bool = False
+    # Whether "all-linear" means layers of this kind too. Tables (`gathers`) it never does.
+    in_all_linear: ClassVar[bool] = True
     lora: WeightUpdate
 
     def roles(self) -> Contraction:
@@ -155,6 +157,11 @@ def register(base: type[nnx.Module]) -> Callable[[type[LoRALayer]], type[LoRALay
     return add
 
 
+def lora_layer_of(layer: nnx.Module) -> type[LoRALayer] | None:
+    """The LoRA layer that a layer is or can become; None if its class is not supported."""
+    return type(layer) if isinstance(layer, LoRALayer) else _LORA_LAYERS.get(type(layer))
+
+
 def supported() -> tuple[type, ...]:
     """The layer classes that can be adapted."""
     return tuple(_LORA_LAYERS)
@@ -187,12 +194,17 @@ def adapt(layer: nnx.Module, settings: LoRASettings, key: Key[Array, ""], path: 
     surgery.become(layer, lora_layer)
     assert isinstance(layer, LoRALayer)
     try:
-        _refuse_integers(layer, path)
-        layer.check(settings)
+        examine(layer, settings, path)
         layer.lora = _new_update(WeightView(layer), settings, key, path)
     except BaseException:
         surgery.restore(layer)
         raise
+
+
+def examine(layer: LoRALayer, settings: LoRASettings, path: str) -> None:
+    """Raises ValueError if a layer, as it was configured and stored, cannot have an update."""
+    _refuse_integers(layer, path)
+    layer.check(settings)
 
 
 def unadapt(layer: nnx.Module) -> None:
@@ -256,7 +268,7 @@ def _new_update(
                 f"parts {settings.parts} of {path} need `fused`: the names of all parts"
             )
         return kind.create(weight, settings, key, path)
-    sizes = _part_sizes(settings, weight.shape[weight.roles.outputs[0]], path)
+    sizes = part_sizes(settings, weight.shape[weight.roles.outputs[0]], path)
     updates = {}
     for name, part in zip(settings.fused, weight.parts(sizes), strict=True):
         if name in settings.parts:
@@ -265,7 +277,17 @@ def _new_update(
     return FusedUpdate(updates, settings.fused, sizes)
 
 
-def _part_sizes(settings: LoRASettings, total: int, path: str) -> tuple[int, ...]:
+def part_sizes(settings: LoRASettings, total: int, path: str) -> tuple[int, ...]:
+    """Sizes of the parts of a fused projection.
+
+    Args:
+      settings: with the names of all parts, and of the adapted ones.
+      total: size of the first output axis, which they divide.
+      path: of the layer, for messages.
+
+    Raises:
+      ValueError: unknown, missing or reserved names, or sizes that do not add up.
+    """
     unknown = [part for part in settings.parts if part not in settings.fused]
     if unknown or not settings.parts:
         raise ValueError(f"{path}: choose parts among {settings.fused}, got {settings.parts}")
