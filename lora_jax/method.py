@@ -49,6 +49,10 @@ class Insertion:
         """What was inserted into an adapted model, for the summary."""
         raise NotImplementedError
 
+    def paths(self, model: nnx.Module) -> list[str]:
+        """The paths of the layers that were changed in an adapted model."""
+        return [row.path for row in self.matches(model)]
+
     def skipped(self, model: nnx.Module) -> list[SkippedLayer]:
         """Layers of an adapted model that the method was to change and did not, for the summary."""
         return []
@@ -60,10 +64,10 @@ class LayerRule(Rule):
 
     Attributes:
       pattern: regular expression for the path of a leaf below its layer.
-      insertion: that changed the layers.
+      insertion: that changed the layers; a method compares its insertions themselves.
     """
 
-    insertion: Insertion
+    insertion: Insertion = dataclasses.field(compare=False)
 
     def on(self, layers: Sequence[str]) -> Rule:
         """The rule for layers of these paths."""
@@ -137,9 +141,7 @@ class Method:
           ValueError: a rule matches no leaf, or earlier rules leave it none.
         """
         rules = [
-            rule.on([row.path for row in rule.insertion.matches(adapted)])
-            if isinstance(rule, LayerRule)
-            else rule
+            rule.on(rule.insertion.paths(adapted)) if isinstance(rule, LayerRule) else rule
             for rule in self.rules
         ]
         inserted = surgery.inserted_modules(adapted)

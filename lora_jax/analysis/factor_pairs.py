@@ -69,7 +69,7 @@ def from_adapter(adapter: Adapter) -> dict[str, FactorPair]:
     """
     sides_by_layer: dict[tuple[str, str], dict[str, np.ndarray]] = {}
     for path, value in sorted(adapter.values.items()):
-        if adapter.groups[path] == "lora" and (match := _FACTOR.fullmatch(path)):
+        if adapter.groups.get(path, "lora") == "lora" and (match := _FACTOR.fullmatch(path)):
             key = match["layer"] or "", match["part"] or ""
             sides_by_layer.setdefault(key, {})[match["side"]] = value
     if not sides_by_layer:

@@ -19,6 +19,7 @@ from jaxtyping import Array, Float, Inexact, Key, Num
 from lora_jax import surgery
 from lora_jax.low_rank.contraction import Contraction, Shape
 from lora_jax.low_rank.dora import DoRAUpdate
+from lora_jax.low_rank.fused_parts import part_sizes
 from lora_jax.low_rank.settings import LoRASettings
 from lora_jax.low_rank.updates import FusedUpdate, LowRankUpdate, WeightUpdate
 from lora_jax.low_rank.weights import WeightView
@@ -191,6 +192,11 @@ def adapt(layer: nnx.Module, settings: LoRASettings, key: Key[Array, ""], path: 
             "of lora_jax.LoRALayer and decorate it with "
             f"@lora_jax.register({type(layer).__name__}); see the docstring of LoRALayer"
         )
+    if hasattr(layer, "lora"):
+        raise ValueError(
+            f"{path or type(layer).__name__} has an attribute `lora` of its own, where its update would "
+            "go; give that another name"
+        )
     surgery.become(layer, lora_layer)
     assert isinstance(layer, LoRALayer)
     try:
@@ -275,30 +281,3 @@ def _new_update(
             part_key = jax.random.fold_in(key, zlib.crc32(name.encode()))
             updates[name] = kind.create(part, settings, part_key, f"{path} part {name}")
     return FusedUpdate(updates, settings.fused, sizes)
-
-
-def part_sizes(settings: LoRASettings, total: int, path: str) -> tuple[int, ...]:
-    """Sizes of the parts of a fused projection.
-
-    Args:
-      settings: with the names of all parts, and of the adapted ones.
-      total: size of the first output axis, which they divide.
-      path: of the layer, for messages.
-
-    Raises:
-      ValueError: unknown, missing or reserved names, or sizes that do not add up.
-    """
-    unknown = [part for part in settings.parts if part not in settings.fused]
-    if unknown or not settings.parts:
-        raise ValueError(f"{path}: choose parts among {settings.fused}, got {settings.parts}")
-    taken = [p for p in settings.parts if p in ("names", "sizes") or hasattr(FusedUpdate, p)]
-    if taken:
-        raise ValueError(f"{path}: a part cannot be called {taken[0]!r}; choose another name")
-    count = len(settings.fused)
-    sizes = settings.fused_sizes or (total // count,) * count
-    if len(sizes) != count or sum(sizes) != total:
-        raise ValueError(
-            f"{path}: the parts {settings.fused} must divide the first output axis of size {total}; "
-            f"got sizes {sizes}. Give `fused_sizes` if the parts are not equal"
-        )
-    return sizes

@@ -11,6 +11,7 @@ from flax import nnx
 from lora_jax import surgery
 from lora_jax.low_rank import layers
 from lora_jax.low_rank.contraction import Shape
+from lora_jax.low_rank.fused_parts import part_sizes
 from lora_jax.low_rank.layers import LoRALayer
 from lora_jax.low_rank.settings import LoRASettings
 from lora_jax.low_rank.weights import WeightView
@@ -54,7 +55,7 @@ def rank_limit(layer: nnx.Module, settings: LoRASettings, path: str) -> int:
         views = [weight]
         if settings.fused:
             total = weight.shape[weight.roles.outputs[0]]
-            parts = weight.parts(layers.part_sizes(settings, total, path))
+            parts = weight.parts(part_sizes(settings, total, path))
             named = zip(settings.fused, parts, strict=True)
             views = [part for name, part in named if name in settings.parts]
         _, inputs, _ = weight.roles.sizes(weight.shape)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Mapping, Sequence
 
 from flax import nnx
@@ -74,31 +73,18 @@ class Chooser:
         """
         chosen: dict[str, ChosenLayer] = {}
         skipped: list[SkippedLayer] = []
-        too_small: dict[str, int] = {}
         shared = shared_weights(modules)
         owners = self._owners(modules)
         for path in (path for path in modules if path in owners):
-            name, settings = owners[path].pattern, owners[path].outcome
-            module = modules[path]
-            limit = None
+            target, wanted = owners[path].pattern, owners[path].outcome
             reason = None
-            if name == targets.ALL_LINEAR:
-                reason = self._no_linear_layer(path, module, settings, shared)
-            if reason is None and lora_layer_of(module) is not None:
-                limit = limits.rank_limit(module, settings, path)
-            if limit is not None and limit < settings.rank:
-                if settings.too_large == "error":
-                    too_small[path] = limit
-                elif settings.too_large == "skip":
-                    reason = f"rank {settings.rank} is larger than its smaller side, {limit}"
-                else:
-                    settings = settings.capped(limit)
-            if reason is None:
-                chosen[path] = ChosenLayer(name, settings, owners[path].outcome.rank)
+            if target == targets.ALL_LINEAR:
+                reason = self._not_linear(path, modules[path], wanted) or shared.get(path)
+            decided = reason or _fitted(path, modules[path], wanted)
+            if isinstance(decided, str):
+                skipped.append(SkippedLayer(target, path, decided))
             else:
-                skipped.append(SkippedLayer(name, path, reason))
-        if too_small:
-            raise _too_large_error(chosen, too_small)
+                chosen[path] = ChosenLayer(target, decided, wanted.rank)
         if not chosen:
             reasons = "\n  ".join(f"{layer.path}: {layer.reason}" for layer in skipped[:5])
             raise ValueError(f"no layer is left that could have an update:\n  {reasons}")
@@ -152,20 +138,32 @@ class Chooser:
                     "of them. Leave `layers` out, or hold the layers in an nnx.List"
                 )
 
-    def _no_linear_layer(
-        self,
-        path: str,
-        module: nnx.Module,
-        settings: LoRASettings,
-        shared: Mapping[str, str],
-    ) -> str | None:
+    def _not_linear(self, path: str, module: nnx.Module, settings: LoRASettings) -> str | None:
         """Why "all-linear" leaves a layer out; None if it does not."""
         weight = f"{path}/{limits.weight_name(module)}".removeprefix("/")
-        if self.head is not None and re.fullmatch(self.head, weight):
+        if self.head is not None and patterns.compiled(self.head, "'head'").fullmatch(weight):
             return f"task head, as head={self.head!r} says"
         if targets.is_head(path):
             return "task head, as its name says; name it as a target of its own to adapt it"
-        return limits.refusal(module, settings, path) or shared.get(path)
+        return limits.refusal(module, settings, path)
+
+
+def _fitted(path: str, layer: nnx.Module, settings: LoRASettings) -> LoRASettings | str:
+    """The settings with a rank that the layer allows, or why it gets no update."""
+    if lora_layer_of(layer) is None:
+        return settings  # which `adapt` refuses
+    limit = limits.rank_limit(layer, settings, path)
+    if settings.rank <= limit:
+        return settings
+    if settings.too_large == "cap":
+        return settings.capped(limit)
+    if settings.too_large == "skip":
+        return f"rank {settings.rank} is larger than its smaller side, {limit}"
+    raise ValueError(
+        f"rank {settings.rank} is larger than the matrix for {path or 'the model'}: its smaller side is "
+        f"{limit}; use a rank from 1 to {limit}, or too_large='cap' (such a layer gets the largest rank "
+        f"that it allows) or 'skip', or exclude={path!r}"
+    )
 
 
 def shared_weights(modules: Mapping[str, nnx.Module]) -> dict[str, str]:
@@ -185,13 +183,3 @@ def shared_weights(modules: Mapping[str, nnx.Module]) -> dict[str, str]:
         if len(held) > 1
         for path, _ in held
     }
-
-
-def _too_large_error(chosen: Mapping[str, ChosenLayer], small: Mapping[str, int]) -> ValueError:
-    (path, limit), *others = small.items()
-    more = f" (and that of {len(others)} more layers)" if others else ""
-    return ValueError(
-        f"rank {chosen[path].wanted} is larger than the matrix for {path or 'the model'}{more}: its "
-        f"smaller side is {limit}; use a rank from 1 to {limit}, or too_large='cap' (a layer then has "
-        f"the largest rank that it allows), too_large='skip', or exclude={path!r}"
-    )

@@ -57,6 +57,10 @@ class LoRAInsertion(Chooser, Insertion):
             for path, chosen in self.choose(modules).layers.items()
         ]
 
+    def paths(self, model: nnx.Module) -> list[str]:
+        """The paths of the adapted layers."""
+        return list(self.choose(pretrained_modules(model)).layers)
+
     def skipped(self, model: nnx.Module) -> list[SkippedLayer]:
         """One row per layer that a target names and that has no update."""
         return self.choose(pretrained_modules(model)).skipped
@@ -155,6 +159,8 @@ def lora(
     elif bias != "none":
         raise ValueError(f"bias must be 'none', 'all' or 'lora_only', got {bias!r}")
     resolved = {target: own.to_arguments() for target, own in settings.items()}
+    if ALL_LINEAR in settings:  # whose default is another one
+        resolved[ALL_LINEAR]["too_large"] = settings[ALL_LINEAR].too_large
     arguments: dict[str, Any] = {"targets": resolved, "bias": bias, "head": head}
     # What came after the first adapters were saved is left out where it has its default.
     narrowing = {"exclude": excluded, "layers": numbers}

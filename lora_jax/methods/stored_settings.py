@@ -34,7 +34,7 @@ def settings_of_layer(
             possible += _possible(insertion, path, rank, list(adapted))
     if not possible:
         raise ValueError(
-            f"no target of the method {method} matches a layer of rank {rank} at {path}"
+            f"no target of the adapter's method {method} matches its factors at {path}, of rank {rank}"
         )
     if any(settings != possible[0] for settings in possible):
         raise ValueError(
