@@ -8,6 +8,7 @@ Training code never asks which method runs. The constructors are in `methods`.
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -15,9 +16,9 @@ import jax
 from flax import nnx
 from jaxtyping import Array, Key
 
-from lora_jax import partition
+from lora_jax import partition, surgery
 from lora_jax.partition import Labels, Rule
-from lora_jax.summary import MatchedLayer, Summary, summarise
+from lora_jax.summary import MatchedLayer, SkippedLayer, Summary, summarise
 
 
 class Insertion:
@@ -47,6 +48,31 @@ class Insertion:
     def matches(self, model: nnx.Module) -> list[MatchedLayer]:
         """What was inserted into an adapted model, for the summary."""
         raise NotImplementedError
+
+    def paths(self, model: nnx.Module) -> list[str]:
+        """The paths of the layers that were changed in an adapted model."""
+        return [row.path for row in self.matches(model)]
+
+    def skipped(self, model: nnx.Module) -> list[SkippedLayer]:
+        """Layers of an adapted model that the method was to change and did not, for the summary."""
+        return []
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LayerRule(Rule):
+    """A rule for leaves of the layers that an insertion changed, whatever chose them.
+
+    Attributes:
+      pattern: regular expression for the path of a leaf below its layer.
+      insertion: that changed the layers; a method compares its insertions themselves.
+    """
+
+    insertion: Insertion = dataclasses.field(compare=False)
+
+    def on(self, layers: Sequence[str]) -> Rule:
+        """The rule for layers of these paths."""
+        below = "|".join(f"{re.escape(path)}/" if path else "" for path in layers)
+        return Rule(f"(?:{below})(?:{self.pattern})", self.group, self.inserted)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,13 +135,24 @@ class Method:
         return adapted
 
     def labels(self, adapted: nnx.Module) -> Labels:
-        """The group of every parameter of an adapted model, by path."""
-        return partition.labels(partition.parameters(adapted), self.rules)
+        """The group of every parameter of an adapted model, by path.
+
+        Raises:
+          ValueError: a rule matches no leaf, or earlier rules leave it none.
+        """
+        rules = [
+            rule.on(rule.insertion.paths(adapted)) if isinstance(rule, LayerRule) else rule
+            for rule in self.rules
+        ]
+        inserted = surgery.inserted_modules(adapted)
+        return partition.labels(partition.parameters(adapted), rules, list(inserted))
 
     def summary(self, adapted: nnx.Module) -> Summary:
         """What the method did to a model: matched layers, groups, counts and bytes. Printable."""
         matched = [row for insertion in self.insertions for row in insertion.matches(adapted)]
-        return summarise(self.name, matched, partition.parameters(adapted), self.labels(adapted))
+        skipped = [row for insertion in self.insertions for row in insertion.skipped(adapted)]
+        params, labels = partition.parameters(adapted), self.labels(adapted)
+        return summarise(self.name, matched, params, labels, skipped)
 
     def to_json(self) -> list[dict[str, Any]]:
         """A description that `methods.from_json` turns into an equal method."""

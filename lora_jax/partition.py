@@ -15,16 +15,16 @@ the frozen gradients and brings their whole cost back. `optimizer` keeps them in
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import functools
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
 import optax
 from flax import nnx
+
+from lora_jax import patterns
 
 FROZEN = "frozen"
 TRAINABLE = "trainable"
@@ -38,49 +38,62 @@ Labels = dict[str, str]
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-    """Leaves whose whole path matches the regular expression `pattern` belong to `group`."""
+    """Leaves whose whole path matches the regular expression `pattern` belong to `group`.
+
+    Attributes:
+      pattern: for whole paths.
+      group: of the leaves.
+      inserted: None for any leaf; "" for pre-trained leaves only; a name such as `lora` for leaves of
+        the modules only that a method inserted under that name. A module of the user's own that has
+        such a name is pre-trained.
+    """
 
     pattern: str
     group: str
+    inserted: str | None = None
 
 
-def nearest(pattern: str, paths: Sequence[str], count: int = 5) -> list[str]:
-    """The paths most like a pattern that matched none of them, for an error message.
-
-    Every word of the pattern is compared with the components of a path; long paths come first among
-    equals, because they name layers and not containers.
-    """
-    words = [word for word in re.split(r"\W+", pattern) if word] or [pattern]
-
-    def likeness(path: str) -> float:
-        parts = path.split("/")
-        return sum(max(difflib.SequenceMatcher(None, w, p).ratio() for p in parts) for w in words)
-
-    return sorted(paths, key=lambda path: (-likeness(path), -len(path)))[:count]
-
-
-def no_match_error(kind: str, pattern: str, paths: Sequence[str]) -> ValueError:
-    """The error for a rule that matches nothing: it shows the nearest paths."""
-    lines = "\n  ".join(nearest(pattern, paths)) or "(the model has none)"
-    return ValueError(
-        f"the {kind} rule {pattern!r} matches no path. Patterns are regular expressions for the "
-        f"whole path. Nearest paths:\n  {lines}"
-    )
-
-
-def labels(params: Mapping[str, Any], rules: Sequence[Rule]) -> Labels:
+def labels(
+    params: Mapping[str, Any], rules: Sequence[Rule], inserted: Collection[str] = ()
+) -> Labels:
     """Labels every parameter with the group of the first rule that matches, else FROZEN.
 
+    Args:
+      params: by path; only the paths count.
+      rules: in order.
+      inserted: paths of the modules that methods inserted, such as `layers/0/query/lora`. What is
+        below them is not pre-trained.
+
     Raises:
-      ValueError: a rule matches no path at all; a typo must not silently freeze a group.
+      ValueError: a rule matches no path at all (a typo must not silently freeze a group), or never
+        applies (see `patterns.first_matches`).
     """
+    modules = frozenset(inserted)
+    names = {path: _inserted_name(path, modules) for path in params}
+    ordered = []
     for rule in rules:
-        if not any(re.fullmatch(rule.pattern, path) for path in params):
-            raise no_match_error(f"{rule.group!r}", rule.pattern, list(params))
-    return {
-        path: next((r.group for r in rules if re.fullmatch(r.pattern, path)), FROZEN)
-        for path in params
-    }
+        kind, pattern = repr(rule.group), patterns.compiled(rule.pattern, repr(rule.group))
+        allowed = [p for p in params if rule.inserted in (None, names[p])]
+        found = [path for path in allowed if pattern.fullmatch(path)]
+        if not found and rule.inserted:
+            raise ValueError(
+                f"the {kind} rule {rule.pattern!r} matches no path: it is for what a method inserts as "
+                f"`{rule.inserted}`, and the model holds no such module; insert the method first"
+            )
+        if not found:
+            raise patterns.no_match_error(kind, rule.pattern, list(params))
+        ordered.append(patterns.Ordered(kind, rule.pattern, rule.group, found))
+    owners = patterns.first_matches(ordered)
+    return {path: owners[path].outcome if path in owners else FROZEN for path in params}
+
+
+def _inserted_name(path: str, inserted: frozenset[str]) -> str:
+    """Name of the outermost inserted module that holds a leaf; "" for a pre-trained leaf."""
+    parts = path.split("/")
+    for count in range(1, len(parts)):
+        if "/".join(parts[:count]) in inserted:
+            return parts[count - 1]
+    return ""
 
 
 def optimizer(

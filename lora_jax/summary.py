@@ -33,6 +33,21 @@ class MatchedLayer:
 
 
 @dataclasses.dataclass(frozen=True)
+class SkippedLayer:
+    """One layer that a rule named and that a method left as it was.
+
+    Attributes:
+      rule: that chose the layer.
+      path: of the layer.
+      reason: why it has no update, in words.
+    """
+
+    rule: str
+    path: str
+    reason: str
+
+
+@dataclasses.dataclass(frozen=True)
 class Group:
     """Totals of one group of leaves."""
 
@@ -44,11 +59,12 @@ class Group:
 
 @dataclasses.dataclass(frozen=True)
 class Summary:
-    """Matched layers and the groups of a partitioned model. `str()` gives a table."""
+    """Matched and skipped layers, and the groups of a partitioned model. `str()` gives a table."""
 
     method: str
     layers: tuple[MatchedLayer, ...]
     groups: tuple[Group, ...]
+    skipped: tuple[SkippedLayer, ...] = ()
 
     @property
     def trainable(self) -> tuple[Group, ...]:
@@ -66,6 +82,9 @@ class Summary:
         if self.layers:
             header = ("rule", "layer", "weight", "how", "parameters")
             lines += _table([header, *(_layer_row(layer) for layer in self.layers)])
+        if self.skipped:
+            skipped = ((layer.rule, layer.path, layer.reason) for layer in self.skipped)
+            lines += _table([("rule", "layer without an update", "why"), *skipped])
         rows = [("group", "leaves", "parameters", "bytes")]
         rows += [
             (g.name, str(g.leaves), f"{g.parameters:,}", readable_bytes(g.bytes))
@@ -86,6 +105,7 @@ def summarise(
     matched: Sequence[MatchedLayer],
     params: Mapping[str, Any],
     labels: Mapping[str, str],
+    skipped: Sequence[SkippedLayer] = (),
 ) -> Summary:
     """Collects a summary; frozen leaves come last."""
     names = [*sorted(set(labels.values()) - {partition.FROZEN}), partition.FROZEN]
@@ -95,7 +115,7 @@ def summarise(
         groups.append(
             Group(name, partition.count(members), partition.size_bytes(members), len(members))
         )
-    return Summary(method, tuple(matched), tuple(groups))
+    return Summary(method, tuple(matched), tuple(groups), tuple(skipped))
 
 
 def readable_bytes(size: float) -> str:

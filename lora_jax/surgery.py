@@ -54,13 +54,29 @@ def hide_methods(changed: type, family: type) -> None:
 
 def pretrained_modules(model: nnx.Module) -> dict[str, nnx.Module]:
     """The modules of a model by path, in path order, without those that methods inserted."""
-    modules = {"/".join(map(str, path)): module for path, module in nnx.iter_modules(model)}
-    inserted = [path for path, module in modules.items() if isinstance(module, Inserted)]
-    return {
-        path: module
-        for path, module in sorted(modules.items())
-        if not any(path == other or path.startswith(f"{other}/") for other in inserted)
-    }
+    return dict(sorted(_modules(model)[0].items()))
+
+
+def inserted_modules(model: nnx.Module) -> dict[str, Inserted]:
+    """What methods inserted into a model, by path: the outermost modules of each."""
+    return dict(sorted(_modules(model)[1].items()))
+
+
+def _modules(model: nnx.Module) -> tuple[dict[str, nnx.Module], dict[str, Inserted]]:
+    """The pre-trained modules, and the outermost inserted ones."""
+    modules = dict(nnx.iter_modules(model))
+    inserted = {path for path, module in modules.items() if isinstance(module, Inserted)}
+    pretrained: dict[str, nnx.Module] = {}
+    outermost: dict[str, Inserted] = {}
+    for path, module in modules.items():
+        if any(path[:count] in inserted for count in range(len(path))):
+            continue  # inside an inserted one
+        name = "/".join(map(str, path))
+        if isinstance(module, Inserted):
+            outermost[name] = module
+        else:
+            pretrained[name] = module
+    return pretrained, outermost
 
 
 def replaces(original: type[nnx.Module], changed: type[nnx.Module]) -> None:
@@ -107,6 +123,14 @@ def restore(module: nnx.Module) -> None:
 def is_changed(module: nnx.Module) -> bool:
     """Whether the module's class replaces another one."""
     return _original(type(module)) is not None
+
+
+def original_class(module: nnx.Module) -> type[nnx.Module]:
+    """The class that the module had before methods changed it."""
+    kind = type(module)
+    while (original := _original(kind)) is not None:
+        kind = original
+    return kind
 
 
 def _original(changed: type[nnx.Module]) -> type[nnx.Module] | None:

@@ -102,7 +102,7 @@ class SharedBase:
             trainable=trainable,
             labels=labels,
             values=runs.run_values(adapted, settings.learning_rate),
-            record=model_record(summary, lora_layers(point.method, summary)),
+            record=model_record(summary, lora_layers(summary)),
         )
 
     def batches(self, points: Sequence[Point]) -> TrainingBatches:

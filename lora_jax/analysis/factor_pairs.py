@@ -26,7 +26,7 @@ from lora_jax.analysis.similarity import Matrix
 from lora_jax.low_rank import layers
 from lora_jax.low_rank.updates import LowRankUpdate
 from lora_jax.low_rank.weights import WeightView
-from lora_jax.methods.lora import LoRAInsertion
+from lora_jax.methods.stored_settings import settings_of_layer
 
 _FACTOR = re.compile(r"(?:(?P<layer>.*)/)?lora/(?:(?P<part>[^/]+)/)?(?P<side>[ab])")
 _SCANNED = re.compile(r"(.*/)?layers/((first|last_\d+)/)?block/.*")  # the stacks of lora_jax.models
@@ -69,7 +69,7 @@ def from_adapter(adapter: Adapter) -> dict[str, FactorPair]:
     """
     sides_by_layer: dict[tuple[str, str], dict[str, np.ndarray]] = {}
     for path, value in sorted(adapter.values.items()):
-        if match := _FACTOR.fullmatch(path):
+        if adapter.groups.get(path, "lora") == "lora" and (match := _FACTOR.fullmatch(path)):
             key = match["layer"] or "", match["part"] or ""
             sides_by_layer.setdefault(key, {})[match["side"]] = value
     if not sides_by_layer:
@@ -78,6 +78,7 @@ def from_adapter(adapter: Adapter) -> dict[str, FactorPair]:
             "about low-rank updates"
         )
     pairs = {}
+    paths = {layer for layer, _ in sides_by_layer}
     for (layer, part), sides in sides_by_layer.items():
         name = "/".join(filter(None, (layer, part)))
         if missing := {"a", "b"} - sides.keys():
@@ -85,7 +86,8 @@ def from_adapter(adapter: Adapter) -> dict[str, FactorPair]:
                 f"the adapter holds only one factor of {name}; factor {min(missing)} is missing"
             )
         a, b = sides["a"], sides["b"]
-        pairs[name] = _pair(a, b, _scale(adapter, layer), _stack_axes(a, b, name))
+        settings = settings_of_layer(adapter.method, layer, a.shape[-1], paths)
+        pairs[name] = _pair(a, b, settings.scale, _stack_axes(a, b, name))
     return pairs
 
 
@@ -140,16 +142,6 @@ def _pair(
         np.asarray(b, np.float32).reshape(maps, rank, -1),
         scale,
     )
-
-
-def _scale(adapter: Adapter, layer: str) -> float:
-    """The scale that the adapter's method gives to a layer; the first matching target counts."""
-    for insertion in adapter.method.insertions:
-        if isinstance(insertion, LoRAInsertion):
-            for pattern, settings in insertion.targets:
-                if re.fullmatch(pattern, layer):
-                    return settings.scale
-    raise ValueError(f"no target of the adapter's method matches its factors at {layer}")
 
 
 def _stack_axes(a: np.ndarray, b: np.ndarray, name: str) -> int:

@@ -12,7 +12,7 @@ from jaxtyping import Shaped
 from lora_jax.interop.loralib_factors import Arrays, transposed
 from lora_jax.interop.loralib_names import ARCHITECTURES, FUSED, Architecture, guess
 from lora_jax.method import Method
-from lora_jax.methods.lora import LoRAInsertion
+from lora_jax.methods.stored_settings import settings_of_layer
 
 
 def to_state_dict(
@@ -61,6 +61,7 @@ def to_state_dict(
 
 
 _Pair = tuple[np.ndarray, np.ndarray]  # a (layers, inputs, r) and b (layers, r, outputs)
+_FIRST_FACTOR = re.compile(r"(?P<layer>.*)/lora/([^/]+/)?a")
 _MAGNITUDE = re.compile(r"(.*/)?lora/([^/]+/)?magnitude")
 
 
@@ -111,32 +112,30 @@ class LayerSettings(TypedDict, total=False):
 
 
 def layer_settings(
-    method: Method, paths: Iterable[str], architecture: str | None = None
+    method: Method, values: Mapping[str, np.ndarray], architecture: str | None = None
 ) -> dict[str, LayerSettings]:
     """The arguments with which loralib's layers must be built to take `to_state_dict`'s factors.
 
     Args:
       method: the method of the adapter.
-      paths: the paths of its leaves.
+      values: its leaves by path.
       architecture: as in `to_state_dict`.
 
     Returns:
       Arguments by the module's name in loralib.
     """
-    paths = list(paths)
-    names = _architecture(paths, architecture)
-    targets = [
-        target
-        for insertion in method.insertions
-        if isinstance(insertion, LoRAInsertion)
-        for target in insertion.targets
-    ]
+    names = _architecture(values, architecture)
+    ranks = {
+        match["layer"]: value.shape[-1]
+        for path, value in values.items()
+        if (match := _FIRST_FACTOR.fullmatch(path))
+    }
     arguments: dict[str, LayerSettings] = {}
     for theirs, ours in names.modules.items():
         layer = f"{names.block}/{ours}"
-        if not any(path.startswith(f"{layer}/lora/") for path in paths):
+        if layer not in ranks:
             continue
-        settings = next(settings for pattern, settings in targets if re.fullmatch(pattern, layer))
+        settings = settings_of_layer(method, layer, ranks[layer], ranks)
         # loralib knows alpha/r only, so rsLoRA needs another alpha there.
         plain = settings.scaling == "alpha/r"
         arguments[theirs] = {

@@ -135,6 +135,8 @@ class ConvKind(Kind):
     factors of its own, of `rank` each.
     """
 
+    in_all_linear = False
+
     def check(self, settings: LoRASettings) -> None:
         """Raises ValueError for layers that cannot be adapted."""
         refuse_mask(self.configured())
@@ -183,6 +185,8 @@ class ConvKind(Kind):
 
 class ConvTransposeKind(Kind):
     """A transposed convolution to `rank` channels, then a 1x1 map to the outputs."""
+
+    in_all_linear = False
 
     def check(self, settings: LoRASettings) -> None:
         """Raises ValueError for layers that cannot be adapted."""

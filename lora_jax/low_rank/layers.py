@@ -17,6 +17,7 @@ from jaxtyping import Array, Float, Key
 
 from lora_jax import surgery
 from lora_jax.low_rank.dora import DoRAUpdate
+from lora_jax.low_rank.fused_parts import part_sizes
 from lora_jax.low_rank.lora_layer import LoRALayer
 from lora_jax.low_rank.settings import LoRASettings
 from lora_jax.low_rank.updates import FusedUpdate, LowRankUpdate, WeightUpdate
@@ -106,6 +107,11 @@ def _owner(kind: type, name: str) -> type | None:
     return next((c for c in kind.__mro__ if name in vars(c)), None)
 
 
+def lora_layer_of(layer: nnx.Module) -> type[LoRALayer] | None:
+    """The LoRA layer that a layer is or can become; None if its class is not supported."""
+    return type(layer) if isinstance(layer, LoRALayer) else _LORA_LAYERS.get(type(layer))
+
+
 def supported() -> tuple[type, ...]:
     """The layer classes that can be adapted."""
     return tuple(_LORA_LAYERS)
@@ -143,13 +149,18 @@ def adapt(layer: nnx.Module, settings: LoRASettings, key: Key[Array, ""], path: 
     surgery.become(layer, lora_layer)
     assert isinstance(layer, LoRALayer)
     try:
-        _refuse_other_stacks(layer, path)
-        _refuse_integers(layer, path)
-        layer.check(settings)
+        examine(layer, settings, path)
         layer.lora = new_update(WeightView(layer), settings, key, path)
     except BaseException:
         surgery.restore(layer)
         raise
+
+
+def examine(layer: LoRALayer, settings: LoRASettings, path: str) -> None:
+    """Raises ValueError if a layer, as it was configured and stored, cannot have an update."""
+    _refuse_other_stacks(layer, path)
+    _refuse_integers(layer, path)
+    layer.check(settings)
 
 
 def unadapt(layer: nnx.Module) -> None:
@@ -229,27 +240,10 @@ def new_update(
                 f"parts {settings.parts} of {path} need `fused`: the names of all parts"
             )
         return kind.create(weight, settings, key, path)
-    sizes = _part_sizes(settings, weight.shape[weight.roles.outputs[0]], path)
+    sizes = part_sizes(settings, weight.shape[weight.roles.outputs[0]], path)
     updates = {}
     for name, part in zip(settings.fused, weight.parts(sizes), strict=True):
         if name in settings.parts:
             part_key = jax.random.fold_in(key, zlib.crc32(name.encode()))
             updates[name] = kind.create(part, settings, part_key, f"{path} part {name}")
     return FusedUpdate(updates, settings.fused, sizes)
-
-
-def _part_sizes(settings: LoRASettings, total: int, path: str) -> tuple[int, ...]:
-    unknown = [part for part in settings.parts if part not in settings.fused]
-    if unknown or not settings.parts:
-        raise ValueError(f"{path}: choose parts among {settings.fused}, got {settings.parts}")
-    taken = [p for p in settings.parts if p in ("names", "sizes") or hasattr(FusedUpdate, p)]
-    if taken:
-        raise ValueError(f"{path}: a part cannot be called {taken[0]!r}; choose another name")
-    count = len(settings.fused)
-    sizes = settings.fused_sizes or (total // count,) * count
-    if len(sizes) != count or sum(sizes) != total:
-        raise ValueError(
-            f"{path}: the parts {settings.fused} must divide the first output axis of size {total}; "
-            f"got sizes {sizes}. Give `fused_sizes` if the parts are not equal"
-        )
-    return sizes

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from lora_jax.checks import json_values, positive
 from lora_jax.low_rank.contraction import Init, Scaling, check_rank, scale
+
+TooLarge = Literal["error", "cap", "skip"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,6 +27,8 @@ class LoRASettings:
       fused: names of all parts, in order.
       fused_sizes: sizes of the parts along the first output axis, where they are not equal.
       magnitude: whether the norms of the weight's columns train too (DoRA).
+      too_large: what becomes of a layer whose matrix is smaller than the rank: an error, an update of
+        the largest rank that it allows with the same scale (see `capped`), or no update.
     """
 
     rank: int
@@ -37,6 +41,7 @@ class LoRASettings:
     fused: tuple[str, ...] = ()
     fused_sizes: tuple[int, ...] = ()
     magnitude: bool = False
+    too_large: TooLarge = "error"
 
     def __post_init__(self) -> None:
         positive("alpha", self.alpha)
@@ -45,6 +50,8 @@ class LoRASettings:
             raise ValueError(f"init must be 'kaiming' or 'gaussian', got {self.init!r}")
         if not isinstance(self.magnitude, bool):
             raise ValueError(f"magnitude must be True or False, got {self.magnitude!r}")
+        if self.too_large not in ("error", "cap", "skip"):
+            raise ValueError(f"too_large must be 'error', 'cap' or 'skip', got {self.too_large!r}")
 
     @classmethod
     def from_arguments(cls, arguments: Mapping[str, Any], where: str) -> LoRASettings:
@@ -75,9 +82,19 @@ class LoRASettings:
         adapter without it has the same bytes.
         """
         arguments = dataclasses.asdict(self)
-        if not self.magnitude:
-            del arguments["magnitude"]
+        for name in ("magnitude", "too_large"):
+            if arguments[name] == getattr(LoRASettings, name):
+                del arguments[name]
         return arguments
+
+    def capped(self, rank: int) -> LoRASettings:
+        """The settings of a layer that allows this smaller rank only.
+
+        The scale in front of A B stays, so that capped layers learn as fast as the others: alpha
+        follows the rank.
+        """
+        alpha = self.scale * rank / scale(rank, rank, self.scaling)
+        return dataclasses.replace(self, rank=rank, alpha=alpha)
 
     @property
     def scale(self) -> float:
@@ -87,4 +104,6 @@ class LoRASettings:
     def __str__(self) -> str:
         parts = f", {','.join(self.parts)} of {','.join(self.fused)}" if self.parts else ""
         magnitude = ", magnitude" if self.magnitude else ""
-        return f"rank {self.rank}, alpha {self.alpha:g}{parts}{magnitude}"
+        scale = f"scale {self.scale:g} ({self.scaling})"
+        dropout = f"dropout {self.dropout:g}"
+        return f"rank {self.rank}, alpha {self.alpha:g}, {scale}, {dropout}{parts}{magnitude}"

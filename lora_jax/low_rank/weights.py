@@ -29,10 +29,12 @@ class LayerWithWeight:
       weight: name of the weight.
       gathers: whether inputs are row numbers of the weight. Then A starts at zero and not B, and has no
         dropout.
+      in_all_linear: whether "all-linear" means layers of this kind too. Tables (`gathers`) it never does.
     """
 
     weight: ClassVar[str] = "kernel"
     gathers: ClassVar[bool] = False
+    in_all_linear: ClassVar[bool] = True
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)

@@ -30,7 +30,7 @@ from lora_jax.partition import Rule
 from lora_jax.sharding.axes import Axes
 from lora_jax.summary import MatchedLayer
 
-_RULE = Rule(r"(.*/)?adapter/(norm|down|up)/.*", "adapter")
+_RULE = Rule(".*", "adapter", inserted="adapter")
 
 
 @dataclasses.dataclass(frozen=True)

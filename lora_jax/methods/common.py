@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
 from flax import nnx
 
-from lora_jax import partition, surgery
+from lora_jax import patterns, surgery
 from lora_jax.checks import json_values
 from lora_jax.method import Insertion, Method
 from lora_jax.partition import Rule
@@ -17,8 +16,7 @@ HEAD = "head"  # group of the task head
 EMBEDDING = r"(.*/)?embeddings/(word|token)"  # of the encoders and the decoder here
 FEED_FORWARD = r"(.*/)?feed_forward"
 SUBLAYERS = r"(.*/)?(attention|feed_forward)"
-PRETRAINED = r"(?!(.*/)?(lora|adapter|special)/)"  # not inside what another method inserted
-BIAS = PRETRAINED + r"(.*/)?bias"
+BIAS = Rule(r"(.*/)?bias", "bias", inserted="")  # every pre-trained bias
 
 
 def method(
@@ -41,14 +39,11 @@ def matching(model: nnx.Module, pattern: str, kind: str) -> dict[str, Any]:
 
     Args:
       model: pre-trained or adapted.
-      pattern: regular expression.
+      pattern: regular expression for whole paths, or the last names of paths.
       kind: what the pattern is for, for the message.
 
     Raises:
       ValueError: it matches no path.
     """
     modules = surgery.pretrained_modules(model)
-    found = {path: module for path, module in modules.items() if re.fullmatch(pattern, path)}
-    if not found:
-        raise partition.no_match_error(kind, pattern, list(modules))
-    return found
+    return {path: modules[path] for path in patterns.matching(pattern, list(modules), kind)}

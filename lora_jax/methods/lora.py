@@ -1,11 +1,10 @@
-"""LoRA (Hu et al. 2021): low-rank updates of the layers that regular expressions name."""
+"""LoRA (Hu et al. 2021): low-rank updates of the layers that its targets name."""
 
 from __future__ import annotations
 
 import dataclasses
-import re
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import jax
@@ -16,89 +15,73 @@ from lora_jax import partition
 from lora_jax.checks import Integer, Real
 from lora_jax.low_rank import flax_layers as _flax_layers  # noqa: F401 - registers Flax's layers
 from lora_jax.low_rank.contraction import Init, Scaling
-from lora_jax.low_rank.layers import adapt, adapted_layers
-from lora_jax.low_rank.settings import LoRASettings
-from lora_jax.method import Insertion, Method
+from lora_jax.low_rank.layers import LoRALayer, adapt
+from lora_jax.low_rank.settings import LoRASettings, TooLarge
+from lora_jax.method import Insertion, LayerRule, Method
 from lora_jax.methods import common
+from lora_jax.methods.chosen_layers import Chooser, ChosenLayer, shared_weights
+from lora_jax.methods.targets import (
+    ALL_LINEAR,
+    Exclude,
+    Layers,
+    Targets,
+    by_target,
+    layer_numbers,
+    several,
+)
 from lora_jax.partition import Rule
-from lora_jax.summary import MatchedLayer
+from lora_jax.summary import MatchedLayer, SkippedLayer
 from lora_jax.surgery import pretrained_modules
 
 
 @dataclasses.dataclass(frozen=True)
-class LoRAInsertion(Insertion):
-    """Adapts every layer whose path matches one of the targets; the first match wins.
-
-    Attributes:
-      targets: pairs of a regular expression for whole paths, and the settings of its layers.
-    """
-
-    targets: tuple[tuple[str, LoRASettings], ...]
-
-    def settings_of(self, paths: Sequence[str]) -> dict[str, tuple[str, LoRASettings]]:
-        """The matching paths with their pattern and settings.
-
-        Raises:
-          ValueError: a pattern matches no path.
-        """
-        for pattern, _ in self.targets:
-            if not any(re.fullmatch(pattern, path) for path in paths):
-                raise partition.no_match_error("target", pattern, paths)
-        first = {
-            path: next((target for target in self.targets if re.fullmatch(target[0], path)), None)
-            for path in paths
-        }
-        return {path: target for path, target in first.items() if target is not None}
+class LoRAInsertion(Chooser, Insertion):
+    """Adapts the layers that its targets choose, see `Chooser`; the first match wins."""
 
     def insert(self, model: nnx.Module, key: Key[Array, ""]) -> None:
-        """Turns the matched layers into their LoRA layers, in place."""
+        """Turns the chosen layers into their LoRA layers, in place."""
         modules = pretrained_modules(model)
-        settings = self.settings_of(list(modules))
-        _refuse_shared_weights(modules, settings)
-        for path, (_, layer_settings) in settings.items():
+        chosen = self.choose(modules).layers
+        shared = shared_weights(modules)
+        if odd := [path for path in chosen if path in shared]:
+            raise ValueError(shared[odd[0]])
+        for path, layer in chosen.items():
             layer_key = jax.random.fold_in(key, zlib.crc32(path.encode()))
-            adapt(modules[path], layer_settings, layer_key, path)
+            adapt(modules[path], layer.settings, layer_key, path)
 
     def matches(self, model: nnx.Module) -> list[MatchedLayer]:
         """One row per adapted layer."""
-        layers = adapted_layers(model)
+        modules = pretrained_modules(model)
         return [
-            MatchedLayer(
-                rule=pattern,
-                path=path,
-                shape=layers[path].weight_shape(),
-                how=str(settings),
-                parameters=partition.count(partition.parameters(layers[path].lora)),
-                rank=settings.rank,
-                parts=settings.parts,
-            )
-            for path, (pattern, settings) in self.settings_of(list(layers)).items()
+            _row(path, modules[path], chosen)
+            for path, chosen in self.choose(modules).layers.items()
         ]
 
+    def paths(self, model: nnx.Module) -> list[str]:
+        """The paths of the adapted layers."""
+        return list(self.choose(pretrained_modules(model)).layers)
 
-def _refuse_shared_weights(modules: Mapping[str, nnx.Module], targets: Mapping[str, Any]) -> None:
-    """A Variable that two layers share would be merged twice; a layer used twice is fine."""
-    owners: dict[int, list[str]] = {}
-    for path, module in modules.items():
-        for name, value in vars(module).items():
-            if isinstance(value, nnx.Variable):
-                owners.setdefault(id(value), []).append(f"{path}/{name}")
-    for shared in owners.values():
-        if len(shared) > 1 and any(name.rpartition("/")[0] in targets for name in shared):
-            raise ValueError(
-                f"{' and '.join(sorted(shared))} are one Variable, so their layers cannot have "
-                "separate updates; share the whole layer instead of its weight"
-            )
+    def skipped(self, model: nnx.Module) -> list[SkippedLayer]:
+        """One row per layer that a target names and that has no update."""
+        return self.choose(pretrained_modules(model)).skipped
 
 
-Targets = str | Sequence[str] | Mapping[str, Mapping[str, Any]]
-
-
-def by_target(targets: Targets) -> dict[str, Mapping[str, Any]]:
-    """The arguments of each target alone, by its pattern; `targets` as of `lora`."""
-    if isinstance(targets, Mapping):
-        return dict(targets)
-    return {pattern: {} for pattern in ([targets] if isinstance(targets, str) else targets)}
+def _row(path: str, layer: nnx.Module, chosen: ChosenLayer) -> MatchedLayer:
+    if not isinstance(layer, LoRALayer):
+        raise ValueError(f"{path or 'the model'} is not adapted; insert the method first")
+    settings = chosen.settings
+    if layer.gathers:  # row numbers have no dropout
+        settings = dataclasses.replace(settings, dropout=0.0)
+    capped = settings.rank < chosen.wanted
+    return MatchedLayer(
+        rule=chosen.target,
+        path=path,
+        shape=layer.weight_shape(),
+        how=f"{settings}{f' (capped from rank {chosen.wanted})' if capped else ''}",
+        parameters=partition.count(partition.parameters(layer.lora)),
+        rank=settings.rank,
+        parts=settings.parts,
+    )
 
 
 def lora(
@@ -114,14 +97,21 @@ def lora(
     fused: Sequence[str] = (),
     fused_sizes: Sequence[int] = (),
     magnitude: bool = False,
+    too_large: TooLarge | None = None,
+    exclude: Exclude = None,
+    layers: Layers = None,
     bias: Literal["none", "all", "lora_only"] = "none",
     head: str | None = None,
 ) -> Method:
     """LoRA (Hu et al. 2021, section 4.1). Groups: `lora`, and `bias` and `head` if asked for.
 
     Args:
-      targets: regular expressions for the whole paths of the layers to adapt. A mapping gives
-        arguments per expression that replace those below:
+      targets: the layers to adapt, as one or several of: a path or the end of paths (`"q_proj"`,
+        `"attention/query"`), a regular expression for whole paths, a class of layers (`nnx.Linear`; in
+        configs `"type:Linear"`), or `"all-linear"`: every supported layer whose weight is a matrix,
+        but heads (`head`, and the names in `targets.HEADS`) and layers that can have no update, which
+        the summary lists. The first target that names a layer counts. A mapping gives arguments per
+        target that replace those below:
         `{".*/qkv": {"rank": 4, "parts": ("q", "v"), "fused": ("q", "k", "v")}, ".*/output": {}}`.
       rank: r, per matrix, and per part of a fused one.
       alpha: the constant of section 4.1; the default is the rank, which makes the scale 1.
@@ -133,11 +123,18 @@ def lora(
       fused: names of all its parts, in order.
       fused_sizes: sizes of the parts where they are not equal.
       magnitude: trains the norm of every output's weights too: DoRA, see `low_rank.dora`.
+      too_large: what becomes of a layer whose matrix is smaller than the rank: `error`; `cap`: it gets
+        the largest rank that it allows, with the same scale (alpha follows the rank); `skip`: no update.
+        Both are in the summary. The default is `skip` for `"all-linear"`, else `error`.
+      exclude: what the targets shall not mean, in the same syntax.
+      layers: numbers of the layers to adapt, where a number is the first integer of a path;
+        negative ones count from the end. None is all layers.
       bias: which bias vectors train: none, all, or those of the adapted layers.
       head: regular expression for the task head's leaves.
 
     Raises:
-      ValueError: an argument is out of range (rank and alpha are checked again against each layer).
+      ValueError: an argument is out of range. What depends on the model is checked by `insert`: ranks,
+        and whether every target, exclusion and number of a layer has an effect.
     """
     per_target = {} if targets is None else by_target(targets)  # a config without them
     if not per_target:
@@ -147,18 +144,25 @@ def lora(
         "dropout": dropout, "parts": parts, "fused": fused, "fused_sizes": fused_sizes,
         "magnitude": magnitude,
     }  # fmt: skip
-    settings = {
-        pattern: LoRASettings.from_arguments({**shared, **arguments}, f"target {pattern!r}")
-        for pattern, arguments in per_target.items()
-    }
-    rules = [Rule(r"(.*/)?lora/.*", "lora")]  # all that the inserted child holds
+    settings = {}
+    for target, own in per_target.items():
+        default = "skip" if target == ALL_LINEAR else "error"
+        values = {**shared, "too_large": too_large or default, **own}
+        settings[target] = LoRASettings.from_arguments(values, f"target {target!r}")
+    excluded, numbers = several(exclude, "exclude"), layer_numbers(layers)
+    insertion = LoRAInsertion(tuple(settings.items()), excluded, numbers, head)
+    rules: list[Rule] = [Rule(".*", "lora", inserted="lora")]
     if bias == "all":
-        rules.append(Rule(common.BIAS, "bias"))
+        rules.append(common.BIAS)
     elif bias == "lora_only":
-        whole = ["bias"] * any(re.fullmatch(p, "") for p in per_target)  # the root is a layer
-        rules.append(Rule("|".join([*(f"(?:{p})/bias" for p in per_target), *whole]), "bias"))
+        rules.append(LayerRule("bias", "bias", "", insertion=insertion))
     elif bias != "none":
         raise ValueError(f"bias must be 'none', 'all' or 'lora_only', got {bias!r}")
-    resolved = {pattern: target.to_arguments() for pattern, target in settings.items()}
-    arguments = {"targets": resolved, "bias": bias, "head": head}
-    return common.method("lora", arguments, (LoRAInsertion(tuple(settings.items())),), *rules)
+    resolved = {target: own.to_arguments() for target, own in settings.items()}
+    if ALL_LINEAR in settings:  # whose default is another one
+        resolved[ALL_LINEAR]["too_large"] = settings[ALL_LINEAR].too_large
+    arguments: dict[str, Any] = {"targets": resolved, "bias": bias, "head": head}
+    # What came after the first adapters were saved is left out where it has its default.
+    narrowing = {"exclude": excluded, "layers": numbers}
+    arguments |= {name: value for name, value in narrowing.items() if value}
+    return common.method("lora", arguments, (insertion,), *rules)

@@ -39,7 +39,7 @@ from lora_jax.partition import Rule
 from lora_jax.summary import MatchedLayer
 
 Init = Literal["vocabulary", "normal"]
-_RULE = Rule(r"(.*/)?special/embedding", "prefix")
+_RULE = Rule(".*", "prefix", inserted="special")
 
 
 @dataclasses.dataclass(frozen=True)

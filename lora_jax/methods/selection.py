@@ -29,7 +29,7 @@ def head_only(head: str) -> Method:
 
 def bitfit(head: str | None = None) -> Method:
     """BitFit (Zaken et al. 2021; paper, section 5.1): every pre-trained bias trains. Group: `bias`."""
-    return common.method("bitfit", {"head": head}, (), Rule(common.BIAS, "bias"))
+    return common.method("bitfit", {"head": head}, (), common.BIAS)
 
 
 def top_layers(count: Integer = 2, head: str | None = None) -> Method:
@@ -42,7 +42,7 @@ def top_layers(count: Integer = 2, head: str | None = None) -> Method:
       head: regular expression for the task head's leaves.
     """
     count = integer("count", count)
-    top = Rule(common.PRETRAINED + last_layers(count) + "/.*", "top")
+    top = Rule(last_layers(count) + "/.*", "top", inserted="")
     return common.method("top_layers", {"count": count, "head": head}, (CutInsertion(count),), top)
 
 

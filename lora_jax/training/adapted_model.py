@@ -74,7 +74,7 @@ class AdaptedModel:
             adapted = method.insert(model, jax.random.key(0) if key is None else key)
             self.labels = method.labels(adapted)
             self.summary = method.summary(adapted)
-            self.layers = lora_layers(method, self.summary)
+            self.layers = lora_layers(self.summary)
             self.structure, trainable, frozen = partition.split(adapted, self.labels)
             mesh = make_mesh({"data": REST}) if mesh is None else mesh
             self.placement = Placement(mesh, axes.of_model(adapted))

@@ -18,7 +18,6 @@ import jax
 from tensorboardX import SummaryWriter
 
 from lora_jax.files import to_json, write_bytes
-from lora_jax.method import Method
 from lora_jax.sharding.hosts import is_main
 from lora_jax.summary import Summary
 
@@ -117,21 +116,14 @@ def spread(values: Sequence[float]) -> dict[str, Any]:
     }
 
 
-def lora_layers(method: Method, summary: Summary) -> list[dict[str, Any]]:
+def lora_layers(summary: Summary) -> list[dict[str, Any]]:
     """The layers that LoRA adapts, for a run record: path, rank and adapted parts of each.
 
     Args:
-      method: of the run; others than LoRA give no layers.
-      summary: what the method did to the model.
+      summary: what the method did to the model; others than LoRA give no layers.
     """
-    targets = {
-        pattern: settings
-        for part in method.to_json()
-        if part["name"] == "lora"
-        for pattern, settings in part["arguments"]["targets"].items()
-    }
-    ranks = {layer.path: targets[layer.rule] for layer in summary.layers if layer.rule in targets}
     return [
-        {"path": path, "rank": settings["rank"], "parts": list(settings["parts"])}
-        for path, settings in ranks.items()
+        {"path": layer.path, "rank": layer.rank, "parts": list(layer.parts)}
+        for layer in summary.layers
+        if layer.rank is not None
     ]

@@ -10,7 +10,7 @@ from flax import nnx
 from random_models import from_shapes
 
 import lora_jax
-from lora_jax import methods, partition
+from lora_jax import methods, patterns
 from lora_jax.data.batch import Inputs
 from lora_jax.low_rank import layers
 from lora_jax.models.encoder import Classifier, EncoderConfig
@@ -205,9 +205,7 @@ def test_lora_labels_without_insertion_are_refused(model):
 # --- Rules that match nothing ---------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "pattern", [r".*/querry", r"blocks/\d/attention/querry", "query", "quer.*"]
-)
+@pytest.mark.parametrize("pattern", [r".*/querry", r"blocks/\d/attention/querry", "uery", "quer.*"])
 def test_target_that_matches_nothing_shows_the_nearest_paths(model, pattern):
     before = tree(model)
     with pytest.raises(ValueError) as error:
@@ -240,8 +238,8 @@ def test_head_that_matches_nothing_is_refused(model, method):
 
 def test_nearest_path_of_a_typo_comes_first():
     paths = ["embed", "blocks/0/attention/value", "blocks/0/attention/query", "head"]
-    assert partition.nearest(r".*/querry", paths)[0] == "blocks/0/attention/query"
-    assert partition.nearest(r"heads", paths)[0] == "head"
+    assert patterns.nearest(r".*/querry", paths)[0] == "blocks/0/attention/query"
+    assert patterns.nearest(r"heads", paths)[0] == "head"
 
 
 def test_target_that_is_no_supported_layer_is_refused(model):
@@ -472,7 +470,12 @@ def test_methods_combine(model):
     assert groups["bias"] == BIASES - {"head/bias"}
     assert len(groups["lora"]) == 8
     how = [row.how for row in method.summary(adapted).layers]
-    assert how == ["rank 2, alpha 2"] * 2 + ["rank 4, alpha 8"] * 2
+    plain = "dropout 0"
+    assert (
+        how
+        == [f"rank 2, alpha 2, scale 1 (alpha/r), {plain}"] * 2
+        + [f"rank 4, alpha 8, scale 2 (alpha/r), {plain}"] * 2
+    )
 
 
 JSON_CASES = [
@@ -548,20 +551,24 @@ def test_summary_text(model):
     method = lora_jax.lora(
         {
             r".*/query": {"rank": 2},
-            r".*/qkv": {"rank": 4, "alpha": 32, "parts": ("q", "v"), "fused": ("q", "k", "v")},
+            r".*/qkv": {
+                "rank": 4, "alpha": 32, "scaling": "alpha/sqrt(r)", "parts": ("q", "v"),
+                "fused": ("q", "k", "v"),
+            },
         },
         alpha=5,
+        dropout=0.1,
         head="head/.*",
-    )
+    )  # fmt: skip
     text = str(method.summary(method.insert(model, KEY)))
     lines = [" ".join(line.split()) for line in text.splitlines()]
     assert lines == [
         "method lora",
         "rule layer weight how parameters",
-        ".*/query blocks/0/attention/query 8x8 rank 2, alpha 5 32",
-        ".*/qkv blocks/0/qkv 8x24 rank 4, alpha 32, q,v of q,k,v 128",
-        ".*/query blocks/1/attention/query 8x8 rank 2, alpha 5 32",
-        ".*/qkv blocks/1/qkv 8x24 rank 4, alpha 32, q,v of q,k,v 128",
+        ".*/query blocks/0/attention/query 8x8 rank 2, alpha 5, scale 2.5 (alpha/r), dropout 0.1 32",
+        ".*/qkv blocks/0/qkv 8x24 rank 4, alpha 32, scale 16 (alpha/sqrt(r)), dropout 0.1, q,v of q,k,v 128",
+        ".*/query blocks/1/attention/query 8x8 rank 2, alpha 5, scale 2.5 (alpha/r), dropout 0.1 32",
+        ".*/qkv blocks/1/qkv 8x24 rank 4, alpha 32, scale 16 (alpha/sqrt(r)), dropout 0.1, q,v of q,k,v 128",
         "group leaves parameters bytes",
         "head 2 27 108 B",
         "lora 12 320 1.2 KiB",

@@ -134,7 +134,7 @@ def test_the_base_stays_and_its_type_is_the_settings(batches, tmp_path):
 
 def test_methods_without_lora_have_no_layers():
     made = trainer(lj.bitfit(head="head/.*"))
-    assert made.layers == [] and lora_layers(made.method, made.summary) == []
+    assert made.layers == [] and lora_layers(made.summary) == []
 
 
 @pytest.mark.parametrize(

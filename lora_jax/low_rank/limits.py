@@ -1,0 +1,93 @@
+"""What layers allow, seen before anything is inserted: whether they can have an update, of which rank."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator
+
+from flax import nnx
+
+from lora_jax import surgery
+from lora_jax.low_rank import layers
+from lora_jax.low_rank.contraction import Shape
+from lora_jax.low_rank.fused_parts import part_sizes
+from lora_jax.low_rank.layers import LoRALayer
+from lora_jax.low_rank.settings import LoRASettings
+from lora_jax.low_rank.weights import WeightView
+
+
+def is_matrix(layer: nnx.Module) -> bool:
+    """Whether a layer is, or can become, a LoRA layer whose weight is a matrix.
+
+    That is any registered one but tables, whose rows are looked up, and convolutions.
+    """
+    kind = layers.lora_layer_of(layer)
+    return kind is not None and kind.in_all_linear and not kind.gathers
+
+
+def refusal(layer: nnx.Module, settings: LoRASettings, path: str) -> str | None:
+    """Why a supported layer, as it was configured and stored, can have no update; None if it can."""
+    with _as_lora_layer(layer) as lora_layer:
+        try:
+            layers.examine(lora_layer, settings, path)
+        except ValueError as error:
+            return str(error)
+    return None
+
+
+def rank_limit(layer: nnx.Module, settings: LoRASettings, path: str) -> int:
+    """The largest rank that buys anything: the smaller side of the matrix.
+
+    Of a convolution it is that of a group's window; of a fused projection the least of its parts'.
+
+    Args:
+      layer: supported, adapted or not.
+      settings: say which parts are adapted.
+      path: of the layer, for messages.
+
+    Raises:
+      ValueError: the layer cannot have an update, or the parts do not fit.
+    """
+    with _as_lora_layer(layer) as lora_layer:
+        layers.examine(lora_layer, settings, path)
+        weight = WeightView(lora_layer)
+        views = [weight]
+        if settings.fused:
+            total = weight.shape[weight.roles.outputs[0]]
+            parts = weight.parts(part_sizes(settings, total, path))
+            named = zip(settings.fused, parts, strict=True)
+            views = [part for name, part in named if name in settings.parts]
+        _, inputs, _ = weight.roles.sizes(weight.shape)
+        outputs = min(math.prod(view.roles.sizes(view.shape)[2]) for view in views)
+        return min(math.prod(inputs), outputs)
+
+
+def stack_shape(layer: nnx.Module, settings: LoRASettings, path: str) -> Shape:
+    """Sizes of the leading axes that a stack of layers added to a supported layer's weight."""
+    with _as_lora_layer(layer) as lora_layer:
+        layers.examine(lora_layer, settings, path)
+        return lora_layer.stack_shape()
+
+
+def weight_name(layer: nnx.Module) -> str:
+    """The name of the weight of a supported layer."""
+    kind = layers.lora_layer_of(layer)
+    assert kind is not None
+    return kind.weight
+
+
+@contextlib.contextmanager
+def _as_lora_layer(layer: nnx.Module) -> Iterator[LoRALayer]:
+    """A supported layer as its LoRA layer, for a look; then it is what it was."""
+    if isinstance(layer, LoRALayer):
+        yield layer
+        return
+    kind = layers.lora_layer_of(layer)
+    assert kind is not None
+    surgery.become(layer, kind)
+    try:
+        assert isinstance(layer, LoRALayer)
+        yield layer
+    finally:
+        surgery.restore(layer)

@@ -1,0 +1,185 @@
+"""Which layers of a model the targets of LoRA choose, with which settings, and which they leave out."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+from flax import nnx
+
+from lora_jax import patterns
+from lora_jax.low_rank import limits
+from lora_jax.low_rank.layers import lora_layer_of
+from lora_jax.low_rank.settings import LoRASettings
+from lora_jax.methods import targets
+from lora_jax.summary import SkippedLayer
+
+
+@dataclasses.dataclass(frozen=True)
+class ChosenLayer:
+    """A layer that gets an update.
+
+    Attributes:
+      target: that chose it.
+      settings: of its update; of a capped layer, with the rank that it allows.
+      wanted: the rank that the target asked for.
+    """
+
+    target: str
+    settings: LoRASettings
+    wanted: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """What targets choose in a model.
+
+    Attributes:
+      layers: that get an update, by path.
+      skipped: that a target named and that get none.
+    """
+
+    layers: dict[str, ChosenLayer]
+    skipped: list[SkippedLayer]
+
+
+@dataclasses.dataclass(frozen=True)
+class Chooser:
+    """The targets of LoRA, in order, and what narrows them.
+
+    Attributes:
+      targets: text (see `targets`), and the settings of the layers that it names.
+      exclude: targets that no target means.
+      layers: numbers of the layers that are meant; None for all.
+      head: regular expression for the task head's leaves, which "all-linear" leaves out.
+    """
+
+    targets: tuple[tuple[str, LoRASettings], ...]
+    exclude: tuple[str, ...] = ()
+    layers: tuple[int, ...] | None = None
+    head: str | None = None
+
+    def choose(self, modules: Mapping[str, nnx.Module]) -> Choice:
+        """Chooses among the pre-trained modules of a model.
+
+        They may be adapted already: the choice is the same.
+
+        Args:
+          modules: by path.
+
+        Raises:
+          ValueError: a target or an exclusion without effect, a layer's number that is not there, a
+            rank larger than a layer allows, or no layer that allows an update.
+        """
+        chosen: dict[str, ChosenLayer] = {}
+        skipped: list[SkippedLayer] = []
+        shared = shared_weights(modules)
+        owners = self._owners(modules)
+        for path in (path for path in modules if path in owners):
+            target, wanted = owners[path].pattern, owners[path].outcome
+            reason = None
+            if target == targets.ALL_LINEAR:
+                reason = self._not_linear(path, modules[path], wanted) or shared.get(path)
+            decided = reason or _fitted(path, modules[path], wanted)
+            if isinstance(decided, str):
+                skipped.append(SkippedLayer(target, path, decided))
+            else:
+                chosen[path] = ChosenLayer(target, decided, wanted.rank)
+        if not chosen:
+            reasons = "\n  ".join(f"{layer.path}: {layer.reason}" for layer in skipped[:5])
+            raise ValueError(f"no layer is left that could have an update:\n  {reasons}")
+        return Choice(chosen, skipped)
+
+    def _owners(self, modules: Mapping[str, nnx.Module]) -> dict[str, patterns.Ordered]:
+        """The target of every path, after exclusions and numbers of layers."""
+        found = {name: targets.matching(name, modules, "target") for name, _ in self.targets}
+        every = {path for paths in found.values() for path in paths}
+        left = every - self._excluded(every, modules)
+        if self.layers is not None:
+            ordered = [path for path in modules if path in left]
+            self._refuse_stacks(ordered, modules)
+            left = set(targets.in_layers(ordered, self.layers, modules))
+        ordered_targets = []
+        for name, settings in self.targets:
+            paths = [path for path in found[name] if path in left]
+            if not paths:
+                raise ValueError(
+                    f"the target {name!r} has no layer left: `exclude` or `layers` leave out all that "
+                    f"it names ({patterns.some(found[name])})"
+                )
+            ordered_targets.append(patterns.Ordered("target", name, settings, paths))
+        return patterns.first_matches(ordered_targets)
+
+    def _excluded(self, every: set[str], modules: Mapping[str, nnx.Module]) -> set[str]:
+        excluded: set[str] = set()
+        for name in self.exclude:
+            paths = targets.matching(name, modules, "exclude")
+            if not every.intersection(paths):
+                raise ValueError(
+                    f"the exclude rule {name!r} excludes nothing: no target names {patterns.some(paths)}. "
+                    "A module's name does not stand for what it holds; that is a regular expression "
+                    "such as '.*/decoder/.*'"
+                )
+            excluded.update(paths)
+        return excluded
+
+    def _refuse_stacks(self, paths: Sequence[str], modules: Mapping[str, nnx.Module]) -> None:
+        settings = self.targets[0][1]
+        for path in paths:
+            module = modules[path]
+            if lora_layer_of(module) is None or targets.layer_number(path) is not None:
+                continue
+            if limits.refusal(module, settings, path) is not None:
+                continue
+            if stack := limits.stack_shape(module, settings, path):
+                raise ValueError(
+                    f"layers={list(self.layers or ())} cannot choose among the layers of {path}: it is "
+                    f"one module for a stack of {stack[0]} layers, and its update has factors for all "
+                    "of them. Leave `layers` out, or hold the layers in an nnx.List"
+                )
+
+    def _not_linear(self, path: str, module: nnx.Module, settings: LoRASettings) -> str | None:
+        """Why "all-linear" leaves a layer out; None if it does not."""
+        weight = f"{path}/{limits.weight_name(module)}".removeprefix("/")
+        if self.head is not None and patterns.compiled(self.head, "'head'").fullmatch(weight):
+            return f"task head, as head={self.head!r} says"
+        if targets.is_head(path):
+            return "task head, as its name says; name it as a target of its own to adapt it"
+        return limits.refusal(module, settings, path)
+
+
+def _fitted(path: str, layer: nnx.Module, settings: LoRASettings) -> LoRASettings | str:
+    """The settings with a rank that the layer allows, or why it gets no update."""
+    if lora_layer_of(layer) is None:
+        return settings  # which `adapt` refuses
+    limit = limits.rank_limit(layer, settings, path)
+    if settings.rank <= limit:
+        return settings
+    if settings.too_large == "cap":
+        return settings.capped(limit)
+    if settings.too_large == "skip":
+        return f"rank {settings.rank} is larger than its smaller side, {limit}"
+    raise ValueError(
+        f"rank {settings.rank} is larger than the matrix for {path or 'the model'}: its smaller side is "
+        f"{limit}; use a rank from 1 to {limit}, or too_large='cap' (such a layer gets the largest rank "
+        f"that it allows) or 'skip', or exclude={path!r}"
+    )
+
+
+def shared_weights(modules: Mapping[str, nnx.Module]) -> dict[str, str]:
+    """The layers that hold a Variable which another layer holds too, with a text that names both.
+
+    A shared Variable would be merged twice. A layer that is used twice is one layer, and fine.
+    """
+    holders: dict[int, list[tuple[str, str]]] = {}
+    for path, module in modules.items():
+        for name, value in vars(module).items():
+            if isinstance(value, nnx.Variable):
+                holders.setdefault(id(value), []).append((path, f"{path}/{name}"))
+    return {
+        path: f"{' and '.join(sorted(name for _, name in held))} are one Variable, so their layers "
+        "cannot have separate updates; share the whole layer instead of its weight"
+        for held in holders.values()
+        if len(held) > 1
+        for path, _ in held
+    }

@@ -1,0 +1,79 @@
+"""The settings of adapted layers that are known by their paths only, as in an adapter folder."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from lora_jax import patterns
+from lora_jax.low_rank.settings import LoRASettings
+from lora_jax.method import Method
+from lora_jax.methods.lora import LoRAInsertion
+from lora_jax.methods.targets import ALL_LINEAR, TYPE, layer_number
+
+
+def settings_of_layer(
+    method: Method, path: str, rank: int, adapted: Collection[str]
+) -> LoRASettings:
+    """The settings of one adapted layer.
+
+    Without the model a type of layer may mean any of them. That is no harm where all targets that may
+    have chosen the layer agree.
+
+    Args:
+      method: that adapted it.
+      path: of the layer.
+      rank: of its factors; less than the target's where the layer was capped.
+      adapted: the paths of all adapted layers.
+
+    Raises:
+      ValueError: no target of the method can have chosen it, or targets that differ.
+    """
+    possible: list[LoRASettings] = []
+    for insertion in method.insertions:
+        if isinstance(insertion, LoRAInsertion):
+            possible += _possible(insertion, path, rank, list(adapted))
+    if not possible:
+        raise ValueError(
+            f"no target of the adapter's method {method} matches its factors at {path}, of rank {rank}"
+        )
+    if any(settings != possible[0] for settings in possible):
+        raise ValueError(
+            f"the targets of {method} leave open which settings {path} has; put the adapter onto its "
+            "model, which shows it"
+        )
+    return possible[0]
+
+
+def _possible(
+    insertion: LoRAInsertion, path: str, rank: int, adapted: list[str]
+) -> list[LoRASettings]:
+    """The settings that the targets of one insertion can have given to a layer, the first match last."""
+    if any(_names(excluded, path, adapted) is True for excluded in insertion.exclude):
+        return []
+    numbers, certain = insertion.layers, not any(map(_is_open, insertion.exclude))
+    if numbers is not None:
+        if layer_number(path) not in numbers and min(numbers) >= 0:
+            return []
+        certain = certain and min(numbers) >= 0
+    found = []
+    for target, settings in insertion.targets:
+        named = _names(target, path, adapted)
+        if named is False:
+            continue
+        if rank == settings.rank:
+            found.append(settings)
+        elif rank < settings.rank and settings.too_large == "cap":
+            found.append(settings.capped(rank))
+        if named and certain:
+            break
+    return found
+
+
+def _is_open(target: str) -> bool:
+    """Whether only the model shows what a target names."""
+    return target == ALL_LINEAR or target.startswith(TYPE)
+
+
+def _names(target: str, path: str, adapted: list[str]) -> bool | None:
+    """Whether a target names the layer; None if only the model shows it."""
+    return None if _is_open(target) else path in patterns.paths_of(target, adapted, "target")

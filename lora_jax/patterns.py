@@ -1,0 +1,149 @@
+"""Patterns of paths: regular expressions in order, of which the first that matches counts.
+
+Methods name layers by them, labels name leaves. A pattern that can have no effect is an error: one that
+matches nothing, or one whose matches all belong to earlier patterns.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+
+def nearest(pattern: str, paths: Sequence[str], count: int = 5) -> list[str]:
+    """The paths most like a pattern that matched none of them, for an error message.
+
+    Every word of the pattern is compared with the components of a path; long paths come first among
+    equals, because they name layers and not containers.
+    """
+    words = [word for word in re.split(r"\W+", pattern) if word] or [pattern]
+
+    def likeness(path: str) -> float:
+        parts = path.split("/")
+        return sum(max(difflib.SequenceMatcher(None, w, p).ratio() for p in parts) for w in words)
+
+    return sorted(paths, key=lambda path: (-likeness(path), -len(path)))[:count]
+
+
+def no_match_error(
+    kind: str, pattern: str, paths: Sequence[str], *, names: bool = False
+) -> ValueError:
+    """The error for a rule that matches nothing: it shows the nearest paths.
+
+    Args:
+      kind: of the rule.
+      pattern: of the rule.
+      paths: of the model.
+      names: whether the rule may be a plain name, as in `matching`.
+    """
+    lines = "\n  ".join(nearest(shown(pattern), paths)) or "(the model has none)"
+    or_name = ", or its last names without any special character" if names else ""
+    return ValueError(
+        f"the {kind} rule {shown(pattern)!r} matches no path. Patterns are regular expressions for "
+        f"the whole path{or_name}. Nearest paths:\n  {lines}"
+    )
+
+
+def shown(pattern: str, length: int = 200) -> str:
+    """A pattern as errors show it: the beginning of one that a program wrote."""
+    return pattern if len(pattern) <= length else f"{pattern[:length]}..."
+
+
+def matching(pattern: str, paths: Sequence[str], kind: str) -> list[str]:
+    """The paths that a pattern names, in their order.
+
+    A pattern without special characters of regular expressions is a path: itself if it is one of
+    `paths`, else the end of paths. So `query` and `attention/query` name `layers/0/attention/query`.
+
+    Args:
+      pattern: a regular expression for whole paths, or such a name.
+      paths: to choose from.
+      kind: what the pattern is for, for the message.
+
+    Raises:
+      ValueError: it is no regular expression, or matches no path.
+    """
+    found = paths_of(pattern, paths, kind)
+    if not found:
+        raise no_match_error(kind, pattern, paths, names=True)
+    return found
+
+
+def paths_of(pattern: str, paths: Sequence[str], kind: str) -> list[str]:
+    """The same, possibly none."""
+    if _SPECIAL.search(pattern):
+        expression = compiled(pattern, kind)
+        return [path for path in paths if expression.fullmatch(path)]
+    whole = [path for path in paths if path == pattern]
+    return whole or [path for path in paths if pattern and path.endswith(f"/{pattern}")]
+
+
+_SPECIAL = re.compile(r"[\\.^$*+?{}\[\]|()]")
+
+
+def compiled(pattern: str, kind: str) -> re.Pattern[str]:
+    """The regular expression.
+
+    Args:
+      pattern: as a user wrote it.
+      kind: what it is for, for the message.
+
+    Raises:
+      ValueError: it is none.
+    """
+    try:
+        return re.compile(pattern)
+    except re.error as error:
+        raise ValueError(
+            f"the {kind} rule {pattern!r} is no regular expression: {error}"
+        ) from error
+
+
+class Ordered(NamedTuple):
+    """One of several rules in order.
+
+    Attributes:
+      kind: what it is, for messages.
+      pattern: as a user wrote it.
+      outcome: what it gives to its paths; compared with `==`.
+      paths: that it matches.
+    """
+
+    kind: str
+    pattern: str
+    outcome: Any
+    paths: Sequence[str]
+
+    def __str__(self) -> str:
+        return f"{self.kind} rule {shown(self.pattern)!r}"
+
+
+def first_matches(rules: Sequence[Ordered]) -> dict[str, Ordered]:
+    """The rule that each path belongs to: the first one that matches it.
+
+    Raises:
+      ValueError: earlier rules took all matches of a rule and give them another outcome, so that it
+        has no effect. Where the outcome is the same nothing is lost (combined methods may have the
+        same head).
+    """
+    owners: dict[str, Ordered] = {}
+    for rule in rules:
+        for path in rule.paths:
+            owners.setdefault(path, rule)
+    for rule in rules:
+        if rule.paths and all(owners[path].outcome != rule.outcome for path in rule.paths):
+            takers = dict.fromkeys(f"the {owners[path]}" for path in rule.paths)
+            raise ValueError(
+                f"the {rule} never applies: {some(list(takers))} before it takes all that it matches "
+                f"({some(rule.paths)}). The first rule that matches counts: put the narrower one "
+                "first, or remove this one"
+            )
+    return owners
+
+
+def some(names: Sequence[str], count: int = 3) -> str:
+    """The first few names, and how many more there are."""
+    more = f" and {len(names) - count} more" if len(names) > count else ""
+    return ", ".join(names[:count]) + more
