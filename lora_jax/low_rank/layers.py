@@ -141,11 +141,7 @@ def adapt(layer: nnx.Module, settings: LoRASettings, key: Key[Array, ""], path: 
             "of lora_jax.LoRALayer and decorate it with "
             f"@lora_jax.register({type(layer).__name__}); see docs/layers.md"
         )
-    if taken := [name for name in ("lora", *_METHODS) if hasattr(layer, name)]:
-        raise ValueError(
-            f"{path or type(layer).__name__} has an attribute `{taken[0]}` of its own, where its LoRA "
-            "layer has another thing; rename the attribute, or leave the layer out"
-        )
+    refuse_names_of_attributes(layer, path)
     surgery.become(layer, lora_layer)
     assert isinstance(layer, LoRALayer)
     try:
@@ -154,6 +150,15 @@ def adapt(layer: nnx.Module, settings: LoRASettings, key: Key[Array, ""], path: 
     except BaseException:
         surgery.restore(layer)
         raise
+
+
+def refuse_names_of_attributes(layer: nnx.Module, path: str) -> None:
+    """Raises ValueError if a pre-trained layer has an attribute where its LoRA layer has another thing."""
+    if taken := [name for name in ("lora", *_METHODS) if hasattr(layer, name)]:
+        raise ValueError(
+            f"{path or type(layer).__name__} has an attribute `{taken[0]}` of its own, where its LoRA "
+            "layer has another thing; rename the attribute, or leave the layer out"
+        )
 
 
 def examine(layer: LoRALayer, settings: LoRASettings, path: str) -> None:

@@ -28,11 +28,11 @@ def is_matrix(layer: nnx.Module) -> bool:
 
 def refusal(layer: nnx.Module, settings: LoRASettings, path: str) -> str | None:
     """Why a supported layer, as it was configured and stored, can have no update; None if it can."""
-    with _as_lora_layer(layer) as lora_layer:
-        try:
+    try:
+        with _as_lora_layer(layer, path) as lora_layer:
             layers.examine(lora_layer, settings, path)
-        except ValueError as error:
-            return str(error)
+    except ValueError as error:
+        return str(error)
     return None
 
 
@@ -49,7 +49,7 @@ def rank_limit(layer: nnx.Module, settings: LoRASettings, path: str) -> int:
     Raises:
       ValueError: the layer cannot have an update, or the parts do not fit.
     """
-    with _as_lora_layer(layer) as lora_layer:
+    with _as_lora_layer(layer, path) as lora_layer:
         layers.examine(lora_layer, settings, path)
         weight = WeightView(lora_layer)
         views = [weight]
@@ -65,7 +65,7 @@ def rank_limit(layer: nnx.Module, settings: LoRASettings, path: str) -> int:
 
 def stack_shape(layer: nnx.Module, settings: LoRASettings, path: str) -> Shape:
     """Sizes of the leading axes that a stack of layers added to a supported layer's weight."""
-    with _as_lora_layer(layer) as lora_layer:
+    with _as_lora_layer(layer, path) as lora_layer:
         layers.examine(lora_layer, settings, path)
         return lora_layer.stack_shape()
 
@@ -78,13 +78,14 @@ def weight_name(layer: nnx.Module) -> str:
 
 
 @contextlib.contextmanager
-def _as_lora_layer(layer: nnx.Module) -> Iterator[LoRALayer]:
+def _as_lora_layer(layer: nnx.Module, path: str) -> Iterator[LoRALayer]:
     """A supported layer as its LoRA layer, for a look; then it is what it was."""
     if isinstance(layer, LoRALayer):
         yield layer
         return
     kind = layers.lora_layer_of(layer)
     assert kind is not None
+    layers.refuse_names_of_attributes(layer, path)
     surgery.become(layer, kind)
     try:
         assert isinstance(layer, LoRALayer)
