@@ -19,9 +19,8 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "note
 
 
 def python_lines(page):
-    """The only block of Python of a page."""
-    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.S)
-    return code
+    """The blocks of Python of a page, one after the other."""
+    return "\n".join(re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.S))
 
 
 class MyModel(nnx.Module):

@@ -8,6 +8,8 @@ import pytest
 from flax import nnx
 
 import lora_jax as lj
+from lora_jax.sweeps import padding
+from lora_jax.sweeps.runs import scaled
 from lora_jax.sweeps.start import together
 from lora_jax.sweeps.step import initial_states, make_runs_train_step
 
@@ -44,6 +46,29 @@ def test_start_is_that_of_each_method(runs):
             np.testing.assert_array_equal(params[path], value)
         assert runs.trainable["first/lora/a"].shape == (3, 6, 4)
         assert float(runs.values.scales["first/lora"][number]) == 8 / rank
+
+
+def test_runs_with_capped_layers_are_those_alone():
+    """`first` allows rank 5 at most, the head 2: the common method has room for that, and scale 1."""
+    methods = [
+        lj.lora(["first", "head"], rank=rank, alpha=8, too_large="cap") for rank in (1, 4, 7)
+    ]
+    base, x = Model(nnx.Rngs(0)), jnp.ones((3, 6))
+    keys = jax.random.split(jax.random.key(0), 3)
+    runs = together(base, methods, [1e-2] * 3, keys)
+    assert {p: v.shape[1:] for p, v in runs.trainable.items() if p.endswith("/a")} == {
+        "first/lora/a": (6, 5), "head/lora/a": (5, 2),
+    }  # fmt: skip
+    for number, method in enumerate(methods):
+        model = method.insert(base, keys[number])
+        structure, own, frozen = lj.split(model, method.labels(model))
+        own = {path: leaf + 0.2 for path, leaf in own.items()}
+        room = {path: leaf[number] for path, leaf in runs.trainable.items()}
+        padded = padding.padded(own, padding.shapes_of(room))
+        scales = {path: scale[number] for path, scale in runs.values.scales.items()}
+        assert set(scales.values()) == {np.float32(8 / (1, 4, 7)[number])}
+        together_out = lj.join(runs.structure, scaled(padded, scales), runs.frozen)(x)
+        np.testing.assert_allclose(together_out, lj.join(structure, own, frozen)(x), rtol=1e-5)
 
 
 def test_numbers_of_arguments_that_differ(runs):
