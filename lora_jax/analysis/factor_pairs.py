@@ -86,7 +86,7 @@ def from_adapter(adapter: Adapter) -> dict[str, FactorPair]:
                 f"the adapter holds only one factor of {name}; factor {min(missing)} is missing"
             )
         a, b = sides["a"], sides["b"]
-        settings = settings_of_layer(adapter.method, layer, a.shape[-1], paths)
+        settings = settings_of_layer(adapter.method, layer, a.shape[-1], paths, part)
         pairs[name] = _pair(a, b, settings.scale, _stack_axes(a, b, name))
     return pairs
 

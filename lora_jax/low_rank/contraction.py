@@ -50,6 +50,26 @@ class Contraction:
                 f"every weight axis needs one role, with an input and an output: {self}"
             )
 
+    @classmethod
+    def from_letters(cls, axes: str) -> Contraction:
+        """Roles from one letter for every axis: b for batch, i for inputs, o for outputs.
+
+        `bio` is a tensor of experts (experts, inputs, outputs), `oi` a matrix as PyTorch stores it.
+
+        Raises:
+          ValueError: another letter, or no input or no output.
+        """
+        if set(axes) - set("bio") or not {"i", "o"} <= set(axes):
+            raise ValueError(
+                f"axes must have one letter for every axis, b (batch), i (input) or o (output), with an "
+                f"input and an output, such as 'io' or 'bio'; got {axes!r}"
+            )
+        places = {
+            letter: tuple(axis for axis, found in enumerate(axes) if found == letter)
+            for letter in "bio"
+        }
+        return cls(batch=places["b"], inputs=places["i"], outputs=places["o"])
+
     @property
     def ndim(self) -> int:
         """Number of axes of the weight."""

@@ -7,20 +7,18 @@ Without the child the class is the original again.
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Callable
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Key
 
 from lora_jax import surgery
-from lora_jax.low_rank.dora import DoRAUpdate
-from lora_jax.low_rank.fused_parts import part_sizes
+from lora_jax.low_rank.creation import new_update
 from lora_jax.low_rank.lora_layer import LoRALayer
+from lora_jax.low_rank.parameters import AdaptedParameter, ReadsUpdated
 from lora_jax.low_rank.settings import LoRASettings
-from lora_jax.low_rank.updates import FusedUpdate, LowRankUpdate, WeightUpdate
+from lora_jax.low_rank.updates import LowRankUpdate
 from lora_jax.low_rank.weights import LayerWithWeight, WeightView
 
 _METHODS = sorted(name for name in vars(LayerWithWeight) if name[0] != "_" and name != "weight")
@@ -168,37 +166,54 @@ def examine(layer: LoRALayer, settings: LoRASettings, path: str) -> None:
     layer.check(settings)
 
 
-def unadapt(layer: nnx.Module) -> None:
-    """Takes the child of an adapted layer away, in place: it is of its original class again."""
-    assert isinstance(layer, LoRALayer)
+AdaptedLayer = LoRALayer | AdaptedParameter
+
+
+def unadapt(layer: AdaptedLayer) -> None:
+    """Takes the update of an adapted layer away, in place: it is of its original class again."""
+    if isinstance(layer, AdaptedParameter):
+        layer.release()
+        return
     del layer.lora
     surgery.restore(layer)
 
 
-def delta(layer: LoRALayer) -> Float[Array, ...]:
+def delta(layer: AdaptedLayer) -> Float[Array, ...]:
     """What the update adds to an adapted layer's weight, float32, in the weight's shape as stored."""
     return layer.lora.delta(WeightView(layer)).reshape(layer.weight_shape())
 
 
-def adapted_layers(model: nnx.Module) -> dict[str, LoRALayer]:
-    """Every adapted layer of a model by path, in path order."""
-    found = {
-        "/".join(map(str, path)): module
-        for path, module in nnx.iter_modules(model)
-        if isinstance(module, LoRALayer)
-    }
+def adapted_layers(model: nnx.Module) -> dict[str, AdaptedLayer]:
+    """Every adapted layer, or parameter, of a model by path, in path order."""
+    found: dict[str, AdaptedLayer] = {}
+    for keys, module in nnx.iter_modules(model):
+        path = "/".join(map(str, keys))
+        if isinstance(module, LoRALayer):
+            found[path] = module
+        elif isinstance(module, ReadsUpdated):
+            for parameter in module.lora.parameters(module):
+                found[f"{path}/{parameter.name}".removeprefix("/")] = parameter
     return dict(sorted(found.items()))
 
 
-def factor_path(path: str, part: str) -> str:
-    """The path of a pair's leaves, without `/a` and `/b`; `part` is "" for a whole weight's pair."""
-    return "/".join(filter(None, (path, "lora", part)))
+def factor_path(path: str, layer: AdaptedLayer, part: str = "") -> str:
+    """The path of the leaves of an update, without their names.
+
+    Args:
+      path: of the adapted layer or parameter.
+      layer: at that path.
+      part: of a fused projection; "" for a whole weight.
+    """
+    names = ("lora", part)
+    if isinstance(layer, AdaptedParameter):  # its update is beside it
+        path, names = path.rpartition("/")[0], ("lora", layer.name, part)  # type: ignore[assignment]
+    return "/".join(filter(None, (path, *names)))
 
 
 def factor_pairs(model: nnx.Module) -> dict[str, LowRankUpdate]:
     """Every factor pair of an adapted model by its `factor_path`."""
     return {
-        factor_path(path, part): pair
+        factor_path(path, layer, part): pair
         for path, layer in adapted_layers(model).items()
         for part, pair in layer.lora.pairs().items()
     }
@@ -232,23 +247,3 @@ def _refuse_integers(layer: LoRALayer, path: str) -> None:
             f"the weight of {path or type(layer).__name__} has type {stored}, which cannot hold the "
             "merged values; convert it to a floating-point type first, or leave the layer out"
         )
-
-
-def new_update(
-    weight: WeightView, settings: LoRASettings, key: Key[Array, ""], path: str
-) -> WeightUpdate:
-    """The update that settings ask for, at its start; the arguments are those of `adapt`."""
-    kind = DoRAUpdate if settings.magnitude else LowRankUpdate
-    if not settings.fused:
-        if settings.parts:
-            raise ValueError(
-                f"parts {settings.parts} of {path} need `fused`: the names of all parts"
-            )
-        return kind.create(weight, settings, key, path)
-    sizes = part_sizes(settings, weight.shape[weight.roles.outputs[0]], path)
-    updates = {}
-    for name, part in zip(settings.fused, weight.parts(sizes), strict=True):
-        if name in settings.parts:
-            part_key = jax.random.fold_in(key, zlib.crc32(name.encode()))
-            updates[name] = kind.create(part, settings, part_key, f"{path} part {name}")
-    return FusedUpdate(updates, settings.fused, sizes)

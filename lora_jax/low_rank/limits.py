@@ -51,16 +51,20 @@ def rank_limit(layer: nnx.Module, settings: LoRASettings, path: str) -> int:
     """
     with _as_lora_layer(layer, path) as lora_layer:
         layers.examine(lora_layer, settings, path)
-        weight = WeightView(lora_layer)
-        views = [weight]
-        if settings.fused:
-            total = weight.shape[weight.roles.outputs[0]]
-            parts = weight.parts(part_sizes(settings, total, path))
-            named = zip(settings.fused, parts, strict=True)
-            views = [part for name, part in named if name in settings.parts]
-        _, inputs, _ = weight.roles.sizes(weight.shape)
-        outputs = min(math.prod(view.roles.sizes(view.shape)[2]) for view in views)
-        return min(math.prod(inputs), outputs)
+        return rank_limit_of(WeightView(lora_layer), settings, path)
+
+
+def rank_limit_of(weight: WeightView, settings: LoRASettings, path: str) -> int:
+    """The same for a weight that is known to allow an update."""
+    views = [weight]
+    if settings.fused:
+        total = weight.shape[weight.roles.outputs[0]]
+        parts = weight.parts(part_sizes(settings, total, path))
+        named = zip(settings.fused, parts, strict=True)
+        views = [part for name, part in named if name in settings.parts]
+    _, inputs, _ = weight.roles.sizes(weight.shape)
+    outputs = min(math.prod(view.roles.sizes(view.shape)[2]) for view in views)
+    return min(math.prod(inputs), outputs)
 
 
 def stack_shape(layer: nnx.Module, settings: LoRASettings, path: str) -> Shape:

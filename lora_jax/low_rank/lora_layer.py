@@ -14,9 +14,37 @@ from lora_jax.low_rank.weights import LayerWithWeight, WeightView
 from lora_jax.sharding import axes
 
 
-class LoRALayer(
-    nnx.Module, LayerWithWeight
-):  # a Module first, so that an object's class can become one and go back
+class WeightInModule(LayerWithWeight):
+    """A weight that is a Variable of a module of Flax NNX."""
+
+    def variable(self) -> nnx.Param[Array]:
+        """The weight's Variable."""
+        raise NotImplementedError
+
+    def weight_values(self) -> Inexact[Array, ...]:
+        """The weight as stored, stack axes included; numbers, where it is stored in another form."""
+        return self.variable()[...]
+
+    def is_abstract(self) -> bool:
+        """Whether the weight is a shape without values, as in a model from `nnx.eval_shape`."""
+        return isinstance(self.variable().get_raw_value(), jax.ShapeDtypeStruct)
+
+    def weight_shape(self) -> Shape:
+        """Shape of the weight as stored, stack axes included."""
+        return self.variable().shape
+
+    def axis_names(self) -> axes.Axes:
+        """Logical names of the stack's axes and the view's: factors are sharded as their weight is."""
+        names = axes.names(self.variable())
+        stacked = len(self.stack_shape())
+        view = names[stacked:]
+        if len(view) != self.roles().ndim:  # a convolution's view has an axis for its groups
+            view = (None,) * self.roles().ndim
+        return (*names[:stacked], *view)
+
+
+# A Module first, so that an object's class can become one and go back.
+class LoRALayer(nnx.Module, WeightInModule):
     """Mixin of every LoRA layer: the base layer's call, changed by the child `lora`.
 
     A LoRA layer names the weight, the roles of its axes, and how activations pass through a factor
@@ -41,9 +69,8 @@ class LoRALayer(
 
     def variable(self) -> nnx.Param[Array]:
         """The weight's Variable."""
-        variable: nnx.Param[Array] = getattr(
-            self, type(self).weight
-        )  # self.weight may be a Variable
+        name = type(self).weight  # an attribute `weight` of the layer may be a Variable
+        variable: nnx.Param[Array] = getattr(self, name)
         return variable
 
     def bias_values(self) -> Inexact[Array, ...] | None:
@@ -54,27 +81,6 @@ class LoRALayer(
         batch, _, outputs = self.roles().sizes(self.view())
         values: Array = bias[...]
         return values.reshape(batch + outputs)
-
-    def weight_values(self) -> Inexact[Array, ...]:
-        """The weight as stored, stack axes included; numbers, where it is stored in another form."""
-        return self.variable()[...]
-
-    def is_abstract(self) -> bool:
-        """Whether the weight is a shape without values, as in a model from `nnx.eval_shape`."""
-        return isinstance(self.variable().get_raw_value(), jax.ShapeDtypeStruct)
-
-    def weight_shape(self) -> Shape:
-        """Shape of the weight as stored, stack axes included."""
-        return self.variable().shape
-
-    def axis_names(self) -> axes.Axes:
-        """Logical names of the stack's axes and the view's: factors are sharded as their weight is."""
-        names = axes.names(self.variable())
-        stacked = len(self.stack_shape())
-        view = names[stacked:]
-        if len(view) != self.roles().ndim:  # a convolution's view has an axis for its groups
-            view = (None,) * self.roles().ndim
-        return (*names[:stacked], *view)
 
     def __call__(self, inputs: Array, *args: Any, **kwargs: Any) -> Array:
         """The base layer's result, changed by the update unless that is switched off."""

@@ -35,7 +35,7 @@ def seed_dropout(
     for path, layer in adapted_layers(model).items():
         stack = layer.stack_shape()
         for part, pair in layer.lora.pairs().items():
-            rate = (rates or {}).get(factor_path(path, part))
+            rate = (rates or {}).get(factor_path(path, layer, part))
             if pair.dropout or rate is not None:
                 layer_key = jax.random.fold_in(key, zlib.crc32(f"{path}/{part}".encode()))
                 keys = jax.random.split(layer_key, stack) if stack else layer_key

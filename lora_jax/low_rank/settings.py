@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from lora_jax.checks import json_values, positive
-from lora_jax.low_rank.contraction import Init, Scaling, check_rank, scale
+from lora_jax.low_rank.contraction import Contraction, Init, Scaling, check_rank, scale
 
 TooLarge = Literal["error", "cap", "skip"]
 
@@ -29,6 +29,8 @@ class LoRASettings:
       magnitude: whether the norms of the weight's columns train too (DoRA).
       too_large: what becomes of a layer whose matrix is smaller than the rank: an error, an update of
         the largest rank that it allows with the same scale (see `capped`), or no update.
+      axes: of a parameter that is adapted without a layer, a letter for the role of each axis, see
+        `Contraction.from_letters`; empty for layers.
     """
 
     rank: int
@@ -42,6 +44,7 @@ class LoRASettings:
     fused_sizes: tuple[int, ...] = ()
     magnitude: bool = False
     too_large: TooLarge = "error"
+    axes: str = ""
 
     def __post_init__(self) -> None:
         positive("alpha", self.alpha)
@@ -52,6 +55,12 @@ class LoRASettings:
             raise ValueError(f"magnitude must be True or False, got {self.magnitude!r}")
         if self.too_large not in ("error", "cap", "skip"):
             raise ValueError(f"too_large must be 'error', 'cap' or 'skip', got {self.too_large!r}")
+        if self.axes:
+            Contraction.from_letters(self.axes)
+            if self.dropout:
+                raise ValueError(
+                    f"dropout={self.dropout} needs a layer with inputs; a parameter with axes has none"
+                )
 
     @classmethod
     def from_arguments(cls, arguments: Mapping[str, Any], where: str) -> LoRASettings:
@@ -82,7 +91,7 @@ class LoRASettings:
         adapter without it has the same bytes.
         """
         arguments = dataclasses.asdict(self)
-        for name in ("magnitude", "too_large"):
+        for name in ("magnitude", "too_large", "axes"):
             if arguments[name] == getattr(LoRASettings, name):
                 del arguments[name]
         return arguments
@@ -96,6 +105,28 @@ class LoRASettings:
         alpha = self.scale * rank / scale(rank, rank, self.scaling)
         return dataclasses.replace(self, rank=rank, alpha=alpha)
 
+    def fitted(self, limit: int, path: str) -> LoRASettings | str:
+        """The settings with a rank that a layer allows, or why it gets no update.
+
+        Args:
+          limit: the largest rank of the layer.
+          path: of the layer, for the message.
+
+        Raises:
+          ValueError: the rank is larger, and `too_large` says that this is an error.
+        """
+        if self.rank <= limit:
+            return self
+        if self.too_large == "cap":
+            return self.capped(limit)
+        if self.too_large == "skip":
+            return f"rank {self.rank} is larger than its smaller side, {limit}"
+        raise ValueError(
+            f"rank {self.rank} is larger than the matrix for {path or 'the model'}: its smaller side is "
+            f"{limit}; use a rank from 1 to {limit}, or too_large='cap' (such a layer gets the largest "
+            f"rank that it allows) or 'skip', or exclude={path!r}"
+        )
+
     @property
     def scale(self) -> float:
         """The factor in front of A B."""
@@ -104,6 +135,7 @@ class LoRASettings:
     def __str__(self) -> str:
         parts = f", {','.join(self.parts)} of {','.join(self.fused)}" if self.parts else ""
         magnitude = ", magnitude" if self.magnitude else ""
+        magnitude += f", axes {self.axes}, formed at every read" if self.axes else ""
         scale = f"scale {self.scale:g} ({self.scaling})"
         dropout = f"dropout {self.dropout:g}"
         return f"rank {self.rank}, alpha {self.alpha:g}, {scale}, {dropout}{parts}{magnitude}"

@@ -152,18 +152,7 @@ def _fitted(path: str, layer: nnx.Module, settings: LoRASettings) -> LoRASetting
     """The settings with a rank that the layer allows, or why it gets no update."""
     if lora_layer_of(layer) is None:
         return settings  # which `adapt` refuses
-    limit = limits.rank_limit(layer, settings, path)
-    if settings.rank <= limit:
-        return settings
-    if settings.too_large == "cap":
-        return settings.capped(limit)
-    if settings.too_large == "skip":
-        return f"rank {settings.rank} is larger than its smaller side, {limit}"
-    raise ValueError(
-        f"rank {settings.rank} is larger than the matrix for {path or 'the model'}: its smaller side is "
-        f"{limit}; use a rank from 1 to {limit}, or too_large='cap' (such a layer gets the largest rank "
-        f"that it allows) or 'skip', or exclude={path!r}"
-    )
+    return settings.fitted(limits.rank_limit(layer, settings, path), path)
 
 
 def shared_weights(modules: Mapping[str, nnx.Module]) -> dict[str, str]:

@@ -20,6 +20,7 @@ from lora_jax.low_rank.settings import LoRASettings, TooLarge
 from lora_jax.method import Insertion, LayerRule, Method
 from lora_jax.methods import common
 from lora_jax.methods.chosen_layers import Chooser, ChosenLayer, shared_weights
+from lora_jax.methods.parameters import ParameterInsertion
 from lora_jax.methods.targets import (
     ALL_LINEAR,
     Exclude,
@@ -97,6 +98,7 @@ def lora(
     fused: Sequence[str] = (),
     fused_sizes: Sequence[int] = (),
     magnitude: bool = False,
+    axes: str = "",
     too_large: TooLarge | None = None,
     exclude: Exclude = None,
     layers: Layers = None,
@@ -123,6 +125,10 @@ def lora(
       fused: names of all its parts, in order.
       fused_sizes: sizes of the parts where they are not equal.
       magnitude: trains the norm of every output's weights too: DoRA, see `low_rank.dora`.
+      axes: makes the targets parameters that a module contracts in its own code, such as tensors of
+        experts, and tells the roles of their axes: `bio` for (experts, inputs, outputs), `io` for a
+        matrix, also of a table (rows, features) that is used in two ways. The targets then are paths of
+        parameters; what reads one reads W + scale * A B, formed at each read.
       too_large: what becomes of a layer whose matrix is smaller than the rank: `error`; `cap`: it gets
         the largest rank that it allows, with the same scale (alpha follows the rank); `skip`: no update.
         Both are in the summary. The default is `skip` for `"all-linear"`, else `error`.
@@ -142,7 +148,7 @@ def lora(
     shared = {
         "rank": rank, "alpha": alpha, "scaling": scaling, "init": init, "std": std,
         "dropout": dropout, "parts": parts, "fused": fused, "fused_sizes": fused_sizes,
-        "magnitude": magnitude,
+        "magnitude": magnitude, "axes": axes,
     }  # fmt: skip
     settings = {}
     for target, own in per_target.items():
@@ -150,7 +156,17 @@ def lora(
         values = {**shared, "too_large": too_large or default, **own}
         settings[target] = LoRASettings.from_arguments(values, f"target {target!r}")
     excluded, numbers = several(exclude, "exclude"), layer_numbers(layers)
-    insertion = LoRAInsertion(tuple(settings.items()), excluded, numbers, head)
+    of_layers = tuple((target, own) for target, own in settings.items() if not own.axes)
+    of_parameters = tuple((target, own) for target, own in settings.items() if own.axes)
+    if not of_layers and (excluded or numbers or bias == "lora_only"):
+        raise ValueError(
+            "exclude, layers and bias='lora_only' are about layers, and all targets here are parameters "
+            "(they have axes); say it in the pattern of the target"
+        )
+    insertion = LoRAInsertion(of_layers, excluded, numbers, head)
+    insertions = (insertion,) * bool(of_layers) + (
+        (ParameterInsertion(of_parameters),) * bool(of_parameters)
+    )
     rules: list[Rule] = [Rule(".*", "lora", inserted="lora")]
     if bias == "all":
         rules.append(common.BIAS)
@@ -165,4 +181,4 @@ def lora(
     # What came after the first adapters were saved is left out where it has its default.
     narrowing = {"exclude": excluded, "layers": numbers}
     arguments |= {name: value for name, value in narrowing.items() if value}
-    return common.method("lora", arguments, (insertion,), *rules)
+    return common.method("lora", arguments, insertions, *rules)

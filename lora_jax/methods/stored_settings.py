@@ -8,11 +8,12 @@ from lora_jax import patterns
 from lora_jax.low_rank.settings import LoRASettings
 from lora_jax.method import Method
 from lora_jax.methods.lora import LoRAInsertion
+from lora_jax.methods.parameters import ParameterInsertion
 from lora_jax.methods.targets import ALL_LINEAR, TYPE, layer_number
 
 
 def settings_of_layer(
-    method: Method, path: str, rank: int, adapted: Collection[str]
+    method: Method, path: str, rank: int, adapted: Collection[str], part: str = ""
 ) -> LoRASettings:
     """The settings of one adapted layer.
 
@@ -24,6 +25,7 @@ def settings_of_layer(
       path: of the layer.
       rank: of its factors; less than the target's where the layer was capped.
       adapted: the paths of all adapted layers.
+      part: of the layer that the factors are for, or the parameter of the module at that path.
 
     Raises:
       ValueError: no target of the method can have chosen it, or targets that differ.
@@ -32,6 +34,8 @@ def settings_of_layer(
     for insertion in method.insertions:
         if isinstance(insertion, LoRAInsertion):
             possible += _possible(insertion, path, rank, list(adapted))
+        elif isinstance(insertion, ParameterInsertion):
+            possible += _of_parameter(insertion, f"{path}/{part}".removeprefix("/"), rank)
     if not possible:
         raise ValueError(
             f"no target of the adapter's method {method} matches its factors at {path}, of rank {rank}"
@@ -67,6 +71,14 @@ def _possible(
         if named and certain:
             break
     return found
+
+
+def _of_parameter(insertion: ParameterInsertion, path: str, rank: int) -> list[LoRASettings]:
+    """The settings of the first target that names a parameter."""
+    for target, settings in insertion.targets:
+        if patterns.paths_of(target, [path], "target"):
+            return [settings if rank == settings.rank else settings.capped(rank)]
+    return []
 
 
 def _is_open(target: str) -> bool:

@@ -112,7 +112,11 @@ class Trial:
         return largest
 
     def _layer_of(self, path: str) -> str:
-        return next(layer for layer in self.layers if path.startswith(factor_path(layer, "") + "/"))
+        return next(
+            name
+            for name, layer in self.layers.items()
+            if path.startswith(f"{factor_path(name, layer)}/")
+        )
 
     def _name_merge(self, together: float, tolerance: float) -> list[Failure]:
         """Merges with random factors in one layer after the other."""
@@ -207,7 +211,7 @@ def _without_effect(adapted: nnx.Module) -> Params:
 
 def _leaves_of_updates(adapted: nnx.Module) -> Params:
     return {
-        f"{factor_path(path, '')}/{name}": value
+        f"{factor_path(path, layer)}/{name}": value
         for path, layer in adapted_layers(adapted).items()
         for name, value in partition.parameters(layer.lora).items()
     }
