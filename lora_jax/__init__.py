@@ -7,6 +7,7 @@ structure, trainable, frozen = lora_jax.split(adapted, method.labels(adapted))
 `lora_jax.training` has a trainer for this.
 """
 
+from lora_jax import linen
 from lora_jax.adapters import (
     attach,
     base_parameters,
@@ -69,6 +70,8 @@ __all__ = [  # noqa: RUF022 - in groups
     # Merging, and back to the base
     "merge",
     "strip",
+    # Models of Flax Linen
+    "linen",
     # Layers of your own
     "Contraction",
     "EinsumLoRALayer",
