@@ -7,6 +7,7 @@ structure, trainable, frozen = lora_jax.split(adapted, method.labels(adapted))
 `lora_jax.training` has a trainer for this.
 """
 
+from lora_jax import linen
 from lora_jax.adapters import (
     attach,
     base_parameters,
@@ -78,6 +79,8 @@ __all__ = [  # noqa: RUF022 - in groups
     "disabled",
     "enable",
     "verify",
+    # Models of Flax Linen
+    "linen",
     # Layers of your own
     "Contraction",
     "EinsumLoRALayer",

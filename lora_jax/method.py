@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import jax
-from flax import nnx
+from flax import linen, nnx
 from jaxtyping import Array, Key
 
 from lora_jax import partition, surgery
@@ -126,8 +126,9 @@ class Method:
 
         Raises:
           ValueError: a rule matches no layer, or a rank or alpha does not fit.
-          TypeError: the method cannot adapt a layer of that class.
+          TypeError: the method cannot adapt a layer of that class, or the model is Flax Linen's.
         """
+        _refuse_linen(model, self)
         adapted = nnx.clone(model)
         numbered = sorted(enumerate(self.insertions), key=lambda item: not item[1].changes_paths)
         for number, insertion in numbered:
@@ -172,6 +173,25 @@ def trainable(method: Method, adapted: nnx.Module) -> Callable[[Sequence[Any], A
     """
     trained = {path for path, group in method.labels(adapted).items() if group != partition.FROZEN}
     return lambda path, _: "/".join(map(str, path)) in trained
+
+
+def _refuse_linen(model: Any, method: Method) -> None:
+    """A Linen module holds no parameters, its parameters hold no layers, and ToNNX shows none."""
+    if isinstance(model, linen.Module):
+        call = "lora_jax.linen.as_nnx(module, variables, *example_inputs)"
+    elif isinstance(model, nnx.bridge.ToNNX) and method.insertions:
+        call = (
+            "lora_jax.linen.as_nnx(wrapper.to_nnx__module, lora_jax.linen.variables(wrapper), "
+            "*example_inputs)"
+        )
+    elif isinstance(model, Mapping) and not isinstance(model, nnx.Module):
+        call = 'lora_jax.linen.as_nnx(module, {"params": params}, *example_inputs)'
+    else:
+        return
+    raise TypeError(
+        f"insert takes an nnx.Module, and this is a {type(model).__name__}. For a model of Flax Linen, "
+        f"insert into {call}; see docs/linen.md"
+    )
 
 
 def _name(constructor: str, arguments: Mapping[str, Any]) -> str:

@@ -7,7 +7,8 @@ Without the child the class is the original again.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax.numpy as jnp
 from flax import nnx
@@ -38,8 +39,7 @@ def register(base: type[nnx.Module]) -> Callable[[type[LoRALayer]], type[LoRALay
     def add(lora_layer: type[LoRALayer]) -> type[LoRALayer]:
         _check_bases(lora_layer, base)
         _refuse_taken_names(lora_layer)
-        for method, branch in (("__call__", "low_rank_output"), ("attend", "low_rank_logits")):
-            _refuse_borrowed_branch(lora_layer, base, method, branch)
+        refuse_borrowed_branches(lora_layer, base, _LORA_LAYERS)
         surgery.replaces(base, lora_layer)
         _LORA_LAYERS[base] = lora_layer
         return lora_layer
@@ -80,24 +80,33 @@ def _refuse_taken_names(lora_layer: type[LoRALayer]) -> None:
             )
 
 
-def _refuse_borrowed_branch(
-    lora_layer: type[LoRALayer], base: type[nnx.Module], method: str, branch: str
+def refuse_borrowed_branches(
+    lora_layer: type[LoRALayer], base: type, forms: Mapping[Any, type[LoRALayer]]
 ) -> None:
-    """What a subclass's own call does besides, its branch must do too."""
-    own = getattr(base, method, None)
-    for parent, form in _LORA_LAYERS.items():
-        inherited = issubclass(lora_layer, form) and parent is not base
-        if not inherited or own is getattr(parent, method, None):
+    """Raises TypeError for a class that takes the branch of a parent class's LoRA layer in vain.
+
+    What the call of a subclass does besides its parent's, the branch must do too.
+
+    Args:
+      lora_layer: to be registered.
+      base: the class that it is for.
+      forms: the registered LoRA layers by class.
+    """
+    for parent, form in forms.items():
+        if not issubclass(lora_layer, form) or parent is base:
             continue
-        owners = form.__mro__
-        if _owner(lora_layer, method) in owners and _owner(lora_layer, branch) in owners:
-            raise TypeError(
-                f"{base.__name__} has a {method} of its own, and {lora_layer.__name__} takes the branch "
-                f"of {form.__name__}, which knows {parent.__name__}'s only. Write in "
-                f"{lora_layer.__name__} a method {branch} that does what {base.__name__}.{method} does "
-                "besides; if it scales the result: return "
-                f"super().{branch}({'query' if method == 'attend' else 'inputs'}, a, b) * scale"
-            )
+        for method, branch in (("__call__", "low_rank_output"), ("attend", "low_rank_logits")):
+            if getattr(base, method, None) is getattr(parent, method, None):
+                continue
+            known = {*form.__mro__, None}
+            if {_owner(lora_layer, method), _owner(lora_layer, branch)} <= known:
+                raise TypeError(
+                    f"{base.__name__} has a {method} of its own, and {lora_layer.__name__} takes the "
+                    f"branch of {form.__name__}, which knows {parent.__name__}'s only. Write in "
+                    f"{lora_layer.__name__} a method {branch} that does what {base.__name__}.{method} "
+                    "does besides; if it scales the result: return "
+                    f"super().{branch}({'query' if method == 'attend' else 'inputs'}, a, b) * scale"
+                )
 
 
 def _owner(kind: type, name: str) -> type | None:
@@ -132,7 +141,9 @@ def adapt(layer: nnx.Module, settings: LoRASettings, key: Key[Array, ""], path: 
         raise ValueError(f"{path or type(layer).__name__} is adapted already; one rule per layer")
     lora_layer = _LORA_LAYERS.get(type(layer))
     if lora_layer is None:
-        names = ", ".join(f"{t.__module__.split('.')[0]}.{t.__name__}" for t in _LORA_LAYERS)
+        names = ", ".join(
+            f"{'.'.join(t.__module__.split('.')[:2])}.{t.__name__}" for t in _LORA_LAYERS
+        )
         raise TypeError(
             f"{path or 'the layer'} is a {type(layer).__module__}.{type(layer).__name__}, for which "
             f"there is no LoRA layer. Supported: {names}. For a class of your own write a subclass "
@@ -161,19 +172,20 @@ def refuse_names_of_attributes(layer: nnx.Module, path: str) -> None:
 
 def examine(layer: LoRALayer, settings: LoRASettings, path: str) -> None:
     """Raises ValueError if a layer, as it was configured and stored, cannot have an update."""
+    layer.check(settings)
     _refuse_other_stacks(layer, path)
     _refuse_integers(layer, path)
-    layer.check(settings)
 
 
 AdaptedLayer = LoRALayer | AdaptedParameter
 
 
-def unadapt(layer: AdaptedLayer) -> None:
+def unadapt(layer: nnx.Module | AdaptedParameter) -> None:
     """Takes the update of an adapted layer away, in place: it is of its original class again."""
     if isinstance(layer, AdaptedParameter):
         layer.release()
         return
+    assert isinstance(layer, LoRALayer)
     del layer.lora
     surgery.restore(layer)
 
@@ -229,8 +241,8 @@ def _refuse_other_stacks(layer: LoRALayer, path: str) -> None:
         if variable.shape != expected:
             raise ValueError(
                 f"{path or type(layer).__name__}/{name} has shape {variable.shape}, but one layer's is "
-                f"{declared} by its constructor's arguments, so {expected} was expected. Stack layers on "
-                "axis 0 (nnx.vmap(..., out_axes=0)), or leave the layer out"
+                f"{declared}, so {expected} was expected. Stack layers on axis 0 (nnx.vmap(out_axes=0), "
+                "linen.scan(variable_axes={'params': 0})), or leave the layer out"
             )
 
 

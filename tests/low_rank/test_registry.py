@@ -52,7 +52,7 @@ def test_unsupported_layer_is_refused_with_the_remedy():
     text = str(error.value)
     assert "encoder/odd" in text and "TransposedLinear" in text
     for name in ("Linear", "LinearGeneral", "Einsum", "Embed", "Conv"):
-        assert f"flax.{name}" in text
+        assert f"flax.nnx.{name}" in text
     assert "lora_jax.register(TransposedLinear)" in text
 
 

@@ -1,0 +1,119 @@
+"""NNX modules that stand for the modules of a Linen model: they hold its variables, at the same paths."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen, nnx
+
+from lora_jax.surgery import Inserted
+
+PARAMS = "params"
+_COLLECTION = "linen_collection"  # metadata of a Variable
+
+
+class OtherVariable(nnx.Variable[Any]):
+    """A value of a Linen collection that NNX has no class for."""
+
+
+_KINDS: Mapping[str, type[nnx.Variable[Any]]] = {
+    PARAMS: nnx.Param,
+    "batch_stats": nnx.BatchStat,
+    "cache": nnx.Cache,
+    "intermediates": nnx.Intermediate,
+    "perturbations": nnx.Perturbation,
+}
+
+
+class LinenNode(nnx.Module):
+    """Stands for one Linen module; its children and Variables have the names that they have there."""
+
+
+class NotCalledByExampleInputs(LinenNode):
+    """Stands for a module that the call of `as_nnx` did not reach, so that its class is unknown."""
+
+
+def leaves(collection: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Yields the values of a nested collection by path, without Flax's boxes of partitioned values."""
+    for name, value in collection.items():
+        if isinstance(value, Mapping):
+            for path, leaf in leaves(value):
+                yield (name, *path), leaf
+        elif isinstance(value, linen.meta.AxisMetadata):
+            yield (name,), value.unbox()  # type: ignore[no-untyped-call]
+        else:
+            yield (name,), value
+
+
+def nested(flat: Mapping[tuple[str, ...], Any]) -> dict[str, Any]:
+    """The inverse of `leaves`."""
+    tree: dict[str, Any] = {}
+    for path, value in flat.items():
+        at = tree
+        for name in path[:-1]:
+            at = at.setdefault(name, {})
+        at[path[-1]] = value
+    return tree
+
+
+def put(root: LinenNode, collection: str, path: tuple[str, ...], value: Any) -> None:
+    """Sets a value of a collection in the tree of nodes; nodes that are missing are made.
+
+    Raises:
+      ValueError: the place is taken by a value of another collection, or by a module.
+    """
+    node = parent_of(root, path)
+    old = vars(node).get(path[-1])
+    if isinstance(value, np.ndarray):
+        value = jnp.asarray(value)
+    if old is None:
+        kind = _KINDS.get(collection, OtherVariable)
+        variable = kind(value)
+        variable.set_metadata(_COLLECTION, collection)
+        setattr(node, path[-1], variable)
+    elif isinstance(old, nnx.Variable) and collection_of(old) == collection:
+        old.set_value(value)
+    else:
+        raise ValueError(
+            f"{'/'.join(path)} of the collection {collection!r} is in another one too, and one NNX model "
+            "cannot hold both; leave one out of `variables`"
+        )
+
+
+def parent_of(root: LinenNode, path: tuple[str, ...]) -> LinenNode:
+    """The node that holds what is at a path; nodes that are missing are made."""
+    node = root
+    for name in path[:-1]:
+        if name not in vars(node):
+            setattr(node, name, NotCalledByExampleInputs())
+        node = getattr(node, name)
+    return node
+
+
+def collection_of(variable: nnx.Variable[Any]) -> str:
+    """The Linen collection that a Variable of a node belongs to."""
+    name: str | None = variable.get_metadata().get(_COLLECTION)
+    if name is None:  # a Variable that took the place of ours
+        known = (name for name, kind in _KINDS.items() if isinstance(variable, kind))
+        name = next(known, type(variable).__name__)
+    return name
+
+
+def contents(
+    node: LinenNode, path: tuple[str, ...] = ()
+) -> Iterator[tuple[tuple[str, ...], nnx.Variable[Any] | Inserted]]:
+    """Yields the Variables below a node, and the children that methods inserted, by path."""
+    for name, value in vars(node).items():
+        if isinstance(value, LinenNode):
+            yield from contents(value, (*path, name))
+        elif isinstance(value, nnx.Variable | Inserted):
+            yield (*path, name), value
+
+
+def is_array(value: Any) -> bool:
+    """Whether a value is an array or the shape of one."""
+    return isinstance(value, jax.Array | np.ndarray | jax.ShapeDtypeStruct)

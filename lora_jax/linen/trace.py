@@ -1,0 +1,78 @@
+"""Which module of a Linen model owns which parameters: seen by tracing a call, since Linen decides then."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+from flax import linen
+
+from lora_jax.linen.nodes import PARAMS, is_array
+from lora_jax.low_rank.contraction import Shape
+
+Path = tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class SeenModule:
+    """A module that a call reached.
+
+    Attributes:
+      kind: its class.
+      module: itself, without its scope, if it is a layer that can be adapted.
+      shapes: of its own parameters, as it sees them: of one layer, in a scan or vmap.
+    """
+
+    kind: type[linen.Module]
+    module: linen.Module | None
+    shapes: dict[str, Shape]
+
+
+def modules_of(
+    module: linen.Module,
+    variables: Mapping[str, Any],
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    is_layer: Callable[[type[linen.Module]], bool],
+) -> dict[Path, SeenModule]:
+    """The modules that `module.apply(variables, *args, **kwargs)` reaches, by path; nothing is computed.
+
+    Args:
+      module: a Linen model.
+      variables: its collections; arrays or shapes.
+      args: of the call; arrays or shapes, and what is static.
+      kwargs: of the call, `rngs`, `mutable` and `method` among them.
+      is_layer: whether layers of a class can be adapted. They go before modules that share their scope.
+    """
+    seen: dict[Path, SeenModule] = {}
+
+    def record(
+        call: Callable[..., Any],
+        call_args: tuple[Any, ...],
+        call_kwargs: dict[str, Any],
+        context: linen.module.InterceptorContext,
+    ) -> Any:
+        current = context.module
+        if current.scope is not None:
+            path, kind = tuple(current.path), type(current)
+            known = seen.get(path)
+            if known is None or (is_layer(kind) and not is_layer(known.kind)):
+                own = current.variables.get(PARAMS, {})
+                shapes = {n: tuple(v.shape) for n, v in own.items() if is_array(v)}
+                layer = current.clone(parent=None) if is_layer(kind) else None
+                seen[path] = SeenModule(kind, layer, shapes)
+        return call(*call_args, **call_kwargs)
+
+    leaves, tree = jax.tree.flatten((variables, args, dict(kwargs)))
+    arrays = {i: leaf for i, leaf in enumerate(leaves) if hasattr(leaf, "dtype")}
+
+    def apply(arrays: dict[int, Any]) -> Any:
+        both = [arrays.get(i, leaf) for i, leaf in enumerate(leaves)]
+        traced, traced_args, traced_kwargs = jax.tree.unflatten(tree, both)
+        with linen.intercept_methods(record):
+            module.apply(traced, *traced_args, **traced_kwargs)
+
+    jax.eval_shape(apply, arrays)
+    return seen
