@@ -408,7 +408,9 @@ def test_saved_and_loaded_in_a_folder_and_named_in_the_summary(tmp_path):
     assert loaded.method == method and set(loaded.values) == set(trainable)
     x = jnp.ones((2, 6))
     np.testing.assert_array_equal(lora_jax.attach(base, loaded)(x), adapted(x))
-    assert "rank 2, alpha 2, magnitude" in str(method.summary(adapted))
+    assert "rank 2, alpha 2, scale 1 (alpha/r), dropout 0, magnitude" in str(
+        method.summary(adapted)
+    )
     assert method.name == "dora" and (method + lora_jax.bitfit()).name == "dora+bitfit"
     assert lora_jax.lora("", rank=2).name == "lora"
     assert type(lora_jax.strip(adapted)) is nnx.Linear

@@ -43,7 +43,8 @@ BIASES = {
 
 def labelled(method, make=Named):
     """Leaves by group, of an abstract model."""
-    adapted = nnx.eval_shape(lambda: method.insert(make(), KEY))
+    model = make if isinstance(make, nnx.Module) else nnx.eval_shape(make)
+    adapted = nnx.eval_shape(lambda m: method.insert(m, KEY), model)
     groups = {}
     for path, group in method.labels(adapted).items():
         groups.setdefault(group, set()).add(path)
@@ -208,11 +209,11 @@ NOT_TOGETHER = [
 def test_methods_with_one_head_combine_in_either_order():
     """Every group of both has leaves, and they are the same; layers that both change are refused."""
     config = DecoderConfig(8, 3, 2, vocab_size=9, n_positions=8)
-    make = lambda: Decoder(config, nnx.Rngs(0))  # noqa: E731
+    model = nnx.eval_shape(lambda: Decoder(config, nnx.Rngs(0)))
     for (first, one), (second, two) in itertools.combinations(COMBINED.items(), 2):
         if {first, second} in NOT_TOGETHER:
             continue
-        groups, other = labelled(one + two, make), labelled(two + one, make)
+        groups, other = labelled(one + two, model), labelled(two + one, model)
         biases = {"bitfit", "lora and biases", "lora and its biases"}
         if "top_layers" in (first, second) and biases & {first, second}:
             # Who is first has the biases of the last layers.
