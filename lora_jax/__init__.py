@@ -7,13 +7,8 @@ structure, trainable, frozen = lora_jax.split(adapted, method.labels(adapted))
 `lora_jax.training` has a trainer for this.
 """
 
-from lora_jax.adapters import (
-    attach,
-    base_parameters,
-    fingerprint,
-    load_adapter,
-    save_adapter,
-)
+from lora_jax.adapters import attach, load_adapter, save_adapter
+from lora_jax.fingerprints import base_parameters, fingerprint
 from lora_jax.low_rank.contraction import Contraction
 from lora_jax.low_rank.layers import LoRALayer, register
 from lora_jax.low_rank.merge import merge, strip
@@ -33,6 +28,8 @@ from lora_jax.methods import (
     top_layers,
 )
 from lora_jax.partition import FROZEN, Rule, join, optimizer, parameters, split
+from lora_jax.saving import load, save
+from lora_jax.state import moved
 
 __version__ = "0.2.0.dev0"
 
@@ -51,9 +48,10 @@ __all__ = [  # noqa: RUF022 - in groups
     "prefix_embed",
     "prefix_layer",
     "top_layers",
-    # Partition: parameters by path, labels, the optimizer, the train step's two parts
+    # Partition: parameters by path, labels, the optimizer, the train step's parts, state that moves
     "FROZEN",
     "join",
+    "moved",
     "optimizer",
     "parameters",
     "seed_dropout",
@@ -62,7 +60,9 @@ __all__ = [  # noqa: RUF022 - in groups
     "attach",
     "base_parameters",
     "fingerprint",
+    "load",
     "load_adapter",
+    "save",
     "save_adapter",
     # Merging, and back to the base
     "merge",

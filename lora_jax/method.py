@@ -17,6 +17,7 @@ from jaxtyping import Array, Key
 
 from lora_jax import partition
 from lora_jax.partition import Labels, Rule
+from lora_jax.state import leaves, without_sown
 from lora_jax.summary import MatchedLayer, Summary, summarise
 
 
@@ -85,6 +86,14 @@ class Method:
         """Names of the combined methods, joined by +: those of their constructors, or `dora`."""
         return "+".join(_name(name, arguments) for name, arguments in self.spec)
 
+    @property
+    def head(self) -> str | None:
+        """Regular expression for the leaves of the task head, which are not of the base; None: no head."""
+        patterns = list(dict.fromkeys(r.pattern for r in self.rules if r.group == partition.HEAD))
+        if len(patterns) < 2:
+            return patterns[0] if patterns else None
+        return "|".join(f"(?:{pattern})" for pattern in patterns)
+
     def __str__(self) -> str:
         """Constructor calls with their arguments, joined by +."""
         return " + ".join(f"{name}({_shown(arguments)})" for name, arguments in self.spec)
@@ -102,7 +111,7 @@ class Method:
           ValueError: a rule matches no layer, or a rank or alpha does not fit.
           TypeError: the method cannot adapt a layer of that class.
         """
-        adapted = nnx.clone(model)
+        adapted = without_sown(nnx.clone(model))
         numbered = sorted(enumerate(self.insertions), key=lambda item: not item[1].changes_paths)
         for number, insertion in numbered:
             insertion.insert(adapted, jax.random.fold_in(key, number))
@@ -113,9 +122,10 @@ class Method:
         return partition.labels(partition.parameters(adapted), self.rules)
 
     def summary(self, adapted: nnx.Module) -> Summary:
-        """What the method did to a model: matched layers, groups, counts and bytes. Printable."""
+        """What the method did to a model: matched layers, groups, state, counts, bytes. Printable."""
         matched = [row for insertion in self.insertions for row in insertion.matches(adapted)]
-        return summarise(self.name, matched, partition.parameters(adapted), self.labels(adapted))
+        params, labels = partition.parameters(adapted), self.labels(adapted)
+        return summarise(self.name, matched, params, labels, leaves(adapted))
 
     def to_json(self) -> list[dict[str, Any]]:
         """A description that `methods.from_json` turns into an equal method."""

@@ -14,9 +14,12 @@ from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.sharding import PartitionSpec
 from jaxtyping import Array
+
+from lora_jax.state import leaves, value
 
 Axes = tuple[str | None, ...]  # the logical axes of an array; None is an axis without a name
 AnyVariable = nnx.Variable[Any]
@@ -76,8 +79,8 @@ def names(variable: AnyVariable) -> Axes:
 def of_model(model: nnx.Module) -> dict[str, Axes]:
     """The logical axes of every Variable of a model, by path."""
     return {
-        "/".join(map(str, path)): names(leaf) if isinstance(leaf, nnx.Variable) else ()
-        for path, leaf in nnx.to_flat_state(nnx.state(model))
+        path: names(leaf) if isinstance(leaf, nnx.Variable) and np.ndim(value(leaf)) else ()
+        for path, leaf in leaves(model).items()
     }
 
 

@@ -124,7 +124,10 @@ def alone(folder, i, death=NEVER, **settings):
 
     def step(trainable, state, frozen, batch, key):
         drawn = np.asarray(jax.random.uniform(key))
-        return moved(trainable["w"], state, batch, np.float32(RATES[i]), death, drawn)
+        new, state, metrics = moved(
+            trainable["w"], state, batch, np.float32(RATES[i]), death, drawn
+        )
+        return new, state, {}, metrics
 
     saved = []
     _, progress = loop.fit(
