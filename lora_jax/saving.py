@@ -60,17 +60,18 @@ def save(
             "the adapted model and the base are one object; train the model that method.insert(base, "
             "key) returns, and keep the base as it was"
         )
-    if method.insertions and surgery.changed_module(adapted) is None:
+    fresh = method.insert(base, jax.random.key(0))
+    inserts = surgery.changed_module(fresh) is not None
+    if inserts and surgery.changed_module(adapted) is None:
         raise ValueError(
             f"nothing is inserted into the adapted model; the method {method.name} belongs to what "
             "method.insert(base, key) returns"
         )
-    fresh = method.insert(base, jax.random.key(0))
     labels = _labels(adapted, fresh, method)
     _, trainable, frozen = partition.split(adapted, labels)
     _, start, frozen_start = partition.split(fresh, labels)
     _check_base(frozen, frozen_start, labels)
-    if not method.insertions and _equal(trainable, start):
+    if not inserts and _equal(trainable, start):
         raise ValueError(
             "nothing was trained: every leaf that the method trains is still the base's, bit for bit. "
             "If the base itself was trained, load it again"
