@@ -38,6 +38,13 @@ class Model(nnx.Module):
         return self.head(self.block(x))
 
 
+class Rematerialised(Model):
+    """`nnx.remat` writes back all that passes through it, random keys too."""
+
+    def __call__(self, x):
+        return self.head(nnx.remat(lambda block, x: block(x))(self.block, x))
+
+
 class Scanned(nnx.Module):
     """Three blocks through the library's stack, or through `nnx.scan`."""
 
