@@ -85,7 +85,7 @@ def ours(
 
     def call() -> None:
         for number, batch in enumerate(data.epoch(0)):
-            held["trainable"], held["state"], metrics = train(
+            held["trainable"], held["state"], _, metrics = train(
                 held["trainable"], held["state"], frozen, batch, jax.random.fold_in(key, number)
             )
         metrics["loss"].block_until_ready()

@@ -90,7 +90,7 @@ def our_step(
     held: dict[str, Any] = {"trainable": trainable, "state": state}
 
     def call() -> None:
-        held["trainable"], held["state"], metrics = compiled(
+        held["trainable"], held["state"], _, metrics = compiled(
             held["trainable"], held["state"], frozen, batch, key
         )
         metrics["loss"].block_until_ready()

@@ -8,13 +8,8 @@ structure, trainable, frozen = lora_jax.split(adapted, method.labels(adapted))
 """
 
 from lora_jax import linen
-from lora_jax.adapters import (
-    attach,
-    base_parameters,
-    fingerprint,
-    load_adapter,
-    save_adapter,
-)
+from lora_jax.adapters import attach, load_adapter, save_adapter
+from lora_jax.fingerprints import base_parameters, fingerprint
 from lora_jax.low_rank.contraction import Contraction
 from lora_jax.low_rank.einsum import EinsumLoRALayer
 from lora_jax.low_rank.layers import register
@@ -37,6 +32,8 @@ from lora_jax.methods import (
     top_layers,
 )
 from lora_jax.partition import FROZEN, Rule, join, optimizer, parameters, split
+from lora_jax.saving import load, save
+from lora_jax.state import moved
 from lora_jax.verification.report import Verification
 from lora_jax.verification.verify import verify
 
@@ -57,9 +54,10 @@ __all__ = [  # noqa: RUF022 - in groups
     "prefix_embed",
     "prefix_layer",
     "top_layers",
-    # Partition: parameters by path, labels, the optimizer, the train step's two parts
+    # Partition: parameters by path, labels, the optimizer, the train step's parts, state that moves
     "FROZEN",
     "join",
+    "moved",
     "optimizer",
     "parameters",
     "seed_dropout",
@@ -69,7 +67,9 @@ __all__ = [  # noqa: RUF022 - in groups
     "attach",
     "base_parameters",
     "fingerprint",
+    "load",
     "load_adapter",
+    "save",
     "save_adapter",
     # Merging, and back to the base
     "merge",

@@ -1,6 +1,6 @@
 """Adapter folders: the trained groups of a run, and what is needed to put them back.
 
-    FOLDER/adapter.safetensors   trained leaves by path
+    FOLDER/adapter.safetensors   trained leaves by path, and statistics that moved (see `state`)
     FOLDER/adapter.json          method, group of each leaf, fingerprint of the base, free notes
 
 Loading is strict both ways: the same leaves with the same shapes, onto the same base. Only
@@ -10,10 +10,8 @@ safetensors and JSON are read; nothing is unpickled.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import os
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,12 +20,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.typing import DTypeLike
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as to_safetensors
 
-from lora_jax import methods, partition
+from lora_jax import methods, partition, surgery
 from lora_jax.files import write_bytes
+from lora_jax.fingerprints import accepted
+from lora_jax.fingerprints import base_parameters as base_parameters  # public here, too
+from lora_jax.fingerprints import fingerprint as fingerprint
 from lora_jax.method import Method
 from lora_jax.partition import Labels, Params
 from lora_jax.sharding.hosts import barrier
@@ -50,6 +50,7 @@ class Adapter:
       values: path to array (numpy, host memory).
       base: fingerprint of the base it was trained on, or UNKNOWN_BASE.
       notes: whatever the run stored beside (task, model name, scores).
+      state: path to array of the statistics that are not the base's any more, see `state`.
     """
 
     method: Method
@@ -57,21 +58,7 @@ class Adapter:
     values: Arrays
     base: str
     notes: dict[str, Any]
-
-
-def fingerprint(params: Mapping[str, Any], dtype: DTypeLike = jnp.bfloat16) -> str:
-    """A hash of parameters (by path), to tell an adapter's base from another.
-
-    Values are rounded to `dtype` first. With the default a base loaded in float32 and the same base
-    loaded in bfloat16 have one fingerprint; float32 tells trained weights apart exactly.
-    """
-    digest = hashlib.sha256()
-    whole = gather(dict(params))
-    for path in sorted(whole):
-        value = np.asarray(jnp.asarray(whole[path], dtype))
-        digest.update(f"{path} {value.shape} ".encode())
-        digest.update(value.tobytes())
-    return digest.hexdigest()
+    state: Arrays = dataclasses.field(default_factory=dict)
 
 
 def save_adapter(
@@ -81,6 +68,8 @@ def save_adapter(
     method: Method,
     base: str,
     notes: Mapping[str, Any] | None = None,
+    *,
+    state: Mapping[str, Any] | None = None,
 ) -> Path:
     """Writes an adapter folder; each file is written beside and renamed, never half there.
 
@@ -93,18 +82,22 @@ def save_adapter(
       method: stored as its constructor and arguments.
       base: `fingerprint` of the base parameters before training, or UNKNOWN_BASE.
       notes: further JSON values to keep.
+      state: statistics by path that training moved; loading puts them back.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    whole = gather(dict(trainable))
+    state = dict(state or {})
+    whole = gather({**trainable, **state})
     tensors = {path: np.asarray(value, order="C") for path, value in sorted(whole.items())}
     description = {
         "format": FORMAT,
         "method": method.to_json(),
-        "groups": {path: labels[path] for path in tensors},
+        "groups": {path: labels[path] for path in tensors if path not in state},
         "base": base,
         "notes": dict(notes or {}),
     }
+    if state:
+        description["state"] = sorted(state)
     contents = {
         WEIGHTS: to_safetensors(tensors),
         DESCRIPTION: (json.dumps(description, indent=2) + "\n").encode(),
@@ -146,28 +139,39 @@ def load_adapter(folder: str | os.PathLike[str]) -> Adapter:
             f"{folder / WEIGHTS} cannot be read ({error}); the file is truncated or not "
             "safetensors: copy it again"
         ) from error
-    if set(values) != set(description["groups"]):
-        odd = sorted(set(values) ^ set(description["groups"]))
+    state = description.get("state", [])
+    named = {*description["groups"], *state}
+    if set(values) != named:
+        odd = sorted(set(values) ^ named)
         raise ValueError(f"{folder}: {WEIGHTS} and {DESCRIPTION} disagree about {odd[:5]}")
     return Adapter(
         methods.from_json(description["method"]),
         description["groups"],
-        values,
+        {path: value for path, value in values.items() if path in description["groups"]},
         description["base"],
         description["notes"],
+        {path: values[path] for path in state},
     )
 
 
 def apply_adapter(
-    adapter: Adapter, trainable: Mapping[str, Any], base: str, where: str = "the adapter"
+    adapter: Adapter,
+    trainable: Mapping[str, Any],
+    base: str,
+    where: str = "the adapter",
+    frozen: Mapping[str, Any] | None = None,
 ) -> Params:
     """Returns `trainable` with every leaf replaced by the adapter's, strictly.
+
+    The adapter's statistics, if it has any, are in the result too: `partition.join` puts them before
+    the frozen ones.
 
     Args:
       adapter: from `load_adapter`.
       trainable: the trainable leaves of a model into which the same method was inserted.
       base: fingerprint of that model's base.
       where: name of the adapter, for messages.
+      frozen: the frozen leaves of the model, to which the adapter's statistics must fit.
 
     Raises:
       ValueError: another or an unknown base, or leaves missing, extra or of another shape.
@@ -181,18 +185,20 @@ def apply_adapter(
     if adapter.base != base:
         raise ValueError(
             f"{where} was trained on another base: its fingerprint is {adapter.base[:12]}, the "
-            f"model's is {base[:12]}. Load the base it names ({adapter.notes.get('model', 'unknown')}); "
-            "where the model has a task head, say so (`head`): its leaves are not of the base"
+            f"model's is {base[:12]}. Load the base it names ({adapter.notes.get('model', 'unknown')}), "
+            "as it was before training; its parameters and statistics make a base, and the leaves of "
+            "a task head (`head` of the method) are not of it"
         )
-    missing, extra = (
-        sorted(set(trainable) - set(adapter.values)),
-        sorted(set(adapter.values) - set(trainable)),
-    )
+    there = {**adapter.values, **adapter.state}
+    state = {path: leaf for path, leaf in (frozen or {}).items() if path in adapter.state}
+    here = {**trainable, **state}
+    missing, extra = sorted(here.keys() - there.keys()), sorted(there.keys() - here.keys())
     if missing or extra:
         raise ValueError(
             f"{where} does not fit: missing {missing[:5]}, not in the model {extra[:5]}"
         )
-    return _replaced(adapter.values, trainable, where)
+    replaced = _replaced(adapter.values, trainable, where)
+    return {**replaced, **_replaced(adapter.state, state, where)}
 
 
 def attach(
@@ -205,16 +211,25 @@ def attach(
     Args:
       model: the pre-trained model, with a head of the adapter's shape if it has one.
       adapter: from `load_adapter`.
-      head: regular expression for the paths of the task head's leaves, which are not of the base.
+      head: regular expression for the paths of the task head's leaves, which are not of the base; if
+        not given, the method's.
       where: name of the adapter, for messages.
 
     Raises:
-      ValueError: another or an unknown base, or leaves missing, extra or of another shape.
+      ValueError: another or an unknown base, an adapted model in place of the base, or leaves missing,
+        extra or of another shape.
     """
-    base = fingerprint(base_parameters(model, head))
+    bases = list(accepted(model, adapter.method, head))
+    if adapter.base not in bases and (path := surgery.changed_module(model)) is not None:
+        raise ValueError(
+            f"{where} goes onto its base, but this model is adapted already ({path or 'the model'} is "
+            "changed); give the model as it was before `insert`"
+        )
+    base = adapter.base if adapter.base in bases else bases[0]
     inserted = adapter.method.insert(model, jax.random.key(0))
     structure, trainable, frozen = partition.split(inserted, adapter.method.labels(inserted))
-    return partition.join(structure, apply_adapter(adapter, trainable, base, where), frozen)
+    values = apply_adapter(adapter, trainable, base, where, frozen)
+    return partition.join(structure, values, frozen)
 
 
 def transfer_group(
@@ -256,12 +271,6 @@ def _replaced(values: Mapping[str, np.ndarray], trainable: Mapping[str, Any], wh
             raise ValueError(f"{where}: {path} has shape {new.shape}, the model needs {old.shape}")
         result[path] = jnp.asarray(new, old.dtype)
     return result
-
-
-def base_parameters(model: nnx.Module, head: str | None) -> Params:
-    """The pre-trained parameters of a model that no method has touched: all but the head's."""
-    params = partition.parameters(model)
-    return {p: v for p, v in params.items() if head is None or not re.fullmatch(head, p)}
 
 
 def adapter_folder(path: Path) -> Path:

@@ -18,6 +18,7 @@ from jaxtyping import Array, Key
 
 from lora_jax import partition, surgery
 from lora_jax.partition import Labels, Rule
+from lora_jax.state import leaves, without_sown
 from lora_jax.summary import MatchedLayer, SkippedLayer, Summary, summarise
 
 
@@ -111,6 +112,14 @@ class Method:
         """Names of the combined methods, joined by +: those of their constructors, or `dora`."""
         return "+".join(_name(name, arguments) for name, arguments in self.spec)
 
+    @property
+    def head(self) -> str | None:
+        """Regular expression for the leaves of the task head, which are not of the base; None: no head."""
+        patterns = list(dict.fromkeys(r.pattern for r in self.rules if r.group == partition.HEAD))
+        if len(patterns) < 2:
+            return patterns[0] if patterns else None
+        return "|".join(f"(?:{pattern})" for pattern in patterns)
+
     def __str__(self) -> str:
         """Constructor calls with their arguments, joined by +."""
         return " + ".join(f"{name}({_shown(arguments)})" for name, arguments in self.spec)
@@ -129,7 +138,7 @@ class Method:
           TypeError: the method cannot adapt a layer of that class, or the model is Flax Linen's.
         """
         _refuse_linen(model, self)
-        adapted = nnx.clone(model)
+        adapted = without_sown(nnx.clone(model))
         numbered = sorted(enumerate(self.insertions), key=lambda item: not item[1].changes_paths)
         for number, insertion in numbered:
             insertion.insert(adapted, jax.random.fold_in(key, number))
@@ -149,11 +158,11 @@ class Method:
         return partition.labels(partition.parameters(adapted), rules, list(inserted))
 
     def summary(self, adapted: nnx.Module) -> Summary:
-        """What the method did to a model: matched layers, groups, counts and bytes. Printable."""
+        """What the method did to a model: matched layers, groups, state, counts, bytes. Printable."""
         matched = [row for insertion in self.insertions for row in insertion.matches(adapted)]
         skipped = [row for insertion in self.insertions for row in insertion.skipped(adapted)]
         params, labels = partition.parameters(adapted), self.labels(adapted)
-        return summarise(self.name, matched, params, labels, skipped)
+        return summarise(self.name, matched, params, labels, skipped, leaves(adapted))
 
     def to_json(self) -> list[dict[str, Any]]:
         """A description that `methods.from_json` turns into an equal method."""

@@ -25,9 +25,11 @@ import optax
 from flax import nnx
 
 from lora_jax import patterns
+from lora_jax.state import value, without_sown
 
 FROZEN = "frozen"
 TRAINABLE = "trainable"
+HEAD = "head"  # group of the task head, which is not of the base
 
 if TYPE_CHECKING:
     Params = dict[str, jax.Array]
@@ -181,8 +183,8 @@ def parameters(model: nnx.Module) -> Params:
 def split(model: nnx.Module, labels: Mapping[str, str]) -> tuple[Structure, Params, Params]:
     """Splits a model into (structure, trainable, frozen).
 
-    Variables that are no `nnx.Param` (batch statistics, random state) are in `frozen`: the train
-    step does not write them back.
+    State, the Variables that are no `nnx.Param` (batch statistics, random state), is in `frozen`; what
+    a forward pass writes of it is `moved`, see `state`. Sown values are left out.
 
     Raises:
       ValueError: the labels are not those of this model's parameters.
@@ -191,7 +193,7 @@ def split(model: nnx.Module, labels: Mapping[str, str]) -> tuple[Structure, Para
     if paths_of_model != set(labels):
         odd = sorted(paths_of_model ^ set(labels))
         raise ValueError(f"labels and parameters differ, for example at {odd[:5]}")
-    graphdef, state = nnx.split(model)
+    graphdef, state = nnx.split(without_sown(model))
     trainable: Params = {}
     frozen: Params = {}
     paths = []
@@ -199,14 +201,20 @@ def split(model: nnx.Module, labels: Mapping[str, str]) -> tuple[Structure, Para
         name = "/".join(map(str, path))
         paths.append(path)
         side = frozen if labels.get(name, FROZEN) == FROZEN else trainable
-        side[name] = leaf.get_raw_value() if isinstance(leaf, nnx.Variable) else leaf
+        side[name] = value(leaf)
     return Structure(graphdef, tuple(paths)), trainable, frozen
 
 
 def join(
     structure: Structure, trainable: Mapping[str, Any], frozen: Mapping[str, Any]
 ) -> nnx.Module:
-    """The inverse of `split`: a model that holds the given arrays."""
+    """The inverse of `split`: a model that holds the given arrays.
+
+    Args:
+      structure: of the model.
+      trainable: arrays by path; they stand before those of `frozen`.
+      frozen: the other arrays.
+    """
     both = {**frozen, **trainable}
     flat = {path: both["/".join(map(str, path))] for path in structure.paths}
     model: nnx.Module = nnx.merge(structure.graphdef, nnx.from_flat_state(flat))

@@ -43,6 +43,12 @@ def finished(
     return json.loads(result.read_text()) if result.exists() else None
 
 
+def setting(folder: Path, name: str) -> Any:
+    """One setting of the run in a folder, a JSON value; None if there is no run."""
+    path = folder / SETTINGS
+    return json.loads(path.read_text()).get(name) if path.exists() else None
+
+
 def claim(folder: Path, settings: Mapping[str, Any]) -> bool:
     """Makes the folder this run's; whether every host sees it."""
     path = folder / SETTINGS

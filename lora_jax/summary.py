@@ -6,7 +6,17 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
+from flax import nnx
+
 from lora_jax import partition
+from lora_jax.state import Kind, kind, value
+
+IN_TRAINING: Mapping[Kind, str] = {
+    "statistic": "kept where the model writes it",
+    "random": "advances",
+    "cache": "not kept",
+}  # what a summary says of state
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,13 +68,31 @@ class Group:
 
 
 @dataclasses.dataclass(frozen=True)
+class StateGroup:
+    """Totals of the state of one class of Variables; see the table of `state`.
+
+    Attributes:
+      name: of the class.
+      kind: what that is to a training run.
+      leaves, values, bytes: totals.
+    """
+
+    name: str
+    kind: Kind
+    leaves: int
+    values: int
+    bytes: int
+
+
+@dataclasses.dataclass(frozen=True)
 class Summary:
-    """Matched and skipped layers, and the groups of a partitioned model. `str()` gives a table."""
+    """Matched and skipped layers, the groups of a model, and its state. `str()` gives a table."""
 
     method: str
     layers: tuple[MatchedLayer, ...]
     groups: tuple[Group, ...]
     skipped: tuple[SkippedLayer, ...] = ()
+    state: tuple[StateGroup, ...] = ()
 
     @property
     def trainable(self) -> tuple[Group, ...]:
@@ -91,6 +119,9 @@ class Summary:
             for g in self.groups
         ]
         lines += _table(rows)
+        if self.state:
+            header = ("state", "leaves", "values", "bytes", "in training")
+            lines += _table([header, *(_state_row(group) for group in self.state)])
         counts = self.counts()
         share = 100 * counts["trainable"] / max(counts["total"], 1)
         lines.append(
@@ -106,8 +137,18 @@ def summarise(
     params: Mapping[str, Any],
     labels: Mapping[str, str],
     skipped: Sequence[SkippedLayer] = (),
+    leaves: Mapping[str, Any] | None = None,
 ) -> Summary:
-    """Collects a summary; frozen leaves come last."""
+    """Collects a summary; frozen leaves come last.
+
+    Args:
+      method: its name.
+      matched: the layers.
+      params: arrays or shapes of the parameters by path.
+      labels: the group of each.
+      skipped: layers that the method was to change and did not.
+      leaves: of the model's state, see `state.leaves`.
+    """
     names = [*sorted(set(labels.values()) - {partition.FROZEN}), partition.FROZEN]
     groups = []
     for name in names:
@@ -115,7 +156,21 @@ def summarise(
         groups.append(
             Group(name, partition.count(members), partition.size_bytes(members), len(members))
         )
-    return Summary(method, tuple(matched), tuple(groups), tuple(skipped))
+    state = _state_groups(leaves or {})
+    return Summary(method, tuple(matched), tuple(groups), tuple(skipped), state)
+
+
+def _state_groups(leaves: Mapping[str, Any]) -> tuple[StateGroup, ...]:
+    of_class: dict[tuple[Kind, str], dict[str, Any]] = {}
+    for path, leaf in leaves.items():
+        if kind(leaf) in IN_TRAINING:
+            name = type(leaf).__name__ if isinstance(leaf, nnx.Variable) else "array"
+            for number, array in enumerate(jax.tree.leaves(value(leaf))):
+                of_class.setdefault((kind(leaf), name), {})[f"{path} {number}"] = array
+    return tuple(
+        StateGroup(name, kind, len(arrays), partition.count(arrays), partition.size_bytes(arrays))
+        for (kind, name), arrays in sorted(of_class.items())
+    )
 
 
 def readable_bytes(size: float) -> str:
@@ -130,6 +185,11 @@ def readable_bytes(size: float) -> str:
 def _layer_row(layer: MatchedLayer) -> tuple[str, ...]:
     shape = "x".join(map(str, layer.shape))
     return layer.rule, layer.path, shape, layer.how, f"{layer.parameters:,}"
+
+
+def _state_row(group: StateGroup) -> tuple[str, ...]:
+    size = readable_bytes(group.bytes)
+    return group.name, str(group.leaves), f"{group.values:,}", size, IN_TRAINING[group.kind]
 
 
 def _table(rows: Sequence[Sequence[str]]) -> list[str]:

@@ -133,6 +133,14 @@ def original_class(module: nnx.Module) -> type[nnx.Module]:
     return kind
 
 
+def changed_module(model: nnx.Module) -> str | None:
+    """The path of the first module that a method inserted or changed, or None."""
+    for path, module in nnx.iter_modules(model):
+        if isinstance(module, Inserted) or is_changed(module):
+            return "/".join(map(str, path))
+    return None
+
+
 def _original(changed: type[nnx.Module]) -> type[nnx.Module] | None:
     original: type[nnx.Module] | None = vars(changed).get("_replaces")  # not an inherited one
     return original

@@ -450,7 +450,7 @@ def test_train_step_trains_the_trainable_part_with_fresh_dropout():
         start = jax.tree.map(jnp.copy, trainable)  # the step donates what it is given
         return step(start, optimizer.init(start), frozen, batch, jax.random.key(seed))
 
-    (first, _, metrics), (again, _, same), (_, _, other) = run(1), run(1), run(2)
+    (first, _, _, metrics), (again, _, _, same), (_, _, _, other) = run(1), run(1), run(2)
     assert bits(first) == bits(again) and metrics["loss"] == same["loss"]
     assert metrics["loss"] != other["loss"]  # another mask
     assert set(first) == set(trainable)

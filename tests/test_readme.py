@@ -51,10 +51,12 @@ def test_python_lines_by_hand(tmp_path, monkeypatch):
     x, y = names["x"], names["y"]
     loss, frozen = names["loss"], names["frozen"]
     before = names["model"](x)
-    assert loss(names["trainable"]) < np.mean((before - y) ** 2)
+    assert loss(names["trainable"], frozen)[0] < np.mean((before - y) ** 2)
+    assert names["moved"] == {}
     assert type(names["merged"].attention.query) is nnx.Linear
     joined = names["lj"].join(names["structure"], names["trainable"], frozen)
     np.testing.assert_allclose(names["merged"](x), joined(x), rtol=2e-5, atol=2e-6)
+    np.testing.assert_array_equal(names["again"](x), joined(x))
     assert {"head/kernel", "attention/query/lora/a"} < set(names["trainable"])
     assert isinstance(names["tx"], optax.GradientTransformation)
 
@@ -116,6 +118,7 @@ def test_lines_on_training_are_a_plain_loop_of_optax(whole):
     merged = names["merged"]
     assert type(merged.attention.query) is nnx.Linear
     joined = names["trainer"].model(names["result"].best)
+    np.testing.assert_array_equal(names["again"](names["x"]), joined(names["x"]))
     np.testing.assert_allclose(merged(names["x"]), joined(names["x"]), rtol=2e-5, atol=2e-6)
 
 

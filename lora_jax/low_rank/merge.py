@@ -51,7 +51,8 @@ def merge(model: nnx.Module) -> nnx.Module:
 def strip(model: nnx.Module) -> nnx.Module:
     """Returns the base model: what methods inserted taken out, every layer of its original class.
 
-    A stack that was cut for single layers stays cut.
+    A stack that was cut for single layers stays cut, and what was trained or moved of the base itself
+    (biases, statistics) stays as it is.
 
     Raises:
       ValueError: nothing is inserted.

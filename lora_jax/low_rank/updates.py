@@ -23,17 +23,18 @@ from lora_jax.low_rank import contraction
 from lora_jax.low_rank.settings import LoRASettings
 from lora_jax.low_rank.weights import WeightView
 from lora_jax.sharding import axes
+from lora_jax.state import Temporary
 from lora_jax.surgery import Inserted
 
 Pair = TypeVar("Pair", bound="LowRankUpdate")
 BaseCall = Callable[[Array], Array]  # the pre-trained layer's own call, of its inputs
 
 
-class DropoutKey(nnx.Variable[Array]):
+class DropoutKey(Temporary[Array]):
     """Random key of one adapted layer's dropout; never a parameter."""
 
 
-class DropoutRate(nnx.Variable[Array]):
+class DropoutRate(Temporary[Array]):
     """Rate of one adapted layer's dropout, where it is a number of a run and not of the model."""
 
 
@@ -99,7 +100,10 @@ class LowRankUpdate(WeightUpdate):
       alpha: the constant of section 4.1.
       scale: alpha/r or alpha/sqrt(r).
       dropout: rate on the input of A, on this branch only (as loralib).
+      deterministic: switches dropout off; set by `model.eval()`, taken back by `model.train()`.
     """
+
+    deterministic: bool = False
 
     def __init__(self, a: Array, b: Array, *, alpha: float, scale: float, dropout: float):
         self.a = nnx.LoRAParam(a)
@@ -217,8 +221,10 @@ class LowRankUpdate(WeightUpdate):
         return weight.low_rank_output(inputs, a, self.b[...].astype(dtype))
 
     def drop(self, inputs: Num[Array, ...]) -> Num[Array, ...]:
-        """The branch's inputs, with dropout if this layer holds a key."""
-        if not hasattr(self, "dropout_key") or not jnp.issubdtype(inputs.dtype, jnp.inexact):
+        """The branch's inputs, with dropout if this layer holds a key and is not deterministic."""
+        if self.deterministic or not hasattr(self, "dropout_key"):
+            return inputs
+        if not jnp.issubdtype(inputs.dtype, jnp.inexact):
             return inputs
         rate = self.dropout_rate[...] if hasattr(self, "dropout_rate") else self.dropout
         return dropout(inputs, rate, self.dropout_key[...])

@@ -10,9 +10,8 @@ from flax import nnx
 from lora_jax import patterns, surgery
 from lora_jax.checks import json_values
 from lora_jax.method import Insertion, Method
-from lora_jax.partition import Rule
+from lora_jax.partition import HEAD, Rule
 
-HEAD = "head"  # group of the task head
 EMBEDDING = r"(.*/)?embeddings/(word|token)"  # of the encoders and the decoder here
 FEED_FORWARD = r"(.*/)?feed_forward"
 SUBLAYERS = r"(.*/)?(attention|feed_forward)"

@@ -17,6 +17,7 @@ from lora_jax.dropout import DropoutKey
 from lora_jax.models.cache import Cache, KeysValues, LayerCache
 from lora_jax.models.sublayer import Context
 from lora_jax.sharding.axes import constrain_parameters
+from lora_jax.state import KEPT, moved, values, without_sown, write
 
 Remat = Literal["none", "full", "dots"]
 Keys = Key[Array, " depth"] | None
@@ -104,13 +105,19 @@ class Stack(nnx.Module):
     ) -> tuple[Array, _Output]:
         """Scans `run(block, x, layer) -> (x, output)` over the blocks; outputs get a layer axis.
 
-        `layers` is a tree with a leading layer axis, of which every block gets its slice.
+        `layers` is a tree with a leading layer axis, of which every block gets its slice. What the
+        blocks write of their state is written back.
         """
-        graphdef, state = nnx.split(self.block)
+        graphdef, state = nnx.split(without_sown(self.block))
 
-        def body(carry: Array, slices: tuple[PyTree, _Layers]) -> tuple[Array, _Output]:
+        def body(
+            carry: Array, slices: tuple[PyTree, _Layers]
+        ) -> tuple[Array, tuple[_Output, dict[str, Array]]]:
             block_state, layer = slices
-            return run(nnx.merge(graphdef, constrain_parameters(block_state)), carry, layer)
+            block = nnx.merge(graphdef, constrain_parameters(block_state))
+            before = values(block, *KEPT)
+            carry, output = run(block, carry, layer)
+            return carry, (output, moved(before, block))
 
         if self.remat == "full":
             body = jax.checkpoint(body)
@@ -118,7 +125,9 @@ class Stack(nnx.Module):
             body = jax.checkpoint(
                 body, policy=jax.checkpoint_policies.dots_with_no_batch_dims_saveable
             )
-        x, output = jax.lax.scan(body, x, (state, layers), unroll=self.unroll)
+        x, (output, written) = jax.lax.scan(body, x, (state, layers), unroll=self.unroll)
+        if written:
+            write(self.block, written)
         return x, output
 
     def cut(self, last: int) -> SplitStack:

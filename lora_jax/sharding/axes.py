@@ -18,6 +18,8 @@ from flax import nnx
 from jax.sharding import PartitionSpec
 from jaxtyping import Array
 
+from lora_jax.state import kind, leaves, value
+
 Axes = tuple[str | None, ...]  # the logical axes of an array; None is an axis without a name
 AnyVariable = nnx.Variable[Any]
 _State = TypeVar("_State")
@@ -74,11 +76,19 @@ def names(variable: AnyVariable) -> Axes:
 
 
 def of_model(model: nnx.Module) -> dict[str, Axes]:
-    """The logical axes of every Variable of a model, by path."""
-    return {
-        "/".join(map(str, path)): names(leaf) if isinstance(leaf, nnx.Variable) else ()
-        for path, leaf in nnx.to_flat_state(nnx.state(model))
-    }
+    """The logical axes of every Variable of a model, by path.
+
+    State without names has no axes here, so its sharding is that of a program's result, and what a step
+    returns for the next one needs no second program.
+    """
+    return {path: _axes(leaf) for path, leaf in leaves(model).items()}
+
+
+def _axes(leaf: Any) -> Axes:
+    if not isinstance(leaf, nnx.Variable) or not hasattr(value(leaf), "shape"):
+        return ()
+    found = names(leaf) if value(leaf).shape else ()
+    return found if kind(leaf) == "parameter" or any(found) else ()
 
 
 def spec(axes: Axes, mesh_axes: tuple[str, ...]) -> PartitionSpec:

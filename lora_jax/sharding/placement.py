@@ -21,7 +21,7 @@ from jaxtyping import PyTree
 
 from lora_jax.data.batch import Batch, Inputs
 from lora_jax.partition import Params
-from lora_jax.sharding.axes import Axes, spec
+from lora_jax.sharding.axes import Axes, constrain, spec
 from lora_jax.sharding.mesh import AnyMesh, shares
 
 Shardings = dict[str, NamedSharding]
@@ -106,6 +106,10 @@ class Placement:
             return other
 
         return jax.tree_util.tree_map_with_path(sharding, state)
+
+    def constrain(self, params: Mapping[str, jax.Array]) -> Params:
+        """Asks the compiler, inside `jit`, to split values of parameters as the parameters are."""
+        return {path: constrain(v, *self.axes.get(path, ())) for path, v in params.items()}
 
     def put(self, params: Mapping[str, jax.typing.ArrayLike]) -> Params:
         """Puts parameters on their devices; every host must have the same whole values."""

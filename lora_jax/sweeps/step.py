@@ -20,6 +20,7 @@ from lora_jax.low_rank import seeding
 from lora_jax.partition import Params, Structure
 from lora_jax.sharding.mesh import RUN
 from lora_jax.sharding.placement import Placement
+from lora_jax.state import moved
 from lora_jax.sweeps.runs import RunValues, scaled
 from lora_jax.training.step import Loss, Metrics, outputs
 
@@ -29,7 +30,11 @@ Optimizer = Callable[[Any], optax.GradientTransformation]
 def make_run_objective(
     structure: Structure, loss: Loss
 ) -> Callable[[Params, RunValues, Params, Any, jax.Array], jax.Array]:
-    """Builds `objective(trainable, values, frozen, batch, key)` of one run: its loss with dropout."""
+    """Builds `objective(trainable, values, frozen, batch, key)` of one run: its loss with dropout.
+
+    Raises:
+      ValueError: (from the objective) the model writes state, such as batch statistics.
+    """
 
     def objective(
         trainable: Params, values: RunValues, frozen: Params, batch: Any, key: jax.Array
@@ -37,7 +42,14 @@ def make_run_objective(
         model = partition.join(structure, scaled(trainable, values.scales), frozen)
         for_model, for_branches = jax.random.split(key)
         seeding.seed_dropout(model, for_branches, values.rates)
-        return loss(model, batch, for_model)
+        value = loss(model, batch, for_model)
+        if written := sorted(moved(frozen, model)):
+            raise ValueError(
+                f"the model writes state of its own when it trains ({', '.join(written[:5])}); the runs "
+                "of a sweep share all but their trainable parameters. Call model.eval() before, which "
+                "switches nnx.Dropout off and freezes nnx.BatchNorm, or train the runs one by one"
+            )
+        return value
 
     return objective
 
@@ -128,7 +140,7 @@ def make_runs_predict_step(
     function: Callable[[nnx.Module, Any], Any] = outputs,
     at_once: int = 0,
 ) -> Callable[[Params, Mapping[str, Any], Params, Any], Any]:
-    """Builds `predict(trainable, scales, frozen, batch)` without dropout: a first axis of runs.
+    """Builds `predict(trainable, scales, frozen, batch)` in evaluation mode: a first axis of runs.
 
     Args:
       structure: of the model with the common method.
@@ -139,7 +151,9 @@ def make_runs_predict_step(
 
     def predict(trainable: Params, scales: Mapping[str, Any], frozen: Params, batch: Any) -> Any:
         def run(arguments: tuple[Params, Mapping[str, Any]]) -> Any:
-            return function(partition.join(structure, scaled(*arguments), frozen), batch)
+            model = partition.join(structure, scaled(*arguments), frozen)
+            model.eval()
+            return function(model, batch)
 
         return _of_runs(run, (trainable, scales), at_once)
 

@@ -13,12 +13,13 @@ from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Array, Key
 
-from lora_jax import adapters, partition
+from lora_jax import adapters, fingerprints, partition
 from lora_jax.method import Method
 from lora_jax.partition import Params
 from lora_jax.sharding import axes
 from lora_jax.sharding.mesh import REST, make_mesh
-from lora_jax.sharding.placement import Placement, in_host_memory
+from lora_jax.sharding.placement import Placement, gather, in_host_memory
+from lora_jax.state import differing, values
 from lora_jax.training import step
 from lora_jax.training.records import lora_layers
 
@@ -31,12 +32,13 @@ class AdaptedModel:
 
     Attributes:
       method: what was inserted.
-      base: fingerprint of the pre-trained parameters.
+      base: fingerprint of the pre-trained parameters and statistics.
+      bases: fingerprints that adapters may name: `base`, and those that earlier versions gave.
       labels: group of every parameter.
       summary: what the method did to the model; printable.
       layers: the layers that LoRA adapts, see `records.lora_layers`.
       structure, trainable, frozen: from `partition.split`. The trainable part is float32, in this
-        host's memory; the frozen part lies on the mesh.
+        host's memory; the frozen part, with the model's state, lies on the mesh.
       placement: where everything goes.
     """
 
@@ -58,8 +60,9 @@ class AdaptedModel:
           method: what to insert, and what trains.
           key: for initial values of what is inserted; `jax.random.key(0)` if not given.
           mesh: from `make_mesh`; if not given, all devices share the examples of every batch.
-          head: regular expression for the paths of the task head's leaves, which are not of the base.
-          dtype: type of the frozen part; None leaves the model's.
+          head: regular expression for the paths of the task head's leaves, which are not of the base;
+            if not given, the method's.
+          dtype: type of the frozen parameters; None leaves the model's. State keeps its types.
           share_frozen_with: the same model on the same mesh, whose frozen part is used.
 
         Raises:
@@ -68,32 +71,42 @@ class AdaptedModel:
         """
         self.method = method
         with in_host_memory():
-            pretrained = adapters.base_parameters(model, head)
             shared = share_frozen_with
-            self.base: str = adapters.fingerprint(pretrained) if shared is None else shared.base
+            self.bases: tuple[str, ...] = (
+                tuple(fingerprints.accepted(model, method, head))
+                if shared is None
+                else shared.bases
+            )
+            self.base: str = self.bases[0]
             adapted = method.insert(model, jax.random.key(0) if key is None else key)
             self.labels = method.labels(adapted)
             self.summary = method.summary(adapted)
             self.layers = lora_layers(self.summary)
             self.structure, trainable, frozen = partition.split(adapted, self.labels)
+            self._statistics = set(values(adapted, "statistic"))
             mesh = make_mesh({"data": REST}) if mesh is None else mesh
             self.placement = Placement(mesh, axes.of_model(adapted))
             self.placement.shardings(trainable)  # a mesh that does not fit is refused here
             self.trainable: Params = {k: jnp.asarray(v, jnp.float32) for k, v in trainable.items()}
             self.frozen: Params
             if shared is None:
-                self.frozen = self.placement.put(_cast(frozen, dtype))
+                self.frozen = self.placement.put(_cast(frozen, dtype, set(self.labels)))
             else:
                 self.frozen = {path: shared.frozen[path] for path in frozen}
 
     def model(self, trainable: Mapping[str, Any]) -> nnx.Module:
-        """The adapted model with these trainable parameters; `lora_jax.merge` takes it."""
+        """The adapted model with these trainable parameters; `lora_jax.merge` takes it.
+
+        Here and in the other methods state that moved in training goes with the trainable parameters.
+        """
         return partition.join(self.structure, trainable, self.frozen)
 
     def predictor(
         self, function: Callable[[nnx.Module, Any], Any] = step.outputs
     ) -> Callable[[Params], Predict]:
         """Compiles an evaluation: of trainable parameters it gives a function of batches.
+
+        The model is in evaluation mode (`model.eval()`).
 
         Args:
           function: of (model, batch); the default gives the model's outputs, one per slot of a packed
@@ -110,7 +123,16 @@ class AdaptedModel:
 
     def save(self, folder: Path, trainable: Params, notes: Mapping[str, Any]) -> None:
         """Writes the trainable parameters as an adapter folder, with notes on where they come from."""
-        adapters.save_adapter(folder, trainable, self.labels, self.method, self.base, dict(notes))
+        parameters = {path: value for path, value in trainable.items() if path in self.labels}
+        adapters.save_adapter(
+            folder, parameters, self.labels, self.method, self.base, dict(notes),
+            state=self._moved(trainable),
+        )  # fmt: skip
+
+    def _moved(self, trainable: Mapping[str, Any]) -> Params:
+        """The statistics among some values that are not the base's any more."""
+        moved = {path: trainable[path] for path in sorted(self._statistics & trainable.keys())}
+        return differing(gather(moved), gather({path: self.frozen[path] for path in moved}))
 
     def load(self, path: Path) -> Params:
         """The trainable parameters of an adapter folder (or of a run's), loaded strictly.
@@ -127,12 +149,15 @@ class AdaptedModel:
                 "Use the method of that run (for a command: its config and overrides)"
             )
         with in_host_memory():
-            values = adapters.apply_adapter(adapter, self.trainable, self.base, str(path))
-        return self.placement.put(values)
+            base = adapter.base if adapter.base in self.bases else self.base
+            loaded = adapters.apply_adapter(adapter, self.trainable, base, str(path), self.frozen)
+        return self.placement.put(loaded)
 
     def fingerprints(self, trainable: Mapping[str, Any]) -> dict[str, str]:
         """What tells a trained model from others: its base, and its trained parameters exactly."""
-        return {"base": self.base, "weights": adapters.fingerprint(trainable, jnp.float32)}
+        parameters = {path: value for path, value in trainable.items() if path in self.labels}
+        whole = {**parameters, **self._moved(trainable)}
+        return {"base": self.base, "weights": fingerprints.fingerprint(whole, jnp.float32)}
 
     def started(self, init_adapter: str = "") -> Params:
         """The trainable parameters as a run starts, LoRA's from another run if one is named.
@@ -154,9 +179,13 @@ def warm_started(trainable: Params, labels: Mapping[str, str], init_adapter: str
     return adapters.transfer_group(other, trainable, labels, "lora", init_adapter)
 
 
-def _cast(params: Params, dtype: str | None) -> Params:
+def _cast(frozen: Params, dtype: str | None, parameters: set[str]) -> Params:
     """Floating-point parameters in another type; None leaves all as they are."""
     if dtype is None:
-        return params
-    floating = {path for path, leaf in params.items() if jnp.issubdtype(leaf.dtype, jnp.floating)}
-    return {path: v.astype(dtype) if path in floating else v for path, v in params.items()}
+        return frozen
+    floating = {
+        path
+        for path, leaf in frozen.items()
+        if path in parameters and jnp.issubdtype(leaf.dtype, jnp.floating)
+    }
+    return {path: v.astype(dtype) if path in floating else v for path, v in frozen.items()}

@@ -32,6 +32,17 @@ class Checkpoints:
             ),
         )
 
+    def record(self) -> dict[str, Any] | None:
+        """The record of the newest checkpoint, or None if there is none."""
+        step = self._manager.latest_step()
+        if step is None:
+            return None
+        restored = self._manager.restore(
+            step, args=ocp.args.Composite(record=ocp.args.JsonRestore())
+        )
+        record: dict[str, Any] = restored.record
+        return record
+
     def restore(self, like: Any) -> tuple[Any, dict[str, Any]] | None:
         """The newest (state, record), or None if there is none; strict about structure and shapes.
 

@@ -22,10 +22,13 @@ from tqdm import tqdm
 from lora_jax.data.counts import Counts
 from lora_jax.partition import Params
 from lora_jax.sharding.hosts import is_main
+from lora_jax.state import with_types, without_types
 from lora_jax.training.checkpoints import Checkpoints
 from lora_jax.training.progress import LoopSettings, Progress
 from lora_jax.training.records import MetricsLog
 from lora_jax.training.step import TrainStep
+
+_MOVED = "moved"  # of the model's own state, in checkpoints
 
 
 @runtime_checkable
@@ -68,7 +71,8 @@ def fit(
       settings: of the loop.
       train_step: from `make_train_step`; donates `trainable` and `state`.
       batches: the data.
-      evaluate: metrics of the trainable parameters, called after each epoch.
+      evaluate: metrics of the trainable parameters, called after each epoch. With them goes what the
+        model has written of its state, here and in `on_best` and the result: `{**trainable, **moved}`.
       trainable, state, frozen: start of the run (unused but for their structure when resuming).
       key: dropout key of the run; each step gets a key of its own.
       folder: of this run: checkpoints, metrics.jsonl, TensorBoard.
@@ -77,13 +81,14 @@ def fit(
       flops: of a step with this batch; called once for every shape.
 
     Returns:
-      The trainable parameters after the last step, and what was done.
+      The trainable parameters (and what moved) after the last step, and what was done.
     """
     checkpoints = Checkpoints(folder / "checkpoints")
     progress = Progress()
-    if (restored := checkpoints.restore({"trainable": trainable, "state": state})) is not None:
-        trainable, state = restored[0]["trainable"], restored[0]["state"]
-        progress = Progress(**restored[1])
+    moved: Params = {}
+    if (record := checkpoints.record()) is not None:
+        trainable, state, moved = _restored(checkpoints, record, trainable, state, frozen)
+        progress = Progress(**record)
     log = MetricsLog(folder, progress.step)
     total = settings.epochs * batches.per_epoch
     bar = tqdm(
@@ -97,9 +102,10 @@ def fit(
             clock.start()
             for batch in batches.epoch(epoch, number):
                 step_key = jax.random.fold_in(key, progress.step)
-                trainable, state, metrics = train_step(
-                    trainable, state, frozen, place(batch), step_key
+                trainable, state, written, metrics = train_step(
+                    trainable, state, {**frozen, **moved}, place(batch), step_key
                 )
+                moved = {**moved, **written}
                 clock.tick(batch, metrics["loss"])
                 bar.update()
                 if progress.step % settings.log_every == 0:
@@ -108,18 +114,18 @@ def fit(
                     break
                 in_epoch = progress.step % batches.per_epoch
                 if progress.step % settings.checkpoint_every == 0 and in_epoch:
-                    _save(checkpoints, trainable, state, progress)
+                    _save(checkpoints, trainable, state, moved, progress)
             clock.stop()
-            if _finish_epoch(settings, log, evaluate, trainable, progress):
-                on_best(trainable, progress)
+            if _finish_epoch(settings, log, evaluate, {**trainable, **moved}, progress):
+                on_best({**trainable, **moved}, progress)
             if is_main():
                 bar.write(settings.epoch_text(progress))
-            _save(checkpoints, trainable, state, progress)
+            _save(checkpoints, trainable, state, moved, progress)
     finally:
         bar.close()
         log.close()
         checkpoints.close()
-    return trainable, progress
+    return {**trainable, **moved}, progress
 
 
 class Clock:
@@ -208,7 +214,47 @@ def _finish_epoch(
 
 
 def _save(
-    checkpoints: Checkpoints, trainable: Params, state: optax.OptState, progress: Progress
+    checkpoints: Checkpoints,
+    trainable: Params,
+    state: optax.OptState,
+    moved: Params,
+    progress: Progress,
 ) -> None:
-    record = dataclasses.asdict(progress)
-    checkpoints.save(progress.step, {"trainable": trainable, "state": state}, record)
+    """Saves a checkpoint; of the model's own state what moved, if anything did."""
+    tree, record = {"trainable": trainable, "state": state}, dataclasses.asdict(progress)
+    if moved:
+        numbers = without_types(moved)
+        tree[_MOVED] = numbers
+        record[_MOVED] = {path: (v.shape, str(v.dtype)) for path, v in numbers.items()}
+    checkpoints.save(progress.step, tree, record)
+
+
+def _restored(
+    checkpoints: Checkpoints,
+    record: dict[str, Any],
+    trainable: Params,
+    state: optax.OptState,
+    frozen: Params,
+) -> tuple[Params, optax.OptState, Params]:
+    """What `_save` saved; takes what it added to the record out of it.
+
+    Raises:
+      ValueError: state that the model does not have.
+    """
+    shapes = record.pop(_MOVED, {})
+    if missing := sorted(shapes.keys() - frozen.keys()):
+        raise ValueError(
+            f"the newest checkpoint has state that the model lacks: {missing[:5]}; resume with the "
+            "model of that run, or train in another folder"
+        )
+    before = {path: frozen[path] for path in shapes}
+    like = {
+        path: jax.ShapeDtypeStruct(*shapes[path], sharding=getattr(value, "sharding", None))
+        for path, value in without_types(before).items()
+    }
+    tree = {"trainable": trainable, "state": state} | ({_MOVED: like} if like else {})
+    found = checkpoints.restore(tree)
+    assert found is not None  # it has a record
+    restored = found[0]
+    moved = with_types(restored.get(_MOVED, {}), before)
+    return restored["trainable"], restored["state"], moved

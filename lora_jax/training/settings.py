@@ -57,8 +57,8 @@ class TrainSettings:
       max_grad_norm: gradients are clipped to this global norm; 0 is off.
       accumulate: batches per update, whose gradients are averaged.
       adam: further constants of AdamW.
-      base_dtype: type of the frozen base: `keep` leaves it as the model has it, `auto` is float32 on
-        CPUs and bfloat16 on accelerators, or the name of a type. What trains, and the optimizer's
+      base_dtype: type of the frozen parameters: `keep` leaves them as the model has them, `auto` is float32
+        on CPUs and bfloat16 on accelerators, or the name of a type. What trains, and the optimizer's
         state, is float32.
       prng: generator of the random bits of dropout; `rbg` is faster on accelerators.
       log_every: steps between two lines of the log. Only a logged loss is checked to be finite.

@@ -20,10 +20,11 @@ from lora_jax.data.batch import Batch
 from lora_jax.low_rank import seeding
 from lora_jax.partition import Params, Structure
 from lora_jax.sharding.placement import Placement
+from lora_jax.state import moved
 
 Metrics = dict[str, jax.Array]
 Loss = Callable[[nnx.Module, Any, jax.Array | None], Float[Array, ""]]
-TrainStep = Callable[[Params, Any, Params, Any, jax.Array], tuple[Params, Any, Metrics]]
+TrainStep = Callable[[Params, Any, Params, Any, jax.Array], tuple[Params, Any, Params, Metrics]]
 
 
 def outputs(model: nnx.Module, batch: Batch) -> jax.Array:
@@ -81,12 +82,22 @@ def make_objective(
     structure: Structure, loss: Loss
 ) -> Callable[[Params, Params, Any, jax.Array], Float[Array, ""]]:
     """Builds `objective(trainable, frozen, batch, key)`: the loss with dropout."""
+    with_state = _objective_with_state(structure, loss)
+    return lambda *arguments: with_state(*arguments)[0]
 
-    def objective(trainable: Params, frozen: Params, batch: Any, key: jax.Array) -> jax.Array:
+
+def _objective_with_state(
+    structure: Structure, loss: Loss
+) -> Callable[[Params, Params, Any, jax.Array], tuple[Float[Array, ""], Params]]:
+    """The same, with what the model wrote of its state beside the loss."""
+
+    def objective(
+        trainable: Params, frozen: Params, batch: Any, key: jax.Array
+    ) -> tuple[jax.Array, Params]:
         model = partition.join(structure, trainable, frozen)
         for_model, for_branches = jax.random.split(key)
         seeding.seed_dropout(model, for_branches)
-        return loss(model, batch, for_model)
+        return loss(model, batch, for_model), moved(frozen, model)
 
     return objective
 
@@ -98,7 +109,11 @@ def make_train_step(
     placement: Placement | None = None,
     trainable: Mapping[str, Any] | None = None,
 ) -> Any:
-    """Builds `step(trainable, state, frozen, batch, key) -> (trainable, state, metrics)`.
+    """Builds `step(trainable, state, frozen, batch, key) -> (trainable, state, moved, metrics)`.
+
+    `moved` is what the model wrote of its own state, such as batch statistics ({} for most models):
+    give the next step `{**frozen, **moved}`. The model trains in the mode in which it was split: where
+    `nnx.Dropout` and `nnx.BatchNorm` should be active, call `model.train()` before.
 
     The key is of this step; it seeds dropout of the model and of the LoRA branches. `trainable` and
     `state` are donated: their arrays are gone afterwards. A head that a method trains is the base
@@ -114,22 +129,24 @@ def make_train_step(
     Returns:
       A function under `jax.jit` (it can be lowered and compiled ahead, too).
     """
-    objective = make_objective(structure, loss)
+    objective = _objective_with_state(structure, loss)
 
     def step(
         trainable: Params, state: Any, frozen: Params, batch: Any, key: jax.Array
-    ) -> tuple[Params, Any, Metrics]:
-        value, gradients = jax.value_and_grad(objective)(trainable, frozen, batch, key)
+    ) -> tuple[Params, Any, Params, Metrics]:
+        of = jax.value_and_grad(objective, has_aux=True)
+        (value, written), gradients = of(trainable, frozen, batch, key)
         updates, state = optimizer.update(gradients, state, trainable)
         metrics = {"loss": value, "grad_norm": optax.global_norm(gradients)}
         trainable = optax.apply_updates(trainable, updates)
-        return trainable, state, metrics
+        written = written if placement is None else placement.constrain(written)
+        return trainable, state, written, metrics
 
     if placement is None:
         return jax.jit(step, donate_argnums=(0, 1))
     assert trainable is not None
     states = placement.state_shardings(jax.eval_shape(optimizer.init, dict(trainable)), trainable)
-    places = (placement.shardings(trainable), states, placement.replicated)
+    places = (placement.shardings(trainable), states, None, placement.replicated)
     return placement.jit(step, donate_argnums=(0, 1), out_shardings=places)
 
 
@@ -138,7 +155,10 @@ def make_predict_step(
     function: Callable[[nnx.Module, Any], Any] = outputs,
     placement: Placement | None = None,
 ) -> Callable[[Params, Params, Any], Any]:
-    """Builds `predict(trainable, frozen, batch)`, without dropout.
+    """Builds `predict(trainable, frozen, batch)`: the model in evaluation mode.
+
+    Nothing is dropped, `nnx.BatchNorm` uses its running statistics, and what the model writes is
+    forgotten. State that moved in training goes with the trainable part: `{**trainable, **moved}`.
 
     Args:
       structure: of the model.
@@ -147,7 +167,9 @@ def make_predict_step(
     """
 
     def predict(trainable: Params, frozen: Params, batch: Any) -> Any:
-        return function(partition.join(structure, trainable, frozen), batch)
+        model = partition.join(structure, trainable, frozen)
+        model.eval()
+        return function(model, batch)
 
     if placement is None:
         return jax.jit(predict)

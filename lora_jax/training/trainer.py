@@ -45,7 +45,7 @@ class Goal:
     Attributes:
       label: shown at the progress bar.
       headline: the metric that chooses the best epoch.
-      evaluate: metrics of the trainable parameters.
+      evaluate: metrics of the trainable parameters, with which goes what moved of the model's state.
       on_best: called after each epoch that is the best so far.
       smaller_is_better: whether a smaller headline is the better one.
     """
@@ -62,7 +62,8 @@ class FitResult:
     """What `Trainer.fit` gives.
 
     Attributes:
-      best: trainable parameters after the best epoch, as the folder's adapter holds them.
+      best: trainable parameters (and statistics that moved) after the best epoch, as the folder's
+        adapter holds them.
       progress: what was done, with the metrics of every epoch.
       record: the content of result.json.
     """
@@ -168,7 +169,7 @@ class Trainer(AdaptedModel):
           folder: of this run.
           validation: batches whose mean loss, without dropout, is the metric `loss` of every epoch. If
             neither it nor `evaluate` is given, these are the training data.
-          evaluate: further metrics of the model, after every epoch.
+          evaluate: further metrics of the model, in evaluation mode, after every epoch.
           headline: the metric that chooses the best epoch.
           smaller_is_better: whether a smaller headline is better; if not given, for the loss only.
           seed: of dropout.
@@ -182,7 +183,7 @@ class Trainer(AdaptedModel):
         if smaller_is_better is None:
             smaller_is_better = headline == LOSS
         values = {
-            "method": self.method.to_json(), "base": self.base, "seed": seed,
+            "method": self.method.to_json(), "base": self._base_of_run(folder), "seed": seed,
             "headline": headline, "smaller_is_better": smaller_is_better,
             "batches_per_epoch": batches.per_epoch, **dataclasses.asdict(self.settings),
         }  # fmt: skip
@@ -204,7 +205,7 @@ class Trainer(AdaptedModel):
 
         def metrics(trainable: Params) -> dict[str, float]:
             values = {} if mean_loss is None else {LOSS: mean_loss(trainable)}
-            return values | _numbers(evaluate(self.model(trainable)) if evaluate else {})
+            return values | (_numbers(evaluate(self._evaluated(trainable))) if evaluate else {})
 
         def save(trainable: Params, progress: Progress) -> None:
             notes = {"epoch": progress.best, "metrics": progress.history[-1]}
@@ -231,6 +232,16 @@ class Trainer(AdaptedModel):
             "layers": self.layers, **progress.record(), "config": config, "memory": peak_memory(),
             **environment(),
         }  # fmt: skip
+
+    def _base_of_run(self, folder: Path) -> str:
+        """The fingerprint by which the run in a folder knows this base; see `bases`."""
+        there = from_main(lambda: run_folder.setting(folder, "base"))
+        return there if there in self.bases else self.base
+
+    def _evaluated(self, trainable: Params) -> nnx.Module:
+        model = self.model(trainable)
+        model.eval()
+        return model
 
     def _try_batches(self, *several: Batches) -> None:
         """Places the first and the last batch of an epoch, which may be smaller, before a folder is made."""

@@ -72,7 +72,7 @@ def test_loss_gradients_and_decoding_are_near_those_of_float32(kind, method):
         tx = optimizer.adamw(labels, 1e-3)
         run = step.make_train_step(structure, loss, tx)
         copy = jax.tree.map(jnp.copy, trainable)  # donated
-        new, _, metrics = run(copy, tx.init(trainable), frozen, batch(), KEY)
+        new, _, _, metrics = run(copy, tx.init(trainable), frozen, batch(), KEY)
         assert all(value.dtype == jnp.float32 for value in new.values())
         outputs = [metrics["loss"][None], metrics["grad_norm"][None]]
         if kind == "decoder":

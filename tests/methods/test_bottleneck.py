@@ -417,7 +417,7 @@ def test_only_adapter_and_head_train(kind, place):
     loss = completion_loss() if kind == "gpt2" else classification_loss
     step = make_train_step(structure, loss, optimizer)
     trainable = jax.tree.map(jnp.copy, trainable)  # the step donates them; the base keeps its head
-    new, _, metrics = step(trainable, optimizer.init(trainable), frozen, batch(kind), KEY)
+    new, _, _, metrics = step(trainable, optimizer.init(trainable), frozen, batch(kind), KEY)
     assert np.isfinite(metrics["loss"]) and new.keys() == before[0].keys()
     for path, old in before[0].items():
         changed = np.asarray(new[path]) != old

@@ -158,7 +158,7 @@ def trained(method, model, batch, loss):
     tx = optimizer.adamw({p: labels[p] for p in trainable}, 1e-2, max_grad_norm=1.0)
     run = step.make_train_step(structure, loss, tx)
     copy = jax.tree.map(jnp.copy, trainable)  # donated
-    new, _, _ = run(copy, tx.init(trainable), frozen, batch, KEY)
+    new, _, _, _ = run(copy, tx.init(trainable), frozen, batch, KEY)
     return adapted, partition.join(structure, new, frozen), labels
 
 

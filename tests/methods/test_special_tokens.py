@@ -392,7 +392,7 @@ def test_a_step_moves_the_vectors_and_the_head_only(kind, name, dtype, pretraine
     tx = optimizer.adamw({p: labels[p] for p in trainable}, 1e-2, max_grad_norm=1.0)
     run = step.make_train_step(structure, loss_of(kind), tx)
     given = jax.tree.map(jnp.copy, trainable)  # donated
-    new, _, metrics = run(given, tx.init(trainable), frozen, batch, KEY)
+    new, _, _, metrics = run(given, tx.init(trainable), frozen, batch, KEY)
     assert np.isfinite(metrics["loss"])
     for path, value in arrays(partition.join(structure, new, frozen)).items():
         if labels[path] == "frozen":

@@ -100,7 +100,7 @@ def donate_and_save(folder: Path) -> dict[str, Any]:
     state = placement.initial_state(tx.init, placed)
     key = placement.replicate(jax.random.key(2))
     for batch in batches("gpt2", method):
-        placed, state, _ = train_step(placed, state, fixed, placement.batch(batch), key)
+        placed, state, _, _ = train_step(placed, state, fixed, placement.batch(batch), key)
     train_step(again, placement.initial_state(tx.init, again), fixed, placement.batch(batch), key)
     kept = all((host[p] == before[p]).all() for p in host)
     kept_jax = all((np.asarray(trainable[p]) == start[p]).all() for p in host)

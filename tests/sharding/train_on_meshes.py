@@ -131,7 +131,7 @@ def train(name: str, method: lora_jax.Method, mesh: jax.sharding.Mesh) -> dict:
     losses, norms = [], []
     for number, batch in enumerate(batches(name, method)):
         key = placement.replicate(jax.random.fold_in(jax.random.key(2), number))
-        placed, state, metrics = train_step(placed, state, frozen, placement.batch(batch), key)
+        placed, state, _, metrics = train_step(placed, state, frozen, placement.batch(batch), key)
         losses.append(float(metrics["loss"]))
         norms.append(float(metrics["grad_norm"]))
     predict = step.make_predict_step(structure, placement=placement)

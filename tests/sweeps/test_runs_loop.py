@@ -70,6 +70,10 @@ class InMemory(Checkpoints):
         copy = jax.tree.map(np.array, state)
         self._own.setdefault(step, (copy, json.loads(json.dumps(record))))
 
+    def record(self):
+        found = self.restore(None)
+        return found and found[1]
+
     def restore(self, like):
         return self._own[max(self._own)] if self._own else None
 
@@ -124,7 +128,10 @@ def alone(folder, i, death=NEVER, **settings):
 
     def step(trainable, state, frozen, batch, key):
         drawn = np.asarray(jax.random.uniform(key))
-        return moved(trainable["w"], state, batch, np.float32(RATES[i]), death, drawn)
+        new, state, metrics = moved(
+            trainable["w"], state, batch, np.float32(RATES[i]), death, drawn
+        )
+        return new, state, {}, metrics
 
     saved = []
     _, progress = loop.fit(

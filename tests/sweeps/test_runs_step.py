@@ -162,7 +162,7 @@ def train_alone(sweep, i, batches):
     state, metrics = run.tx.init(trainable), []
     for number, batch in enumerate(batches):
         key = jax.random.fold_in(run.key, number)
-        trainable, state, of_step = run.step(trainable, state, sweep.frozen, batch, key)
+        trainable, state, _, of_step = run.step(trainable, state, sweep.frozen, batch, key)
         metrics.append({name: float(value) for name, value in of_step.items()})
     return trainable, metrics
 

@@ -107,7 +107,7 @@ def losses_of_ours(labels, model, examples, order, hidden):
     losses = []
     for number, indices in enumerate(order):
         batch = examples.pack(indices, menu.choose(lengths[indices]), BATCH)
-        trainable, state, metrics = run(trainable, state, frozen, batch, jax.random.key(number))
+        trainable, state, _, metrics = run(trainable, state, frozen, batch, jax.random.key(number))
         losses.append(float(metrics["loss"]))
     return losses, trainable
 

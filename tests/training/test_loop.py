@@ -37,7 +37,7 @@ class Batches:
 def step(trainable, state, frozen, batch, key):
     noise = jax.random.uniform(key)
     total = trainable["w"] + batch.labels * noise
-    return {"w": total}, state + 1, {"loss": total}
+    return {"w": total}, state + 1, {}, {"loss": total}
 
 
 def run(folder, epochs, train_step=step, scores=None, flops=lambda _: 0, **settings):
@@ -138,9 +138,9 @@ def test_smallest_score_is_the_best_where_smaller_is_better(tmp_path):
 
 def test_a_run_that_diverges_stops_and_says_so(tmp_path):
     def exploding(trainable, state, frozen, batch, key):
-        trainable, state, metrics = step(trainable, state, frozen, batch, key)
+        trainable, state, moved, metrics = step(trainable, state, frozen, batch, key)
         bad = jnp.where(state >= 6, jnp.nan, metrics["loss"])
-        return trainable, state, {"loss": bad}
+        return trainable, state, moved, {"loss": bad}
 
     _, progress, _ = run(tmp_path, 3, exploding)
     assert progress.diverged == 6 and progress.step == 6

@@ -1,0 +1,89 @@
+"""Fingerprints of bases: what tells the pre-trained model that an adapter belongs to from others."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.typing import DTypeLike
+
+from lora_jax.method import Method
+from lora_jax.partition import Params
+from lora_jax.sharding.placement import gather
+from lora_jax.state import values
+
+
+def fingerprint(params: Mapping[str, Any], dtype: DTypeLike = jnp.bfloat16) -> str:
+    """A hash of parameters and statistics (by path), to tell an adapter's base from another.
+
+    Values are rounded to `dtype` first. With the default a base loaded in float32 and the same base
+    loaded in bfloat16 have one fingerprint; float32 tells trained weights apart exactly. Integers that
+    `dtype` cannot hold are hashed as they are.
+    """
+    digest = hashlib.sha256()
+    whole = gather(dict(params))
+    for path in sorted(whole):
+        value = rounded(whole[path], dtype)
+        digest.update(f"{path} {value.shape} ".encode())
+        digest.update(value.tobytes())
+    return digest.hexdigest()
+
+
+def rounded(value: Any, dtype: DTypeLike = jnp.bfloat16) -> np.ndarray:
+    """A whole array as fingerprints see it."""
+    result = np.asarray(jnp.asarray(value, dtype))
+    exact = np.asarray(value)
+    if np.issubdtype(exact.dtype, np.integer) and np.any(result.astype(exact.dtype) != exact):
+        return exact
+    return result
+
+
+def base_parameters(model: nnx.Module, head: str | None = None) -> Params:
+    """What makes a model, before a method is inserted, the base that it is.
+
+    Its parameters and statistics (see `state`), without the head's.
+
+    Args:
+      model: pre-trained.
+      head: regular expression for the paths of the head's leaves, such as `method.head`.
+
+    Raises:
+      ValueError: a Variable holds something else than one array.
+    """
+    params = values(model, "parameter", "statistic")
+    for path, value in params.items():
+        if not hasattr(value, "shape"):
+            raise ValueError(
+                f"the Variable {path} holds a {type(value).__name__}; a base is made of arrays: give "
+                "every array a Variable of its own"
+            )
+    return _without(params, head)
+
+
+def accepted(model: nnx.Module, method: Method, head: str | None = None) -> Iterator[str]:
+    """Fingerprints under which adapter folders may name this base.
+
+    The first is the one that new folders get. Others are those of earlier versions: they covered
+    parameters only, and the head's too where nobody named it.
+
+    Args:
+      model: pre-trained.
+      method: of the adapter; it names the head.
+      head: regular expression for the paths of the head's leaves, in place of the method's.
+    """
+    seen: list[set[str]] = []
+    for pattern in (method.head, None) if head is None else (head,):
+        for kept in (base_parameters(model), values(model, "parameter")):
+            params = _without(kept, pattern)
+            if set(params) not in seen:
+                seen.append(set(params))
+                yield fingerprint(params)
+
+
+def _without(params: Mapping[str, Any], head: str | None) -> Params:
+    return {p: v for p, v in params.items() if head is None or not re.fullmatch(head, p)}

@@ -1,0 +1,156 @@
+"""One line to save an adapted model as an adapter folder, and one to load it onto its base.
+
+    lora_jax.save("runs/mine", adapted, method, base)
+    adapted = lora_jax.load("runs/mine", base)
+
+How the model was trained does not matter: what is saved is the difference between it and its base.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+
+from lora_jax import partition, surgery
+from lora_jax.adapters import adapter_folder, attach, load_adapter, save_adapter
+from lora_jax.fingerprints import base_parameters, fingerprint, rounded
+from lora_jax.method import Method
+from lora_jax.partition import FROZEN, Labels
+from lora_jax.sharding.placement import gather
+from lora_jax.state import differing, same_bits, values
+
+# Attributes of inserted modules that are of training only: the layer computes the same without them.
+_OF_TRAINING = ("deterministic", "dropout")
+
+
+def save(
+    folder: str | os.PathLike[str],
+    adapted: nnx.Module,
+    method: Method,
+    base: nnx.Module,
+    notes: Mapping[str, Any] | None = None,
+) -> Path:
+    """Writes an adapter folder: what the method trained, and the statistics that moved.
+
+    Args:
+      folder: created if needed.
+      adapted: the trained model.
+      method: that was inserted into it; it names the head, too.
+      base: the model as it was before `method.insert`, perhaps with another (fresh) head.
+      notes: further JSON values to keep.
+
+    Raises:
+      ValueError: the base is adapted, nothing is inserted into `adapted` or nothing in it was trained,
+        the method is not the one in it, or it was made from another base.
+    """
+    if (path := surgery.changed_module(base)) is not None:
+        raise ValueError(
+            f"the base is adapted already ({path or 'the model'} is changed by a method); give the "
+            "model as it was before `insert`: save(folder, adapted, method, base)"
+        )
+    if adapted is base:
+        raise ValueError(
+            "the adapted model and the base are one object; train the model that method.insert(base, "
+            "key) returns, and keep the base as it was"
+        )
+    fresh = method.insert(base, jax.random.key(0))
+    inserts = surgery.changed_module(fresh) is not None
+    if inserts and surgery.changed_module(adapted) is None:
+        raise ValueError(
+            f"nothing is inserted into the adapted model; the method {method.name} belongs to what "
+            "method.insert(base, key) returns"
+        )
+    labels = _labels(adapted, fresh, method)
+    _, trainable, frozen = partition.split(adapted, labels)
+    _, start, frozen_start = partition.split(fresh, labels)
+    _check_base(frozen, frozen_start, labels)
+    if not inserts and _equal(trainable, start):
+        raise ValueError(
+            "nothing was trained: every leaf that the method trains is still the base's, bit for bit. "
+            "If the base itself was trained, load it again"
+        )
+    before, after = values(fresh, "statistic"), values(adapted, "statistic")
+    after = {path: value for path, value in after.items() if path in before}
+    mark = fingerprint(base_parameters(base, method.head))
+    moved = differing(gather(after), gather(before))
+    return save_adapter(folder, trainable, labels, method, mark, notes, state=moved)
+
+
+def load(folder: str | os.PathLike[str], base: nnx.Module) -> nnx.Module:
+    """Returns the adapted model of a folder; `base` is left as it is, and its arrays are shared.
+
+    Args:
+      folder: an adapter's, or a run's.
+      base: the model that the adapter was trained on, as it was before `method.insert`; its head, if
+        the method has one, may be a fresh one of the same shape.
+
+    Raises:
+      FileNotFoundError: no adapter in the folder.
+      ValueError: a broken file, another base, or leaves that do not fit; see `attach`.
+    """
+    folder = adapter_folder(Path(folder))
+    return attach(base, load_adapter(folder), where=str(folder))
+
+
+def _labels(adapted: nnx.Module, fresh: nnx.Module, method: Method) -> Labels:
+    """The labels of an adapted model, if the method is the one that was inserted."""
+    here, expected = partition.parameters(adapted), partition.parameters(fresh)
+    odd = sorted(here.keys() ^ expected.keys())
+    head = method.head
+    for path in sorted(here.keys() & expected.keys()):
+        of_head = head is not None and re.fullmatch(head, path)
+        if not of_head and here[path].shape != expected[path].shape:
+            odd.append(f"{path} {here[path].shape}, not {expected[path].shape}")
+    ours, theirs = _settings(adapted), _settings(fresh)
+    odd += [
+        f"{path} {ours.get(path)}, not {theirs[path]}"
+        for path in theirs
+        if path not in odd and ours.get(path) != theirs[path]
+    ]
+    if odd:
+        raise ValueError(
+            f"the method {method} is not the one in the adapted model, or the base is another model: "
+            f"they differ at {odd[:5]}"
+        )
+    return method.labels(fresh)
+
+
+def _settings(model: nnx.Module) -> dict[str, dict[str, Any]]:
+    """What inserted modules compute with besides their Variables, by path."""
+    return {
+        "/".join(map(str, path)): {
+            name: value
+            for name, value in vars(module).items()
+            if isinstance(value, bool | int | float | str | tuple)
+            and name not in _OF_TRAINING
+            and not name.startswith("_")
+        }
+        for path, module in nnx.iter_modules(model)
+        if isinstance(module, surgery.Inserted)
+    }
+
+
+def _check_base(frozen: Mapping[str, Any], start: Mapping[str, Any], labels: Labels) -> None:
+    """Raises ValueError if frozen parameters are not those of the base, up to their type."""
+    for path, value in frozen.items():
+        if labels.get(path) != FROZEN or value is start[path]:
+            continue
+        ours, theirs = (rounded(gather(one)) for one in (value, start[path]))
+        if not same_bits(ours, theirs):
+            raise ValueError(
+                f"the adapted model was not made from this base: its frozen {path} has other values"
+            )
+
+
+def _equal(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    return all(
+        value is other[path] or np.array_equal(gather(value), gather(other[path]))
+        for path, value in one.items()
+    )
