@@ -17,7 +17,6 @@ from lora_jax.low_rank import contraction
 from lora_jax.low_rank.settings import LoRASettings
 from lora_jax.low_rank.updates import BaseCall, LowRankUpdate
 from lora_jax.low_rank.weights import WeightView
-from lora_jax.sharding import axes
 
 
 class DoRAUpdate(LowRankUpdate):
@@ -35,12 +34,12 @@ class DoRAUpdate(LowRankUpdate):
     ) -> DoRAUpdate:
         """A new pair whose product is zero, and the norms of the weight. See the base class."""
         update = super().create(weight, settings, key, path)
-        roles, names = weight.roles, weight.axis_names
+        roles = weight.roles
         batch, _, outputs = roles.sizes(weight.shape)
         abstract = weight.layer.is_abstract()  # then the shape is all that is asked for
         norms = jnp.zeros(batch + outputs) if abstract else update.norms(weight)
         update.magnitude = nnx.LoRAParam(norms)
-        axes.name(update.magnitude, tuple(names[axis] for axis in roles.batch + roles.outputs))
+        weight.layout.give(update.magnitude, roles.batch + roles.outputs)
         return update
 
     def restart(self, weight: WeightView) -> None:
@@ -62,16 +61,23 @@ class DoRAUpdate(LowRankUpdate):
         ||W||^2 + 2 scale <W, A B> + scale^2 ||A B||^2 for every output; only W itself is as large as W.
         """
         roles = weight.roles
-        w = roles.to_matrices(weight.values())
-        a, b = contraction.as_matrices(roles, self.a[...] * self.scale, self.b[...])
-        exact = jax.lax.Precision.HIGHEST
-        mixed = jnp.einsum("mir,mio->mro", a, w, precision=exact)
-        gram = jnp.einsum("mir,mis->mrs", a, a, precision=exact)
-        squared = jnp.sum(w * w, axis=1) + jnp.sum(
-            b * (2 * mixed + jnp.einsum("mrs,mso->mro", gram, b, precision=exact)), axis=1
-        )
         batch, _, outputs = roles.sizes(weight.shape)
-        return jnp.sqrt(jnp.maximum(squared, 0)).reshape(batch + outputs)
+
+        def norms(whole: Array, factor_a: Array, factor_b: Array) -> Array:
+            w = roles.to_matrices(whole)
+            a, b = contraction.as_matrices(roles, factor_a, factor_b)
+            exact = jax.lax.Precision.HIGHEST
+            mixed = jnp.einsum("mir,mio->mro", a, w, precision=exact)
+            gram = jnp.einsum("mir,mis->mrs", a, a, precision=exact)
+            squared = jnp.sum(w * w, axis=1) + jnp.sum(
+                b * (2 * mixed + jnp.einsum("mrs,mso->mro", gram, b, precision=exact)), axis=1
+            )
+            return jnp.sqrt(jnp.maximum(squared, 0)).reshape(batch + outputs)
+
+        return weight.automatically(
+            norms, roles.batch + roles.outputs,
+            weight.values(), self.a[...] * self.scale, self.b[...],
+        )  # fmt: skip
 
     def ratio(self, weight: WeightView) -> Float[Array, ...]:
         """m / ||W + scale * A B||, (*stack, *batch, *outputs); 1 where the norm is 0."""
@@ -89,7 +95,7 @@ class DoRAUpdate(LowRankUpdate):
         if (bias := weight.bias_on_outputs(outputs.ndim)) is not None:
             linear = linear - bias.astype(outputs.dtype)
         ratio = weight.on_outputs(self.ratio(weight), outputs.ndim)
-        low = self.low_rank_output(weight, dropped, outputs.dtype)
+        low = self.low_rank_output(weight, dropped, outputs)
         return outputs + (ratio - 1).astype(low.dtype) * linear + ratio.astype(low.dtype) * low
 
     def attend(
@@ -100,10 +106,16 @@ class DoRAUpdate(LowRankUpdate):
 
     def merged(self, weight: WeightView) -> Float[Array, ...]:
         """m / norm * (W + scale * A B)."""
-        matrices = weight.roles.to_matrices(super().merged(weight))
-        maps, _, outputs = matrices.shape
-        ratio = self.ratio(weight).reshape(maps, 1, outputs)
-        return weight.roles.from_matrices(ratio * matrices, weight.shape)
+        roles, shape = weight.roles, weight.shape
+
+        def rescaled(merged: Array, ratio: Array) -> Array:
+            matrices = roles.to_matrices(merged)
+            return roles.from_matrices(
+                ratio.reshape(len(matrices), 1, matrices.shape[-1]) * matrices, shape
+            )
+
+        every = tuple(range(roles.ndim))
+        return weight.automatically(rescaled, every, super().merged(weight), self.ratio(weight))
 
     def delta(self, weight: WeightView) -> Float[Array, ...]:
         """What differs from the pre-trained weight: direction and magnitude."""

@@ -11,7 +11,7 @@ from jaxtyping import Array, Inexact
 from lora_jax.low_rank.contraction import Shape
 from lora_jax.low_rank.updates import WeightUpdate
 from lora_jax.low_rank.weights import LayerWithWeight, WeightView
-from lora_jax.sharding import axes
+from lora_jax.sharding.layout import Layout, layout_of
 
 
 class WeightInModule(LayerWithWeight):
@@ -33,14 +33,9 @@ class WeightInModule(LayerWithWeight):
         """Shape of the weight as stored, stack axes included."""
         return self.variable().shape
 
-    def axis_names(self) -> axes.Axes:
-        """Logical names of the stack's axes and the view's: factors are sharded as their weight is."""
-        names = axes.names(self.variable())
-        stacked = len(self.stack_shape())
-        view = names[stacked:]
-        if len(view) != self.roles().ndim:  # a convolution's view has an axis for its groups
-            view = (None,) * self.roles().ndim
-        return (*names[:stacked], *view)
+    def layout(self) -> Layout:
+        """How the stack's axes and the view's are named and split: factors are laid out as their weight."""
+        return layout_of(self.variable()).view(len(self.stack_shape()), self.roles().ndim)
 
 
 # A Module first, so that an object's class can become one and go back.

@@ -8,6 +8,7 @@ projection. Others (`dora`) subclass the former.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterator
 from typing import TypeVar
@@ -15,14 +16,13 @@ from typing import TypeVar
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Inexact, Key, Num
 
 from lora_jax.dropout import dropout
 from lora_jax.low_rank import contraction
 from lora_jax.low_rank.settings import LoRASettings
 from lora_jax.low_rank.weights import WeightView
-from lora_jax.sharding import axes
+from lora_jax.sharding.layout import automatically, sharding_of
 from lora_jax.state import Temporary
 from lora_jax.surgery import Inserted
 
@@ -146,13 +146,8 @@ class LowRankUpdate(WeightUpdate):
             b = jnp.zeros(shape_b, jnp.float32)
         dropout_rate = float(settings.dropout)
         pair = cls(a, b, alpha=float(settings.alpha), scale=settings.scale, dropout=dropout_rate)
-        names = weight.axis_names
-        batch, inputs_names, outputs_names = (
-            tuple(names[axis] for axis in role)
-            for role in (roles.batch, roles.inputs, roles.outputs)
-        )
-        axes.name(pair.a, (*batch, *inputs_names, "rank"))
-        axes.name(pair.b, (*batch, "rank", *outputs_names))
+        weight.layout.give(pair.a, (*roles.batch, *roles.inputs, None))
+        weight.layout.give(pair.b, (*roles.batch, None, *roles.outputs))
         return pair
 
     def restart(self, weight: WeightView) -> None:
@@ -189,7 +184,7 @@ class LowRankUpdate(WeightUpdate):
     def output(self, weight: WeightView, inputs: Num[Array, ...], base: BaseCall) -> Array:
         """x W + scale * x A B, with dropout on the second x."""
         outputs = base(inputs)
-        return outputs + self.low_rank_output(weight, self.drop(inputs), outputs.dtype)
+        return outputs + self.low_rank_output(weight, self.drop(inputs), outputs)
 
     def attend(
         self, weight: WeightView, query: Float[Array, "... features"], base: BaseCall
@@ -197,7 +192,10 @@ class LowRankUpdate(WeightUpdate):
         """q W^T + scale * (q B^T) A^T, without dropout."""
         logits = base(query)
         a, b = (factor.astype(logits.dtype) for factor in (self.a[...], self.b[...] * self.scale))
-        return logits + weight.low_rank_logits(query.astype(logits.dtype), a, b)
+        sharding = sharding_of(logits)
+        return logits + automatically(
+            weight.low_rank_logits, sharding, query.astype(logits.dtype), a, b
+        )
 
     def merged(self, weight: WeightView) -> Float[Array, ...]:
         """W + scale * A B."""
@@ -209,16 +207,25 @@ class LowRankUpdate(WeightUpdate):
 
     def scaled_product(self, weight: WeightView) -> Float[Array, ...]:
         """scale * A B in the shape of the weight's view, float32."""
-        return contraction.delta(weight.roles, self.a[...], self.b[...], self.scale)
+        roles = weight.roles
+        product = functools.partial(contraction.delta, roles, scale=self.scale)
+        return weight.automatically(product, tuple(range(roles.ndim)), self.a[...], self.b[...])
 
     def low_rank_output(
-        self, weight: WeightView, inputs: Num[Array, ...], dtype: DTypeLike
+        self, weight: WeightView, inputs: Num[Array, ...], outputs: Inexact[Array, ...]
     ) -> Inexact[Array, ...]:
-        """scale * x A B, computed in `dtype`; `inputs` have passed dropout."""
-        a = self.a[...] * self.scale
+        """scale * x A B, computed in the type of the layer's outputs and split over a mesh as they are.
+
+        Args:
+          weight: that the pair is for.
+          inputs: of the layer, which have passed dropout.
+          outputs: of the pre-trained layer.
+        """
+        a, dtype = self.a[...] * self.scale, outputs.dtype
         if not weight.gathers:  # a gathered A stays float32, and so do the sums of its gradient
             a, inputs = a.astype(dtype), inputs.astype(dtype)
-        return weight.low_rank_output(inputs, a, self.b[...].astype(dtype))
+        b = self.b[...].astype(dtype)
+        return automatically(weight.low_rank_output, sharding_of(outputs), inputs, a, b)
 
     def drop(self, inputs: Num[Array, ...]) -> Num[Array, ...]:
         """The branch's inputs, with dropout if this layer holds a key and is not deterministic."""

@@ -7,6 +7,7 @@ the axes of a stack of layers in front, or one part of a fused projection: updat
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import jax
@@ -15,7 +16,7 @@ from jaxtyping import Array, Float, Inexact, Num
 
 from lora_jax.low_rank.contraction import Contraction, Shape
 from lora_jax.low_rank.settings import LoRASettings
-from lora_jax.sharding.axes import Axes
+from lora_jax.sharding.layout import Layout, automatically
 from lora_jax.surgery import hide_methods
 
 
@@ -100,8 +101,8 @@ class LayerWithWeight:
         """Whether the weight is a shape without values."""
         raise NotImplementedError
 
-    def axis_names(self) -> Axes:
-        """Logical names of the axes of the stack and of the view."""
+    def layout(self) -> Layout:
+        """How the axes of the stack and of the view are named and split."""
         raise NotImplementedError
 
     def view(self) -> Shape:
@@ -163,14 +164,28 @@ class WeightView:
         return (*shape[:axis], self.part[1], *shape[axis + 1 :])
 
     @property
-    def axis_names(self) -> Axes:
-        """Logical name of every axis of `shape`, for sharding."""
-        return self.layer.axis_names()
+    def layout(self) -> Layout:
+        """How the axes of `shape` are named and split."""
+        return self.layer.layout()
+
+    def automatically(
+        self, function: Callable[..., Array], axes: Shape, *arrays: Inexact[Array, ...]
+    ) -> Float[Array, ...]:
+        """Calls a function of arrays, see `sharding.layout.automatically`.
+
+        Args:
+          function: of the arrays.
+          axes: of `shape`, that its result has.
+          *arrays: its arguments.
+        """
+        return automatically(function, self.layout.of_axes(axes), *arrays)
 
     def values(self) -> Float[Array, ...]:
         """The pre-trained weight in `shape`, float32."""
         whole = self.layer.weight_values().astype(jnp.float32)
-        whole = whole.reshape(self.layer.stack_shape() + self.layer.view())
+        shape = self.layer.stack_shape() + self.layer.view()
+        if whole.shape != shape:
+            whole = whole.reshape(shape)
         return self.sliced(whole, self.roles.outputs[0])
 
     def low_rank_output(

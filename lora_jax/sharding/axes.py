@@ -24,6 +24,7 @@ Axes = tuple[str | None, ...]  # the logical axes of an array; None is an axis w
 AnyVariable = nnx.Variable[Any]
 _State = TypeVar("_State")
 
+FLAX_KEYS = ("out_sharding", "sharding_names")  # metadata that `nnx.with_partitioning` writes
 _KEY = "logical_axes"  # not Flax's own `out_sharding`: that one shards while a model is being made
 
 # Logical axis -> the mesh axes over which it is split; () is not split. Products over a "heads" or
@@ -56,6 +57,11 @@ def name(variable: AnyVariable, axes: Axes) -> None:
     variable.set_metadata(_KEY, axes)
 
 
+def has_names(variable: AnyVariable) -> bool:
+    """Whether a parameter has logical names of ours."""
+    return variable.get_metadata().get(_KEY) is not None
+
+
 def names(variable: AnyVariable) -> Axes:
     """The logical name of every axis of a parameter.
 
@@ -66,7 +72,7 @@ def names(variable: AnyVariable) -> Axes:
     metadata = variable.get_metadata()
     ours = metadata.get(_KEY)
     if ours is None:
-        flax = metadata.get("out_sharding") or metadata.get("sharding_names")
+        flax = next((found for key in FLAX_KEYS if (found := metadata.get(key))), None)
         if not isinstance(flax, tuple | PartitionSpec) or len(flax) != ndim:
             return (None,) * ndim
         return tuple(axis if isinstance(axis, str) else None for axis in flax)
