@@ -37,6 +37,10 @@ class NotCalledByExampleInputs(LinenNode):
     """Stands for a module that the call of `as_nnx` did not reach, so that its class is unknown."""
 
 
+class NormalisedByWeightNorm(LinenNode):
+    """Stands for a layer in `WeightNorm` or `SpectralNorm`: what it multiplies by is not its kernel."""
+
+
 def leaves(collection: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], Any]]:
     """Yields the values of a nested collection by path, without Flax's boxes of partitioned values."""
     for name, value in collection.items():

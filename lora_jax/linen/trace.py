@@ -23,11 +23,13 @@ class SeenModule:
       kind: its class.
       module: itself, without its scope, if it is a layer that can be adapted.
       shapes: of its own parameters, as it sees them: of one layer, in a scan or vmap.
+      normalised: whether a wrapper changes its parameters before it sees them.
     """
 
     kind: type[linen.Module]
     module: linen.Module | None
     shapes: dict[str, Shape]
+    normalised: bool = False
 
 
 def modules_of(
@@ -47,6 +49,7 @@ def modules_of(
       is_layer: whether layers of a class can be adapted. They go before modules that share their scope.
     """
     seen: dict[Path, SeenModule] = {}
+    wrappers: list[linen.Module] = []  # that are being called
 
     def record(
         call: Callable[..., Any],
@@ -57,13 +60,20 @@ def modules_of(
         current = context.module
         if current.scope is not None:
             path, kind = tuple(current.path), type(current)
+            own = current.variables.get(PARAMS, {})
+            shapes = {n: tuple(v.shape) for n, v in own.items() if is_array(v)}
+            found = is_layer(kind) and bool(shapes)
             known = seen.get(path)
-            if known is None or (is_layer(kind) and not is_layer(known.kind)):
-                own = current.variables.get(PARAMS, {})
-                shapes = {n: tuple(v.shape) for n, v in own.items() if is_array(v)}
-                layer = current.clone(parent=None) if is_layer(kind) else None
-                seen[path] = SeenModule(kind, layer, shapes)
-        return call(*call_args, **call_kwargs)
+            if known is None or (found and known.module is None):
+                layer = current.clone(parent=None) if found else None
+                seen[path] = SeenModule(kind, layer, shapes, normalised=bool(wrappers))
+        if not isinstance(current, linen.WeightNorm | linen.SpectralNorm):
+            return call(*call_args, **call_kwargs)
+        wrappers.append(current)
+        try:
+            return call(*call_args, **call_kwargs)
+        finally:
+            wrappers.pop()
 
     leaves, tree = jax.tree.flatten((variables, args, dict(kwargs)))
     arrays = {i: leaf for i, leaf in enumerate(leaves) if hasattr(leaf, "dtype")}
