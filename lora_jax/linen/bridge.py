@@ -8,7 +8,7 @@ from typing import Any
 from flax import linen, nnx
 
 from lora_jax.linen import trace
-from lora_jax.linen.calls import FORMS, CalledNode, Held, collections, node_class
+from lora_jax.linen.calls import CalledNode, Held, collections, is_call, node_class
 from lora_jax.linen.nodes import (
     PARAMS,
     LinenNode,
@@ -50,8 +50,8 @@ def as_nnx(
             f'{sorted(variables)[:5]}. For params alone: as_nnx(module, {{"params": params}}, ...)'
         )
     plain = {name: nested(dict(leaves(collection))) for name, collection in variables.items()}
-    seen = trace.modules_of(module, plain, args, kwargs, FORMS.__contains__)
-    model = _node(seen.pop((), trace.SeenModule(type(module), None, {})))
+    seen = trace.modules_of(module, plain, args, kwargs, is_call)
+    model = _node(seen.pop((), trace.SeenModule(type(module), None, {}, {})))
     assert isinstance(model, CalledNode)
     model.linen_module = Held(module)
     for path, found in sorted(seen.items()):
@@ -94,4 +94,5 @@ def _node(found: trace.SeenModule) -> LinenNode:
     if found.module is not None:
         node.linen_module = Held(found.module)
         node.linen_shapes = tuple(sorted(found.shapes.items()))
+        node.linen_arguments = tuple(found.arguments.items())
     return node
