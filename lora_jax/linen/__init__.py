@@ -10,6 +10,7 @@ calls `module.apply`, in which adapted layers pass activations through their fac
 """
 
 from lora_jax.linen.bridge import as_nnx, variables
-from lora_jax.linen.layers import LinenLoRALayer, register
+from lora_jax.linen.calls import LinenLoRALayer
+from lora_jax.linen.layers import EinsumLoRALayer, register
 
-__all__ = ["LinenLoRALayer", "as_nnx", "register", "variables"]
+__all__ = ["EinsumLoRALayer", "LinenLoRALayer", "as_nnx", "register", "variables"]

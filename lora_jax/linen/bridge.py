@@ -8,8 +8,17 @@ from typing import Any
 from flax import linen, nnx
 
 from lora_jax.linen import trace
-from lora_jax.linen.calls import FORMS, CalledNode, Held, collections, node_class
-from lora_jax.linen.nodes import PARAMS, LinenNode, contents, leaves, nested, parent_of, put
+from lora_jax.linen.calls import CalledNode, Held, collections, is_call, node_class
+from lora_jax.linen.nodes import (
+    PARAMS,
+    LinenNode,
+    NormalisedByWeightNorm,
+    contents,
+    leaves,
+    nested,
+    parent_of,
+    put,
+)
 from lora_jax.surgery import Inserted
 
 
@@ -41,8 +50,9 @@ def as_nnx(
             f'{sorted(variables)[:5]}. For params alone: as_nnx(module, {{"params": params}}, ...)'
         )
     plain = {name: nested(dict(leaves(collection))) for name, collection in variables.items()}
-    seen = trace.modules_of(module, plain, args, kwargs, FORMS.__contains__)
-    model = _node(seen.pop((), trace.SeenModule(type(module), None, {})))
+    seen = trace.modules_of(module, plain, args, kwargs, is_call)
+    model = _node(seen.pop((), trace.SeenModule(type(module), None, {}, {})))
+    assert isinstance(model, CalledNode)
     model.linen_module = Held(module)
     for path, found in sorted(seen.items()):
         setattr(parent_of(model, path), path[-1], _node(found))
@@ -77,9 +87,12 @@ def variables(model: nnx.Module) -> dict[str, Any]:
     return collections(model)
 
 
-def _node(found: trace.SeenModule) -> CalledNode:
+def _node(found: trace.SeenModule) -> LinenNode:
+    if found.normalised:
+        return NormalisedByWeightNorm()
     node = node_class(found.kind)()
     if found.module is not None:
         node.linen_module = Held(found.module)
         node.linen_shapes = tuple(sorted(found.shapes.items()))
+        node.linen_arguments = tuple(found.arguments.items())
     return node

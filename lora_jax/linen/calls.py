@@ -9,21 +9,20 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.struct
 import jax
 from flax import linen, nnx
+from jaxtyping import Array, Inexact, Num
 
 from lora_jax.linen.nodes import PARAMS, LinenNode, collection_of, contents, leaves, nested, put
 from lora_jax.low_rank.contraction import Shape
+from lora_jax.low_rank.kinds import Kind
 from lora_jax.low_rank.lora_layer import LoRALayer
 from lora_jax.low_rank.updates import WeightUpdate
 from lora_jax.low_rank.weights import WeightView
 from lora_jax.surgery import Inserted
-
-# The LoRA layers of Linen modules, by class; `layers.register` fills it.
-FORMS: dict[type[linen.Module], type[LoRALayer]] = {}
 
 
 class Held:
@@ -38,11 +37,13 @@ class CalledNode(LinenNode):
 
     Attributes:
       linen_module: the Linen module, of the whole model and of layers that can be adapted.
-      shapes: of the parameters as the module sees them in its call: of one layer, in a stack.
+      linen_shapes: of the parameters as the module sees them in its call: of one layer, in a stack.
+      linen_arguments: of that call, those that are no arrays.
     """
 
     linen_module: Held | None = None
     linen_shapes: tuple[tuple[str, Shape], ...] = ()
+    linen_arguments: tuple[tuple[str, Any], ...] = ()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """`module.apply(variables, *args, **kwargs)`; what `mutable` names is written into the model."""
@@ -123,8 +124,69 @@ def call(model: CalledNode, *args: Any, mutable: Any = False, **kwargs: Any) -> 
     return outputs
 
 
+class LinenLoRALayer(LoRALayer, Kind):
+    """Mixin of every LoRA layer that stands for a Linen module; `self.configured()` is the module.
+
+    For a class of your own, say what the weight is, as docs/layers.md does for NNX:
+
+        @lora_jax.linen.register(MyDense)
+        class LoRAMyDense(lora_jax.linen.LinenLoRALayer):
+            weight = "w"  # of self.param("w", ...)
+            def roles(self): return lora_jax.Contraction(batch=(), inputs=(0,), outputs=(1,))
+            def low_rank_output(self, inputs, a, b): return inputs @ a @ b
+
+    Attributes:
+      inputs_argument: name of the call's argument that is multiplied by the weight; None: the first.
+      output_methods: methods of the module that multiply it by the weight (or look up its rows).
+      attend_methods: methods that multiply it by the transposed table.
+    """
+
+    inputs_argument: ClassVar[str | None] = None
+    output_methods: ClassVar[tuple[str, ...]] = ("__call__",)
+    attend_methods: ClassVar[tuple[str, ...]] = ("attend",)
+    linen_module: Held
+    linen_shapes: tuple[tuple[str, Shape], ...]
+    linen_arguments: tuple[tuple[str, Any], ...]
+
+    def configured(self) -> Any:
+        """The Linen module, which has the arguments of its constructor."""
+        return self.linen_module.module
+
+    def call_argument(self, name: str) -> Any:
+        """An argument of the module's call that is no array; None if it was not given."""
+        return dict(self.linen_arguments).get(name)
+
+    def declared_shapes(self) -> dict[str, Shape]:
+        """Of the parameters, as the module's call sees them."""
+        return dict(self.linen_shapes)
+
+    def own_product(
+        self, inputs: Num[Array, ...], kernel: Inexact[Array, ...], **changes: Any
+    ) -> Inexact[Array, ...]:
+        """The call of a module that is as this one, but for its kernel; it has no bias."""
+        twin = self.configured().clone(
+            parent=None, use_bias=False, kernel_init=linen.initializers.zeros_init(), **changes
+        )
+        result: Array = twin.apply({PARAMS: {"kernel": kernel}}, inputs)
+        return result
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Of a model that is this layer alone: the module's call, in which the update takes part."""
+        return CalledNode.__call__(self, *args, **kwargs)  # type: ignore[arg-type]
+
+
+# The LoRA layers of Linen modules, by class; `layers.register` fills it.
+FORMS: dict[type[linen.Module], type[LinenLoRALayer]] = {}
+
+
+def is_call(kind: type[linen.Module], method: str) -> bool:
+    """Whether a method of a class is the call of a layer that can be adapted."""
+    form = FORMS.get(kind)
+    return form is not None and method in form.output_methods + form.attend_methods
+
+
 class _Interceptor:
-    """Lets updates change what calls of their layers, or `attend`, return, while one model is called."""
+    """Lets updates change what the calls of their layers return, while one model is called."""
 
     def __init__(self) -> None:
         self._inside: list[tuple[int, str]] = []  # calls that run: of which module, which method
@@ -139,37 +201,43 @@ class _Interceptor:
         """The result of a method of a Linen module."""
         module, method = context.module, context.method_name
         form, here = FORMS.get(type(module)), (id(module), method)
-        if form is None or method not in ("__call__", "attend") or module.scope is None:
+        if form is None or not is_call(type(module), method) or module.scope is None:
             return next_call(*args, **kwargs)
         own = dict(module.variables.get(PARAMS, {}))
         child = own.pop("lora", None)
         # A subclass may call its parent's method: the update is for the whole of the two.
         if not isinstance(child, Child) or here in self._inside:
             return next_call(*args, **kwargs)
-        first = next(iter(inspect.signature(context.orig_method).parameters))
-        inputs = args[0] if args else kwargs[first]
-        rest = {name: value for name, value in kwargs.items() if name != first}
+        bound = inspect.signature(context.orig_method).bind(*args, **kwargs)
+        name = form.inputs_argument or next(iter(bound.arguments))
+        inputs = bound.arguments[name]
 
         def base(x: jax.Array) -> Any:
+            bound.arguments[name] = x
             if x is not inputs:  # a compact method cannot run twice in one call
                 alone = module.clone(parent=None)
-                return alone.apply({PARAMS: own}, x, *args[1:], **rest, method=method)
+                return alone.apply({PARAMS: own}, *bound.args, **bound.kwargs, method=method)
             self._inside.append(here)
             try:
-                return next_call(x, *args[1:], **rest)
+                return next_call(*bound.args, **bound.kwargs)
             finally:
                 self._inside.pop()
 
+        layer = _at_call(form, module, own, dict(bound.arguments))
         update = child.module()
-        use = update.output if method == "__call__" else update.attend
-        return use(WeightView(_at_call(form, module, own)), inputs, base)
+        use = update.output if method in form.output_methods else update.attend
+        return use(WeightView(layer), inputs, base)
 
 
 def _at_call(
-    form: type[LoRALayer], module: linen.Module, parameters: Mapping[str, Any]
-) -> LoRALayer:
+    form: type[LinenLoRALayer],
+    module: linen.Module,
+    parameters: Mapping[str, Any],
+    arguments: Mapping[str, Any],
+) -> LinenLoRALayer:
     """A layer as its call sees it: with one layer's parameters, where a stack runs."""
     layer = object.__new__(form)
     variables = {name: nnx.Param(value) for name, value in parameters.items()}
-    vars(layer).update({"bias": None, **variables}, linen_module=Held(module))
+    given = {"linen_module": Held(module), "linen_arguments": tuple(arguments.items())}
+    vars(layer).update({"bias": None, **variables, **given})
     return layer

@@ -7,15 +7,14 @@ tree of nodes, where it is adapted and merged, and in a call, where it has the p
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
+import jax.numpy as jnp
 from flax import linen
 from jaxtyping import Array, Float, Inexact, Num
 
-from lora_jax.linen.calls import FORMS, CalledNode, Held, node_class
-from lora_jax.linen.nodes import PARAMS
+from lora_jax.linen.calls import FORMS, LinenLoRALayer, node_class
 from lora_jax.low_rank import layers
-from lora_jax.low_rank.contraction import Shape
 from lora_jax.low_rank.einsum import EinsumKind
 from lora_jax.low_rank.kinds import (
     ConvKind,
@@ -23,47 +22,7 @@ from lora_jax.low_rank.kinds import (
     DenseKind,
     EmbedKind,
     GeneralKind,
-    Kind,
 )
-from lora_jax.low_rank.lora_layer import LoRALayer
-
-
-class LinenLoRALayer(LoRALayer, Kind):
-    """Mixin of every LoRA layer that stands for a Linen module; `self.configured()` is the module.
-
-    For a class of your own, say what the weight is, as docs/layers.md does for NNX:
-
-        @lora_jax.linen.register(MyDense)
-        class LoRAMyDense(lora_jax.linen.LinenLoRALayer):
-            weight = "w"  # of self.param("w", ...)
-            def roles(self): return lora_jax.Contraction(batch=(), inputs=(0,), outputs=(1,))
-            def low_rank_output(self, inputs, a, b): return inputs @ a @ b
-    """
-
-    linen_module: Held
-    linen_shapes: tuple[tuple[str, Shape], ...]
-
-    def configured(self) -> Any:
-        """The Linen module, which has the arguments of its constructor."""
-        return self.linen_module.module
-
-    def declared_shapes(self) -> dict[str, Shape]:
-        """Of the parameters, as the module's call sees them."""
-        return dict(self.linen_shapes)
-
-    def own_product(
-        self, inputs: Num[Array, ...], kernel: Inexact[Array, ...], **changes: Any
-    ) -> Inexact[Array, ...]:
-        """The call of a module that is as this one, but for its kernel; it has no bias."""
-        twin = self.configured().clone(
-            parent=None, use_bias=False, kernel_init=linen.initializers.zeros_init(), **changes
-        )
-        result: Array = twin.apply({PARAMS: {"kernel": kernel}}, inputs)
-        return result
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Of a model that is this layer alone: the module's call, in which the update takes part."""
-        return CalledNode.__call__(self, *args, **kwargs)  # type: ignore[arg-type]
 
 
 def register(
@@ -124,20 +83,48 @@ class LoRADenseGeneral(LinenLoRALayer, GeneralKind):
         return super().own_product(inputs, kernel, features=kernel.shape[-1])
 
 
+class EinsumLoRALayer(LinenLoRALayer, EinsumKind):
+    """The LoRA layer of a class of your own that is one einsum of its inputs with one weight.
+
+        @lora_jax.linen.register(MyEinsum)
+        class LoRAMyEinsum(lora_jax.linen.EinsumLoRALayer):
+            weight = "w"
+            inputs_argument, equation_argument = "x", "eqn"  # of __call__(self, eqn, x)
+
+    Attributes:
+      equation_argument: name of the call's argument that is the equation, for a module without an
+        attribute `einsum_str`.
+    """
+
+    equation_argument: ClassVar[str] = "einsum_str"
+
+    def einsum_equation(self) -> str | None:
+        """Of the module, or of its call."""
+        own = getattr(self.configured(), "einsum_str", None)
+        given: str | None = own or self.call_argument(self.equation_argument)
+        return given
+
+    def own_product(
+        self, inputs: Num[Array, ...], kernel: Inexact[Array, ...], **changes: Any
+    ) -> Inexact[Array, ...]:
+        """The plain einsum."""
+        return jnp.einsum(changes["einsum_str"], inputs, kernel, precision=self.second_precision())
+
+    def bias_values(self) -> Inexact[Array, ...] | None:
+        """The bias as (*batch, *outputs)."""
+        bias = getattr(self, "bias", None)
+        return None if bias is None else self.bias_in_order_of_roles(bias[...], self.view())
+
+
 @register(linen.Einsum)
-class LoRAEinsum(LinenLoRALayer, EinsumKind):
+class LoRAEinsum(EinsumLoRALayer):
     """Einsum with one weight; letters decide the roles of its axes."""
 
     def own_product(
         self, inputs: Num[Array, ...], kernel: Inexact[Array, ...], **changes: Any
     ) -> Inexact[Array, ...]:
         """Of the kernel's shape, by the equation in `changes`."""
-        return super().own_product(inputs, kernel, shape=kernel.shape, **changes)
-
-    def bias_values(self) -> Inexact[Array, ...] | None:
-        """The bias as (*batch, *outputs)."""
-        bias = getattr(self, "bias", None)
-        return None if bias is None else self.bias_in_order_of_roles(bias[...], self.view())
+        return LinenLoRALayer.own_product(self, inputs, kernel, shape=kernel.shape, **changes)
 
 
 @register(linen.Embed)

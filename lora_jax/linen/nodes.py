@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -30,11 +30,30 @@ _KINDS: Mapping[str, type[nnx.Variable[Any]]] = {
 
 
 class LinenNode(nnx.Module):
-    """Stands for one Linen module; its children and Variables have the names that they have there."""
+    """Stands for one Linen module; its children and Variables have the names that they have there.
+
+    Attributes:
+      without_lora_layer: what to do where it has none, for an error.
+    """
+
+    without_lora_layer: ClassVar[str] = (
+        "For a Linen class of your own write a subclass of lora_jax.linen.LinenLoRALayer and decorate it "
+        "with @lora_jax.linen.register(THAT_CLASS); see docs/linen.md"
+    )
 
 
 class NotCalledByExampleInputs(LinenNode):
     """Stands for a module that the call of `as_nnx` did not reach, so that its class is unknown."""
+
+    without_lora_layer = (
+        "Give as_nnx example inputs, or a `method`, with which the model calls that module"
+    )
+
+
+class NormalisedByWeightNorm(LinenNode):
+    """Stands for a layer in `WeightNorm` or `SpectralNorm`: what it multiplies by is not its kernel."""
+
+    without_lora_layer = "Leave the layer out, or take it out of its wrapper"
 
 
 def leaves(collection: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], Any]]:

@@ -20,19 +20,19 @@ class EinsumKind(Kind):
     have is contracted; one that only the result has is an output.
     """
 
-    def equation(self) -> str:
-        """The layer's equation, without spaces."""
-        equation: str = self.configured().einsum_str
-        return equation.replace(" ", "")
+    def einsum_equation(self) -> str | None:
+        """The layer's equation; None if it is not known."""
+        equation: str | None = self.configured().einsum_str
+        return equation
 
     def check(self, settings: LoRASettings) -> None:
         """Raises ValueError for layers that cannot be adapted."""
-        if self.configured().einsum_str is None:
+        equation = self.einsum_equation()
+        if equation is None:
             raise ValueError(
                 "an Einsum without einsum_str gets its equation only when called, so the roles "
                 "of its axes are unknown; give einsum_str to its constructor"
             )
-        equation = self.equation()
         if equation.count("->") != 1 or equation.count(",") != 1:
             raise ValueError(
                 f"einsum {equation!r} must have two operands, the inputs and the weight, and '->'"
@@ -47,7 +47,9 @@ class EinsumKind(Kind):
             )
 
     def _letters(self) -> tuple[str, str, str]:
-        operands, outputs = self.equation().split("->")
+        equation = self.einsum_equation()
+        assert equation is not None  # see `check`
+        operands, outputs = equation.replace(" ", "").split("->")
         inputs, weight = operands.split(",")
         return inputs, weight, outputs
 

@@ -146,9 +146,7 @@ def adapt(layer: nnx.Module, settings: LoRASettings, key: Key[Array, ""], path: 
         )
         raise TypeError(
             f"{path or 'the layer'} is a {type(layer).__module__}.{type(layer).__name__}, for which "
-            f"there is no LoRA layer. Supported: {names}. For a class of your own write a subclass "
-            "of lora_jax.LoRALayer and decorate it with "
-            f"@lora_jax.register({type(layer).__name__}); see docs/layers.md"
+            f"there is no LoRA layer. Supported: {names}. {_remedy(layer)}"
         )
     refuse_names_of_attributes(layer, path)
     surgery.become(layer, lora_layer)
@@ -159,6 +157,16 @@ def adapt(layer: nnx.Module, settings: LoRASettings, key: Key[Array, ""], path: 
     except BaseException:
         surgery.restore(layer)
         raise
+
+
+def _remedy(layer: nnx.Module) -> str:
+    """What to do about a class without a LoRA layer; classes that stand for others say it themselves."""
+    name = type(layer).__name__
+    own: str | None = getattr(layer, "without_lora_layer", None)
+    return own or (
+        f"For a class of your own write a subclass of lora_jax.LoRALayer and decorate it with "
+        f"@lora_jax.register({name}); see docs/layers.md"
+    )
 
 
 def refuse_names_of_attributes(layer: nnx.Module, path: str) -> None:

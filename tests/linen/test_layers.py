@@ -9,6 +9,7 @@ import pytest
 from flax import linen, nnx
 
 import lora_jax
+from lora_jax.low_rank import layers
 from tests.low_rank.layer_cases import CASES, FLOAT32, key, random_input, randomise
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -186,7 +187,6 @@ def test_custom_product_or_promotion_acts_once(name, magnitude):
 def registry(monkeypatch):
     """Forms that a test registers are gone after it."""
     from lora_jax.linen import calls
-    from lora_jax.low_rank import layers
 
     monkeypatch.setattr(layers, "_LORA_LAYERS", dict(layers._LORA_LAYERS))
     before = dict(calls.FORMS)
@@ -210,7 +210,7 @@ def test_layer_of_a_users_own(registry):
     variables = module.init(key(0), x)
     model = lora_jax.linen.as_nnx(module, variables, x)
     method = lora_jax.lora("", rank=2)
-    with pytest.raises(TypeError, match=r"test_layers.Torchlike, for which there is no LoRA layer"):
+    with pytest.raises(TypeError, match=r"test_layers.Torchlike, for .*lora_jax.linen.register"):
         method.insert(model, key(0))
 
     @lora_jax.linen.register(Torchlike)
@@ -260,14 +260,99 @@ def test_form_of_nnx_is_refused():
         lora_jax.linen.register(Torchlike)(type("Form", (lora_jax.LoRALayer,), {}))
 
 
-def test_layers_that_cannot_be_adapted_are_refused():
+def test_masked_convolution_is_refused():
     x = random_input((2, 5, 3))
     mask = jnp.ones((3, 3, 4))
     module = linen.Conv(4, 3, mask=mask)
     model = lora_jax.linen.as_nnx(module, module.init(key(0), x), x)
     with pytest.raises(ValueError, match="a masked Conv has no LoRA form"):
         lora_jax.lora("", rank=2).insert(model, key(0))
-    module = linen.Einsum((3, 4), use_bias=False)
-    model = lora_jax.linen.as_nnx(module, module.init(key(0), x, "bti,io->bto"), x, "bti,io->bto")
-    with pytest.raises(ValueError, match="Einsum without einsum_str"):
-        lora_jax.lora("", rank=2).insert(model, key(0))
+
+
+# --- Calls that are not `layer(inputs)` --------------------------------------------------------------
+
+
+def merged_equals_adapted(module, variables, call, targets, magnitude=False):
+    """Inserts into the model of `call(model_or_apply)`, with random factors."""
+    model = call(lambda *a, **k: lora_jax.linen.as_nnx(module, variables, *a, **k))
+    method = lora_jax.lora(targets, rank=2, magnitude=magnitude)
+    adapted = method.insert(model, key(0))
+    before = call(adapted)
+    expected = call(lambda *a, **k: module.apply(variables, *a, **k))
+    np.testing.assert_allclose(before, expected, rtol=1e-5 * magnitude, atol=1e-5 * magnitude)
+    for layer in layers.adapted_layers(adapted).values():
+        randomise(layer.lora, 1)
+    merged = lora_jax.linen.variables(lora_jax.merge(adapted))
+    after, expected = call(adapted), call(lambda *a, **k: module.apply(merged, *a, **k))
+    assert not np.allclose(after, before, atol=0.1)
+    np.testing.assert_allclose(after, expected, rtol=1e-4, atol=2e-4)
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_einsum_whose_equation_comes_with_the_call(named):
+    x, equation = random_input((2, 6, 4)), "bti,ihd->bthd"
+    given = ((x,), {"einsum_str": equation}) if named else ((x, equation), {})
+    module = linen.Einsum((4, 3, 5))
+    variables = module.init(key(0), x, equation)
+    merged_equals_adapted(module, variables, lambda f: f(*given[0], **given[1]), "")
+
+
+class Einsum(linen.Module):
+    """As in Gemma: the equation comes first, with the call."""
+
+    shape: tuple
+
+    @linen.compact
+    def __call__(self, eqn, x):
+        return jnp.einsum(eqn, x, self.param("w", linen.initializers.normal(), self.shape))
+
+
+class Embedder(linen.Module):
+    """As in Gemma: two methods of its own, one with a scale."""
+
+    def setup(self):
+        self.table = self.param("input_embedding", linen.initializers.normal(), (10, 8))
+
+    def encode(self, ids):
+        return self.table[(ids,)] * 8**0.5
+
+    def decode(self, x):
+        return x @ self.table.T
+
+
+class Gemma(linen.Module):
+    def setup(self):
+        self.embedder = Embedder()
+        self.kv = Einsum((2, 3, 8, 4))
+        self.out = Einsum((3, 4, 8))
+
+    def __call__(self, ids):
+        x = self.embedder.encode(ids)
+        keys, values = self.kv("BSD,2KDH->2BSKH", x)
+        return self.embedder.decode(self.out("BTNH,NHD->BTD", jnp.tanh(keys) * values) + x)
+
+
+@pytest.mark.parametrize("magnitude", [False, True])
+def test_layers_as_gemmas(registry, magnitude):
+    @lora_jax.linen.register(Einsum)
+    class LoRAEinsum(lora_jax.linen.EinsumLoRALayer):
+        weight = "w"
+        inputs_argument, equation_argument = "x", "eqn"
+
+    @lora_jax.linen.register(Embedder)
+    class LoRAEmbedder(lora_jax.linen.LinenLoRALayer):
+        weight, gathers = "input_embedding", True
+        output_methods, attend_methods = ("encode",), ("decode",)
+
+        def roles(self):
+            return lora_jax.Contraction(batch=(), inputs=(0,), outputs=(1,))
+
+        def low_rank_output(self, ids, a, b):
+            return jnp.take(a, ids, axis=0) @ b * 8**0.5
+
+        def low_rank_logits(self, query, a, b):
+            return (query @ b.T) @ a.T
+
+    module, ids = Gemma(), random_input((2, 5), 10)
+    variables = module.init(key(0), ids)
+    merged_equals_adapted(module, variables, lambda f: f(ids), "embedder|kv|out", magnitude)

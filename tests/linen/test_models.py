@@ -205,6 +205,52 @@ def test_stack_on_another_axis_is_refused():
         lora_jax.lora("layers/out", rank=2).insert(model, jax.random.key(0))
 
 
+class Wrapped(linen.Module):
+    """One layer, made by a function."""
+
+    make: object
+
+    @linen.compact
+    def __call__(self, x):
+        return self.make()(x)
+
+
+MAPPED = {"variable_axes": {"params": 0}, "split_rngs": {"params": True}}
+TRANSFORMED = {
+    "remat": lambda: linen.remat(linen.Dense)(5, name="d"),
+    "jit": lambda: linen.jit(linen.Dense)(5, name="d"),
+    "vmap": lambda: linen.vmap(linen.Dense, in_axes=None, axis_size=3, **MAPPED)(5, name="d"),
+}
+
+
+@pytest.mark.parametrize("name", TRANSFORMED)
+def test_transformed_layer(name):
+    module, x = Wrapped(TRANSFORMED[name]), jnp.ones((2, 4))
+    model = lora_jax.linen.as_nnx(module, random_variables(module, x), x)
+    for magnitude in (False, True):
+        adapted = lora_jax.join(*trained(model, lora_jax.lora("d", rank=2, magnitude=magnitude)))
+        assert not np.allclose(adapted(x), model(x), atol=0.01)
+        np.testing.assert_allclose(adapted(x), lora_jax.merge(adapted)(x), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("norm", [linen.WeightNorm, linen.SpectralNorm])
+def test_layer_whose_weight_is_normalised_is_refused(norm):
+    """Its update would be added behind the norm, and merged in front of it."""
+    more = {"update_stats": False} if norm is linen.SpectralNorm else {}
+
+    class Normalised(linen.Module):
+        @linen.compact
+        def __call__(self, x):
+            return norm(linen.Dense(5), name="w")(x, **more)
+
+    module, x = Normalised(), jnp.ones((2, 4))
+    model = lora_jax.linen.as_nnx(module, module.init(jax.random.key(0), x), x)
+    with pytest.raises(
+        TypeError, match="Dense_0 is a .*NormalisedByWeightNorm, for which there is"
+    ):
+        lora_jax.lora("Dense_0", rank=2).insert(model, jax.random.key(0))
+
+
 def test_module_that_applies_another_one_inside():
     """As some output layers read the table of an embedding; what has no update there stays as it was."""
 
