@@ -29,6 +29,8 @@ def training_fields() -> dict[str, Any]:
         # "before": added before the correction, as in the public GPT-2 code.
         # no_decay: pattern of paths that are exempt from weight decay.
         "adam": {"b1": 0.9, "b2": 0.999, "eps": 1e-6, "epsilon": "after", "no_decay": ""},
+        # Checks before training that merged and unmerged agree and that every factor has a gradient.
+        "verify": True,
         "init_adapter": "",  # a run whose LoRA factors start this one
         "prng": "threefry2x32",  # dropout bits; "rbg" is faster on accelerators
         "log_every": 50,

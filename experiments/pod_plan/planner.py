@@ -27,7 +27,7 @@ from lora_jax.method import Method
 from lora_jax.sharding.mesh import AXES, RUN, make_mesh, shares
 
 # Fields of a config that are not of a step, or (the last three) only of a sweep's.
-_NOT_OF_STEP = ("mesh", "search", "runs", "orders", "single_mesh")
+_NOT_OF_STEP = ("mesh", "verify", "search", "runs", "orders", "single_mesh")
 
 
 class Planner:

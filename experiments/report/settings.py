@@ -12,7 +12,7 @@ from lora_jax.run_folder import flat
 
 # Fields that may differ between runs of one setting.
 _NOT_A_SETTING = (
-    "seeds", "mesh", "data.source", "data.row_length", "workdir", "log_every", "checkpoint_every",
+    "seeds", "mesh", "verify", "data.source", "data.row_length", "workdir", "log_every", "checkpoint_every",
     "decode.batch_size",
 )  # fmt: skip
 # Fields that a sweep over weights and ranks varies.

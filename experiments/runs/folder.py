@@ -10,6 +10,8 @@ from ml_collections import ConfigDict
 from lora_jax import run_folder
 from lora_jax.sharding import hosts
 
+MAY_CHANGE = ("mesh", "verify")  # settings with which a run may be resumed otherwise
+
 
 def plain(config: ConfigDict) -> dict[str, Any]:
     """The config as JSON values."""
@@ -21,7 +23,7 @@ def finished(workdir: Path, config: ConfigDict) -> dict[str, Any] | None:
 
     Raises:
       ValueError: the folder holds a run of another config; the message names the fields. The mesh
-        may be another. Or the hosts were given different configs.
+        may be another, and whether the model is verified. Or the hosts were given different configs.
     """
     here = plain(config)
     first = hosts.from_main(lambda: here)
@@ -31,7 +33,7 @@ def finished(workdir: Path, config: ConfigDict) -> dict[str, Any] | None:
             f"the hosts were started with different configs ({differences or 'see the others'})"
         )
     remedy = "Use another --workdir, or the same config to resume it"
-    return hosts.from_main(lambda: run_folder.finished(workdir, here, ("mesh",), remedy))
+    return hosts.from_main(lambda: run_folder.finished(workdir, here, MAY_CHANGE, remedy))
 
 
 def claim(workdir: Path, config: ConfigDict) -> None:

@@ -51,6 +51,12 @@ class Run:
         train = self.trainer.prepare(batches, task.loss, goal, seed=self.seed, folder=workdir)
         return lambda: {**train().record(), "shapes": batches.menu.shapes}
 
+    def verify(self) -> None:
+        """Raises ValueError if an update does not do what merging says it does; see `lora_jax.verify`."""
+        found = self.trainer.verify(self.task.evaluation_batches[0], self.task.function)
+        if found is not None:
+            found.check()
+
     def outputs(self, trainable: Params) -> list[np.ndarray]:
         """What the task computes of every evaluation batch with these parameters."""
         predict = self._predict(trainable)
@@ -125,6 +131,8 @@ def run_all(
         run = Run(task, seed, workdir / f"seed_{seed}")
         train = run.prepare() if task.settings.train.epochs else None
         if not runs:
+            if train and task.settings.verify:
+                run.verify()
             folder.claim(workdir, config)
             command_line.say(run.trainer.summary)
             model = model_record(run.trainer.summary, run.trainer.layers)

@@ -53,6 +53,7 @@ class RunSettings:
       order_seed: of the order of the examples; None: the run's seed.
       row_length: tokens of a packed row; None: what each batch asks for, 0: the longest example possible.
       adapter: the run to evaluate, where nothing is trained.
+      verify: whether the adapted model is verified before training.
       config: the whole config, for records.
     """
 
@@ -63,6 +64,7 @@ class RunSettings:
     order_seed: int | None
     row_length: int | None
     adapter: str
+    verify: bool
     config: ConfigDict
 
     def order(self, seed: int) -> int:
@@ -84,5 +86,6 @@ def run_settings(config: ConfigDict) -> RunSettings:
         order_seed=config.data.order_seed,
         row_length=config.data.row_length,
         adapter=config.adapter,
+        verify=config.verify,
         config=config,
     )

@@ -53,6 +53,10 @@ class Steps:
             model, method, key=key, mesh=task.mesh, head=task.head,
             dtype=task.settings.train.dtype, share_frozen_with=share_frozen_with,
         )  # fmt: skip
+        if task.settings.verify and share_frozen_with is None:
+            found = self.model.verify(task.evaluation_batches[0], task.function)
+            if found is not None:
+                found.check()
         self.placement = self.model.placement
         self.shapes = padding.shapes_of(self.model.trainable)
         labels = {path: self.model.labels[path] for path in self.model.trainable}

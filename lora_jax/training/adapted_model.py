@@ -14,6 +14,8 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Key
 
 from lora_jax import adapters, fingerprints, partition
+from lora_jax.low_rank.layers import adapted_layers
+from lora_jax.low_rank.merge import strip
 from lora_jax.method import Method
 from lora_jax.partition import Params
 from lora_jax.sharding import axes
@@ -22,6 +24,8 @@ from lora_jax.sharding.placement import Placement, gather, in_host_memory
 from lora_jax.state import differing, values
 from lora_jax.training import step
 from lora_jax.training.records import lora_layers
+from lora_jax.verification.report import Verification
+from lora_jax.verification.verify import verify
 
 # Of a batch on this host: what the model with some trainable parameters gives for it.
 Predict = Callable[[Any], np.ndarray]
@@ -120,6 +124,23 @@ class AdaptedModel:
             )
 
         return of_parameters
+
+    def verify(
+        self, batch: Any, function: Callable[[nnx.Module, Any], Any] = step.outputs
+    ) -> Verification | None:
+        """What `lora_jax.verify` finds with this batch; None where LoRA adapts nothing.
+
+        Args:
+          batch: on this host; few and short examples do.
+          function: of (model, batch), as of `predictor`.
+
+        Raises:
+          ValueError: the result has no finite floating-point numbers.
+        """
+        adapted = self.model(self.placement.put(self.trainable))
+        if not adapted_layers(adapted):
+            return None
+        return verify(strip(adapted), adapted, self.placement.batch(batch), call=function)
 
     def save(self, folder: Path, trainable: Params, notes: Mapping[str, Any]) -> None:
         """Writes the trainable parameters as an adapter folder, with notes on where they come from."""

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Key
 
 from lora_jax import partition
 from lora_jax.low_rank.layers import adapted_layers, factor_path
@@ -28,9 +28,27 @@ class Trial:
     """An adapted model, its base, and the one program that compares them."""
 
     def __init__(
-        self, model: nnx.Module, adapted: nnx.Module, call: Callable[[nnx.Module], Any], key: Array
+        self,
+        model: nnx.Module,
+        adapted: nnx.Module,
+        call: Callable[..., Any],
+        inputs: tuple[Sequence[Any], Mapping[str, Any]],
+        key: Key[Array, ""],
     ):
+        """Prepares the program.
+
+        Args:
+          model: the base.
+          adapted: the same with updates.
+          call: of a model, with `inputs` behind it.
+          inputs: positional and named ones.
+          key: for random factors.
+        """
         self.layers = adapted_layers(adapted)
+        leaves, self.inputs = jax.tree.flatten(inputs)
+        # Numbers and words are part of the program, arrays are its arguments.
+        self.arrays = {i: leaf for i, leaf in enumerate(leaves) if _is_array(leaf)}
+        self.static = {i: leaf for i, leaf in enumerate(leaves) if not _is_array(leaf)}
         self.call = call
         self.adapted, self.base = _in_float32(adapted), _in_float32(model)
         structure, everything = _split(self.adapted)
@@ -48,8 +66,10 @@ class Trial:
 
     def result(self, fresh: bool) -> Verification:
         """Runs all checks; `fresh` says that the factors are as inserted, and not trained."""
-        start = self.measure(self.inserted if fresh else self.start, self.rest, self.of_base)
-        random = self.measure(self.random, self.rest, self.of_base)
+        start = self.measure(
+            self.inserted if fresh else self.start, self.rest, self.of_base, self.arrays
+        )
+        random = self.measure(self.random, self.rest, self.of_base, self.arrays)
         if not (math.isfinite(start["base"]) and math.isfinite(random["unmerged"])):
             raise ValueError(
                 "the outputs are not finite, so nothing can be compared; give other inputs"
@@ -68,16 +88,18 @@ class Trial:
         failures += self._name_gradient(random["gradients"])
         return Verification(tuple(self.layers), tuple(failures), moved, effect, differs)
 
-    def _measure(self, values: Params, rest: Params, of_base: Params) -> dict[str, Any]:
+    def _measure(
+        self, values: Params, rest: Params, of_base: Params, arrays: Mapping[int, Any]
+    ) -> dict[str, Any]:
         """Norms of outputs and of their differences, and the largest gradient of every factor."""
 
         def outputs(values: Params) -> list[Array]:
-            return self._outputs(partition.join(self.structure, values, rest))
+            return self._outputs(partition.join(self.structure, values, rest), arrays)
 
         unmerged, back = jax.vjp(outputs, values)
-        merged = self._outputs(merge(partition.join(self.structure, values, rest)))
+        merged = self._outputs(merge(partition.join(self.structure, values, rest)), arrays)
         of_model = {path: rest[path] for path in self.shared} | of_base
-        base = self._outputs(partition.join(self.base_structure, {}, of_model))
+        base = self._outputs(partition.join(self.base_structure, {}, of_model), arrays)
         keys = jax.random.split(self.key, len(unmerged))
         directions = [
             jax.random.normal(key, leaf.shape, leaf.dtype)
@@ -92,8 +114,10 @@ class Trial:
             "epsilon": max(float(jnp.finfo(leaf.dtype).eps) for leaf in unmerged),
         }
 
-    def _outputs(self, model: nnx.Module) -> list[Array]:
-        leaves = [jnp.asarray(leaf) for leaf in jax.tree.leaves(self.call(model))]
+    def _outputs(self, model: nnx.Module, arrays: Mapping[int, Any]) -> list[Array]:
+        both = {**self.static, **arrays}
+        args, kwargs = jax.tree.unflatten(self.inputs, [both[i] for i in range(len(both))])
+        leaves = [jnp.asarray(leaf) for leaf in jax.tree.leaves(self.call(model, *args, **kwargs))]
         floating = [leaf for leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.floating)]
         if not floating:
             kinds = sorted({str(leaf.dtype) for leaf in leaves})
@@ -123,7 +147,7 @@ class Trial:
         failures = []
         for layer in self.layers:
             alone = {p: v for p, v in self.random.items() if self._layer_of(p) == layer}
-            found = self.measure(self.start | alone, self.rest, self.of_base)
+            found = self.measure(self.start | alone, self.rest, self.of_base, self.arrays)
             differs = _share(found, "difference", "change")
             # Without any change there is nothing to share: such a layer gets no gradient either.
             if differs > tolerance and float(found["difference"]) > 1e-5 * float(found["base"]):
@@ -133,13 +157,14 @@ class Trial:
     def _name_start(self, together: float, tolerance: float) -> list[Failure]:
         """Compares with the base where only one layer's update is on."""
         failures = []
-        base = self._outputs(self.base)
+        run = nnx.jit(self._outputs)
+        base = run(self.base, self.arrays)
         for layer in self.layers:
             alone = nnx.clone(self.adapted)
             for path, other in adapted_layers(alone).items():
                 if path != layer:
                     other.lora.enabled = False
-            outputs = nnx.jit(self._outputs)(alone)
+            outputs = run(alone, self.arrays)
             differs = float(_norm(outputs, base)) / max(float(_norm(base)), 1e-30)
             if differs > tolerance:
                 failures.append(Failure("start", layer, f"by {differs:.1e} of the output"))
@@ -183,6 +208,10 @@ def _is_low(dtype: Any) -> bool:
         return jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits < 32
     except TypeError:
         return False
+
+
+def _is_array(leaf: Any) -> bool:
+    return isinstance(leaf, jax.Array | np.ndarray)
 
 
 def _same(leaf: Any, other: Any) -> bool:

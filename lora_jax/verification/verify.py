@@ -62,7 +62,7 @@ def verify(
     if any(layer.is_abstract() for layer in layers.values()):
         raise ValueError("the model holds shapes without values; verify a model with its weights")
     run = call or (lambda module, *args, **kw: module(*args, **kw))
-    trial = Trial(model, adapted, lambda module: run(module, *inputs, **kwargs), key)
+    trial = Trial(model, adapted, run, (inputs, kwargs), key)
     # An accelerator's default products of float32 are of lower precision.
     with jax.default_matmul_precision("highest"):
         return trial.result(fresh=isinstance(adaptation, Method))

@@ -20,6 +20,7 @@ from experiments.runs.run import run_all
 from lora_jax.adapters import load_adapter
 from lora_jax.data import batches, glue_tasks
 from lora_jax.data import glue as data
+from lora_jax.low_rank.updates import LowRankUpdate
 from lora_jax.models import hub
 
 ROOT = Path(__file__).parents[2]
@@ -292,6 +293,26 @@ def test_every_method_trains_is_saved_and_scores_the_same_when_loaded(config, tm
     examples = data.read(glue_tasks.task("stsb"), "train", run.data.source)
     words = int(batches.tokenise(examples, tokenizer, 40).lengths.sum())
     assert result["seeds"]["0"]["tokens"] == words + 60 * sum(adapter.method.special_tokens)
+
+
+@pytest.mark.usefixtures("verified")
+def test_a_model_whose_update_is_not_what_merging_makes_is_refused(config, tmp_path, monkeypatch):
+    """Verified by default, before the folder is claimed; `verify=False` leaves it out."""
+    values = config(epochs=1)
+    assert train(values, tmp_path / "right")["parameters"]["lora"]
+    original = LowRankUpdate.low_rank_output
+
+    def twice(self, *args):
+        return 2 * original(self, *args)
+
+    monkeypatch.setattr(LowRankUpdate, "low_rank_output", twice)
+    with pytest.raises(ValueError, match=r"FAILED(.|\n)*merged and unmerged differ: encoder/"):
+        train(values, tmp_path / "wrong")
+    assert not (tmp_path / "wrong").exists()
+    values.verify = False
+    assert train(values, tmp_path / "wrong")["config"]["verify"] is False
+    values.verify = True  # a finished run is read back all the same
+    assert train(values, tmp_path / "wrong")["config"]["verify"] is False
 
 
 def test_no_epochs_are_refused_before_the_folder_is_claimed(config, tmp_path):

@@ -39,9 +39,6 @@ def test_factors_are_split_and_named_as_their_weight(records, method, kind):
         padded = spec + [None] * (len(shapes[path]) - len(spec))
         assert padded == shapes[path], path
     assert record["split"].keys() == shapes.keys()
-    whole_names = {
-        "heads/kernel": 3
-    }  # annotated with one name for three axes: Flax's names do not fit
     for path, names in record["names"].items():
         assert names == shapes[path], path
     assert record["merged_split"] == ["model", None]

@@ -132,6 +132,15 @@ def test_the_base_stays_and_its_type_is_the_settings(batches, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, before, lj.parameters(model))
 
 
+def test_verify_compares_the_model_as_it_stands_with_its_base(batches):
+    batch = arrays(4)
+    found = trainer().verify(batch, lambda model, b: model(b["x"]))
+    assert found.passed and found.layers == ("qkv", "up")
+    wrong = trainer().verify(batch, lambda model, b: model(b["x"]) @ model.up.kernel[:2, :])
+    assert [(f.check, f.path) for f in wrong.failures] == [("merge", "up")]
+    assert trainer(lj.bitfit(head="head/.*")).verify(batch) is None
+
+
 def test_methods_without_lora_have_no_layers():
     made = trainer(lj.bitfit(head="head/.*"))
     assert made.layers == [] and lora_layers(made.summary) == []
