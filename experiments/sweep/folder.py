@@ -166,12 +166,12 @@ class SweepFolder:
 
 def _lasting(config: dict[str, Any]) -> dict[str, Any]:
     kept = {name: value for name, value in config.items() if name not in _MAY_CHANGE}
-    return {**kept, "run": {**kept["run"], **dict.fromkeys(MAY_CHANGE)}}
+    return {**kept, "run": {**kept["run"], **dict.fromkeys(workdirs.MAY_CHANGE)}}
 
 
 def _identity(config: dict[str, Any]) -> str:
     """What makes a run the same: not where it runs, nor that its rows have the default length."""
     data = {**config["data"], "row_length": config["data"]["row_length"] or None}
-    fields = flat({**config, "data": data, **dict.fromkeys(MAY_CHANGE)})
+    fields = flat({**config, "data": data, **dict.fromkeys(workdirs.MAY_CHANGE)})
     kept = {key: fields[key] for key in sorted(fields) if fields[key] is not None}
     return to_json(kept, indent=None)

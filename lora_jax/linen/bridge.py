@@ -57,7 +57,7 @@ def as_nnx(
     for path, found in sorted(seen.items()):
         setattr(parent_of(model, path), path[-1], _node(found))
     for name, collection in plain.items():
-        for path, value in leaves(collection):
+        for path, value in leaves(collection, boxed=True):
             put(model, name, path, value)
     return model
 

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen, nnx
 
+from lora_jax.sharding.axes import FLAX_KEYS
 from lora_jax.surgery import Inserted
 
 PARAMS = "params"
@@ -56,13 +57,20 @@ class NormalisedByWeightNorm(LinenNode):
     without_lora_layer = "Leave the layer out, or take it out of its wrapper"
 
 
-def leaves(collection: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """Yields the values of a nested collection by path, without Flax's boxes of partitioned values."""
+def leaves(
+    collection: Mapping[str, Any], *, boxed: bool = False
+) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Yields the values of a nested collection by path.
+
+    Args:
+      collection: nested.
+      boxed: whether partitioned values stay in Flax's boxes, which hold the names of their axes.
+    """
     for name, value in collection.items():
         if isinstance(value, Mapping):
-            for path, leaf in leaves(value):
+            for path, leaf in leaves(value, boxed=boxed):
                 yield (name, *path), leaf
-        elif isinstance(value, linen.meta.AxisMetadata):
+        elif isinstance(value, linen.meta.AxisMetadata) and not boxed:
             yield (name,), value.unbox()  # type: ignore[no-untyped-call]
         else:
             yield (name,), value
@@ -80,11 +88,14 @@ def nested(flat: Mapping[tuple[str, ...], Any]) -> dict[str, Any]:
 
 
 def put(root: LinenNode, collection: str, path: tuple[str, ...], value: Any) -> None:
-    """Sets a value of a collection in the tree of nodes; nodes that are missing are made.
+    """Sets a value of a collection, boxed or not, in the tree of nodes; nodes that are missing are made.
 
     Raises:
       ValueError: the place is taken by a value of another collection, or by a module.
     """
+    names = None
+    if isinstance(value, linen.meta.AxisMetadata):
+        names, value = getattr(value, "names", None), value.unbox()  # type: ignore[no-untyped-call]
     node = parent_of(root, path)
     old = vars(node).get(path[-1])
     if isinstance(value, np.ndarray):
@@ -93,6 +104,8 @@ def put(root: LinenNode, collection: str, path: tuple[str, ...], value: Any) -> 
         kind = _KINDS.get(collection, OtherVariable)
         variable = kind(value)
         variable.set_metadata(_COLLECTION, collection)
+        if names is not None:  # as `nnx.with_partitioning` has them: factors take them over
+            variable.set_metadata(FLAX_KEYS[-1], tuple(names))
         setattr(node, path[-1], variable)
     elif isinstance(old, nnx.Variable) and collection_of(old) == collection:
         old.set_value(value)

@@ -191,10 +191,9 @@ def _of_type(name: str, modules: Mapping[str, nnx.Module], kind: str) -> list[st
     own = getattr(nnx, name, None)
     if "." in name:
         found = [path for path, c in classes.items() if _full_name(c) == name]
-    elif isinstance(own, type):
-        found = [path for path, c in classes.items() if c is own]
-    else:
-        found = [path for path, c in classes.items() if c.__name__ == name]
+    else:  # Flax NNX's own class goes before others of its name, such as Flax Linen's
+        found = [path for path, c in classes.items() if isinstance(own, type) and c is own]
+        found = found or [path for path, c in classes.items() if c.__name__ == name]
     if not found:
         raise ValueError(
             f"the {kind} {TYPE + name!r} names no module: the model has none of exactly this class. Its "

@@ -10,6 +10,7 @@ import pytest
 from flax import linen, nnx
 
 import lora_jax
+from lora_jax.sharding import axes
 from tests.linen.models import pair, random_ids, random_variables, trained
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -55,6 +56,9 @@ def test_boxes_of_partitioned_parameters_are_opened():
     model = lora_jax.linen.as_nnx(module, boxed, x)
     adapted = lora_jax.lora("", rank=2).insert(model, jax.random.key(0))
     np.testing.assert_array_equal(adapted(x), module.apply(boxed, x))
+    # The factors have the names of the kernel's axes.
+    pair = adapted.lora
+    assert axes.names(pair.a) == ("embed", None) and axes.names(pair.b) == (None, "mlp")
     equal_trees(lora_jax.linen.variables(model), linen.unbox(boxed))
 
 

@@ -89,11 +89,14 @@ def test_registered_layer_of_a_user_works(registry):
     np.testing.assert_allclose(model(x), merged(x), **FLOAT32)
 
 
-def test_registry_is_as_before():
-    ours = {kind for kind in layers.supported() if kind.__module__.startswith("flax.nnx")}
-    assert ours == {
-        nnx.Linear, nnx.LinearGeneral, nnx.Einsum, nnx.Embed, nnx.Conv, nnx.ConvTranspose,
-    }  # fmt: skip
+def test_supported_classes_are_those_of_the_documents():
+    names = {f"{kind.__module__}.{kind.__name__}" for kind in layers.supported()}
+    kinds = ("Linear", "LinearGeneral", "Einsum", "Embed", "Conv", "ConvTranspose")
+    of_linen = ("Dense", "DenseGeneral", *kinds[2:])
+    assert names == {
+        *(f"flax.nnx.nn.linear.{kind}" for kind in kinds),
+        *(f"flax.linen.linear.{kind}" for kind in of_linen),
+    }
 
 
 def test_form_that_is_no_subclass_is_refused(registry):
