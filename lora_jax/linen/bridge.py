@@ -56,7 +56,7 @@ def as_nnx(
     model.linen_module = Held(module)
     for path, found in sorted(seen.items()):
         setattr(parent_of(model, path), path[-1], _node(found))
-    for name, collection in plain.items():
+    for name, collection in variables.items():
         for path, value in leaves(collection, boxed=True):
             put(model, name, path, value)
     return model
