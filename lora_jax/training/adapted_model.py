@@ -128,7 +128,7 @@ class AdaptedModel:
     def verify(
         self, batch: Any, function: Callable[[nnx.Module, Any], Any] = step.outputs
     ) -> Verification | None:
-        """What `lora_jax.verify` finds with this batch; None where LoRA adapts nothing.
+        """What `lora_jax.verify` finds with this batch, in evaluation mode; None where LoRA adapts nothing.
 
         Args:
           batch: on this host; few and short examples do.
@@ -140,6 +140,7 @@ class AdaptedModel:
         adapted = self.model(self.placement.put(self.trainable))
         if not adapted_layers(adapted):
             return None
+        adapted.eval()
         return verify(strip(adapted), adapted, self.placement.batch(batch), call=function)
 
     def save(self, folder: Path, trainable: Params, notes: Mapping[str, Any]) -> None:
