@@ -102,7 +102,7 @@ def _equation(equation: core.JaxprEqn) -> int:
         return _dot_general(equation)
     if name == "conv_general_dilated":
         return _convolution(equation)
-    inner = [count(jaxpr) for jaxpr in _jaxprs(list(params.values()))]
+    inner = [count(jaxpr) for jaxpr in inner_jaxprs(list(params.values()))]
     if name == "cond":
         return max(inner)
     if name == "scan":
@@ -115,12 +115,13 @@ def _equation(equation: core.JaxprEqn) -> int:
     return sum(inner)
 
 
-def _jaxprs(value: object) -> Iterator[core.Jaxpr | core.ClosedJaxpr]:
+def inner_jaxprs(value: object) -> Iterator[core.Jaxpr | core.ClosedJaxpr]:
+    """Yields the jaxprs in the parameters of an equation."""
     if isinstance(value, core.Jaxpr | core.ClosedJaxpr):
         yield value
     elif isinstance(value, tuple | list):
         for part in value:
-            yield from _jaxprs(part)
+            yield from inner_jaxprs(part)
 
 
 def _shape(variable: core.Var | core.Literal) -> tuple[int, ...]:

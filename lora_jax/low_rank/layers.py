@@ -141,9 +141,10 @@ def adapt(layer: nnx.Module, settings: LoRASettings, key: Key[Array, ""], path: 
         raise ValueError(f"{path or type(layer).__name__} is adapted already; one rule per layer")
     lora_layer = _LORA_LAYERS.get(type(layer))
     if lora_layer is None:
-        names = ", ".join(
-            f"{'.'.join(t.__module__.split('.')[:2])}.{t.__name__}" for t in _LORA_LAYERS
-        )
+        of_linen = hasattr(layer, "without_lora_layer")
+        family = "flax.linen." if of_linen else "flax.nnx."  # and not what users registered
+        known = (t for t in _LORA_LAYERS if t.__module__.startswith(family))
+        names = ", ".join(f"{family}{t.__name__}" for t in known)
         raise TypeError(
             f"{path or 'the layer'} is a {type(layer).__module__}.{type(layer).__name__}, for which "
             f"there is no LoRA layer. Supported: {names}. {_remedy(layer)}"
@@ -163,9 +164,11 @@ def _remedy(layer: nnx.Module) -> str:
     """What to do about a class without a LoRA layer; classes that stand for others say it themselves."""
     name = type(layer).__name__
     own: str | None = getattr(layer, "without_lora_layer", None)
+    mixin = "EinsumLoRALayer" if hasattr(layer, "einsum_str") else "LoRALayer"
     return own or (
-        f"For a class of your own write a subclass of lora_jax.LoRALayer and decorate it with "
-        f"@lora_jax.register({name}); see docs/layers.md"
+        f"For a class of your own write a subclass of lora_jax.{mixin} and decorate it with "
+        f"@lora_jax.register({name}), see docs/layers.md; or adapt its parameters themselves, with their "
+        "paths as targets and `axes`, see docs/any_model.md"
     )
 
 

@@ -40,9 +40,9 @@ REMEDIES: Mapping[str, str] = {
         "the layer's class a LoRA layer of its own (docs/layers.md), or leave it out"
     ),
     "gradient": (
-        "the layer is not called on these inputs, or the model only reads its weight outside the call. "
-        "Give inputs that use it, adapt the parameter itself (its path as target, with `axes`), or "
-        "leave it out"
+        "the layer is not called on these inputs, what it gets or gives is multiplied by zero, or the "
+        "model only reads its weight outside the call. Give inputs that use it, adapt the parameter "
+        "itself (its path as target, with `axes`), or leave it out"
     ),
 }
 

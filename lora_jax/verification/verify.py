@@ -7,7 +7,6 @@ call that scales its result, or a layer that is never called trains without comp
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -17,10 +16,9 @@ from jaxtyping import Array, Key
 from lora_jax.low_rank.layers import adapted_layers
 from lora_jax.low_rank.merge import nothing_inserted
 from lora_jax.method import Method
+from lora_jax.verification.program import Call, Comparison, has_low_precision
 from lora_jax.verification.report import Verification
-from lora_jax.verification.trial import Trial
-
-Call = Callable[..., Any]  # of the model and the inputs
+from lora_jax.verification.trial import concluded
 
 
 def verify(
@@ -37,9 +35,9 @@ def verify(
     * random factors change the outputs, and every factor gets a gradient, in every layer of a stack;
     * merged and unmerged give the same outputs with them.
 
-    Weights are taken in float32, whatever their type: rounding is not what is looked for. Costs one
-    program of three forward passes and a backward pass; if merging fails, two forward passes for every
-    adapted layer to find which.
+    Weights of lower precision are taken in float32 where the model allows it: rounding is not what is
+    looked for. Costs one program of three forward passes and a backward pass, run a few times; if merging
+    fails, or something computes in lower precision, once or more for every adapted layer.
 
     Args:
       model: pre-trained.
@@ -62,7 +60,19 @@ def verify(
     if any(layer.is_abstract() for layer in layers.values()):
         raise ValueError("the model holds shapes without values; verify a model with its weights")
     run = call or (lambda module, *args, **kw: module(*args, **kw))
-    trial = Trial(model, adapted, run, (inputs, kwargs), key)
+    fresh = isinstance(adaptation, Method)
+
+    def concluded_in(in_float32: bool) -> Verification:
+        comparison = Comparison(
+            model, adapted, run, (inputs, kwargs), key=key, in_float32=in_float32
+        )
+        return concluded(comparison, fresh)
+
     # An accelerator's default products of float32 are of lower precision.
     with jax.default_matmul_precision("highest"):
-        return trial.result(fresh=isinstance(adaptation, Method))
+        if not has_low_precision(adapted):
+            return concluded_in(in_float32=False)
+        try:
+            return concluded_in(in_float32=True)
+        except TypeError:  # something in the model insists on its types
+            return concluded_in(in_float32=False)
