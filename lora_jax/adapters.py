@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import NamedSharding
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as to_safetensors
 
@@ -198,7 +199,7 @@ def apply_adapter(
             f"{where} does not fit: missing {missing[:5]}, not in the model {extra[:5]}"
         )
     replaced = _replaced(adapter.values, trainable, where)
-    return {**replaced, **_replaced(adapter.state, state, where)}
+    return {**replaced, **_replaced(adapter.state, state, where, cast=False)}
 
 
 def attach(
@@ -263,14 +264,23 @@ def transfer_group(
     return {**trainable, **replaced}
 
 
-def _replaced(values: Mapping[str, np.ndarray], trainable: Mapping[str, Any], where: str) -> Params:
+def _replaced(
+    values: Mapping[str, np.ndarray], trainable: Mapping[str, Any], where: str, cast: bool = True
+) -> Params:
+    """The values in the places of others: of their shape, layout and, if `cast`, type."""
     result = {}
     for path, old in trainable.items():
         new = values[path]
         if new.shape != old.shape:
             raise ValueError(f"{where}: {path} has shape {new.shape}, the model needs {old.shape}")
-        result[path] = jnp.asarray(new, old.dtype)
+        result[path] = _placed(jnp.asarray(new, old.dtype if cast else None), old)
     return result
+
+
+def _placed(value: jax.Array, old: Any) -> jax.Array:
+    """A value laid out over a mesh as the one that it replaces."""
+    sharding = old.sharding if isinstance(old, jax.Array) else None
+    return jax.device_put(value, sharding) if isinstance(sharding, NamedSharding) else value
 
 
 def adapter_folder(path: Path) -> Path:

@@ -27,7 +27,7 @@ from lora_jax.sharding.placement import gather
 from lora_jax.state import differing, same_bits, values
 
 # Attributes of inserted modules that are of training only: the layer computes the same without them.
-_OF_TRAINING = ("deterministic", "dropout")
+_OF_TRAINING = ("deterministic", "dropout", "enabled")
 
 
 def save(
@@ -77,7 +77,12 @@ def save(
             "If the base itself was trained, load it again"
         )
     before, after = values(fresh, "statistic"), values(adapted, "statistic")
-    after = {path: value for path, value in after.items() if path in before}
+    if odd := sorted(p for p, v in after.items() if p not in before or before[p].shape != v.shape):
+        raise ValueError(
+            f"the adapted model has state that no folder can put back onto its base, because that lacks it "
+            f"or has it in another shape: {odd[:5]}. Call the base once before method.insert, so that it "
+            "has all its state"
+        )
     mark = fingerprint(base_parameters(base, method.head))
     moved = differing(gather(after), gather(before))
     return save_adapter(folder, trainable, labels, method, mark, notes, state=moved)
@@ -145,7 +150,8 @@ def _check_base(frozen: Mapping[str, Any], start: Mapping[str, Any], labels: Lab
         ours, theirs = (rounded(gather(one)) for one in (value, start[path]))
         if not same_bits(ours, theirs):
             raise ValueError(
-                f"the adapted model was not made from this base: its frozen {path} has other values"
+                f"the adapted model was not made from this base, or writes its own parameters, which an "
+                f"adapter does not hold (nnx.SpectralNorm does): its frozen {path} has other values"
             )
 
 

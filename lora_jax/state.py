@@ -86,15 +86,22 @@ def moved(frozen: Mapping[str, Any], model: nnx.Module) -> dict[str, Any]:
     It is statistics and random state (see the table above). A value counts as written if it is
     another array than before; `nnx.jit` and `nnx.remat` inside a model write all that passes through.
 
+    Parameters that a model writes itself (as `nnx.SpectralNorm` does) are not kept.
+
     Args:
       frozen: the values that the model was joined from.
       model: after its forward pass.
+
+    Raises:
+      ValueError: the model made state that it did not have before.
     """
-    return {
-        path: value(leaf)
-        for path, leaf in leaves(model).items()
-        if kind(leaf) in KEPT and path in frozen and value(leaf) is not frozen[path]
-    }
+    kept = {path: value(leaf) for path, leaf in leaves(model).items() if kind(leaf) in KEPT}
+    if new := sorted(kept.keys() - frozen.keys()):
+        raise ValueError(
+            f"the model made new state in its forward pass, which no step could keep: {new[:5]}. Call it "
+            "once before a method is inserted, so that it has all its state"
+        )
+    return {path: new for path, new in kept.items() if new is not frozen[path]}
 
 
 def write(model: nnx.Module, values: Mapping[str, Any]) -> None:

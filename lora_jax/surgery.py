@@ -91,8 +91,9 @@ def extended(mixin: Any, original: Any) -> type[nnx.Module]:
     """The class `original` with the methods of `mixin` before its own."""
     metaclass: Any = type(original)
     changed: type[nnx.Module] = metaclass(
-        f"{mixin.__name__}{original.__name__}", (mixin, original), {}
-    )
+        f"{mixin.__name__}{original.__name__}", (mixin, original), {},
+        pytree=original._pytree__is_pytree,
+    )  # fmt: skip
     replaces(original, changed)
     return changed
 

@@ -20,6 +20,7 @@ from lora_jax.linen.nodes import PARAMS, LinenNode, collection_of, contents, lea
 from lora_jax.low_rank.contraction import Shape
 from lora_jax.low_rank.kinds import Kind
 from lora_jax.low_rank.lora_layer import LoRALayer
+from lora_jax.low_rank.parameters import UpdatedParameters
 from lora_jax.low_rank.updates import WeightUpdate
 from lora_jax.low_rank.weights import WeightView
 from lora_jax.surgery import Inserted
@@ -94,7 +95,7 @@ def collections(model: LinenNode) -> dict[str, Any]:
     for path, leaf in contents(model):
         if isinstance(leaf, nnx.Variable):
             flat.setdefault(collection_of(leaf), {})[path] = leaf.get_raw_value()
-        else:
+        elif not isinstance(leaf, UpdatedParameters):  # those are in the parameters already
             flat[PARAMS][path] = Child.of(leaf)
     return {name: nested(values) for name, values in flat.items()}
 
@@ -225,6 +226,8 @@ class _Interceptor:
 
         layer = _at_call(form, module, own, dict(bound.arguments))
         update = child.module()
+        if not update.enabled:
+            return base(inputs)
         use = update.output if method in form.output_methods else update.attend
         return use(WeightView(layer), inputs, base)
 

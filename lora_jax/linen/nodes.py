@@ -142,7 +142,9 @@ def contents(
     for name, value in vars(node).items():
         if isinstance(value, LinenNode):
             yield from contents(value, (*path, name))
-        elif isinstance(value, nnx.Variable | Inserted):
+        elif isinstance(value, nnx.Variable):
+            yield (*path, name), getattr(node, name)  # an adapted parameter with its update
+        elif isinstance(value, Inserted):
             yield (*path, name), value
 
 

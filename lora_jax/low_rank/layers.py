@@ -60,6 +60,10 @@ def _check_bases(lora_layer: type[LoRALayer], base: type[nnx.Module]) -> None:
             f"{name} has its bases in the wrong order: {first} must come before {base.__name__}, or "
             f"its update would never run. Swap them: class {name}({first}, {base.__name__})"
         )
+    if lora_layer._pytree__is_pytree != base._pytree__is_pytree:
+        raise TypeError(
+            f"{base.__name__} is no pytree, and {name} would be one: class {name}(..., pytree=False)"
+        )
     try:
         object.__setattr__(object.__new__(base), "__class__", lora_layer)
     except TypeError as error:
@@ -260,13 +264,14 @@ def _refuse_other_stacks(layer: LoRALayer, path: str) -> None:
 def _refuse_integers(layer: LoRALayer, path: str) -> None:
     """Merging would round the update away. A layer whose `weight_values` makes numbers of them may."""
     stored = layer.variable().dtype
-    if jnp.issubdtype(stored, jnp.inexact):
+    if jnp.issubdtype(stored, jnp.floating):
         return
     plain = type(layer).weight_values is LoRALayer.weight_values
     if not plain and layer.is_abstract():
         return  # its numbers are not there to be seen
-    if plain or not jnp.issubdtype(layer.weight_values().dtype, jnp.inexact):
+    if plain or not jnp.issubdtype(layer.weight_values().dtype, jnp.floating):
         raise ValueError(
             f"the weight of {path or type(layer).__name__} has type {stored}, which cannot hold the "
-            "merged values; convert it to a floating-point type first, or leave the layer out"
+            "merged values (factors are real numbers); convert it to a floating-point type first, or "
+            "leave the layer out"
         )

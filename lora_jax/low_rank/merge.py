@@ -36,7 +36,7 @@ def merge(model: nnx.Module) -> nnx.Module:
                 "merging (lora_jax.enable), or take the base with lora_jax.strip"
             )
         weight = layer.variable()
-        if not jnp.issubdtype(weight.dtype, jnp.inexact):
+        if not jnp.issubdtype(weight.dtype, jnp.floating):
             raise ValueError(
                 f"the weight of {path or type(layer).__name__} is stored as {weight.dtype}, which "
                 "cannot hold the merged values; keep the model adapted, or merge into a copy of the "

@@ -108,6 +108,36 @@ class ReadsUpdated(nnx.Module):
             super()._graph_node_set_key(key, value)
 
 
+class _ReadOnly(nnx.Variable[Any]):
+    """Mixin of what is read: with an update in it, it cannot be written back."""
+
+    def set_value(self, *args: Any, **kwargs: Any) -> None:
+        raise _no_write(self)
+
+    def set_raw_value(self, *args: Any, **kwargs: Any) -> None:
+        raise _no_write(self)
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        raise _no_write(self)
+
+    def update_from_state(self, variable_state: Any) -> None:
+        raise _no_write(self)
+
+
+@functools.cache
+def _read_only(kind: Any) -> type:
+    changed: type = type(kind)(f"Updated{kind.__name__}", (_ReadOnly, kind), {})
+    return changed
+
+
+def _no_write(value: _ReadOnly) -> TypeError:
+    return TypeError(
+        f"a parameter of shape {value.shape} with an update cannot be written: what is read is W + "
+        "scale A B, and not W. Change the model before a method is inserted (lora_jax.strip), or write W "
+        "with nnx.update"
+    )
+
+
 class _Updated:
     """What a module reads under the name of an adapted parameter."""
 
@@ -129,9 +159,13 @@ class _Updated:
         if not parameter.lora.enabled or parameter.is_abstract():
             return stored
         merged = parameter.lora.merged(WeightView(parameter))
-        return stored.replace(merged.reshape(stored.shape).astype(stored.dtype))
+        read = stored.replace(merged.reshape(stored.shape).astype(stored.dtype))
+        object.__setattr__(read, "__class__", _read_only(type(stored)))
+        return read
 
     def __set__(self, instance: Any, value: Any) -> None:
+        if isinstance(value, _ReadOnly):
+            raise _no_write(value)
         vars(instance)[self.name] = value
 
     def __delete__(self, instance: Any) -> None:
@@ -144,8 +178,9 @@ def _reading(original: Any, names: tuple[str, ...]) -> type[nnx.Module]:
     metaclass: Any = type(original)
     members = {name: _Updated(name) for name in names}
     changed: type[nnx.Module] = metaclass(
-        f"LoRA{original.__name__}", (ReadsUpdated, original), members
-    )
+        f"LoRA{original.__name__}", (ReadsUpdated, original), members,
+        pytree=original._pytree__is_pytree,
+    )  # fmt: skip
     surgery.replaces(original, changed)
     return changed
 
@@ -182,7 +217,7 @@ def adapt_parameter(
             "module of its own class can be adapted"
         )
     parameter = AdaptedParameter(module, name, settings.axes)
-    if not jnp.issubdtype(parameter.variable().dtype, jnp.inexact):
+    if not jnp.issubdtype(parameter.variable().dtype, jnp.floating):
         raise ValueError(
             f"{path} has type {parameter.variable().dtype}, which cannot hold the merged values"
         )
@@ -192,8 +227,13 @@ def adapt_parameter(
             f"{path} has shape {shape}, which has not the {roles.ndim} axes of axes={settings.axes!r}"
         )
     updates = module.lora if isinstance(module, ReadsUpdated) else UpdatedParameters()
+    if name in dict(updates.axes_of):
+        raise ValueError(f"{path} is adapted already")
     if hasattr(updates, name):
-        raise ValueError(f"{path} is adapted already, or its name cannot be used; rename it")
+        raise ValueError(
+            f"{path}: a parameter called {name!r} cannot be adapted, since modules have a method of that "
+            "name; rename it"
+        )
     update = new_update(WeightView(parameter), settings, key, path)
     updates.add(name, settings.axes, update)
     if reads:

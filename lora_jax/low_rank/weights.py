@@ -181,8 +181,9 @@ class WeightView:
         return automatically(function, self.layout.of_axes(axes), *arrays)
 
     def values(self) -> Float[Array, ...]:
-        """The pre-trained weight in `shape`, float32."""
-        whole = self.layer.weight_values().astype(jnp.float32)
+        """The pre-trained weight in `shape`, float32, or float64 if it is."""
+        stored = self.layer.weight_values()
+        whole = stored.astype(jnp.promote_types(stored.dtype, jnp.float32))
         shape = self.layer.stack_shape() + self.layer.view()
         if whole.shape != shape:
             whole = whole.reshape(shape)

@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 
 from flax import nnx
 
-from lora_jax import patterns
+from lora_jax import patterns, surgery
 from lora_jax.low_rank import limits
 from lora_jax.low_rank.layers import lora_layer_of
+from lora_jax.low_rank.parameters import ReadsUpdated
 from lora_jax.low_rank.settings import LoRASettings
 from lora_jax.methods import targets
 from lora_jax.summary import SkippedLayer
@@ -85,6 +86,8 @@ class Chooser:
                 skipped.append(SkippedLayer(target, path, decided))
             else:
                 chosen[path] = ChosenLayer(target, decided, wanted.rank)
+        if any(name == targets.ALL_LINEAR for name, _ in self.targets):
+            skipped += _unknown(modules)
         if not chosen:
             reasons = "\n  ".join(f"{layer.path}: {layer.reason}" for layer in skipped[:5])
             raise ValueError(f"no layer is left that could have an update:\n  {reasons}")
@@ -146,6 +149,22 @@ class Chooser:
         if targets.is_head(path):
             return "task head, as its name says; name it as a target of its own to adapt it"
         return limits.refusal(module, settings, path)
+
+
+def _unknown(modules: Mapping[str, nnx.Module]) -> list[SkippedLayer]:
+    """Modules with a matrix of their own whose class has no LoRA layer; Flax's norms are meant so."""
+    found = []
+    for path, module in modules.items():
+        kind = surgery.original_class(module)
+        if lora_layer_of(module) is not None or kind.__module__.startswith("flax."):
+            continue
+        if isinstance(module, ReadsUpdated):
+            continue
+        held = [n for n, v in vars(module).items() if isinstance(v, nnx.Param) and len(v.shape) > 1]
+        if held:
+            reason = f"{kind.__name__} with {', '.join(held)} has no LoRA layer, see docs/layers.md"
+            found.append(SkippedLayer(targets.ALL_LINEAR, path, reason))
+    return found
 
 
 def _fitted(path: str, layer: nnx.Module, settings: LoRASettings) -> LoRASettings | str:

@@ -27,6 +27,7 @@ from lora_jax.methods.targets import (
     Layers,
     Targets,
     by_target,
+    is_open,
     layer_numbers,
     several,
 )
@@ -78,7 +79,8 @@ def _row(path: str, layer: nnx.Module, chosen: ChosenLayer) -> MatchedLayer:
         rule=chosen.target,
         path=path,
         shape=layer.weight_shape(),
-        how=f"{settings}{f' (capped from rank {chosen.wanted})' if capped else ''}",
+        how=f"{settings}{f' (capped from rank {chosen.wanted})' if capped else ''}"
+        + ("" if layer.lora.enabled else ", switched off"),
         parameters=partition.count(partition.parameters(layer.lora)),
         rank=settings.rank,
         parts=settings.parts,
@@ -158,11 +160,18 @@ def lora(
     excluded, numbers = several(exclude, "exclude"), layer_numbers(layers)
     of_layers = tuple((target, own) for target, own in settings.items() if not own.axes)
     of_parameters = tuple((target, own) for target, own in settings.items() if own.axes)
-    if not of_layers and (excluded or numbers or bias == "lora_only"):
+    if of_parameters and (excluded or numbers):
         raise ValueError(
-            "exclude, layers and bias='lora_only' are about layers, and all targets here are parameters "
-            "(they have axes); say it in the pattern of the target"
+            f"exclude and layers are about layers, and {of_parameters[0][0]!r} names parameters (it has "
+            "axes); say it in the pattern of that target, or write lora(...) + lora(...)"
         )
+    if not of_layers and bias == "lora_only":
+        raise ValueError("bias='lora_only' is about layers, and all targets here are parameters")
+    for target, _ in of_parameters:
+        if is_open(target):
+            raise ValueError(
+                f"axes takes paths of parameters, such as 'experts/w_in', as targets; got {target!r}"
+            )
     insertion = LoRAInsertion(of_layers, excluded, numbers, head)
     insertions = (insertion,) * bool(of_layers) + (
         (ParameterInsertion(of_parameters),) * bool(of_parameters)

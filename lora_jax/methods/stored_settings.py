@@ -9,7 +9,7 @@ from lora_jax.low_rank.settings import LoRASettings
 from lora_jax.method import Method
 from lora_jax.methods.lora import LoRAInsertion
 from lora_jax.methods.parameters import ParameterInsertion
-from lora_jax.methods.targets import ALL_LINEAR, TYPE, layer_number
+from lora_jax.methods.targets import is_open, layer_number
 
 
 def settings_of_layer(
@@ -54,7 +54,7 @@ def _possible(
     """The settings that the targets of one insertion can have given to a layer, the first match last."""
     if any(_names(excluded, path, adapted) is True for excluded in insertion.exclude):
         return []
-    numbers, certain = insertion.layers, not any(map(_is_open, insertion.exclude))
+    numbers, certain = insertion.layers, not any(map(is_open, insertion.exclude))
     if numbers is not None:
         if layer_number(path) not in numbers and min(numbers) >= 0:
             return []
@@ -81,11 +81,6 @@ def _of_parameter(insertion: ParameterInsertion, path: str, rank: int) -> list[L
     return []
 
 
-def _is_open(target: str) -> bool:
-    """Whether only the model shows what a target names."""
-    return target == ALL_LINEAR or target.startswith(TYPE)
-
-
 def _names(target: str, path: str, adapted: list[str]) -> bool | None:
     """Whether a target names the layer; None if only the model shows it."""
-    return None if _is_open(target) else path in patterns.paths_of(target, adapted, "target")
+    return None if is_open(target) else path in patterns.paths_of(target, adapted, "target")

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from flax import nnx
+from flax import linen, nnx
 
 from lora_jax import patterns, surgery
 from lora_jax.checks import Integer, integer
@@ -30,6 +30,11 @@ Target = str | type
 Targets = Target | Sequence[Target] | Mapping[Any, Mapping[str, Any]]
 Exclude = Target | Sequence[Target] | None
 Layers = Integer | Sequence[Integer] | None
+
+
+def is_open(target: str) -> bool:
+    """Whether only the model shows what a target names."""
+    return target == ALL_LINEAR or target.startswith(TYPE)
 
 
 def by_target(targets: Targets) -> dict[str, Mapping[str, Any]]:
@@ -70,7 +75,7 @@ def as_text(target: Any, name: str) -> str:
     """
     if isinstance(target, str):
         return target
-    if isinstance(target, type) and issubclass(target, nnx.Module):
+    if isinstance(target, type) and issubclass(target, nnx.Module | linen.Module):
         unique = getattr(nnx, target.__name__, target) is target
         return TYPE + (target.__name__ if unique else _full_name(target))
     raise ValueError(

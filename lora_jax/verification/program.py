@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -18,6 +17,8 @@ from lora_jax import partition
 from lora_jax.costs.flops import inner_jaxprs
 from lora_jax.low_rank.layers import adapted_layers, factor_path
 from lora_jax.low_rank.merge import merge
+from lora_jax.low_rank.seeding import seed_dropout
+from lora_jax.low_rank.switching import enable
 from lora_jax.low_rank.weights import WeightView
 from lora_jax.partition import Params, Structure
 
@@ -26,7 +27,7 @@ Call = Callable[..., Any]  # of the model and the inputs
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
-    """Norms of outputs, and the sizes of gradients.
+    """Root mean squares of every output array, and the sizes of gradients.
 
     Attributes:
       base: of the pre-trained model's outputs.
@@ -36,33 +37,38 @@ class Measured:
       gradients: the largest size in each factor's gradient, for every layer of a stack.
     """
 
-    base: float
-    unmerged: float
-    change: float
-    difference: float
+    base: np.ndarray
+    unmerged: np.ndarray
+    change: np.ndarray
+    difference: np.ndarray
     gradients: dict[str, np.ndarray]
 
     @property
-    def size(self) -> float:
+    def size(self) -> np.ndarray:
         """Of the outputs."""
-        return max(self.base, self.unmerged)
+        larger: np.ndarray = np.maximum(self.base, self.unmerged)
+        return larger
 
     @property
     def is_finite(self) -> bool:
         """Whether all outputs are numbers."""
-        return math.isfinite(self.base + self.unmerged + self.difference)
+        compared = np.isfinite(self.base)  # others are masks throughout
+        sizes = (self.unmerged + self.difference)[compared]
+        return bool(len(sizes) and np.all(np.isfinite(sizes)))
 
     @property
     def effect(self) -> float:
-        """The change as a share of the outputs."""
-        return self.change / self.size if self.size else 0.0
+        """The change as a share of the outputs, of the array where it is largest."""
+        return float(np.max(_ratio(self.change, self.size)))
 
-    @property
-    def disagreement(self) -> float:
-        """The difference as a share of the change."""
-        if self.change:
-            return self.difference / self.change
-        return math.inf if self.difference else 0.0
+    def disagreement(self, noise: float) -> float:
+        """The difference as a share of the change, of the array where it is largest.
+
+        Args:
+          noise: a share of the outputs; smaller differences are rounding.
+        """
+        shares = _ratio(self.difference, self.change)
+        return float(np.max(np.where(self.difference > noise * self.size, shares, 0.0)))
 
 
 class Comparison:
@@ -103,6 +109,8 @@ class Comparison:
         self._call, self._key = call, key
         prepared = _raised if in_float32 else nnx.clone
         self.adapted, self.base = prepared(adapted), prepared(model)
+        seed_dropout(self.adapted, None)
+        enable(self.adapted)
         self.layers = adapted_layers(self.adapted)
         self._structure, everything = _split(self.adapted)
         self._base_structure, of_base = _split(self.base)
@@ -130,18 +138,20 @@ class Comparison:
         """Runs the models with these values of the factors."""
         found = self._compiled(values, self._rest, self._of_base, self._arrays)
         gradients = {path: np.asarray(sizes) for path, sizes in found.pop("gradients").items()}
-        norms = {name: float(norm) for name, norm in found.items()}
+        norms = {name: np.asarray(norm, np.float64) for name, norm in found.items()}
         return Measured(**norms, gradients=gradients)
 
-    def alone(self, layer: str) -> tuple[float, float]:
-        """Norms of the base's outputs, and of the change where only this layer's update is on."""
+    def alone(self, layer: str) -> float:
+        """The change where only this layer's update is on, as a share of the outputs."""
         switched = nnx.clone(self.adapted)
         for path, other in adapted_layers(switched).items():
             if path != layer:
                 other.lora.enabled = False
         run = nnx.jit(self._outputs)
         base = run(self.base, self._arrays)
-        return float(_norm(base)), float(_norm(run(switched, self._arrays), base))
+        moderate = [_moderate(leaf) for leaf in base]
+        change = _sizes(_differences(run(switched, self._arrays), base), moderate)
+        return float(np.max(_ratio(np.asarray(change), np.asarray(_sizes(base, moderate)))))
 
     def layer_of(self, path: str) -> str:
         """The path of the layer that a factor belongs to."""
@@ -161,13 +171,15 @@ class Comparison:
         merged = self._outputs(merge(partition.join(self._structure, values, rest)), arrays)
         base = self._outputs_of_base(rest, of_base, arrays)
         keys = jax.random.split(self._key, len(unmerged))
-        directions = [
-            jax.random.normal(key, leaf.shape, leaf.dtype)
-            for key, leaf in zip(keys, unmerged, strict=True)
+        moderate = [_moderate(leaf) for leaf in base]
+        directions = [  # with the sharding of the outputs
+            jnp.where(kept, jax.random.normal(key, leaf.shape, leaf.dtype), jnp.zeros_like(leaf))
+            for key, leaf, kept in zip(keys, unmerged, moderate, strict=True)
         ]
         return {
-            "base": _norm(base), "unmerged": _norm(unmerged), "change": _norm(unmerged, base),
-            "difference": _norm(unmerged, merged),
+            "base": _sizes(base, moderate), "unmerged": _sizes(unmerged, moderate),
+            "change": _sizes(_differences(unmerged, base), moderate),
+            "difference": _sizes(_differences(unmerged, merged), moderate),
             "gradients": self._by_stack(back(directions)[0]),
         }  # fmt: skip
 
@@ -180,8 +192,13 @@ class Comparison:
     def _outputs(self, model: nnx.Module, arrays: Mapping[int, Any]) -> list[Array]:
         both = {**self._static, **arrays}
         args, kwargs = jax.tree.unflatten(self._inputs, [both[i] for i in range(len(both))])
-        leaves = [jnp.asarray(leaf) for leaf in jax.tree.leaves(self._call(model, *args, **kwargs))]
-        floating = [leaf for leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.floating)]
+        leaves = list(_numbers(self._call(model, *args, **kwargs)))
+        floating: list[Array] = []
+        for leaf in leaves:
+            if jnp.issubdtype(leaf.dtype, jnp.complexfloating):
+                floating += [leaf.real, leaf.imag]
+            elif jnp.issubdtype(leaf.dtype, jnp.floating):
+                floating.append(leaf)
         if not floating:
             kinds = sorted({str(leaf.dtype) for leaf in leaves})
             raise ValueError(
@@ -206,6 +223,11 @@ class Comparison:
         return _leaves_of_updates(copy)
 
 
+def _ratio(values: np.ndarray, others: np.ndarray) -> np.ndarray:
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(values > 0, values / others, 0.0)
+
+
 def has_low_precision(model: nnx.Module) -> bool:
     """Whether any Variable of a model is of a lower precision than float32."""
     return any(_is_low(getattr(leaf, "dtype", None)) for leaf in jax.tree.leaves(nnx.state(model)))
@@ -215,7 +237,7 @@ def _raised(model: nnx.Module) -> nnx.Module:
     """A copy that holds and computes numbers of lower precision in float32."""
     copy = nnx.clone(model)
     for _, module in nnx.iter_modules(copy):
-        if _is_low(getattr(module, "dtype", None)):
+        if _is_low(vars(module).get("dtype")):
             setattr(module, "dtype", jnp.float32)  # noqa: B010 - not every module has one
         for value in vars(module).values():
             if isinstance(value, nnx.Variable) and _is_low(getattr(value, "dtype", None)):
@@ -266,9 +288,30 @@ def _leaves_of_updates(adapted: nnx.Module) -> Params:
     }
 
 
-def _norm(values: list[Array], others: list[Array] | None = None) -> Float[Array, ""]:
-    """The norm of all values, or of their differences from the others, in float32."""
-    total = jnp.zeros(())
-    for value, other in zip(values, others or [jnp.zeros(())] * len(values), strict=True):
-        total += jnp.sum((value.astype(jnp.float32) - other.astype(jnp.float32)) ** 2)
-    return jnp.sqrt(total)
+def _numbers(outputs: Any) -> Iterator[Array]:
+    """The arrays and numbers of an output, also in dataclasses that JAX does not know."""
+    for leaf in jax.tree.leaves(outputs):
+        if dataclasses.is_dataclass(leaf):
+            for value in vars(leaf).values():
+                yield from _numbers(value)
+        elif isinstance(leaf, jax.Array | np.ndarray | bool | int | float | complex):
+            yield jnp.asarray(leaf)
+
+
+def _moderate(values: Array) -> Array:
+    """Where outputs are numbers, and not the very small ones that masks put in."""
+    return jnp.isfinite(values) & (jnp.abs(values) < 1e8)
+
+
+def _differences(values: list[Array], others: list[Array]) -> list[Array]:
+    return [one - other for one, other in zip(values, others, strict=True)]
+
+
+def _sizes(values: list[Array], kept: list[Array]) -> Float[Array, " outputs"]:
+    """Root mean squares of arrays where they are kept; no number for one that is kept nowhere."""
+
+    def size(leaf: Array, where: Array) -> Array:
+        squares = jnp.where(where, leaf.astype(jnp.float32), 0) ** 2
+        return jnp.sqrt(jnp.sum(squares) / jnp.sum(where))
+
+    return jnp.stack([size(leaf, where) for leaf, where in zip(values, kept, strict=True)])

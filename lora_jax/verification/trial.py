@@ -14,6 +14,7 @@ from lora_jax.verification.report import Failure, Verification
 SHARE = 0.3
 # Smaller effects drown in rounding: then larger updates are tried, since merging is exact at any size.
 LARGE_ENOUGH = 0.03
+NOISE = 32  # units of the last place, of the outputs, that sums in another order may differ by
 
 
 def concluded(comparison: Comparison, fresh: bool) -> Verification:
@@ -33,34 +34,38 @@ def concluded(comparison: Comparison, fresh: bool) -> Verification:
         raise ValueError(
             "the outputs are not finite, so nothing can be compared; give other inputs"
         )
-    together = _measured(comparison, None)
+    together = _measured(comparison, None)[-1]
     failures = []
-    if together.change == 0:
+    if not np.any(together.change):
         failures.append(Failure("effect", "", "not by a bit"))
-    if start.change > loose * start.size:
+    if start.effect > loose:
         failures += _wrong_start(comparison, start, loose)
-    elif _merges_wrongly(together, epsilon) or epsilon > 1e-5:
+    else:
         failures += _wrong_merges(comparison, together)
     failures += _without_gradient(comparison)
     return Verification(
         tuple(comparison.layers), tuple(failures), start.effect, together.effect,
-        together.disagreement,
+        together.disagreement(NOISE * epsilon),
     )  # fmt: skip
 
 
-def _measured(comparison: Comparison, layer: str | None) -> Measured:
-    """With random factors, in one layer or all, which are as large as it takes to see them."""
-    share, found = SHARE, None
+def _measured(comparison: Comparison, layer: str | None) -> list[Measured]:
+    """With random factors, in one layer or all, that become larger until they are seen.
+
+    A larger update may saturate what follows it, so the smaller ones count, too.
+    """
+    share, found = SHARE, []
     for _ in range(5):
         measured = comparison.measure(_values(comparison, layer, share))
         if not measured.is_finite:
             share /= 30
             continue
-        found = measured
-        if found.effect >= LARGE_ENOUGH or not any(np.any(g) for g in found.gradients.values()):
+        found.append(measured)
+        effect, seen = measured.effect, any(np.any(g) for g in measured.gradients.values())
+        if effect >= LARGE_ENOUGH or not seen:
             break
-        share *= min(max(0.1 / found.effect, 3), 1e4) if found.effect else 1e3
-    if found is None:
+        share *= min(max(0.1 / effect, 3), 1e4) if effect else 1e3
+    if not found:
         raise ValueError(
             "the outputs are not finite with random factors, so nothing can be compared; give other inputs"
         )
@@ -77,20 +82,18 @@ def _values(comparison: Comparison, layer: str | None, share: float) -> Params:
 
 def _merges_wrongly(measured: Measured, epsilon: float) -> bool:
     """Whether merged and unmerged differ by more than rounding."""
-    tolerance = min(max(1e-3, 32 * epsilon), 0.5)  # of the change
-    noise = 32 * epsilon * measured.size
-    return measured.difference > max(tolerance * measured.change, noise)
+    return measured.disagreement(NOISE * epsilon) > min(max(1e-3, 32 * epsilon), 0.5)
 
 
 def _wrong_merges(comparison: Comparison, together: Measured) -> list[Failure]:
-    """Merges with random factors in one layer after the other."""
-    failures = []
+    """Merges with random factors in one layer after the other: one among many would drown in all."""
+    epsilon, failures = comparison.epsilon, []
     for layer in comparison.layers:
-        found = _measured(comparison, layer)
-        if _merges_wrongly(found, comparison.epsilon):
-            failures.append(Failure("merge", layer, _times(found)))
-    if not failures and _merges_wrongly(together, comparison.epsilon):
-        failures.append(Failure("merge", "", _times(together)))
+        worst = max(_measured(comparison, layer), key=lambda m: m.disagreement(NOISE * epsilon))
+        if _merges_wrongly(worst, epsilon):
+            failures.append(Failure("merge", layer, _times(worst, epsilon)))
+    if not failures and _merges_wrongly(together, epsilon):
+        failures.append(Failure("merge", "", _times(together, epsilon)))
     return failures
 
 
@@ -98,9 +101,9 @@ def _wrong_start(comparison: Comparison, start: Measured, loose: float) -> list[
     """Compares with the base where only one layer's update is on."""
     failures = []
     for layer in comparison.layers:
-        base, change = comparison.alone(layer)
-        if change > loose * base:
-            failures.append(Failure("start", layer, f"by {change / base:.1e} of the output"))
+        change = comparison.alone(layer)
+        if change > loose:
+            failures.append(Failure("start", layer, f"by {change:.1e} of the output"))
     return failures or [Failure("start", "", f"by {start.effect:.1e} of the output")]
 
 
@@ -118,8 +121,8 @@ def _without_gradient(comparison: Comparison) -> list[Failure]:
     return [Failure("gradient", layer, ", ".join(names)) for layer, names in found.items()]
 
 
-def _times(measured: Measured) -> str:
-    share = measured.disagreement
+def _times(measured: Measured, epsilon: float) -> str:
+    share = measured.disagreement(NOISE * epsilon)
     if math.isinf(share) or share > 1e3:
         return "merging alone changes the output"
     return f"by {share:.1e} of the change that the update makes"

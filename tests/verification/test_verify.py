@@ -1,5 +1,6 @@
 """`verify` passes what is right, and names the layer of every fault that is put in by hand."""
 
+import dataclasses
 from collections.abc import Callable
 
 import jax
@@ -331,3 +332,51 @@ def test_inputs_may_be_written_and_a_model_may_insist_on_its_types():
     result = lj.verify(Cached(nnx.Rngs(0)), lj.lora("layer", rank=1), x, cache)
     assert failed(result) == []
     assert not np.any(cache[...])
+
+
+OUTPUTS: dict[str, Callable[[Model, jax.Array], object]] = {
+    "masked": lambda m, t: jnp.where(t[..., None] == 4, -jnp.inf, m(t)),
+    "masked by a number": lambda m, t: jnp.where(t[..., None] == 4, -1e9, m(t)),
+    "of other sizes": lambda m, t: (m(t), 1e5 * t.astype(jnp.float32)),
+    "complex": lambda m, t: jnp.fft.fft(m(t)),
+    "of a dataclass and words": lambda m, t: {"a": Result(m(t)), "name": "b"},
+}
+
+
+@dataclasses.dataclass
+class Result:
+    """Not one of JAX's trees."""
+
+    logits: jax.Array
+
+
+@pytest.mark.parametrize("name", OUTPUTS)
+def test_outputs_of_every_kind_are_compared(name: str):
+    call, method = OUTPUTS[name], lj.lora("table|blocks/0/up", rank=2)
+    assert failed(lj.verify(Model(nnx.Rngs(0)), method, TOKENS, call=call)) == []
+    wrong = model_with(FAULTS["a tied table that is read beside its layer"][0])
+    assert failed(lj.verify(wrong, method, TOKENS, call=call)) == [("merge", "table")]
+
+
+def test_one_wrong_layer_of_small_influence_among_many_is_found():
+    class Deep(nnx.Module):
+        def __init__(self, rngs: nnx.Rngs):
+            self.layers = nnx.List([nnx.Linear(WIDTH, WIDTH, rngs=rngs) for _ in range(8)])
+
+        def __call__(self, x: jax.Array) -> jax.Array:
+            for i, layer in enumerate(self.layers):
+                y = layer(x) + (x @ layer.kernel[...] if i == 3 else 0)
+                x = x + (1e-4 if i == 3 else 1) * jnp.tanh(y)
+            return x
+
+    x = jax.random.normal(KEY, (3, WIDTH))
+    result = lj.verify(Deep(nnx.Rngs(0)), lj.lora("all-linear", rank=2), x)
+    assert failed(result) == [("merge", "layers/3")]
+
+
+def test_seeded_dropout_and_updates_that_are_switched_off_do_not_matter():
+    model, method = Model(nnx.Rngs(0)), lj.lora("blocks/./up", rank=2, dropout=0.5)
+    adapted = method.insert(model, KEY)
+    lj.seed_dropout(adapted, KEY)
+    lj.enable(adapted, False)
+    assert failed(lj.verify(model, adapted, TOKENS)) == []
