@@ -180,3 +180,34 @@ def test_what_cannot_be_loaded(tmp_path):
     adapter.state["block/norm/median"] = np.zeros(4)
     with pytest.raises(ValueError, match="not in the model \\['block/norm/median'\\]"):
         lj.attach(base, adapter)
+
+
+def test_state_that_the_first_call_makes_is_refused_and_switched_off_updates_are_saved(tmp_path):
+    class Lazy(nnx.Module):
+        def __init__(self, rngs):
+            self.layer = nnx.Linear(4, 4, rngs=rngs)
+
+        def __call__(self, x):
+            y = self.layer(x)
+            if not hasattr(self, "mean"):
+                self.mean = nnx.BatchStat(jnp.mean(y))
+            return y
+
+    base, method = Lazy(nnx.Rngs(0)), lj.lora("layer", rank=1)
+    adapted = method.insert(base, KEY)
+    structure, trainable, frozen = lj.split(adapted, method.labels(adapted))
+    joined = lj.join(structure, trainable, frozen)
+    joined(X)
+    with pytest.raises(ValueError, match=r"made new state in its forward pass.*\['mean'\]"):
+        lj.moved(frozen, joined)
+    adapted(X)
+    with pytest.raises(ValueError, match=r"state that no folder can put back.*\['mean'\]"):
+        lj.save(tmp_path / "lazy", adapted, method, base)
+    called = Lazy(nnx.Rngs(0))
+    called(X)
+    adapted = method.insert(called, KEY)
+    adapted.layer.lora.b[...] += 1
+    lj.enable(adapted, False)
+    lj.save(tmp_path / "off", adapted, method, called)
+    lj.enable(adapted)
+    np.testing.assert_array_equal(lj.load(tmp_path / "off", called)(X), adapted(X))

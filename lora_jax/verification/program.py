@@ -173,8 +173,9 @@ class Comparison:
         keys = jax.random.split(self._key, len(unmerged))
         moderate = [_moderate(leaf) for leaf in base]
         directions = [  # with the sharding of the outputs
-            jnp.where(kept, jax.random.normal(key, leaf.shape, leaf.dtype), jnp.zeros_like(leaf))
+            jnp.where(kept, zeros + jax.random.normal(key, leaf.shape, leaf.dtype), zeros)
             for key, leaf, kept in zip(keys, unmerged, moderate, strict=True)
+            for zeros in (jnp.zeros_like(leaf),)
         ]
         return {
             "base": _sizes(base, moderate), "unmerged": _sizes(unmerged, moderate),
@@ -311,7 +312,8 @@ def _sizes(values: list[Array], kept: list[Array]) -> Float[Array, " outputs"]:
     """Root mean squares of arrays where they are kept; no number for one that is kept nowhere."""
 
     def size(leaf: Array, where: Array) -> Array:
-        squares = jnp.where(where, leaf.astype(jnp.float32), 0) ** 2
+        single = leaf.astype(jnp.float32)
+        squares = jnp.where(where, single, jnp.zeros_like(single)) ** 2
         return jnp.sqrt(jnp.sum(squares) / jnp.sum(where))
 
     return jnp.stack([size(leaf, where) for leaf, where in zip(values, kept, strict=True)])

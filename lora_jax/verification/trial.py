@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import numpy as np
@@ -12,9 +13,32 @@ from lora_jax.verification.report import Failure, Verification
 
 # Random updates are this share of their weights, as root mean squares: what training does at most.
 SHARE = 0.3
-# Smaller effects drown in rounding: then larger updates are tried, since merging is exact at any size.
-LARGE_ENOUGH = 0.03
-NOISE = 32  # units of the last place, of the outputs, that sums in another order may differ by
+
+
+@dataclasses.dataclass(frozen=True)
+class _Limits:
+    """What is more than rounding.
+
+    Attributes:
+      start: change of the output by a new update, as a share of it: other fusions, other bits.
+      noise: difference between merged and unmerged, as a share of the output.
+      merge: the same as a share of the change that the update makes.
+      effect: smaller changes drown in rounding: then larger updates are tried, since merging is exact at
+        any size.
+    """
+
+    start: float
+    noise: float
+    merge: float
+    effect: float
+
+    @classmethod
+    def of(cls, epsilon: float) -> _Limits:
+        """For programs that compute in this precision at the least."""
+        if epsilon < 1e-5:
+            return cls(start=1e-4, noise=4e-6, merge=1e-3, effect=0.03)
+        # A few roundings of weights and activations; a wrong layer is wrong by its whole effect.
+        return cls(start=6 * epsilon, noise=3 * epsilon, merge=0.25, effect=0.3)
 
 
 def concluded(comparison: Comparison, fresh: bool) -> Verification:
@@ -27,8 +51,7 @@ def concluded(comparison: Comparison, fresh: bool) -> Verification:
     Raises:
       ValueError: the outputs are not finite.
     """
-    epsilon = comparison.epsilon
-    loose = max(1e-4, 6 * epsilon)  # of the output: other fusions, other bits
+    limits = _Limits.of(comparison.epsilon)
     start = comparison.measure(comparison.inserted if fresh else comparison.start)
     if not start.is_finite:
         raise ValueError(
@@ -38,14 +61,14 @@ def concluded(comparison: Comparison, fresh: bool) -> Verification:
     failures = []
     if not np.any(together.change):
         failures.append(Failure("effect", "", "not by a bit"))
-    if start.effect > loose:
-        failures += _wrong_start(comparison, start, loose)
+    if start.effect > limits.start:
+        failures += _wrong_start(comparison, start, limits)
     else:
         failures += _wrong_merges(comparison, together)
     failures += _without_gradient(comparison)
     return Verification(
         tuple(comparison.layers), tuple(failures), start.effect, together.effect,
-        together.disagreement(NOISE * epsilon),
+        together.disagreement(0),
     )  # fmt: skip
 
 
@@ -54,6 +77,7 @@ def _measured(comparison: Comparison, layer: str | None) -> list[Measured]:
 
     A larger update may saturate what follows it, so the smaller ones count, too.
     """
+    limits = _Limits.of(comparison.epsilon)
     share, found = SHARE, []
     for _ in range(5):
         measured = comparison.measure(_values(comparison, layer, share))
@@ -62,9 +86,9 @@ def _measured(comparison: Comparison, layer: str | None) -> list[Measured]:
             continue
         found.append(measured)
         effect, seen = measured.effect, any(np.any(g) for g in measured.gradients.values())
-        if effect >= LARGE_ENOUGH or not seen:
+        if effect >= limits.effect or not seen:
             break
-        share *= min(max(0.1 / effect, 3), 1e4) if effect else 1e3
+        share *= min(max(3 * limits.effect / effect, 3), 1e4) if effect else 1e3
     if not found:
         raise ValueError(
             "the outputs are not finite with random factors, so nothing can be compared; give other inputs"
@@ -80,29 +104,24 @@ def _values(comparison: Comparison, layer: str | None, share: float) -> Params:
     return comparison.start | alone
 
 
-def _merges_wrongly(measured: Measured, epsilon: float) -> bool:
-    """Whether merged and unmerged differ by more than rounding."""
-    return measured.disagreement(NOISE * epsilon) > min(max(1e-3, 32 * epsilon), 0.5)
-
-
 def _wrong_merges(comparison: Comparison, together: Measured) -> list[Failure]:
     """Merges with random factors in one layer after the other: one among many would drown in all."""
-    epsilon, failures = comparison.epsilon, []
+    limits, failures = _Limits.of(comparison.epsilon), []
     for layer in comparison.layers:
-        worst = max(_measured(comparison, layer), key=lambda m: m.disagreement(NOISE * epsilon))
-        if _merges_wrongly(worst, epsilon):
-            failures.append(Failure("merge", layer, _times(worst, epsilon)))
-    if not failures and _merges_wrongly(together, epsilon):
-        failures.append(Failure("merge", "", _times(together, epsilon)))
+        worst = max(_measured(comparison, layer), key=lambda m: m.disagreement(limits.noise))
+        if worst.disagreement(limits.noise) > limits.merge:
+            failures.append(Failure("merge", layer, _times(worst, limits)))
+    if not failures and together.disagreement(limits.noise) > limits.merge:
+        failures.append(Failure("merge", "", _times(together, limits)))
     return failures
 
 
-def _wrong_start(comparison: Comparison, start: Measured, loose: float) -> list[Failure]:
+def _wrong_start(comparison: Comparison, start: Measured, limits: _Limits) -> list[Failure]:
     """Compares with the base where only one layer's update is on."""
     failures = []
     for layer in comparison.layers:
         change = comparison.alone(layer)
-        if change > loose:
+        if change > limits.start:
             failures.append(Failure("start", layer, f"by {change:.1e} of the output"))
     return failures or [Failure("start", "", f"by {start.effect:.1e} of the output")]
 
@@ -121,8 +140,8 @@ def _without_gradient(comparison: Comparison) -> list[Failure]:
     return [Failure("gradient", layer, ", ".join(names)) for layer, names in found.items()]
 
 
-def _times(measured: Measured, epsilon: float) -> str:
-    share = measured.disagreement(NOISE * epsilon)
+def _times(measured: Measured, limits: _Limits) -> str:
+    share = measured.disagreement(limits.noise)
     if math.isinf(share) or share > 1e3:
         return "merging alone changes the output"
     return f"by {share:.1e} of the change that the update makes"

@@ -10,9 +10,11 @@ from __future__ import annotations
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Key
 
+from lora_jax import partition, state
 from lora_jax.low_rank.layers import adapted_layers
 from lora_jax.low_rank.merge import nothing_inserted
 from lora_jax.method import Method
@@ -36,8 +38,9 @@ def verify(
     * merged and unmerged give the same outputs with them.
 
     Weights of lower precision are taken in float32 where the model allows it: rounding is not what is
-    looked for. Costs one program of three forward passes and a backward pass, run a few times; if merging
-    fails, or something computes in lower precision, once or more for every adapted layer.
+    looked for. Where the method is given, what trains and is zero (a new head, a gate) is random, too: its
+    zeros are gone after one step. Costs one program of three forward passes and a backward pass, which runs
+    once or twice for every adapted layer, since a wrong one among many would drown in their sum.
 
     Args:
       model: pre-trained.
@@ -61,6 +64,8 @@ def verify(
         raise ValueError("the model holds shapes without values; verify a model with its weights")
     run = call or (lambda module, *args, **kw: module(*args, **kw))
     fresh = isinstance(adaptation, Method)
+    if isinstance(adaptation, Method):
+        model, adapted = _without_new_zeros(model, adapted, adaptation, key)
 
     def concluded_in(in_float32: bool) -> Verification:
         comparison = Comparison(
@@ -76,3 +81,21 @@ def verify(
             return concluded_in(in_float32=True)
         except TypeError:  # something in the model insists on its types
             return concluded_in(in_float32=False)
+
+
+def _without_new_zeros(
+    model: nnx.Module, adapted: nnx.Module, method: Method, key: Key[Array, ""]
+) -> tuple[nnx.Module, nnx.Module]:
+    """Base and adapted model with random values in all pre-trained leaves that train and are zero."""
+    before, labels = partition.parameters(model), method.labels(adapted)
+    values = {}
+    for number, (path, leaf) in enumerate(sorted(before.items())):
+        if labels.get(path, partition.FROZEN) != partition.FROZEN and not jnp.any(leaf):
+            noise = 0.1 * jax.random.normal(jax.random.fold_in(key, number), leaf.shape)
+            values[path] = leaf + noise.astype(leaf.dtype)
+    if not values:
+        return model, adapted
+    base, changed = nnx.clone(model), nnx.clone(adapted)
+    for copy in (base, changed):
+        state.write(copy, values)
+    return base, changed

@@ -7,7 +7,7 @@ from lora_jax.training import AdaptedModel
 VERIFY = AdaptedModel.verify
 
 
-@pytest.fixture(autouse=True, scope="session")
+@pytest.fixture(autouse=True, scope="module")
 def _verified_elsewhere():
     """Runs inside a test's own process are not verified, which compiles a program for each.
 

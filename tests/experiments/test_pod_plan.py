@@ -219,7 +219,7 @@ def test_the_step_of_a_plan_runs(gpt2, runs):
         ),
         step.arguments,
     )
-    trainable, _, metrics = step.function(*zeros)
+    trainable, *_, metrics = step.function(*zeros)
     assert trainable.keys() == step.arguments[0].keys()
     assert metrics["loss"].shape == ((runs,) if runs > 1 else ())
     assert np.isfinite(metrics["loss"]).all()

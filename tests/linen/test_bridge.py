@@ -253,3 +253,32 @@ def test_bad_arguments_of_the_bridge(scanned):
 def test_errors_are_those_of_nnx_models(method, message, scanned):
     with pytest.raises((TypeError, ValueError), match=re.compile(message, re.S)):
         method.insert(scanned[2], jax.random.key(0))
+
+
+class OwnProduct(linen.Module):
+    """A parameter that the module multiplies by itself, between two layers of one class of types."""
+
+    @linen.compact
+    def __call__(self, x):
+        x = linen.Dense(4, dtype=jnp.bfloat16, name="low")(x)
+        x = x @ self.param("w", linen.initializers.lecun_normal(), (4, 4))
+        return linen.Dense(3, name="out")(x)
+
+
+def test_parameters_without_a_layer_switching_classes_and_verify():
+    module, x = OwnProduct(), jax.random.normal(jax.random.key(0), (5, 4))
+    variables = module.init(jax.random.key(1), x)
+    model = lora_jax.linen.as_nnx(module, variables, x)
+    method = lora_jax.lora({linen.Dense: {}, "w": {"axes": "io"}}, rank=2)
+    lora_jax.verify(model, method, x).check()
+    adapted = method.insert(model, jax.random.key(2))
+    for leaf in jax.tree.leaves(nnx.state(adapted, nnx.LoRAParam)):
+        assert leaf.size
+    for number, (_, leaf) in enumerate(nnx.to_flat_state(nnx.state(adapted, nnx.LoRAParam))):
+        leaf[...] += 0.3 * jax.random.normal(jax.random.key(number), leaf.shape)
+    merged = module.apply(lora_jax.linen.variables(lora_jax.merge(adapted)), x)
+    np.testing.assert_allclose(adapted(x), merged, rtol=3e-2, atol=3e-2)  # bfloat16
+    assert float(jnp.max(jnp.abs(adapted(x) - model(x)))) > 0.1
+    with lora_jax.disabled(adapted):
+        np.testing.assert_array_equal(adapted(x), model(x))
+    equal_trees(lora_jax.linen.variables(lora_jax.strip(adapted)), variables)

@@ -232,6 +232,12 @@ def test_bad_axes_and_arguments_are_refused():
         lj.lora({"w": {"axes": "io"}}, dropout=0.1)
     with pytest.raises(ValueError, match="are about layers"):
         lj.lora({"w": {"axes": "io"}}, exclude="w")
+    with pytest.raises(
+        ValueError, match="exclude and layers are about layers, and 'w' names param"
+    ):
+        lj.lora({"l": {}, "w": {"axes": "io"}}, layers=[0])
+    with pytest.raises(ValueError, match="axes takes paths of parameters, .*got 'all-linear'"):
+        lj.lora("all-linear", axes="io")
 
 
 def test_a_layer_and_its_parameter_are_not_adapted_both():
@@ -239,3 +245,55 @@ def test_a_layer_and_its_parameter_are_not_adapted_both():
     twice = lj.lora("", rank=2) + lj.lora({"kernel": {"axes": "io"}}, rank=2)
     with pytest.raises(ValueError, match="adapted already"):
         twice.insert(layer, KEY)
+
+
+def test_what_is_read_cannot_be_written(adapted):
+    block = nnx.clone(adapted).blocks[0]
+    read = block.w_in
+    writes = (
+        lambda: read.set_value(jnp.zeros((3, 8, 12))),
+        lambda: read.__setitem__(..., jnp.zeros((3, 8, 12))),
+        lambda: setattr(block, "w_in", read),
+    )
+    for write in writes:
+        with pytest.raises(
+            TypeError, match=r"of shape \(3, 8, 12\) with an update cannot be written"
+        ):
+            write()
+    assert isinstance(read, nnx.Param)
+    np.testing.assert_array_equal((2 * read).T, (2 * read[...]).T)
+    block.w_in = nnx.Param(jnp.zeros((3, 8, 12)))  # what is stored; read with the update
+    assert np.any(block.w_in[...])
+
+
+class NoPytree(nnx.Module, pytree=False):
+    def __init__(self, rngs: nnx.Rngs):
+        self.w = nnx.Param(jax.random.normal(rngs.params(), (8, 8)))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return x @ self.w[...]
+
+
+class Holds(nnx.Module):
+    def __init__(self, rngs: nnx.Rngs):
+        self.inner = NoPytree(rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.inner(x)
+
+
+def test_classes_that_are_no_pytrees_keep_their_parameters():
+    method = lj.lora({"w": {"axes": "io"}}, rank=2)
+    assert lj.verify(Holds(nnx.Rngs(0)), method, X).passed
+    adapted = method.insert(Holds(nnx.Rngs(0)), KEY)
+    assert "inner/w" in lj.parameters(adapted)
+
+
+def test_float64_stays_float64():
+    with jax.enable_x64(True):
+        weight = jax.random.normal(jax.random.key(1), (8, 8), jnp.float64)
+        layer = nnx.Linear(8, 8, param_dtype=jnp.float64, rngs=nnx.Rngs(0))
+        layer.kernel[...] = weight
+        for method in (lj.lora("", rank=2), lj.lora({"kernel": {"axes": "io"}}, rank=2)):
+            merged = lj.merge(method.insert(layer, KEY))
+            np.testing.assert_array_equal(merged.kernel[...], weight)

@@ -189,3 +189,20 @@ def test_weight_that_cannot_hold_the_merged_values_is_refused(dtype):
     with pytest.raises(ValueError, match=message):
         lora_jax.lora("query", rank=2).insert(model, key(0))
     assert type(model["query"]) is nnx.Linear
+
+
+def test_complex_weights_are_refused():
+    layer = nnx.Linear(4, 4, param_dtype=jnp.complex64, rngs=nnx.Rngs(0))
+    with pytest.raises(ValueError, match=r"type complex64, .*\(factors are real numbers\)"):
+        lora_jax.lora("", rank=1).insert(layer, key(0))
+
+
+def test_a_class_that_is_no_pytree_needs_a_form_that_is_none(registry):
+    class Plain(nnx.Module, pytree=False):
+        pass
+
+    with pytest.raises(TypeError, match="Plain is no pytree, and Form would be one"):
+
+        @layers.register(Plain)
+        class Form(lora_jax.LoRALayer, Plain):
+            pass

@@ -561,3 +561,22 @@ def test_configs_name_it_all_by_text():
 def test_wrong_arguments_are_refused(arguments, says):
     with pytest.raises(ValueError, match=says):
         lj.lora(**{"targets": "q_proj", **arguments})
+
+
+def test_all_linear_lists_modules_whose_class_it_does_not_know():
+    class Own(nnx.Module):
+        def __init__(self, rngs):
+            self.w = nnx.Param(jnp.ones((8, 8)))
+            self.known = nnx.Linear(8, 8, rngs=rngs)
+            self.norm = nnx.LayerNorm(8, rngs=rngs)
+
+    class Outer(nnx.Module):
+        def __init__(self, rngs):
+            self.own = Own(rngs)
+
+    method = lj.lora("all-linear", rank=2)
+    summary = method.summary(method.insert(Outer(nnx.Rngs(0)), jax.random.key(0)))
+    assert [layer.path for layer in summary.layers] == ["own/known"]
+    assert [(s.path, s.reason) for s in summary.skipped] == [
+        ("own", "Own with w has no LoRA layer, see docs/layers.md")
+    ]

@@ -2,6 +2,7 @@
 
 import json
 import sys
+import tempfile
 
 import jax
 import jax.numpy as jnp
@@ -66,7 +67,10 @@ def run(method: lj.Method, out: P | None) -> dict:
         adapted
     )
     merged = lj.merge(adapted)
-    leaves = dict(nnx.to_flat_state(nnx.state(adapted, nnx.LoRAParam)))
+    lj.verify(model, method, x, out).check()
+    with tempfile.TemporaryDirectory() as folder:
+        loaded = lj.load(lj.save(folder, adapted, method, model), model)
+    leaves = dict(nnx.to_flat_state(nnx.state(loaded, nnx.LoRAParam)))
     specs = {
         "/".join(map(str, path)): leaf.get_raw_value().sharding for path, leaf in leaves.items()
     }
@@ -78,7 +82,7 @@ def run(method: lj.Method, out: P | None) -> dict:
             "/".join(map(str, path)): np.asarray(leaf.get_raw_value()).tolist()
             for path, leaf in nnx.to_flat_state(gradients)
         },
-        "outputs": np.asarray(adapted(x, out)).tolist(),
+        "outputs": np.asarray(loaded(x, out)).tolist(),
         "merged": np.asarray(merged(x, out)).tolist(),
         "split": {path: list(getattr(s, "spec", ())) for path, s in specs.items()},
         "names": {path: list(m.get("out_sharding", ())) for path, m in names.items()},

@@ -10,11 +10,18 @@ import pytest
 from flax import nnx
 
 import lora_jax as lj
+from lora_jax.low_rank import layers
 from lora_jax.verification.report import Verification
 
 WIDTH = 8
 TOKENS = jnp.asarray([[1, 2, 3, 4], [4, 3, 2, 2]])
 KEY = jax.random.key(0)
+
+
+@pytest.fixture(autouse=True)
+def _registry(monkeypatch):
+    """LoRA layers that a test registers are gone after it."""
+    monkeypatch.setattr(layers, "_LORA_LAYERS", dict(layers._LORA_LAYERS))
 
 
 class Block(nnx.Module):
@@ -292,7 +299,6 @@ class InBfloat16(nnx.Module):
         return jnp.einsum(self.einsum_str, x, w).astype(jnp.float32)
 
 
-@lj.register(InBfloat16)
 class LoRAInBfloat16(lj.EinsumLoRALayer, InBfloat16):
     weight = "w"
 
@@ -312,6 +318,7 @@ class Mixed(nnx.Module):
 
 
 def test_what_computes_in_bfloat16_is_no_fault_and_hides_none():
+    lj.register(InBfloat16)(LoRAInBfloat16)
     model, x = Mixed(nnx.Rngs(0)), jax.random.normal(KEY, (3, WIDTH))
     method = lj.lora(r"low/.|plain", rank=2)
     assert failed(lj.verify(model, method, x)) == []
@@ -380,3 +387,20 @@ def test_seeded_dropout_and_updates_that_are_switched_off_do_not_matter():
     lj.seed_dropout(adapted, KEY)
     lj.enable(adapted, False)
     assert failed(lj.verify(model, adapted, TOKENS)) == []
+
+
+def test_zeros_that_train_are_no_fault_and_zeros_that_stay_are():
+    class Headed(Model):
+        def __init__(self, rngs: nnx.Rngs):
+            super().__init__(rngs)
+            self.head = nnx.Linear(WIDTH, 3, kernel_init=nnx.initializers.zeros, rngs=rngs)
+
+        def logits(self, x: jax.Array) -> jax.Array:
+            return self.head(x)
+
+    model = Headed(nnx.Rngs(0))
+    trains = lj.lora("blocks/./up", rank=2, head="head/.*")
+    assert failed(lj.verify(model, trains, TOKENS)) == []
+    assert not np.any(model.head.kernel[...])
+    stays = failed(lj.verify(model, lj.lora("blocks/./up", rank=2), TOKENS))
+    assert ("gradient", "blocks/0/up") in stays and ("effect", "") in stays
