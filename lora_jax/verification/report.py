@@ -57,6 +57,7 @@ class Verification:
       start: |adapted - base| / |base| of the outputs before training.
       effect: the same with random factors.
       merge: |merged - unmerged| / |unmerged - base| of the outputs with random factors.
+      differing: pre-trained leaves of an adapted model that are not those of the base: trained, or of another one.
     """
 
     layers: tuple[str, ...]
@@ -64,6 +65,7 @@ class Verification:
     start: float
     effect: float
     merge: float
+    differing: tuple[str, ...] = ()
 
     @property
     def passed(self) -> bool:
@@ -76,12 +78,15 @@ class Verification:
             raise ValueError(str(self))
 
     def __str__(self) -> str:
+        several = ", ".join(self.differing[:5]) + ", ..." * (len(self.differing) > 5)
         lines = [
             f"verified {len(self.layers)} adapted layers: {'passed' if self.passed else 'FAILED'}",
             f"  start: adapted differs from base by {self.start:.1e} of the output",
             f"  effect: random factors change the output by {self.effect:.1e} of it",
             f"  merge: merged differs from unmerged by {self.merge:.1e} of that change",
         ]
+        if self.differing:
+            lines.append(f"  not the base's, so trained or of another base: {several}")
         for check, remedy in REMEDIES.items():
             found = [failure for failure in self.failures if failure.check == check]
             lines += [f"  {failure}" for failure in found] + [f"    {remedy}"] * bool(found)

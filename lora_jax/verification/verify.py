@@ -7,6 +7,7 @@ call that scales its result, or a layer that is never called trains without comp
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -64,6 +65,7 @@ def verify(
         raise ValueError("the model holds shapes without values; verify a model with its weights")
     run = call or (lambda module, *args, **kw: module(*args, **kw))
     fresh = isinstance(adaptation, Method)
+    differing = _differing(model, adapted)
     if isinstance(adaptation, Method):
         model, adapted = _without_new_zeros(model, adapted, adaptation, key)
 
@@ -71,7 +73,7 @@ def verify(
         comparison = Comparison(
             model, adapted, run, (inputs, kwargs), key=key, in_float32=in_float32
         )
-        return concluded(comparison, fresh)
+        return dataclasses.replace(concluded(comparison, fresh), differing=differing)
 
     # An accelerator's default products of float32 are of lower precision.
     with jax.default_matmul_precision("highest"):
@@ -81,6 +83,16 @@ def verify(
             return concluded_in(in_float32=True)
         except TypeError:  # something in the model insists on its types
             return concluded_in(in_float32=False)
+
+
+def _differing(model: nnx.Module, adapted: nnx.Module) -> tuple[str, ...]:
+    """Pre-trained leaves of an adapted model whose values are not the base's."""
+    before, after = partition.parameters(model), partition.parameters(adapted)
+    return tuple(
+        path
+        for path, leaf in sorted(before.items())
+        if path in after and after[path] is not leaf and not jnp.array_equal(after[path], leaf)
+    )
 
 
 def _without_new_zeros(

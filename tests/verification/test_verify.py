@@ -92,7 +92,9 @@ def test_a_trained_head_is_part_of_the_base():
     model = Model(nnx.Rngs(0))
     adapted = lj.lora("blocks/.*/up", rank=2).insert(model, KEY)
     adapted.blocks[1].down.kernel[...] *= 2
-    assert failed(lj.verify(model, adapted, TOKENS)) == []
+    result = lj.verify(model, adapted, TOKENS)
+    assert failed(result) == [] and result.differing == ("blocks/1/down/kernel",)
+    assert "not the base's, so trained or of another base: blocks/1/down/kernel" in str(result)
 
 
 def test_bfloat16_is_compared_in_float32():
