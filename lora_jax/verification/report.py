@@ -57,7 +57,7 @@ class Verification:
       start: |adapted - base| / |base| of the outputs before training.
       effect: the same with random factors.
       merge: |merged - unmerged| / |unmerged - base| of the outputs with random factors.
-      differing: pre-trained leaves of an adapted model that are not those of the base: trained, or of another one.
+      differing: pre-trained leaves of an adapted model whose values are not those of the base.
     """
 
     layers: tuple[str, ...]
