@@ -70,6 +70,10 @@ class Contraction:
         }
         return cls(batch=places["b"], inputs=places["i"], outputs=places["o"])
 
+    def by_letter(self) -> dict[str, Shape]:
+        """The axes of each role by its letter, as in `from_letters`."""
+        return {"b": self.batch, "i": self.inputs, "o": self.outputs}
+
     @property
     def ndim(self) -> int:
         """Number of axes of the weight."""

@@ -162,7 +162,10 @@ def _unknown(modules: Mapping[str, nnx.Module]) -> list[SkippedLayer]:
             continue
         held = [n for n, v in vars(module).items() if isinstance(v, nnx.Param) and len(v.shape) > 1]
         if held:
-            reason = f"{kind.__name__} with {', '.join(held)} has no LoRA layer, see docs/layers.md"
+            reason = (
+                f"{kind.__name__} with {', '.join(held)} has no LoRA layer, see docs/layers.md, or "
+                "`axes` in docs/any_model.md"
+            )
             found.append(SkippedLayer(targets.ALL_LINEAR, path, reason))
     return found
 

@@ -82,7 +82,7 @@ class ParameterInsertion(Insertion):
             )
             for name, settings in self.targets
         ]
-        chosen = {}
+        chosen: dict[str, tuple[str, LoRASettings, str | None]] = {}
         for path, owner in patterns.first_matches(ordered).items():
             settings, reason = owner.outcome, None
             parameter = AdaptedParameter(*parameters[path], settings.axes)

@@ -129,6 +129,19 @@ def matching(target: str, modules: Mapping[str, nnx.Module], kind: str) -> list[
         return found
     if target.startswith(TYPE):
         return _of_type(target.removeprefix(TYPE), modules, kind)
+    if not patterns.paths_of(target, list(modules), kind):
+        held = [
+            f"{path}/{name}".removeprefix("/")
+            for path, module in modules.items()
+            for name, value in vars(module).items()
+            if isinstance(value, nnx.Param)
+        ]
+        if parameters := patterns.paths_of(target, held, kind):
+            raise ValueError(
+                f"the {kind} {target!r} names parameters ({patterns.some(parameters)}) and no layer; to "
+                f"adapt them, tell the roles of their axes: {{{target!r}: {{'axes': 'io'}}}}, see "
+                "docs/any_model.md"
+            )
     return patterns.matching(target, list(modules), kind)
 
 

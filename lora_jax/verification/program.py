@@ -109,6 +109,8 @@ class Comparison:
         self._call, self._key = call, key
         prepared = _raised if in_float32 else nnx.clone
         self.adapted, self.base = prepared(adapted), prepared(model)
+        for copy in (self.adapted, self.base):
+            copy.eval()  # one mode for both
         seed_dropout(self.adapted, None)
         enable(self.adapted)
         self.layers = adapted_layers(self.adapted)

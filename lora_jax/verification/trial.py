@@ -7,6 +7,7 @@ import math
 
 import numpy as np
 
+from lora_jax.low_rank.lora_layer import LoRALayer
 from lora_jax.partition import Params
 from lora_jax.verification.program import Comparison, Measured
 from lora_jax.verification.report import Failure, Verification
@@ -110,7 +111,8 @@ def _wrong_merges(comparison: Comparison, together: Measured) -> list[Failure]:
     for layer in comparison.layers:
         worst = max(_measured(comparison, layer), key=lambda m: m.disagreement(limits.noise))
         if worst.disagreement(limits.noise) > limits.merge:
-            failures.append(Failure("merge", layer, _times(worst, limits)))
+            found = f"{_times(worst, limits)}{_as_parameter(comparison, layer)}"
+            failures.append(Failure("merge", layer, found))
     if not failures and together.disagreement(limits.noise) > limits.merge:
         failures.append(Failure("merge", "", _times(together, limits)))
     return failures
@@ -138,6 +140,18 @@ def _without_gradient(comparison: Comparison) -> list[Failure]:
                 name += f" in layers {numbers} of the stack"
             found.setdefault(layer, []).append(name)
     return [Failure("gradient", layer, ", ".join(names)) for layer, names in found.items()]
+
+
+def _as_parameter(comparison: Comparison, path: str) -> str:
+    """The target that adapts a layer's weight itself."""
+    layer = comparison.layers[path]
+    roles = layer.roles()
+    if not isinstance(layer, LoRALayer) or roles.ndim != layer.weight_ndim():
+        return ""
+    letters = {axis: letter for letter, axes in roles.by_letter().items() for axis in axes}
+    axes = "".join(letters[axis] for axis in range(roles.ndim))
+    name = f"{path}/{type(layer).weight}".removeprefix("/")
+    return f"; as a parameter it is the target {{{name!r}: {{'axes': {axes!r}}}}}"
 
 
 def _times(measured: Measured, limits: _Limits) -> str:

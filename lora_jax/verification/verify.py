@@ -38,10 +38,11 @@ def verify(
     * random factors change the outputs, and every factor gets a gradient, in every layer of a stack;
     * merged and unmerged give the same outputs with them.
 
-    Weights of lower precision are taken in float32 where the model allows it: rounding is not what is
-    looked for. Where the method is given, what trains and is zero (a new head, a gate) is random, too: its
-    zeros are gone after one step. Costs one program of three forward passes and a backward pass, which runs
-    once or twice for every adapted layer, since a wrong one among many would drown in their sum.
+    Both are taken in evaluation mode (`model.eval()`). Weights of lower precision are taken in float32
+    where the model allows it: rounding is not what is looked for. Where the method is given, what trains
+    and is zero (a new head, a gate) is random, too: its zeros are gone after one step. Costs one program
+    of three forward passes and a backward pass, which runs once or twice for every adapted layer, since a
+    wrong one among many would drown in their sum.
 
     Args:
       model: pre-trained.

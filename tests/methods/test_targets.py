@@ -578,5 +578,5 @@ def test_all_linear_lists_modules_whose_class_it_does_not_know():
     summary = method.summary(method.insert(Outer(nnx.Rngs(0)), jax.random.key(0)))
     assert [layer.path for layer in summary.layers] == ["own/known"]
     assert [(s.path, s.reason) for s in summary.skipped] == [
-        ("own", "Own with w has no LoRA layer, see docs/layers.md")
+        ("own", "Own with w has no LoRA layer, see docs/layers.md, or `axes` in docs/any_model.md")
     ]
