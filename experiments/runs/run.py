@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from experiments.runs import command_line, folder
 from experiments.runs.settings import RunSettings
-from experiments.runs.task import Task, Trained, training_batches
+from experiments.runs.task import Task, Trained, check_updates, training_batches
 from lora_jax import files
 from lora_jax.files import write_json
 from lora_jax.partition import Params
@@ -53,9 +53,7 @@ class Run:
 
     def verify(self) -> None:
         """Raises ValueError if an update does not do what merging says it does; see `lora_jax.verify`."""
-        found = self.trainer.verify(self.task.evaluation_batches[0], self.task.function)
-        if found is not None:
-            found.check()
+        check_updates(self.task, self.trainer)
 
     def outputs(self, trainable: Params) -> list[np.ndarray]:
         """What the task computes of every evaluation batch with these parameters."""

@@ -20,6 +20,7 @@ from lora_jax.method import Method
 from lora_jax.partition import Params
 from lora_jax.sharding.mesh import shares
 from lora_jax.sharding.placement import Placement
+from lora_jax.training import AdaptedModel
 from lora_jax.training.step import Loss
 
 
@@ -138,6 +139,13 @@ class Task(Protocol):
           model: what is known of the model: parameters by group, layers that LoRA adapts.
         """
         ...
+
+
+def check_updates(task: Task, model: AdaptedModel) -> None:
+    """Raises ValueError if an update does not do what merging says it does; see `lora_jax.verify`."""
+    found = model.verify(task.evaluation_batches[0], task.function)
+    if found is not None:
+        found.check()
 
 
 def training_batches(task: Task, settings: RunSettings, seeds: Sequence[int]) -> TrainingBatches:

@@ -11,7 +11,7 @@ import numpy as np
 import optax
 from flax import nnx
 
-from experiments.runs.task import Task
+from experiments.runs.task import Task, check_updates
 from lora_jax.costs import flops
 from lora_jax.costs.compiled import Jitted
 from lora_jax.data.batch import Batch
@@ -54,9 +54,7 @@ class Steps:
             dtype=task.settings.train.dtype, share_frozen_with=share_frozen_with,
         )  # fmt: skip
         if task.settings.verify and share_frozen_with is None:
-            found = self.model.verify(task.evaluation_batches[0], task.function)
-            if found is not None:
-                found.check()
+            check_updates(task, self.model)
         self.placement = self.model.placement
         self.shapes = padding.shapes_of(self.model.trainable)
         labels = {path: self.model.labels[path] for path in self.model.trainable}

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, ClassVar
 
-import jax.numpy as jnp
 from flax import linen
 from jaxtyping import Array, Float, Inexact, Num
 
@@ -104,16 +103,7 @@ class EinsumLoRALayer(LinenLoRALayer, EinsumKind):
         given: str | None = own or self.call_argument(self.equation_argument)
         return given
 
-    def own_product(
-        self, inputs: Num[Array, ...], kernel: Inexact[Array, ...], **changes: Any
-    ) -> Inexact[Array, ...]:
-        """The plain einsum."""
-        return jnp.einsum(changes["einsum_str"], inputs, kernel, precision=self.second_precision())
-
-    def bias_values(self) -> Inexact[Array, ...] | None:
-        """The bias as (*batch, *outputs)."""
-        bias = getattr(self, "bias", None)
-        return None if bias is None else self.bias_in_order_of_roles(bias[...], self.view())
+    own_product = EinsumKind.own_product  # the plain einsum, and not a call of the module
 
 
 @register(linen.Einsum)

@@ -85,6 +85,12 @@ class EinsumKind(Kind):
         bias = bias.reshape([sizes[letter] for letter in ordered])
         return jnp.transpose(bias, [ordered.index(letter) for letter in self._kept_letters()])
 
+    def own_product(
+        self, inputs: Num[Array, ...], kernel: Inexact[Array, ...], **changes: Any
+    ) -> Inexact[Array, ...]:
+        """The plain einsum, by the equation in `changes`."""
+        return jnp.einsum(changes["einsum_str"], inputs, kernel, precision=self.second_precision())
+
     def _kept_letters(self) -> list[str]:
         """Letters of the kernel's batch and output axes."""
         kernel, roles = self._letters()[1], self.roles()
@@ -131,14 +137,3 @@ class EinsumLoRALayer(LoRALayer, EinsumKind):
     The call must be `jnp.einsum(self.einsum_str, inputs, self.w)`, inputs first; what else it does to the
     result has to be said, see docs/layers.md.
     """
-
-    def own_product(
-        self, inputs: Num[Array, ...], kernel: Inexact[Array, ...], **changes: Any
-    ) -> Inexact[Array, ...]:
-        """The plain einsum."""
-        return jnp.einsum(changes["einsum_str"], inputs, kernel, precision=self.second_precision())
-
-    def bias_values(self) -> Inexact[Array, ...] | None:
-        """The bias as (*batch, *outputs)."""
-        bias = getattr(self, "bias", None)
-        return None if bias is None else self.bias_in_order_of_roles(bias[...], self.view())

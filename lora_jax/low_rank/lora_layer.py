@@ -73,9 +73,7 @@ class LoRALayer(nnx.Module, WeightInModule):
         bias = getattr(self, "bias", None)
         if bias is None:
             return None
-        batch, _, outputs = self.roles().sizes(self.view())
-        values: Array = bias[...]
-        return values.reshape(batch + outputs)
+        return self.bias_in_order_of_roles(bias[...], self.view())
 
     def __call__(self, inputs: Array, *args: Any, **kwargs: Any) -> Array:
         """The base layer's result, changed by the update unless that is switched off."""

@@ -93,6 +93,11 @@ class LayerWithWeight:
         """The bias of one layer as (*batch, *outputs); None without one."""
         raise NotImplementedError
 
+    def bias_in_order_of_roles(self, bias: Inexact[Array, ...], view: Shape) -> Inexact[Array, ...]:
+        """The bias of one layer as stored, in the shape (*batch, *outputs) of a weight of this view."""
+        batch, _, outputs = self.roles().sizes(view)
+        return bias.reshape(batch + outputs)
+
     def weight_shape(self) -> Shape:
         """Shape of the weight as stored, stack axes included."""
         raise NotImplementedError

@@ -9,7 +9,8 @@ import numpy as np
 
 from lora_jax.low_rank.lora_layer import LoRALayer
 from lora_jax.partition import Params
-from lora_jax.verification.program import Comparison, Measured
+from lora_jax.verification.outputs import Measured
+from lora_jax.verification.program import Comparison
 from lora_jax.verification.report import Failure, Verification
 
 # Random updates are this share of their weights, as root mean squares: what training does at most.
@@ -58,27 +59,27 @@ def concluded(comparison: Comparison, fresh: bool) -> Verification:
         raise ValueError(
             "the outputs are not finite, so nothing can be compared; give other inputs"
         )
-    together = _measured(comparison, None)[-1]
+    all_random = _measured(comparison, None, limits)
+    together = all_random[-1]
     failures = []
     if not np.any(together.change):
         failures.append(Failure("effect", "", "not by a bit"))
     if start.effect > limits.start:
         failures += _wrong_start(comparison, start, limits)
     else:
-        failures += _wrong_merges(comparison, together)
-    failures += _without_gradient(comparison)
+        failures += _wrong_merges(comparison, together, limits)
+    failures += _without_gradient(comparison, all_random[0])
     return Verification(
         tuple(comparison.layers), tuple(failures), start.effect, together.effect,
         together.disagreement(0),
     )  # fmt: skip
 
 
-def _measured(comparison: Comparison, layer: str | None) -> list[Measured]:
+def _measured(comparison: Comparison, layer: str | None, limits: _Limits) -> list[Measured]:
     """With random factors, in one layer or all, that become larger until they are seen.
 
     A larger update may saturate what follows it, so the smaller ones count, too.
     """
-    limits = _Limits.of(comparison.epsilon)
     share, found = SHARE, []
     for _ in range(5):
         measured = comparison.measure(_values(comparison, layer, share))
@@ -105,11 +106,12 @@ def _values(comparison: Comparison, layer: str | None, share: float) -> Params:
     return comparison.start | alone
 
 
-def _wrong_merges(comparison: Comparison, together: Measured) -> list[Failure]:
+def _wrong_merges(comparison: Comparison, together: Measured, limits: _Limits) -> list[Failure]:
     """Merges with random factors in one layer after the other: one among many would drown in all."""
-    limits, failures = _Limits.of(comparison.epsilon), []
+    failures = []
     for layer in comparison.layers:
-        worst = max(_measured(comparison, layer), key=lambda m: m.disagreement(limits.noise))
+        measured = _measured(comparison, layer, limits)
+        worst = max(measured, key=lambda m: m.disagreement(limits.noise))
         if worst.disagreement(limits.noise) > limits.merge:
             found = f"{_times(worst, limits)}{_as_parameter(comparison, layer)}"
             failures.append(Failure("merge", layer, found))
@@ -128,9 +130,9 @@ def _wrong_start(comparison: Comparison, start: Measured, limits: _Limits) -> li
     return failures or [Failure("start", "", f"by {start.effect:.1e} of the output")]
 
 
-def _without_gradient(comparison: Comparison) -> list[Failure]:
+def _without_gradient(comparison: Comparison, measured: Measured) -> list[Failure]:
     found: dict[str, list[str]] = {}
-    for path, sizes in comparison.measure(comparison.random(SHARE)).gradients.items():
+    for path, sizes in measured.gradients.items():
         zero = np.argwhere(sizes == 0)
         if len(zero):
             layer = comparison.layer_of(path)

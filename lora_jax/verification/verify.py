@@ -19,7 +19,8 @@ from lora_jax import partition, state
 from lora_jax.low_rank.layers import adapted_layers
 from lora_jax.low_rank.merge import nothing_inserted
 from lora_jax.method import Method
-from lora_jax.verification.program import Call, Comparison, has_low_precision
+from lora_jax.verification.precision import has_low_precision
+from lora_jax.verification.program import Call, Comparison
 from lora_jax.verification.report import Verification
 from lora_jax.verification.trial import concluded
 
