@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from flax import nnx
@@ -55,6 +55,16 @@ def hide_methods(changed: type, family: type) -> None:
 def pretrained_modules(model: nnx.Module) -> dict[str, nnx.Module]:
     """The modules of a model by path, in path order, without those that methods inserted."""
     return dict(sorted(_modules(model)[0].items()))
+
+
+def parameters_of(modules: Mapping[str, nnx.Module]) -> dict[str, tuple[nnx.Module, str]]:
+    """The parameters that modules hold themselves, by path: the module, and the name in it."""
+    return {
+        f"{path}/{name}".removeprefix("/"): (module, name)
+        for path, module in modules.items()
+        for name, value in vars(module).items()
+        if isinstance(value, nnx.Param)
+    }
 
 
 def inserted_modules(model: nnx.Module) -> dict[str, Inserted]:

@@ -7,18 +7,18 @@ from collections.abc import Mapping, Sequence
 
 from flax import nnx
 
-from lora_jax import patterns, surgery
+from lora_jax import partition, patterns, surgery
 from lora_jax.low_rank import limits
-from lora_jax.low_rank.layers import lora_layer_of
+from lora_jax.low_rank.layers import AdaptedLayer, lora_layer_of
 from lora_jax.low_rank.parameters import ReadsUpdated
 from lora_jax.low_rank.settings import LoRASettings
 from lora_jax.methods import targets
-from lora_jax.summary import SkippedLayer
+from lora_jax.summary import MatchedLayer, SkippedLayer
 
 
 @dataclasses.dataclass(frozen=True)
 class ChosenLayer:
-    """A layer that gets an update.
+    """A layer, or a parameter, that gets an update.
 
     Attributes:
       target: that chose it.
@@ -182,15 +182,37 @@ def shared_weights(modules: Mapping[str, nnx.Module]) -> dict[str, str]:
 
     A shared Variable would be merged twice. A layer that is used twice is one layer, and fine.
     """
+    return {
+        path: f"{' and '.join(sorted(name for _, name in held))} are one Variable, so their layers "
+        "cannot have separate updates; share the whole layer instead of its weight"
+        for held in shared_variables(modules)
+        for path, _ in held
+    }
+
+
+def shared_variables(modules: Mapping[str, nnx.Module]) -> list[list[tuple[str, str]]]:
+    """The Variables that several modules hold: the path of each module, and of the Variable in it."""
     holders: dict[int, list[tuple[str, str]]] = {}
     for path, module in modules.items():
         for name, value in vars(module).items():
             if isinstance(value, nnx.Variable):
                 holders.setdefault(id(value), []).append((path, f"{path}/{name}"))
-    return {
-        path: f"{' and '.join(sorted(name for _, name in held))} are one Variable, so their layers "
-        "cannot have separate updates; share the whole layer instead of its weight"
-        for held in holders.values()
-        if len(held) > 1
-        for path, _ in held
-    }
+    return [held for held in holders.values() if len(held) > 1]
+
+
+def row(path: str, layer: AdaptedLayer, chosen: ChosenLayer) -> MatchedLayer:
+    """The summary's row of an adapted layer or parameter."""
+    settings = chosen.settings
+    if layer.gathers:  # row numbers have no dropout
+        settings = dataclasses.replace(settings, dropout=0.0)
+    capped = settings.rank < chosen.wanted
+    return MatchedLayer(
+        rule=chosen.target,
+        path=path,
+        shape=layer.weight_shape(),
+        how=f"{settings}{f' (capped from rank {chosen.wanted})' if capped else ''}"
+        + ("" if layer.lora.enabled else ", switched off"),
+        parameters=partition.count(partition.parameters(layer.lora)),
+        rank=settings.rank,
+        parts=settings.parts,
+    )

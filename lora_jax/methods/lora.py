@@ -11,7 +11,6 @@ import jax
 from flax import nnx
 from jaxtyping import Array, Key
 
-from lora_jax import partition
 from lora_jax.checks import Integer, Real
 from lora_jax.low_rank import flax_layers as _flax_layers  # noqa: F401 - registers Flax's layers
 from lora_jax.low_rank.contraction import Init, Scaling
@@ -19,7 +18,7 @@ from lora_jax.low_rank.layers import LoRALayer, adapt
 from lora_jax.low_rank.settings import LoRASettings, TooLarge
 from lora_jax.method import Insertion, LayerRule, Method
 from lora_jax.methods import common
-from lora_jax.methods.chosen_layers import Chooser, ChosenLayer, shared_weights
+from lora_jax.methods.chosen_layers import Chooser, row, shared_weights
 from lora_jax.methods.parameters import ParameterInsertion
 from lora_jax.methods.targets import (
     ALL_LINEAR,
@@ -54,10 +53,13 @@ class LoRAInsertion(Chooser, Insertion):
     def matches(self, model: nnx.Module) -> list[MatchedLayer]:
         """One row per adapted layer."""
         modules = pretrained_modules(model)
-        return [
-            _row(path, modules[path], chosen)
-            for path, chosen in self.choose(modules).layers.items()
-        ]
+        rows = []
+        for path, chosen in self.choose(modules).layers.items():
+            layer = modules[path]
+            if not isinstance(layer, LoRALayer):
+                raise ValueError(f"{path or 'the model'} is not adapted; insert the method first")
+            rows.append(row(path, layer, chosen))
+        return rows
 
     def paths(self, model: nnx.Module) -> list[str]:
         """The paths of the adapted layers."""
@@ -66,25 +68,6 @@ class LoRAInsertion(Chooser, Insertion):
     def skipped(self, model: nnx.Module) -> list[SkippedLayer]:
         """One row per layer that a target names and that has no update."""
         return self.choose(pretrained_modules(model)).skipped
-
-
-def _row(path: str, layer: nnx.Module, chosen: ChosenLayer) -> MatchedLayer:
-    if not isinstance(layer, LoRALayer):
-        raise ValueError(f"{path or 'the model'} is not adapted; insert the method first")
-    settings = chosen.settings
-    if layer.gathers:  # row numbers have no dropout
-        settings = dataclasses.replace(settings, dropout=0.0)
-    capped = settings.rank < chosen.wanted
-    return MatchedLayer(
-        rule=chosen.target,
-        path=path,
-        shape=layer.weight_shape(),
-        how=f"{settings}{f' (capped from rank {chosen.wanted})' if capped else ''}"
-        + ("" if layer.lora.enabled else ", switched off"),
-        parameters=partition.count(partition.parameters(layer.lora)),
-        rank=settings.rank,
-        parts=settings.parts,
-    )
 
 
 def lora(
@@ -158,29 +141,20 @@ def lora(
         values = {**shared, "too_large": too_large or default, **own}
         settings[target] = LoRASettings.from_arguments(values, f"target {target!r}")
     excluded, numbers = several(exclude, "exclude"), layer_numbers(layers)
-    of_layers = tuple((target, own) for target, own in settings.items() if not own.axes)
-    of_parameters = tuple((target, own) for target, own in settings.items() if own.axes)
-    if of_parameters and (excluded or numbers):
-        raise ValueError(
-            f"exclude and layers are about layers, and {of_parameters[0][0]!r} names parameters (it has "
-            "axes); say it in the pattern of that target, or write lora(...) + lora(...)"
-        )
-    if not of_layers and bias == "lora_only":
-        raise ValueError("bias='lora_only' is about layers, and all targets here are parameters")
-    for target, _ in of_parameters:
-        if is_open(target):
-            raise ValueError(
-                f"axes takes paths of parameters, such as 'experts/w_in', as targets; got {target!r}"
-            )
-    insertion = LoRAInsertion(of_layers, excluded, numbers, head)
-    insertions = (insertion,) * bool(of_layers) + (
-        (ParameterInsertion(of_parameters),) * bool(of_parameters)
+    chooser = LoRAInsertion(
+        tuple((target, own) for target, own in settings.items() if not own.axes),
+        excluded, numbers, head,
+    )  # fmt: skip
+    of_parameters = ParameterInsertion(
+        tuple((target, own) for target, own in settings.items() if own.axes)
     )
+    if of_parameters.targets:
+        _check_parameters(of_parameters, chooser, bias)
     rules: list[Rule] = [Rule(".*", "lora", inserted="lora")]
     if bias == "all":
         rules.append(common.BIAS)
     elif bias == "lora_only":
-        rules.append(LayerRule("bias", "bias", "", insertion=insertion))
+        rules.append(LayerRule("bias", "bias", "", insertion=chooser))
     elif bias != "none":
         raise ValueError(f"bias must be 'none', 'all' or 'lora_only', got {bias!r}")
     resolved = {target: own.to_arguments() for target, own in settings.items()}
@@ -190,4 +164,21 @@ def lora(
     # What came after the first adapters were saved is left out where it has its default.
     narrowing = {"exclude": excluded, "layers": numbers}
     arguments |= {name: value for name, value in narrowing.items() if value}
+    insertions = tuple(insertion for insertion in (chooser, of_parameters) if insertion.targets)
     return common.method("lora", arguments, insertions, *rules)
+
+
+def _check_parameters(insertion: ParameterInsertion, of_layers: LoRAInsertion, bias: str) -> None:
+    """Raises ValueError for arguments about layers beside targets that are parameters."""
+    if of_layers.exclude or of_layers.layers:
+        raise ValueError(
+            f"exclude and layers are about layers, and {insertion.targets[0][0]!r} names parameters (it has "
+            "axes); say it in the pattern of that target, or write lora(...) + lora(...)"
+        )
+    if not of_layers.targets and bias == "lora_only":
+        raise ValueError("bias='lora_only' is about layers, and all targets here are parameters")
+    for target, _ in insertion.targets:
+        if is_open(target):
+            raise ValueError(
+                f"axes takes paths of parameters, such as 'experts/w_in', as targets; got {target!r}"
+            )

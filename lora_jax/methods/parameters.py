@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import zlib
+from collections.abc import Mapping
 
 import jax
 from flax import nnx
 from jaxtyping import Array, Key
 
-from lora_jax import partition, patterns, surgery
+from lora_jax import patterns, surgery
 from lora_jax.low_rank import limits
 from lora_jax.low_rank.layers import adapted_layers
 from lora_jax.low_rank.parameters import AdaptedParameter, adapt_parameter
 from lora_jax.low_rank.settings import LoRASettings
 from lora_jax.low_rank.weights import WeightView
 from lora_jax.method import Insertion
+from lora_jax.methods.chosen_layers import Choice, ChosenLayer, row, shared_variables
 from lora_jax.summary import MatchedLayer, SkippedLayer
 
 
@@ -31,80 +33,49 @@ class ParameterInsertion(Insertion):
 
     def insert(self, model: nnx.Module, key: Key[Array, ""]) -> None:
         """Gives the parameters their updates, in place."""
-        parameters = _parameters(model)
-        for path, (_, settings, reason) in self._choose(parameters).items():
-            if reason is None:
-                module, name = parameters[path]
-                shared = [
-                    other for other, held in parameters.items() if _is_same(held, module, name)
-                ]
-                if len(shared) > 1:
-                    raise ValueError(
-                        f"{' and '.join(sorted(shared))} are one Variable, which cannot have separate "
-                        "updates"
-                    )
-                parameter_key = jax.random.fold_in(key, zlib.crc32(path.encode()))
-                adapt_parameter(module, name, settings, parameter_key, path)
+        modules = surgery.pretrained_modules(model)
+        parameters = surgery.parameters_of(modules)
+        chosen = self._choose(parameters).layers
+        for held in shared_variables(modules):
+            names = sorted(name.removeprefix("/") for _, name in held)
+            if not chosen.keys().isdisjoint(names):
+                raise ValueError(
+                    f"{' and '.join(names)} are one Variable, which cannot have separate updates"
+                )
+        for path, parameter in chosen.items():
+            parameter_key = jax.random.fold_in(key, zlib.crc32(path.encode()))
+            adapt_parameter(*parameters[path], parameter.settings, parameter_key, path)
 
     def matches(self, model: nnx.Module) -> list[MatchedLayer]:
         """One row per adapted parameter."""
-        adapted = adapted_layers(model)
-        return [
-            MatchedLayer(
-                rule=target,
-                path=path,
-                shape=adapted[path].weight_shape(),
-                how=str(settings),
-                parameters=partition.count(partition.parameters(adapted[path].lora)),
-                rank=settings.rank,
-                parts=settings.parts,
-            )
-            for path, (target, settings, reason) in self._choose(_parameters(model)).items()
-            if reason is None and path in adapted
-        ]
+        adapted, chosen = adapted_layers(model), self._chosen_in(model).layers
+        return [row(path, adapted[path], own) for path, own in chosen.items() if path in adapted]
 
     def skipped(self, model: nnx.Module) -> list[SkippedLayer]:
         """One row per parameter that a target names and that has no update."""
-        chosen = self._choose(_parameters(model))
-        return [
-            SkippedLayer(target, path, reason)
-            for path, (target, _, reason) in chosen.items()
-            if reason
-        ]
+        return self._chosen_in(model).skipped
 
-    def _choose(
-        self, parameters: dict[str, tuple[nnx.Module, str]]
-    ) -> dict[str, tuple[str, LoRASettings, str | None]]:
-        """The target and settings of every named parameter, and why it is skipped, if it is."""
+    def _chosen_in(self, model: nnx.Module) -> Choice:
+        return self._choose(surgery.parameters_of(surgery.pretrained_modules(model)))
+
+    def _choose(self, parameters: Mapping[str, tuple[nnx.Module, str]]) -> Choice:
         ordered = [
             patterns.Ordered(
                 "target", name, settings, patterns.matching(name, list(parameters), "target")
             )
             for name, settings in self.targets
         ]
-        chosen: dict[str, tuple[str, LoRASettings, str | None]] = {}
+        choice = Choice({}, [])
         for path, owner in patterns.first_matches(ordered).items():
-            settings, reason = owner.outcome, None
-            parameter = AdaptedParameter(*parameters[path], settings.axes)
-            if (
-                len(parameter.weight_shape()) >= parameter.roles().ndim
-            ):  # else `adapt_parameter` refuses
-                limit = limits.rank_limit_of(WeightView(parameter), settings, path)
-                fitted = settings.fitted(limit, path)
-                settings, reason = (settings, fitted) if isinstance(fitted, str) else (fitted, None)
-            chosen[path] = (owner.pattern, settings, reason)
-        return chosen
-
-
-def _parameters(model: nnx.Module) -> dict[str, tuple[nnx.Module, str]]:
-    """Every pre-trained parameter of a model by path: the module that holds it, and its name there."""
-    return {
-        f"{path}/{name}".removeprefix("/"): (module, name)
-        for path, module in surgery.pretrained_modules(model).items()
-        for name, value in vars(module).items()
-        if isinstance(value, nnx.Param)
-    }
-
-
-def _is_same(held: tuple[nnx.Module, str], module: nnx.Module, name: str) -> bool:
-    return vars(held[0])[held[1]] is vars(module)[name]
+            target, wanted = owner.pattern, owner.outcome
+            parameter = AdaptedParameter(*parameters[path], wanted.axes)
+            fitted = wanted
+            if len(parameter.weight_shape()) >= parameter.roles().ndim:
+                limit = limits.rank_limit_of(WeightView(parameter), wanted, path)
+                fitted = wanted.fitted(limit, path)
+            # else `adapt_parameter` refuses it
+            if isinstance(fitted, str):
+                choice.skipped.append(SkippedLayer(target, path, fitted))
+            else:
+                choice.layers[path] = ChosenLayer(target, fitted, wanted.rank)
+        return choice

@@ -130,12 +130,7 @@ def matching(target: str, modules: Mapping[str, nnx.Module], kind: str) -> list[
     if target.startswith(TYPE):
         return _of_type(target.removeprefix(TYPE), modules, kind)
     if not patterns.paths_of(target, list(modules), kind):
-        held = [
-            f"{path}/{name}".removeprefix("/")
-            for path, module in modules.items()
-            for name, value in vars(module).items()
-            if isinstance(value, nnx.Param)
-        ]
+        held = list(surgery.parameters_of(modules))
         if parameters := patterns.paths_of(target, held, kind):
             raise ValueError(
                 f"the {kind} {target!r} names parameters ({patterns.some(parameters)}) and no layer; to "
