@@ -23,6 +23,7 @@ from experiments.runs.classification import ClassificationTask, Outputs, Problem
 from experiments.runs.record import parameters_text, speed
 from experiments.runs.run import loaded, run_all
 from lora_jax.data import glue, glue_tasks
+from lora_jax.errors import InputError
 from lora_jax.files import write_json
 from lora_jax.metrics import glue as metrics
 from lora_jax.sharding.hosts import is_main
@@ -105,7 +106,7 @@ def main(_: list[str]) -> None:
                 command_line.say(f"{name:24s} {value:.6f}")
             return
         if not folder:
-            raise ValueError("--workdir=DIR is needed: the folder for checkpoints and results")
+            raise InputError("--workdir=DIR is needed: the folder for checkpoints and results")
         command_line.say(table(run_all(task, config, Path(folder))))
         command_line.say(f"record: {folder}/result.json   adapter: {folder}/adapter")
 

@@ -23,6 +23,7 @@ from experiments.runs import command_line
 from experiments.runs.data_to_text import DataToTextTask
 from experiments.runs.record import parameters_text, speed
 from experiments.runs.run import loaded, run_all
+from lora_jax.errors import InputError
 from lora_jax.files import write_json
 
 
@@ -62,7 +63,7 @@ def main(_: list[str]) -> None:
     with command_line.readable_errors():
         command_line.join_hosts(_HOSTS.value)
         if not folder:
-            raise ValueError(
+            raise InputError(
                 "--workdir=DIR is needed: the folder for texts, checkpoints and results"
             )
         if config.eval_only:

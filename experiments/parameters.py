@@ -23,6 +23,7 @@ from experiments.paper.counts import CLASSES, Count, count
 from experiments.paper.rows import ROWS, TITLES
 from experiments.runs import command_line
 from lora_jax import files
+from lora_jax.errors import InputError
 from lora_jax.files import to_json
 from lora_jax.method import Method
 from lora_jax.methods import CONSTRUCTORS
@@ -43,7 +44,7 @@ def choose(tables: Sequence[str]) -> list[int]:
     unknown = [name for name in tables if name not in known]
     if unknown or not tables:
         what = f"unknown tables {unknown}" if unknown else "no table is given"
-        raise ValueError(f"{what}; known tables are {list(TITLES)}")
+        raise InputError(f"{what}; known tables are {list(TITLES)}")
     return [known[name] for name in dict.fromkeys(tables)]
 
 
@@ -150,7 +151,7 @@ def report(tables: Sequence[str], output_format: str) -> str:
       ValueError: an unknown table or format.
     """
     if output_format not in FORMATS:
-        raise ValueError(f"unknown format {output_format!r}; known formats are {list(FORMATS)}")
+        raise InputError(f"unknown format {output_format!r}; known formats are {list(FORMATS)}")
     chosen = choose(tables)
     counts = [count(row) for table in chosen for row in ROWS if row.table == table]
     if output_format == "json":
@@ -162,7 +163,7 @@ def main(arguments: list[str]) -> None:
     """Runs the command."""
     with command_line.readable_errors():
         if len(arguments) > 1:
-            raise ValueError(f"unknown arguments {arguments[1:]}; see --help")
+            raise InputError(f"unknown arguments {arguments[1:]}; see --help")
         text = report(_TABLES.value, _FORMAT.value)
         if not _OUTPUT.value:
             print(text, end="")

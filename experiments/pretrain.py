@@ -31,6 +31,7 @@ from lora_jax.data import data_to_text
 from lora_jax.data.batches import TrainingBatches
 from lora_jax.data.completions import TokenisedPairs, tokenise_pairs
 from lora_jax.data.pairs import Pairs
+from lora_jax.errors import InputError
 from lora_jax.files import write_json
 from lora_jax.models import hub
 from lora_jax.models.decoder import Decoder, DecoderConfig
@@ -48,7 +49,7 @@ def read_corpora(config: ConfigDict, split: str) -> list[Pairs]:
     result = []
     for name, what in config.data.corpora.items():
         if what not in ("texts", "pairs"):
-            raise ValueError(f"config.data.corpora.{name} must be 'texts' or 'pairs', got {what!r}")
+            raise InputError(f"config.data.corpora.{name} must be 'texts' or 'pairs', got {what!r}")
         pairs = data_to_text.read(name, split, config.data.source).take(config.data.max_examples)
         if pairs.notes:
             command_line.say(f"{name} {split}: {pairs.notes}")
@@ -171,7 +172,7 @@ def main(_: list[str]) -> None:
     with command_line.readable_errors():
         command_line.join_hosts(_HOSTS.value)
         if not _WORKDIR.value:
-            raise ValueError("--workdir=DIR is needed: the folder for checkpoints and results")
+            raise InputError("--workdir=DIR is needed: the folder for checkpoints and results")
         record = pretrain(_CONFIG.value, Path(_WORKDIR.value))
     loss, seconds = record["best"]["loss"]["median"], record["seconds"]
     command_line.say(

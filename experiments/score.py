@@ -17,6 +17,7 @@ from absl import app, flags
 
 from experiments.paper.scores import as_in_paper
 from experiments.runs import command_line
+from lora_jax.errors import InputError
 from lora_jax.files import write_json
 from lora_jax.metrics import files, generation
 
@@ -44,7 +45,7 @@ def score(
     targets = files.read_references(*references.split(","))
     texts = files.read_hypotheses(hypotheses)
     if len(targets) != len(texts):
-        raise ValueError(
+        raise InputError(
             f"{references} has {len(targets)} instances and {hypotheses} has {len(texts)} lines: "
             "each instance needs one hypothesis"
         )
@@ -78,7 +79,7 @@ def main(arguments: list[str]) -> None:
     """Runs the command."""
     with command_line.readable_errors():
         if len(arguments) != 3:
-            raise ValueError(f"two files are needed, got {len(arguments) - 1}; usage: {_USAGE}")
+            raise InputError(f"two files are needed, got {len(arguments) - 1}; usage: {_USAGE}")
         result = score(arguments[1], arguments[2], _METRICS.value, _CORPUS_TER.value)
         print(table(result))
         if _JSON.value:

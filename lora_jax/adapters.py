@@ -25,6 +25,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as to_safetensors
 
 from lora_jax import methods, partition, surgery
+from lora_jax.errors import InputError, MissingFileError
 from lora_jax.files import write_bytes
 from lora_jax.fingerprints import accepted
 from lora_jax.fingerprints import base_parameters as base_parameters  # public here, too
@@ -119,24 +120,24 @@ def load_adapter(folder: str | os.PathLike[str]) -> Adapter:
     folder = Path(folder)
     for name in (DESCRIPTION, WEIGHTS):
         if not (folder / name).is_file():
-            raise FileNotFoundError(
+            raise MissingFileError(
                 f"{folder / name} is missing; an adapter folder holds {DESCRIPTION} and {WEIGHTS} "
                 "(the folder `adapter` of a run)"
             )
     try:
         description = json.loads((folder / DESCRIPTION).read_text())
     except ValueError as error:
-        raise ValueError(f"{folder / DESCRIPTION} is not valid JSON: {error}") from error
+        raise InputError(f"{folder / DESCRIPTION} is not valid JSON: {error}") from error
     if not isinstance(description, dict) or description.get("format") != FORMAT:
         found = description.get("format") if isinstance(description, dict) else None
-        raise ValueError(f"{folder / DESCRIPTION} has format {found!r}, expected {FORMAT!r}")
+        raise InputError(f"{folder / DESCRIPTION} has format {found!r}, expected {FORMAT!r}")
     if lost := {"method", "groups", "base", "notes"} - description.keys():
-        raise ValueError(f"{folder / DESCRIPTION} lacks {sorted(lost)}")
+        raise InputError(f"{folder / DESCRIPTION} lacks {sorted(lost)}")
     try:
         with safe_open(folder / WEIGHTS, framework="np") as file:
             values = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
-        raise ValueError(
+        raise InputError(
             f"{folder / WEIGHTS} cannot be read ({error}); the file is truncated or not "
             "safetensors: copy it again"
         ) from error
@@ -144,7 +145,7 @@ def load_adapter(folder: str | os.PathLike[str]) -> Adapter:
     named = {*description["groups"], *state}
     if set(values) != named:
         odd = sorted(set(values) ^ named)
-        raise ValueError(f"{folder}: {WEIGHTS} and {DESCRIPTION} disagree about {odd[:5]}")
+        raise InputError(f"{folder}: {WEIGHTS} and {DESCRIPTION} disagree about {odd[:5]}")
     return Adapter(
         methods.from_json(description["method"]),
         description["groups"],
@@ -178,13 +179,13 @@ def apply_adapter(
       ValueError: another or an unknown base, or leaves missing, extra or of another shape.
     """
     if adapter.base == UNKNOWN_BASE:
-        raise ValueError(
+        raise InputError(
             f"{where} was converted without its base, so it cannot be checked that this model is the "
             "right one. Convert again with --model (see experiments.convert), or vouch for it in "
             "code: dataclasses.replace(adapter, base=fingerprint)"
         )
     if adapter.base != base:
-        raise ValueError(
+        raise InputError(
             f"{where} was trained on another base: its fingerprint is {adapter.base[:12]}, the "
             f"model's is {base[:12]}. Load the base it names ({adapter.notes.get('model', 'unknown')}), "
             "as it was before training; its parameters and statistics make a base, and the leaves of "
@@ -195,7 +196,7 @@ def apply_adapter(
     here = {**trainable, **state}
     missing, extra = sorted(here.keys() - there.keys()), sorted(there.keys() - here.keys())
     if missing or extra:
-        raise ValueError(
+        raise InputError(
             f"{where} does not fit: missing {missing[:5]}, not in the model {extra[:5]}"
         )
     replaced = _replaced(adapter.values, trainable, where)
@@ -222,7 +223,7 @@ def attach(
     """
     bases = list(accepted(model, adapter.method, head))
     if adapter.base not in bases and (path := surgery.changed_module(model)) is not None:
-        raise ValueError(
+        raise InputError(
             f"{where} goes onto its base, but this model is adapted already ({path or 'the model'} is "
             "changed); give the model as it was before `insert`"
         )
@@ -256,7 +257,7 @@ def transfer_group(
     expected = {path for path in trainable if labels[path] == group}
     if not values or values.keys() != expected:
         missing, absent = sorted(expected - values.keys()), sorted(values.keys() - expected)
-        raise ValueError(
+        raise InputError(
             f"{where}: its group {group!r} does not fit the model: missing {missing[:5]}, not in "
             f"the model {absent[:5]}"
         )
@@ -272,7 +273,7 @@ def _replaced(
     for path, old in trainable.items():
         new = values[path]
         if new.shape != old.shape:
-            raise ValueError(f"{where}: {path} has shape {new.shape}, the model needs {old.shape}")
+            raise InputError(f"{where}: {path} has shape {new.shape}, the model needs {old.shape}")
         result[path] = _placed(jnp.asarray(new, old.dtype if cast else None), old)
     return result
 

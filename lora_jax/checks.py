@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from lora_jax.errors import InputError
+
 # What constructors take for numbers: Python's, or numpy's.
 # Not np.integer[Any]: beartype cannot read that in a union.
 Integer = int | np.integer  # type: ignore[type-arg]
@@ -29,7 +31,7 @@ def integer(name: str, value: object, least: int = 1, where: str = "") -> int:
     """
     if isinstance(value, bool) or not isinstance(value, numbers.Integral) or int(value) < least:
         kind = "positive integer" if least == 1 else f"integer from {least} on"
-        raise ValueError(f"{name} must be a {kind}{where}, got {value!r}")
+        raise InputError(f"{name} must be a {kind}{where}, got {value!r}")
     return int(value)
 
 
@@ -44,7 +46,7 @@ def not_negative(name: str, value: object) -> float:
       ValueError: the value is not a finite number from 0 on.
     """
     if (number := _finite(value)) is None or number < 0:
-        raise ValueError(f"{name} must be a finite number from 0 on, got {value!r}")
+        raise InputError(f"{name} must be a finite number from 0 on, got {value!r}")
     return number
 
 
@@ -59,7 +61,7 @@ def positive(name: str, value: object) -> float:
       ValueError: the value is not a finite number above 0.
     """
     if (number := _finite(value)) is None or number <= 0:
-        raise ValueError(f"{name} must be a positive finite number, got {value!r}")
+        raise InputError(f"{name} must be a positive finite number, got {value!r}")
     return number
 
 

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from lora_jax.errors import InputError
 from lora_jax.sharding.hosts import is_main
 
 
@@ -82,9 +83,9 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text())
     except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not valid JSON ({error}): fetch it again") from error
+        raise InputError(f"{path} is not valid JSON ({error}): fetch it again") from error
     if not isinstance(content, dict):
-        raise ValueError(
+        raise InputError(
             f"{path} should hold a JSON object, holds {str(content)[:60]!r}: fetch it again"
         )
     return content

@@ -12,6 +12,7 @@ import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 
+from lora_jax.errors import InputError
 from lora_jax.method import Method
 from lora_jax.partition import Params
 from lora_jax.sharding.placement import gather
@@ -58,7 +59,7 @@ def base_parameters(model: nnx.Module, head: str | None = None) -> Params:
     params = values(model, "parameter", "statistic")
     for path, value in params.items():
         if not hasattr(value, "shape"):
-            raise ValueError(
+            raise InputError(
                 f"the Variable {path} holds a {type(value).__name__}; a base is made of arrays: give "
                 "every array a Variable of its own"
             )

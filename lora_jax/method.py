@@ -17,6 +17,7 @@ from flax import linen, nnx
 from jaxtyping import Array, Key
 
 from lora_jax import partition, surgery
+from lora_jax.errors import InputError, InputTypeError
 from lora_jax.partition import Labels, Rule
 from lora_jax.state import leaves, without_sown
 from lora_jax.summary import MatchedLayer, SkippedLayer, Summary, summarise
@@ -104,7 +105,7 @@ class Method:
         """
         counts = [i.special_tokens for i in self.insertions if any(i.special_tokens)]
         if len(counts) > 1:
-            raise ValueError(f"{self.name}: two methods have special tokens; a method takes one")
+            raise InputError(f"{self.name}: two methods have special tokens; a method takes one")
         return counts[0] if counts else (0, 0)
 
     @property
@@ -197,7 +198,7 @@ def _refuse_linen(model: Any, method: Method) -> None:
         call = 'lora_jax.linen.as_nnx(module, {"params": params}, *example_inputs)'
     else:
         return
-    raise TypeError(
+    raise InputTypeError(
         f"insert takes an nnx.Module, and this is a {type(model).__name__}. For a model of Flax Linen, "
         f"insert into {call}; see docs/linen.md"
     )

@@ -25,6 +25,7 @@ import optax
 from flax import nnx
 
 from lora_jax import patterns
+from lora_jax.errors import InputError
 from lora_jax.state import value, without_sown
 
 FROZEN = "frozen"
@@ -78,7 +79,7 @@ def labels(
         allowed = [p for p in params if rule.inserted in (None, names[p])]
         found = [path for path in allowed if pattern.fullmatch(path)]
         if not found and rule.inserted:
-            raise ValueError(
+            raise InputError(
                 f"the {kind} rule {rule.pattern!r} matches no path: it is for what a method inserts as "
                 f"`{rule.inserted}`, and the model holds no such module; insert the method first"
             )
@@ -119,13 +120,13 @@ def optimizer(
     if isinstance(groups, optax.GradientTransformation):
         groups = dict.fromkeys(present, groups)
     if sorted(groups) != present:
-        raise ValueError(
+        raise InputError(
             f"transformations are given for groups {sorted(groups)}, the labels hold {present}"
         )
 
     def group_of(path: str) -> str:
         if path not in labels:
-            raise ValueError(
+            raise InputError(
                 f"the optimizer has no label for {path!r}; give the labels of the model"
             )
         return labels[path]
@@ -192,7 +193,7 @@ def split(model: nnx.Module, labels: Mapping[str, str]) -> tuple[Structure, Para
     paths_of_model = set(parameters(model))
     if paths_of_model != set(labels):
         odd = sorted(paths_of_model ^ set(labels))
-        raise ValueError(f"labels and parameters differ, for example at {odd[:5]}")
+        raise InputError(f"labels and parameters differ, for example at {odd[:5]}")
     graphdef, state = nnx.split(without_sown(model))
     trainable: Params = {}
     frozen: Params = {}

@@ -11,6 +11,8 @@ import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from lora_jax.errors import InputError
+
 
 def nearest(pattern: str, paths: Sequence[str], count: int = 5) -> list[str]:
     """The paths most like a pattern that matched none of them, for an error message.
@@ -29,7 +31,7 @@ def nearest(pattern: str, paths: Sequence[str], count: int = 5) -> list[str]:
 
 def no_match_error(
     kind: str, pattern: str, paths: Sequence[str], *, names: bool = False
-) -> ValueError:
+) -> InputError:
     """The error for a rule that matches nothing: it shows the nearest paths.
 
     Args:
@@ -40,7 +42,7 @@ def no_match_error(
     """
     lines = "\n  ".join(nearest(shown(pattern), paths)) or "(the model has none)"
     or_name = ", or its last names without any special character" if names else ""
-    return ValueError(
+    return InputError(
         f"the {kind} rule {shown(pattern)!r} matches no path. Patterns are regular expressions for "
         f"the whole path{or_name}. Nearest paths:\n  {lines}"
     )
@@ -96,7 +98,7 @@ def compiled(pattern: str, kind: str) -> re.Pattern[str]:
     try:
         return re.compile(pattern)
     except re.error as error:
-        raise ValueError(
+        raise InputError(
             f"the {kind} rule {pattern!r} is no regular expression: {error}"
         ) from error
 
@@ -135,7 +137,7 @@ def first_matches(rules: Sequence[Ordered]) -> dict[str, Ordered]:
     for rule in rules:
         if rule.paths and all(owners[path].outcome != rule.outcome for path in rule.paths):
             takers = dict.fromkeys(f"the {owners[path]}" for path in rule.paths)
-            raise ValueError(
+            raise InputError(
                 f"the {rule} never applies: {some(list(takers))} before it takes all that it matches "
                 f"({some(rule.paths)}). The first rule that matches counts: put the narrower one "
                 "first, or remove this one"

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from lora_jax.errors import InputError
 from lora_jax.files import to_json, write_json
 from lora_jax.sharding import hosts
 
@@ -38,7 +39,7 @@ def finished(
     if path.exists():
         there = {**json.loads(path.read_text()), **dict.fromkeys(ignored)}
         if differences := changes(there, {**settings, **dict.fromkeys(ignored)}, "there", "now"):
-            raise ValueError(f"{folder} holds a run with another config ({differences}). {remedy}")
+            raise InputError(f"{folder} holds a run with another config ({differences}). {remedy}")
     result = folder / RESULT
     return json.loads(result.read_text()) if result.exists() else None
 

@@ -20,6 +20,7 @@ from flax import nnx
 
 from lora_jax import partition, surgery
 from lora_jax.adapters import adapter_folder, attach, load_adapter, save_adapter
+from lora_jax.errors import InputError
 from lora_jax.fingerprints import base_parameters, fingerprint, rounded
 from lora_jax.method import Method
 from lora_jax.partition import FROZEN, Labels
@@ -51,19 +52,19 @@ def save(
         the method is not the one in it, or it was made from another base.
     """
     if (path := surgery.changed_module(base)) is not None:
-        raise ValueError(
+        raise InputError(
             f"the base is adapted already ({path or 'the model'} is changed by a method); give the "
             "model as it was before `insert`: save(folder, adapted, method, base)"
         )
     if adapted is base:
-        raise ValueError(
+        raise InputError(
             "the adapted model and the base are one object; train the model that method.insert(base, "
             "key) returns, and keep the base as it was"
         )
     fresh = method.insert(base, jax.random.key(0))
     inserts = surgery.changed_module(fresh) is not None
     if inserts and surgery.changed_module(adapted) is None:
-        raise ValueError(
+        raise InputError(
             f"nothing is inserted into the adapted model; the method {method.name} belongs to what "
             "method.insert(base, key) returns"
         )
@@ -72,13 +73,13 @@ def save(
     _, start, frozen_start = partition.split(fresh, labels)
     _check_base(frozen, frozen_start, labels)
     if not inserts and _equal(trainable, start):
-        raise ValueError(
+        raise InputError(
             "nothing was trained: every leaf that the method trains is still the base's, bit for bit. "
             "If the base itself was trained, load it again"
         )
     before, after = values(fresh, "statistic"), values(adapted, "statistic")
     if odd := sorted(p for p, v in after.items() if p not in before or before[p].shape != v.shape):
-        raise ValueError(
+        raise InputError(
             f"the adapted model has state that no folder can put back onto its base, because that lacks it "
             f"or has it in another shape: {odd[:5]}. Call the base once before method.insert, so that it "
             "has all its state"
@@ -120,7 +121,7 @@ def _labels(adapted: nnx.Module, fresh: nnx.Module, method: Method) -> Labels:
         if path not in odd and ours.get(path) != theirs[path]
     ]
     if odd:
-        raise ValueError(
+        raise InputError(
             f"the method {method} is not the one in the adapted model, or the base is another model: "
             f"they differ at {odd[:5]}"
         )
@@ -149,7 +150,7 @@ def _check_base(frozen: Mapping[str, Any], start: Mapping[str, Any], labels: Lab
             continue
         ours, theirs = (rounded(gather(one)) for one in (value, start[path]))
         if not same_bits(ours, theirs):
-            raise ValueError(
+            raise InputError(
                 f"the adapted model was not made from this base, or writes its own parameters, which an "
                 f"adapter does not hold (nnx.SpectralNorm does): its frozen {path} has other values"
             )

@@ -30,6 +30,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from lora_jax.errors import InputError
+
 Kind = Literal["parameter", "statistic", "random", "cache", "temporary"]
 KEPT: tuple[Kind, ...] = ("statistic", "random")  # what a train step keeps of what the model writes
 _Sown = (nnx.Intermediate, nnx.Perturbation)
@@ -97,7 +99,7 @@ def moved(frozen: Mapping[str, Any], model: nnx.Module) -> dict[str, Any]:
     """
     kept = {path: value(leaf) for path, leaf in leaves(model).items() if kind(leaf) in KEPT}
     if new := sorted(kept.keys() - frozen.keys()):
-        raise ValueError(
+        raise InputError(
             f"the model made new state in its forward pass, which no step could keep: {new[:5]}. Call it "
             "once before a method is inserted, so that it has all its state"
         )

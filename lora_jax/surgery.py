@@ -14,6 +14,8 @@ from typing import Any
 
 from flax import nnx
 
+from lora_jax.errors import InputTypeError
+
 
 class Inserted(nnx.Module):
     """Base of every module that a method inserts; other methods do not look inside it."""
@@ -92,7 +94,7 @@ def _modules(model: nnx.Module) -> tuple[dict[str, nnx.Module], dict[str, Insert
 def replaces(original: type[nnx.Module], changed: type[nnx.Module]) -> None:
     """Declares that modules of class `original` may become `changed`, a subclass of it."""
     if not issubclass(changed, original):
-        raise TypeError(f"{changed.__name__} is not a subclass of {original.__name__}")
+        raise InputTypeError(f"{changed.__name__} is not a subclass of {original.__name__}")
     changed._replaces = original  # type: ignore[attr-defined]
 
 
@@ -115,7 +117,7 @@ def become(module: nnx.Module, changed: type[nnx.Module]) -> None:
       TypeError: it was not declared (see `replaces`) that `changed` replaces the module's class.
     """
     if _original(changed) is not type(module):
-        raise TypeError(f"{changed.__name__} does not replace {type(module).__name__}")
+        raise InputTypeError(f"{changed.__name__} does not replace {type(module).__name__}")
     object.__setattr__(module, "__class__", changed)  # not an attribute: NNX must not track it
 
 
@@ -127,7 +129,7 @@ def restore(module: nnx.Module) -> None:
     """
     original = _original(type(module))
     if original is None:
-        raise TypeError(f"the class of {type(module).__name__} was not changed")
+        raise InputTypeError(f"the class of {type(module).__name__} was not changed")
     object.__setattr__(module, "__class__", original)
 
 

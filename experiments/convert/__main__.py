@@ -23,6 +23,7 @@ from absl import app, flags
 
 from experiments.convert.loralib import from_loralib, to_loralib
 from experiments.runs import command_line
+from lora_jax.errors import InputError
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -47,7 +48,7 @@ def main(arguments: Sequence[str]) -> None:
                 kind = "MergedLinear" if "enable_lora" in layer else "Linear"
                 print(f"  {name}: {kind}({', '.join(f'{k}={v}' for k, v in layer.items())})")
         else:
-            raise ValueError(
+            raise InputError(
                 "give one of two commands: from_loralib --checkpoint=FILE --alpha=NUMBER "
                 "--output=DIR, or to_loralib --adapter=DIR --output=FILE"
             )

@@ -14,6 +14,7 @@ import jax
 from experiments.convert import state_dicts
 from experiments.runs import bases
 from lora_jax import adapters, partition
+from lora_jax.errors import InputError
 from lora_jax.interop import loralib, loralib_export, loralib_names
 from lora_jax.models import hub
 from lora_jax.models.decoder import Decoder
@@ -45,7 +46,7 @@ def from_loralib(
       FileNotFoundError, ImportError, ValueError: the input is bad; nothing is written then.
     """
     if (output / adapters.DESCRIPTION).exists():
-        raise ValueError(f"{output} holds an adapter already; choose another --output")
+        raise InputError(f"{output} holds an adapter already; choose another --output")
     state = state_dicts.read(checkpoint)
     notes = {"source": "loralib", "checkpoint": checkpoint.name, "sha256": _hash(checkpoint)}
     convert = functools.partial(
@@ -87,7 +88,7 @@ def _convert_for_base(
     else:
         encoder = hub.read_config(folder)
         if encoder.architecture != architecture:
-            raise ValueError(
+            raise InputError(
                 f"{checkpoint} is of {architecture}, but {folder} holds a {encoder.architecture} "
                 "model"
             )
@@ -110,7 +111,7 @@ def _errors_naming(path: Path) -> Iterator[None]:
     try:
         yield
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+        raise InputError(f"{path}: {error}") from error
 
 
 def _hash(path: Path) -> str:

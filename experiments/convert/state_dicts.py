@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as to_safetensors
 
 from lora_jax import files
+from lora_jax.errors import InputError, MissingFileError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -51,13 +52,13 @@ def read(path: Path) -> dict[str, np.ndarray]:
       ValueError: the file is broken, or holds other things than tensors.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"checkpoint {path} does not exist")
+        raise MissingFileError(f"checkpoint {path} does not exist")
     if path.suffix == ".safetensors":
         try:
             with safe_open(path, framework="np") as file:
                 return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         except SafetensorError as error:
-            raise ValueError(
+            raise InputError(
                 f"{path} cannot be read ({error}); it is truncated or not safetensors"
             ) from error
     torch = torch_module()
@@ -66,16 +67,16 @@ def read(path: Path) -> dict[str, np.ndarray]:
             state = torch.load(file, map_location="cpu", weights_only=True)
         except Exception as error:  # PyTorch raises many kinds for bytes that it cannot read
             reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise ValueError(
+            raise InputError(
                 f"{path} cannot be read as tensors ({reason}). It is broken, or holds objects that "
                 "run code when loaded, which is refused"
             ) from error
     if isinstance(state, Mapping) and "model_state_dict" in state:  # the authors' GPT-2 files
         state = state["model_state_dict"]
     if not isinstance(state, Mapping):
-        raise ValueError(f"{path} holds a {type(state).__name__}, expected a state dict")
+        raise InputError(f"{path} holds a {type(state).__name__}, expected a state dict")
     if odd := [key for key, value in state.items() if not isinstance(value, torch.Tensor)]:
-        raise ValueError(f"{path} is not a state dict: {odd[:3]} are not tensors")
+        raise InputError(f"{path} is not a state dict: {odd[:3]} are not tensors")
     return {key: _array(value, torch) for key, value in state.items()}
 
 
@@ -98,9 +99,9 @@ def write(path: Path, state: Mapping[str, np.ndarray], metadata: Mapping[str, st
       ValueError: the suffix is another one, or the file exists.
     """
     if path.suffix not in (".safetensors", ".bin", ".pt"):
-        raise ValueError(f"{path} must end in .safetensors, .bin or .pt")
+        raise InputError(f"{path} must end in .safetensors, .bin or .pt")
     if path.exists():
-        raise ValueError(f"{path} exists already; choose another file")
+        raise InputError(f"{path} exists already; choose another file")
     if path.suffix == ".safetensors":
         content = to_safetensors(dict(state), {"format": "pt", **metadata})
     else:

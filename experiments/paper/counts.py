@@ -13,6 +13,7 @@ import jax
 from flax import nnx
 
 from experiments.paper.row import PaperRow
+from lora_jax.errors import InputError
 from lora_jax.methods import HEAD as HEAD_GROUP
 from lora_jax.models import decoder, encoder
 from lora_jax.models.deberta_shapes import ClassifierShapes, DebertaShapes
@@ -83,7 +84,7 @@ def printed(figure: str) -> tuple[Decimal, Decimal]:
     """
     match = re.fullmatch(r"(\d[\d,]*)(?:\.(\d+))?([MB])", figure)
     if not match:
-        raise ValueError(f"{figure!r} is not a printed figure such as 0.35M, 175,255.8M or 175B")
+        raise InputError(f"{figure!r} is not a printed figure such as 0.35M, 175,255.8M or 175B")
     whole, decimals, unit = match[1].replace(",", ""), match[2] or "", _UNITS[match[3]]
     step = Decimal(unit) / 10 ** len(decimals)
     return Decimal(whole + decimals) * step, step

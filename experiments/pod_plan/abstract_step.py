@@ -17,6 +17,7 @@ from experiments.runs.settings import train_settings
 from lora_jax import partition
 from lora_jax.costs import flops
 from lora_jax.costs.compiled import Jitted
+from lora_jax.errors import InputError
 from lora_jax.method import Method
 from lora_jax.models import decoder, encoder, hub
 from lora_jax.sharding import axes
@@ -59,7 +60,7 @@ def model_config(config: ConfigDict) -> encoder.EncoderConfig | decoder.DecoderC
     """
     sizes: dict[str, Any] = {**encoder.SIZES, **decoder.SIZES}
     if config.model.size not in sizes:
-        raise ValueError(f"unknown model {config.model.size!r}; known are {sorted(sizes)}")
+        raise InputError(f"unknown model {config.model.size!r}; known are {sorted(sizes)}")
     settings = {k: v for k, v in config.model.items() if k != "size"}
     return dataclasses.replace(
         sizes[config.model.size], compute_dtype=str(config.base_dtype), **settings

@@ -22,6 +22,7 @@ from experiments.pod_plan.figures import StepFigures
 from experiments.runs import folder
 from lora_jax.costs import chips, compiled
 from lora_jax.costs.chips import Chip
+from lora_jax.errors import InputError
 from lora_jax.files import to_json
 from lora_jax.method import Method
 from lora_jax.sharding.mesh import AXES, RUN, make_mesh, shares
@@ -61,7 +62,7 @@ class Planner:
         """
         devices = make_mesh(mesh, self.devices)
         if rows % shares(devices):
-            raise ValueError(
+            raise InputError(
                 f"mesh: data x fsdp = {shares(devices)} does not divide the batch's {rows} rows; set "
                 "config.rows to a multiple"
             )
@@ -99,14 +100,14 @@ class Planner:
         try:
             return self.figures(method, single, rows)
         except ValueError as error:
-            raise ValueError(
+            raise InputError(
                 f"one run at a time: {error}. Its mesh is {single}: set config.single_mesh, whose zeros "
                 "are the sizes of config.mesh, with run in data"
             ) from error
 
     def _orders(self) -> str:
         if self.config.orders not in ("own", "shared"):
-            raise ValueError(f"config.orders must be own or shared, got {self.config.orders!r}")
+            raise InputError(f"config.orders must be own or shared, got {self.config.orders!r}")
         return self.config.orders
 
     def _step(self, method: Method, mesh: Mesh, rows: int, runs: int) -> AbstractStep:
@@ -176,11 +177,11 @@ class Planner:
 def _check_runs(mesh: Mesh, runs: int) -> None:
     ways = mesh.shape[RUN]
     if runs > 1 and runs % ways:
-        raise ValueError(
+        raise InputError(
             f"mesh: run={ways} does not divide the sweep's {runs} runs; set config.runs to a multiple"
         )
     if runs == 1 and ways > 1:
-        raise ValueError(
+        raise InputError(
             f"mesh: run={ways} splits the runs of a sweep, and this is one run: set config.runs to a "
             f"multiple of {ways}, or use data, fsdp or model"
         )

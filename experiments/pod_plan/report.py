@@ -10,6 +10,7 @@ from experiments.pod_plan.planner import Planner
 from experiments.pod_plan.tables import comparison, sweep_comparison, sweep_title, title
 from lora_jax import methods
 from lora_jax.checks import integer
+from lora_jax.errors import InputError
 from lora_jax.method import Method
 
 
@@ -30,7 +31,7 @@ def search(planner: Planner, method: Method) -> list[StepFigures]:
         (mesh, rows, runs) for runs in counts for mesh, rows in planner.candidates(method, runs)
     ]
     if not todo:
-        raise ValueError(
+        raise InputError(
             "no mesh and batch size of config.search can fit: weights and optimizer state alone are "
             "more than a device has, or data x fsdp never divides the rows, or run the runs"
         )

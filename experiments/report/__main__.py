@@ -18,6 +18,7 @@ from experiments.paper.columns import TITLES
 from experiments.report.document import command_text, document, tables, write
 from experiments.report.records import find
 from experiments.runs import command_line
+from lora_jax.errors import InputError
 
 
 def main(arguments: list[str]) -> None:
@@ -25,9 +26,9 @@ def main(arguments: list[str]) -> None:
     folders, output = arguments[1:], _OUTPUT.value
     with command_line.readable_errors():
         if not folders:
-            raise ValueError("no WORKDIR: python -m experiments.report WORKDIR... [--output=X.md]")
+            raise InputError("no WORKDIR: python -m experiments.report WORKDIR... [--output=X.md]")
         if output and not output.endswith(".md"):
-            raise ValueError(f"--output={output}: the file's name must end in .md")
+            raise InputError(f"--output={output}: the file's name must end in .md")
         runs, command = find(folders), command_text(folders, output)
         if not output:
             print(document(runs, tables(runs.records), command, {}), end="")

@@ -12,6 +12,7 @@ from typing import Any
 
 from experiments.report import adapted_layers, older_records
 from experiments.report.record import Record, model_label
+from lora_jax.errors import InputError, MissingFileError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +53,7 @@ def find(folders: Sequence[str | os.PathLike[str]]) -> RunRecords:
             records.append(_record(raw, label, path))
     if not records:
         started = f"; not finished: {', '.join(unfinished)}" if unfinished else ""
-        raise ValueError(
+        raise InputError(
             f"no run record (result.json) in {', '.join(map(str, folders))}{started}. Give the "
             "--workdir of a finished run of experiments.glue or experiments.nlg, or a folder that "
             "holds such runs"
@@ -65,7 +66,7 @@ def _labelled(roots: Sequence[Path]) -> dict[Path, str]:
     labels: dict[Path, str] = {}
     for root in roots:
         if not root.is_dir():
-            raise FileNotFoundError(f"{root} is not a folder; name folders of runs")
+            raise MissingFileError(f"{root} is not a folder; name folders of runs")
         for folder in _runs(root.resolve()):
             labels.setdefault(folder, str(folder.relative_to(root.resolve().parent)))
     if len(set(labels.values())) < len(labels):  # such as a/run and b/run
@@ -91,9 +92,9 @@ def _json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text())
     except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON ({error}); remove it or run again") from None
+        raise InputError(f"{path} is not valid JSON ({error}); remove it or run again") from None
     if not isinstance(value, dict):
-        raise ValueError(f"{path} is not a run record: it holds no JSON object")
+        raise InputError(f"{path} is not a run record: it holds no JSON object")
     return value
 
 
@@ -121,12 +122,12 @@ def _record(raw: dict[str, Any], label: str, path: Path) -> Record:
             raw=(raw,),
         )
     except KeyError as error:
-        raise ValueError(
+        raise InputError(
             f"{path} is not a run record of experiments.glue or experiments.nlg: it has no field "
             f"{error}"
         ) from None
     except (TypeError, AttributeError) as error:
-        raise ValueError(f"{path} is a broken run record ({error})") from None
+        raise InputError(f"{path} is a broken run record ({error})") from None
 
 
 def _values(spread: Mapping[str, Any]) -> tuple[float, ...]:

@@ -22,6 +22,7 @@ from lora_jax import methods
 from lora_jax.data import batches
 from lora_jax.data.glue import Examples
 from lora_jax.data.special_tokens import in_examples, special_ids
+from lora_jax.errors import InputError
 from lora_jax.models import hub
 from lora_jax.models.encoder import Classifier
 from lora_jax.partition import Params
@@ -71,7 +72,7 @@ class ClassificationTask:
         """
         self.settings = run_settings(config)
         if not (self.settings.train.epochs or config.get("eval_only", False)):
-            raise ValueError(
+            raise InputError(
                 "config.epochs is 0: an untrained head has no score; to evaluate an adapter set "
                 "config.eval_only and config.adapter"
             )

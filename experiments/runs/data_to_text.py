@@ -22,6 +22,7 @@ from lora_jax.data.batch import Batch
 from lora_jax.data.pairs import Pairs, by_context
 from lora_jax.data.special_tokens import in_pairs, in_prompts, special_ids
 from lora_jax.decoding.beam import BeamSearch
+from lora_jax.errors import InputError
 from lora_jax.models import hub
 from lora_jax.models.decoder import Decoder
 from lora_jax.partition import Params
@@ -59,7 +60,7 @@ class DataToTextTask:
         settings = {k: v for k, v in config.decode.items() if k != "batch_size"}
         search = BeamSearch(end_tokens(self.tokenizer), **settings)
         if len(self.tokenizer) > self._decoder.vocab_size:
-            raise ValueError(
+            raise InputError(
                 f"the tokenizer in {self._folder} has {len(self.tokenizer)} tokens, the model "
                 f"{self._decoder.vocab_size}: they do not belong together"
             )

@@ -8,6 +8,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from lora_jax import run_folder
+from lora_jax.errors import InputError
 from lora_jax.sharding import hosts
 
 MAY_CHANGE = ("mesh", "verify")  # settings with which a run may be resumed otherwise
@@ -29,7 +30,7 @@ def finished(workdir: Path, config: ConfigDict) -> dict[str, Any] | None:
     first = hosts.from_main(lambda: here)
     if not hosts.everywhere(here == first):
         differences = run_folder.changes(first, here, "on the first host", "here")
-        raise ValueError(
+        raise InputError(
             f"the hosts were started with different configs ({differences or 'see the others'})"
         )
     remedy = "Use another --workdir, or the same config to resume it"
@@ -43,7 +44,7 @@ def claim(workdir: Path, config: ConfigDict) -> None:
       ValueError: another host does not see the folder.
     """
     if not run_folder.claim(workdir, plain(config)):
-        raise ValueError(
+        raise InputError(
             f"the folder {workdir} is not the same on all hosts; --workdir must be on a file system "
             "that they share"
         )

@@ -20,6 +20,7 @@ from ml_collections import config_flags
 
 from experiments.runs import command_line
 from experiments.subspace.analysis import analyse
+from lora_jax.errors import InputError
 
 
 def main(_: list[str]) -> None:
@@ -27,7 +28,7 @@ def main(_: list[str]) -> None:
     logging.set_verbosity(logging.WARNING)
     with command_line.readable_errors():
         if not _WORKDIR.value:
-            raise ValueError("--workdir=DIR is needed: the folder for figures and tables")
+            raise InputError("--workdir=DIR is needed: the folder for figures and tables")
         workdir = Path(_WORKDIR.value)
         analyse(_CONFIG.value, workdir)
         command_line.say((workdir / "analysis.md").read_text())

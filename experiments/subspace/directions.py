@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Key
 from experiments.subspace.updates import Updates
 from lora_jax.analysis import factor_pairs, similarity, spectra
 from lora_jax.analysis.factor_pairs import FactorPair
+from lora_jax.errors import InputError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,7 +92,7 @@ def compare(
     for weight in factor_pairs.shared(pairs, other_pairs, where):
         u, v = compute(pairs[weight]), compute(other_pairs[weight])
         if u.shape[-2] != v.shape[-2]:
-            raise ValueError(
+            raise InputError(
                 f"{where}: the {KINDS[kind].title} lie in spaces of {u.shape[-2]} and "
                 f"{v.shape[-2]} dimensions; compare another kind (config.directions)"
             )
@@ -158,5 +159,5 @@ def checked_kinds(names: list[str]) -> list[str]:
       ValueError: a name is not a key of KINDS.
     """
     if unknown := [name for name in names if name not in KINDS]:
-        raise ValueError(f"config.directions: unknown {unknown}; known are {list(KINDS)}")
+        raise InputError(f"config.directions: unknown {unknown}; known are {list(KINDS)}")
     return names

@@ -14,6 +14,7 @@ from experiments.subspace.directions import KINDS, Comparison, WeightComparison
 from experiments.subspace.updates import Pairs
 from lora_jax.analysis import plots, spectra
 from lora_jax.analysis.amplification import Amplification
+from lora_jax.errors import InputError
 
 _SMALL = 16  # maps with up to this many rows get a zoomed triangle beside them
 
@@ -51,7 +52,7 @@ class FigureFolder:
 
     def _layers_to_draw(self, depth: int) -> list[int]:
         if wrong := [layer for layer in self._layers if not 1 <= layer <= depth]:
-            raise ValueError(f"config.layers: {wrong} are not layers from 1 to {depth}")
+            raise InputError(f"config.layers: {wrong} are not layers from 1 to {depth}")
         spread = np.linspace(1, depth, min(4, depth)).round().astype(int)
         return list(self._layers) or sorted(set(spread.tolist()))
 

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 from lora_jax.adapters import Adapter, adapter_folder, load_adapter
 from lora_jax.analysis import factor_pairs
 from lora_jax.analysis.factor_pairs import FactorPair
+from lora_jax.errors import InputError
 
 Pairs = Mapping[str, FactorPair]  # by weight
 
@@ -38,14 +39,14 @@ class Updates:
         """
         adapter, _, weight = name.partition(":")
         if adapter not in self.pairs:
-            raise ValueError(
+            raise InputError(
                 f"comparisons: no adapter {adapter!r}; config.adapters has {list(self.pairs)}"
             )
         pairs = self.pairs[adapter]
         if not weight:
             return pairs
         if weight not in pairs:
-            raise ValueError(
+            raise InputError(
                 f"comparisons: {name!r} is not one of the weights {list(pairs)} of {adapter}"
             )
         return {"": pairs[weight]}
@@ -59,7 +60,7 @@ def read(config: ConfigDict) -> Updates:
         an adapter matches.
     """
     if not config.adapters:
-        raise ValueError(
+        raise InputError(
             "config.adapters is empty: configs/subspace/folders.py:NAME=FOLDER,NAME=FOLDER names them"
         )
     folders = sorted(config.adapters.items(), key=lambda item: _number_aware(item[0]))
@@ -87,7 +88,7 @@ def _matching(adapter: Adapter, pattern: str, name: str) -> Pairs:
     pairs = factor_pairs.from_adapter(adapter)
     matching = {path: pair for path, pair in pairs.items() if re.fullmatch(pattern, path)}
     if not matching:
-        raise ValueError(
+        raise InputError(
             f"config.weights {pattern!r} matches no adapted layer of {name}: {list(pairs)}"
         )
     return matching

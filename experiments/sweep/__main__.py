@@ -27,6 +27,7 @@ from experiments.sweep.experiment import experiment
 from experiments.sweep.live_table import LiveTable, summary
 from experiments.sweep.local import run_sweep
 from experiments.sweep.points import points
+from lora_jax.errors import InputError
 from lora_jax.sharding.hosts import is_main
 
 
@@ -46,7 +47,7 @@ def main(_: list[str]) -> None:
         machines = _MACHINES()
         command_line.join_hosts(_HOSTS.value)
         if not _WORKDIR.value:
-            raise ValueError("--workdir=DIR is needed: the folder of the sweep")
+            raise InputError("--workdir=DIR is needed: the folder of the sweep")
         workdir = Path(_WORKDIR.value)
         members = points(config)
         varied = experiment(config.experiment)

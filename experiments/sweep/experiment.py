@@ -13,6 +13,7 @@ from experiments.runs.data_to_text import DataToTextTask
 from experiments.runs.task import Task
 from lora_jax import methods
 from lora_jax.data import glue_tasks
+from lora_jax.errors import InputError
 from lora_jax.method import Method
 from lora_jax.metrics import glue as glue_metrics
 
@@ -61,5 +62,5 @@ EXPERIMENTS: Mapping[str, Experiment] = {
 def experiment(name: str) -> Experiment:
     """The experiment of this name; ValueError names the known ones."""
     if name not in EXPERIMENTS:
-        raise ValueError(f"unknown experiment {name!r}; known are {sorted(EXPERIMENTS)}")
+        raise InputError(f"unknown experiment {name!r}; known are {sorted(EXPERIMENTS)}")
     return EXPERIMENTS[name]

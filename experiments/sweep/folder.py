@@ -22,6 +22,7 @@ from experiments.sweep.experiment import experiment
 from experiments.sweep.live_table import RunStatus
 from experiments.sweep.points import Point
 from experiments.sweep.programs import Program
+from lora_jax.errors import InputError
 from lora_jax.files import to_json, write_json
 from lora_jax.run_folder import changes, flat
 from lora_jax.sharding import hosts
@@ -43,9 +44,9 @@ class SweepFolder:
         here = workdirs.plain(config)
         first = hosts.from_main(lambda: self._claim(here))
         if not hosts.everywhere(first == here):
-            raise ValueError("the hosts were started with different configs")
+            raise InputError("the hosts were started with different configs")
         if not hosts.everywhere((path / "sweep.json").exists()):
-            raise ValueError(
+            raise InputError(
                 f"the folder {path} is not the same on all hosts; --workdir must be on a file system "
                 "that they share"
             )
@@ -55,7 +56,7 @@ class SweepFolder:
         if file.exists():
             other = json.loads(file.read_text())
             if differences := changes(_lasting(other), _lasting(config), "there", "now"):
-                raise ValueError(
+                raise InputError(
                     f"{self.path} holds a sweep with another config ({differences}). Use another "
                     "--workdir; only grids, runs_per_program and the mesh may change"
                 )
@@ -76,7 +77,7 @@ class SweepFolder:
             identity = _identity(workdirs.plain(point.config))
             same = next((name for name, other in known.items() if other == identity), None)
             if same is None and point.name in known:
-                raise ValueError(
+                raise InputError(
                     f"{self.path / 'points' / point.name} holds a run with another config; use "
                     "another --workdir"
                 )

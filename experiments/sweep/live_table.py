@@ -24,6 +24,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from lora_jax.errors import InputError
+
 # Style by state, in the order of the rows.
 STATES = {"training": "cyan", "finished": "green", "diverged": "red", "waiting": "dim"}
 _GAP = 2  # between columns
@@ -48,7 +50,7 @@ class RunStatus:
 
     def __post_init__(self) -> None:
         if self.state not in STATES:
-            raise ValueError(f"{self.name}: state {self.state!r} is none of {', '.join(STATES)}")
+            raise InputError(f"{self.name}: state {self.state!r} is none of {', '.join(STATES)}")
 
 
 def to_json(status: RunStatus) -> dict[str, Any]:
@@ -62,7 +64,7 @@ def from_json(mapping: Mapping[str, Any]) -> RunStatus:
     fields = {field.name for field in dataclasses.fields(RunStatus)}
     missing, unknown = sorted(fields - mapping.keys()), sorted(mapping.keys() - fields)
     if missing or unknown:
-        raise ValueError(f"not a run's status: missing keys {missing}, unknown keys {unknown}")
+        raise InputError(f"not a run's status: missing keys {missing}, unknown keys {unknown}")
     return RunStatus(**mapping)
 
 

@@ -15,6 +15,7 @@ from experiments.sweep.points import Point, compatible, points
 from experiments.sweep.program import train_program
 from experiments.sweep.programs import Program, programs
 from experiments.sweep.shared_base import SharedBase
+from lora_jax.errors import InputError
 from lora_jax.sharding.hosts import from_main, is_main
 from lora_jax.sharding.mesh import RUN
 from lora_jax.sweeps.members import Watch
@@ -80,7 +81,7 @@ def _status(
 def planned(config: ConfigDict, folder: SweepFolder, members: Sequence[Point]) -> list[Program]:
     """Plans all points that no program has yet, without reading data; needs `runs_per_program`."""
     if not config.runs_per_program:
-        raise ValueError(
+        raise InputError(
             "config.runs_per_program is 0 (measured), which needs the device; give a number here"
         )
     for together in compatible(members):

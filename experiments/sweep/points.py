@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 from experiments.runs import folder as workdirs
 from experiments.runs.settings import RunSettings, run_settings
 from experiments.sweep.experiment import experiment
+from lora_jax.errors import InputError
 from lora_jax.files import to_json
 from lora_jax.method import Method
 from lora_jax.run_folder import flat
@@ -62,14 +63,14 @@ def points(config: ConfigDict) -> list[Point]:
       ValueError: an unknown field, no values, or a value of the wrong type; the message names it.
     """
     if not config.run.epochs:
-        raise ValueError("config.run.epochs is 0: a sweep trains")
+        raise InputError("config.run.epochs is 0: a sweep trains")
     if config.run.prng != "threefry2x32":
-        raise ValueError(
+        raise InputError(
             f"config.run.prng is {config.run.prng!r}: with it dropout masks depend on the other runs of a "
             "program; a sweep takes threefry2x32"
         )
     if not config.grids:
-        raise ValueError("config.grids is empty: a sweep needs at least one grid of values")
+        raise InputError("config.grids is empty: a sweep needs at least one grid of values")
     method = experiment(config.experiment).method
     grids = {
         name: flat(grid.to_dict() if isinstance(grid, ConfigDict) else grid)
@@ -84,7 +85,7 @@ def points(config: ConfigDict) -> list[Point]:
             name = _name(run, values, varied, labels)
             same = by_name.setdefault(name, Point(name, run, method(run)))
             if workdirs.plain(same.config) != workdirs.plain(run):
-                raise ValueError(
+                raise InputError(
                     f"config.grids: two points have the name {name!r}; give their values different "
                     "labels (config.labels)"
                 )
@@ -93,10 +94,10 @@ def points(config: ConfigDict) -> list[Point]:
 
 def _product(name: str, grid: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     if not grid:
-        raise ValueError(f"config.grids.{name} is empty; name at least one field and its values")
+        raise InputError(f"config.grids.{name} is empty; name at least one field and its values")
     for path, values in grid.items():
         if not isinstance(values, tuple | list) or not values:
-            raise ValueError(
+            raise InputError(
                 f"config.grids.{name}.{path} must be a tuple of at least one value, got {values!r}"
             )
     for values in itertools.product(*grid.values()):
@@ -115,15 +116,15 @@ def _with(run: ConfigDict, values: Mapping[str, Any], where: str) -> ConfigDict:
                 break
         # A method's arguments have defaults that its config need not name.
         if at is None or (last not in at and parents != ["method"]):
-            raise ValueError(f"config.{where}: the run's config has no field {path!r}")
+            raise InputError(f"config.{where}: the run's config has no field {path!r}")
         if path == "seeds" and type(value) is not int:
-            raise ValueError(f"config.{where}.seeds: {value!r} does not fit, a seed is an integer")
+            raise InputError(f"config.{where}.seeds: {value!r} does not fit, a seed is an integer")
         try:
             at[last] = (value,) if path == "seeds" else value
         except TypeError as error:
-            raise ValueError(f"config.{where}.{path}: {value!r} does not fit ({error})") from None
+            raise InputError(f"config.{where}.{path}: {value!r} does not fit ({error})") from None
     if len(result.seeds) != 1:
-        raise ValueError(
+        raise InputError(
             f"config.run.seeds has {len(result.seeds)} seeds; give several seeds in a grid "
             f"(config.{where}.seeds), or one in config.run.seeds"
         )

@@ -8,6 +8,7 @@ from typing import Any
 
 from experiments.sweep.points import Point
 from lora_jax import methods
+from lora_jax.errors import InputError
 from lora_jax.method import Method
 from lora_jax.sweeps.common_method import common_method, largest_rank
 
@@ -51,7 +52,7 @@ def programs(members: Sequence[Point], *, most: int, ways: int, first: int) -> l
       first: number of the first program, for the names.
     """
     if most < ways:
-        raise ValueError(
+        raise InputError(
             f"runs_per_program is {most}, but mesh.run={ways} devices need a run each; raise it, or "
             "lower config.run.mesh.run"
         )

@@ -53,6 +53,7 @@ from experiments.sweep.live_table import LiveTable
 from experiments.sweep.points import Point
 from experiments.sweep.programs import Program
 from lora_jax import files
+from lora_jax.errors import MissingFileError
 from lora_jax.files import write_json
 
 _POLL = 1.0  # seconds between two looks at the status files
@@ -188,7 +189,7 @@ def _train(name: str, workdir: str, started_in: str) -> str | None:
     folder = Path(workdir)
     for path in (Path(started_in), folder / "sweep.json", folder / "plan.json"):
         if not path.exists():
-            raise FileNotFoundError(
+            raise MissingFileError(
                 f"{path} is not on the machine {platform.node()}; --workdir and the directory where "
                 "the command was started must be on a file system that all machines share"
             )

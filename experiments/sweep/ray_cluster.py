@@ -15,6 +15,8 @@ from typing import Any
 
 from absl import flags
 
+from lora_jax.errors import InputError
+
 _CONNECT = 10.0  # seconds for which a cluster may keep silent
 
 
@@ -57,13 +59,13 @@ def parse_resources(text: str) -> dict[str, float]:
         except ValueError:
             count = math.nan
         if not name or not 0 < count < math.inf:
-            raise ValueError(
+            raise InputError(
                 f"resources {text!r}: {part!r} is not NAME=NUMBER with a number above 0, such as TPU=4"
             )
         if name in ("CPU", "GPU"):
-            raise ValueError(f"resources {text!r}: give {name} with --ray_{name.lower()}s")
+            raise InputError(f"resources {text!r}: give {name} with --ray_{name.lower()}s")
         if name in result:
-            raise ValueError(f"resources {text!r}: {name} is there twice")
+            raise InputError(f"resources {text!r}: {name} is there twice")
         result[name] = count
     return result
 
@@ -87,7 +89,7 @@ def define_flags() -> Callable[[], Machines | None]:
         if engine.value == "here":
             return None
         if "hosts" in flags.FLAGS and flags.FLAGS.hosts:
-            raise ValueError(
+            raise InputError(
                 "--hosts joins the hosts of one program; leave it out with --engine=ray"
             )
         return Machines(
@@ -137,7 +139,7 @@ def joined(machines: Machines) -> Iterator[Any]:
                     logging_level="error",
                 )
         except (ConnectionError, RuntimeError, AssertionError) as error:
-            raise ValueError(
+            raise InputError(
                 f"Ray's cluster {address!r}: {error}. Run this command on a machine where "
                 "`ray start --head` or `ray start --address=HOST:6379` was run"
             ) from error
@@ -154,7 +156,7 @@ def _reach(host: str, port: int) -> None:
     try:
         socket.create_connection((host, port), _CONNECT).close()
     except OSError as error:
-        raise ValueError(
+        raise InputError(
             f"nothing answers at --ray_address={host}:{port} ({error}); start a cluster there with "
             f"`ray start --head --port={port}`"
         ) from error
@@ -170,7 +172,7 @@ def _check(machines: Machines, cluster: Sequence[Mapping[str, float]]) -> None:
             "and --ray_resources"
         )
         if not machines.address:
-            raise ValueError(text)
+            raise InputError(text)
         print(f"{text}. Waiting for one to join the cluster", file=sys.stderr)
     for name in ("GPU", "TPU"):
         if any(machine.get(name) for machine in cluster) and not needs.get(name):

@@ -17,6 +17,7 @@ from jaxtyping import Array, Float, Key
 from lora_jax.analysis.factor_pairs import FactorPair
 from lora_jax.analysis.similarity import Matrix
 from lora_jax.analysis.spectra import delta_svd
+from lora_jax.errors import InputError
 
 
 class Amplification(NamedTuple):
@@ -81,13 +82,13 @@ def amplification(
       ValueError: the shapes do not fit, or `rank` is not from 1 to the rank of the update.
     """
     if (pair.layers, pair.a.shape[1], pair.b.shape[2]) != matrices.shape:
-        raise ValueError(
+        raise InputError(
             f"an update of {pair.layers} x {pair.a.shape[1]} x {pair.b.shape[2]} does not fit weights "
             f"of shape {matrices.shape}; both are (layers, inputs, outputs)"
         )
     r = pair.rank if rank is None else rank
     if not 0 < r <= pair.rank:
-        raise ValueError(f"rank {rank} is not from 1 to the update's, {pair.rank}")
+        raise InputError(f"rank {rank} is not from 1 to the update's, {pair.rank}")
     u, delta_values, v = delta_svd(pair)
     weights = np.asarray(matrices, np.float64)
     weight_values = np.linalg.svd(weights, compute_uv=False)

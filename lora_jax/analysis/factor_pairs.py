@@ -23,6 +23,7 @@ from jaxtyping import Array, Float
 
 from lora_jax.adapters import Adapter
 from lora_jax.analysis.similarity import Matrix
+from lora_jax.errors import InputError
 from lora_jax.low_rank import layers
 from lora_jax.low_rank.updates import LowRankUpdate
 from lora_jax.low_rank.weights import WeightView
@@ -73,7 +74,7 @@ def from_adapter(adapter: Adapter) -> dict[str, FactorPair]:
             key = match["layer"] or "", match["part"] or ""
             sides_by_layer.setdefault(key, {})[match["side"]] = value
     if not sides_by_layer:
-        raise ValueError(
+        raise InputError(
             f"the adapter has no LoRA factors (its method is {adapter.method}); the analysis is "
             "about low-rank updates"
         )
@@ -82,7 +83,7 @@ def from_adapter(adapter: Adapter) -> dict[str, FactorPair]:
     for (layer, part), sides in sides_by_layer.items():
         name = "/".join(filter(None, (layer, part)))
         if missing := {"a", "b"} - sides.keys():
-            raise ValueError(
+            raise InputError(
                 f"the adapter holds only one factor of {name}; factor {min(missing)} is missing"
             )
         a, b = sides["a"], sides["b"]
@@ -123,7 +124,7 @@ def _adapted_weights(model: nnx.Module) -> Iterator[tuple[str, LowRankUpdate, We
     """Yields the path of every adapted layer (with the part's name appended), its factors and weight."""
     adapted = layers.adapted_layers(model)
     if not adapted:
-        raise ValueError("the model has no adapted layer; insert a method such as lora(...) first")
+        raise InputError("the model has no adapted layer; insert a method such as lora(...) first")
     for path, layer in adapted.items():
         for part, (pair, weight) in layer.lora.pairs_with_weights(WeightView(layer)).items():
             yield "/".join(filter(None, (path, part))), pair, weight
@@ -156,7 +157,7 @@ def _stack_axes(a: np.ndarray, b: np.ndarray, name: str) -> int:
         return possible[0]
     if 1 in possible and a.ndim == 3 and _SCANNED.fullmatch(name):
         return 1
-    raise ValueError(
+    raise InputError(
         f"the shapes of {name}, a {a.shape} and b {b.shape}, leave open which axes are layers; put "
         "the adapter onto its model and use from_model"
     )
@@ -179,13 +180,13 @@ def shared(
     """
     names = [name for name in first if name in second]
     if not names:
-        raise ValueError(
+        raise InputError(
             f"{where} adapt no layer in common: {sorted(first)[:3]} and {sorted(second)[:3]}"
         )
     for name in names:
         sizes, other_sizes = first[name].a.shape[:2], second[name].a.shape[:2]
         if sizes != other_sizes:
-            raise ValueError(
+            raise InputError(
                 f"{where}: {name} has (layers, inputs) {sizes} in the first and {other_sizes} in the "
                 "second"
             )

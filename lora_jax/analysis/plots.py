@@ -25,6 +25,7 @@ from matplotlib.ticker import MaxNLocator
 from lora_jax.analysis.amplification import Amplification
 from lora_jax.analysis.similarity import Matrix, random_mean
 from lora_jax.analysis.spectra import energy
+from lora_jax.errors import InputError
 from lora_jax.files import write_bytes
 
 Maps = Mapping[str, Mapping[str, Float[Matrix, "_m _n"]]]
@@ -69,7 +70,7 @@ def similarity_maps(
       ValueError: there is no map.
     """
     if not maps or not all(maps.values()):
-        raise ValueError("there is no map to draw")
+        raise InputError("there is no map to draw")
     titles = list(next(iter(maps.values())))
     shown = {
         label: [np.asarray(by_title[title]) for title in titles] for label, by_title in maps.items()

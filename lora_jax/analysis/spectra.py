@@ -14,6 +14,7 @@ from scipy.special import xlogy
 
 from lora_jax.analysis.factor_pairs import FactorPair
 from lora_jax.analysis.similarity import Matrix
+from lora_jax.errors import InputError
 
 
 class DeltaSVD(NamedTuple):
@@ -39,7 +40,7 @@ def delta_svd(pair: FactorPair) -> DeltaSVD:
       ValueError: the rank is larger than the number of inputs or outputs.
     """
     if pair.rank > min(pair.a.shape[1], pair.b.shape[2]):
-        raise ValueError(
+        raise InputError(
             f"rank {pair.rank} is larger than a side of the {pair.a.shape[1]} x {pair.b.shape[2]} "
             "matrix"
         )
@@ -96,6 +97,6 @@ def rank_for_energy(
       ValueError: the share is not in (0, 1].
     """
     if not 0 < share <= 1:
-        raise ValueError(f"share must be above 0 and at most 1, got {share!r}")
+        raise InputError(f"share must be above 0 and at most 1, got {share!r}")
     reached = energy(values) >= share * (1 - 1e-6)
     return np.where(np.asarray(values)[..., 0] > 0, np.argmax(reached, axis=-1) + 1, 0)

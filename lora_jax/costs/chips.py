@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 
+from lora_jax.errors import InputError
+
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
@@ -80,7 +82,7 @@ def by_name(name: str) -> Chip:
     for chip in CHIPS:
         if chip.name == name:
             return chip
-    raise ValueError(f"unknown chip {name!r}; known chips are {[chip.name for chip in CHIPS]}")
+    raise InputError(f"unknown chip {name!r}; known chips are {[chip.name for chip in CHIPS]}")
 
 
 def mfu(flops: float, seconds: float, devices: int, chip: Chip | None) -> float | None:

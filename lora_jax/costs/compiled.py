@@ -16,6 +16,7 @@ from jaxtyping import PyTree
 from lora_jax.costs import collectives
 from lora_jax.costs.chips import Chip, by_topology
 from lora_jax.costs.collectives import Traffic
+from lora_jax.errors import InputError
 
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
@@ -78,7 +79,7 @@ def topology_devices(topology: str) -> list[jax.Device]:
     try:
         description = topologies.get_topology_desc(platform="tpu", topology_name=topology)
     except (jax.errors.JaxRuntimeError, ValueError, RuntimeError) as error:
-        raise ValueError(f"topology {topology!r} is not one of {chip.name}: {error}") from error
+        raise InputError(f"topology {topology!r} is not one of {chip.name}: {error}") from error
     return list(description.devices)
 
 

@@ -20,6 +20,8 @@ from jax.extend import core
 from jax.interpreters import partial_eval
 from jaxtyping import PyTree
 
+from lora_jax.errors import InputError
+
 # The products inside of these cannot be seen (a kernel), or are not those of the forward pass (the
 # rule of a `jax.custom_vjp`).
 _OPAQUE = ("custom_lin", "pallas_call")
@@ -82,7 +84,7 @@ def training(objective: Callable[..., jax.Array], trainable: PyTree, *args: PyTr
     traced = jax.make_jaxpr(derivative)(leaves, directions, args)
     if [aval.shape for aval in traced.out_avals] != [(), ()]:
         shapes = [aval.shape for aval in traced.out_avals[: len(traced.out_avals) // 2]]
-        raise ValueError(f"the objective must return one scalar, it returns the shapes {shapes}")
+        raise InputError(f"the objective must return one scalar, it returns the shapes {shapes}")
     return _live(traced)
 
 
@@ -94,7 +96,7 @@ def _live(closed: core.ClosedJaxpr) -> int:
 def _equation(equation: core.JaxprEqn) -> int:
     name, params = equation.primitive.name, equation.params
     if name in _OPAQUE:
-        raise ValueError(
+        raise InputError(
             f"the products inside {name!r} cannot be counted: count the same function written "
             "without kernels and without jax.custom_vjp"
         )

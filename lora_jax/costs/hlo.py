@@ -6,6 +6,8 @@ import dataclasses
 import math
 import re
 
+from lora_jax.errors import InputError
+
 _HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\) -> .*\{$")
 _INSTRUCTION = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = (.*)$")
 _ARRAY = re.compile(r"\b([a-z]+)(\d*)\w*\[([\d,<=]*)\]")
@@ -85,7 +87,7 @@ def parse(text: str) -> Program:
             computations[name] = Computation(instructions, root)
             name = ""
     if not entry:
-        raise ValueError("the text is not that of a compiled program: it has no ENTRY computation")
+        raise InputError("the text is not that of a compiled program: it has no ENTRY computation")
     counts = re.findall(r"\b(?:num_partitions|replica_count)=(\d+)", text.partition("\n")[0])
     return Program(computations, entry, math.prod(map(int, counts)))
 
@@ -108,7 +110,7 @@ def _closing(text: str, start: int) -> int:
         depth += (text[place] == "(") - (text[place] == ")")
         if depth == 0:
             return place + 1
-    raise ValueError(f"unbalanced parentheses in {text[:200]!r}")
+    raise InputError(f"unbalanced parentheses in {text[:200]!r}")
 
 
 def size_bytes(type_text: str) -> int:

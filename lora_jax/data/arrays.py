@@ -10,6 +10,7 @@ from jaxtyping import PyTree
 
 from lora_jax.checks import integer
 from lora_jax.data.counts import Counts
+from lora_jax.errors import InputError
 
 
 class ArrayBatches:
@@ -45,7 +46,7 @@ class ArrayBatches:
             lengths = ", ".join(
                 f"{path or 'array'}: {n[0] if n else 'a number'}" for path, n in counts.items()
             )
-            raise ValueError(
+            raise InputError(
                 f"all arrays need the same number of examples along their first axis, got {lengths or 'none'}"
             )
         ((self._examples,),) = set(counts.values())
@@ -54,7 +55,7 @@ class ArrayBatches:
         whole, rest = divmod(self._examples, self._batch_size)
         self.per_epoch = whole + (rest > 0 and not drop_last)
         if not self.per_epoch:
-            raise ValueError(
+            raise InputError(
                 f"{self._examples} examples make no batch of {batch_size}; lower batch_size"
             )
 

@@ -15,6 +15,7 @@ from lora_jax.data.counts import Counts, count_packed
 from lora_jax.data.glue import Examples
 from lora_jax.data.packing import Integers, Packable, Shape, TokenisedExamples, place
 from lora_jax.data.shapes import ShapeMenu, cheapest, choose_menu, rounded_up
+from lora_jax.errors import InputError
 
 _SAMPLED = 256  # number of batches from which a run's shapes are chosen
 
@@ -90,7 +91,7 @@ class TrainingBatches:
             than `row_length`.
         """
         if batch_size < 1 or not len(examples):
-            raise ValueError(f"need examples and a positive batch size, got {len(examples)} examples "
+            raise InputError(f"need examples and a positive batch size, got {len(examples)} examples "
                              f"and batch_size {batch_size}")  # fmt: skip
         self.examples = examples
         self.batch_size = batch_size
@@ -100,7 +101,7 @@ class TrainingBatches:
         order = self._order(0, seed)
         sample = [order[number] for number in range(min(self.per_epoch, _SAMPLED))]
         if row_length and max(lengths) > row_length:
-            raise ValueError(
+            raise InputError(
                 f"rows of {row_length} tokens cannot hold the longest example, which has "
                 f"{max(lengths)}; set config.data.row_length (or data.max_length) to that at least"
             )

@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from lora_jax.data.batch import Batch
 from lora_jax.data.packing import Integers, Shape, TokenSequences, lay_out, with_slots
 from lora_jax.data.pairs import EvaluationSet, Pairs
+from lora_jax.errors import InputError
 
 _SEQUENCE = 512  # seq_len of the public scripts; the longest E2E row has 133 tokens
 
@@ -86,7 +87,7 @@ def tokenise_pairs(
         context = contexts[text]
         start, length = len(context) + 1, len(context) + len(completion) + 2
         if start >= max_length:
-            raise ValueError(
+            raise InputError(
                 f"Row {row}: the context {text[:60]!r} has {start} tokens with its separator, so "
                 f"max_length={max_length} leaves no room for the completion. Raise max_length."
             )
@@ -114,7 +115,7 @@ def prompts(
       ValueError: the tokenizer has no end token, or `max_length` is not positive.
     """
     if max_length < 1:
-        raise ValueError(f"max_length={max_length}: a prompt has at least its separator. Raise it.")
+        raise InputError(f"max_length={max_length}: a prompt has at least its separator. Raise it.")
     end = _end(tokenizer)
     whole = [[*context, end] for context in _encode(examples.contexts, tokenizer)]
     cut = sum(len(prompt) > max_length for prompt in whole)
@@ -125,7 +126,7 @@ def prompts(
 def _end(tokenizer: PreTrainedTokenizerBase) -> int:
     end = tokenizer.eos_token_id
     if not isinstance(end, int):
-        raise ValueError(
+        raise InputError(
             f"{type(tokenizer).__name__} has no end token (eos_token), which separates data from "
             "text. Use a GPT-2 tokenizer, or set tokenizer.eos_token."
         )

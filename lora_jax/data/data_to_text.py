@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from lora_jax.data import dart, e2e, webnlg
 from lora_jax.data.pairs import Pairs
 from lora_jax.data.text_files import find
+from lora_jax.errors import InputError, MissingFileError
 
 DATASETS = ("e2e", "webnlg", "dart")
 SPLITS = ("train", "valid", "test")
@@ -94,9 +95,9 @@ def read(dataset: str, split: str, source: str) -> Pairs:
       ValueError: an unknown dataset or split, or a malformed file.
     """
     if dataset not in DATASETS:
-        raise ValueError(f"Unknown dataset {dataset!r}. Use one of: {', '.join(DATASETS)}.")
+        raise InputError(f"Unknown dataset {dataset!r}. Use one of: {', '.join(DATASETS)}.")
     if split not in SPLITS:
-        raise ValueError(f"{dataset} has no split {split!r}. Use one of: {', '.join(SPLITS)}.")
+        raise InputError(f"{dataset} has no split {split!r}. Use one of: {', '.join(SPLITS)}.")
     paths = _find(dataset, split, pathlib.Path(source).expanduser())
     notes = ""
     if dataset == "webnlg":
@@ -134,7 +135,7 @@ def _find(dataset: str, split: str, root: pathlib.Path) -> list[pathlib.Path]:
         there = f"{root} holds: {', '.join(names[:20]) or 'nothing'}"
     else:
         there = f"{root} is not a folder"
-    raise FileNotFoundError(
+    raise MissingFileError(
         f"No {dataset} {split} file. Looked for {', '.join(layout.files[split])} (or .gz) in: "
         f"{', '.join(map(str, folders))}; {there}. Get the data from: {layout.home}. Then give the "
         "folder as source."

@@ -17,6 +17,7 @@ from jaxtyping import Float, Int
 
 from lora_jax.data import glue_tfds
 from lora_jax.data.glue_tasks import HOW_TO_GET, MAX_SCORE, Task
+from lora_jax.errors import InputError, MissingFileError
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -39,7 +40,7 @@ class Examples:
     def __post_init__(self) -> None:
         second = len(self.first) if self.second is None else len(self.second)
         if self.labels.shape != (len(self.first),) or second != len(self.first):
-            raise ValueError(
+            raise InputError(
                 f"Examples need one label and one text (or pair) a row: got {len(self.first)} "
                 f"first texts, {second} second texts and labels of shape {self.labels.shape}."
             )
@@ -78,12 +79,12 @@ def read(task: Task, split: str, source: str) -> Examples:
     """
     valid = ("train", *task.evaluations)
     if split.startswith("test"):
-        raise ValueError(
+        raise InputError(
             f"GLUE test labels are not public, so {task.name}/{split} cannot be trained on or "
             f"scored. Use one of: {', '.join(valid)}."
         )
     if split not in valid:
-        raise ValueError(f"{task.name} has no split {split!r}. Use one of: {', '.join(valid)}.")
+        raise InputError(f"{task.name} has no split {split!r}. Use one of: {', '.join(valid)}.")
     if source == "tfds" or source.startswith("tfds:"):
         rows, labels = glue_tfds.read_rows(task, split, source.partition(":")[2] or None)
         return _examples(task, rows, labels)
@@ -104,7 +105,7 @@ def _find(task: Task, name: str, root: pathlib.Path) -> pathlib.Path:
         there = f"{root} holds: {', '.join(names[:20]) or 'nothing'}"
     else:
         there = f"{root} is not a folder"
-    raise FileNotFoundError(
+    raise MissingFileError(
         f"No GLUE file {task.folder}/{name}. Looked for: {', '.join(map(str, paths))}; {there}. "
         f"{HOW_TO_GET}"
     )
@@ -169,9 +170,9 @@ def _label(task: Task, text: str, path: pathlib.Path, number: int) -> float:
     raise _malformed(path, number, f"{task.label_column} {text!r}", expected)
 
 
-def _malformed(path: pathlib.Path, line: int, actual: str, expected: str) -> ValueError:
+def _malformed(path: pathlib.Path, line: int, actual: str, expected: str) -> InputError:
     """The error for a bad file: where it is bad, what is there and what should be."""
-    return ValueError(
+    return InputError(
         f"{path}, line {line}: found {actual}, expected {expected}. Download the file again; GLUE "
         "files are tab separated with no quoting, and test files have no labels."
     )

@@ -11,6 +11,8 @@ import difflib
 import types
 from collections.abc import Mapping
 
+from lora_jax.errors import InputError
+
 MAX_SCORE = 5.0  # STS-B similarity runs from 0 to 5.
 
 HOW_TO_GET = (
@@ -174,4 +176,4 @@ def task(name: str) -> Task:
     plain = "".join(c for c in name.lower() if c.isalnum())
     nearest = difflib.get_close_matches(plain, TASKS, n=1, cutoff=0.5)
     hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
-    raise ValueError(f"Unknown GLUE task {name!r}.{hint} Valid names: {', '.join(TASKS)}.")
+    raise InputError(f"Unknown GLUE task {name!r}.{hint} Valid names: {', '.join(TASKS)}.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from lora_jax.data.glue_tasks import HOW_TO_GET, MAX_SCORE, Task
+from lora_jax.errors import InputError
 
 Rows = tuple[list[list[str]], list[float]]
 
@@ -53,7 +54,7 @@ def read_rows(task: Task, split: str, data_dir: str | None) -> Rows:
         ) from error
     names = () if task.regression else tuple(builder.info.features["label"].names)
     if names != task.labels:
-        raise ValueError(
+        raise InputError(
             f"TFDS glue/{task.tfds_config} names its classes {names}, expected {task.labels}. "
             "Use TFDS glue 2.0.0 or the original files."
         )
@@ -61,7 +62,7 @@ def read_rows(task: Task, split: str, data_dir: str | None) -> Rows:
     highest = MAX_SCORE if task.regression else task.num_outputs - 1
     unlabelled = [r["idx"] for r in records if not 0 <= r["label"] <= highest]
     if unlabelled:
-        raise ValueError(
+        raise InputError(
             f"TFDS glue/{task.tfds_config}/{split} in {builder.data_dir}: the example with idx "
             f"{unlabelled[0]} has no valid label. Delete that folder so that it is prepared again."
         )

@@ -18,6 +18,7 @@ import numpy as np
 from jaxtyping import Float, Int, Int32
 
 from lora_jax.data.batch import Batch, Inputs
+from lora_jax.errors import InputError
 
 Shape = tuple[int, int]  # (rows, length) of a batch
 Integers = Sequence[int] | Int[np.ndarray, " _"]
@@ -133,7 +134,7 @@ def place(lengths: Integers, row_length: int) -> tuple[Places, int]:
     for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
         length = int(lengths[index])
         if length > row_length:
-            raise ValueError(f"a segment of {length} tokens does not fit a row of {row_length}")
+            raise InputError(f"a segment of {length} tokens does not fit a row of {row_length}")
         fit = bisect.bisect_left(open_rows, (length, -1))
         if fit < len(open_rows):
             free, row = open_rows.pop(fit)
@@ -161,7 +162,7 @@ def lay_out(segments: Sequence[np.ndarray], shape: Shape) -> tuple[Inputs, Place
     rows, length = shape
     places, used = place([len(ids) for ids in segments], length)
     if used > rows:
-        raise ValueError(
+        raise InputError(
             f"{len(segments)} examples need {used} rows of {length}, the shape has {rows}"
         )
     tokens, numbers, positions, types = np.zeros((4, rows, length), np.int32)
@@ -194,7 +195,7 @@ def with_slots(
     """
     unused = slots - len(labels)
     if unused < 0:
-        raise ValueError(f"{len(labels)} outputs do not fit {slots} slots")
+        raise InputError(f"{len(labels)} outputs do not fit {slots} slots")
     weights = np.ones(len(labels), np.float32)
     filled = (np.pad(values, (0, unused)) for values in (rows, columns, labels, weights))
     return Batch(inputs, *filled)

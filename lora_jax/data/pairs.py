@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import NamedTuple
 
+from lora_jax.errors import InputError
+
 _END = "<|endoftext|>"
 
 
@@ -39,7 +41,7 @@ class Pairs:
     def __post_init__(self) -> None:
         sizes = len(self.contexts), len(self.completions), len(self.subsets)
         if len(set(sizes)) > 1:
-            raise ValueError(
+            raise InputError(
                 "Pairs need one context, completion and subset a row: got "
                 f"{sizes[0]} contexts, {sizes[1]} completions and {sizes[2]} subsets."
             )
@@ -97,12 +99,12 @@ def by_context(pairs: Pairs) -> EvaluationSet:
         texts = references.setdefault(context, [])
         texts += [text] if (text := clean(completion)) else []
         if subsets.setdefault(context, subset) != subset:
-            raise ValueError(
+            raise InputError(
                 f"The context {context[:80]!r} is in the subsets {subsets[context]!r} and "
                 f"{subset!r}; a context must be in one. Give each a category of one subset."
             )
     if blank := [context for context, texts in references.items() if not texts]:
-        raise ValueError(f"The context {blank[0][:80]!r} has no reference but blank ones.")
+        raise InputError(f"The context {blank[0][:80]!r} has no reference but blank ones.")
     return EvaluationSet(list(references), list(references.values()), list(subsets.values()))
 
 

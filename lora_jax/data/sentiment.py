@@ -31,6 +31,7 @@ import numpy as np
 from jaxtyping import Int32
 
 from lora_jax.data import sentiment_grammar as grammar
+from lora_jax.errors import InputError
 
 PHENOMENA: tuple[str, ...] = tuple(grammar.TEMPLATES)
 
@@ -72,7 +73,7 @@ def generate(split: str, size: int, seed: int = 0) -> SentimentExamples:
     """
     limit = _largest_size(split)
     if not 0 <= size <= limit:
-        raise ValueError(f"size must be between 0 and {limit} for split {split!r}, got {size}")
+        raise InputError(f"size must be between 0 and {limit} for split {split!r}, got {size}")
     rng = np.random.default_rng([seed, list(grammar.LEXICON).index(split)])
     cells = [(phenomenon, label) for phenomenon in PHENOMENA for label in (0, 1)]
     rows: list[tuple[str, int, str]] = []
@@ -96,7 +97,7 @@ def content_words(split: str) -> frozenset[str]:
 
 def _lexicon(split: str) -> dict[str, str]:
     if split not in grammar.LEXICON:
-        raise ValueError(f"split must be one of {sorted(grammar.LEXICON)}, got {split!r}")
+        raise InputError(f"split must be one of {sorted(grammar.LEXICON)}, got {split!r}")
     return grammar.LEXICON[split]
 
 

@@ -9,6 +9,8 @@ import zlib
 from collections.abc import Iterable, Sequence
 from typing import Any, TypeVar
 
+from lora_jax.errors import InputError
+
 _Value = TypeVar("_Value")
 
 
@@ -85,7 +87,7 @@ def field(path: pathlib.Path, where: str, record: Any, key: str, kind: type[_Val
     return value
 
 
-def malformed(path: pathlib.Path, where: str, actual: str, expected: str) -> ValueError:
+def malformed(path: pathlib.Path, where: str, actual: str, expected: str) -> InputError:
     """Makes the error for a bad file.
 
     Args:
@@ -94,7 +96,7 @@ def malformed(path: pathlib.Path, where: str, actual: str, expected: str) -> Val
       actual: what is there.
       expected: what should be there.
     """
-    return ValueError(
+    return InputError(
         f"{path}, {where}: found {actual}, expected {expected}. Get the file again from the "
         "repository that lora_jax.data.data_to_text names for it, or repair this place."
     )

@@ -21,6 +21,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from lora_jax.decoding.ngrams import ban_repeats
+from lora_jax.errors import InputError
 from lora_jax.models.cache import Cache
 from lora_jax.models.decoder import Decoder
 
@@ -52,7 +53,7 @@ class BeamSearch:
     def __post_init__(self) -> None:
         for name, least in (("beams", 1), ("max_tokens", 1), ("no_repeat_ngram", 0)):
             if getattr(self, name) < least:
-                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)!r}")
+                raise InputError(f"{name} must be at least {least}, got {getattr(self, name)!r}")
 
 
 class Continuations(NamedTuple):
@@ -111,7 +112,7 @@ def beam_search(
         positions for the prompts and their continuations.
     """
     if settings.beams > model.config.vocab_size:
-        raise ValueError(
+        raise InputError(
             f"{settings.beams} beams are more than the {model.config.vocab_size} tokens"
         )
 

@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from lora_jax import run_folder
 from lora_jax.decoding.beam import Continuations
+from lora_jax.errors import InputError
 from lora_jax.files import to_json, write_text
 from lora_jax.sharding.hosts import from_main, is_main
 
@@ -92,7 +93,7 @@ def decode_all(
       ValueError: the file belongs to other settings, or there is an empty prompt.
     """
     if empty := [i for i, prompt in enumerate(prompts) if not len(prompt)]:
-        raise ValueError(f"prompt {empty[0]} is empty; a prompt has at least one token")
+        raise InputError(f"prompt {empty[0]} is empty; a prompt has at least one token")
     complete = {**settings, "prompts": len(prompts), "batch_size": batch_size}
     lines = from_main(lambda: _resume(path, complete))
     done = {index for line in lines for index in line["indices"]}
@@ -165,7 +166,7 @@ def _resume(path: Path, settings: Mapping[str, Any]) -> list[_Line]:
         changed = sorted(
             k for k in lines[0].keys() | complete.keys() if lines[0].get(k) != complete.get(k)
         )
-        raise ValueError(
+        raise InputError(
             f"{path} was decoded with other settings ({', '.join(changed)}). Use another --workdir, "
             "or delete the file to decode again"
         )

@@ -11,6 +11,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from lora_jax.decoding.beam import Continuations
 from lora_jax.decoding.ngrams import ban_repeats
+from lora_jax.errors import InputError
 from lora_jax.models.cache import Cache
 from lora_jax.models.decoder import Decoder
 
@@ -45,9 +46,9 @@ class Sampling:
         limits = {"samples": 1, "max_tokens": 1, "no_repeat_ngram": 0, "top_k": 0}
         for name, least in limits.items():
             if getattr(self, name) < least:
-                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)!r}")
+                raise InputError(f"{name} must be at least {least}, got {getattr(self, name)!r}")
         if self.temperature < 0 or not 0 < self.top_p <= 1:
-            raise ValueError(
+            raise InputError(
                 f"temperature must not be negative and top_p must be in (0, 1], got "
                 f"{self.temperature!r} and {self.top_p!r}"
             )

@@ -28,6 +28,7 @@ import numpy as np
 from jaxtyping import Shaped
 
 from lora_jax import checks, methods
+from lora_jax.errors import InputError
 from lora_jax.interop import loralib_factors as checked
 from lora_jax.interop.loralib_factors import Arrays
 from lora_jax.interop.loralib_names import FUSED, find, plain_name
@@ -80,14 +81,14 @@ def from_state_dict(
         names the keys.
     """
     if alpha is None:
-        raise ValueError(
+        raise InputError(
             "alpha is needed: loralib does not store it. The released RoBERTa-base MNLI file has 16 "
             "(with 8 it scores 66.55 instead of 87.5), the GPT-2 files have 32"
         )
     checks.positive("alpha", alpha)
     plain = {plain_name(key): np.asarray(value) for key, value in state.items()}
     if len(plain) != len(state):
-        raise ValueError(
+        raise InputError(
             "the file holds some keys twice, with and without `module.` or `transformer.`"
         )
     architecture = find(plain)
@@ -122,7 +123,7 @@ B = Shaped[np.ndarray, "layers outputs r"]
 
 def _checked_pair(a: A, b: B, stem: str) -> tuple[np.ndarray, np.ndarray]:
     if a.shape[1] != b.shape[2]:
-        raise ValueError(
+        raise InputError(
             f"{stem.format(0)}: lora_A is {a.shape[1:]} and lora_B {b.shape[1:]}, expected "
             "(r, inputs) and (outputs, r)"
         )
@@ -133,10 +134,10 @@ def _split(a: A, b: B, parts: Sequence[str], stem: str) -> dict[str, tuple[np.nd
     """The factor pairs of the parts of a MergedLinear."""
     chosen = [part for part in FUSED if part in parts]
     if len(chosen) != len(parts) or not chosen:
-        raise ValueError(f"parts must be some of {', '.join(FUSED)}, got {tuple(parts)}")
+        raise InputError(f"parts must be some of {', '.join(FUSED)}, got {tuple(parts)}")
     count, rank, width = len(chosen), b.shape[2], a.shape[2]
     if a.shape[1] != count * rank or b.shape[1] != count * width:
-        raise ValueError(
+        raise InputError(
             f"{stem.format(0)}: lora_A is {a.shape[1:]} and lora_B {b.shape[1:]}, but a MergedLinear "
             f"with the parts {', '.join(chosen)} has ({count}*r, {width}) and ({count * width}, r). "
             f"Name in `parts` (--parts) those whose enable_lora was True; by lora_B they are "

@@ -9,6 +9,7 @@ from typing import TypedDict
 import numpy as np
 from jaxtyping import Shaped
 
+from lora_jax.errors import InputError
 from lora_jax.interop.loralib_factors import Arrays, transposed
 from lora_jax.interop.loralib_names import ARCHITECTURES, FUSED, Architecture, guess
 from lora_jax.method import Method
@@ -65,17 +66,17 @@ _FIRST_FACTOR = re.compile(r"(?P<layer>.*)/lora/([^/]+/)?a")
 _MAGNITUDE = re.compile(r"(.*/)?lora/([^/]+/)?magnitude")
 
 
-def _no_place_error(paths: Iterable[str], names: Architecture) -> ValueError:
+def _no_place_error(paths: Iterable[str], names: Architecture) -> InputError:
     """For leaves that a loralib state dict cannot hold."""
     paths = sorted(paths)
     if magnitudes := [path for path in paths if _MAGNITUDE.fullmatch(path)]:
-        return ValueError(
+        return InputError(
             f"{len(magnitudes)} leaves have no place in a loralib file, for example {magnitudes[0]}: "
             "a magnitude belongs to DoRA, and loralib's layers know LoRA only, so the factors alone "
             "would be another model. Merge the adapter into its base (lora_jax.merge) and export the "
             "merged weights instead"
         )
-    return ValueError(
+    return InputError(
         f"{len(paths)} leaves have no place in a loralib file of {names.name}, for example "
         f"{paths[0]}; it holds both factors of {', '.join(names.modules.values())} under "
         f"{names.block}, and the head"
@@ -87,7 +88,7 @@ def _without_parts_axis(
 ) -> Shaped[np.ndarray, "layers r width"]:
     """Removes the parts axis of our (layers, r, 1, width): the outputs of one part are (1, width)."""
     if b.ndim != 4 or b.shape[2] != 1:
-        raise ValueError(f"{path} has shape {b.shape}, expected (layers, rank, 1, width)")
+        raise InputError(f"{path} has shape {b.shape}, expected (layers, rank, 1, width)")
     return b[:, :, 0]
 
 
@@ -96,7 +97,7 @@ def _joined(pairs: Sequence[_Pair], path: str) -> _Pair:
     a, b = zip(*pairs, strict=True)
     shapes = {(part_a.shape, part_b.shape) for part_a, part_b in pairs}
     if len(shapes) > 1:
-        raise ValueError(
+        raise InputError(
             f"{path}: loralib has one rank and width for all parts, these have {shapes}"
         )
     return np.concatenate(a, axis=-1), np.concatenate(b, axis=-1)
@@ -152,5 +153,5 @@ def _architecture(paths: Iterable[str], name: str | None) -> Architecture:
     if name is None:
         return guess(paths)
     if name not in ARCHITECTURES:
-        raise ValueError(f"architecture must be one of {sorted(ARCHITECTURES)}, got {name!r}")
+        raise InputError(f"architecture must be one of {sorted(ARCHITECTURES)}, got {name!r}")
     return ARCHITECTURES[name]

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from jaxtyping import Float32, Shaped
 
+from lora_jax.errors import InputError
 from lora_jax.interop.loralib_names import Architecture
 
 Arrays = dict[str, np.ndarray]
@@ -42,35 +43,35 @@ def sort_out(
         else:
             rest.append(key)
     if unknown:
-        raise ValueError(
+        raise InputError(
             f"{len(unknown)} factors belong to no layer that can be converted: {_some(unknown)}. "
             f"Of {architecture.name} these can: {', '.join(architecture.modules)}; embeddings cannot"
         )
     if rest and not ignore_base:
-        raise ValueError(
+        raise InputError(
             f"{len(rest)} keys are neither factors nor the head of {architecture.name}: "
             f"{_some(rest)}. Base weights saved with factors may have the update merged into them, "
             "so they are not used. To convert the factors and the head and leave out all other keys "
             "(trained biases too, if there are any), set ignore_base (--ignore_base)"
         )
     if missing := [key for key in architecture.head if head and key not in head]:
-        raise ValueError(f"the head of {architecture.name} lacks {', '.join(missing)}")
+        raise InputError(f"the head of {architecture.name} lacks {', '.join(missing)}")
     for key, value in head.items():
         rows = head[key.removesuffix("bias") + "weight"].shape[0] if key.endswith("bias") else None
         if rows is not None and value.shape != (rows,):
-            raise ValueError(f"{key} has shape {value.shape}, but its weight has {rows} rows")
+            raise InputError(f"{key} has shape {value.shape}, but its weight has {rows} rows")
     return factors, head
 
 
 def _checked(key: str, value: Shaped[np.ndarray, ...]) -> Float32[np.ndarray, ...]:
     axes = 1 if key.endswith(".bias") else 2
     if value.ndim != axes:
-        raise ValueError(f"{key} has shape {value.shape}, expected {axes} axes")
+        raise InputError(f"{key} has shape {value.shape}, expected {axes} axes")
     if value.dtype.kind not in "fV":  # bfloat16 has kind V
-        raise ValueError(f"{key} has type {value.dtype}, expected floating point numbers")
+        raise InputError(f"{key} has type {value.dtype}, expected floating point numbers")
     value = value.astype(np.float32)
     if not np.isfinite(value).all():
-        raise ValueError(f"{key} holds numbers that are not finite; the checkpoint is broken")
+        raise InputError(f"{key} holds numbers that are not finite; the checkpoint is broken")
     return value
 
 
@@ -87,7 +88,7 @@ def depth(factors: Factors, architecture: Architecture, layers: int | None) -> i
     """
     count = 1 + max(layer for by_layer in factors.values() for layer, _ in by_layer)
     if layers is not None and count > layers:
-        raise ValueError(
+        raise InputError(
             f"there are factors for {architecture.root}.{count - 1}, but the model has {layers} "
             "layers: this is an adapter of another model"
         )
@@ -99,7 +100,7 @@ def depth(factors: Factors, architecture: Architecture, layers: int | None) -> i
         if (layer, side) not in by_layer
     ]
     if missing:
-        raise ValueError(
+        raise InputError(
             f"{len(missing)} factors are missing: {_some(missing)}. Every layer needs both factors "
             "of each adapted module; the checkpoint is incomplete, or it is of another model"
         )
@@ -124,7 +125,7 @@ def stack(
         for layer in range(layers):
             shape = by_layer[layer, side].shape
             if shape != first:
-                raise ValueError(
+                raise InputError(
                     f"{stem.format(layer)}.lora_{side} has shape {shape}, that of layer 0 has "
                     f"{first}; all layers of a module must have the same rank"
                 )

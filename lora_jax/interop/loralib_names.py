@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Literal
 
+from lora_jax.errors import InputError
 from lora_jax.models.layouts import LAYOUTS
 
 Name = Literal["roberta", "bert", "gpt2"]
@@ -85,7 +86,7 @@ def find(keys: Iterable[str]) -> Architecture:
     keys = sorted(keys)
     factors = [key for key in keys if "lora_" in key]
     if not factors:
-        raise ValueError(
+        raise InputError(
             "no key contains lora_A or lora_B, so this is not a loralib state dict with factors (a "
             f"merged model has none); the first keys are {keys[:3]}"
         )
@@ -97,7 +98,7 @@ def find(keys: Iterable[str]) -> Architecture:
     else:
         hint = ""
     roots = ", ".join(f"{a.root}.N ({a.name})" for a in ARCHITECTURES.values())
-    raise ValueError(
+    raise InputError(
         f"the factors, for example {factors[0]}, belong to no supported layer; supported are the "
         f"layers of {roots}{hint}"
     )
@@ -118,7 +119,7 @@ def guess(paths: Iterable[str]) -> Architecture:
     for name in ("roberta", "bert"):
         if set(ARCHITECTURES[name].head.values()) <= paths:
             return ARCHITECTURES[name]
-    raise ValueError(
+    raise InputError(
         "the adapter holds no head, which would tell RoBERTa from BERT: give the architecture, one "
         f"of {sorted(ARCHITECTURES)}"
     )

@@ -7,6 +7,7 @@ from typing import Any
 
 from flax import linen, nnx
 
+from lora_jax.errors import InputError, InputTypeError
 from lora_jax.linen import trace
 from lora_jax.linen.calls import CalledNode, Held, collections, is_call, node_class
 from lora_jax.linen.nodes import (
@@ -43,9 +44,9 @@ def as_nnx(
       ValueError: no `params`, or two collections hold different values at one path.
     """
     if not isinstance(module, linen.Module):
-        raise TypeError(f"as_nnx takes a flax.linen.Module, got {type(module).__name__}")
+        raise InputTypeError(f"as_nnx takes a flax.linen.Module, got {type(module).__name__}")
     if not isinstance(variables.get(PARAMS), Mapping):
-        raise ValueError(
+        raise InputError(
             f"variables must hold the collection 'params', as of module.init; they hold "
             f'{sorted(variables)[:5]}. For params alone: as_nnx(module, {{"params": params}}, ...)'
         )
@@ -77,10 +78,10 @@ def variables(model: nnx.Module) -> dict[str, Any]:
         boxed = nnx.bridge.variables.nnx_attrs_to_linen_vars(own)
         return {name: nested(dict(leaves(inner))) for name, inner in boxed.items()}
     if not isinstance(model, LinenNode):
-        raise TypeError(f"variables takes a model of as_nnx, got {type(model).__name__}")
+        raise InputTypeError(f"variables takes a model of as_nnx, got {type(model).__name__}")
     for path, leaf in contents(model):
         if isinstance(leaf, Inserted):
-            raise ValueError(
+            raise InputError(
                 f"the model is adapted ({'/'.join(path)}), which module.apply would not see; call "
                 "variables(lora_jax.merge(model)), or call the model itself"
             )

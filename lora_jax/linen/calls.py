@@ -16,6 +16,7 @@ import jax
 from flax import linen, nnx
 from jaxtyping import Array, Inexact, Num
 
+from lora_jax.errors import InputTypeError
 from lora_jax.linen.nodes import PARAMS, LinenNode, collection_of, contents, leaves, nested, put
 from lora_jax.low_rank.contraction import Shape
 from lora_jax.low_rank.kinds import Kind
@@ -110,7 +111,9 @@ def call(model: CalledNode, *args: Any, mutable: Any = False, **kwargs: Any) -> 
       **kwargs: of the module's call, or of `apply`: `rngs`, `method`.
     """
     if model.linen_module is None:
-        raise TypeError(f"a {type(model).__name__} inside a Linen model cannot be called alone")
+        raise InputTypeError(
+            f"a {type(model).__name__} inside a Linen model cannot be called alone"
+        )
     with linen.intercept_methods(_Interceptor()):
         result = model.linen_module.module.apply(
             collections(model), *args, mutable=mutable, **kwargs

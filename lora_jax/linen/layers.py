@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 from flax import linen
 from jaxtyping import Array, Float, Inexact, Num
 
+from lora_jax.errors import InputTypeError
 from lora_jax.linen.calls import FORMS, LinenLoRALayer, node_class
 from lora_jax.low_rank import layers
 from lora_jax.low_rank.einsum import EinsumKind
@@ -35,7 +36,7 @@ def register(
 
     def add(form: type[LinenLoRALayer]) -> type[LinenLoRALayer]:
         if not issubclass(form, LinenLoRALayer) or not issubclass(base, linen.Module):
-            raise TypeError(
+            raise InputTypeError(
                 f"{form.__name__} must subclass lora_jax.linen.LinenLoRALayer, and {base.__name__} "
                 "flax.linen.Module; for an nnx.Module use lora_jax.register"
             )

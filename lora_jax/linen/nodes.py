@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen, nnx
 
+from lora_jax.errors import InputError
 from lora_jax.sharding.axes import FLAX_KEYS
 from lora_jax.surgery import Inserted
 
@@ -110,7 +111,7 @@ def put(root: LinenNode, collection: str, path: tuple[str, ...], value: Any) -> 
     elif isinstance(old, nnx.Variable) and collection_of(old) == collection:
         old.set_value(value)
     else:
-        raise ValueError(
+        raise InputError(
             f"{'/'.join(path)} of the collection {collection!r} is in another one too, and one NNX model "
             "cannot hold both; leave one out of `variables`"
         )

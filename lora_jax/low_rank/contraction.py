@@ -22,6 +22,7 @@ import numpy as np
 from jaxtyping import Array, Float, Key
 
 from lora_jax.checks import integer
+from lora_jax.errors import InputError
 
 Shape = tuple[int, ...]
 Values = Array | np.ndarray  # of factors: an adapter folder's are numpy's
@@ -46,7 +47,7 @@ class Contraction:
     def __post_init__(self) -> None:
         axes = sorted(self.batch + self.inputs + self.outputs)
         if axes != list(range(len(axes))) or not self.inputs or not self.outputs:
-            raise ValueError(
+            raise InputError(
                 f"every weight axis needs one role, with an input and an output: {self}"
             )
 
@@ -60,7 +61,7 @@ class Contraction:
           ValueError: another letter, or no input or no output.
         """
         if set(axes) - set("bio") or not {"i", "o"} <= set(axes):
-            raise ValueError(
+            raise InputError(
                 f"axes must have one letter for every axis, b (batch), i (input) or o (output), with an "
                 f"input and an output, such as 'io' or 'bio'; got {axes!r}"
             )
@@ -92,7 +93,7 @@ class Contraction:
     def sizes(self, shape: Shape) -> tuple[Shape, Shape, Shape]:
         """Splits a weight's shape into its (batch, inputs, outputs) sizes."""
         if len(shape) != self.ndim:
-            raise ValueError(
+            raise InputError(
                 f"a weight of shape {shape} does not have the {self.ndim} axes of {self}"
             )
         batch, inputs, outputs = (
@@ -134,7 +135,7 @@ def check_rank(rank: object, limit: int | None = None, where: str = "") -> int:
     place = f" for {where}" if where else ""
     number = integer("rank", rank, where=place)
     if limit is not None and number > limit:
-        raise ValueError(
+        raise InputError(
             f"rank {rank} is larger than the matrix{place}: its smaller side is {limit}; "
             f"use a rank from 1 to {limit}"
         )
@@ -151,7 +152,7 @@ def scale(rank: int, alpha: float, scaling: Scaling = "alpha/r") -> float:
         return alpha / rank
     if scaling == "alpha/sqrt(r)":
         return alpha / math.sqrt(rank)
-    raise ValueError(f"scaling must be 'alpha/r' or 'alpha/sqrt(r)', got {scaling!r}")
+    raise InputError(f"scaling must be 'alpha/r' or 'alpha/sqrt(r)', got {scaling!r}")
 
 
 def factor_shapes(roles: Contraction, shape: Shape, rank: int) -> tuple[Shape, Shape]:
@@ -182,7 +183,7 @@ def initial_values(
         return jax.random.uniform(key, shape, jnp.float32, -bound, bound)
     if init == "gaussian":
         return std * jax.random.normal(key, shape, jnp.float32)
-    raise ValueError(f"init must be 'kaiming' or 'gaussian', got {init!r}")
+    raise InputError(f"init must be 'kaiming' or 'gaussian', got {init!r}")
 
 
 def product(

@@ -7,6 +7,7 @@ import zlib
 import jax
 from jaxtyping import Array, Key
 
+from lora_jax.errors import InputError
 from lora_jax.low_rank.dora import DoRAUpdate
 from lora_jax.low_rank.fused_parts import part_sizes
 from lora_jax.low_rank.settings import LoRASettings
@@ -31,7 +32,7 @@ def new_update(
     kind = DoRAUpdate if settings.magnitude else LowRankUpdate
     if not settings.fused:
         if settings.parts:
-            raise ValueError(
+            raise InputError(
                 f"parts {settings.parts} of {path} need `fused`: the names of all parts"
             )
         return kind.create(weight, settings, key, path)

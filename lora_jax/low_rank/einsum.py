@@ -7,6 +7,7 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, Inexact, Num
 
+from lora_jax.errors import InputError
 from lora_jax.low_rank.contraction import Contraction
 from lora_jax.low_rank.kinds import Kind
 from lora_jax.low_rank.lora_layer import LoRALayer
@@ -29,19 +30,19 @@ class EinsumKind(Kind):
         """Raises ValueError for layers that cannot be adapted."""
         equation = self.einsum_equation()
         if equation is None:
-            raise ValueError(
+            raise InputError(
                 "an Einsum without einsum_str gets its equation only when called, so the roles "
                 "of its axes are unknown; give einsum_str to its constructor"
             )
         if equation.count("->") != 1 or equation.count(",") != 1:
-            raise ValueError(
+            raise InputError(
                 f"einsum {equation!r} must have two operands, the inputs and the weight, and '->'"
             )
         inputs, weight, outputs = self._letters()
         lost = [c for c in weight if c not in inputs and c not in outputs]
         repeated = len(set(weight)) != len(weight)
         if "..." in weight or lost or repeated:
-            raise ValueError(
+            raise InputError(
                 f"the weight of einsum {equation!r} must have plain letters, each in the "
                 "input or in the result"
             )

@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 from flax import nnx
 from jaxtyping import Array, Float, Inexact, Num
 
+from lora_jax.errors import InputError
 from lora_jax.low_rank.contraction import Shape
 from lora_jax.low_rank.einsum import EinsumLoRALayer
 from lora_jax.low_rank.kinds import (
@@ -82,7 +83,7 @@ class LoRAEinsum(FlaxLoRALayer, EinsumLoRALayer, nnx.Einsum):
         """The layer's own equation only: another one would need factors of other shapes."""
         # The layer's own string is stored without spaces.
         if einsum_str is not None and einsum_str.replace(" ", "") != self.einsum_str:
-            raise ValueError(
+            raise InputError(
                 f"an adapted nnx.Einsum of {self.einsum_str!r} cannot be called with {einsum_str!r}"
             )
         return super().__call__(inputs, einsum_str, *args, **kwargs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from lora_jax.errors import InputError
 from lora_jax.low_rank.settings import LoRASettings
 from lora_jax.low_rank.updates import FusedUpdate
 
@@ -19,14 +20,14 @@ def part_sizes(settings: LoRASettings, total: int, path: str) -> tuple[int, ...]
     """
     unknown = [part for part in settings.parts if part not in settings.fused]
     if unknown or not settings.parts:
-        raise ValueError(f"{path}: choose parts among {settings.fused}, got {settings.parts}")
+        raise InputError(f"{path}: choose parts among {settings.fused}, got {settings.parts}")
     taken = [p for p in settings.parts if p in ("names", "sizes") or hasattr(FusedUpdate, p)]
     if taken:
-        raise ValueError(f"{path}: a part cannot be called {taken[0]!r}; choose another name")
+        raise InputError(f"{path}: a part cannot be called {taken[0]!r}; choose another name")
     count = len(settings.fused)
     sizes = settings.fused_sizes or (total // count,) * count
     if len(sizes) != count or sum(sizes) != total:
-        raise ValueError(
+        raise InputError(
             f"{path}: the parts {settings.fused} must divide the first output axis of size {total}; "
             f"got sizes {sizes}. Give `fused_sizes` if the parts are not equal"
         )

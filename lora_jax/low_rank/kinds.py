@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Inexact, Int, Num
 
+from lora_jax.errors import InputError
 from lora_jax.low_rank.contraction import Contraction, Shape
 from lora_jax.low_rank.settings import LoRASettings
 from lora_jax.low_rank.weights import LayerWithWeight
@@ -96,7 +97,7 @@ class EmbedKind(Kind):
     def check(self, settings: LoRASettings) -> None:
         """Raises ValueError for layers that cannot be adapted."""
         if settings.fused:
-            raise ValueError("an Embed has no parts to choose; adapt the whole layer")
+            raise InputError("an Embed has no parts to choose; adapt the whole layer")
 
     def roles(self) -> Contraction:
         """Roles of the axes of the table."""
@@ -141,7 +142,7 @@ class ConvKind(Kind):
         """Raises ValueError for layers that cannot be adapted."""
         refuse_mask(self.configured())
         if settings.fused and self.groups() != 1:
-            raise ValueError("a grouped Conv has no parts to choose; adapt the whole layer")
+            raise InputError("a grouped Conv has no parts to choose; adapt the whole layer")
 
     def groups(self) -> int:
         """Number of groups of channels."""
@@ -216,6 +217,6 @@ def refuse_mask(layer: Any) -> None:
     """Raises ValueError for a convolution whose kernel is masked."""
     if layer.mask is not None:
         name = type(layer).__name__.removeprefix("LoRA")
-        raise ValueError(
+        raise InputError(
             f"a masked {name} has no LoRA form: the mask would cut the delta; leave the layer out"
         )

@@ -15,6 +15,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Key
 
 from lora_jax import surgery
+from lora_jax.errors import InputError, InputTypeError
 from lora_jax.low_rank.creation import new_update
 from lora_jax.low_rank.lora_layer import LoRALayer
 from lora_jax.low_rank.parameters import AdaptedParameter, ReadsUpdated
@@ -51,23 +52,23 @@ def _check_bases(lora_layer: type[LoRALayer], base: type[nnx.Module]) -> None:
     """Behind `base`, LoRALayer's call or a mixin's low_rank_output would never run."""
     name = lora_layer.__name__
     if not (issubclass(lora_layer, LoRALayer) and issubclass(lora_layer, base)):
-        raise TypeError(f"{name} must subclass LoRALayer and {base.__name__}, in this order")
+        raise InputTypeError(f"{name} must subclass LoRALayer and {base.__name__}, in this order")
     order = lora_layer.__mro__
     behind = [c for c in order[order.index(base) :] if issubclass(c, LoRALayer)]
     if behind:
         first = behind[0].__name__
-        raise TypeError(
+        raise InputTypeError(
             f"{name} has its bases in the wrong order: {first} must come before {base.__name__}, or "
             f"its update would never run. Swap them: class {name}({first}, {base.__name__})"
         )
     if lora_layer._pytree__is_pytree != base._pytree__is_pytree:
-        raise TypeError(
+        raise InputTypeError(
             f"{base.__name__} is no pytree, and {name} would be one: class {name}(..., pytree=False)"
         )
     try:
         object.__setattr__(object.__new__(base), "__class__", lora_layer)
     except TypeError as error:
-        raise TypeError(
+        raise InputTypeError(
             f"a {base.__name__} cannot become a {name} ({error}). Name LoRALayer, or a subclass of it, "
             f"as the first base of {name}"
         ) from error
@@ -78,7 +79,7 @@ def _refuse_taken_names(lora_layer: type[LoRALayer]) -> None:
     for name in _METHODS:
         owner = _owner(lora_layer, name)
         if owner is not None and not issubclass(owner, LayerWithWeight):
-            raise TypeError(
+            raise InputTypeError(
                 f"{owner.__name__} has a {name} of its own, and LoRALayer needs one: rename it, or write "
                 f"in {lora_layer.__name__} a {name} as docs/layers.md says"
             )
@@ -104,7 +105,7 @@ def refuse_borrowed_branches(
                 continue
             known = {*form.__mro__, None}
             if {_owner(lora_layer, method), _owner(lora_layer, branch)} <= known:
-                raise TypeError(
+                raise InputTypeError(
                     f"{base.__name__} has a {method} of its own, and {lora_layer.__name__} takes the "
                     f"branch of {form.__name__}, which knows {parent.__name__}'s only. Write in "
                     f"{lora_layer.__name__} a method {branch} that does what {base.__name__}.{method} "
@@ -142,14 +143,14 @@ def adapt(layer: nnx.Module, settings: LoRASettings, key: Key[Array, ""], path: 
       ValueError: bad rank, alpha, parts, or a layer that cannot be adapted as it was configured.
     """
     if isinstance(layer, LoRALayer):
-        raise ValueError(f"{path or type(layer).__name__} is adapted already; one rule per layer")
+        raise InputError(f"{path or type(layer).__name__} is adapted already; one rule per layer")
     lora_layer = _LORA_LAYERS.get(type(layer))
     if lora_layer is None:
         of_linen = hasattr(layer, "without_lora_layer")
         family = "flax.linen." if of_linen else "flax.nnx."  # and not what users registered
         known = (t for t in _LORA_LAYERS if t.__module__.startswith(family))
         names = ", ".join(f"{family}{t.__name__}" for t in known)
-        raise TypeError(
+        raise InputTypeError(
             f"{path or 'the layer'} is a {type(layer).__module__}.{type(layer).__name__}, for which "
             f"there is no LoRA layer. Supported: {names}. {_remedy(layer)}"
         )
@@ -179,7 +180,7 @@ def _remedy(layer: nnx.Module) -> str:
 def refuse_names_of_attributes(layer: nnx.Module, path: str) -> None:
     """Raises ValueError if a pre-trained layer has an attribute where its LoRA layer has another thing."""
     if taken := [name for name in ("lora", *_METHODS) if hasattr(layer, name)]:
-        raise ValueError(
+        raise InputError(
             f"{path or type(layer).__name__} has an attribute `{taken[0]}` of its own, where its LoRA "
             "layer has another thing; rename the attribute, or leave the layer out"
         )
@@ -254,7 +255,7 @@ def _refuse_other_stacks(layer: LoRALayer, path: str) -> None:
             continue
         expected = layer.stack_shape() + declared
         if variable.shape != expected:
-            raise ValueError(
+            raise InputError(
                 f"{path or type(layer).__name__}/{name} has shape {variable.shape}, but one layer's is "
                 f"{declared}, so {expected} was expected. Stack layers on axis 0 (nnx.vmap(out_axes=0), "
                 "linen.scan(variable_axes={'params': 0})), or leave the layer out"
@@ -270,7 +271,7 @@ def _refuse_integers(layer: LoRALayer, path: str) -> None:
     if not plain and layer.is_abstract():
         return  # its numbers are not there to be seen
     if plain or not jnp.issubdtype(layer.weight_values().dtype, jnp.floating):
-        raise ValueError(
+        raise InputError(
             f"the weight of {path or type(layer).__name__} has type {stored}, which cannot hold the "
             "merged values (factors are real numbers); convert it to a floating-point type first, or "
             "leave the layer out"

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from lora_jax import surgery
+from lora_jax.errors import InputError
 from lora_jax.low_rank.layers import adapted_layers, unadapt
 from lora_jax.low_rank.weights import WeightView
 
@@ -31,13 +32,13 @@ def merge(model: nnx.Module) -> nnx.Module:
         raise nothing_inserted()
     for path, layer in layers.items():
         if not layer.lora.enabled:
-            raise ValueError(
+            raise InputError(
                 f"the update of {path or type(layer).__name__} is switched off; switch it on before "
                 "merging (lora_jax.enable), or take the base with lora_jax.strip"
             )
         weight = layer.variable()
         if not jnp.issubdtype(weight.dtype, jnp.floating):
-            raise ValueError(
+            raise InputError(
                 f"the weight of {path or type(layer).__name__} is stored as {weight.dtype}, which "
                 "cannot hold the merged values; keep the model adapted, or merge into a copy of the "
                 "base whose weights are floating-point numbers"
@@ -73,6 +74,6 @@ def strip(model: nnx.Module) -> nnx.Module:
     return stripped
 
 
-def nothing_inserted() -> ValueError:
+def nothing_inserted() -> InputError:
     """The error for a model that no method was inserted into."""
-    return ValueError("the model has no adapted layer; insert a method such as lora(...) first")
+    return InputError("the model has no adapted layer; insert a method such as lora(...) first")

@@ -16,6 +16,7 @@ from flax import nnx
 from jaxtyping import Array, Key
 
 from lora_jax import surgery
+from lora_jax.errors import InputError, InputTypeError
 from lora_jax.low_rank.contraction import Contraction
 from lora_jax.low_rank.creation import new_update
 from lora_jax.low_rank.lora_layer import WeightInModule
@@ -130,8 +131,8 @@ def _read_only(kind: Any) -> type:
     return changed
 
 
-def _no_write(value: _ReadOnly) -> TypeError:
-    return TypeError(
+def _no_write(value: _ReadOnly) -> InputTypeError:
+    return InputTypeError(
         f"a parameter of shape {value.shape} with an update cannot be written: what is read is W + "
         "scale A B, and not W. Change the model before a method is inserted (lora_jax.strip), or write W "
         "with nnx.update"
@@ -207,30 +208,30 @@ def adapt_parameter(
     """
     reads = isinstance(module, ReadsUpdated)
     if not reads and (surgery.is_changed(module) or hasattr(module, "lora")):
-        raise ValueError(
+        raise InputError(
             f"{path}: its module is adapted already, or has an attribute `lora` of its own; adapt either "
             "the layer or its parameter"
         )
     if not name.isidentifier() or isinstance(module, nnx.List | nnx.Dict):
-        raise ValueError(
+        raise InputError(
             f"{path} is an item of a {type(module).__name__}; only a parameter that is an attribute of a "
             "module of its own class can be adapted"
         )
     parameter = AdaptedParameter(module, name, settings.axes)
     if not jnp.issubdtype(parameter.variable().dtype, jnp.floating):
-        raise ValueError(
+        raise InputError(
             f"{path} has type {parameter.variable().dtype}, which cannot hold the merged values"
         )
     shape, roles = parameter.weight_shape(), parameter.roles()
     if len(shape) < roles.ndim:
-        raise ValueError(
+        raise InputError(
             f"{path} has shape {shape}, which has not the {roles.ndim} axes of axes={settings.axes!r}"
         )
     updates = module.lora if isinstance(module, ReadsUpdated) else UpdatedParameters()
     if name in dict(updates.axes_of):
-        raise ValueError(f"{path} is adapted already")
+        raise InputError(f"{path} is adapted already")
     if hasattr(updates, name):
-        raise ValueError(
+        raise InputError(
             f"{path}: a parameter called {name!r} cannot be adapted, since modules have a method of that "
             "name; rename it"
         )

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from lora_jax.checks import json_values, positive
+from lora_jax.errors import InputError
 from lora_jax.low_rank.contraction import Contraction, Init, Scaling, check_rank, scale
 
 TooLarge = Literal["error", "cap", "skip"]
@@ -50,15 +51,15 @@ class LoRASettings:
         positive("alpha", self.alpha)
         scale(check_rank(self.rank), self.alpha, self.scaling)
         if self.init not in ("kaiming", "gaussian"):
-            raise ValueError(f"init must be 'kaiming' or 'gaussian', got {self.init!r}")
+            raise InputError(f"init must be 'kaiming' or 'gaussian', got {self.init!r}")
         if not isinstance(self.magnitude, bool):
-            raise ValueError(f"magnitude must be True or False, got {self.magnitude!r}")
+            raise InputError(f"magnitude must be True or False, got {self.magnitude!r}")
         if self.too_large not in ("error", "cap", "skip"):
-            raise ValueError(f"too_large must be 'error', 'cap' or 'skip', got {self.too_large!r}")
+            raise InputError(f"too_large must be 'error', 'cap' or 'skip', got {self.too_large!r}")
         if self.axes:
             Contraction.from_letters(self.axes)
             if self.dropout:
-                raise ValueError(
+                raise InputError(
                     f"dropout={self.dropout} needs a layer with inputs; a parameter with axes has none"
                 )
 
@@ -75,7 +76,7 @@ class LoRASettings:
         """
         known = {field.name for field in dataclasses.fields(cls)}
         if unknown := sorted(set(arguments) - known):
-            raise ValueError(f"{where}: unknown {unknown}; known are {sorted(known)}")
+            raise InputError(f"{where}: unknown {unknown}; known are {sorted(known)}")
         values: dict[str, Any] = {
             name: tuple(value) if isinstance(value, list) else value
             for name, value in json_values(arguments).items()
@@ -121,7 +122,7 @@ class LoRASettings:
             return self.capped(limit)
         if self.too_large == "skip":
             return f"rank {self.rank} is larger than its smaller side, {limit}"
-        raise ValueError(
+        raise InputError(
             f"rank {self.rank} is larger than the matrix for {path or 'the model'}: its smaller side is "
             f"{limit}; use a rank from 1 to {limit}, or too_large='cap' (such a layer gets the largest "
             f"rank that it allows) or 'skip', or exclude={path!r}"

@@ -13,6 +13,7 @@ from jaxtyping import Array, Key
 
 from lora_jax import partition, surgery
 from lora_jax.checks import Integer, Real, integer, not_negative
+from lora_jax.errors import InputError, InputTypeError
 from lora_jax.method import Insertion, Method
 from lora_jax.methods import common
 from lora_jax.methods.bottleneck_layers import (
@@ -56,10 +57,10 @@ class BottleneckInsertion(Insertion):
         integer("an adapter's size", self.size)
         not_negative("std", self.std)
         if not isinstance(self.targets, str):
-            raise ValueError(f"targets must be one regular expression, got {self.targets!r}")
+            raise InputError(f"targets must be one regular expression, got {self.targets!r}")
         for name, known in (("place", PLACES), ("activation", ACTIVATIONS)):
             if getattr(self, name) not in known:
-                raise ValueError(
+                raise InputError(
                     f"{name} must be one of {sorted(known)}, got {getattr(self, name)!r}"
                 )
 
@@ -69,14 +70,14 @@ class BottleneckInsertion(Insertion):
         for path, module in found.items():
             norm = getattr(module, "norm", None)
             if not isinstance(module, Sublayer) or getattr(norm, "scale", None) is None:
-                raise TypeError(
+                raise InputTypeError(
                     f"{path} is a {type(module).__module__}.{type(module).__name__}, which has no "
                     "residual to put an adapter at. Subclass lora_jax.models.sublayer.Sublayer (or "
                     "PreNorm, PostNorm), call self.residual(x, out) in it, and give it a `norm` with "
                     "a scale, which tells the width"
                 )
             if hasattr(module, "adapter"):
-                raise ValueError(f"{path} has an adapter already; one per sublayer")
+                raise InputError(f"{path} has an adapter already; one per sublayer")
         for path, module in found.items():
             adapter_key = jax.random.fold_in(key, zlib.crc32(path.encode()))
             module.adapter = self._new(module, adapter_key)

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from flax import nnx
 
 from lora_jax import partition, patterns, surgery
+from lora_jax.errors import InputError
 from lora_jax.low_rank import limits
 from lora_jax.low_rank.layers import AdaptedLayer, lora_layer_of
 from lora_jax.low_rank.parameters import ReadsUpdated
@@ -90,7 +91,7 @@ class Chooser:
             skipped += _unknown(modules)
         if not chosen:
             reasons = "\n  ".join(f"{layer.path}: {layer.reason}" for layer in skipped[:5])
-            raise ValueError(f"no layer is left that could have an update:\n  {reasons}")
+            raise InputError(f"no layer is left that could have an update:\n  {reasons}")
         return Choice(chosen, skipped)
 
     def _owners(self, modules: Mapping[str, nnx.Module]) -> dict[str, patterns.Ordered]:
@@ -106,7 +107,7 @@ class Chooser:
         for name, settings in self.targets:
             paths = [path for path in found[name] if path in left]
             if not paths:
-                raise ValueError(
+                raise InputError(
                     f"the target {name!r} has no layer left: `exclude` or `layers` leave out all that "
                     f"it names ({patterns.some(found[name])})"
                 )
@@ -118,7 +119,7 @@ class Chooser:
         for name in self.exclude:
             paths = targets.matching(name, modules, "exclude")
             if not every.intersection(paths):
-                raise ValueError(
+                raise InputError(
                     f"the exclude rule {name!r} excludes nothing: no target names {patterns.some(paths)}. "
                     "A module's name does not stand for what it holds; that is a regular expression "
                     "such as '.*/decoder/.*'"
@@ -135,7 +136,7 @@ class Chooser:
             if limits.refusal(module, settings, path) is not None:
                 continue
             if stack := limits.stack_shape(module, settings, path):
-                raise ValueError(
+                raise InputError(
                     f"layers={list(self.layers or ())} cannot choose among the layers of {path}: it is "
                     f"one module for a stack of {stack[0]} layers, and its update has factors for all "
                     "of them. Leave `layers` out, or hold the layers in an nnx.List"

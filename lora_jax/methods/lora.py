@@ -12,6 +12,7 @@ from flax import nnx
 from jaxtyping import Array, Key
 
 from lora_jax.checks import Integer, Real
+from lora_jax.errors import InputError
 from lora_jax.low_rank import flax_layers as _flax_layers  # noqa: F401 - registers Flax's layers
 from lora_jax.low_rank.contraction import Init, Scaling
 from lora_jax.low_rank.layers import LoRALayer, adapt
@@ -45,7 +46,7 @@ class LoRAInsertion(Chooser, Insertion):
         chosen = self.choose(modules).layers
         shared = shared_weights(modules)
         if odd := [path for path in chosen if path in shared]:
-            raise ValueError(shared[odd[0]])
+            raise InputError(shared[odd[0]])
         for path, layer in chosen.items():
             layer_key = jax.random.fold_in(key, zlib.crc32(path.encode()))
             adapt(modules[path], layer.settings, layer_key, path)
@@ -57,7 +58,7 @@ class LoRAInsertion(Chooser, Insertion):
         for path, chosen in self.choose(modules).layers.items():
             layer = modules[path]
             if not isinstance(layer, LoRALayer):
-                raise ValueError(f"{path or 'the model'} is not adapted; insert the method first")
+                raise InputError(f"{path or 'the model'} is not adapted; insert the method first")
             rows.append(row(path, layer, chosen))
         return rows
 
@@ -129,7 +130,7 @@ def lora(
     """
     per_target = {} if targets is None else by_target(targets)  # a config without them
     if not per_target:
-        raise ValueError("lora needs at least one target pattern")
+        raise InputError("lora needs at least one target pattern")
     shared = {
         "rank": rank, "alpha": alpha, "scaling": scaling, "init": init, "std": std,
         "dropout": dropout, "parts": parts, "fused": fused, "fused_sizes": fused_sizes,
@@ -156,7 +157,7 @@ def lora(
     elif bias == "lora_only":
         rules.append(LayerRule("bias", "bias", "", insertion=chooser))
     elif bias != "none":
-        raise ValueError(f"bias must be 'none', 'all' or 'lora_only', got {bias!r}")
+        raise InputError(f"bias must be 'none', 'all' or 'lora_only', got {bias!r}")
     resolved = {target: own.to_arguments() for target, own in settings.items()}
     if ALL_LINEAR in settings:  # whose default is another one
         resolved[ALL_LINEAR]["too_large"] = settings[ALL_LINEAR].too_large
@@ -171,14 +172,14 @@ def lora(
 def _check_parameters(insertion: ParameterInsertion, of_layers: LoRAInsertion, bias: str) -> None:
     """Raises ValueError for arguments about layers beside targets that are parameters."""
     if of_layers.exclude or of_layers.layers:
-        raise ValueError(
+        raise InputError(
             f"exclude and layers are about layers, and {insertion.targets[0][0]!r} names parameters (it has "
             "axes); say it in the pattern of that target, or write lora(...) + lora(...)"
         )
     if not of_layers.targets and bias == "lora_only":
-        raise ValueError("bias='lora_only' is about layers, and all targets here are parameters")
+        raise InputError("bias='lora_only' is about layers, and all targets here are parameters")
     for target, _ in insertion.targets:
         if is_open(target):
-            raise ValueError(
+            raise InputError(
                 f"axes takes paths of parameters, such as 'experts/w_in', as targets; got {target!r}"
             )

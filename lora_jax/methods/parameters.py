@@ -11,6 +11,7 @@ from flax import nnx
 from jaxtyping import Array, Key
 
 from lora_jax import patterns, surgery
+from lora_jax.errors import InputError
 from lora_jax.low_rank import limits
 from lora_jax.low_rank.layers import adapted_layers
 from lora_jax.low_rank.parameters import AdaptedParameter, adapt_parameter
@@ -39,7 +40,7 @@ class ParameterInsertion(Insertion):
         for held in shared_variables(modules):
             names = sorted(name.removeprefix("/") for _, name in held)
             if not chosen.keys().isdisjoint(names):
-                raise ValueError(
+                raise InputError(
                     f"{' and '.join(names)} are one Variable, which cannot have separate updates"
                 )
         for path, parameter in chosen.items():

@@ -26,6 +26,7 @@ from jaxtyping import Array, Key
 
 from lora_jax import surgery
 from lora_jax.checks import Integer, Real, integer, not_negative
+from lora_jax.errors import InputError, InputTypeError
 from lora_jax.method import Insertion, Method
 from lora_jax.methods import common
 from lora_jax.methods.prefix_layers import (
@@ -62,7 +63,7 @@ class SpecialTokensInsertion(Insertion):
             integer(name, getattr(self, name), least=0)
         not_negative("std", self.std)
         if not self.prefix + self.infix:
-            raise ValueError("prefix and infix are both 0: there is nothing to train")
+            raise InputError("prefix and infix are both 0: there is nothing to train")
 
     @property
     def special_tokens(self) -> tuple[int, int]:
@@ -73,14 +74,14 @@ class SpecialTokensInsertion(Insertion):
         found = common.matching(model, self.tokens, "word embedding")
         (path, module), *others = found.items()
         if others:
-            raise ValueError(f"{self.tokens!r} names several modules, {sorted(found)}: name one")
+            raise InputError(f"{self.tokens!r} names several modules, {sorted(found)}: name one")
         return path, module
 
     def _change_embedding(self, model: nnx.Module, changed: type[nnx.Embed]) -> tuple[str, Any]:
         """Gives the word embedding another class."""
         path, module = self._embedding(model)
         if type(module) is not nnx.Embed:
-            raise TypeError(
+            raise InputTypeError(
                 f"{path} is a {type(module).__module__}.{type(module).__name__}; special tokens need "
                 "a plain nnx.Embed, without an update or special tokens of another method"
             )
@@ -97,7 +98,7 @@ class PrefixEmbedInsertion(SpecialTokensInsertion):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.init not in ("vocabulary", "normal"):
-            raise ValueError(f"init must be 'vocabulary' or 'normal', got {self.init!r}")
+            raise InputError(f"init must be 'vocabulary' or 'normal', got {self.init!r}")
 
     def insert(self, model: nnx.Module, key: Key[Array, ""]) -> None:
         """Extends the word embedding, in place."""
@@ -124,7 +125,7 @@ class PrefixLayerInsertion(SpecialTokensInsertion):
         """Adds the vectors to the blocks, in place."""
         blocks = _blocks(model)
         if not blocks:
-            raise TypeError(
+            raise InputTypeError(
                 f"the {type(model).__name__} holds no lora_jax.models.sublayer.Block whose "
                 "activations could be replaced; prefix_embed works with any nnx.Embed"
             )

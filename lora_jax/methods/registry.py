@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from lora_jax.errors import InputError, InputTypeError
 from lora_jax.method import Method
 from lora_jax.methods.bottleneck import adapter_d, adapter_h, adapter_l, adapter_p
 from lora_jax.methods.lora import lora
@@ -40,12 +41,12 @@ def create(name: str, plus: Mapping[str, Any] | None = None, **arguments: Any) -
       TypeError: unknown or missing arguments.
     """
     if name not in CONSTRUCTORS:
-        raise ValueError(f"unknown method {name!r}; known methods are {sorted(CONSTRUCTORS)}")
+        raise InputError(f"unknown method {name!r}; known methods are {sorted(CONSTRUCTORS)}")
     known = inspect.signature(CONSTRUCTORS[name]).parameters
     unknown = sorted(set(arguments) - set(known))
     missing = [p.name for p in known.values() if p.default is p.empty and p.name not in arguments]
     if unknown or missing:
-        raise TypeError(
+        raise InputTypeError(
             f"method {name!r} takes {list(known)}; unknown {unknown}, missing {missing}"
         )
     method = CONSTRUCTORS[name](**arguments)

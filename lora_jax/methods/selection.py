@@ -9,6 +9,7 @@ from flax import nnx
 from jaxtyping import Array, Key
 
 from lora_jax.checks import Integer, integer
+from lora_jax.errors import InputTypeError
 from lora_jax.method import Insertion, Method
 from lora_jax.methods import common
 from lora_jax.models.stack import SplitStack, Stack
@@ -69,7 +70,7 @@ class CutInsertion(Insertion):
             if isinstance(child, Stack | SplitStack)
         ]
         if not stacks:
-            raise TypeError(
+            raise InputTypeError(
                 f"the {type(model).__name__} holds no lora_jax.models.stack.Stack, whose last "
                 f"{self.last} layers could be taken apart. For a model of your own with a list of "
                 "layers write the rules as a Method: Method(spec, (), (Rule(r'layers/(10|11)/.*', "

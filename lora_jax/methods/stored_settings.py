@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from lora_jax import patterns
+from lora_jax.errors import InputError
 from lora_jax.low_rank.settings import LoRASettings
 from lora_jax.method import Method
 from lora_jax.methods.lora import LoRAInsertion
@@ -37,11 +38,11 @@ def settings_of_layer(
         elif isinstance(insertion, ParameterInsertion):
             possible += _of_parameter(insertion, f"{path}/{part}".removeprefix("/"), rank)
     if not possible:
-        raise ValueError(
+        raise InputError(
             f"no target of the adapter's method {method} matches its factors at {path}, of rank {rank}"
         )
     if any(settings != possible[0] for settings in possible):
-        raise ValueError(
+        raise InputError(
             f"the targets of {method} leave open which settings {path} has; put the adapter onto its "
             "model, which shows it"
         )

@@ -17,6 +17,7 @@ from flax import linen, nnx
 
 from lora_jax import patterns, surgery
 from lora_jax.checks import Integer, integer
+from lora_jax.errors import InputError
 from lora_jax.low_rank import limits
 
 ALL_LINEAR = "all-linear"
@@ -46,7 +47,7 @@ def by_target(targets: Targets) -> dict[str, Mapping[str, Any]]:
     if isinstance(targets, Mapping):
         for target, arguments in targets.items():
             if not isinstance(arguments, Mapping):
-                raise ValueError(
+                raise InputError(
                     f"target {target!r} needs a mapping of arguments, got {arguments!r}"
                 )
         return {as_text(target, "target"): own for target, own in targets.items()}
@@ -78,7 +79,7 @@ def as_text(target: Any, name: str) -> str:
     if isinstance(target, type) and issubclass(target, nnx.Module | linen.Module):
         unique = getattr(nnx, target.__name__, target) is target
         return TYPE + (target.__name__ if unique else _full_name(target))
-    raise ValueError(
+    raise InputError(
         f"{name} must be a path, the end of paths, a regular expression, {ALL_LINEAR!r}, or a class of "
         f"layers (or several of these), got {target!r}"
     )
@@ -101,7 +102,7 @@ def layer_numbers(layers: Any) -> tuple[int, ...] | None:
     except ValueError:
         numbers = ()
     if not numbers:
-        raise ValueError(
+        raise InputError(
             "layers must be the number of a layer or a list of them, such as 0 or [0, 1, -1]; "
             f"got {layers!r}"
         )
@@ -122,7 +123,7 @@ def matching(target: str, modules: Mapping[str, nnx.Module], kind: str) -> list[
     if target == ALL_LINEAR:
         found = [path for path, module in modules.items() if limits.is_matrix(module)]
         if not found:
-            raise ValueError(
+            raise InputError(
                 f"the {kind} {ALL_LINEAR!r} finds no linear layer; the model's modules are "
                 f"{_classes(modules)}"
             )
@@ -132,7 +133,7 @@ def matching(target: str, modules: Mapping[str, nnx.Module], kind: str) -> list[
     if not patterns.paths_of(target, list(modules), kind):
         held = list(surgery.parameters_of(modules))
         if parameters := patterns.paths_of(target, held, kind):
-            raise ValueError(
+            raise InputError(
                 f"the {kind} {target!r} names parameters ({patterns.some(parameters)}) and no layer; to "
                 f"adapt them, tell the roles of their axes: {{{target!r}: {{'axes': 'io'}}}}, see "
                 "docs/any_model.md"
@@ -158,7 +159,7 @@ def in_layers(
     placed = {path: place for path in paths if (place := _layer(path)) is not None}
     lists = {name: sorted(known[name]) for name, _ in placed.values()}
     if not lists:
-        raise ValueError(
+        raise InputError(
             f"layers={list(layers)}: no path of a target has the number of a layer ({patterns.some(paths)}); "
             "name the layers by a regular expression instead"
         )
@@ -173,7 +174,7 @@ def in_layers(
             ranges = ", ".join(
                 f"{name or 'the model'} has {n[0]} to {n[-1]}" for name, n in lists.items()
             )
-            raise ValueError(f"layers={list(layers)}: there is no layer {layer}; {ranges}")
+            raise InputError(f"layers={list(layers)}: there is no layer {layer}; {ranges}")
     return [path for path, (name, number) in placed.items() if number in wanted[name]]
 
 
@@ -208,12 +209,12 @@ def _of_type(name: str, modules: Mapping[str, nnx.Module], kind: str) -> list[st
         found = [path for path, c in classes.items() if isinstance(own, type) and c is own]
         found = found or [path for path, c in classes.items() if c.__name__ == name]
     if not found:
-        raise ValueError(
+        raise InputError(
             f"the {kind} {TYPE + name!r} names no module: the model has none of exactly this class. Its "
             f"classes are {_classes(modules)}"
         )
     if len(several := sorted({_full_name(classes[path]) for path in found})) > 1:
-        raise ValueError(
+        raise InputError(
             f"the {kind} {TYPE + name!r} names several classes, {', '.join(several)}; write one with "
             f"its module, such as {TYPE + several[0]!r}"
         )

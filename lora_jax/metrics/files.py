@@ -14,6 +14,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from lora_jax.errors import InputError
 from lora_jax.files import write_text
 
 
@@ -38,7 +39,7 @@ def read_references(*paths: str | os.PathLike[str]) -> list[list[str]]:
         no reference; the message names file and line.
     """
     if not paths:
-        raise ValueError("no reference file was named")
+        raise InputError("no reference file was named")
     first, *others = [Path(path) for path in paths]
     return _aligned([first, *others]) if others else _blocks(first)
 
@@ -55,7 +56,7 @@ def write_references(path: str | os.PathLike[str], references: Sequence[Sequence
     for number, instance in enumerate(references):
         texts = [one_line(text).strip() for text in instance]
         if not texts or not all(texts):
-            raise ValueError(f"instance {number} has no reference or a blank one: {instance!r}")
+            raise InputError(f"instance {number} has no reference or a blank one: {instance!r}")
         blocks.append("".join(text + "\n" for text in texts) + "\n")
     write_text(path, "".join(blocks))
 
@@ -74,14 +75,14 @@ def _lines(path: Path) -> list[str]:
     """Reads the lines of a file, stripped, without a byte order mark at its start."""
     content = path.read_bytes()
     if not content:
-        raise ValueError(f"{path} is empty")
+        raise InputError(f"{path} is empty")
     lines = []
     # Only \n ends a line here: splitting at the rarer breaks would shift all lines after them.
     for number, line in enumerate(content.removesuffix(b"\n").split(b"\n"), start=1):
         try:
             lines.append(line.decode("utf-8-sig" if number == 1 else "utf-8").strip())
         except UnicodeDecodeError as error:
-            raise ValueError(
+            raise InputError(
                 f"{path}, line {number}: not UTF-8 (byte 0x{line[error.start]:02x} at column "
                 f"{error.start + 1}). Save the file as UTF-8"
             ) from error
@@ -94,7 +95,7 @@ def _blocks(path: Path) -> list[list[str]]:
     while lines and not lines[-1]:
         lines.pop()
     if not lines:
-        raise ValueError(f"{path} has no text, only blank lines")
+        raise InputError(f"{path} has no text, only blank lines")
     if all(lines):
         return [[line] for line in lines]
     instances: list[list[str]] = [[]]
@@ -104,7 +105,7 @@ def _blocks(path: Path) -> list[list[str]]:
         elif instances[-1]:
             instances.append([])
         else:
-            raise ValueError(
+            raise InputError(
                 f"{path}, line {number}: a second blank line, so an instance without references. "
                 "One blank line stands between instances"
             )
@@ -116,7 +117,7 @@ def _aligned(paths: list[Path]) -> list[list[str]]:
     columns = [_lines(path) for path in paths]
     for path, column in zip(paths[1:], columns[1:], strict=True):
         if len(column) != len(columns[0]):
-            raise ValueError(
+            raise InputError(
                 f"{paths[0]} has {len(columns[0])} lines and {path} has {len(column)}: aligned "
                 "reference files must be equally long"
             )
@@ -124,5 +125,5 @@ def _aligned(paths: list[Path]) -> list[list[str]]:
     for number, instance in enumerate(instances, start=1):
         if not instance:
             names = ", ".join(map(str, paths))
-            raise ValueError(f"line {number} is empty in all of {names}: an instance has no text")
+            raise InputError(f"line {number} is empty in all of {names}: an instance has no text")
     return instances

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pycocoevalcap.cider.cider import Cider
 from pycocoevalcap.rouge.rouge import Rouge
 
+from lora_jax.errors import InputError
 from lora_jax.metrics import meteor, mteval, ptb
 from lora_jax.metrics import webnlg as nlg
 from lora_jax.metrics.files import one_line
@@ -71,7 +72,7 @@ def e2e(
     rest = iter(tokens[len(hypotheses) :])
     targets = [[next(rest) for _ in instance] for instance in references]
     if not any(map(any, targets)):
-        raise ValueError("the references have no word, only punctuation")
+        raise InputError("the references have no word, only punctuation")
     if not missing:
         try:
             values["meteor"] = meteor.score(outputs, targets, timeout)[0]
@@ -130,20 +131,20 @@ def _checked(
 ) -> tuple[list[str], list[list[str]]]:
     """Puts each text on one line and drops blank references; raises ValueError on bad input."""
     if isinstance(hypotheses, str) or any(isinstance(instance, str) for instance in references):
-        raise ValueError("hypotheses must be a list of texts, references a list of lists of texts")
+        raise InputError("hypotheses must be a list of texts, references a list of lists of texts")
     if len(hypotheses) != len(references):
-        raise ValueError(
+        raise InputError(
             f"{len(hypotheses)} hypotheses for {len(references)} instances with references: each "
             "instance needs one hypothesis"
         )
     if not hypotheses:
-        raise ValueError("there are no hypotheses to score")
+        raise InputError("there are no hypotheses to score")
     for number, texts in enumerate(zip(hypotheses, references, strict=True)):
         for text in (texts[0], *texts[1]):
             if not isinstance(text, str):
-                raise ValueError(f"instance {number} has {text!r} where a text is expected")
+                raise InputError(f"instance {number} has {text!r} where a text is expected")
         if not any(text.strip() for text in texts[1]):
-            raise ValueError(f"instance {number} has no reference, or only blank ones")
+            raise InputError(f"instance {number} has no reference, or only blank ones")
     return (
         [one_line(text).strip() for text in hypotheses],
         [[one_line(t).strip() for t in instance if t.strip()] for instance in references],

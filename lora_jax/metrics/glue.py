@@ -10,6 +10,7 @@ from scipy import stats
 from sklearn import metrics
 
 from lora_jax.data.glue_tasks import Task
+from lora_jax.errors import InputError
 
 _WITH_F1 = ("mrpc", "qqp")
 _HEADLINES = {"cola": "matthews", "stsb": "pearson"}
@@ -89,7 +90,7 @@ def _check(task: Task, outputs: np.ndarray, labels: np.ndarray) -> None:
     shapes = [(rows, task.num_outputs)] + ([(rows,)] if task.regression else [])
     if not rows or outputs.shape not in shapes:
         expected = "(N, 1) or (N,)" if task.regression else f"(N, {task.num_outputs})"
-        raise ValueError(
+        raise InputError(
             f"{task.name} needs outputs of shape {expected} and labels of shape (N,) with N > 0: got "
             f"outputs {outputs.shape} and labels {labels.shape}."
         )
@@ -98,7 +99,7 @@ def _check(task: Task, outputs: np.ndarray, labels: np.ndarray) -> None:
     if not valid.all():
         row = int(np.argmin(valid))
         expected = "finite scores" if task.regression else f"classes 0 to {classes[-1]}"
-        raise ValueError(
+        raise InputError(
             f"{task.name} labels must be {expected}: row {row} has {labels[row]}. Labels of the "
             "test sets are not public and cannot be scored."
         )

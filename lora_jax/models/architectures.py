@@ -14,6 +14,7 @@ import jax
 import numpy as np
 from flax import nnx
 
+from lora_jax.errors import InputError, MissingFileError
 from lora_jax.files import read_json
 from lora_jax.models.decoder import Decoder, DecoderConfig
 from lora_jax.models.encoder import Classifier, EncoderConfig
@@ -92,7 +93,7 @@ def _refuse_untied(tensors: Mapping[str, jax.Array], folder: Path) -> None:
     first = tensors.get("transformer.wte.weight", tensors.get("wte.weight"))
     last = tensors.get("lm_head.weight")
     if first is not None and last is not None and not np.array_equal(first, last):
-        raise ValueError(
+        raise InputError(
             f"{folder}: lm_head.weight differs from transformer.wte.weight; a GPT-2 with its own "
             "output embedding is not supported"
         )
@@ -144,17 +145,17 @@ def read_config(
     """
     path = folder / "config.json"
     if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing; a model folder needs config.json")
+        raise MissingFileError(f"{path} is missing; a model folder needs config.json")
     values = read_json(path)
     supported = [name for name, entry in ARCHITECTURES.items() if issubclass(entry.model, model)]
     if (name := values.get("model_type")) not in supported:
-        raise ValueError(
+        raise InputError(
             f"{path}: model_type {name!r} is not supported here; supported: {', '.join(supported)}"
         )
     architecture = ARCHITECTURES[name]
     for key, allowed in architecture.implemented.items():
         if values.get(key, allowed[0]) not in allowed:
-            raise ValueError(
+            raise InputError(
                 f"{path}: {key} {values[key]!r} is not supported, only "
                 + " or ".join(map(repr, allowed))
             )

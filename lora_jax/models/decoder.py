@@ -18,6 +18,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from lora_jax.data.batch import Inputs
 from lora_jax.dropout import DropoutKey, dropout, split_key
+from lora_jax.errors import InputError
 from lora_jax.models.attention import attend
 from lora_jax.models.cache import Cache, KeysValues, LayerCache, attend_cached, empty_cache
 from lora_jax.models.parts import check_compute_dtype, check_rates, linear, norm, table
@@ -66,7 +67,7 @@ class DecoderConfig:
         check_compute_dtype(self.compute_dtype)
         check_rates(self, "embd_pdrop", "attn_pdrop", "resid_pdrop")
         if self.n_embd % self.n_head:
-            raise ValueError(f"n_embd {self.n_embd} is not divisible by n_head {self.n_head}")
+            raise InputError(f"n_embd {self.n_embd} is not divisible by n_head {self.n_head}")
 
     @property
     def max_length(self) -> int:
@@ -269,7 +270,7 @@ class Decoder(nnx.Module):
         """
         length = prompts.shape[1]
         if length + steps - 1 > self.config.n_positions:
-            raise ValueError(
+            raise InputError(
                 f"prompts of {length} tokens (with padding) and {steps} new ones do not fit the "
                 f"model's {self.config.n_positions} positions"
             )

@@ -17,6 +17,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from lora_jax.data.batch import Inputs
 from lora_jax.dropout import DropoutKey, dropout, split_key
+from lora_jax.errors import InputError
 from lora_jax.models.attention import attend
 from lora_jax.models.parts import check_compute_dtype, check_rates, linear, norm, table
 from lora_jax.models.stack import Remat, Stack
@@ -64,10 +65,10 @@ class EncoderConfig:
     def __post_init__(self) -> None:
         check_compute_dtype(self.compute_dtype)
         if self.architecture not in ("bert", "roberta"):
-            raise ValueError(f"architecture must be 'bert' or 'roberta', got {self.architecture!r}")
+            raise InputError(f"architecture must be 'bert' or 'roberta', got {self.architecture!r}")
         check_rates(self, "hidden_dropout_prob", "attention_probs_dropout_prob")
         if self.hidden_size % self.num_attention_heads:
-            raise ValueError(
+            raise InputError(
                 f"hidden_size {self.hidden_size} is not divisible by "
                 f"num_attention_heads {self.num_attention_heads}"
             )

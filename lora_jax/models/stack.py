@@ -14,6 +14,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Key, PyTree
 
 from lora_jax.dropout import DropoutKey
+from lora_jax.errors import InputError
 from lora_jax.models.cache import Cache, KeysValues, LayerCache
 from lora_jax.models.sublayer import Context
 from lora_jax.sharding.axes import constrain_parameters
@@ -53,9 +54,9 @@ class Stack(nnx.Module):
         rngs: nnx.Rngs,
     ):
         if not 1 <= unroll <= depth:
-            raise ValueError(f"unroll must be from 1 to the depth {depth}, got {unroll}")
+            raise InputError(f"unroll must be from 1 to the depth {depth}, got {unroll}")
         if remat not in ("none", "full", "dots"):
-            raise ValueError(f"remat must be 'none', 'full' or 'dots', got {remat!r}")
+            raise InputError(f"remat must be 'none', 'full' or 'dots', got {remat!r}")
         self.block = nnx.split_rngs(splits=depth)(nnx.vmap(make))(rngs)
         self.depth = depth
         self.unroll = unroll
@@ -173,7 +174,7 @@ class SplitStack(nnx.Module):
           ValueError: `last` is not from 1 to the depth less one.
         """
         if not 0 < last < self.depth:
-            raise ValueError(
+            raise InputError(
                 f"cannot take the last {last} of {self.depth} layers apart: take 1 to "
                 f"{self.depth - 1}, or a method for all layers"
             )

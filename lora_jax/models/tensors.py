@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from lora_jax.errors import InputError, MissingFileError
 from lora_jax.files import read_json
 from lora_jax.models.layouts import Layout
 
@@ -29,7 +30,7 @@ def read_tensors(folder: Path) -> dict[str, jax.Array]:
         path = folder / name
         if not path.is_file():
             present = ", ".join(sorted(p.name for p in folder.iterdir())) or "nothing"
-            raise FileNotFoundError(
+            raise MissingFileError(
                 f"{path} is missing (the folder holds {present}). Weights are read from safetensors "
                 "only; convert others with transformers: model.save_pretrained(folder)"
             )
@@ -37,7 +38,7 @@ def read_tensors(folder: Path) -> dict[str, jax.Array]:
             with safe_open(path, framework="flax") as file:
                 tensors.update({key: file.get_tensor(key) for key in file.keys()})  # noqa: SIM118
         except SafetensorError as error:
-            raise ValueError(
+            raise InputError(
                 f"{path} cannot be read ({error}); it is truncated or not safetensors: fetch it again"
             ) from error
     return tensors
@@ -85,7 +86,7 @@ def from_published(
     unknown = plain.keys() - used
     problems["extra"] = [name for name in unknown if not re.fullmatch(layout.unused, name)]
     if any(problems.values()):
-        raise ValueError(
+        raise InputError(
             f"the tensors of {where} do not fit its config.json: "
             + "; ".join(_listed(kind, names) for kind, names in problems.items() if names)
         )

@@ -18,6 +18,7 @@ from flax import nnx
 from jax.sharding import PartitionSpec
 from jaxtyping import Array
 
+from lora_jax.errors import InputError
 from lora_jax.state import kind, leaves, value
 
 Axes = tuple[str | None, ...]  # the logical axes of an array; None is an axis without a name
@@ -110,7 +111,7 @@ def spec(axes: Axes, mesh_axes: tuple[str, ...]) -> PartitionSpec:
     parts = []
     for axis in axes:
         if axis is not None and axis not in RULES:
-            raise ValueError(f"unknown logical axis {axis!r} in {axes}; known are {sorted(RULES)}")
+            raise InputError(f"unknown logical axis {axis!r} in {axes}; known are {sorted(RULES)}")
         over = tuple(a for a in RULES[axis] if a in mesh_axes) if axis else ()
         parts.append(over if len(over) > 1 else over[0] if over else None)
     return PartitionSpec(*parts)

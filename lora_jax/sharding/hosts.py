@@ -15,6 +15,8 @@ from typing import TypeVar
 import jax
 import numpy as np
 
+from lora_jax.errors import InputError
+
 # Seconds that a process which ends early waits for the others, which are then ended too. Without an
 # error all processes end together, see `finish`.
 _PATIENCE = 30
@@ -36,7 +38,7 @@ def start(address: str, index: int | None = None, count: int | None = None) -> N
       ValueError: the index is not below the count, or "auto" finds no other hosts.
     """
     if address != "auto" and (index is None or count is None or not 0 <= index < count):
-        raise ValueError(f"process {index} of {count}: the index goes from 0 to the count less one")
+        raise InputError(f"process {index} of {count}: the index goes from 0 to the count less one")
     # With this service SIGTERM would not end the process but ask for a checkpoint, and the training
     # loop writes enough of them anyway.
     jax.config.update("jax_enable_preemption_service", False)
@@ -44,7 +46,7 @@ def start(address: str, index: int | None = None, count: int | None = None) -> N
         try:
             jax.distributed.initialize(shutdown_timeout_seconds=_PATIENCE)
         except (ValueError, RuntimeError) as error:
-            raise ValueError(
+            raise InputError(
                 f"'auto' found no hosts on this machine ({error}); name them: HOST:PORT,INDEX/COUNT"
             ) from error
         return
@@ -62,7 +64,7 @@ def parse(text: str) -> tuple[str, int | None, int | None]:
     address, _, place = text.partition(",")
     index, _, count = place.partition("/")
     if ":" not in address or not (index.isdecimal() and count.isdecimal()):
-        raise ValueError(
+        raise InputError(
             f"hosts {text!r} is neither 'auto' nor HOST:PORT,INDEX/COUNT, such as 10.0.0.1:9876,0/4"
         )
     return address, int(index), int(count)
@@ -109,7 +111,7 @@ def together() -> Iterator[None]:
         everywhere(False)
         raise
     if not everywhere(True):
-        raise ValueError("another process failed; its own message says why")
+        raise InputError("another process failed; its own message says why")
 
 
 def from_main(function: Callable[[], _Json]) -> _Json:
@@ -138,7 +140,7 @@ def from_main(function: Callable[[], _Json]) -> _Json:
     if failure is not None:
         raise failure
     if "error" in received:
-        raise ValueError(f"the first process failed: {received['error']}")
+        raise InputError(f"the first process failed: {received['error']}")
     value: _Json = received["value"]
     return value
 

@@ -11,6 +11,7 @@ import numpy as np
 from jax.sharding import AbstractMesh, AxisType, Mesh
 
 from lora_jax.checks import integer
+from lora_jax.errors import InputError
 
 # What is split along an axis:
 # run: the runs of a sweep. Every part has its own copy of the base; nothing is sent along the axis.
@@ -50,11 +51,11 @@ def make_mesh(sizes: Sizes, devices: Sequence[Any] | None = None) -> Mesh:
         is not the number of devices.
     """
     if unknown := sorted(set(sizes) - set(AXES)):
-        raise ValueError(f"mesh: unknown axis {unknown[0]!r}; the axes are {', '.join(AXES)}")
+        raise InputError(f"mesh: unknown axis {unknown[0]!r}; the axes are {', '.join(AXES)}")
     devices = jax.devices() if devices is None else list(devices)
     rest = [axis for axis in AXES if sizes.get(axis, 1) == REST]
     if len(rest) > 1:
-        raise ValueError(f"mesh: {' and '.join(rest)} are both -1; one axis can take what is left")
+        raise InputError(f"mesh: {' and '.join(rest)} are both -1; one axis can take what is left")
     known = {axis: integer(f"mesh.{axis}", sizes.get(axis, 1)) for axis in AXES if axis not in rest}
     product = math.prod(known.values())
     if rest and len(devices) % product == 0:
@@ -62,7 +63,7 @@ def make_mesh(sizes: Sizes, devices: Sequence[Any] | None = None) -> Mesh:
     elif product != len(devices):
         shown = " x ".join(f"{axis}={size}" for axis, size in known.items())
         verb = "does not divide" if rest else "is not"
-        raise ValueError(
+        raise InputError(
             f"mesh: {shown} = {product} {verb} the number of devices, {len(devices)}. Set the sizes so "
             "that their product is that number; -1 for one of them takes what the others leave"
         )
@@ -84,7 +85,7 @@ def check_heads(heads: int, mesh: AnyMesh) -> None:
     ways = mesh.shape["model"]
     if heads % ways:
         allowed = [n for n in range(1, heads + 1) if heads % n == 0]
-        raise ValueError(
+        raise InputError(
             f"mesh: model={ways} does not divide the model's {heads} attention heads; "
             f"model can be one of {allowed}"
         )

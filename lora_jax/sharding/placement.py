@@ -20,6 +20,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
 from lora_jax.data.batch import Batch, Inputs
+from lora_jax.errors import InputError
 from lora_jax.partition import Params
 from lora_jax.sharding.axes import Axes, constrain, spec
 from lora_jax.sharding.mesh import AnyMesh, shares
@@ -81,7 +82,7 @@ class Placement:
             ways = math.prod(self.mesh.shape[name] for name in over)
             if size % ways:
                 named = " x ".join(f"{name}={self.mesh.shape[name]}" for name in over)
-                raise ValueError(
+                raise InputError(
                     f"mesh: {named} does not divide the axis {axis!r} of {path}, which has {size} "
                     f"(shape {shape}); choose sizes that do"
                 )
@@ -145,7 +146,7 @@ class Placement:
         parts = shares(self.mesh)
         for count in {np.shape(leaf)[0] for leaf in jax.tree.leaves(batch)}:
             if count % parts:
-                raise ValueError(
+                raise InputError(
                     f"mesh: data x fsdp = {parts} does not divide a batch of {count} examples; choose a "
                     "batch size that it divides, and drop a smaller last batch (drop_last=True)"
                 )

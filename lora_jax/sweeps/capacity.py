@@ -9,6 +9,8 @@ from typing import Protocol, runtime_checkable
 
 import jax
 
+from lora_jax.errors import InputError
+
 _HEADROOM = 0.8  # of what is free: allocators fragment, and the host needs some for batches
 
 
@@ -30,7 +32,7 @@ def fitting(needed: Callable[[int], int], budget: int, step: int, wanted: int) -
     most = -(-wanted // step) * step
     one = needed(step)
     if one > budget:
-        raise ValueError(
+        raise InputError(
             f"a program with {step} run{'s' * (step > 1)} needs {one / 2**30:.2f} GiB of each device, "
             f"{budget / 2**30:.2f} GiB are free; choose a smaller batch, a mesh with more fsdp or model, "
             "or config.run.model.remat=full"

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from lora_jax import methods
+from lora_jax.errors import InputError
 from lora_jax.files import to_json
 from lora_jax.method import Method
 
@@ -37,10 +38,10 @@ def common_method(members: Sequence[Method]) -> Method:
       ValueError: no members, or members of different structures.
     """
     if not members:
-        raise ValueError("no methods: a program needs at least one run")
+        raise InputError("no methods: a program needs at least one run")
     if len({structure_of(method) for method in members}) > 1:
         shown = "\n  ".join(dict.fromkeys(map(str, members)))
-        raise ValueError(
+        raise InputError(
             f"these methods cannot be one program, they insert other things:\n  {shown}"
         )
     spec = copy.deepcopy(members[0].to_json())

@@ -13,6 +13,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from lora_jax.errors import InputError
 from lora_jax.partition import Params
 
 Shape = tuple[int, ...]
@@ -30,7 +31,7 @@ def padded(params: Mapping[str, Any], shapes: Mapping[str, Shape]) -> Params:
         widths = [(0, new - old) for old, new in zip(leaf.shape, shapes[path], strict=False)]
         grown = [width for _, width in widths if width]
         if len(leaf.shape) != len(shapes[path]) or len(grown) > 1 or min(grown, default=0) < 0:
-            raise ValueError(f"{path} of shape {leaf.shape} cannot be padded to {shapes[path]}")
+            raise InputError(f"{path} of shape {leaf.shape} cannot be padded to {shapes[path]}")
         result[path] = jnp.pad(leaf, widths) if grown else leaf
     return result
 
@@ -65,4 +66,4 @@ def stacked(runs: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
 
 def _same_paths(params: Mapping[str, Any], others: Mapping[str, Any]) -> None:
     if odd := sorted(set(params) ^ set(others)):
-        raise ValueError(f"the runs have different parameters, for example {odd[:5]}")
+        raise InputError(f"the runs have different parameters, for example {odd[:5]}")

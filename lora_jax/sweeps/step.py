@@ -16,6 +16,7 @@ from flax import nnx
 
 from lora_jax import partition
 from lora_jax.costs.compiled import Jitted
+from lora_jax.errors import InputError
 from lora_jax.low_rank import seeding
 from lora_jax.partition import Params, Structure
 from lora_jax.sharding.mesh import RUN
@@ -44,7 +45,7 @@ def make_run_objective(
         seeding.seed_dropout(model, for_branches, values.rates)
         value = loss(model, batch, for_model)
         if written := sorted(moved(frozen, model)):
-            raise ValueError(
+            raise InputError(
                 f"the model writes state of its own when it trains ({', '.join(written[:5])}); the runs "
                 "of a sweep share all but their trainable parameters. Call model.eval() before, which "
                 "switches nnx.Dropout off and freezes nnx.BatchNorm, or train the runs one by one"

@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Key
 
 from lora_jax import adapters, fingerprints, partition
+from lora_jax.errors import InputError
 from lora_jax.low_rank.layers import adapted_layers
 from lora_jax.low_rank.merge import strip
 from lora_jax.method import Method
@@ -164,7 +165,7 @@ class AdaptedModel:
         """
         adapter = adapters.load_adapter(adapters.adapter_folder(path))
         if adapter.method != self.method:
-            raise ValueError(
+            raise InputError(
                 f"{path} was trained by another method than the one named here:\n"
                 f"  adapter {adapter.method.to_json()}\n"
                 f"  here    {self.method.to_json()}\n"

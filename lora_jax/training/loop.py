@@ -20,6 +20,7 @@ from jax.typing import ArrayLike
 from tqdm import tqdm
 
 from lora_jax.data.counts import Counts
+from lora_jax.errors import InputError
 from lora_jax.partition import Params
 from lora_jax.sharding.hosts import is_main
 from lora_jax.state import with_types, without_types
@@ -243,7 +244,7 @@ def _restored(
     """
     shapes = record.pop(_MOVED, {})
     if missing := sorted(shapes.keys() - frozen.keys()):
-        raise ValueError(
+        raise InputError(
             f"the newest checkpoint has state that the model lacks: {missing[:5]}; resume with the "
             "model of that run, or train in another folder"
         )

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import optax
 
 from lora_jax import partition
+from lora_jax.errors import InputError
 
 # Biases and LayerNorm are exempt from weight decay, as in the transformers trainer that the
 # paper's GLUE scripts use.
@@ -23,7 +24,7 @@ Epsilon = Literal["after", "before"]
 def check_epsilon(epsilon: str) -> None:
     """Raises ValueError if a place for AdamW's epsilon is not known, see `adamw`."""
     if epsilon not in ("after", "before"):
-        raise ValueError(f"epsilon must be 'after' or 'before', got {epsilon!r}")
+        raise InputError(f"epsilon must be 'after' or 'before', got {epsilon!r}")
 
 
 def linear_schedule(
@@ -39,7 +40,7 @@ def linear_schedule(
     """
     warmup = math.ceil(warmup_ratio * steps) or warmup_steps
     if warmup > steps:
-        raise ValueError(
+        raise InputError(
             f"the warm-up of {warmup} updates is longer than the run of {steps}; lower warmup_steps or "
             "warmup_ratio, or raise epochs"
         )

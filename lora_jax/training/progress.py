@@ -8,6 +8,8 @@ from typing import Any
 
 import optax
 
+from lora_jax.errors import InputError
+
 
 @dataclasses.dataclass(kw_only=True)
 class Progress:
@@ -93,7 +95,7 @@ class LoopSettings:
           ValueError: the metrics lack the headline.
         """
         if self.headline not in metrics:
-            raise ValueError(
+            raise InputError(
                 f"the headline {self.headline!r} is not among the metrics {sorted(metrics)} of the "
                 "evaluation; name one of them"
             )

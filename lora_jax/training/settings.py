@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from lora_jax.checks import integer, not_negative
+from lora_jax.errors import InputError
 from lora_jax.partition import Labels
 from lora_jax.training import optimizer
 from lora_jax.training.optimizer import Epsilon
@@ -39,7 +40,7 @@ class AdamSettings:
     def __post_init__(self) -> None:
         for name in ("b1", "b2"):
             if not 0 <= not_negative(f"adam.{name}", getattr(self, name)) < 1:
-                raise ValueError(f"adam.{name} must be in [0, 1), got {getattr(self, name)!r}")
+                raise InputError(f"adam.{name} must be in [0, 1), got {getattr(self, name)!r}")
         not_negative("adam.eps", self.eps)
         optimizer.check_epsilon(self.epsilon)
 
@@ -155,7 +156,7 @@ def _check_dtype(name: str) -> None:
     except TypeError:
         floating = False
     if not floating:
-        raise ValueError(
+        raise InputError(
             f"base_dtype must be {KEEP!r}, {AUTO!r} or a floating-point type such as 'bfloat16', got "
             f"{name!r}"
         )

@@ -17,6 +17,7 @@ from jaxtyping import Array, Float
 
 from lora_jax import partition
 from lora_jax.data.batch import Batch
+from lora_jax.errors import InputError
 from lora_jax.low_rank import seeding
 from lora_jax.partition import Params, Structure
 from lora_jax.sharding.placement import Placement
@@ -69,7 +70,7 @@ def completion_loss(smoothing: float = 0.0) -> Loss:
       smoothing: label smoothing e, 0.1 in Table 11.
     """
     if not 0 <= smoothing < 1:
-        raise ValueError(f"label smoothing must be in [0, 1), got {smoothing!r}")
+        raise InputError(f"label smoothing must be in [0, 1), got {smoothing!r}")
 
     def loss(model: nnx.Module, batch: Batch, key: jax.Array | None) -> Float[Array, ""]:
         losses = completion_losses(model, batch, key, smoothing)

@@ -22,6 +22,7 @@ from jaxtyping import Array, Key
 from lora_jax import run_folder
 from lora_jax.checks import json_values
 from lora_jax.costs import flops
+from lora_jax.errors import InputError
 from lora_jax.files import write_json
 from lora_jax.method import Method
 from lora_jax.partition import Params
@@ -114,7 +115,7 @@ class Trainer(AdaptedModel):
             that starts the run does not fit.
         """
         if (ways := self.placement.mesh.shape[RUN]) > 1:
-            raise ValueError(
+            raise InputError(
                 f"mesh: run={ways} splits the runs of a sweep (experiments.sweep); this is one run: use "
                 "data, fsdp or model"
             )
@@ -192,11 +193,11 @@ class Trainer(AdaptedModel):
         if record is not None:
             return FitResult(self.load(folder), Progress.from_record(record), record)
         if not self.settings.epochs:
-            raise ValueError("epochs is 0: there is nothing to train")
+            raise InputError("epochs is 0: there is nothing to train")
         if validation is None and evaluate is None:
             validation = batches
         if evaluate is None and headline != LOSS:
-            raise ValueError(
+            raise InputError(
                 f"the headline {headline!r} is not among the metrics [{LOSS!r}]; give `evaluate`, a function "
                 "of the model that returns it"
             )
@@ -217,7 +218,7 @@ class Trainer(AdaptedModel):
         )  # fmt: skip
         train = self.prepare(batches, loss, goal, seed=seed, folder=folder)
         if not run_folder.claim(folder, config):
-            raise ValueError(f"the folder {folder} is not the same on all hosts; use a shared one")
+            raise InputError(f"the folder {folder} is not the same on all hosts; use a shared one")
         progress = train()
         record = self._record(progress, headline, config)
         write_json(folder / run_folder.RESULT, record)
@@ -268,5 +269,5 @@ def _numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
         try:
             numbers[name] = float(value)
         except (TypeError, ValueError) as error:
-            raise ValueError(f"evaluate: the metric {name!r} is not a number ({error})") from error
+            raise InputError(f"evaluate: the metric {name!r} is not a number ({error})") from error
     return numbers

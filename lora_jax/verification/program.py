@@ -12,6 +12,7 @@ from flax import nnx
 from jaxtyping import Array, Key
 
 from lora_jax import partition
+from lora_jax.errors import InputError
 from lora_jax.low_rank.layers import adapted_layers, factor_path
 from lora_jax.low_rank.merge import merge
 from lora_jax.low_rank.seeding import seed_dropout
@@ -162,7 +163,7 @@ class Comparison:
                 floating.append(leaf)
         if not floating:
             kinds = sorted({str(leaf.dtype) for leaf in leaves})
-            raise ValueError(
+            raise InputError(
                 f"the outputs hold no floating-point numbers (types {kinds}); give `call`, a function "
                 "of (model, *inputs) that returns some"
             )

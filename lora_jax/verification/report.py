@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 
+from lora_jax.errors import InputError
+
 
 @dataclasses.dataclass(frozen=True)
 class Failure:
@@ -75,7 +77,7 @@ class Verification:
     def check(self) -> None:
         """Raises ValueError with the report if something is wrong."""
         if self.failures:
-            raise ValueError(str(self))
+            raise InputError(str(self))
 
     def __str__(self) -> str:
         several = ", ".join(self.differing[:5]) + ", ..." * (len(self.differing) > 5)

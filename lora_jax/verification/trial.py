@@ -7,6 +7,7 @@ import math
 
 import numpy as np
 
+from lora_jax.errors import InputError
 from lora_jax.low_rank.lora_layer import LoRALayer
 from lora_jax.partition import Params
 from lora_jax.verification.outputs import Measured
@@ -56,7 +57,7 @@ def concluded(comparison: Comparison, fresh: bool) -> Verification:
     limits = _Limits.of(comparison.epsilon)
     start = comparison.measure(comparison.inserted if fresh else comparison.start)
     if not start.is_finite:
-        raise ValueError(
+        raise InputError(
             "the outputs are not finite, so nothing can be compared; give other inputs"
         )
     all_random = _measured(comparison, None, limits)
@@ -92,7 +93,7 @@ def _measured(comparison: Comparison, layer: str | None, limits: _Limits) -> lis
             break
         share *= min(max(3 * limits.effect / effect, 3), 1e4) if effect else 1e3
     if not found:
-        raise ValueError(
+        raise InputError(
             "the outputs are not finite with random factors, so nothing can be compared; give other inputs"
         )
     return found

@@ -16,6 +16,7 @@ from flax import nnx
 from jaxtyping import Array, Key
 
 from lora_jax import partition, state
+from lora_jax.errors import InputError
 from lora_jax.low_rank.layers import adapted_layers
 from lora_jax.low_rank.merge import nothing_inserted
 from lora_jax.method import Method
@@ -64,7 +65,7 @@ def verify(
     if not layers:
         raise nothing_inserted()
     if any(layer.is_abstract() for layer in layers.values()):
-        raise ValueError("the model holds shapes without values; verify a model with its weights")
+        raise InputError("the model holds shapes without values; verify a model with its weights")
     run = call or (lambda module, *args, **kw: module(*args, **kw))
     fresh = isinstance(adaptation, Method)
     differing = _differing(model, adapted)

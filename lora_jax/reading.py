@@ -1,0 +1,338 @@
+"""Reading what comes from outside: one door for JSON, text and safetensors.
+
+Whatever a file holds, reading it ends in its content or in an `InputError` that names the file, the place,
+what was found and what was expected. Sizes are bounded before memory is taken; nothing is unpickled and no
+code is run.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import math
+import os
+import re
+import zlib
+from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from lora_jax.errors import FileError, MissingFileError
+
+_Value = TypeVar("_Value")
+
+MOST_TEXT = 2**30  # bytes of a text file, unpacked; GLUE's largest is 79 MB
+MOST_JSON = 2**26  # bytes of a settings file: config.json, adapter.json, an index
+DEPTH = 64  # of nested JSON in a settings file
+FLOATING = ("F64", "F32", "F16", "BF16")  # safetensors' names of the types that weights may have
+AGAIN = "Get the file again"
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+_REQUIRED: Any = object()
+
+
+def read_bytes(path: Path, most: int = MOST_TEXT) -> bytes:
+    """The content of a file.
+
+    Args:
+      path: of the file.
+      most: bytes that it may have.
+
+    Raises:
+      MissingFileError: there is no such file.
+      FileError: it is no regular file, or too large.
+      OSError: it cannot be read.
+    """
+    check_file(path, most)
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise named(error, path) from error
+
+
+def check_file(path: Path, most: float = math.inf) -> None:
+    """Raises as `read_bytes` does, without reading."""
+    if not path.exists():
+        raise MissingFileError(f"{path} is missing")
+    if not path.is_file():
+        raise FileError(path, "", "a folder or a device", "a file")
+    if (size := path.stat().st_size) > most:
+        raise FileError(path, "", f"{size:,} bytes", f"at most {most:,}")
+
+
+def named(error: OSError, path: str | os.PathLike[str]) -> OSError:
+    """The error with the path of the file, which those of a full disk lack."""
+    if error.filename is not None:
+        return error
+    return type(error)(error.errno, error.strerror or str(error), os.fspath(path))
+
+
+def read_text(path: Path, most: int = MOST_TEXT, remedy: str = AGAIN) -> str:
+    """The text of a UTF-8 file, unpacked if its name ends in .gz; line ends are untouched.
+
+    Args:
+      path: of the file.
+      most: bytes that the text may have.
+      remedy: end of the message for a broken file.
+
+    Raises:
+      MissingFileError, FileError, OSError: as `read_bytes`; or broken gzip data, or not UTF-8.
+    """
+    data = read_bytes(path, most)
+    if path.suffix == ".gz":
+        data = _unpacked(path, most, remedy)
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        raise FileError(
+            path, f"line {line}", "bytes that are not UTF-8", "UTF-8 text", remedy
+        ) from error
+
+
+def _unpacked(path: Path, most: int, remedy: str) -> bytes:
+    """The content of a gzip file; no more than `most` bytes are unpacked."""
+    try:
+        with gzip.open(path) as file:
+            data = file.read(most + 1)
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise FileError(
+            path, "bytes", f"broken gzip data ({error})", "gzip data", remedy
+        ) from error
+    if len(data) > most:
+        raise FileError(path, "", f"more than {most:,} bytes when unpacked", f"at most {most:,}")
+    return data
+
+
+def parse_json(text: str, path: str | os.PathLike[str], remedy: str = AGAIN) -> Any:
+    """The value of a JSON text; NaN and infinity, which are not JSON, become None.
+
+    Args:
+      text: to parse.
+      path: where it is from, for messages.
+      remedy: end of the message for a broken file.
+
+    Raises:
+      FileError: it is not JSON, or has half of a surrogate pair in a string.
+    """
+    try:
+        value = json.loads(text, parse_constant=lambda name: None)
+    except json.JSONDecodeError as error:
+        found = f"invalid JSON ({error.msg})"
+        raise FileError(path, f"line {error.lineno}", found, "JSON", remedy) from error
+    except RecursionError as error:
+        raise FileError(path, "", "JSON nested too deep to read", "JSON", remedy) from error
+    except ValueError as error:  # integers with thousands of digits
+        raise FileError(path, "", f"a number that is too long ({error})", "JSON", remedy) from error
+    if _SURROGATE.search(text):
+        try:
+            json.dumps(value, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            raise FileError(
+                path, "", "half of a surrogate pair in a string", "Unicode text", remedy
+            ) from error
+    return value
+
+
+def read_json(path: Path, most: int = MOST_TEXT, remedy: str = AGAIN) -> Any:
+    """The content of a JSON file, plain or .gz; see `read_text` and `parse_json`."""
+    return parse_json(read_text(path, most, remedy), path, remedy)
+
+
+def read_object(path: Path, remedy: str = AGAIN) -> Record:
+    """The JSON object of a settings file, such as config.json.
+
+    Raises:
+      MissingFileError, FileError, OSError: see `read_json`; or no object, or nested too deep.
+    """
+    value = read_json(path, MOST_JSON, remedy)
+    if not isinstance(value, dict):
+        raise FileError(path, "", repr(value)[:60], "a JSON object", remedy)
+    if _deeper(value, DEPTH):
+        raise FileError(path, "", "JSON nested too deep", f"at most {DEPTH} levels", remedy)
+    return Record(path, value, remedy=remedy)
+
+
+def _deeper(value: Any, depth: int) -> bool:
+    level = [value]
+    for _ in range(depth):
+        level = [
+            inner
+            for outer in level
+            if isinstance(outer, dict | list)
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
+        ]
+        if not level:
+            return False
+    return True
+
+
+class Record:
+    """A JSON object of a file, whose values are checked as they are taken.
+
+    Attributes:
+      path: of the file.
+      values: of the object.
+      where: keys that lead to it, with a dot behind each; "" for the whole file.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        values: Mapping[str, Any],
+        where: str = "",
+        remedy: str = AGAIN,
+    ):
+        self.path, self.values, self.where, self._remedy = Path(path), dict(values), where, remedy
+
+    def get(self, key: str, kind: type[_Value], default: Any = _REQUIRED) -> _Value:
+        """A value of one type.
+
+        Args:
+          key: of the value.
+          kind: `int` takes no bool, `float` takes integers too and is finite.
+          default: for a key that is not there; without it that is an error.
+
+        Raises:
+          FileError: no such key, or a value of another type.
+        """
+        if key not in self.values:
+            if default is _REQUIRED:
+                raise self.error(key, "nothing", _NAMES.get(kind, kind.__name__))
+            result: _Value = default
+            return result
+        value = self.values[key]
+        if kind is float and isinstance(value, int) and not isinstance(value, bool):
+            value = float(value) if abs(value) < 2**1023 else math.inf
+        wrong = not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool)
+        if wrong or (isinstance(value, float) and not math.isfinite(value)):
+            raise self.error(key, repr(value)[:80], _NAMES.get(kind, kind.__name__))
+        checked: _Value = value
+        return checked
+
+    def integer(self, key: str, least: int = 1, most: int = 2**31 - 1) -> int:
+        """An integer from `least` to `most`."""
+        value = self.get(key, int)
+        if not least <= value <= most:
+            raise self.error(key, repr(value)[:80], f"an integer from {least} to {most}")
+        return value
+
+    def record(self, key: str) -> Record:
+        """An object inside."""
+        return Record(self.path, self.get(key, dict), f"{self.where}{key}.", self._remedy)
+
+    def strings(self, key: str, default: Any = _REQUIRED) -> list[str]:
+        """A list of strings."""
+        values: list[Any] = self.get(key, list, default)
+        for number, value in enumerate(values):
+            if not isinstance(value, str):
+                raise self.error(f"{key}[{number}]", repr(value)[:80], "a string")
+        return values
+
+    def text_by_name(self, key: str) -> dict[str, str]:
+        """An object of strings."""
+        inner = self.record(key)
+        return {name: inner.get(name, str) for name in inner.values}
+
+    def error(self, key: str, found: str, expected: str) -> FileError:
+        """The error for a value; give it to `raise`."""
+        return FileError(self.path, f"{self.where}{key}", found, expected, self._remedy)
+
+
+_NAMES: Mapping[type, str] = {
+    dict: "an object", list: "a list", str: "a string", int: "an integer", float: "a finite number",
+    bool: "true or false",
+}  # fmt: skip
+
+
+class Tensors:
+    """The tensors of a safetensors file: their names, types and shapes, and then their values.
+
+    Attributes:
+      path: of the file.
+      metadata: the strings that the file's header has beside the tensors.
+      types: safetensors' name of each tensor's type.
+      shapes: of each tensor.
+    """
+
+    def __init__(self, path: Path, remedy: str = AGAIN):
+        """Reads the header.
+
+        Raises:
+          MissingFileError, FileError, OSError: no such file, truncated, or not safetensors.
+        """
+        check_file(path)
+        self.path, self._remedy = path, remedy
+        with self._open("np") as file:
+            self.metadata: dict[str, str] = dict(file.metadata() or {})
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+            self.types: dict[str, str] = {name: s.get_dtype() for name, s in slices.items()}
+            self.shapes = {name: tuple(s.get_shape()) for name, s in slices.items()}
+
+    def check_types(self, allowed: Collection[str] = FLOATING, names: Collection[str] = ()) -> None:
+        """Raises FileError if a tensor has another type than these.
+
+        Args:
+          allowed: safetensors' names of types.
+          names: of the tensors that count; all if there are none.
+        """
+        for name in names or self.types:
+            if self.types[name] not in allowed:
+                raise self.error(name, f"type {self.types[name]}", f"one of {', '.join(allowed)}")
+
+    def items(self, framework: str = "np") -> Iterator[tuple[str, Any]]:
+        """Names and values, one by one; `framework` "flax" gives jax arrays."""
+        with self._open(framework) as file:
+            for name in self.types:
+                yield name, file.get_tensor(name)
+
+    def read(self) -> dict[str, np.ndarray]:
+        """All values by name; raises FileError for one that is not finite."""
+        values = {}
+        for name, value in self.items():
+            self.check_finite(name, value)
+            values[name] = value
+        return values
+
+    def check_finite(self, name: str, value: Any) -> None:
+        """Raises FileError if a floating-point tensor has NaN or infinite values."""
+        if self.types[name] in FLOATING and (count := not_finite(value)):
+            raise self.error(
+                name, f"{count:,} of {value.size:,} values that are not finite", "finite numbers"
+            )
+
+    def error(self, name: str, found: str, expected: str) -> FileError:
+        """The error for a tensor; give it to `raise`."""
+        return FileError(self.path, f"tensor {name}", found, expected, self._remedy)
+
+    def _open(self, framework: str) -> Any:
+        try:
+            return safe_open(self.path, framework=framework)
+        except SafetensorError as error:
+            raise FileError(
+                self.path, "", f"no readable safetensors ({error})",
+                "a whole safetensors file; this one is truncated or of another kind", self._remedy,
+            ) from error  # fmt: skip
+        except OSError as error:
+            raise named(error, self.path) from error
+
+
+def not_finite(value: Any) -> int:
+    """Number of values that are NaN or infinite."""
+    return int(value.size - np.count_nonzero(np.isfinite(np.asarray(value))))
+
+
+def from_file(path: str | os.PathLike[str], where: str, error: Exception) -> FileError:
+    """The error of a setting that a file has, under the name of the file.
+
+    Args:
+      path: of the file.
+      where: the place in it.
+      error: what the setting's check raised.
+    """
+    text = str(error)
+    result = FileError(path, where, text, "a setting that this version knows")
+    result.args = (f"{path}, {where}: {text}" if where else f"{path}: {text}",)
+    return result
