@@ -20,7 +20,7 @@ from ml_collections import ConfigDict, config_flags
 
 from experiments.runs import command_line
 from experiments.runs.classification import ClassificationTask, Outputs, Problem
-from experiments.runs.record import parameters_text, speed
+from experiments.runs.record import check_converged, parameters_text, shown, speed
 from experiments.runs.run import loaded, run_all
 from lora_jax.data import glue, glue_tasks
 from lora_jax.errors import InputError
@@ -86,12 +86,13 @@ def table(result: dict[str, Any]) -> str:
     """A short text of a run record."""
     lines = [f"{result['task']}  {result['method']}  {result['model']}"]
     for name in result["best"]:
-        best, last = result["best"][name], result["last"][name]
-        lines.append(
-            f"  {name:22s} best epoch {100 * best['median']:6.2f} ±{100 * best['std']:.2f}   "
-            f"last epoch {100 * last['median']:6.2f} ±{100 * last['std']:.2f}   "
-            f"({len(best['values'])} seeds)"
-        )
+        texts = []
+        for which in ("best", "last"):
+            values = result[which].get(name, {"median": None, "std": None})
+            median, std = (100 * shown(values[key]) for key in ("median", "std"))
+            texts.append(f"{which} epoch {median:6.2f} ±{std:.2f}")
+        count = len(result["best"][name]["values"])
+        lines.append(f"  {name:22s} {'   '.join(texts)}   ({count} seeds)")
     return "\n".join([*lines, f"  {parameters_text(result)}", f"  {speed(result)}"])
 
 
@@ -107,7 +108,9 @@ def main(_: list[str]) -> None:
             return
         if not folder:
             raise InputError("--workdir=DIR is needed: the folder for checkpoints and results")
-        command_line.say(table(run_all(task, config, Path(folder))))
+        result = run_all(task, config, Path(folder))
+        command_line.say(table(result))
+        check_converged(result, Path(folder))
         command_line.say(f"record: {folder}/result.json   adapter: {folder}/adapter")
 
 

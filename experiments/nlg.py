@@ -21,7 +21,7 @@ from ml_collections import ConfigDict, config_flags
 from experiments.paper.scores import as_in_paper
 from experiments.runs import command_line
 from experiments.runs.data_to_text import DataToTextTask
-from experiments.runs.record import parameters_text, speed
+from experiments.runs.record import check_converged, parameters_text, shown, speed
 from experiments.runs.run import loaded, run_all
 from lora_jax.errors import InputError
 from lora_jax.files import write_json
@@ -40,15 +40,18 @@ def table(result: dict[str, Any]) -> str:
     """A short text of a run record."""
     lines = [f"{result['task']} {result['split']}  {result['method']}  {result['model']}"]
     for name, value in result["test"].items():
-        mean, std = (as_in_paper(name, value[key]) for key in ("mean", "std"))
+        mean, std = (as_in_paper(name, shown(value[key])) for key in ("mean", "std"))
         lines.append(f"  {name:18s} {mean:>8s} ±{std}   ({len(value['values'])} seeds)")
     lines += [f"  {name:18s}   missing: {why}" for name, why in result["missing"].items()]
     lines += [f"  note on {name}: {text}" for name, text in result["notes"].items() if text]
     lines.append(f"  {parameters_text(result)}")
     if "best" in result:
-        lines.append(f"  validation loss {result['best']['loss']['mean']:.4f}; {speed(result)}")
+        loss = shown(result["best"]["loss"]["mean"])
+        lines.append(f"  validation loss {loss:.4f}; {speed(result)}")
     for seed, record in result["seeds"].items():
-        decode = record["decode"]
+        if (decode := record.get("decode")) is None:
+            lines.append(f"  seed {seed}: diverged at step {record['diverged']}, not decoded")
+            continue
         lines.append(
             f"  seed {seed}: decoded {decode['prompts']} inputs in {decode['seconds']:.0f} s, "
             f"{decode['tokens_per_second']:.0f} tokens/s"
@@ -73,7 +76,9 @@ def main(_: list[str]) -> None:
             for name, why in result["missing"].items():
                 command_line.say(f"{name:18s} missing: {why}")
             return
-        command_line.say(table(run_all(DataToTextTask, config, Path(folder))))
+        result = run_all(DataToTextTask, config, Path(folder))
+        command_line.say(table(result))
+        check_converged(result, Path(folder))
         command_line.say(f"record: {folder}/result.json   texts: {folder}/seed_*/predictions.txt")
 
 

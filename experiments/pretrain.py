@@ -24,7 +24,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedToken
 
 from experiments.runs import command_line, folder
 from experiments.runs.language import Validation
-from experiments.runs.record import training_record
+from experiments.runs.record import check_converged, training_record
 from experiments.runs.settings import mesh_for, model_arguments, train_settings
 from lora_jax import methods, partition
 from lora_jax.data import data_to_text
@@ -158,7 +158,7 @@ def pretrain(config: ConfigDict, workdir: Path) -> dict[str, Any]:
         "parameters": trainer.summary.counts(),
         "documents": len(rows),
         "notes": {name: p.notes for name, p in zip(config.data.corpora, train, strict=True)},
-        **training_record([run]),
+        **training_record([run], "loss"),
         "seeds": {str(config.seed): run},
         "config": folder.plain(config),
     }
@@ -174,6 +174,7 @@ def main(_: list[str]) -> None:
         if not _WORKDIR.value:
             raise InputError("--workdir=DIR is needed: the folder for checkpoints and results")
         record = pretrain(_CONFIG.value, Path(_WORKDIR.value))
+        check_converged(record, Path(_WORKDIR.value))
     loss, seconds = record["best"]["loss"]["median"], record["seconds"]
     command_line.say(
         f"validation loss {loss:.4f}, {seconds:.0f} s, {record['tokens_per_second']:.0f} tokens/s"

@@ -7,6 +7,7 @@ errors of Python that one would expect: `except ValueError` catches an `InputErr
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 
 
 class InputError(ValueError):
@@ -58,15 +59,26 @@ class FileError(InputError):
 
 
 class DivergedError(ArithmeticError):
-    """Training was stopped because its loss or its parameters were not finite.
+    """Training was stopped because its loss, its gradient or its parameters were not finite.
 
     Attributes:
-      steps: by run, the step at which that was seen.
+      steps: by name of the run, the step that showed it.
     """
 
-    def __init__(self, message: str, steps: dict[str, int]):
-        super().__init__(message)
-        self.steps = steps
+    def __init__(self, steps: Mapping[str, int], folder: str | os.PathLike[str]):
+        """Makes the message.
+
+        Args:
+          steps: by name of the run, the step that showed it.
+          folder: of the runs.
+        """
+        self.steps = dict(steps)
+        runs = ", ".join(f"{name} at step {step}" for name, step in steps.items())
+        super().__init__(
+            f"training diverged: {runs} (loss, gradient or parameters were not finite). Adapters and "
+            f"checkpoints from before are kept in {folder}. Lower learning_rate or set max_grad_norm, and "
+            "train in another folder"
+        )
 
 
 def _short(text: str, length: int = 160) -> str:

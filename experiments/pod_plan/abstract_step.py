@@ -29,7 +29,7 @@ from lora_jax.sweeps.runs import run_values, stack
 from lora_jax.training import step
 
 _CLASSES = 2
-_UPDATES = 1000  # numbers of the schedule, which cost nothing
+_PER_EPOCH = 1000  # numbers of the schedule, which cost nothing
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -87,7 +87,7 @@ class _Parts:
     def optimizer(self, learning_rate: Any = None) -> optax.GradientTransformation:
         """AdamW as the config says, with its learning rate or this one."""
         labels = {path: self.labels[path] for path in self.trainable}
-        return train_settings(self.config).optimizer(labels, _UPDATES, learning_rate)[1]
+        return train_settings(self.config).optimizer(labels, _PER_EPOCH, learning_rate)[1]
 
     @property
     def placed_frozen(self) -> dict[str, Any]:

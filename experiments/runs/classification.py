@@ -154,7 +154,7 @@ class ClassificationTask:
             **model,
             "warm_start": settings.train.init_adapter or None,
             "adapter": chosen_adapter(runs, self.headline),
-            **training_record(list(runs.values())),
+            **training_record(list(runs.values()), self.headline),
             "seeds": by_seed(runs),
             "config": folder.plain(settings.config),
         }

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 from absl import app, flags
 
+from lora_jax.errors import DivergedError
 from lora_jax.sharding import hosts
 from lora_jax.sharding.mesh import AXES
 
@@ -56,7 +57,7 @@ def readable_errors() -> Iterator[None]:
     try:
         yield
         hosts.finish()
-    except (ValueError, TypeError, OSError, ImportError) as error:
+    except (ValueError, TypeError, OSError, ImportError, DivergedError) as error:
         if os.environ.get("LORA_JAX_DEBUG"):
             raise
         sys.exit(f"error: {error}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -129,20 +130,29 @@ class DataToTextTask:
         if not epochs:
             return {**scores, "memory": peak_memory(), **environment(), **model}
         chosen = chosen_adapter(runs, self.headline, smaller=True)
-        return {**scores, "adapter": chosen, **training_record(list(runs.values())), **model}
+        trained = training_record(list(runs.values()), self.headline)
+        return {**scores, "adapter": chosen, **trained, **model}
 
 
 def scores_record(records: Sequence[Mapping[str, Any]], notes: Mapping[str, str]) -> dict[str, Any]:
     """The test scores of all seeds; a metric that one of them lacks is missing.
 
+    A seed that diverged was not decoded: its scores are NaN.
+
     Args:
       records: of every seed.
       notes: on the data, by split.
     """
-    names = [name for name in records[0]["test"] if all(name in r["test"] for r in records)]
+    decoded = [record for record in records if "test" in record]
+    first = decoded[0]["test"] if decoded else {}
+    names = [name for name in first if all(name in r["test"] for r in decoded)]
+    none: Mapping[str, float] = {}
     return {
-        "test": {name: spread([r["test"][name] for r in records]) for name in names},
-        "missing": {name: why for record in records for name, why in record["missing"].items()},
+        "test": {
+            name: spread([r.get("test", none).get(name, math.nan) for r in records])
+            for name in names
+        },
+        "missing": {name: why for record in decoded for name, why in record["missing"].items()},
         "notes": dict(notes)
-        | {name: note for record in records for name, note in record["metric_notes"].items()},
+        | {name: note for record in decoded for name, note in record["metric_notes"].items()},
     }

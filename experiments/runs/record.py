@@ -4,29 +4,32 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
 
 from lora_jax.costs import chips
+from lora_jax.errors import DivergedError
 from lora_jax.training.records import environment, peak_memory, spread
 
 Record = Mapping[str, Any]
 
 
-def best_seed(runs: Mapping[int, Record], headline: str, smaller: bool = False) -> int:
-    """The seed whose best epoch has the best headline; one that diverged only if all did."""
+def best_seed(runs: Mapping[int, Record], headline: str, smaller: bool = False) -> int | None:
+    """The seed whose best epoch has the best headline; None if all diverged in their first epoch."""
     sign = 1 if smaller else -1
-    scores = {seed: run["best"][headline] for seed, run in runs.items()}
-    return min(scores, key=lambda seed: (math.isnan(scores[seed]), sign * scores[seed]))
+    scores = {seed: run["best"][headline] for seed, run in runs.items() if run["best"] is not None}
+    order = sorted(scores, key=lambda seed: (math.isnan(scores[seed]), sign * scores[seed]))
+    return order[0] if order else None
 
 
 def chosen_adapter(
     runs: Mapping[int, Record], headline: str, smaller: bool = False
-) -> dict[str, int]:
+) -> dict[str, int] | None:
     """Seed and epoch of the adapter that stands for all runs, see `best_seed`."""
     best = best_seed(runs, headline, smaller)
-    return {"seed": best, "epoch": runs[best]["best_epoch"]}
+    return None if best is None else {"seed": best, "epoch": runs[best]["best_epoch"]}
 
 
 def by_seed(runs: Mapping[int, Record]) -> dict[str, Record]:
@@ -34,11 +37,19 @@ def by_seed(runs: Mapping[int, Record]) -> dict[str, Record]:
     return {str(seed): record for seed, record in runs.items()}
 
 
-def training_record(runs: Sequence[Record]) -> dict[str, Any]:
-    """What all seeds give together: scores at best and last epoch, speed, memory, versions."""
+def training_record(runs: Sequence[Record], headline: str) -> dict[str, Any]:
+    """What all seeds give together: scores at best and last epoch, speed, memory, versions.
+
+    A seed that diverged has no last epoch, perhaps no best one either: its score is NaN.
+
+    Args:
+      runs: records of all seeds.
+      headline: the score that stands where no seed has any.
+    """
 
     def over_seeds(which: str) -> dict[str, Any]:
-        return {m: spread([r[which][m] for r in runs]) for m in runs[0][which]}
+        names = next((list(run[which]) for run in runs if run[which]), [headline])
+        return {m: spread([(run[which] or {}).get(m, math.nan) for run in runs]) for m in names}
 
     names = ("examples", "tokens", "slots", "seconds", "compile_seconds", "flops")
     total = {name: sum(run[name] for run in runs) for name in names}
@@ -59,6 +70,20 @@ def training_record(runs: Sequence[Record]) -> dict[str, Any]:
         "memory": peak_memory(),
         **environment(),
     }
+
+
+def check_converged(result: Record, folder: Path) -> None:
+    """Raises DivergedError if a run record has seeds that diverged."""
+    seeds = {
+        f"seed {s}": run["diverged"] for s, run in result["seeds"].items() if "diverged" in run
+    }
+    if steps := {name: step for name, step in seeds.items() if step}:
+        raise DivergedError(steps, folder)
+
+
+def shown(value: float | None) -> float:
+    """A number of a run record for a table; null, as files have what is no number, is NaN."""
+    return math.nan if value is None else value
 
 
 def speed(result: Record) -> str:

@@ -117,6 +117,10 @@ def run_all(
 
     Raises:
       FileNotFoundError, ValueError, TypeError: bad input, named; it claims no folder.
+
+    Returns:
+      The run record. A seed that diverged is in it as such (`record.check_converged`); the others were
+      trained all the same.
     """
     if (record := folder.finished(workdir, config)) is not None:
         return record
@@ -134,9 +138,11 @@ def run_all(
             folder.claim(workdir, config)
             command_line.say(run.trainer.summary)
             model = model_record(run.trainer.summary, run.trainer.layers)
-        runs[seed] = {**(train() if train else {}), **task.finish(partial(_best, run))}
+        trained = train() if train else {}
+        follows = {} if trained.get("diverged") else task.finish(partial(_best, run))
+        runs[seed] = {**trained, **follows}
     result = task.record(task.settings, runs, model)
-    if task.settings.train.epochs:
+    if task.settings.train.epochs and result["adapter"] is not None:
         chosen = workdir / f"seed_{result['adapter']['seed']}" / "adapter"
         files.replace_folder(chosen, workdir / "adapter")
     write_json(workdir / "result.json", result)

@@ -159,8 +159,8 @@ class SweepFolder:
             "diverged" if run["diverged"] else "finished",
             step=run["step"],
             steps=run["step"],
-            score=run["last"][headline],
-            best=run["best"][headline],
+            score=(run["last"] or {}).get(headline),
+            best=(run["best"] or {}).get(headline),
             best_epoch=run["best_epoch"],
         )
 

@@ -72,7 +72,7 @@ def _status(
         steps=epochs * per_epoch,
         loss=loss,
         score=scores[-1] if scores else None,
-        best=scores[run.best - 1] if scores else None,
+        best=scores[run.best - 1] if run.best else None,
         best_epoch=run.best,
         program=program,
     )

@@ -97,7 +97,7 @@ def _member(base: SharedBase, point: Point, start: Start, workdir: Path) -> Memb
     task, settings = base.task, point.settings
     folder = folder_of(workdir, point) / f"seed_{point.seed}"
     labels = {path: start.labels[path] for path in start.trainable}
-    schedule, _ = settings.train.optimizer(labels, base.updates)
+    schedule, _ = settings.train.optimizer(labels, base.per_epoch)
     shapes = padding.shapes_of(start.trainable)
 
     def save(trainable: Mapping[str, np.ndarray], progress: Progress) -> None:
@@ -107,7 +107,7 @@ def _member(base: SharedBase, point: Point, start: Start, workdir: Path) -> Memb
         )  # fmt: skip
 
     loop = settings.train.loop(
-        schedule, headline=task.headline, smaller_is_better=task.smaller_is_better,
+        schedule, base.per_epoch, headline=task.headline, smaller_is_better=task.smaller_is_better,
         label=point.name,
     )  # fmt: skip
     return Member(loop, folder, save)
@@ -121,9 +121,11 @@ def _finish(
     if (folder / "result.json").exists():
         return
     seed_folder = folder / f"seed_{point.seed}"
-    record |= base.task.finish(partial(_best, steps, point, start, seed_folder))
+    if not record["diverged"]:
+        record |= base.task.finish(partial(_best, steps, point, start, seed_folder))
     result = base.task.record(point.settings, {point.seed: record}, start.record)
-    files.replace_folder(seed_folder / "adapter", folder / "adapter")
+    if result["adapter"] is not None:
+        files.replace_folder(seed_folder / "adapter", folder / "adapter")
     write_json(folder / "result.json", result)
 
 

@@ -115,13 +115,8 @@ class SharedBase:
         assert self.task.train is not None
         return -(-len(self.task.train) // self.settings.batch_size)
 
-    @property
-    def updates(self) -> int:
-        """Updates of a whole run."""
-        return self.settings.train.updates(self.per_epoch)
-
     def optimizer(
         self, labels: Labels, learning_rate: float | jax.Array
     ) -> optax.GradientTransformation:
         """AdamW of a run with this learning rate, which may be traced."""
-        return self.settings.train.optimizer(labels, self.updates, learning_rate)[1]
+        return self.settings.train.optimizer(labels, self.per_epoch, learning_rate)[1]

@@ -1,7 +1,7 @@
 """The training loop of several runs in one program: each with its own best epoch, log and end.
 
-What `training.loop` does for one run, for all at once. A run whose loss is not finite ends as it
-would alone, with one more evaluation; the others go on. The whole program resumes from its newest
+What `training.loop` does for one run, for all at once. A run whose numbers are not finite ends as it
+would alone; the others go on. The whole program resumes from its newest
 checkpoint, to the same next batch.
 """
 
@@ -19,6 +19,7 @@ from lora_jax.partition import Params
 from lora_jax.sweeps.members import Member, Metrics, RunningMembers, Watch
 from lora_jax.sweeps.runs import RunValues
 from lora_jax.training.loop import Batches, Clock
+from lora_jax.training.newest import Newest
 from lora_jax.training.progress import Progress
 
 
@@ -66,7 +67,7 @@ def fit_runs(
     """
     program = RunningMembers(members, folder, watch)
     trainable, state = program.restore(arrays.trainable, arrays.state)
-    clock = Clock(program.shared, batches.count, flops)
+    clock, newest = Clock(program.shared, batches.count, flops), Newest()
     settings, shared = members[0].settings, program.shared
     total = settings.epochs * batches.per_epoch
     if shared.step < total and program.live:
@@ -82,16 +83,18 @@ def fit_runs(
                     np.uint32(shared.step),
                 )  # fmt: skip
                 clock.tick(batch, metrics["loss"])
-                if shared.step % settings.log_every == 0 and program.log(metrics):
-                    clock.stop()
-                    program.finish_epoch(evaluate, trainable, program.just_diverged)
-                    clock.start()
-                    if not program.live:
-                        break
-                if shared.step % settings.checkpoint_every == 0 and shared.step % batches.per_epoch:
+                done = shared.step % batches.per_epoch == 0
+                saves = done or shared.step % settings.checkpoint_every == 0
+                for step in newest.known(shared, metrics, now=saves):
+                    program.end_diverged(step)
+                if shared.step % settings.log_every == 0:
+                    program.log(metrics)
+                if not program.live:
+                    break
+                if saves and not done:
                     program.save(trainable, state)
             clock.stop()
-            program.finish_epoch(evaluate, trainable, program.live)
+            program.finish_epoch(evaluate, trainable)
             program.save(trainable, state)
     finally:
         program.close()

@@ -15,8 +15,10 @@ from jax.typing import ArrayLike
 from lora_jax.partition import Params
 from lora_jax.sharding.placement import gather
 from lora_jax.training.checkpoints import Checkpoints
+from lora_jax.training.newest import Step
 from lora_jax.training.progress import LoopSettings, Progress
 from lora_jax.training.records import MetricsLog
+from lora_jax.training.step import FINITE
 
 Metrics = dict[str, float]
 
@@ -52,7 +54,6 @@ class RunningMembers:
         self.members = members
         self.shared = Progress()
         self.runs = [Progress() for _ in members]
-        self.just_diverged: list[int] = []
         self._losses = [math.nan] * len(members)
         self._watch = watch
         self._checkpoints = Checkpoints(folder / "checkpoints")
@@ -79,32 +80,38 @@ class RunningMembers:
             for member, run in zip(self.members, self.runs, strict=True)
         ]
 
-    def log(self, metrics: Mapping[str, ArrayLike]) -> bool:
-        """Writes the logged step of every live run; whether one of them just diverged."""
-        values = {name: np.asarray(value) for name, value in metrics.items()}
-        self.just_diverged = []
+    def log(self, metrics: Mapping[str, ArrayLike]) -> None:
+        """Writes the newest step of every live run."""
         self._count()
+        step = Step(self.shared, metrics)
         for i in self.live:
-            run = self.runs[i]
-            of_run = {name: float(value[i]) for name, value in values.items()}
-            self._losses[i] = of_run["loss"]
-            rate = self.members[i].settings.learning_rate(run.step)
-            self._logs[i].write(run.step, {**of_run, "learning_rate": rate})
-            if not math.isfinite(of_run["loss"]):
-                self.just_diverged.append(i)
-        for i in self.just_diverged:
-            self.runs[i].diverged = self.runs[i].step
+            self._log_step(i, step)
         self.tell()
-        return bool(self.just_diverged)
+
+    def end_diverged(self, step: Step) -> None:
+        """Ends the live runs whose numbers were not finite at a step."""
+        bad = [i for i in self.live if not step.finite[i]]
+        self._count(bad, step.progress)
+        for i in bad:
+            late = step.number < self.shared.step  # then it was written if it was to be
+            if step.number % self.members[i].settings.log_every or not late:
+                self._log_step(i, step)
+            self.runs[i].diverged = step.number
+
+    def _log_step(self, i: int, step: Step) -> None:
+        values = {
+            name: float(np.asarray(v)[i]) for name, v in step.metrics.items() if name != FINITE
+        }
+        self._losses[i] = values["loss"]
+        rate = self.members[i].settings.learning_rate(step.number)
+        self._logs[i].write(step.number, {**values, "learning_rate": rate})
 
     def finish_epoch(
-        self,
-        evaluate: Callable[[Params], Sequence[Metrics]],
-        trainable: Params,
-        which: Sequence[int],
+        self, evaluate: Callable[[Params], Sequence[Metrics]], trainable: Params
     ) -> None:
-        """Evaluates, and notes the metrics of the members `which`."""
-        if not which:
+        """Evaluates, and notes the metrics of the live members."""
+        if not (which := self.live):
+            self.tell()
             return
         begin = time.perf_counter()
         metrics = evaluate(trainable)
@@ -123,13 +130,14 @@ class RunningMembers:
             self.members[i].on_best(best_of_run, self.runs[i])
         self.tell()
 
-    def _count(self, which: Sequence[int] | None = None) -> None:
-        """Takes the program's counters over into those of its live members."""
+    def _count(self, which: Sequence[int] | None = None, shared: Progress | None = None) -> None:
+        """Takes the program's counters (or these) over into those of its live members (or of some)."""
+        shared = self.shared if shared is None else shared
         share = len(self.members)
         for i in self.live if which is None else which:
             run = self.runs[i]
             kept = {name: getattr(run, name) for name in ("history", "best", "diverged")}
-            counters = dataclasses.asdict(dataclasses.replace(self.shared, **kept))
+            counters = dataclasses.asdict(dataclasses.replace(shared, **kept))
             for name in ("seconds", "compile_seconds", "evaluation_seconds"):
                 counters[name] /= share
             self.runs[i] = Progress(**counters)

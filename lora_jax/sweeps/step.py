@@ -23,7 +23,7 @@ from lora_jax.sharding.mesh import RUN
 from lora_jax.sharding.placement import Placement
 from lora_jax.state import moved
 from lora_jax.sweeps.runs import RunValues, scaled
-from lora_jax.training.step import Loss, Metrics, outputs
+from lora_jax.training.step import FINITE, Loss, Metrics, Weight, all_finite, batch_weight, outputs
 
 Optimizer = Callable[[Any], optax.GradientTransformation]
 
@@ -64,6 +64,7 @@ def make_runs_train_step(
     *,
     own_batches: bool | None = None,
     at_once: int = 0,
+    weight: Weight = batch_weight,
 ) -> Jitted:
     """Builds `step(trainable, state, values, frozen, batch, keys, number)`.
 
@@ -80,6 +81,7 @@ def make_runs_train_step(
         the shape of a packed `Batch` shows.
       at_once: number of runs that are vectorised, in a loop over the others; 0 vectorises all. A loop
         takes the memory of the activations of so many runs only. Not where a mesh splits the runs.
+      weight: of a run's batch, see `training.step.make_train_step`.
 
     Returns:
       A function under `jax.jit`.
@@ -92,9 +94,12 @@ def make_runs_train_step(
     ) -> tuple[Params, Any, Metrics]:  # fmt: skip
         step_key = jax.random.fold_in(key, number)
         value, gradients = jax.value_and_grad(objective)(trainable, values, frozen, batch, step_key)
-        updates, state = optimizer(values.learning_rate).update(gradients, state, trainable)
+        of_run = optax.with_extra_args_support(optimizer(values.learning_rate))
+        updates, state = of_run.update(gradients, state, trainable, weight=weight(batch))
         metrics = {"loss": value, "grad_norm": optax.global_norm(gradients)}
-        return optax.apply_updates(trainable, updates), state, metrics
+        trainable = optax.apply_updates(trainable, updates)
+        metrics[FINITE] = all_finite(metrics, trainable)
+        return trainable, state, metrics
 
     def step(
         trainable: Params, state: Any, values: RunValues, frozen: Params, batch: Any,

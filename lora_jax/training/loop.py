@@ -7,7 +7,6 @@ that evaluates the trainable parameters.
 from __future__ import annotations
 
 import dataclasses
-import math
 import time
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from pathlib import Path
@@ -25,9 +24,10 @@ from lora_jax.partition import Params
 from lora_jax.sharding.hosts import is_main
 from lora_jax.state import with_types, without_types
 from lora_jax.training.checkpoints import Checkpoints
+from lora_jax.training.newest import Newest
 from lora_jax.training.progress import LoopSettings, Progress
 from lora_jax.training.records import MetricsLog
-from lora_jax.training.step import TrainStep
+from lora_jax.training.step import FINITE, TrainStep
 
 _MOVED = "moved"  # of the model's own state, in checkpoints
 
@@ -82,7 +82,9 @@ def fit(
       flops: of a step with this batch; called once for every shape.
 
     Returns:
-      The trainable parameters (and what moved) after the last step, and what was done.
+      The trainable parameters (and what moved) after the last step, and what was done. A run that
+      diverges ends with the step that shows it: what comes of that step is neither evaluated nor saved,
+      and the newest checkpoint and the best epoch stay as they are.
     """
     checkpoints = Checkpoints(folder / "checkpoints")
     progress = Progress()
@@ -96,11 +98,12 @@ def fit(
         total=total, initial=progress.step, desc=settings.label, unit="step", mininterval=1,
         disable=not is_main(),
     )  # fmt: skip
-    clock = Clock(progress, batches.count, flops)
+    clock, newest = Clock(progress, batches.count, flops), Newest()
     try:
-        while progress.step < total and not progress.diverged:
+        while progress.step < total:
             epoch, number = divmod(progress.step, batches.per_epoch)
             clock.start()
+            bad = None
             for batch in batches.epoch(epoch, number):
                 step_key = jax.random.fold_in(key, progress.step)
                 trainable, state, written, metrics = train_step(
@@ -109,14 +112,25 @@ def fit(
                 moved = {**moved, **written}
                 clock.tick(batch, metrics["loss"])
                 bar.update()
-                if progress.step % settings.log_every == 0:
-                    _log_step(settings, log, bar, progress, metrics)
-                if progress.diverged:
+                done = progress.step % batches.per_epoch == 0
+                saves = done or progress.step % settings.checkpoint_every == 0
+                bad = newest.not_finite(progress, metrics, now=saves)
+                if progress.step % settings.log_every == 0 and (
+                    bad is None or bad.number == progress.step
+                ):
+                    _log_step(settings, log, bar, progress.step, metrics)
+                if bad is not None:
                     break
-                in_epoch = progress.step % batches.per_epoch
-                if progress.step % settings.checkpoint_every == 0 and in_epoch:
+                if saves and not done:
                     _save(checkpoints, trainable, state, moved, progress)
             clock.stop()
+            if bad is not None:
+                if bad.number % settings.log_every:
+                    _log_step(settings, log, bar, bad.number, bad.metrics)
+                progress = dataclasses.replace(
+                    bad.progress, diverged=bad.number, seconds=progress.seconds
+                )
+                break
             if _finish_epoch(settings, log, evaluate, {**trainable, **moved}, progress):
                 on_best({**trainable, **moved}, progress)
             if is_main():
@@ -188,14 +202,11 @@ def _log_step(
     settings: LoopSettings,
     log: MetricsLog,
     bar: tqdm,
-    progress: Progress,
-    metrics: Mapping[str, jax.Array | np.ndarray],
+    step: int,
+    metrics: Mapping[str, ArrayLike],
 ) -> None:
-    values = {name: float(value) for name, value in metrics.items()}
-    if not math.isfinite(values["loss"]):
-        progress.diverged = progress.step
-    rate = settings.learning_rate(progress.step)
-    log.write(progress.step, {**values, "learning_rate": rate})
+    values = {name: float(np.asarray(value)) for name, value in metrics.items() if name != FINITE}
+    log.write(step, {**values, "learning_rate": settings.learning_rate(step)})
     bar.set_postfix(loss=f"{values['loss']:.4f}", refresh=False)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -57,6 +57,7 @@ def adamw(
     no_decay: str = NO_DECAY,
     max_grad_norm: float = 0.0,
     accumulate: int = 1,
+    per_epoch: int | None = None,
     b1: float = 0.9,
     b2: float = 0.999,
     eps: float = 1e-8,
@@ -71,7 +72,9 @@ def adamw(
       no_decay: regular expression of the paths that are exempt from it; "" exempts none. The GLUE
         scripts exempt biases and norms, the public GPT-2 code nothing.
       max_grad_norm: clip by the global norm of all trainable gradients; 0 is off.
-      accumulate: micro-batches per update; their gradients are averaged.
+      accumulate: micro-batches per update, see `accumulated`.
+      per_epoch: micro-batches of an epoch, of which the last update takes what is left; None: there are no
+        epochs.
       b1, b2, eps: Adam's constants; the defaults are the GLUE scripts'.
       epsilon: whether `eps` is added to the root of the second moment after its bias correction
         (Kingma and Ba 2015) or before it (the public GPT-2 code).
@@ -92,10 +95,74 @@ def adamw(
         if max_grad_norm:
             inside = optax.chain(optax.clip_by_global_norm(max_grad_norm), inside)
         if accumulate > 1:
-            inside = optax.MultiSteps(inside, accumulate).gradient_transformation()
+            inside = accumulated(inside, accumulate, per_epoch)
         return inside
 
     return partition.optimizer(labels, each, around)
+
+
+class Accumulated(NamedTuple):
+    """State of `accumulated`.
+
+    Attributes:
+      number: micro-batches so far.
+      weight: of those that wait for the next update.
+      gradients: their weighted sum.
+      inside: state of the transformation that gets their mean.
+    """
+
+    number: jax.Array
+    weight: jax.Array
+    gradients: Any
+    inside: Any
+
+
+def accumulated(
+    inside: optax.GradientTransformation, every: int, per_epoch: int | None = None
+) -> optax.GradientTransformationExtraArgs:
+    """One update for several micro-batches, with the gradient of the batch that they make together.
+
+    That is the mean of their gradients by weight: a mean over tokens or examples has as many of them
+    behind it as the micro-batch has, so give the number as `update(..., weight=number)`. Without weights
+    micro-batches count the same, whatever they hold.
+
+    Args:
+      inside: gets the mean at every update.
+      every: micro-batches per update.
+      per_epoch: micro-batches of an epoch. An update takes those of one epoch only, so that the last
+        one of an epoch may have fewer, as the last batch of an epoch may have fewer examples.
+    """
+    inside = optax.with_extra_args_support(inside)
+
+    def init(params: Any) -> Accumulated:
+        zeros = optax.tree.zeros_like(params)
+        return Accumulated(jnp.int32(0), jnp.float32(0), zeros, inside.init(params))
+
+    def update(
+        gradients: Any, state: Accumulated, params: Any = None, *, weight: Any = 1.0, **more: Any
+    ) -> tuple[Any, Accumulated]:
+        weight = jnp.asarray(weight, jnp.float32)
+        total = state.weight + weight
+        summed = jax.tree.map(lambda so_far, g: so_far + weight * g, state.gradients, gradients)
+        number = optax.safe_increment(state.number)
+        of_epoch = number if per_epoch is None else (number - 1) % per_epoch + 1
+        ready = of_epoch % every == 0
+        if per_epoch is not None:
+            ready |= of_epoch == per_epoch
+
+        def apply() -> tuple[Any, Accumulated]:
+            mean = jax.tree.map(lambda leaf: leaf / total, summed)
+            updates, after = inside.update(mean, state.inside, params, **more)
+            zeros = optax.tree.zeros_like(summed)
+            return updates, Accumulated(number, jnp.zeros_like(total), zeros, after)
+
+        def wait() -> tuple[Any, Accumulated]:
+            return optax.tree.zeros_like(summed), Accumulated(number, total, summed, state.inside)
+
+        result: tuple[Any, Accumulated] = jax.lax.cond(ready, apply, wait)
+        return result
+
+    return optax.GradientTransformationExtraArgs(init, update)
 
 
 def _scale_by_adam_early_epsilon(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -24,7 +25,8 @@ class Progress:
         over restarts.
       examples, tokens, slots: examples and real tokens trained on, and token slots computed.
       flops: of the steps, all devices together, see `costs.flops`.
-      diverged: step at which the loss was not finite, 0 if never.
+      diverged: step whose loss, gradient or new parameters were not finite, which ended the run; 0 if
+        there was none.
     """
 
     step: int = 0
@@ -40,12 +42,15 @@ class Progress:
     diverged: int = 0
 
     def record(self) -> dict[str, Any]:
-        """What a run record says of it: all counters, and the metrics of the best and last epoch."""
+        """What a run record says of it: all counters, and the metrics of the best and last epoch.
+
+        A run that diverged has no last epoch, and no best one if it finished none before.
+        """
         return {
             **dataclasses.asdict(self),
-            "best": self.history[self.best - 1],
+            "best": self.history[self.best - 1] if self.best else None,
             "best_epoch": self.best,
-            "last": self.history[-1],
+            "last": None if self.diverged else self.history[-1],
         }
 
     @classmethod
@@ -62,6 +67,7 @@ class LoopSettings:
 
     Attributes:
       epochs: passes over the data.
+      per_epoch: batches of an epoch.
       headline: metric that chooses the best epoch.
       schedule: learning rate by update, for the log.
       accumulate: micro-batches per update.
@@ -71,6 +77,7 @@ class LoopSettings:
     """
 
     epochs: int
+    per_epoch: int
     headline: str
     schedule: optax.Schedule
     accumulate: int = 1
@@ -81,7 +88,9 @@ class LoopSettings:
 
     def learning_rate(self, step: int) -> float:
         """The learning rate of the update that micro-batch number `step` (from 1) belongs to."""
-        return float(self.schedule((step - 1) // self.accumulate))
+        epoch, number = divmod(step - 1, self.per_epoch)
+        per_epoch = -(-self.per_epoch // self.accumulate)
+        return float(self.schedule(epoch * per_epoch + number // self.accumulate))
 
     def epoch_text(self, progress: Progress) -> str:
         """A line on the last finished epoch."""
@@ -90,6 +99,8 @@ class LoopSettings:
 
     def note(self, progress: Progress, metrics: dict[str, float]) -> bool:
         """Adds a finished epoch to the history; whether it is the best so far.
+
+        A score that is not a number is worse than every other one.
 
         Raises:
           ValueError: the metrics lack the headline.
@@ -103,7 +114,7 @@ class LoopSettings:
         score = metrics[self.headline]
         best = progress.history[progress.best - 1][self.headline] if progress.best else score
         better = score < best if self.smaller_is_better else score > best
-        if better or not progress.best:
+        if better or not progress.best or (math.isnan(best) and not math.isnan(score)):
             progress.best = len(progress.history)
             return True
         return False

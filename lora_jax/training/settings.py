@@ -56,13 +56,14 @@ class TrainSettings:
       warmup_steps: number of these updates where `warmup_ratio` is 0.
       weight_decay: decoupled decay, see `AdamSettings.no_decay`.
       max_grad_norm: gradients are clipped to this global norm; 0 is off.
-      accumulate: batches per update, whose gradients are averaged.
+      accumulate: batches per update, which trains as one batch of all their examples (or tokens) would;
+        the last update of an epoch takes what is left.
       adam: further constants of AdamW.
       base_dtype: type of the frozen parameters: `keep` leaves them as the model has them, `auto` is float32
         on CPUs and bfloat16 on accelerators, or the name of a type. What trains, and the optimizer's
         state, is float32.
       prng: generator of the random bits of dropout; `rbg` is faster on accelerators.
-      log_every: steps between two lines of the log. Only a logged loss is checked to be finite.
+      log_every: steps between two lines of the log.
       checkpoint_every: steps between two checkpoints; there is one after every epoch, too.
       init_adapter: folder of a run whose LoRA factors start this one; "" for none.
     """
@@ -102,27 +103,33 @@ class TrainSettings:
 
     def updates(self, per_epoch: int) -> int:
         """Updates of a whole run with so many batches per epoch."""
-        return self.epochs * per_epoch // self.accumulate
+        return self.epochs * -(-per_epoch // self.accumulate)
 
     def optimizer(
-        self, labels: Labels, updates: int, learning_rate: float | jax.Array | None = None
+        self, labels: Labels, per_epoch: int, learning_rate: float | jax.Array | None = None
     ) -> tuple[optax.Schedule, optax.GradientTransformationExtraArgs]:
         """The learning rate by update, and AdamW for the labelled parameters.
 
         Args:
           labels: group of every parameter that trains.
-          updates: of the whole run.
+          per_epoch: batches of an epoch.
           learning_rate: replaces that of the settings; it may be traced.
 
         Raises:
-          ValueError: the warm-up does not end before the run.
+          ValueError: the warm-up does not end before the run, or an epoch has fewer batches than an update.
         """
+        if self.accumulate > per_epoch:
+            raise InputError(
+                f"accumulate is {self.accumulate}, but an epoch has {per_epoch} batches only; lower "
+                "accumulate or batch_size"
+            )
+        updates = self.updates(per_epoch)
         peak = self.learning_rate if learning_rate is None else learning_rate
         schedule = optimizer.linear_schedule(peak, updates, self.warmup_ratio, self.warmup_steps)
         adam = self.adam
         transformation = optimizer.adamw(
             labels, schedule, weight_decay=self.weight_decay, max_grad_norm=self.max_grad_norm,
-            accumulate=self.accumulate, b1=adam.b1, b2=adam.b2, eps=adam.eps,
+            accumulate=self.accumulate, per_epoch=per_epoch, b1=adam.b1, b2=adam.b2, eps=adam.eps,
             epsilon=adam.epsilon, no_decay=adam.no_decay,
         )  # fmt: skip
         return schedule, transformation
@@ -130,6 +137,7 @@ class TrainSettings:
     def loop(
         self,
         schedule: optax.Schedule,
+        per_epoch: int,
         *,
         headline: str,
         smaller_is_better: bool = False,
@@ -139,13 +147,15 @@ class TrainSettings:
 
         Args:
           schedule: learning rate by update, see `optimizer`.
+          per_epoch: batches of an epoch.
           headline: the metric that chooses the best epoch.
           smaller_is_better: whether a smaller headline is the better one.
           label: shown at the progress bar.
         """
         return LoopSettings(
-            epochs=self.epochs, headline=headline, schedule=schedule, accumulate=self.accumulate,
-            log_every=self.log_every, checkpoint_every=self.checkpoint_every, label=label,
+            epochs=self.epochs, per_epoch=per_epoch, headline=headline, schedule=schedule,
+            accumulate=self.accumulate, log_every=self.log_every,
+            checkpoint_every=self.checkpoint_every, label=label,
             smaller_is_better=smaller_is_better,
         )  # fmt: skip
 

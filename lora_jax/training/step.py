@@ -24,7 +24,9 @@ from lora_jax.sharding.placement import Placement
 from lora_jax.state import moved
 
 Metrics = dict[str, jax.Array]
+FINITE = "finite"  # the metric by which a run is known to have diverged
 Loss = Callable[[nnx.Module, Any, jax.Array | None], Float[Array, ""]]
+Weight = Callable[[Any], jax.Array | float]  # of a batch
 TrainStep = Callable[[Params, Any, Params, Any, jax.Array], tuple[Params, Any, Params, Metrics]]
 
 
@@ -79,6 +81,24 @@ def completion_loss(smoothing: float = 0.0) -> Loss:
     return loss
 
 
+def batch_weight(batch: Any) -> jax.Array | float:
+    """What a batch counts where the gradients of several make one update: its examples or tokens.
+
+    Of a packed `Batch` the sum of its slots' weights, over which its loss is a mean; of other trees of
+    arrays the length of the first axis.
+    """
+    if isinstance(batch, Batch):
+        return jnp.sum(batch.weights)
+    shapes = [leaf.shape for leaf in jax.tree.leaves(batch) if getattr(leaf, "shape", ())]
+    return float(shapes[0][0]) if shapes else 1.0
+
+
+def all_finite(*trees: Any) -> jax.Array:
+    """Whether all floating-point numbers of some trees of arrays are finite."""
+    leaves = [leaf for leaf in jax.tree.leaves(trees) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
+    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in leaves]))
+
+
 def make_objective(
     structure: Structure, loss: Loss
 ) -> Callable[[Params, Params, Any, jax.Array], Float[Array, ""]]:
@@ -109,6 +129,7 @@ def make_train_step(
     optimizer: optax.GradientTransformation,
     placement: Placement | None = None,
     trainable: Mapping[str, Any] | None = None,
+    weight: Weight = batch_weight,
 ) -> Any:
     """Builds `step(trainable, state, frozen, batch, key) -> (trainable, state, moved, metrics)`.
 
@@ -120,26 +141,33 @@ def make_train_step(
     `state` are donated: their arrays are gone afterwards. A head that a method trains is the base
     model's own, so copy `trainable` first (`jax.tree.map(jnp.copy, trainable)`) to use the base again.
 
+    The metrics are `loss`, `grad_norm` and `finite`: whether these two, the new parameters and what the
+    model wrote are finite numbers.
+
     Args:
       structure: of the model, from `partition.split`.
       loss: of (model, batch, key).
       optimizer: of the trainable part.
       placement: with it the arguments must lie as it says, and so do the results.
       trainable: arrays or shapes of the trainable part; needed with a placement.
+      weight: of a batch, for an optimizer that takes it (`optimizer.accumulated`): that over which the
+        loss is a mean.
 
     Returns:
       A function under `jax.jit` (it can be lowered and compiled ahead, too).
     """
     objective = _objective_with_state(structure, loss)
+    optimizer = optax.with_extra_args_support(optimizer)
 
     def step(
         trainable: Params, state: Any, frozen: Params, batch: Any, key: jax.Array
     ) -> tuple[Params, Any, Params, Metrics]:
         of = jax.value_and_grad(objective, has_aux=True)
         (value, written), gradients = of(trainable, frozen, batch, key)
-        updates, state = optimizer.update(gradients, state, trainable)
+        updates, state = optimizer.update(gradients, state, trainable, weight=weight(batch))
         metrics = {"loss": value, "grad_norm": optax.global_norm(gradients)}
         trainable = optax.apply_updates(trainable, updates)
+        metrics[FINITE] = all_finite(metrics, trainable, written)
         written = written if placement is None else placement.constrain(written)
         return trainable, state, written, metrics
 

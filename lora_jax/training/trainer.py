@@ -22,7 +22,7 @@ from jaxtyping import Array, Key
 from lora_jax import run_folder
 from lora_jax.checks import json_values
 from lora_jax.costs import flops
-from lora_jax.errors import InputError
+from lora_jax.errors import DivergedError, InputError
 from lora_jax.files import write_json
 from lora_jax.method import Method
 from lora_jax.partition import Params
@@ -121,9 +121,9 @@ class Trainer(AdaptedModel):
             )
         trainable = self.started(self.settings.init_adapter)
         labels = {path: self.labels[path] for path in trainable}
-        schedule, tx = self.settings.optimizer(labels, self.settings.updates(batches.per_epoch))
+        schedule, tx = self.settings.optimizer(labels, batches.per_epoch)
         settings = self.settings.loop(
-            schedule, headline=goal.headline, smaller_is_better=goal.smaller_is_better,
+            schedule, batches.per_epoch, headline=goal.headline, smaller_is_better=goal.smaller_is_better,
             label=goal.label,
         )  # fmt: skip
         dropout_key = jax.random.key(seed + 1, impl=self.settings.prng)
@@ -179,6 +179,8 @@ class Trainer(AdaptedModel):
         Raises:
           ValueError: the folder holds a run with other settings, no epochs, batches that the devices
             cannot share, or a headline that is not among the metrics.
+          DivergedError: the loss, the gradient or the parameters were not finite. The best epoch before, if
+            there was one, is in the folder, and result.json says at which step the run ended.
         """
         folder = Path(folder)
         if smaller_is_better is None:
@@ -191,7 +193,7 @@ class Trainer(AdaptedModel):
         config = run_folder.plain(json_values(values))
         record = from_main(lambda: run_folder.finished(folder, config, (), _REMEDY))
         if record is not None:
-            return FitResult(self.load(folder), Progress.from_record(record), record)
+            return self._result(folder, Progress.from_record(record), record)
         if not self.settings.epochs:
             raise InputError("epochs is 0: there is nothing to train")
         if validation is None and evaluate is None:
@@ -222,6 +224,11 @@ class Trainer(AdaptedModel):
         progress = train()
         record = self._record(progress, headline, config)
         write_json(folder / run_folder.RESULT, record)
+        return self._result(folder, progress, record)
+
+    def _result(self, folder: Path, progress: Progress, record: dict[str, Any]) -> FitResult:
+        if progress.diverged:
+            raise DivergedError({"this run": progress.diverged}, folder)
         return FitResult(self.load(folder), progress, record)
 
     def _record(

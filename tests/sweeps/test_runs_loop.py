@@ -113,8 +113,8 @@ def schedule(rate):
 
 def loop_settings(i, **changes):
     return LoopSettings(
-        epochs=EPOCHS, headline="accuracy", schedule=schedule(RATES[i]), label=f"run {i}",
-        **{"log_every": 1, "checkpoint_every": 3, **changes},
+        epochs=EPOCHS, per_epoch=PER_EPOCH, headline="accuracy", schedule=schedule(RATES[i]),
+        label=f"run {i}", **{"log_every": 1, "checkpoint_every": 3, **changes},
     )  # fmt: skip
 
 
@@ -219,9 +219,9 @@ def test_every_member_is_its_run_alone(tmp_path, deaths, lead):
     for run, death in zip(seen.runs, DEATHS[deaths], strict=True):
         assert run.diverged == (0 if death == NEVER else death)
         assert run.step == min(death, EPOCHS * PER_EPOCH)
-        assert len(run.history) == -(-run.step // PER_EPOCH)
-    # A program ends when its last run does.
-    assert seen.steps == max(run.step for run in seen.runs)
+        assert len(run.history) == min(death - 1, run.step) // PER_EPOCH
+    # A program ends when its last run does, of which it may hear one step later.
+    assert seen.steps - max(run.step for run in seen.runs) in (0, 1)
 
 
 @pytest.mark.parametrize(
@@ -230,7 +230,6 @@ def test_every_member_is_its_run_alone(tmp_path, deaths, lead):
      {"smaller_is_better": True, "checkpoint_every": 1}],
 )  # fmt: skip
 def test_settings_of_the_loop_mean_what_they_do_alone(tmp_path, settings):
-    """A loss that is not logged is not looked at, neither alone nor together."""
     deaths = (NEVER, 6, 8)
     seen = together(tmp_path / "sweep", deaths, **settings)
     assert_each_is_alone(tmp_path, tmp_path / "sweep", seen, deaths, **settings)
@@ -290,11 +289,10 @@ def test_runs_beyond_the_members_are_ignored(tmp_path):
         assert text_of(tmp_path / f"2/run_{i}") == text_of(tmp_path / f"0/run_{i}")
 
 
-def test_evaluation_is_once_an_epoch_and_once_more_where_a_run_diverges(tmp_path):
-    assert len(together(tmp_path / "a").evaluated) == EPOCHS
-    assert len(together(tmp_path / "b", DEATHS["one after another"]).evaluated) == EPOCHS + 2
-    assert len(together(tmp_path / "c", DEATHS["two at once"]).evaluated) == EPOCHS + 1
-    assert len(together(tmp_path / "d", DEATHS["all"]).evaluated) == 4
+def test_evaluation_is_once_an_epoch_and_of_no_run_that_diverged(tmp_path):
+    for name in ("none", "one after another", "two at once"):
+        assert len(together(tmp_path / name, DEATHS[name]).evaluated) == EPOCHS
+    assert len(together(tmp_path / "d", DEATHS["all"]).evaluated) == 1
 
 
 def test_seconds_are_shared_among_the_members(tmp_path, monkeypatch):
@@ -312,7 +310,7 @@ def test_seconds_are_shared_among_the_members(tmp_path, monkeypatch):
     # One that ends early has its share of the time until then.
     early = together(tmp_path / "early", DEATHS["in an epoch"]).runs
     assert early[0].seconds > early[1].seconds > 0
-    assert early[0].evaluation_seconds == (EPOCHS + 1) / 3 and early[1].evaluation_seconds == 2 / 3
+    assert early[0].evaluation_seconds == EPOCHS / 3 and early[1].evaluation_seconds == 1 / 3
 
 
 def test_the_watch_sees_every_logged_step_and_every_epoch(tmp_path):
@@ -322,7 +320,7 @@ def test_the_watch_sees_every_logged_step_and_every_epoch(tmp_path):
     assert steps[0] == [0, 0, 0]  # before the first step, or where a resumed program stands
     assert {steps[0] for steps in steps} == set(range(13))
     assert {steps[1] for steps in steps} == set(range(7))
-    assert len(seen.watched) == 1 + 12 + EPOCHS + 1
+    assert len(seen.watched) == 1 + 12 + EPOCHS
     lines = [json.loads(line) for line in text_of(tmp_path / "run_0").splitlines()]
     losses = {line["step"]: line["loss"] for line in lines if "loss" in line}
     for steps, seen_losses in seen.watched[1:]:

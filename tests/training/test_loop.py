@@ -42,8 +42,8 @@ def step(trainable, state, frozen, batch, key):
 
 def run(folder, epochs, train_step=step, scores=None, flops=lambda _: 0, **settings):
     settings = LoopSettings(
-        epochs=epochs, headline="accuracy", schedule=lambda _: 0.1, log_every=1,
-        checkpoint_every=3, **settings,
+        epochs=epochs, per_epoch=4, headline="accuracy", schedule=lambda _: 0.1,
+        **{"log_every": 1, "checkpoint_every": 3, **settings},
     )  # fmt: skip
     scores = iter(scores or np.linspace(0.1, 0.9, epochs))
     saved = []
@@ -98,7 +98,7 @@ def test_flops_are_counted_once_per_shape_and_summed_over_restarts(tmp_path):
 
 def test_batches_go_through_place(tmp_path):
     """The step gets what `place` made of a batch; counts are of the batch itself."""
-    settings = LoopSettings(epochs=1, headline="accuracy", schedule=lambda _: 0.1)
+    settings = LoopSettings(epochs=1, per_epoch=4, headline="accuracy", schedule=lambda _: 0.1)
     seen = []
 
     def watching(trainable, state, frozen, batch, key):
@@ -142,14 +142,54 @@ def test_a_run_that_diverges_stops_and_says_so(tmp_path):
         bad = jnp.where(state >= 6, jnp.nan, metrics["loss"])
         return trainable, state, moved, {"loss": bad}
 
-    _, progress, _ = run(tmp_path, 3, exploding)
-    assert progress.diverged == 6 and progress.step == 6
+    _, progress, saved = run(tmp_path, 3, exploding)
+    assert progress.diverged == 6
+    assert len(progress.history) == 1 and [best for best, _ in saved] == [
+        1
+    ]  # the first epoch was good
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert next(line for line in lines if line["step"] == 6)["loss"] is None  # no NaN in JSON
+    assert progress.record()["last"] is None and progress.record()["best"] == {"accuracy": 0.1}
+    # The newest checkpoint is from before: resumed, the run ends at the same step.
+    _, again, saved = run(tmp_path, 3, exploding)
+    assert again.diverged == 6 and saved == []
+    assert [
+        json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()
+    ] == [line["step"] for line in lines]
+
+
+@pytest.mark.parametrize("log_every", [1, 4, 5, 100])
+@pytest.mark.parametrize("bad_step", [1, 2, 3, 4, 5, 8, 12])
+def test_divergence_is_seen_at_its_step_whatever_is_logged(tmp_path, log_every, bad_step):
+    """The loss may even be finite again afterwards; nothing of the bad step is evaluated or saved."""
+
+    def once(trainable, state, frozen, batch, key):
+        trainable, state, moved, metrics = step(trainable, state, frozen, batch, key)
+        return trainable, state, moved, {**metrics, "finite": state != bad_step}
+
+    _, progress, saved = run(tmp_path, 3, once, log_every=log_every)
+    assert progress.diverged == progress.step == bad_step and progress.examples == 2 * bad_step
+    assert len(progress.history) == len(saved) == (bad_step - 1) // 4
+    steps = [
+        json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()
+    ]
+    assert bad_step in steps and steps == sorted(steps)
+    kept = sorted(
+        int(path.name) for path in (tmp_path / "checkpoints").iterdir() if path.name.isdigit()
+    )
+    assert all(number < bad_step for number in kept)
+
+
+@pytest.mark.parametrize("smaller_is_better", [False, True])
+def test_a_score_that_is_no_number_is_worse_than_any_other(tmp_path, smaller_is_better):
+    nan = float("nan")
+    scores = [nan, nan, 0.3, nan]
+    _, progress, saved = run(tmp_path, 4, scores=scores, smaller_is_better=smaller_is_better)
+    assert progress.best == 3 and [best for best, _ in saved] == [1, 3]
 
 
 def test_a_headline_that_is_no_metric_is_named(tmp_path):
-    settings = LoopSettings(epochs=1, headline="f1", schedule=lambda _: 0.1)
+    settings = LoopSettings(epochs=1, per_epoch=4, headline="f1", schedule=lambda _: 0.1)
     with pytest.raises(ValueError, match=r"headline 'f1' is not among the metrics \['accuracy'\]"):
         settings.note(Progress(), {"accuracy": 0.5})
 

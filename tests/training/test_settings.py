@@ -67,12 +67,12 @@ def test_the_optimizer_is_that_of_the_settings():
         epochs=4, learning_rate=0.5, warmup_steps=2, warmup_ratio=0.0, weight_decay=0.1,
         max_grad_norm=0.0, accumulate=2, adam=AdamSettings(b2=0.9, epsilon="before", no_decay=""),
     )  # fmt: skip
-    assert settings.updates(per_epoch=5) == 10
+    assert settings.updates(per_epoch=5) == 12  # two whole ones and what is left, in every epoch
     labels = {"bias": "lora", "kernel": "lora"}
-    schedule, tx = settings.optimizer(labels, 10)
+    schedule, tx = settings.optimizer(labels, 5)
     expected = adamw(
-        labels, linear_schedule(0.5, 10, warmup_steps=2), weight_decay=0.1, accumulate=2, b2=0.9,
-        epsilon="before", no_decay="",
+        labels, linear_schedule(0.5, 12, warmup_steps=2), weight_decay=0.1, accumulate=2, b2=0.9,
+        per_epoch=5, epsilon="before", no_decay="",
     )  # fmt: skip
     assert float(schedule(2)) == 0.5
     params = {path: jnp.ones(3) for path in labels}
@@ -84,12 +84,19 @@ def test_the_optimizer_is_that_of_the_settings():
             for t, state in zip((tx, expected), states, strict=True)
         )
         jax.tree.map(np.testing.assert_array_equal, one, two)
-    other, _ = settings.optimizer(labels, 10, learning_rate=0.25)
+    other, _ = settings.optimizer(labels, 5, learning_rate=0.25)
     assert float(other(2)) == 0.25
 
 
 def test_the_loop_takes_over_its_part():
     settings = TrainSettings(epochs=2, accumulate=3, log_every=4, checkpoint_every=5)
-    loop = settings.loop(lambda update: 0.1 * update, headline="f1", label="run")
+    loop = settings.loop(lambda update: 0.1 * update, 4, headline="f1", label="run")
     assert (loop.epochs, loop.accumulate, loop.log_every, loop.checkpoint_every) == (2, 3, 4, 5)
-    assert [loop.learning_rate(step) for step in (1, 3, 4)] == pytest.approx([0.0, 0.0, 0.1])
+    # Of the four batches of an epoch the last one makes an update of its own.
+    rates = [loop.learning_rate(step) for step in range(1, 9)]
+    assert rates == pytest.approx([0.0, 0.0, 0.0, 0.1, 0.2, 0.2, 0.2, 0.3])
+
+
+def test_an_update_of_more_batches_than_an_epoch_has_is_refused():
+    with pytest.raises(ValueError, match="accumulate is 6, but an epoch has 5 batches only"):
+        TrainSettings(accumulate=6).optimizer({"a": "lora"}, 5)
