@@ -9,9 +9,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from lora_jax.checks import integer, not_negative
 from lora_jax.errors import InputError
 from lora_jax.partition import Labels
+from lora_jax.patterns import compiled
+from lora_jax.ranges import Number, OneOf, Text, Whole, check_settings, setting
 from lora_jax.training import optimizer
 from lora_jax.training.optimizer import Epsilon
 from lora_jax.training.progress import LoopSettings
@@ -31,18 +32,15 @@ class AdamSettings:
       no_decay: regular expression of the paths that are exempt from weight decay; "" exempts none.
     """
 
-    b1: float = 0.9
-    b2: float = 0.999
-    eps: float = 1e-8
-    epsilon: Epsilon = "after"
-    no_decay: str = optimizer.NO_DECAY
+    b1: float = setting(0.9, Number(least=0, below=1))
+    b2: float = setting(0.999, Number(least=0, below=1))
+    eps: float = setting(1e-8, Number(above=0))
+    epsilon: Epsilon = setting("after", OneOf(("after", "before")))
+    no_decay: str = setting(optimizer.NO_DECAY, Text(empty="none"))
 
     def __post_init__(self) -> None:
-        for name in ("b1", "b2"):
-            if not 0 <= not_negative(f"adam.{name}", getattr(self, name)) < 1:
-                raise InputError(f"adam.{name} must be in [0, 1), got {getattr(self, name)!r}")
-        not_negative("adam.eps", self.eps)
-        optimizer.check_epsilon(self.epsilon)
+        check_settings(self, "adam.")
+        compiled(self.no_decay, "adam.no_decay")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -68,27 +66,22 @@ class TrainSettings:
       init_adapter: folder of a run whose LoRA factors start this one; "" for none.
     """
 
-    epochs: int = 3
-    learning_rate: float = 1e-3
-    warmup_ratio: float = 0.06
-    warmup_steps: int = 0
-    weight_decay: float = 0.0
-    max_grad_norm: float = 1.0
-    accumulate: int = 1
+    epochs: int = setting(3, Whole(least=0))
+    learning_rate: float = setting(1e-3, Number(least=0))
+    warmup_ratio: float = setting(0.06, Number(least=0, most=1))
+    warmup_steps: int = setting(0, Whole(least=0))
+    weight_decay: float = setting(0.0, Number(least=0))
+    max_grad_norm: float = setting(1.0, Number(least=0))
+    accumulate: int = setting(1, Whole())
     adam: AdamSettings = dataclasses.field(default_factory=AdamSettings)
-    base_dtype: str = KEEP
-    prng: Prng = "threefry2x32"
-    log_every: int = 50
-    checkpoint_every: int = 500
-    init_adapter: str = ""
+    base_dtype: str = setting(KEEP, Text())
+    prng: Prng = setting("threefry2x32", OneOf(("threefry2x32", "rbg", "unsafe_rbg")))
+    log_every: int = setting(50, Whole())
+    checkpoint_every: int = setting(500, Whole())
+    init_adapter: str = setting("", Text(empty="none"))
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "warmup_steps"):
-            integer(name, getattr(self, name), least=0)
-        for name in ("accumulate", "log_every", "checkpoint_every"):
-            integer(name, getattr(self, name))
-        for name in ("learning_rate", "warmup_ratio", "weight_decay", "max_grad_norm"):
-            not_negative(name, getattr(self, name))
+        check_settings(self)
         if self.base_dtype not in (AUTO, KEEP):
             _check_dtype(self.base_dtype)
 

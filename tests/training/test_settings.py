@@ -27,6 +27,18 @@ from lora_jax.training.optimizer import adamw, linear_schedule
         ({"max_grad_norm": float("inf")}, "max_grad_norm must be a finite number"),
         ({"base_dtype": "bfloat15"}, "base_dtype must be 'keep', 'auto' or a floating-point type"),
         ({"base_dtype": "int8"}, "base_dtype must be"),
+        ({"base_dtype": None}, "base_dtype must be a text"),
+        ({"epochs": 10**20}, "epochs must be"),
+        ({"learning_rate": 1e300}, "learning_rate must be a finite number"),  # infinite in float32
+        ({"learning_rate": 10**400}, "learning_rate must be a finite number"),
+        ({"learning_rate": True}, "learning_rate must be a finite number"),
+        ({"warmup_ratio": 1.1}, r"warmup_ratio must be a number in \[0, 1\]"),
+        ({"warmup_ratio": -0.1}, "warmup_ratio must be"),
+        (
+            {"prng": "mersenne"},
+            "prng must be 'threefry2x32', 'rbg' or 'unsafe_rbg', got 'mersenne'",
+        ),
+        ({"init_adapter": 3}, "init_adapter must be a text"),
     ],
 )
 def test_settings_out_of_range_are_named(values, says):
@@ -38,15 +50,30 @@ def test_settings_out_of_range_are_named(values, says):
 @pytest.mark.parametrize(
     ("values", "says"),
     [
-        ({"b1": 1.0}, r"adam.b1 must be in \[0, 1\), got 1.0"),
+        ({"b1": 1.0}, r"adam.b1 must be a number in \[0, 1\), got 1.0"),
         ({"b2": -0.1}, "adam.b2 must be"),
         ({"eps": -1.0}, "adam.eps must be"),
+        ({"eps": 0.0}, "adam.eps must be a positive finite number"),
+        ({"no_decay": "("}, "adam.no_decay"),
         ({"epsilon": "early"}, "epsilon must be 'after' or 'before', got 'early'"),
     ],
 )
 def test_constants_of_adam_out_of_range_are_named(values, says):
     with pytest.raises(ValueError, match=says):
         AdamSettings(**values)
+
+
+@pytest.mark.wrong_types
+def test_numbers_of_numpy_become_pythons():
+    settings = TrainSettings(
+        epochs=np.int64(2), accumulate=np.uint8(3), learning_rate=np.float32(0.5),
+        adam=AdamSettings(b1=np.float64(0.5)),
+    )  # fmt: skip
+    assert settings == TrainSettings(
+        epochs=2, accumulate=3, learning_rate=0.5, adam=AdamSettings(b1=0.5)
+    )
+    assert [type(getattr(settings, name)) for name in ("epochs", "accumulate")] == [int, int]
+    assert type(settings.learning_rate) is type(settings.adam.b1) is float
 
 
 def test_settings_are_frozen_and_given_by_name():
