@@ -22,7 +22,7 @@ from ml_collections import ConfigDict, config_flags
 from tokenizers import ByteLevelBPETokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from experiments.runs import command_line, folder
+from experiments.runs import command_line, fields, folder
 from experiments.runs.language import Validation
 from experiments.runs.record import check_converged, training_record
 from experiments.runs.settings import mesh_for, model_arguments, train_settings
@@ -106,6 +106,7 @@ def documents(
 
 def pretrain(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     """Trains the model, writes DIR/model and the run record DIR/result.json, and returns the record."""
+    fields.check_config(config, fields.PRETRAIN)
     if (record := folder.finished(workdir, config)) is not None:
         return record
     with together():

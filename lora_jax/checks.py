@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from lora_jax.errors import InputError
+from lora_jax.errors import InputError, shown
 
 # What constructors take for numbers: Python's, or numpy's.
 # Not np.integer[Any]: beartype cannot read that in a union.
@@ -31,7 +31,7 @@ def integer(name: str, value: object, least: int = 1, where: str = "") -> int:
     """
     if isinstance(value, bool) or not isinstance(value, numbers.Integral) or int(value) < least:
         kind = "positive integer" if least == 1 else f"integer from {least} on"
-        raise InputError(f"{name} must be a {kind}{where}, got {value!r}")
+        raise InputError(f"{name} must be a {kind}{where}, got {shown(value)}")
     return int(value)
 
 
@@ -46,7 +46,7 @@ def not_negative(name: str, value: object) -> float:
       ValueError: the value is not a finite number from 0 on.
     """
     if (number := _finite(value)) is None or number < 0:
-        raise InputError(f"{name} must be a finite number from 0 on, got {value!r}")
+        raise InputError(f"{name} must be a finite number from 0 on, got {shown(value)}")
     return number
 
 
@@ -61,14 +61,18 @@ def positive(name: str, value: object) -> float:
       ValueError: the value is not a finite number above 0.
     """
     if (number := _finite(value)) is None or number <= 0:
-        raise InputError(f"{name} must be a positive finite number, got {value!r}")
+        raise InputError(f"{name} must be a positive finite number, got {shown(value)}")
     return number
 
 
 def _finite(value: object) -> float | None:
-    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
         return None
-    return float(value)
+    try:
+        number = float(value)
+    except OverflowError:  # an integer beyond all floating-point numbers
+        return None
+    return number if math.isfinite(number) else None
 
 
 def json_values(value: Any) -> Any:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from typing import Any
 
 
 class InputError(ValueError):
@@ -79,6 +80,14 @@ class DivergedError(ArithmeticError):
             f"checkpoints from before are kept in {folder}. Lower learning_rate or set max_grad_norm, and "
             "train in another folder"
         )
+
+
+def shown(value: Any, length: int = 100) -> str:
+    """A value for a message: cut where it is long."""
+    try:
+        return _short(repr(value), length)
+    except ValueError:  # Python writes no integers of more than 4,300 digits
+        return f"a {type(value).__name__} with thousands of digits"
 
 
 def _short(text: str, length: int = 160) -> str:

@@ -17,7 +17,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from lora_jax.errors import InputError
+from lora_jax.errors import InputError, shown
 
 _RANGE = "range"  # key of a dataclass field's metadata
 LARGEST = 2**31 - 1  # of whole numbers, which programs hold in 32 bits
@@ -49,8 +49,7 @@ def check(name: str, value: Any, allowed: Range) -> Any:
       InputError: it is something else.
     """
     if not allowed.accepts(value):
-        text = repr(value)
-        raise InputError(f"{name} must be {allowed}, got {text[:100]}{'...' * (len(text) > 100)}")
+        raise InputError(f"{name} must be {allowed}, got {shown(value)}")
     return allowed.plain(value)
 
 
@@ -72,7 +71,7 @@ class Whole:
 
     def __str__(self) -> str:
         if self.most < LARGEST:
-            return f"a whole number from {self.least} to {self.most:,}"
+            return f"an integer from {self.least} to {self.most:,}"
         return "a positive integer" if self.least == 1 else f"an integer from {self.least} on"
 
 

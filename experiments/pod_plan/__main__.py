@@ -27,6 +27,7 @@ from experiments.pod_plan.planner import Planner
 from experiments.pod_plan.report import report, search
 from experiments.pod_plan.tables import ranking
 from experiments.runs import command_line
+from experiments.runs.fields import OPEN, PLAN, check_config
 from lora_jax import methods
 
 
@@ -37,6 +38,7 @@ def main(_: list[str]) -> None:
     jax.config.update("jax_platforms", "cpu")
     config = _CONFIG.value
     with command_line.readable_errors():
+        check_config(config, PLAN, OPEN)
         workdir = Path(_WORKDIR.value) if _WORKDIR.value else None
         head = head_pattern(config)
         planner = Planner(config, _TOPOLOGY.value or "", workdir)

@@ -14,7 +14,7 @@ import numpy as np
 from ml_collections import ConfigDict
 from transformers import AutoTokenizer
 
-from experiments.runs import folder
+from experiments.runs import fields, folder
 from experiments.runs.record import by_seed, chosen_adapter, training_record
 from experiments.runs.settings import RunSettings, mesh_for, model_arguments, run_settings
 from experiments.runs.task import Trained
@@ -70,6 +70,7 @@ class ClassificationTask:
         Raises:
           FileNotFoundError, ValueError: bad settings, no model, or no data.
         """
+        fields.check_run(config)
         self.settings = run_settings(config)
         if not (self.settings.train.epochs or config.get("eval_only", False)):
             raise InputError(

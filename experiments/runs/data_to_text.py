@@ -11,7 +11,7 @@ import numpy as np
 from ml_collections import ConfigDict
 from transformers import AutoTokenizer
 
-from experiments.runs import folder
+from experiments.runs import fields, folder
 from experiments.runs.decoding import Decoding
 from experiments.runs.language import Validation, end_tokens
 from experiments.runs.record import by_seed, chosen_adapter, training_record
@@ -46,6 +46,7 @@ class DataToTextTask:
         Raises:
           FileNotFoundError, ValueError: bad settings, no model, or no data.
         """
+        fields.check_run(config)
         data = config.data
         self.settings = run_settings(config)
         self.method = methods.create(**config.method.to_dict())

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from experiments.runs import command_line, folder
+from experiments.runs import command_line, fields, folder
 from experiments.runs.settings import RunSettings
 from experiments.runs.task import Task, Trained, check_updates, training_batches
 from lora_jax import files
@@ -122,6 +122,7 @@ def run_all(
       The run record. A seed that diverged is in it as such (`record.check_converged`); the others were
       trained all the same.
     """
+    fields.check_run(config)
     if (record := folder.finished(workdir, config)) is not None:
         return record
     with together():

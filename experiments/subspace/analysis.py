@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from experiments.runs import bases
+from experiments.runs.fields import SUBSPACE, check_config
 from experiments.subspace import directions, page, tables
 from experiments.subspace.figures import FigureFolder
 from experiments.subspace.tables import Row
@@ -31,6 +32,7 @@ def analyse(config: ConfigDict, workdir: Path) -> Tables:
       FileNotFoundError, ValueError: adapters or the base cannot be read or do not fit, or a field of
         the config is wrong.
     """
+    check_config(config, SUBSPACE, ("adapters",))
     updates = read(config)
     kinds = directions.checked_kinds(list(config.directions))
     figures = FigureFolder(workdir / "figures", layers=tuple(config.layers), zoom=config.zoom)

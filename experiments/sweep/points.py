@@ -10,6 +10,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from experiments.runs import folder as workdirs
+from experiments.runs.fields import SWEEP, check_config, check_run
 from experiments.runs.settings import RunSettings, run_settings
 from experiments.sweep.experiment import experiment
 from lora_jax.errors import InputError
@@ -62,6 +63,7 @@ def points(config: ConfigDict) -> list[Point]:
     Raises:
       ValueError: an unknown field, no values, or a value of the wrong type; the message names it.
     """
+    check_config(config, SWEEP, ("run", "grids", "labels"))
     if not config.run.epochs:
         raise InputError("config.run.epochs is 0: a sweep trains")
     if config.run.prng != "threefry2x32":
@@ -82,6 +84,7 @@ def points(config: ConfigDict) -> list[Point]:
     for grid_name, grid in grids.items():
         for values in _product(grid_name, grid):
             run = _with(config.run, values, f"grids.{grid_name}")
+            check_run(run)
             name = _name(run, values, varied, labels)
             same = by_name.setdefault(name, Point(name, run, method(run)))
             if workdirs.plain(same.config) != workdirs.plain(run):

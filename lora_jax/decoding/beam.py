@@ -24,6 +24,7 @@ from lora_jax.decoding.ngrams import ban_repeats
 from lora_jax.errors import InputError
 from lora_jax.models.cache import Cache
 from lora_jax.models.decoder import Decoder
+from lora_jax.ranges import Number, Whole, check
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,8 +53,9 @@ class BeamSearch:
 
     def __post_init__(self) -> None:
         for name, least in (("beams", 1), ("max_tokens", 1), ("no_repeat_ngram", 0)):
-            if getattr(self, name) < least:
-                raise InputError(f"{name} must be at least {least}, got {getattr(self, name)!r}")
+            check(name, getattr(self, name), Whole(least=least))
+        if not isinstance(self.length_penalty, jax.Array):
+            check("length_penalty", self.length_penalty, Number())
 
 
 class Continuations(NamedTuple):

@@ -11,9 +11,9 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from lora_jax.decoding.beam import Continuations
 from lora_jax.decoding.ngrams import ban_repeats
-from lora_jax.errors import InputError
 from lora_jax.models.cache import Cache
 from lora_jax.models.decoder import Decoder
+from lora_jax.ranges import Number, Whole, check
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,13 +45,9 @@ class Sampling:
     def __post_init__(self) -> None:
         limits = {"samples": 1, "max_tokens": 1, "no_repeat_ngram": 0, "top_k": 0}
         for name, least in limits.items():
-            if getattr(self, name) < least:
-                raise InputError(f"{name} must be at least {least}, got {getattr(self, name)!r}")
-        if self.temperature < 0 or not 0 < self.top_p <= 1:
-            raise InputError(
-                f"temperature must not be negative and top_p must be in (0, 1], got "
-                f"{self.temperature!r} and {self.top_p!r}"
-            )
+            check(name, getattr(self, name), Whole(least=least))
+        check("temperature", self.temperature, Number(least=0))
+        check("top_p", self.top_p, Number(above=0, most=1))
 
 
 class _State(NamedTuple):
