@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 
 import jax
 import numpy as np
 from jaxtyping import PyTree
 
+from lora_jax import digests
 from lora_jax.checks import integer
 from lora_jax.data.counts import Counts
 from lora_jax.errors import InputError
@@ -58,6 +60,12 @@ class ArrayBatches:
             raise InputError(
                 f"{self._examples} examples make no batch of {batch_size}; lower batch_size"
             )
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """What tells these batches from those of other data, of another order or size."""
+        settings = [self._batch_size, self._seed, self.per_epoch]
+        return digests.of_texts([digests.of_arrays(self._arrays), *map(str, settings)])
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[PyTree]:
         """The batches of one epoch from number `start` on."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
 
 import grain
@@ -10,6 +11,7 @@ import numpy as np
 from jaxtyping import Int
 from transformers import PreTrainedTokenizerBase
 
+from lora_jax import digests
 from lora_jax.data.batch import Batch
 from lora_jax.data.counts import Counts, count_packed
 from lora_jax.data.glue import Examples
@@ -115,6 +117,13 @@ class TrainingBatches:
         )
         self.slots = examples.slots(sample)
         self._lengths = lengths
+
+    @functools.cached_property
+    def digest(self) -> str | None:
+        """What tells these batches from those of other examples; None if the examples have no digest."""
+        of_examples = getattr(self.examples, "digest", None)
+        settings = [self.batch_size, self.seed, self.menu.shapes]
+        return of_examples and digests.of_texts([of_examples, *map(str, settings)])
 
     def _order(self, epoch: int, seed: int) -> grain.MapDataset:
         """The indices of the examples of every batch of an epoch."""

@@ -17,6 +17,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Float, Int, Int32
 
+from lora_jax import digests
 from lora_jax.data.batch import Batch, Inputs
 from lora_jax.errors import InputError
 
@@ -72,6 +73,14 @@ class TokenSequences:
     def lengths(self) -> Int32[np.ndarray, " examples"]:
         """Number of tokens of every example."""
         return np.array([len(ids) for ids in self.ids], np.int32)
+
+    @property
+    def digest(self) -> str:
+        """What tells these examples from others."""
+        values = [getattr(self, field.name) for field in dataclasses.fields(self)]
+        return digests.of_texts(
+            digests.of_sequences(v) if isinstance(v, list) else digests.of_arrays(v) for v in values
+        )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -36,6 +36,9 @@ _MOVED = "moved"  # of the model's own state, in checkpoints
 class Batches(Protocol):
     """Batches of a run; batch `number` of an epoch is a function of the two numbers alone.
 
+    If they have a `digest`, a text that tells their data from others', `Trainer.fit` resumes a run, or reads
+    it back, only with the same.
+
     Attributes:
       per_epoch: batches of an epoch.
     """

@@ -19,7 +19,7 @@ from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Array, Key
 
-from lora_jax import run_folder
+from lora_jax import inputs, run_folder
 from lora_jax.checks import json_values
 from lora_jax.costs import flops
 from lora_jax.errors import DivergedError, InputError
@@ -177,8 +177,8 @@ class Trainer(AdaptedModel):
           label: shown at the progress bar.
 
         Raises:
-          ValueError: the folder holds a run with other settings, no epochs, batches that the devices
-            cannot share, or a headline that is not among the metrics.
+          ValueError: the folder holds a run with other settings or on other data, no epochs, batches
+            that the devices cannot share, or a headline that is not among the metrics.
           DivergedError: the loss, the gradient or the parameters were not finite. The best epoch before, if
             there was one, is in the folder, and result.json says at which step the run ended.
         """
@@ -191,7 +191,10 @@ class Trainer(AdaptedModel):
             "batches_per_epoch": batches.per_epoch, **dataclasses.asdict(self.settings),
         }  # fmt: skip
         config = run_folder.plain(json_values(values))
+        given = {"training data": batches, "validation data": validation}
+        data = {name: mark for name, b in given.items() if (mark := getattr(b, "digest", None))}
         record = from_main(lambda: run_folder.finished(folder, config, (), _REMEDY))
+        from_main(lambda: inputs.check(folder, data, _REMEDY))
         if record is not None:
             return self._result(folder, Progress.from_record(record), record)
         if not self.settings.epochs:
@@ -219,10 +222,11 @@ class Trainer(AdaptedModel):
             smaller_is_better=smaller_is_better,
         )  # fmt: skip
         train = self.prepare(batches, loss, goal, seed=seed, folder=folder)
+        inputs.write(folder, data)  # first: a claimed folder always says what its run is made from
         if not run_folder.claim(folder, config):
             raise InputError(f"the folder {folder} is not the same on all hosts; use a shared one")
         progress = train()
-        record = self._record(progress, headline, config)
+        record = {**self._record(progress, headline, config), "inputs": data}
         write_json(folder / run_folder.RESULT, record)
         return self._result(folder, progress, record)
 

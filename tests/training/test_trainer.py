@@ -201,3 +201,69 @@ def test_plain_batches_are_split_by_examples():
     several = Placement(AbstractMesh((1, 2, 2, 1), ("run", "data", "fsdp", "model")), {})
     with pytest.raises(ValueError, match=r"data x fsdp = 4 does not divide a batch of 6 examples"):
         several.batch(batch)
+
+
+@pytest.mark.parametrize("finished", [False, True])
+@pytest.mark.parametrize("what", ["values", "fewer", "order", "batches"])
+def test_a_folder_is_of_its_data(tmp_path, finished, what):
+    """Neither a killed run nor a finished one is taken for one on other data of the same size."""
+    folder, whole = tmp_path / "run", arrays(22)
+    others = {
+        "values": ArrayBatches({**whole, "y": -whole["y"]}, 8),
+        "fewer": ArrayBatches(jax.tree.map(lambda leaf: leaf[:20], whole), 8),
+        "order": ArrayBatches(whole, 8, seed=1),
+        "batches": ArrayBatches(jax.tree.map(lambda leaf: leaf[::-1], whole), 8),
+    }
+    if finished:
+        record = trainer(epochs=1).fit(ArrayBatches(whole, 8), loss, folder).record
+        assert set(record["inputs"]) == {"training data"}
+    else:
+        killed = ArrayBatches(whole, 8)
+        killed.epoch = lambda *_: (_ for _ in ()).throw(KeyboardInterrupt())
+        with pytest.raises(KeyboardInterrupt):
+            trainer(epochs=1)._try_batches = lambda *_: None
+            run = trainer(epochs=1)
+            run._try_batches = lambda *_: None
+            run.fit(killed, loss, folder)
+    before = {path: path.read_bytes() for path in folder.rglob("*.json")}
+    with pytest.raises(
+        ValueError, match=r"holds a run on other inputs: training data \(\w{12} there"
+    ):
+        trainer(epochs=1).fit(others[what], loss, folder)
+    assert {path: path.read_bytes() for path in folder.rglob("*.json")} == before
+    again = trainer(epochs=1).fit(ArrayBatches(whole, 8), loss, folder)
+    assert again.progress.step == 3
+
+
+def test_a_folder_of_an_earlier_version_is_read_back(tmp_path, batches):
+    record = trainer(epochs=1).fit(batches, loss, tmp_path).record
+    (tmp_path / "inputs.json").unlink()
+    assert trainer(epochs=1).fit(batches, loss, tmp_path).record["best"] == record["best"]
+
+
+def test_a_run_that_diverges_is_an_error_and_stays_one(tmp_path):
+    """The first epoch was good: its adapter and its checkpoint are kept, and the record says the step."""
+    data = arrays(22)
+
+    def exploding(model, batch, key):
+        value = loss(model, batch, None)
+        return jnp.where(value < first, jnp.nan, value)
+
+    first = -1.0  # never
+    good = trainer(epochs=1, learning_rate=0.3).fit(
+        ArrayBatches(data, 8), exploding, tmp_path / "good"
+    )
+    first = good.progress.history[0]["loss"]  # training goes on to smaller losses
+    with pytest.raises(lj.errors.DivergedError, match="diverged: this run at step ") as failed:
+        trainer(epochs=20, learning_rate=0.3).fit(
+            ArrayBatches(data, 8), exploding, tmp_path / "run", validation=ArrayBatches(data, 22)
+        )
+    (step,) = failed.value.steps.values()
+    record = json.loads((tmp_path / "run/result.json").read_text())
+    assert record["diverged"] == step == record["step"] and record["last"] is None
+    kept = [int(p.name) for p in (tmp_path / "run/checkpoints").iterdir() if p.name.isdigit()]
+    assert all(number < step for number in kept)
+    with pytest.raises(lj.errors.DivergedError, match=f"this run at step {step} "):
+        trainer(epochs=20, learning_rate=0.3).fit(
+            ArrayBatches(data, 8), exploding, tmp_path / "run", validation=ArrayBatches(data, 22)
+        )
