@@ -86,9 +86,10 @@ def field(path: pathlib.Path, where: str, record: Any, key: str, kind: type[_Val
     if not isinstance(record, dict) or not isinstance(value, kind):
         expected = f"a {kind.__name__} under {key!r}"
         raise malformed(path, where, f"{key!r}: {short(value)}", expected)
-    if isinstance(value, str) and "\0" in value:
+    checked: _Value = value
+    if isinstance(checked, str) and "\0" in checked:
         raise malformed(path, where, f"{key!r}: {short(value)}", "a text without NUL characters")
-    return value
+    return checked
 
 
 def short(value: object) -> str:

@@ -48,9 +48,9 @@ def test_both_forms_of_references_score_alike(folder, monkeypatch, references):
     ("references", "hypotheses", "message"),
     [
         ("refs.txt", "three.txt", r"refs.txt has 2 instances and .*three.txt has 3 lines"),
-        ("refs.txt", "empty.txt", "empty.txt is empty"),
-        ("empty.txt", "hyps.txt", "empty.txt is empty"),
-        ("latin.txt", "hyps.txt", "latin.txt, line 2: not UTF-8"),
+        ("refs.txt", "empty.txt", "empty.txt: found an empty file"),
+        ("empty.txt", "hyps.txt", "empty.txt: found an empty file"),
+        ("latin.txt", "hyps.txt", "latin.txt, line 2: found bytes that are not UTF-8"),
     ],
 )
 def test_bad_files_are_named(folder, references, hypotheses, message):
