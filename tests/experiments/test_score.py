@@ -44,6 +44,23 @@ def test_both_forms_of_references_score_alike(folder, monkeypatch, references):
     assert "meteor      missing   no working Java" in text
 
 
+def test_which_bleu_was_computed_is_said(folder, monkeypatch):
+    monkeypatch.setattr(java, "_candidates", lambda: iter(()))
+    (folder / "ref0").write_text("a cheap pub near the river in the city\nBlue Spice is a pub\n")
+    (folder / "hyps.txt").write_text("a cheap pub near\nBlue Spice is a pub\n")
+    arguments = f"{folder / 'ref0'},{folder / 'ref1'}", str(folder / "hyps.txt"), "webnlg"
+    for bleu, note in (
+        ("lora", "microsoft/LoRA: 1 blank"),
+        ("multi-bleu", "multi-bleu.perl: 1 bl"),
+    ):
+        found = score.score(*arguments, bleu=bleu)
+        assert found["bleu"] == bleu and f"as {note}" in found["notes"]["bleu"]
+        first, second, *_ = score.table(found).splitlines()
+        assert first.endswith(f"BLEU: {bleu}") and f"(as {note}" in second
+    with pytest.raises(ValueError, match="--bleu=multi-bleu belongs to --metrics=webnlg"):
+        score.score(*arguments[:2], "e2e", bleu="multi-bleu")
+
+
 @pytest.mark.parametrize(
     ("references", "hypotheses", "message"),
     [

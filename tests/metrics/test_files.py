@@ -48,7 +48,9 @@ def test_aligned_references(tmp_path):
         files.read_references(*paths)
     for path in paths:
         path.write_text("a\n\n")
-    with pytest.raises(ValueError, match="line 2: found a blank line, expected a text in one of .*0, .*1, .*2"):
+    with pytest.raises(
+        ValueError, match="line 2: found a blank line, expected a text in one of .*0, .*1, .*2"
+    ):
         files.read_references(*paths)
 
 
