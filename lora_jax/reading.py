@@ -78,22 +78,27 @@ def read_text(path: Path, most: int = MOST_TEXT, remedy: str = AGAIN) -> str:
       remedy: end of the message for a broken file.
 
     Raises:
-      MissingFileError, FileError, OSError: as `read_bytes`; or broken gzip data, or not UTF-8.
+      MissingFileError, FileError, OSError: as `read_bytes`; or broken gzip data, not UTF-8, or text
+        with NUL characters.
     """
-    data = read_bytes(path, most)
-    if path.suffix == ".gz":
-        data = _unpacked(path, most, remedy)
+    packed = path.suffix == ".gz"
+    data = _unpacked(path, most, remedy) if packed else read_bytes(path, most)
     try:
-        return data.decode("utf-8-sig")
+        text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = error.object[: error.start].count(b"\n") + 1
         raise FileError(
             path, f"line {line}", "bytes that are not UTF-8", "UTF-8 text", remedy
         ) from error
+    if (place := text.find("\0")) >= 0:  # as in UTF-16
+        where = f"line {text[:place].count(chr(10)) + 1}"
+        raise FileError(path, where, "a NUL character", "UTF-8 text", remedy)
+    return text
 
 
 def _unpacked(path: Path, most: int, remedy: str) -> bytes:
     """The content of a gzip file; no more than `most` bytes are unpacked."""
+    check_file(path, most)
     try:
         with gzip.open(path) as file:
             data = file.read(most + 1)

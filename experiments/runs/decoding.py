@@ -94,7 +94,7 @@ class Decoding:
         if self._dataset == "e2e":
             return generation.e2e(texts, self.test.references)
         scores = generation.webnlg(texts, self.test.references)
-        values, missing = dict(scores.values), dict(scores.missing)
+        values, missing, notes = dict(scores.values), dict(scores.missing), dict(scores.notes)
         subsets = sorted(set(self.test.subsets))
         for subset in subsets if len(subsets) > 1 else []:
             chosen = [i for i, name in enumerate(self.test.subsets) if name == subset]
@@ -103,7 +103,8 @@ class Decoding:
             )
             values |= {f"{name}_{subset}": value for name, value in part.values.items()}
             missing |= {f"{name}_{subset}": why for name, why in part.missing.items()}
-        return Scores(values, missing, scores.notes)
+            notes |= {f"{name}_{subset}": note for name, note in part.notes.items()}
+        return Scores(values, missing, notes)
 
     def _search(self, structure: Structure, placement: Placement) -> Callable[..., Continuations]:
         """The compiled search; runs whose models are alike once merged share it."""

@@ -2,7 +2,7 @@
 
 The paper trains GPT-2 on them (section 5.4, appendices C and F). If a folder has a corpus in several
 formats, the one that the paper's public code reads is taken: txt before csv (E2E), json before XML
-(WebNLG).
+(WebNLG, DART).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Mapping
 
 from lora_jax.data import dart, e2e, webnlg
 from lora_jax.data.pairs import Pairs
-from lora_jax.data.text_files import find
+from lora_jax.data.text_files import find, folder
 from lora_jax.errors import InputError, MissingFileError
 
 DATASETS = ("e2e", "webnlg", "dart")
@@ -65,12 +65,23 @@ _LAYOUTS = {
     "dart": _Layout(
         ("dart",),
         {
-            "train": ("dart-v1.1.1-full-train.json", "train.json", "train.partial.json"),
-            "valid": ("dart-v1.1.1-full-dev.json", "dev.json"),
-            "test": ("dart-v1.1.1-full-test.json", "test.json"),
+            "train": (
+                *("dart-v1.1.1-full-train.json", "train.json"),
+                *("dart-v1.1.1-full-train.xml", "train.xml", "train.partial.json"),
+            ),
+            "valid": (
+                "dart-v1.1.1-full-dev.json",
+                "dev.json",
+                "dart-v1.1.1-full-dev.xml",
+                "dev.xml",
+            ),
+            "test": (
+                *("dart-v1.1.1-full-test.json", "test.json"),
+                *("dart-v1.1.1-full-test.xml", "test.xml"),
+            ),
         },
-        "GitHub repository Yale-LILY/dart, folder data/v1.1.1 (dart-v1.1.1-full-train.json and "
-        "the same with dev, test), or microsoft/LoRA, folder examples/NLG/data/dart",
+        "GitHub repository Yale-LILY/dart, folder data/v1.1.1 (dart-v1.1.1-full-train.json or .xml "
+        "and the same with dev, test), or microsoft/LoRA, folder examples/NLG/data/dart",
         ("", "v1.1.1", "data/v1.1.1"),
     ),
 }
@@ -98,7 +109,7 @@ def read(dataset: str, split: str, source: str) -> Pairs:
         raise InputError(f"Unknown dataset {dataset!r}. Use one of: {', '.join(DATASETS)}.")
     if split not in SPLITS:
         raise InputError(f"{dataset} has no split {split!r}. Use one of: {', '.join(SPLITS)}.")
-    paths = _find(dataset, split, pathlib.Path(source).expanduser())
+    paths = _find(dataset, split, folder(source))
     notes = ""
     if dataset == "webnlg":
         rows = webnlg.rows(paths)
@@ -126,7 +137,7 @@ def _find(dataset: str, split: str, root: pathlib.Path) -> list[pathlib.Path]:
     layout = _LAYOUTS[dataset]
     outer = [root / name for name in layout.folders]
     outer += [root / "nlg" / name for name in layout.folders]
-    folders = [folder / inner for folder in (*outer, root) for inner in layout.inner]
+    folders = [path / inner for path in (*outer, root) for inner in layout.inner]
     paths = find(folders, layout.files[split])
     if paths:
         return paths

@@ -17,7 +17,14 @@ from jaxtyping import Float, Int
 
 from lora_jax.data import glue_tfds
 from lora_jax.data.glue_tasks import HOW_TO_GET, MAX_SCORE, Task
-from lora_jax.errors import InputError, MissingFileError
+from lora_jax.data.text_files import folder
+from lora_jax.errors import FileError, InputError, MissingFileError
+from lora_jax.reading import read_text
+
+_REMEDY = (
+    "Download the file again; GLUE files are tab separated with no quoting, and test files have no "
+    "labels"
+)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -89,7 +96,7 @@ def read(task: Task, split: str, source: str) -> Examples:
         rows, labels = glue_tfds.read_rows(task, split, source.partition(":")[2] or None)
         return _examples(task, rows, labels)
     name = ("train" if split == "train" else split.replace("validation", "dev")) + ".tsv"
-    return _read_file(task, _find(task, name, pathlib.Path(source).expanduser()))
+    return _read_file(task, _find(task, name, folder(source)))
 
 
 def _find(task: Task, name: str, root: pathlib.Path) -> pathlib.Path:
@@ -113,11 +120,7 @@ def _find(task: Task, name: str, root: pathlib.Path) -> pathlib.Path:
 
 def _read_file(task: Task, path: pathlib.Path) -> Examples:
     """Reads one original TSV file: tab separated, no quoting, lines end at a newline only."""
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        number = error.object[: error.start].count(b"\n") + 1
-        raise _malformed(path, number, "bytes that are not UTF-8", "UTF-8 text") from error
+    text = read_text(path, remedy=_REMEDY)
     # str.splitlines would also split at characters such as U+0085, which occur inside sentences.
     lines = [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")]
     header = list(task.header) or lines[0].split("\t")
@@ -143,6 +146,9 @@ def _read_file(task: Task, path: pathlib.Path) -> Examples:
         labels.append(_label(task, label, path, number))
     if not rows:
         raise _malformed(path, start + 1, "no rows", f"labelled rows of {task.name}")
+    if skipped > 10 + len(rows) // 100:  # The official files have a handful in 100,000 rows.
+        many = f"{skipped:,} rows with too few columns beside {len(rows):,} whole ones"
+        raise _malformed(path, start + 1, many, f"{len(header)} tab-separated columns")
     if skipped:
         logging.getLogger(__name__).warning(
             "%s: dropped %d rows cut by newlines inside a question; %d rows are left.",
@@ -170,12 +176,9 @@ def _label(task: Task, text: str, path: pathlib.Path, number: int) -> float:
     raise _malformed(path, number, f"{task.label_column} {text!r}", expected)
 
 
-def _malformed(path: pathlib.Path, line: int, actual: str, expected: str) -> InputError:
+def _malformed(path: pathlib.Path, line: int, actual: str, expected: str) -> FileError:
     """The error for a bad file: where it is bad, what is there and what should be."""
-    return InputError(
-        f"{path}, line {line}: found {actual}, expected {expected}. Download the file again; GLUE "
-        "files are tab separated with no quoting, and test files have no labels."
-    )
+    return FileError(path, f"line {line}", actual, expected, _REMEDY)
 
 
 def _examples(task: Task, rows: Sequence[Sequence[str]], labels: Sequence[float]) -> Examples:

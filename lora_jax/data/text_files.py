@@ -1,17 +1,41 @@
-"""Finds and reads the files of a corpus, plain or gzipped; errors name the file and the line."""
+"""Finds and reads the files of a corpus, plain or gzipped; errors name the file and the place.
+
+The reading itself, with its bounds, is that of `lora_jax.reading`.
+"""
 
 from __future__ import annotations
 
-import gzip
-import json
 import pathlib
-import zlib
+import reprlib
 from collections.abc import Iterable, Sequence
 from typing import Any, TypeVar
 
-from lora_jax.errors import InputError
+from lora_jax import reading
+from lora_jax.errors import FileError, InputError
 
 _Value = TypeVar("_Value")
+
+MOST = 2**26  # bytes of a file, unpacked; the largest of the corpora has 24 million
+_REMEDY = (
+    "Get the file again from the repository that lora_jax.data.data_to_text names for it, or "
+    "repair this place"
+)
+_SHORT = reprlib.Repr()  # of values that may be large or nested deep
+_SHORT.maxstring = _SHORT.maxother = 60
+
+
+def folder(source: str) -> pathlib.Path:
+    """The path of a folder that a user named.
+
+    Raises:
+      ValueError: `~name` for a user that does not exist, or a NUL character.
+    """
+    if "\0" in source:
+        raise InputError(f"{source!r} has a NUL character, which no path can have")
+    try:
+        return pathlib.Path(source).expanduser()
+    except RuntimeError as error:
+        raise InputError(f"{source!r} names no folder: {error}. Write the path out") from error
 
 
 def find(folders: Iterable[pathlib.Path], names: Sequence[str]) -> list[pathlib.Path]:
@@ -25,46 +49,23 @@ def find(folders: Iterable[pathlib.Path], names: Sequence[str]) -> list[pathlib.
     """
     folders = list(folders)
     for name in names:
-        for folder in folders:
-            plain = {path for path in folder.glob(name) if path.is_file()}
-            packed = {path for path in folder.glob(f"{name}.gz") if path.is_file()}
+        for place in folders:
+            plain = {path for path in place.glob(name) if path.is_file()}
+            packed = {path for path in place.glob(f"{name}.gz") if path.is_file()}
             files = plain | {path for path in packed if path.with_suffix("") not in plain}
             if files:
                 return sorted(files)
     return []
 
 
-def read_text(path: pathlib.Path) -> str:
-    """Returns the text of a UTF-8 file, unpacked if its name ends in .gz, line ends untouched.
-
-    Raises:
-      ValueError: the file is not a complete gzip file, or not UTF-8.
-    """
-    data = path.read_bytes()
-    if path.suffix == ".gz":
-        try:
-            data = gzip.decompress(data)
-        except (OSError, EOFError, zlib.error) as error:
-            raise malformed(path, "bytes", f"broken gzip data ({error})", "gzip data") from error
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = error.object[: error.start].count(b"\n") + 1
-        raise malformed(path, f"line {line}", "bytes that are not UTF-8", "UTF-8 text") from error
+def read_text(path: pathlib.Path, remedy: str = _REMEDY) -> str:
+    """Returns the text of a UTF-8 file of at most `MOST` bytes, see `reading.read_text`."""
+    return reading.read_text(path, MOST, remedy)
 
 
 def read_json(path: pathlib.Path) -> Any:
-    """Returns the content of a JSON file, see `read_text`.
-
-    Raises:
-      ValueError: the file is not JSON.
-    """
-    try:
-        return json.loads(read_text(path))
-    except json.JSONDecodeError as error:
-        raise malformed(
-            path, f"line {error.lineno}", f"invalid JSON ({error.msg})", "JSON"
-        ) from error
+    """Returns the content of a JSON file of at most `MOST` bytes, see `reading.read_json`."""
+    return reading.read_json(path, MOST, _REMEDY)
 
 
 def field(path: pathlib.Path, where: str, record: Any, key: str, kind: type[_Value]) -> _Value:
@@ -78,16 +79,25 @@ def field(path: pathlib.Path, where: str, record: Any, key: str, kind: type[_Val
       kind: type that the value must have.
 
     Raises:
-      ValueError: `record` is not a JSON object, has no such key, or its value is not of `kind`.
+      FileError: `record` is not a JSON object, has no such key, or its value is not of `kind` or is
+        a text with a NUL character.
     """
     value = record.get(key) if isinstance(record, dict) else record
     if not isinstance(record, dict) or not isinstance(value, kind):
-        actual = f"{key!r}: {repr(value)[:60]}"
-        raise malformed(path, where, actual, f"a {kind.__name__} under {key!r}")
-    return value
+        expected = f"a {kind.__name__} under {key!r}"
+        raise malformed(path, where, f"{key!r}: {short(value)}", expected)
+    checked: _Value = value
+    if isinstance(checked, str) and "\0" in checked:
+        raise malformed(path, where, f"{key!r}: {short(value)}", "a text without NUL characters")
+    return checked
 
 
-def malformed(path: pathlib.Path, where: str, actual: str, expected: str) -> InputError:
+def short(value: object) -> str:
+    """A short `repr` of a value from outside, however large or deep it is."""
+    return _SHORT.repr(value)
+
+
+def malformed(path: pathlib.Path, where: str, actual: str, expected: str) -> FileError:
     """Makes the error for a bad file.
 
     Args:
@@ -96,7 +106,4 @@ def malformed(path: pathlib.Path, where: str, actual: str, expected: str) -> Inp
       actual: what is there.
       expected: what should be there.
     """
-    return InputError(
-        f"{path}, {where}: found {actual}, expected {expected}. Get the file again from the "
-        "repository that lora_jax.data.data_to_text names for it, or repair this place."
-    )
+    return FileError(path, where, actual, expected, _REMEDY)

@@ -9,12 +9,12 @@ from __future__ import annotations
 import pathlib
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple, TypeVar
-from xml.etree import ElementTree
 
+from lora_jax.data import triples_xml
 from lora_jax.data.pairs import Row
-from lora_jax.data.text_files import field, malformed, read_json, read_text
+from lora_jax.data.text_files import field, malformed, read_json, short
+from lora_jax.data.triples_xml import Triple
 
-_Triple = tuple[str, str, str]  # subject, property, object
 _Value = TypeVar("_Value")
 
 # The paper says 9 seen categories, its code and the data have these 10.
@@ -46,14 +46,14 @@ def rows(paths: list[pathlib.Path]) -> list[Row]:
     return result
 
 
-def linearise(triples: Iterable[_Triple]) -> str:
+def linearise(triples: Iterable[Triple]) -> str:
     """Writes triples as 'subject : property : object', joined by ' | '."""
     return " | ".join(" : ".join(triple) for triple in triples)
 
 
 class _Entry(NamedTuple):
     category: str
-    triples: list[_Triple]
+    triples: list[Triple]
     texts: list[tuple[str, str]]  # (comment, text)
 
 
@@ -62,7 +62,7 @@ def _json(path: pathlib.Path) -> Iterator[_Entry]:
         where = f"entry {number}"
         # An entry is written as {"17": {...}}: its number is its only key.
         if not isinstance(wrapped, dict) or len(wrapped) != 1:
-            raise malformed(path, where, repr(wrapped)[:60], f"one object, {{'{number}': ...}}")
+            raise malformed(path, where, short(wrapped), f"one object, {{'{number}': ...}}")
         entry = next(iter(wrapped.values()))
 
         def get(record: Any, key: str, kind: type[_Value], where: str = where) -> _Value:
@@ -72,6 +72,8 @@ def _json(path: pathlib.Path) -> Iterator[_Entry]:
             (get(triple, "subject", str), get(triple, "property", str), get(triple, "object", str))
             for triple in get(entry, "modifiedtripleset", list)
         ]
+        if not triples:
+            raise malformed(path, where, "'modifiedtripleset': []", "at least one triple")
         texts = [
             (get(text, "comment", str), get(text, "lex", str))
             for text in get(entry, "lexicalisations", list)
@@ -80,34 +82,12 @@ def _json(path: pathlib.Path) -> Iterator[_Entry]:
 
 
 def _xml(path: pathlib.Path) -> Iterator[_Entry]:
-    text = read_text(path)
-    if "<!DOCTYPE" in text:  # Entities, which can be made to expand without end, need one.
-        raise malformed(path, "head", "<!DOCTYPE", "an XML file without one")
-    try:
-        root = ElementTree.fromstring(text)
-    except ElementTree.ParseError as error:
-        raise malformed(
-            path, f"line {error.position[0]}", f"invalid XML ({error})", "XML"
-        ) from error
-    for number, entry in enumerate(root.iter("entry"), 1):
-        where = f"entry {number} (eid {entry.get('eid')})"
-        category = entry.get("category")
+    for where, category, unstripped, lexes in triples_xml.entries(path):
         if category is None:
             raise malformed(path, where, "no category", "<entry category=...>")
-        triples = []
-        for element in entry.iterfind("modifiedtripleset/mtriple"):
-            parts = [part.strip() for part in (element.text or "").split(" | ")]
-            if len(parts) != 3:
-                actual = f"mtriple {element.text!r}"
-                raise malformed(path, where, actual, "'subject | property | object'")
-            triples.append((parts[0], parts[1], parts[2]))
-        if not triples:
-            raise malformed(path, where, "no modifiedtripleset/mtriple", "at least one")
-        texts = []
-        for element in entry.iterfind("lex"):
-            lex = (element.text or "").strip()
-            if not lex:
-                expected = "a text inside <lex>, as in the 2017 challenge release"
-                raise malformed(path, where, "an empty <lex>", expected)
-            texts.append((element.get("comment", ""), lex))
+        triples = [(one.strip(), two.strip(), three.strip()) for one, two, three in unstripped]
+        texts = [(comment, text.strip()) for comment, text in lexes]
+        if not all(text for _, text in texts):
+            expected = "a text inside <lex>, as in the 2017 challenge release"
+            raise malformed(path, where, "an empty <lex>", expected)
         yield _Entry(category, triples, texts)

@@ -11,11 +11,15 @@ formats:
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from lora_jax.errors import InputError
+from lora_jax.data.text_files import read_text
+from lora_jax.errors import FileError, InputError
 from lora_jax.files import write_text
+
+_REMEDY = "Save the file as UTF-8, with one text a line"
 
 
 def read_hypotheses(path: str | os.PathLike[str]) -> list[str]:
@@ -23,25 +27,30 @@ def read_hypotheses(path: str | os.PathLike[str]) -> list[str]:
 
     Raises:
       OSError: the file cannot be read.
-      ValueError: it is empty or not UTF-8; the message names file and line.
+      FileError: it is empty, not UTF-8 or too large; the message names file and line.
     """
     return _lines(Path(path))
 
 
-def read_references(*paths: str | os.PathLike[str]) -> list[list[str]]:
+def read_references(*paths: str | os.PathLike[str], keep_blank: bool = False) -> list[list[str]]:
     """Reads the references of each instance, from one e2e-metrics file or several aligned files.
 
     As in measure_scores.py, one file without any blank line holds one reference per instance.
 
+    Args:
+      *paths: of the files.
+      keep_blank: whether the blank lines of aligned files come along, as empty texts. The scorers
+        leave them out unless they are told to count them.
+
     Raises:
       OSError: a file cannot be read.
-      ValueError: a file is empty or not UTF-8, aligned files differ in length, or an instance has
-        no reference; the message names file and line.
+      ValueError: a file is empty, not UTF-8 or too large, aligned files differ in length, or an
+        instance has no reference; the message names file and line.
     """
     if not paths:
         raise InputError("no reference file was named")
     first, *others = [Path(path) for path in paths]
-    return _aligned([first, *others]) if others else _blocks(first)
+    return _aligned([first, *others], keep_blank) if others else _blocks(first)
 
 
 def write_references(path: str | os.PathLike[str], references: Sequence[Sequence[str]]) -> None:
@@ -54,7 +63,7 @@ def write_references(path: str | os.PathLike[str], references: Sequence[Sequence
     """
     blocks = []
     for number, instance in enumerate(references):
-        texts = [one_line(text).strip() for text in instance]
+        texts = [_writable(text, f"instance {number}") for text in instance]
         if not texts or not all(texts):
             raise InputError(f"instance {number} has no reference or a blank one: {instance!r}")
         blocks.append("".join(text + "\n" for text in texts) + "\n")
@@ -63,30 +72,34 @@ def write_references(path: str | os.PathLike[str], references: Sequence[Sequence
 
 def write_hypotheses(path: str | os.PathLike[str], hypotheses: Sequence[str]) -> None:
     """Writes one hypothesis a line, whole or not at all; line breaks inside turn into spaces."""
-    write_text(path, "".join(one_line(text).strip() + "\n" for text in hypotheses))
+    lines = [_writable(text, f"hypothesis {number}") for number, text in enumerate(hypotheses)]
+    write_text(path, "".join(f"{line}\n" for line in lines))
+
+
+def _writable(text: str, name: str) -> str:
+    """The text on one line; raises InputError if UTF-8 cannot write it."""
+    if half_of_pair(text):
+        raise InputError(f"{name} has half of a surrogate pair, which UTF-8 cannot write: {text!a}")
+    return one_line(text).strip()
+
+
+def half_of_pair(text: str) -> bool:
+    """Whether a text has half of a surrogate pair, which is no character."""
+    return re.search("[\ud800-\udfff]", text) is not None
 
 
 def one_line(text: str) -> str:
-    """Replaces whatever Python or Java reads as a line break by a space."""
-    return " ".join(text.splitlines())
+    """Replaces whatever Python or Java reads as a line break, and NUL, by a space."""
+    return " ".join(text.splitlines()).replace("\0", " ")
 
 
 def _lines(path: Path) -> list[str]:
     """Reads the lines of a file, stripped, without a byte order mark at its start."""
-    content = path.read_bytes()
-    if not content:
-        raise InputError(f"{path} is empty")
-    lines = []
+    text = read_text(path, _REMEDY)
+    if not text:
+        raise FileError(path, "", "an empty file", "one text a line", _REMEDY)
     # Only \n ends a line here: splitting at the rarer breaks would shift all lines after them.
-    for number, line in enumerate(content.removesuffix(b"\n").split(b"\n"), start=1):
-        try:
-            lines.append(line.decode("utf-8-sig" if number == 1 else "utf-8").strip())
-        except UnicodeDecodeError as error:
-            raise InputError(
-                f"{path}, line {number}: not UTF-8 (byte 0x{line[error.start]:02x} at column "
-                f"{error.start + 1}). Save the file as UTF-8"
-            ) from error
-    return lines
+    return [line.strip() for line in text.removesuffix("\n").split("\n")]
 
 
 def _blocks(path: Path) -> list[list[str]]:
@@ -95,7 +108,7 @@ def _blocks(path: Path) -> list[list[str]]:
     while lines and not lines[-1]:
         lines.pop()
     if not lines:
-        raise InputError(f"{path} has no text, only blank lines")
+        raise FileError(path, "", "only blank lines", "one text a line", _REMEDY)
     if all(lines):
         return [[line] for line in lines]
     instances: list[list[str]] = [[]]
@@ -105,25 +118,27 @@ def _blocks(path: Path) -> list[list[str]]:
         elif instances[-1]:
             instances.append([])
         else:
-            raise InputError(
-                f"{path}, line {number}: a second blank line, so an instance without references. "
-                "One blank line stands between instances"
-            )
+            found = "a second blank line, so an instance without references"
+            remedy = "If the file is one of several aligned ones, name them all"
+            expected = "one blank line between instances"
+            raise FileError(path, f"line {number}", found, expected, remedy)
     return instances
 
 
-def _aligned(paths: list[Path]) -> list[list[str]]:
-    """Reads the references of line-aligned files, without the empty lines that fill up."""
+def _aligned(paths: list[Path], keep_blank: bool) -> list[list[str]]:
+    """Reads the references of line-aligned files, with or without the empty lines that fill up."""
     columns = [_lines(path) for path in paths]
     for path, column in zip(paths[1:], columns[1:], strict=True):
         if len(column) != len(columns[0]):
-            raise InputError(
-                f"{paths[0]} has {len(columns[0])} lines and {path} has {len(column)}: aligned "
-                "reference files must be equally long"
-            )
-    instances = [[text for text in row if text] for row in zip(*columns, strict=True)]
+            expected = f"{len(columns[0])} as in {paths[0]}"
+            remedy = "Aligned reference files are equally long"
+            raise FileError(path, "", f"{len(column)} lines", expected, remedy)
+    instances = list(map(list, zip(*columns, strict=True)))
     for number, instance in enumerate(instances, start=1):
-        if not instance:
+        if not any(instance):
             names = ", ".join(map(str, paths))
-            raise InputError(f"line {number} is empty in all of {names}: an instance has no text")
-    return instances
+            expected = f"a text in one of {names}"
+            raise FileError(paths[0], f"line {number}", "a blank line", expected)
+    if keep_blank:
+        return instances
+    return [[text for text in instance if text] for instance in instances]

@@ -11,10 +11,13 @@ from pycocoevalcap.rouge.rouge import Rouge
 from lora_jax.errors import InputError
 from lora_jax.metrics import meteor, mteval, ptb
 from lora_jax.metrics import webnlg as nlg
-from lora_jax.metrics.files import one_line
+from lora_jax.metrics.files import half_of_pair, one_line
 from lora_jax.metrics.java import JavaError
 
 TIMEOUT = 1800.0  # seconds for each Java program; the E2E test set takes under a minute
+MOST = 10_000  # characters of a text; the longest of the corpora has 445
+LORA = "lora"
+BLEUS = (LORA, *nlg.TOKENIZERS)  # what `webnlg` can compute as BLEU
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +62,8 @@ def e2e(
         "bleu": mteval.bleu(hypotheses, references),
         "nist": mteval.nist(hypotheses, references),
     }
-    missing, notes = {}, {}
+    missing: dict[str, str] = {}
+    notes: dict[str, str] = {}
     texts = [*hypotheses, *(text for instance in references for text in instance)]
     try:
         tokens = ptb.stanford_tokens(texts, timeout)
@@ -68,6 +72,12 @@ def e2e(
         tokens = ptb.python_tokens(texts)
         note = "tokenised in Python instead of by Stanford's program, which needs Java"
         notes = dict.fromkeys(("rouge_l", "cider"), note)
+    if short := sum(len(mteval.tokenize(text)) < 3 for text in hypotheses):
+        note = (
+            f"{short} of {len(hypotheses)} texts have fewer than 3 tokens, which pymteval counts as "
+            "negative numbers of n-grams: BLEU can exceed 1"
+        )
+        notes |= dict.fromkeys(("bleu", "nist"), note)
     outputs = tokens[: len(hypotheses)]
     rest = iter(tokens[len(hypotheses) :])
     targets = [[next(rest) for _ in instance] for instance in references]
@@ -81,6 +91,12 @@ def e2e(
     by_number = dict(enumerate(targets)), {i: [text] for i, text in enumerate(outputs)}
     values["rouge_l"] = float(Rouge().compute_score(*by_number)[0])
     values["cider"] = float(Cider().compute_score(*by_number)[0])
+    if values["rouge_l"] > 0 and values["cider"] == 0:
+        note = (
+            "words match, but only such as are in the references of every instance: these weigh 0, so "
+            "CIDEr of a single instance is always 0"
+        )
+        notes["cider"] = "; ".join(filter(None, (notes.get("cider"), note)))
     return Scores(values, missing, notes)
 
 
@@ -89,6 +105,7 @@ def webnlg(
     references: Sequence[Sequence[str]],
     timeout: float = TIMEOUT,
     corpus_ter: bool = False,
+    bleu: str = LORA,
 ) -> Scores:
     """Scores WebNLG and DART outputs as microsoft/LoRA does; see lora_jax.metrics.webnlg.
 
@@ -97,10 +114,14 @@ def webnlg(
 
     Args:
       hypotheses: N texts as decoded; an empty one is scored as such.
-      references: N lists of texts, any number each; blank ones are left out.
-      timeout: seconds for METEOR.
-      corpus_ter: whether to compute TER as TERCOM does in addition. Each TER takes a minute or two
-        on WebNLG's test set.
+      references: N lists of texts, any number each; blank ones are left out, see `bleu`.
+      timeout: seconds for METEOR, and for TER.
+      corpus_ter: whether to compute TER as TERCOM does in addition; it takes a minute or two on
+        WebNLG's test set.
+      bleu: `lora` for BLEU as microsoft/LoRA computes it, or `multi-bleu` for what the scripts of DART
+        and WebNLG print: multi-bleu.perl takes all texts as they are, and a blank reference counts
+        as one of length 0, which a short hypothesis is nearer to. `multi-bleu-detok` is the same
+        with the tokens of mteval-v13a.
 
     Returns:
       Scores of 'bleu', 'meteor', 'ter' (the mean over instances, as in the paper's Tables 13 and
@@ -108,22 +129,42 @@ def webnlg(
 
     Raises:
       ValueError: the numbers of texts differ, there are none, an instance has no reference, or
-        something is not a text.
+        something is not a text; or an unknown `bleu`.
     """
+    if bleu not in BLEUS:
+        raise InputError(f"unknown bleu {bleu!r}. Use one of: {', '.join(BLEUS)}")
+    whole = references
     hypotheses, references = _checked(hypotheses, references)
+    blank = sum(map(len, whole)) - sum(map(len, references))
+    as_they_are = hypotheses, [[one_line(text) for text in instance] for instance in whole]
     hypotheses = [nlg.decoded(text) for text in hypotheses]
     references = [[nlg.decoded(text) for text in x[: nlg.MAX_REFERENCES]] for x in references]
-    values, missing = {"bleu": nlg.bleu(hypotheses, references)}, {}
+    values: dict[str, float] = {}
+    missing: dict[str, str] = {}
+    notes: dict[str, str] = {}
+    if bleu == LORA:
+        values["bleu"] = nlg.bleu(hypotheses, references)
+        if blank:
+            notes["bleu"] = f"as microsoft/LoRA: {blank:,} blank references left out"
+    else:
+        values["bleu"] = nlg.script_bleu(*as_they_are, bleu)
+        notes["bleu"] = f"as {bleu}.perl: {blank:,} blank references count as texts of length 0"
+    if not values["bleu"]:
+        zero = "0 because n-grams of some length have no match: it is not smoothed"
+        notes["bleu"] = "; ".join(filter(None, (notes.get("bleu"), zero)))
     outputs = [nlg.words(text) for text in hypotheses]
     targets = [[nlg.words(text) for text in instance] for instance in references]
     try:
         values["meteor"] = meteor.score(outputs, targets, timeout)[0]
     except JavaError as error:
         missing["meteor"] = str(error)
-    values["ter"] = nlg.sentence_ter(outputs, targets)
+    try:
+        values["ter"] = nlg.sentence_ter(outputs, targets, timeout)
+    except TimeoutError as error:
+        missing["ter"] = f"did not end in {timeout:g} s: {error}"
     if corpus_ter:
         values["ter_corpus"] = nlg.corpus_ter(outputs, targets)
-    return Scores(values, missing, {})
+    return Scores(values, missing, notes)
 
 
 def _checked(
@@ -143,6 +184,13 @@ def _checked(
         for text in (texts[0], *texts[1]):
             if not isinstance(text, str):
                 raise InputError(f"instance {number} has {text!r} where a text is expected")
+            if len(text) > MOST:
+                raise InputError(
+                    f"instance {number} has a text of {len(text):,} characters, {text[:40]!r}...; at "
+                    f"most {MOST:,} can be scored in reasonable time. Cut it"
+                )
+            if half_of_pair(text):
+                raise InputError(f"instance {number} has half of a surrogate pair: {text[:80]!a}")
         if not any(text.strip() for text in texts[1]):
             raise InputError(f"instance {number} has no reference, or only blank ones")
     return (

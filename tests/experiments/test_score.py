@@ -44,13 +44,30 @@ def test_both_forms_of_references_score_alike(folder, monkeypatch, references):
     assert "meteor      missing   no working Java" in text
 
 
+def test_which_bleu_was_computed_is_said(folder, monkeypatch):
+    monkeypatch.setattr(java, "_candidates", lambda: iter(()))
+    (folder / "ref0").write_text("a cheap pub near the river in the city\nBlue Spice is a pub\n")
+    (folder / "hyps.txt").write_text("a cheap pub near\nBlue Spice is a pub\n")
+    arguments = f"{folder / 'ref0'},{folder / 'ref1'}", str(folder / "hyps.txt"), "webnlg"
+    for bleu, note in (
+        ("lora", "microsoft/LoRA: 1 blank"),
+        ("multi-bleu", "multi-bleu.perl: 1 bl"),
+    ):
+        found = score.score(*arguments, bleu=bleu)
+        assert found["bleu"] == bleu and f"as {note}" in found["notes"]["bleu"]
+        first, second, *_ = score.table(found).splitlines()
+        assert first.endswith(f"BLEU: {bleu}") and f"(as {note}" in second
+    with pytest.raises(ValueError, match="--bleu=multi-bleu belongs to --metrics=webnlg"):
+        score.score(*arguments[:2], "e2e", bleu="multi-bleu")
+
+
 @pytest.mark.parametrize(
     ("references", "hypotheses", "message"),
     [
         ("refs.txt", "three.txt", r"refs.txt has 2 instances and .*three.txt has 3 lines"),
-        ("refs.txt", "empty.txt", "empty.txt is empty"),
-        ("empty.txt", "hyps.txt", "empty.txt is empty"),
-        ("latin.txt", "hyps.txt", "latin.txt, line 2: not UTF-8"),
+        ("refs.txt", "empty.txt", "empty.txt: found an empty file"),
+        ("empty.txt", "hyps.txt", "empty.txt: found an empty file"),
+        ("latin.txt", "hyps.txt", "latin.txt, line 2: found bytes that are not UTF-8"),
     ],
 )
 def test_bad_files_are_named(folder, references, hypotheses, message):

@@ -41,24 +41,29 @@ def test_aligned_references(tmp_path):
         (tmp_path / name).write_text(text)
     paths = [tmp_path / name for name in "012"]
     assert files.read_references(*paths) == [["a", "c"], ["b", "d"]]
+    kept = files.read_references(*paths, keep_blank=True)
+    assert kept == [["a", "c", ""], ["b", "", "d"]]
     (tmp_path / "1").write_text("c\n")
-    with pytest.raises(ValueError, match=r"0 has 2 lines and .*1 has 1"):
+    with pytest.raises(ValueError, match=r"1: found 1 lines, expected 2 as in .*0"):
         files.read_references(*paths)
     for path in paths:
         path.write_text("a\n\n")
-    with pytest.raises(ValueError, match="line 2 is empty in all of"):
+    with pytest.raises(
+        ValueError, match="line 2: found a blank line, expected a text in one of .*0, .*1, .*2"
+    ):
         files.read_references(*paths)
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "refs.txt is empty"),
+        (b"", "refs.txt: found an empty file, expected one text a line"),
         (b"\n \n", "only blank lines"),
-        (b"a\n\n\nb\n", "line 3: a second blank line"),
-        (b"\n\na\n", "line 1: a second blank line"),
-        (b"a\nb\n\xffc\n", r"refs.txt, line 3: not UTF-8 \(byte 0xff at column 1\)"),
-        ("a\n".encode("utf-16"), "line 1: not UTF-8"),
+        (b"a\n\n\nb\n", "line 3: found a second blank line"),
+        (b"\n\na\n", "line 1: found a second blank line"),
+        (b"a\nb\n\xffc\n", "refs.txt, line 3: found bytes that are not UTF-8"),
+        ("a\n".encode("utf-16-le"), "line 1: found a NUL character, expected UTF-8"),
+        ("a\n".encode("utf-16"), "line 1: found bytes that are not UTF-8"),
     ],
 )
 def test_bad_files_are_named(tmp_path, content, message):

@@ -186,6 +186,104 @@ def test_ter_is_the_mean_over_instances_or_over_the_corpus():
     assert nlg.corpus_ter(hypotheses, references) == pytest.approx(2 / (6 + 1))
 
 
+def multi_bleu(hypotheses, references):
+    """BLEU as multi-bleu.perl defines it, written out; a blank reference has length 0."""
+    hits, totals, lengths = [0] * 4, [0] * 4, [0, 0]
+    for text, instance in zip(hypotheses, references, strict=True):
+        words, targets = text.split(), [reference.split() for reference in instance]
+        gaps = [(abs(len(words) - len(target)), len(target)) for target in targets]
+        lengths[0] += len(words)
+        lengths[1] += min(gaps)[1]
+        for n in range(4):
+            grams = [
+                Counter(tuple(x[i : i + n + 1]) for i in range(len(x) - n))
+                for x in (words, *targets)
+            ]
+            totals[n] += sum(grams[0].values())
+            hits[n] += sum(min(c, max(g[gram] for g in grams[1:])) for gram, c in grams[0].items())
+    if 0 in hits:
+        return 0.0
+    penalty = min(1.0, math.exp(1 - lengths[1] / lengths[0]))
+    return penalty * math.prod(h / t for h, t in zip(hits, totals, strict=True)) ** 0.25
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_multi_bleu_counts_blank_references(seed):
+    _, references = corpus(seed)
+    hypotheses = [f"{instance[-1]} The" for instance in references]
+    longer = [[f"{text} {text} {text}" for text in instance] for instance in references]
+    blanks = [[*instance, *[""] * (4 - len(instance))] for instance in longer]
+    found = generation.webnlg(hypotheses, blanks, bleu="multi-bleu")
+    assert found.values["bleu"] == pytest.approx(multi_bleu(hypotheses, blanks), abs=1e-12)
+    count = sum(not text for instance in blanks for text in instance)
+    assert found.notes["bleu"].startswith(f"as multi-bleu.perl: {count} blank references count")
+    # The blanks matter: a reference of length 0 is nearer to a text than one of thrice its length.
+    left_out = generation.webnlg(hypotheses, longer, bleu="multi-bleu").values["bleu"]
+    assert left_out == pytest.approx(multi_bleu(hypotheses, longer), abs=1e-12)
+    assert left_out < found.values["bleu"]
+    # As the paper's code they do not.
+    found = generation.webnlg(hypotheses, blanks)
+    assert found.values == generation.webnlg(hypotheses, longer).values
+    assert found.notes == {"bleu": f"as microsoft/LoRA: {count} blank references left out"}
+    assert generation.webnlg(hypotheses, longer).notes == {}
+
+
+def test_multi_bleu_takes_texts_as_they_are():
+    texts, references = ["The pub is in the city."], [["the pub is in the city ."]]
+    value = {
+        b: generation.webnlg(texts, references, bleu=b).values["bleu"] for b in generation.BLEUS
+    }
+    assert value["lora"] == pytest.approx(1)  # in lower case, marks set apart
+    assert value["multi-bleu"] < value["multi-bleu-detok"] < 1
+    # The script reads bytes: a no-break space joins words.
+    assert (
+        generation.webnlg(["a b c d\u00a0e"], [["a b c d e"]], bleu="multi-bleu").values["bleu"]
+        == 0
+    )
+    with pytest.raises(ValueError, match="unknown bleu 'sacrebleu'. Use one of: lora, multi-bleu"):
+        generation.webnlg(texts, references, bleu="sacrebleu")
+
+
+def test_values_that_mislead_have_a_note():
+    tiny = generation.e2e(["a b c d e", "a", "b"], [["a b c d e"], ["a"], ["b"]])
+    assert tiny.values["bleu"] > 1
+    for name in ("bleu", "nist"):
+        assert tiny.notes[name].startswith("2 of 3 texts have fewer than 3 tokens, which pymteval")
+    single = generation.e2e(["it is a pub"], [["it is a pub"]])
+    assert single.values["cider"] == 0 and "bleu" not in single.notes
+    assert "CIDEr of a single instance is always 0" in single.notes["cider"]
+    same = generation.e2e(["it is a pub"] * 2, [["it is a pub"]] * 2)
+    assert same.values["cider"] == 0 and "references of every instance" in same.notes["cider"]
+    none = generation.webnlg(["a b c"], [["a b c"]])
+    assert none.values["bleu"] == 0 and "it is not smoothed" in none.notes["bleu"]
+
+
+LONG = {
+    "marks": "!?", "emojis": "\U0001f600", "NUL": "a\0b ", "form feeds": "a\fb\x0b",
+    "line separators": "a\u2028b\u2029 ", "numbers": "1-", "words": "the cat ", "one word": "x",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", LONG)
+def test_odd_texts_have_values_and_long_ones_are_refused(kind):
+    text = LONG[kind] * (2000 // len(LONG[kind]))
+    for function in (generation.e2e, generation.webnlg):
+        values = function([text, "the cat"], [["the cat sat", "a b"], [text, "the cat"]]).values
+        assert all(math.isfinite(value) for value in values.values())
+        with pytest.raises(ValueError, match="instance 1 has a text of 100,000 characters.*10,000"):
+            function(["a", "b"], [["a"], [text * (100_000 // len(text))]])
+        with pytest.raises(ValueError, match="instance 0 has half of a surrogate pair"):
+            function(["a \ud800"], [["a"]])
+
+
+def test_a_ter_that_takes_too_long_is_missing():
+    draw = random.Random(0)
+    text, reference = (" ".join(draw.choices("abcdef", k=900)) for _ in range(2))
+    found = generation.webnlg([text], [[reference]], timeout=0.2)
+    assert "bleu" in found.values and "ter" not in found.values
+    assert found.missing["ter"] == "did not end in 0.2 s: a text of 900 tokens against one of 900"
+
+
 @pytest.mark.slow
 def test_corpus_ter_is_within_an_edit_of_tercom(real_data):
     folder, texts = real_data / "metrics/ter", {}
