@@ -146,6 +146,19 @@ def without_config(folder: Path) -> str:
     )
 
 
+def check_classifier(folder: Path) -> None:
+    """Raises FileError if config.json does not say that the model classifies whole texts.
+
+    The heads of models that classify tokens have the same names and shapes.
+    """
+    record = read(folder)
+    names = record.strings("architectures", [])
+    if not any(name.endswith("ForSequenceClassification") for name in names):
+        raise record.error(
+            "architectures", repr(names), "one that ends in ForSequenceClassification"
+        )
+
+
 def check_fixed(record: Record, keys: Keys) -> None:
     """Raises FileError if a key that changes the model has a value that is not implemented."""
     for key, allowed in keys.fixed.items():

@@ -8,6 +8,7 @@ unneeded, or it is an error that names it. Its tokenizer: `lora_jax.data.tokeniz
 from __future__ import annotations
 
 import dataclasses
+import functools
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -23,7 +24,7 @@ from safetensors.numpy import save
 from lora_jax import partition
 from lora_jax.errors import InputError
 from lora_jax.files import to_json, write_bytes
-from lora_jax.models import architectures
+from lora_jax.models import architectures, config_json
 from lora_jax.models.architectures import ARCHITECTURES
 from lora_jax.models.decoder import Decoder, DecoderConfig
 from lora_jax.models.encoder import Classifier, EncoderConfig
@@ -82,8 +83,8 @@ def unused_heads(names: Sequence[str]) -> str:
         return ""
     more = f" and {len(names) - 6} more" if len(names) > 6 else ""
     return (
-        f"the folder has a head that is not used: {', '.join(names[:6])}{more}. The head of a run is "
-        'new; hub.load_classifier(..., head="published") reads a classifier\'s'
+        f"the head in the model folder is not used ({', '.join(names[:6])}{more}): a classifier starts "
+        'with a new one; in Python, hub.load_classifier(..., head="published") takes that of the folder'
     )
 
 
@@ -114,6 +115,8 @@ def load(
     """
     if head not in ("fresh", "published"):
         raise InputError(f"head must be 'fresh' or 'published', got {head!r}")
+    if head == "published":
+        config_json.check_classifier(folder)
     architecture = ARCHITECTURES[config.architecture]
     make = lambda: architecture.make(config, num_outputs, nnx.Rngs(params=key))  # noqa: E731
     shapes, files = _shapes(config, num_outputs), ModelFiles(folder)
@@ -126,7 +129,20 @@ def load(
     return model
 
 
-def _shapes(config: EncoderConfig | DecoderConfig, num_outputs: int) -> dict[str, tuple[int, ...]]:
+def read_base(
+    folder: Path,
+    config: EncoderConfig | DecoderConfig,
+    dtype: jax.typing.DTypeLike = jnp.float32,
+) -> partition.Params:
+    """The pre-trained leaves by path, without a model around them; see `load`."""
+    files = ModelFiles(folder)
+    return _values(files, _planned(files, config, _shapes(config, 2)), dtype)
+
+
+@functools.lru_cache(maxsize=8)
+def _shapes(
+    config: EncoderConfig | DecoderConfig, num_outputs: int
+) -> Mapping[str, tuple[int, ...]]:
     """The shapes of all leaves by path; nothing is allocated."""
     make = ARCHITECTURES[config.architecture].make
     abstract = nnx.eval_shape(lambda: make(config, num_outputs, nnx.Rngs(0)))

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from lora_jax.errors import FileError, InputError, MissingFileError
 from lora_jax.models.config_json import without_config
@@ -59,17 +60,18 @@ class ModelFiles:
                     _QUANTISED,
                 )  # fmt: skip
 
-    def read(self, names: Collection[str], dtype: jax.typing.DTypeLike) -> dict[str, jax.Array]:
-        """The values of these tensors in a type.
+    def read(self, names: Collection[str], dtype: jax.typing.DTypeLike) -> dict[str, np.ndarray]:
+        """The values of these tensors in a type, in the memory of the host.
 
         Raises:
           FileError: one of them is not finite, in the file or in this type.
         """
         wanted, values = set(names), {}
         for file in dict.fromkeys(self._files[name] for name in names):
-            for name, value in file.items("flax", wanted):
-                converted = jnp.asarray(value, dtype)
-                if not jnp.isfinite(converted).all():
+            for name, value in file.items(names=wanted):
+                with np.errstate(over="ignore"):  # is found as infinity
+                    converted = value.astype(dtype, copy=False)
+                if not np.isfinite(converted).all():
                     file.check_finite(name, value)
                     raise self.error(name, "values too large", f"values of {jnp.dtype(dtype)}")
                 values[name] = converted

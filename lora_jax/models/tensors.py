@@ -32,12 +32,12 @@ class Source:
     shape: Shape
     stacked: bool
 
-    def leaf(self, values: Mapping[str, jax.Array]) -> jax.Array:
+    def leaf(self, values: Mapping[str, np.ndarray]) -> jax.Array:
         """Our leaf from the values of the tensors."""
         shape = self.shape[1:] if self.stacked else self.shape
         parts = [values[n].T if self.transposed else values[n] for n in self.names]
         parts = [part.reshape(shape) for part in parts]
-        return jnp.stack(parts) if self.stacked else parts[0]
+        return jnp.asarray(np.stack(parts) if self.stacked else parts[0])
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
