@@ -20,7 +20,7 @@ from absl import app, flags, logging
 from flax import nnx
 from ml_collections import ConfigDict, config_flags
 from tokenizers import ByteLevelBPETokenizer
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from experiments.runs import command_line, fields, folder
 from experiments.runs.language import Validation
@@ -31,6 +31,7 @@ from lora_jax.data import data_to_text
 from lora_jax.data.batches import TrainingBatches
 from lora_jax.data.completions import TokenisedPairs, tokenise_pairs
 from lora_jax.data.pairs import Pairs
+from lora_jax.data.tokenizers import DECODER, check_texts, load_tokenizer, size
 from lora_jax.errors import InputError
 from lora_jax.files import write_json
 from lora_jax.models import hub
@@ -81,7 +82,7 @@ def get_tokenizer(
 ) -> PreTrainedTokenizerBase:
     """The tokenizer of the config: a folder's or the hub's by name, else trained once and kept."""
     if config.tokenizer.name:
-        return AutoTokenizer.from_pretrained(str(hub.find(config.tokenizer.name)))
+        return load_tokenizer(hub.find(config.tokenizer.name), DECODER)
 
     def make() -> None:
         claimed = (folder.parent / "config.json").exists()  # else it may be another config's
@@ -92,7 +93,7 @@ def get_tokenizer(
             beside.rename(folder)
 
     from_main(make)
-    return AutoTokenizer.from_pretrained(str(folder))
+    return load_tokenizer(folder, DECODER)
 
 
 def documents(
@@ -112,12 +113,15 @@ def pretrain(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     with together():
         train, valid = (read_corpora(config, split) for split in ("train", "valid"))
     tokenizer = get_tokenizer(config, train, workdir / "tokenizer")
-    sizes = DecoderConfig(vocab_size=len(tokenizer), **model_arguments(config))
+    for name, pairs in zip(config.data.corpora, train, strict=True):
+        texts = [*dict.fromkeys(pairs.contexts), *pairs.completions]
+        check_texts(texts, tokenizer, f"{name} train")
+    sizes = DecoderConfig(vocab_size=size(tokenizer), **model_arguments(config))
     mesh = mesh_for(config, sizes.heads)
     with in_host_memory():
         model = Decoder(sizes, nnx.Rngs(config.seed))
     count = partition.count(partition.parameters(model))
-    command_line.say(f"{count:,} parameters, {len(tokenizer):,} tokens")
+    command_line.say(f"{count:,} parameters, {sizes.vocab_size:,} tokens")
     trainer = Trainer(
         model, methods.full(), train_settings(config), key=jax.random.key(config.seed), mesh=mesh
     )
@@ -142,8 +146,11 @@ def pretrain(config: ConfigDict, workdir: Path) -> dict[str, Any]:
             return
         trained = trainer.model(whole)
         assert isinstance(trained, Decoder)
-        end = tokenizer.eos_token_id
-        hub.save_decoder(workdir / "model", trained, eos_token_id=end, bos_token_id=end)
+        begin, end = tokenizer.bos_token_id, tokenizer.eos_token_id
+        hub.save_decoder(
+            workdir / "model", trained, eos_token_id=end,
+            bos_token_id=end if begin is None else begin,
+        )  # fmt: skip
         tokenizer.save_pretrained(str(workdir / "model"))
 
     goal = Goal(

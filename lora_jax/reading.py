@@ -287,11 +287,19 @@ class Tensors:
             if self.types[name] not in allowed:
                 raise self.error(name, f"type {self.types[name]}", f"one of {', '.join(allowed)}")
 
-    def items(self, framework: str = "np") -> Iterator[tuple[str, Any]]:
-        """Names and values, one by one; `framework` "flax" gives jax arrays."""
+    def items(
+        self, framework: str = "np", names: Collection[str] | None = None
+    ) -> Iterator[tuple[str, Any]]:
+        """Names and values, one by one.
+
+        Args:
+          framework: "flax" gives jax arrays.
+          names: of those that are wanted; None: all.
+        """
         with self._open(framework) as file:
             for name in self.types:
-                yield name, file.get_tensor(name)
+                if names is None or name in names:
+                    yield name, file.get_tensor(name)
 
     def read(self) -> dict[str, np.ndarray]:
         """All values by name; raises FileError for one that is not finite."""

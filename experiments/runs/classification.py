@@ -12,14 +12,13 @@ from typing import Any
 import jax
 import numpy as np
 from ml_collections import ConfigDict
-from transformers import AutoTokenizer
 
 from experiments.runs import fields, folder
 from experiments.runs.record import by_seed, chosen_adapter, training_record
 from experiments.runs.settings import RunSettings, mesh_for, model_arguments, run_settings
 from experiments.runs.task import Trained
 from lora_jax import methods
-from lora_jax.data import batches
+from lora_jax.data import batches, tokenizers
 from lora_jax.data.glue import Examples
 from lora_jax.data.special_tokens import in_examples, special_ids
 from lora_jax.errors import InputError
@@ -61,7 +60,6 @@ class ClassificationTask:
 
     head = hub.HEAD
     smaller_is_better = False
-    notes: Mapping[str, str] = {}
     function = staticmethod(step.outputs)
 
     def __init__(self, config: ConfigDict, read: Callable[[], Problem]):
@@ -82,19 +80,28 @@ class ClassificationTask:
         self._encoder = hub.read_config(self._folder, **model_arguments(config))
         self.width = self._encoder.hidden_size
         self.mesh = mesh_for(config, self._encoder.heads)
+        unused = hub.unused_heads(hub.check(self._folder, self._encoder))
+        self.notes: Mapping[str, str] = {"model": unused} if unused else {}
+        tokenizer = tokenizers.load_tokenizer(
+            self._folder, tokenizers.ENCODER, self._encoder.vocab_size
+        )
         problem = self.problem = read()
         self.name, self.headline = problem.name, problem.headline
         self.loss = step.regression_loss if problem.regression else step.classification_loss
         special = special_ids(self.method.special_tokens, self._encoder.vocab_size)
         room = min(config.data.max_length, self._encoder.max_length - special.count)
         self.max_length = room + special.count
-        tokenizer = AutoTokenizer.from_pretrained(str(self._folder))
 
-        def tokens(examples: Examples) -> batches.TokenisedExamples:
-            return in_examples(batches.tokenise(examples, tokenizer, room), special)
+        def tokens(examples: Examples, split: str) -> batches.TokenisedExamples:
+            where = f"{problem.name} {split}"
+            texts = [*examples.first, *(examples.second or ())]
+            tokenizers.check_texts(texts, tokenizer, where)
+            tokenised = batches.tokenise(examples, tokenizer, room)
+            tokenizers.check_types(tokenised, self._encoder.type_vocab_size, where)
+            return in_examples(tokenised, special)
 
-        self.train = None if problem.train is None else tokens(problem.train)
-        self._evaluations = {split: tokens(e) for split, e in problem.evaluations.items()}
+        self.train = None if problem.train is None else tokens(problem.train, "train")
+        self._evaluations = {split: tokens(e, split) for split, e in problem.evaluations.items()}
         self._packed = {  # once, for all runs and epochs
             split: batches.evaluation_batches(
                 data, self.width, self.max_length, parts=shares(self.mesh)
@@ -156,6 +163,7 @@ class ClassificationTask:
             "warm_start": settings.train.init_adapter or None,
             "adapter": chosen_adapter(runs, self.headline),
             **training_record(list(runs.values()), self.headline),
+            **({"notes": dict(self.notes)} if self.notes else {}),
             "seeds": by_seed(runs),
             "config": folder.plain(settings.config),
         }

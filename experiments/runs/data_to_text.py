@@ -9,7 +9,6 @@ from typing import Any
 import jax
 import numpy as np
 from ml_collections import ConfigDict
-from transformers import AutoTokenizer
 
 from experiments.runs import fields, folder
 from experiments.runs.decoding import Decoding
@@ -18,12 +17,11 @@ from experiments.runs.record import by_seed, chosen_adapter, training_record
 from experiments.runs.settings import RunSettings, mesh_for, model_arguments, run_settings
 from experiments.runs.task import Trained
 from lora_jax import methods
-from lora_jax.data import completions, data_to_text
+from lora_jax.data import completions, data_to_text, tokenizers
 from lora_jax.data.batch import Batch
 from lora_jax.data.pairs import Pairs, by_context
 from lora_jax.data.special_tokens import in_pairs, in_prompts, special_ids
 from lora_jax.decoding.beam import BeamSearch
-from lora_jax.errors import InputError
 from lora_jax.models import hub
 from lora_jax.models.decoder import Decoder
 from lora_jax.partition import Params
@@ -58,15 +56,13 @@ class DataToTextTask:
         self._source: str = data.source
         self._special = special_ids(self.method.special_tokens, self._decoder.vocab_size)
         self.max_length = min(data.max_length + self._special.count, self._decoder.max_length)
-        self.tokenizer = AutoTokenizer.from_pretrained(str(self._folder))
+        unused = hub.unused_heads(hub.check(self._folder, self._decoder))
+        self.notes: dict[str, str] = {"model": unused} if unused else {}
+        self.tokenizer = tokenizers.load_tokenizer(
+            self._folder, tokenizers.DECODER, self._decoder.vocab_size
+        )
         settings = {k: v for k, v in config.decode.items() if k != "batch_size"}
         search = BeamSearch(end_tokens(self.tokenizer), **settings)
-        if len(self.tokenizer) > self._decoder.vocab_size:
-            raise InputError(
-                f"the tokenizer in {self._folder} has {len(self.tokenizer)} tokens, the model "
-                f"{self._decoder.vocab_size}: they do not belong together"
-            )
-        self.notes: dict[str, str] = {}
         self.train: completions.TokenisedPairs | None = None
         self.evaluation_batches: Sequence[Batch] = ()
         if config.epochs and not config.eval_only:
@@ -84,6 +80,8 @@ class DataToTextTask:
 
     def _read(self, split: str) -> Pairs:
         pairs = data_to_text.read(self.name, split, self._source)
+        texts = [*dict.fromkeys(pairs.contexts), *pairs.completions]
+        tokenizers.check_texts(texts, self.tokenizer, f"{self.name} {split}")
         if pairs.notes:
             self.notes[split] = pairs.notes
         return pairs

@@ -10,17 +10,14 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-import jax
-import numpy as np
 from flax import nnx
 
-from lora_jax.errors import InputError, MissingFileError
-from lora_jax.files import read_json
+from lora_jax.errors import FileError, InputError
+from lora_jax.models import config_json
 from lora_jax.models.decoder import Decoder, DecoderConfig
 from lora_jax.models.encoder import Classifier, EncoderConfig
 from lora_jax.models.layouts import LAYOUTS, Layout
-
-Json = dict[str, Any]  # the values of a config.json
+from lora_jax.reading import Record, from_file
 
 
 @runtime_checkable
@@ -53,15 +50,12 @@ class Architecture:
     """How an architecture is read and made.
 
     Attributes:
-      config: dataclass of its sizes and settings. Fields that config.json has under the same name
-        are taken from there.
+      config: dataclass of its sizes and settings.
       model: its module class: a classifier, made from (config, num_outputs, rngs), or a decoder,
         made from (config, rngs).
       layout: of its published tensors.
-      implemented: settings of config.json that have one meaning here, each with the values that
-        have it; the first one is the published default. Other values are refused.
+      keys: of its config.json.
       derived: fields of `config` that are computed from config.json.
-      check: raises ValueError for published tensors, read from a folder, that the model cannot hold.
       published: what config.json says of a saved model besides its sizes; None if models of this
         architecture are not saved.
     """
@@ -69,9 +63,8 @@ class Architecture:
     config: type[EncoderConfig] | type[DecoderConfig]
     model: type[Classifier] | type[Decoder]
     layout: Layout
-    implemented: Mapping[str, tuple[Any, ...]]
-    derived: Callable[[Json], Json] = lambda values: {}
-    check: Callable[[Mapping[str, jax.Array], Path], None] = lambda tensors, folder: None
+    keys: config_json.Keys
+    derived: Callable[[Record], dict[str, Any]] = lambda record: {}
     published: Mapping[str, Any] | None = None
 
     def make(self, config: Any, num_outputs: int, rngs: nnx.Rngs) -> Classifier | Decoder:
@@ -81,49 +74,32 @@ class Architecture:
         return self.model(config, rngs)
 
 
-def _encoder_fields(values: Json) -> Json:
-    """RoBERTa's first position comes after its padding index; BERT's is 0."""
-    kind, padding = values["model_type"], values.get("pad_token_id")
-    offset = (1 if padding is None else padding) + 1 if kind == "roberta" else 0
-    return {"architecture": kind, "position_offset": offset}
-
-
-def _refuse_untied(tensors: Mapping[str, jax.Array], folder: Path) -> None:
-    """A GPT-2 file may repeat its embedding as `lm_head`; another output embedding is an error."""
-    first = tensors.get("transformer.wte.weight", tensors.get("wte.weight"))
-    last = tensors.get("lm_head.weight")
-    if first is not None and last is not None and not np.array_equal(first, last):
-        raise InputError(
-            f"{folder}: lm_head.weight differs from transformer.wte.weight; a GPT-2 with its own "
-            "output embedding is not supported"
-        )
-
-
-def _encoder(name: str) -> Architecture:
-    return Architecture(
-        config=EncoderConfig,
-        model=Classifier,
-        layout=LAYOUTS[name],
-        implemented={"hidden_act": ("gelu",), "position_embedding_type": ("absolute",)},
-        derived=_encoder_fields,
-    )
+def _roberta_fields(record: Record) -> dict[str, Any]:
+    """RoBERTa's first position comes after its padding index."""
+    padding = record.integer("pad_token_id", 0) if "pad_token_id" in record.values else 1
+    return {"architecture": "roberta", "position_offset": padding + 1}
 
 
 ARCHITECTURES: Mapping[str, Architecture] = {
-    "bert": _encoder("bert"),
-    "roberta": _encoder("roberta"),
+    "bert": Architecture(
+        config=EncoderConfig,
+        model=Classifier,
+        layout=LAYOUTS["bert"],
+        keys=config_json.ENCODER,
+        derived=lambda record: {"architecture": "bert"},
+    ),
+    "roberta": Architecture(
+        config=EncoderConfig,
+        model=Classifier,
+        layout=LAYOUTS["roberta"],
+        keys=config_json.ENCODER,
+        derived=_roberta_fields,
+    ),
     "gpt2": Architecture(
         config=DecoderConfig,
         model=Decoder,
         layout=LAYOUTS["gpt2"],
-        implemented={
-            "activation_function": ("gelu_new", "gelu_pytorch_tanh"),
-            "scale_attn_weights": (True,),
-            "scale_attn_by_inverse_layer_idx": (False,),
-            "add_cross_attention": (False,),
-            "tie_word_embeddings": (True,),
-        },
-        check=_refuse_untied,
+        keys=config_json.GPT2,
         published={"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"]},
     ),
 }
@@ -141,24 +117,32 @@ def read_config(
 
     Raises:
       FileNotFoundError: no config.json.
-      ValueError: an architecture or setting that is not implemented.
+      ValueError: an architecture or setting that is not implemented, a value out of its range, or an
+        override that is no field.
     """
-    path = folder / "config.json"
-    if not path.is_file():
-        raise MissingFileError(f"{path} is missing; a model folder needs config.json")
-    values = read_json(path)
+    record = config_json.read(folder)
     supported = [name for name, entry in ARCHITECTURES.items() if issubclass(entry.model, model)]
-    if (name := values.get("model_type")) not in supported:
-        raise InputError(
-            f"{path}: model_type {name!r} is not supported here; supported: {', '.join(supported)}"
-        )
+    name = record.values.get("model_type")
+    if not isinstance(name, str) or name not in supported:
+        raise FileError(
+            record.path, "", f"model_type {name!r}"[:80], f"one of {', '.join(supported)}",
+            "" if "model_type" in record.values else config_json.without_config(folder),
+        )  # fmt: skip
     architecture = ARCHITECTURES[name]
-    for key, allowed in architecture.implemented.items():
-        if values.get(key, allowed[0]) not in allowed:
-            raise InputError(
-                f"{path}: {key} {values[key]!r} is not supported, only "
-                + " or ".join(map(repr, allowed))
-            )
-    fields = {field.name for field in dataclasses.fields(architecture.config)}
-    same_name = {key: value for key, value in values.items() if key in fields}
-    return architecture.config(**{**same_name, **architecture.derived(values), **overrides})
+    config_json.check_fixed(record, architecture.keys)
+    values = {**config_json.fields(record, architecture.keys), **architecture.derived(record)}
+    fields = dataclasses.fields(architecture.config)
+    for field in fields:
+        needed = field.default is dataclasses.MISSING and field.name not in values
+        if needed and (allowed := architecture.keys.ranges.get(field.name)):
+            raise record.error(field.name, "nothing", str(allowed))
+    try:
+        config = architecture.config(**values)
+    except InputError as error:
+        raise from_file(record.path, "", error) from error
+    if unknown := overrides.keys() - {field.name for field in fields}:
+        raise InputError(
+            f"{', '.join(sorted(unknown))}: no such field; a model of type {name} has "
+            f"{', '.join(field.name for field in fields)}"
+        )
+    return dataclasses.replace(config, **overrides)

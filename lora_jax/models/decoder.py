@@ -8,6 +8,7 @@ segment, and logits are computed for the requested tokens only. For decoding see
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import ClassVar
 
 import jax
@@ -19,9 +20,10 @@ from jaxtyping import Array, Bool, Float, Int
 from lora_jax.data.batch import Inputs
 from lora_jax.dropout import DropoutKey, dropout, split_key
 from lora_jax.errors import InputError
+from lora_jax.models import ranges
 from lora_jax.models.attention import attend
 from lora_jax.models.cache import Cache, KeysValues, LayerCache, attend_cached, empty_cache
-from lora_jax.models.parts import check_compute_dtype, check_rates, linear, norm, table
+from lora_jax.models.parts import check_compute_dtype, linear, norm, table
 from lora_jax.models.stack import Remat, Stack
 from lora_jax.models.sublayer import (
     AttentionSublayer,
@@ -31,6 +33,21 @@ from lora_jax.models.sublayer import (
     PreNorm,
 )
 from lora_jax.sharding.axes import constrain
+
+# Of the fields that config.json has, see `DecoderConfig`.
+RANGES: Mapping[str, ranges.Range] = {
+    "n_embd": ranges.WIDTH,
+    "n_layer": ranges.DEPTH,
+    "n_head": ranges.WIDTH,
+    "vocab_size": ranges.ROWS,
+    "n_positions": ranges.ROWS,
+    "n_inner": ranges.OPTIONAL_INNER,
+    "layer_norm_epsilon": ranges.EPSILON,
+    "initializer_range": ranges.SPREAD,
+    "embd_pdrop": ranges.RATE,
+    "attn_pdrop": ranges.RATE,
+    "resid_pdrop": ranges.RATE,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +59,8 @@ class DecoderConfig:
     `compute_dtype` is the type of activations and matrix products, whatever type the parameters have.
 
     Raises:
-      ValueError: a rate is not in [0, 1), the heads do not divide the width, or the type is unknown.
+      ValueError: a size or rate is out of its range, the heads do not divide the width, or the type
+        is unknown.
     """
 
     architecture: ClassVar[str] = "gpt2"
@@ -65,7 +83,7 @@ class DecoderConfig:
 
     def __post_init__(self) -> None:
         check_compute_dtype(self.compute_dtype)
-        check_rates(self, "embd_pdrop", "attn_pdrop", "resid_pdrop")
+        ranges.check(self, RANGES)
         if self.n_embd % self.n_head:
             raise InputError(f"n_embd {self.n_embd} is not divisible by n_head {self.n_head}")
 

@@ -8,6 +8,7 @@ inside the segment of each, and the logits are those of the unpacked examples.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
@@ -18,8 +19,9 @@ from jaxtyping import Array, Bool, Float, Int
 from lora_jax.data.batch import Inputs
 from lora_jax.dropout import DropoutKey, dropout, split_key
 from lora_jax.errors import InputError
+from lora_jax.models import ranges
 from lora_jax.models.attention import attend
-from lora_jax.models.parts import check_compute_dtype, check_rates, linear, norm, table
+from lora_jax.models.parts import check_compute_dtype, linear, norm, table
 from lora_jax.models.stack import Remat, Stack
 from lora_jax.models.sublayer import (
     AttentionSublayer,
@@ -30,18 +32,35 @@ from lora_jax.models.sublayer import (
 )
 from lora_jax.sharding.axes import constrain, named
 
+# Of the fields that config.json has, see `EncoderConfig`.
+RANGES: Mapping[str, ranges.Range] = {
+    "vocab_size": ranges.ROWS,
+    "hidden_size": ranges.WIDTH,
+    "num_hidden_layers": ranges.DEPTH,
+    "num_attention_heads": ranges.WIDTH,
+    "intermediate_size": ranges.INNER,
+    "max_position_embeddings": ranges.ROWS,
+    "type_vocab_size": ranges.ROWS,
+    "layer_norm_eps": ranges.EPSILON,
+    "hidden_dropout_prob": ranges.RATE,
+    "attention_probs_dropout_prob": ranges.RATE,
+    "classifier_dropout": ranges.OPTIONAL_RATE,
+    "initializer_range": ranges.SPREAD,
+}
+
 
 @dataclasses.dataclass(frozen=True)
 class EncoderConfig:
     """Sizes and settings of an encoder; the names follow Hugging Face's config.json.
 
     `position_offset` is the index of the first position: 0 for BERT, padding index + 1 = 2 for
-    RoBERTa. `unroll` and `remat` say how the stack runs, see `Stack`; `compute_dtype` is the type of
+    RoBERTa. `classifier_dropout` is the rate of the head; without it that is `hidden_dropout_prob`.
+    `unroll` and `remat` say how the stack runs, see `Stack`; `compute_dtype` is the type of
     activations and matrix products below the head, whatever type the parameters have.
 
     Raises:
-      ValueError: a rate is not in [0, 1), the heads do not divide the width, or the architecture or
-        the type is unknown.
+      ValueError: a size or rate is out of its range, the heads do not divide the width, positions
+        begin behind their table, or the architecture or the type is unknown.
     """
 
     architecture: str
@@ -56,6 +75,7 @@ class EncoderConfig:
     layer_norm_eps: float = 1e-12
     hidden_dropout_prob: float = 0.1
     attention_probs_dropout_prob: float = 0.1
+    classifier_dropout: float | None = None
     initializer_range: float = 0.02
     position_offset: int = 0
     unroll: int = 1
@@ -66,11 +86,16 @@ class EncoderConfig:
         check_compute_dtype(self.compute_dtype)
         if self.architecture not in ("bert", "roberta"):
             raise InputError(f"architecture must be 'bert' or 'roberta', got {self.architecture!r}")
-        check_rates(self, "hidden_dropout_prob", "attention_probs_dropout_prob")
+        ranges.check(self, RANGES)
         if self.hidden_size % self.num_attention_heads:
             raise InputError(
                 f"hidden_size {self.hidden_size} is not divisible by "
                 f"num_attention_heads {self.num_attention_heads}"
+            )
+        if not 0 <= self.position_offset < self.max_position_embeddings:
+            raise InputError(
+                f"max_position_embeddings {self.max_position_embeddings} leaves no position, as the "
+                f"first one is {self.position_offset} (pad_token_id + 1 in RoBERTa)"
             )
 
     @property
@@ -87,6 +112,12 @@ class EncoderConfig:
     def heads(self) -> int:
         """Number of attention heads of a layer."""
         return self.num_attention_heads
+
+    @property
+    def head_dropout(self) -> float:
+        """Dropout rate of the head."""
+        rate = self.classifier_dropout
+        return self.hidden_dropout_prob if rate is None else rate
 
 
 def _roberta(hidden: int, layers: int, heads: int) -> EncoderConfig:
@@ -224,7 +255,7 @@ class RobertaHead(nnx.Module):
     def __init__(self, config: EncoderConfig, num_outputs: int, rngs: nnx.Rngs):
         self.dense = _head_linear(config, config.hidden_size, rngs)
         self.output = _head_linear(config, num_outputs, rngs)
-        self.rate = config.hidden_dropout_prob
+        self.rate = config.head_dropout
 
     def __call__(self, x: Float[Array, "n hidden"], key: DropoutKey) -> Float[Array, "n outputs"]:
         """Logits from the hidden states of the classification tokens."""
@@ -238,7 +269,7 @@ class BertHead(nnx.Module):
 
     def __init__(self, config: EncoderConfig, num_outputs: int, rngs: nnx.Rngs):
         self.output = _head_linear(config, num_outputs, rngs)
-        self.rate = config.hidden_dropout_prob
+        self.rate = config.head_dropout
 
     def __call__(self, x: Float[Array, "n hidden"], key: DropoutKey) -> Float[Array, "n outputs"]:
         """Logits from the pooled states."""

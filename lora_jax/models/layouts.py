@@ -18,14 +18,22 @@ class Layout:
     Attributes:
       prefix: of the published names; files without it are read too.
       names: published name below the prefix, by our module or leaf path; {} stands for the layer.
-      unused: regular expression of published tensors that we do not need.
+      heads: regular expression of published tensors of heads, which are not used.
+      buffers: regular expression of other tensors that are not needed.
+      head: published names of a classifier's head, by our module path: the whole name.
+      tied: published names of tensors that must be equal to another one, which is used.
+      needed: why a model without certain tensors is refused, by the beginning of their names.
       transposed: kernels are stored (out, in), as PyTorch's Linear has them.
       fused: our modules whose outputs (parts, width) are one axis in the published tensor.
     """
 
     prefix: str
     names: Mapping[str, str]
-    unused: str
+    heads: str
+    buffers: str
+    head: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    tied: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    needed: Mapping[str, str] = dataclasses.field(default_factory=dict)
     transposed: bool = True
     fused: tuple[str, ...] = ()
 
@@ -34,7 +42,7 @@ class Layout:
         if path in self.names:
             return self.names[path], False
         module, _, leaf = path.rpartition("/")
-        name = f"{self.names[module]}.{_PUBLISHED_LEAF[leaf]}"
+        name = f"{self.head.get(module) or self.names[module]}.{_PUBLISHED_LEAF[leaf]}"
         return name, leaf == "kernel" and self.transposed
 
     def published_shape(self, path: str, shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -70,23 +78,36 @@ _GPT2 = {
     "norm": "ln_f",
 }
 
-# Unused are heads of language models and other tasks, RoBERTa's untrained pooler, GPT-2's tied output
-# embedding, and buffers of old versions.
+_BUFFERS = r"embeddings\.(position_ids|token_type_ids)"  # of old and of some new versions
+_NO_POOLER = (
+    "BERT's classifier stands on the pre-trained pooler, and this folder has none (it is of a masked "
+    "language model, for example). transformers would make a random one; here it would be frozen at "
+    "random values. If that is wanted, write it into the base: "
+    "transformers.BertModel.from_pretrained(folder).save_pretrained(new)"
+)
+
 LAYOUTS: Mapping[str, Layout] = {
     "bert": Layout(
         prefix="bert.",
         names=_ENCODER,
-        unused=r"cls\..*|classifier\..*|embeddings\.position_ids",
+        heads=r"cls\..*|classifier\..*|qa_outputs\..*",
+        buffers=_BUFFERS,
+        head={"head/output": "classifier"},
+        needed={"pooler.": _NO_POOLER},
     ),
     "roberta": Layout(
         prefix="roberta.",
         names=_ENCODER,
-        unused=r"lm_head\..*|classifier\..*|pooler\..*|embeddings\.position_ids",
+        heads=r"lm_head\..*|classifier\..*|qa_outputs\..*|pooler\..*",
+        buffers=_BUFFERS,
+        head={"head/dense": "classifier.dense", "head/output": "classifier.out_proj"},
     ),
     "gpt2": Layout(
         prefix="transformer.",
         names=_GPT2,
-        unused=r"lm_head\.weight|h\.\d+\.attn\.(bias|masked_bias)",
+        heads=r"score\..*|classifier\..*|multiple_choice_head\..*|qa_outputs\..*",
+        buffers=r"h\.\d+\.attn\.(bias|masked_bias)",
+        tied={"lm_head.weight": "wte.weight"},
         transposed=False,  # GPT-2's Conv1D stores (in, out)
         fused=("layers/block/attention/qkv",),
     ),

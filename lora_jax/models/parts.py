@@ -34,14 +34,6 @@ def check_compute_dtype(name: str) -> None:
         )
 
 
-def check_rates(settings: Settings, *names: str) -> None:
-    """Raises ValueError if a dropout rate of the settings is not in [0, 1), as `dropout` rounds it."""
-    for name in names:
-        rate = getattr(settings, name)
-        if not 0 <= rate < 1 - 2**-16:
-            raise InputError(f"{name} must be in [0, 1), got {rate!r}")
-
-
 def linear(
     settings: Settings,
     axes: tuple[str, str],

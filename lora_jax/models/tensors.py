@@ -1,106 +1,142 @@
-"""Hugging Face's tensors: reading their files, and the way to our leaves and back."""
+"""Hugging Face's tensors: the way from their names and shapes to our leaves, and back."""
 
 from __future__ import annotations
 
+import dataclasses
 import re
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from safetensors import SafetensorError, safe_open
 
-from lora_jax.errors import InputError, MissingFileError
-from lora_jax.files import read_json
+from lora_jax.errors import InputError
 from lora_jax.models.layouts import Layout
 
+Shape = tuple[int, ...]
 
-def read_tensors(folder: Path) -> dict[str, jax.Array]:
-    """All tensors of a folder's model.safetensors, or of the shards that its index names.
 
-    Raises:
-      FileNotFoundError: a file is missing.
-      ValueError: a file is truncated or not safetensors.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Source:
+    """Where one of our leaves comes from.
+
+    Attributes:
+      names: of the tensors in the files: one, or one of every layer.
+      transposed: whether they are stored (out, in).
+      shape: of our leaf.
+      stacked: whether the leaf has a first axis of layers.
     """
-    index = folder / "model.safetensors.index.json"
-    shards = read_json(index)["weight_map"].values() if index.is_file() else ["model.safetensors"]
-    tensors: dict[str, jax.Array] = {}
-    for name in sorted(set(shards)):
-        path = folder / name
-        if not path.is_file():
-            present = ", ".join(sorted(p.name for p in folder.iterdir())) or "nothing"
-            raise MissingFileError(
-                f"{path} is missing (the folder holds {present}). Weights are read from safetensors "
-                "only; convert others with transformers: model.save_pretrained(folder)"
-            )
-        try:
-            with safe_open(path, framework="flax") as file:
-                tensors.update({key: file.get_tensor(key) for key in file.keys()})  # noqa: SIM118
-        except SafetensorError as error:
-            raise InputError(
-                f"{path} cannot be read ({error}); it is truncated or not safetensors: fetch it again"
-            ) from error
-    return tensors
+
+    names: tuple[str, ...]
+    transposed: bool
+    shape: Shape
+    stacked: bool
+
+    def leaf(self, values: Mapping[str, np.ndarray]) -> jax.Array:
+        """Our leaf from the values of the tensors."""
+        shape = self.shape[1:] if self.stacked else self.shape
+        parts = [values[n].T if self.transposed else values[n] for n in self.names]
+        parts = [part.reshape(shape) for part in parts]
+        return jnp.asarray(np.stack(parts) if self.stacked else parts[0])
 
 
-def from_published(
-    tensors: Mapping[str, jax.Array],
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Plan:
+    """How the tensors of a folder make up a model.
+
+    Attributes:
+      sources: of every leaf, by path.
+      tied: tensors that must be equal to another one.
+      heads: tensors of heads that are not used, sorted.
+    """
+
+    sources: Mapping[str, Source]
+    tied: Mapping[str, str]
+    heads: tuple[str, ...]
+
+    def names(self) -> list[str]:
+        """All tensors whose values are needed."""
+        used = [name for source in self.sources.values() for name in source.names]
+        return [*used, *self.tied]
+
+
+def plan(
+    tensors: Mapping[str, Shape],
     layout: Layout,
-    shapes: Mapping[str, tuple[int, ...]],
+    shapes: Mapping[str, Shape],
     depth: int,
     where: str,
-) -> dict[str, jax.Array]:
-    """Our leaves from published tensors: stacked over layers, kernels (in, out).
+) -> Plan:
+    """Finds the tensors of our leaves by the shapes in the files alone: nothing is read or made.
 
     Args:
-      tensors: by published name.
+      tensors: shapes by published name.
       layout: of the architecture.
       shapes: of the leaves to make, by path.
       depth: number of layers.
       where: folder and architecture, for messages.
 
     Raises:
-      ValueError: tensors are missing, extra or misshapen; the message names them.
+      ValueError: tensors are missing, extra, misshapen, or there twice; the message names them.
     """
-    plain = {_modern(name.removeprefix(layout.prefix)): value for name, value in tensors.items()}
+    plain = _plain_names(tensors, layout, where)
     used: set[str] = set()
     problems: dict[str, list[str]] = {"missing": [], "extra": [], "misshapen": []}
-    leaves = {}
+    sources = {}
     for path, shape in sorted(shapes.items()):
-        template, transpose = layout.source(path)
+        template, transposed = layout.source(path)
         stacked = "{}" in template
         names = [template.format(layer) for layer in (range(depth) if stacked else [0])]
         if missing := [name for name in names if name not in plain]:
             problems["missing"] += missing
             continue
         used.update(names)
-        parts = [plain[name].T if transpose else plain[name] for name in names]
-        layer_shape = shape[1:] if stacked else shape
-        expected = layout.published_shape(path, layer_shape)
-        if misshapen := _misshapen(names, parts, expected):
-            problems["misshapen"] += misshapen
-            continue
-        parts = [part.reshape(layer_shape) for part in parts]
-        leaves[path] = jnp.stack(parts) if stacked else parts[0]
-    unknown = plain.keys() - used
-    problems["extra"] = [name for name in unknown if not re.fullmatch(layout.unused, name)]
+        expected = layout.published_shape(path, shape[1:] if stacked else shape)
+        expected = expected[::-1] if transposed else expected
+        problems["misshapen"] += [
+            f"{name} is {tensors[plain[name]]}, config.json asks for {expected}"
+            for name in names
+            if tensors[plain[name]] != expected
+        ]
+        sources[path] = Source(
+            names=tuple(plain[name] for name in names), transposed=transposed, shape=shape,
+            stacked=stacked,
+        )  # fmt: skip
+    unused = sorted(plain.keys() - used)
+    known = rf"{layout.heads}|{layout.buffers}"
+    problems["extra"] = [
+        name for name in unused if name not in layout.tied and not re.fullmatch(known, name)
+    ]
     if any(problems.values()):
+        remedies = {
+            remedy
+            for start, remedy in layout.needed.items()
+            if any(name.startswith(start) for name in problems["missing"])
+        }
         raise InputError(
             f"the tensors of {where} do not fit its config.json: "
             + "; ".join(_listed(kind, names) for kind, names in problems.items() if names)
+            + "".join(f". {remedy}" for remedy in remedies)
         )
-    return leaves
+    return Plan(
+        sources=sources,
+        tied={plain[a]: plain[b] for a, b in layout.tied.items() if a in plain},
+        heads=tuple(plain[name] for name in unused if re.fullmatch(layout.heads, name)),
+    )
 
 
-def _misshapen(
-    names: Sequence[str], parts: Sequence[jax.Array], expected: tuple[int, ...]
-) -> list[str]:
-    return [
-        f"{name} is {part.shape}, config.json asks for {expected}"
-        for name, part in zip(names, parts, strict=True)
-        if part.shape != expected
-    ]
+def _plain_names(tensors: Iterable[str], layout: Layout, where: str) -> dict[str, str]:
+    """The names in the files by the layout's: files have them with and without the prefix."""
+    plain: dict[str, str] = {}
+    for name in sorted(tensors):
+        key = _modern(name.removeprefix(layout.prefix))
+        if key in plain:
+            raise InputError(
+                f"the tensors of {where} are ambiguous: {plain[key]} and {name} are two names of one "
+                "tensor"
+            )
+        plain[key] = name
+    return plain
 
 
 def _listed(kind: str, names: Sequence[str]) -> str:
@@ -111,7 +147,7 @@ def _listed(kind: str, names: Sequence[str]) -> str:
 def to_published(
     params: Mapping[str, jax.Array | np.ndarray], layout: Layout
 ) -> dict[str, np.ndarray]:
-    """Published tensors from our leaves by path: the inverse of `from_published`."""
+    """Published tensors from our leaves by path: the inverse of `Source.leaf`."""
     tensors = {}
     for path, value in params.items():
         template, transpose = layout.source(path)

@@ -280,7 +280,7 @@ def test_base_of_gpt2(bases, tmp_path):
     "model, message",
     [
         ("bert", r"state\.safetensors is of roberta, but .*bert holds a bert model"),
-        ("gpt2", "model_type 'gpt2' is not supported"),
+        ("gpt2", "model_type 'gpt2', expected one of bert"),
         ("deep", r"state\.safetensors: 4 factors are missing: roberta\.encoder\.layer\.2\."),
         ("wide", r"state\.safetensors: .*wide: .* has shape .*, the model needs"),
     ],

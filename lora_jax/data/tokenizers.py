@@ -1,0 +1,198 @@
+"""The tokenizer of a model folder, and whether it belongs to the model and to the text.
+
+transformers makes a tokenizer of a few special tokens where a folder has no files of one, and adds
+tokens that an embedding has no row for. Both train without an error, so both are refused here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from lora_jax.data.packing import TokenisedExamples
+from lora_jax.data.tokenizer_files import Vocabulary, read_vocabulary
+from lora_jax.errors import FileError, InputError
+from lora_jax.reading import Record, read_object
+
+# Special tokens without which a task cannot be done.
+ENCODER = ("cls_token", "sep_token", "pad_token", "unk_token")
+DECODER = ("eos_token",)
+
+_SAMPLED = 1000  # texts of a split that are looked at
+_BELONGS = (
+    "The tokenizer is not the model's: copy the model's tokenizer files into the folder, or save it "
+    "there with tokenizer.save_pretrained(folder)"
+)
+
+
+def load_tokenizer(
+    folder: Path, needed: Sequence[str] = (), vocab_size: int | None = None
+) -> PreTrainedTokenizerBase:
+    """The tokenizer of a folder, if it belongs to the model; no code of the folder is run.
+
+    Args:
+      folder: with the tokenizer's files, and config.json if it is of a model.
+      needed: special tokens that a task cannot do without: `ENCODER` or `DECODER`.
+      vocab_size: of the model; None where there is none yet.
+
+    Raises:
+      MissingFileError: no tokenizer files.
+      FileError, OSError: broken files, a tokenizer of another model, or code of its own.
+    """
+    vocabulary = read_vocabulary(folder)
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            str(folder), trust_remote_code=False, local_files_only=True
+        )
+        _check(folder, tokenizer, vocabulary, needed)
+    except (FileError, KeyboardInterrupt, SystemExit):
+        raise
+    except (
+        BaseException
+    ) as error:  # what they raise has many kinds; a panic in Rust is no Exception
+        raise FileError(
+            folder, "", f"tokenizer files that cannot be used ({type(error).__name__}: {error})",
+            "the files of a tokenizer", "Copy them again from where the model is from",
+        ) from error  # fmt: skip
+    ids = tokenizer.get_vocab()
+    last = max(ids, key=lambda token: ids[token], default="")
+    if vocab_size is not None and ids.get(last, 0) >= vocab_size:
+        raise FileError(
+            folder, "the tokenizer", f"the token {last!r} with id {ids[last]}",
+            f"ids below the model's vocab_size, {vocab_size}",
+            f"{_BELONGS}. If tokens were added on purpose, give the model rows for them: "
+            "model.resize_token_embeddings(len(tokenizer)), then save it",
+        )  # fmt: skip
+    if (folder / "config.json").is_file():
+        _check_ids(folder, tokenizer, read_object(folder / "config.json"))
+    return tokenizer
+
+
+def _check(
+    folder: Path,
+    tokenizer: PreTrainedTokenizerBase,
+    vocabulary: Vocabulary,
+    needed: Sequence[str],
+) -> None:
+    """Raises FileError if the files are not those of this tokenizer, or special tokens are missing."""
+    kind = type(tokenizer).__name__
+    if not vocabulary.whole:
+        files = {n for k, n in tokenizer.vocab_files_names.items() if k != "tokenizer_file"}
+        if missing := sorted(name for name in files if not (folder / name).is_file()):
+            raise FileError(
+                folder, "", f"no {' and no '.join(missing)}", f"the files of a {kind}", _BELONGS
+            )
+    backend = getattr(tokenizer, "backend_tokenizer", None)  # of Rust; a few are of Python alone
+    model = "" if backend is None else type(backend.model).__name__
+    if model and vocabulary.model and model != vocabulary.model:
+        raise FileError(
+            folder / "tokenizer.json", "model.type", vocabulary.model,
+            f"{model}, which a {kind} has", _BELONGS,
+        )  # fmt: skip
+    for name in needed:
+        token = getattr(tokenizer, name)
+        if token is None:
+            raise FileError(folder, "the tokenizer", f"no {name}", "one, as the task needs it")
+        if str(token) not in vocabulary.tokens:
+            raise FileError(
+                folder, "the tokenizer", f"no token {str(token)!r} in its files",
+                f"one, as the {name} of a {kind}", _BELONGS,
+            )  # fmt: skip
+    if "cls_token" in needed:
+        ids = tokenizer("a")["input_ids"]
+        if ids[0] != tokenizer.cls_token_id or ids[-1] != tokenizer.sep_token_id:
+            raise FileError(
+                folder, "the tokenizer", f"the text 'a' as {tokenizer.convert_ids_to_tokens(ids)}",
+                f"{tokenizer.cls_token} before and {tokenizer.sep_token} behind it", _BELONGS,
+            )  # fmt: skip
+
+
+# Ids that are used here although a config.json may leave them out, by model_type.
+_DEFAULTS: dict[str, dict[str, Any]] = {"roberta": {"pad_token_id": 1}}
+_IDS = tuple(f"{name}_token_id" for name in ("pad", "bos", "eos", "cls", "sep", "unk", "mask"))
+
+
+def _check_ids(folder: Path, tokenizer: PreTrainedTokenizerBase, config: Record) -> None:
+    """Raises FileError if config.json gives a special token of the tokenizer another id."""
+    values = {**_DEFAULTS.get(str(config.values.get("model_type")), {}), **config.values}
+    for key in _IDS:
+        wanted, found = values.get(key), getattr(tokenizer, key, None)
+        if wanted is None:
+            continue
+        allowed = wanted if isinstance(wanted, list) and key == "eos_token_id" else [wanted]
+        if not all(isinstance(i, int) and not isinstance(i, bool) for i in allowed):
+            raise config.error(key, repr(wanted), "an integer")
+        # experiments.pretrain wrote the end token as both.
+        both = key == "bos_token_id" and tokenizer.eos_token_id in allowed
+        if found is not None and found not in allowed and not both:
+            raise FileError(
+                config.path, key, str(wanted),
+                f"{found}, the id of {str(getattr(tokenizer, key.removesuffix('_id')))!r} in the "
+                f"tokenizer of {folder}", _BELONGS,
+            )  # fmt: skip
+
+
+def size(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Rows that an embedding of all its tokens has; more than its tokens if ids are left out."""
+    return max(tokenizer.get_vocab().values(), default=-1) + 1
+
+
+def check_texts(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, where: str) -> None:
+    """Raises InputError if most of the text is unknown to the tokenizer.
+
+    Args:
+      texts: of a split; a thousand of them are looked at.
+      tokenizer: from `load_tokenizer`.
+      where: name of the split, for messages.
+    """
+    step = max(1, -(-len(texts) // _SAMPLED))
+    sample = [text for text in texts[::step] if text.strip()]
+    if not sample:
+        return
+    rows = _encoded(sample, tokenizer)
+    unknown = [row.count(tokenizer.unk_token_id) for row in rows]
+    total, empty = sum(map(len, rows)), sum(not row for row in rows)
+    if 2 * sum(unknown) <= total and 2 * empty <= len(rows):
+        return
+    token, worst = tokenizer.unk_token, max(
+        range(len(rows)), key=lambda i: unknown[i] / len(rows[i]) if rows[i] else 1.0
+    )  # fmt: skip
+    words = sample[worst].split()
+    encoded = _encoded(words, tokenizer)
+    of_word = next(
+        (i for i, row in enumerate(encoded) if all(x == tokenizer.unk_token_id for x in row)), 0
+    )
+    what = f"{sum(unknown):,} of {total:,} tokens are the unknown token {token!r}"
+    if 2 * empty > len(rows):
+        what = f"{empty:,} of {len(rows):,} texts have no token at all"
+    becomes = tokenizer.convert_ids_to_tokens(encoded[of_word][:8])
+    raise InputError(
+        f"{where}: {what}, such as {words[of_word][:40]!r}, which becomes {becomes}. The tokenizer of "
+        f"{tokenizer.name_or_path} does not belong to the text or to the model"
+    )
+
+
+def _encoded(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+    rows: list[list[int]] = tokenizer(
+        texts, add_special_tokens=False, return_attention_mask=False, verbose=False
+    )["input_ids"]
+    return rows
+
+
+def check_types(examples: TokenisedExamples, type_vocab_size: int, where: str) -> None:
+    """Raises InputError if an example has a token type that the model has no embedding of.
+
+    Args:
+      examples: of a split.
+      type_vocab_size: of the model.
+      where: name of the split, for messages.
+    """
+    most = max((int(types.max(initial=0)) for types in examples.types), default=0)
+    if most >= type_vocab_size:
+        raise InputError(
+            f"{where}: the tokenizer gives token type {most}, the model knows {type_vocab_size} "
+            f"(type_vocab_size): they do not belong together, or the model cannot read pairs"
+        )

@@ -1,0 +1,192 @@
+"""What the keys of a config.json mean here: used, fixed to a value, or without effect.
+
+The lists cover every field of the configuration classes of transformers (a test compares them). A key
+that is in no list is one that transformers does not know either: it has no effect there.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lora_jax.errors import FileError, MissingFileError
+from lora_jax.models import decoder, encoder
+from lora_jax.models.ranges import Range
+from lora_jax.reading import Record, read_object
+
+# Ids of special tokens: the check of the tokenizer compares them (`lora_jax.data.tokenizers`).
+TOKEN_IDS = (
+    "pad_token_id", "bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id", "unk_token_id",
+    "mask_token_id",
+)  # fmt: skip
+
+# About a program that runs the model, about its outputs, about heads, or about where it is from.
+_WITHOUT_EFFECT = (
+    "transformers_version", "architectures", "output_hidden_states", "output_attentions",
+    "return_dict", "dtype", "torch_dtype", "chunk_size_feed_forward", "id2label", "label2id",
+    "num_labels", "problem_type", "use_cache", "_name_or_path", "tie_last_hidden_states",
+)  # fmt: skip
+
+# What changes the model wherever it stands, and of which nothing but this is implemented.
+_FIXED: Mapping[str, tuple[Any, ...]] = {
+    "is_encoder_decoder": (False,),
+    "add_cross_attention": (False,),
+    "position_embedding_type": ("absolute",),
+    "pruned_heads": ({}, [], None),
+    "per_layer_config": (None, {}),
+    "auto_map": (None, {}),
+    "quantization_config": (None, {}),
+    "compression_config": (None, {}),
+}
+
+# Why a value is refused, and what to do; keys that are not here need no more than their value.
+_REMEDIES = {
+    "quantization_config": "Quantised bases are not read yet; take the model in float32, float16 or "
+    "bfloat16",
+    "compression_config": "Quantised bases are not read yet; take the model in float32, float16 or "
+    "bfloat16",
+    "auto_map": "The model has code of its own, which is never run here",
+    "is_decoder": "An encoder that was trained as a decoder sees only tokens to the left, which is "
+    "another model",
+    "pruned_heads": "Models with pruned attention heads are not implemented",
+    "tie_word_embeddings": "A GPT-2 with its own output embedding is not implemented",
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Keys:
+    """The keys of an architecture's config.json.
+
+    Attributes:
+      ranges: of those that are fields of the configuration here, under the same name.
+      fixed: those that change the model, each with the values that are implemented; the first one is
+        what it is without the key.
+      without_effect: those that change nothing of what is computed here.
+      same_as: other names of the fields, which transformers takes too.
+    """
+
+    ranges: Mapping[str, Range]
+    fixed: Mapping[str, tuple[Any, ...]]
+    without_effect: tuple[str, ...] = _WITHOUT_EFFECT
+    same_as: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+    def known(self) -> set[str]:
+        """All of them."""
+        return {
+            "model_type", *self.ranges, *self.fixed, *self.without_effect, *self.same_as, *TOKEN_IDS
+        }  # fmt: skip
+
+
+ENCODER = Keys(
+    ranges=encoder.RANGES,
+    fixed={**_FIXED, "hidden_act": ("gelu",), "is_decoder": (False,)},
+    # An output embedding is of a language model's head, which is not used.
+    without_effect=(*_WITHOUT_EFFECT, "tie_word_embeddings"),
+)
+GPT2 = Keys(
+    ranges=decoder.RANGES,
+    fixed={
+        **_FIXED,
+        "activation_function": ("gelu_new", "gelu_pytorch_tanh"),
+        "scale_attn_weights": (True,),
+        "scale_attn_by_inverse_layer_idx": (False,),
+        "tie_word_embeddings": (True,),
+    },
+    without_effect=(
+        *_WITHOUT_EFFECT,
+        "is_decoder",  # it is one, whatever the file says
+        # Of heads for classification and multiple choice.
+        "summary_type", "summary_use_proj", "summary_activation", "summary_proj_to_labels",
+        "summary_first_dropout", "summary_last_dropout", "classifier_dropout", "hidden_dropout",
+        "reorder_and_upcast_attn",  # the type of a product in float16
+        "n_ctx",  # of old versions: n_positions once more
+    ),
+    same_as={
+        "hidden_size": "n_embd",
+        "max_position_embeddings": "n_positions",
+        "num_attention_heads": "n_head",
+        "num_hidden_layers": "n_layer",
+    },
+)  # fmt: skip
+
+
+def read(folder: Path) -> Record:
+    """The config.json of a model folder.
+
+    Raises:
+      MissingFileError, FileError, OSError: none, or no JSON object.
+    """
+    path = folder / "config.json"
+    if not path.is_file():
+        raise MissingFileError(f"{path} is missing; {without_config(folder)}")
+    return read_object(path)
+
+
+def without_config(folder: Path) -> str:
+    """What a folder without a model's config.json seems to be, and what to do."""
+    if (folder / "adapter_config.json").is_file():
+        return (
+            f"{folder} is an adapter of PEFT, not a model. Merge it into its base and save that: "
+            "PeftModel.from_pretrained(base, folder).merge_and_unload().save_pretrained(new); copy "
+            "the base's tokenizer files beside it"
+        )
+    if (folder / "adapter.json").is_file():
+        return (
+            f"{folder} is an adapter of this project, not a model: name its base as the model, and "
+            "the adapter as config.adapter"
+        )
+    if (folder / "model" / "config.json").is_file():
+        return f"the model is in {folder / 'model'}: name that folder"
+    held = ", ".join(sorted(p.name for p in folder.iterdir())[:12]) if folder.is_dir() else ""
+    return (
+        f"a model folder needs config.json, safetensors and tokenizer files, and this one holds "
+        f"{held or 'nothing'}"
+    )
+
+
+def check_classifier(folder: Path) -> None:
+    """Raises FileError if config.json does not say that the model classifies whole texts.
+
+    The heads of models that classify tokens have the same names and shapes.
+    """
+    record = read(folder)
+    names = record.strings("architectures", [])
+    if not any(name.endswith("ForSequenceClassification") for name in names):
+        raise record.error(
+            "architectures", repr(names), "one that ends in ForSequenceClassification"
+        )
+
+
+def check_fixed(record: Record, keys: Keys) -> None:
+    """Raises FileError if a key that changes the model has a value that is not implemented."""
+    for key, allowed in keys.fixed.items():
+        value = record.values.get(key, allowed[0])
+        if not any(type(value) is type(right) and value == right for right in allowed):
+            shown = [repr(right) for right in allowed if right is not None] or ["no such key"]
+            raise FileError(
+                record.path, key, f"{key} {value!r}", " or ".join(dict.fromkeys(shown)),
+                _REMEDIES.get(key, "Other values are not implemented"),
+            )  # fmt: skip
+
+
+def fields(record: Record, keys: Keys) -> dict[str, Any]:
+    """The checked values of the fields that the configuration takes from the file.
+
+    Raises:
+      FileError: a value of another type or out of its range, or two names of one field that differ.
+    """
+    values = {name: record.values[name] for name in keys.ranges if name in record.values}
+    for other, name in keys.same_as.items():
+        if other in record.values:
+            found = record.values[other]
+            if values.setdefault(name, found) != found:
+                raise record.error(other, repr(found), f"the value of {name}, {values[name]!r}")
+    for name, value in values.items():
+        allowed = keys.ranges[name]
+        if value not in allowed:
+            raise record.error(name, repr(value)[:80], str(allowed))
+        if not allowed.integer and value is not None:
+            values[name] = float(value)
+    return values
