@@ -6,7 +6,7 @@ import dataclasses
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 from lora_jax.errors import FileError
 from lora_jax.files import check_writable, to_json
@@ -21,8 +21,7 @@ class Lines:
       texts: of the whole lines, without line ends.
       values: the JSON objects in them.
       bad: numbers (from 1) of the lines that are no JSON objects.
-      torn: the text behind the last line end: what a killed program was writing. It is in none of the
-        others, even if it is whole.
+      torn: the text behind the last line end, if it is no JSON object: what a killed program was writing.
     """
 
     texts: list[str]
@@ -38,10 +37,10 @@ def read(path: Path) -> Lines:
       FileError: it is a folder, or too large.
       OSError: it cannot be read.
     """
-    result = Lines([], [], [], "")
+    result, torn = Lines([], [], [], ""), ""
     if not path.exists():
         return result
-    *lines, last = read_bytes(path, MOST_TEXT).split(b"\n")
+    lines = read_bytes(path, MOST_TEXT).split(b"\n")
     for number, line in enumerate(lines, 1):
         try:
             text = line.decode()
@@ -51,9 +50,11 @@ def read(path: Path) -> Lines:
         if isinstance(value, dict):
             result.texts.append(text)
             result.values.append(value)
+        elif number == len(lines):
+            torn = line.decode(errors="replace")
         else:
             result.bad.append(number)
-    return dataclasses.replace(result, torn=last.decode(errors="replace"))
+    return dataclasses.replace(result, torn=torn)
 
 
 def numbers(lines: Sequence[int]) -> str:
@@ -98,7 +99,7 @@ class Appender:
             os.close(self._file)
             self._file = -1
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> Appender:
         return self
 
     def __exit__(self, *error: object) -> None:

@@ -163,7 +163,7 @@ def _check(path: Path, lock: SoftFileLease) -> None:
     holder = _holder(path)
     why = f"{holder} has taken it over" if holder else "its file is gone, or could not be renewed"
     raise FolderInUseError(
-        f"the lock of {path.parent} was lost while this program did not run or did not reach the file system: "
+        f"the lock of {path.parent} was lost while this program did not run or could not reach its files: "
         f"{why}. Nothing more is written; the same command goes on once the folder is free",
         path.parent,
     )

@@ -1,7 +1,8 @@
-"""What a finished run has left: its record has digests of all files, which are checked when it is read back."""
+"""What a finished run has left: its record has digests of its files, checked when it is read back."""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -49,7 +50,11 @@ def _of_record(record: Mapping[str, Any]) -> str:
 
 
 def check(
-    folder: Path, record: Mapping[str, Any], load: Callable[[Path], object] | None = None
+    folder: Path,
+    record: Mapping[str, Any],
+    load: Callable[[Path], object] | None = None,
+    *,
+    held: bool = False,
 ) -> None:
     """Checks a finished run that is read back; call it on the first host alone.
 
@@ -60,6 +65,7 @@ def check(
       folder: of the run.
       record: the content of its result.json.
       load: reads an adapter folder, for records of earlier versions, which have no digests.
+      held: whether the caller has locked the folder; else it is locked to make an adapter again.
 
     Raises:
       FileError, MissingFileError: the record, or an adapter of which there is no whole copy.
@@ -67,7 +73,7 @@ def check(
     """
     if KEY not in record:
         if load is not None:
-            _check_adapters(folder, record, load)
+            _check_adapters(folder, record, load, held)
         return
     digests = record[KEY]
     path = folder / RESULT
@@ -91,7 +97,7 @@ def check(
         elif place not in again:
             if (copy := _copy(place, digests, wrong)) is None:
                 raise error
-            _copy_back(folder / copy, folder / place, folder)
+            _copy_back(folder / copy, folder / place, folder, held)
             again.add(place)
 
 
@@ -122,8 +128,8 @@ def _copy(
     return None
 
 
-def _copy_back(source: Path, target: Path, folder: Path) -> None:
-    with locking.taken(folder):
+def _copy_back(source: Path, target: Path, folder: Path, held: bool) -> None:
+    with contextlib.nullcontext() if held else locking.taken(folder):
         kept = files.set_aside(target) if target.exists() else None
         files.replace_folder(source, target)
     what = f"was damaged (it is kept as {kept.name})" if kept else "was missing"
@@ -131,18 +137,19 @@ def _copy_back(source: Path, target: Path, folder: Path) -> None:
 
 
 def _check_adapters(
-    folder: Path, record: Mapping[str, Any], load: Callable[[Path], object]
+    folder: Path, record: Mapping[str, Any], load: Callable[[Path], object], held: bool
 ) -> None:
     """The adapters of a run of an earlier version: whether they are there and can be read."""
     main, chosen, seeds = folder / ADAPTER, record.get(ADAPTER), record.get("seeds")
-    several = isinstance(chosen, dict) and isinstance(seeds, dict)
-    others = {seed: folder / f"seed_{seed}" / ADAPTER for seed in seeds} if several else {}
+    others: dict[str, Path] = {}
+    if isinstance(chosen, dict) and isinstance(seeds, dict):
+        others = {seed: folder / f"seed_{seed}" / ADAPTER for seed in seeds}
     for path in others.values():
         load(path)
     try:
         load(main)
     except InputError:
-        source = others.get(str(chosen.get("seed"))) if several else None
+        source = others.get(str(chosen.get("seed"))) if isinstance(chosen, dict) else None
         if source is None:
             raise
-        _copy_back(source, main, folder)
+        _copy_back(source, main, folder, held)

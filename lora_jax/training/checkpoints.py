@@ -20,7 +20,7 @@ import orbax.checkpoint as ocp
 
 from lora_jax.errors import InputError
 from lora_jax.files import check_writable, digest, set_aside, to_json, write_bytes
-from lora_jax.reading import named, read_object
+from lora_jax.reading import named, read_json, read_object
 from lora_jax.sharding.hosts import barrier, from_main, together
 
 _DIGESTS = "digests.json"
@@ -128,12 +128,13 @@ class Checkpoints:
 
     def _look(self) -> int | None:
         damaged: dict[int, str] = {}
-        for step in sorted(self._manager.all_steps(), reverse=True):
+        steps: list[int] = sorted(self._manager.all_steps(), reverse=True)
+        for step in steps:
             if (why := _damage(self._folder / str(step))) is None:
                 for bad in damaged:
                     kept = set_aside(self._folder / str(bad), _beside(self._folder))
                     _LOG.warning(
-                        "%s: checkpoint %d is damaged (%s) and kept as %s; the run goes on from checkpoint %d",
+                        "%s: checkpoint %d is damaged (%s) and kept as %s; going on from checkpoint %d",
                         self._folder, bad, damaged[bad], kept, step,
                     )  # fmt: skip
                 return step
@@ -153,7 +154,9 @@ class Checkpoints:
         for step in self._manager.all_steps():
             folder = self._folder / str(step)
             if folder.is_dir() and not (folder / _DIGESTS).exists():
-                digests = {path.relative_to(folder).as_posix(): digest(path) for path in _files(folder)}
+                digests = {
+                    path.relative_to(folder).as_posix(): digest(path) for path in _files(folder)
+                }
                 write_bytes(folder / _DIGESTS, to_json(digests).encode())
 
 
@@ -189,6 +192,8 @@ def _unreadable(folder: Path) -> str | None:
         return None
     try:
         read_object(folder / "record" / "metadata")
+        for path in (folder / "state" / "array_metadatas").glob("*"):
+            read_json(path)
         handler = ocp.PyTreeCheckpointHandler()
         tree = handler.metadata(folder / "state").tree
         if not tree:
