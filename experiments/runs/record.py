@@ -92,7 +92,7 @@ def check_record(path: Path, record: Record) -> None:
         for name in _SPEEDS:
             values.get(name, float)
         for name in ("flops_per_second_and_device", "mfu"):
-            if record.get(name) is not None:
+            if record.get(name, 0) is not None:
                 values.get(name, float)
 
 

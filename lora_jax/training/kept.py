@@ -21,24 +21,25 @@ _MOST = 2**63
 _AGAIN = "Delete the file and give the same command again: it is made anew from what lies beside it"
 
 
-def check_best(folder: Path, progress: Progress) -> None:
+def check_best(folder: Path, progress: Progress, checkpoints: Path | None = None) -> None:
     """Checks that a run that is resumed still has the adapter of its best epoch so far.
 
     A newer adapter is right, too: the run was killed between it and the next checkpoint, and makes it again.
 
     Args:
-      folder: of the run, with `adapter` and `checkpoints` in it.
+      folder: of the run, with `adapter` in it.
       progress: of the checkpoint that it goes on from.
+      checkpoints: their folder; if not given, `checkpoints` in that of the run.
 
     Raises:
       InputError: the adapter is gone, broken or of an earlier epoch.
     """
     if progress.best:
-        from_main(lambda: _check_best(folder, progress.best))
+        places = folder / ADAPTER, checkpoints or folder / CHECKPOINTS
+        from_main(lambda: _check_best(*places, progress.best))
 
 
-def _check_best(folder: Path, best: int) -> None:
-    adapter = folder / ADAPTER
+def _check_best(adapter: Path, checkpoints: Path, best: int) -> None:
     recover_folder(adapter)
     try:
         epoch = load_adapter(adapter).notes.get("epoch")
@@ -49,7 +50,7 @@ def _check_best(folder: Path, best: int) -> None:
         raise InputError(
             f"{adapter} should hold the adapter of epoch {best}, the best one before the checkpoint from "
             f"which this run goes on: {found}. Put it back from a copy, or delete "
-            f"{folder / CHECKPOINTS} to train this run from its start"
+            f"{checkpoints} to train this run from its start"
         )
 
 
