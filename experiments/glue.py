@@ -10,7 +10,9 @@ epoch. A run that was killed goes on with the same command. To evaluate an adapt
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from functools import partial
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +24,10 @@ from experiments.runs import command_line
 from experiments.runs.classification import ClassificationTask, Outputs, Problem
 from experiments.runs.record import check_converged, parameters_text, shown, speed
 from experiments.runs.run import loaded, run_all
+from lora_jax import locking
 from lora_jax.data import glue, glue_tasks
 from lora_jax.errors import InputError
-from lora_jax.files import write_json
+from lora_jax.files import write_json, write_text
 from lora_jax.metrics import glue as metrics
 from lora_jax.sharding.hosts import is_main
 
@@ -70,6 +73,11 @@ def task(config: ConfigDict) -> ClassificationTask:
 
 def evaluate(config: ConfigDict, workdir: Path | None) -> dict[str, float]:
     """Evaluates an adapter; with a workdir, writes evaluation.json and the outputs per example."""
+    with nullcontext() if workdir is None else locking.exclusive(workdir):
+        return _evaluated(config, workdir)
+
+
+def _evaluated(config: ConfigDict, workdir: Path | None) -> dict[str, float]:
     classification = task(config)
     run, trainable = loaded(classification, workdir)
     outputs = run.outputs(trainable)
@@ -78,7 +86,9 @@ def evaluate(config: ConfigDict, workdir: Path | None) -> dict[str, float]:
         write_json(workdir / "evaluation.json", {"adapter": config.adapter, "metrics": result})
         by_split = classification.logits(outputs) if is_main() else {}
         for split, logits in by_split.items():
-            np.savetxt(workdir / f"outputs_{split}.tsv", logits, delimiter="\t", fmt="%.9g")
+            text = StringIO()
+            np.savetxt(text, logits, delimiter="\t", fmt="%.9g")
+            write_text(workdir / f"outputs_{split}.tsv", text.getvalue())
     return result
 
 

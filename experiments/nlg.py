@@ -23,16 +23,18 @@ from experiments.runs import command_line
 from experiments.runs.data_to_text import DataToTextTask
 from experiments.runs.record import check_converged, parameters_text, shown, speed
 from experiments.runs.run import loaded, run_all
+from lora_jax import locking
 from lora_jax.errors import InputError
 from lora_jax.files import write_json
 
 
 def evaluate(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     """Decodes and scores an adapter; writes evaluation.json and the texts."""
-    task = DataToTextTask(config)
-    run, trainable = loaded(task, workdir)
-    result = task.finish(lambda: run.trained(trainable))
-    write_json(workdir / "evaluation.json", {"adapter": config.adapter, **result})
+    with locking.exclusive(workdir):
+        task = DataToTextTask(config)
+        run, trainable = loaded(task, workdir)
+        result = task.finish(lambda: run.trained(trainable))
+        write_json(workdir / "evaluation.json", {"adapter": config.adapter, **result})
     return result
 
 

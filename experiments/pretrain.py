@@ -26,17 +26,17 @@ from experiments.runs import command_line, fields, folder
 from experiments.runs.language import Validation
 from experiments.runs.record import check_converged, training_record
 from experiments.runs.settings import mesh_for, model_arguments, train_settings
-from lora_jax import methods, partition
+from lora_jax import files, locking, methods, partition
 from lora_jax.data import data_to_text
 from lora_jax.data.batches import TrainingBatches
 from lora_jax.data.completions import TokenisedPairs, tokenise_pairs
 from lora_jax.data.pairs import Pairs
 from lora_jax.data.tokenizers import DECODER, check_texts, load_tokenizer, size
 from lora_jax.errors import InputError
-from lora_jax.files import write_json
 from lora_jax.models import hub
 from lora_jax.models.decoder import Decoder, DecoderConfig
 from lora_jax.partition import Params
+from lora_jax.reading import Tensors
 from lora_jax.sharding.hosts import from_main, is_main, together
 from lora_jax.sharding.mesh import shares
 from lora_jax.sharding.placement import gather, in_host_memory
@@ -110,6 +110,13 @@ def pretrain(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     fields.check_config(config, fields.PRETRAIN)
     if (record := folder.finished(workdir, config)) is not None:
         return record
+    with locking.exclusive(workdir):
+        # Another program may have finished it just now.
+        record = folder.finished(workdir, config, held=True)
+        return record or _pretrain(config, workdir)
+
+
+def _pretrain(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     with together():
         train, valid = (read_corpora(config, split) for split in ("train", "valid"))
     tokenizer = get_tokenizer(config, train, workdir / "tokenizer")
@@ -142,20 +149,21 @@ def pretrain(config: ConfigDict, workdir: Path) -> dict[str, Any]:
 
     def save(trainable: Params, progress: Progress) -> None:
         whole = gather(trainable)
-        if not is_main():
-            return
-        trained = trainer.model(whole)
-        assert isinstance(trained, Decoder)
-        begin, end = tokenizer.bos_token_id, tokenizer.eos_token_id
-        hub.save_decoder(
-            workdir / "model", trained, eos_token_id=end,
-            bos_token_id=end if begin is None else begin,
-        )  # fmt: skip
-        tokenizer.save_pretrained(str(workdir / "model"))
+        with files.replaced_folder(workdir / "model") as new:
+            if not is_main():
+                return
+            trained = trainer.model(whole)
+            assert isinstance(trained, Decoder)
+            begin, end = tokenizer.bos_token_id, tokenizer.eos_token_id
+            begin = end if begin is None else begin
+            hub.save_decoder(new, trained, eos_token_id=end, bos_token_id=begin)
+            tokenizer.save_pretrained(str(new))
 
     goal = Goal(
-        label="pretrain", headline="loss", evaluate=evaluate, on_best=save, smaller_is_better=True
-    )
+        label="pretrain", headline="loss", evaluate=evaluate, on_best=save,
+        smaller_is_better=True,
+        on_resume=lambda progress: _check_model(workdir, progress),
+    )  # fmt: skip
     train_run = trainer.prepare(
         batches, step.completion_loss(), goal, seed=config.seed, folder=workdir
     )
@@ -170,8 +178,28 @@ def pretrain(config: ConfigDict, workdir: Path) -> dict[str, Any]:
         "seeds": {str(config.seed): run},
         "config": folder.plain(config),
     }
-    write_json(workdir / "result.json", record)
-    return record
+    return folder.write_record(workdir, record)
+
+
+def _check_model(workdir: Path, progress: Progress) -> None:
+    """Raises InputError if the model of the best epoch so far is not there any more."""
+    path = workdir / "model"
+
+    def check() -> None:
+        files.recover_folder(path)
+        try:
+            hub.read_decoder_config(path)
+            Tensors(path / "model.safetensors")
+            load_tokenizer(path, DECODER)
+        except (ValueError, OSError) as error:
+            raise InputError(
+                f"{path} should hold the model of epoch {progress.best}, the best one before the checkpoint "
+                f"from which this run goes on: {error}. Put it back from a copy, or delete "
+                f"{workdir / 'checkpoints'} to train from the start"
+            ) from error
+
+    if progress.best:
+        from_main(check)
 
 
 def main(_: list[str]) -> None:

@@ -59,6 +59,18 @@ class FileError(InputError):
         super().__init__(f"{place}: found {_short(found)}, expected {expected}{end}")
 
 
+class FolderInUseError(InputError):
+    """Another program writes into the folder, or has taken it over.
+
+    Attributes:
+      folder: that was to be written into.
+    """
+
+    def __init__(self, message: str, folder: str | os.PathLike[str]):
+        super().__init__(message)
+        self.folder = str(folder)
+
+
 class DivergedError(ArithmeticError):
     """Training was stopped because its loss, its gradient or its parameters were not finite.
 

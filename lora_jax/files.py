@@ -2,29 +2,62 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
 import math
 import os
 import platform
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from lora_jax.errors import InputError
-from lora_jax.sharding.hosts import is_main
+from lora_jax.reading import named
+from lora_jax.sharding.hosts import barrier, is_main
+
+# What must hold before this process writes below a folder. Locks belong to a process, and so does this.
+_guards: dict[str, Callable[[], None]] = {}
+
+
+@contextlib.contextmanager
+def guarded(folder: Path, check: Callable[[], None]) -> Iterator[None]:
+    """While it lasts, everything here that writes below the folder calls `check` first."""
+    key = os.path.abspath(folder)
+    _guards[key] = check
+    try:
+        yield
+    finally:
+        del _guards[key]
+
+
+def check_writable(path: str | os.PathLike[str]) -> None:
+    """Raises what the guards of the folders above a path raise, see `guarded`."""
+    place = os.path.abspath(path)
+    for folder, check in list(_guards.items()):
+        if place == folder or place.startswith(folder + os.sep):
+            check()
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Writes a file whole or not at all. Of several processes only the first one writes."""
+    """Writes a file whole or not at all. Of several processes only the first one writes.
+
+    Raises:
+      OSError: the disk is full, or the like; it names the file.
+    """
     if not is_main():
         return
+    check_writable(path)
     beside = path.with_name(f".{path.name}.{platform.node()}.{os.getpid()}")
     try:
         beside.write_bytes(content)
         beside.replace(path)
-    except BaseException:
-        beside.unlink(missing_ok=True)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            beside.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise named(error, path) from error
         raise
 
 
@@ -36,17 +69,96 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
 
 
 def replace_folder(source: Path, target: Path) -> None:
-    """Replaces the folder `target` by a copy of `source`.
+    """Replaces the folder `target` by a copy of `source`, see `replaced_folder`.
 
-    The copy is written beside it and renamed. Of several processes only the first one writes.
+    Of several processes only the first one writes.
     """
-    if not is_main():
+    if is_main():
+        with _beside(target) as copy:
+            shutil.copytree(source, copy)
+
+
+@contextlib.contextmanager
+def replaced_folder(target: Path) -> Iterator[Path]:
+    """Gives a new folder to write to, which takes the place of `target` at the end.
+
+    Whenever the program is killed, the old or the new folder is whole: at `target`, or where
+    `recover_folder` finds it. Of several processes all must call it, and the first one moves folders.
+    """
+    if is_main():
+        with _beside(target) as new:
+            new.mkdir(parents=True)
+            yield new
+    else:
+        yield _names(target)[0]
+    barrier("folder replaced")
+
+
+def recover_folder(target: Path) -> None:
+    """Ends the work of a `replaced_folder` that was killed. Only the first process writes."""
+    new, old = _names(target)
+    if not is_main() or not (new.exists() or old.exists()):
         return
-    beside = target.with_name(f".{target.name}.new")
-    shutil.rmtree(beside, ignore_errors=True)
-    shutil.copytree(source, beside)
-    shutil.rmtree(target, ignore_errors=True)
-    beside.rename(target)
+    check_writable(target)
+    if not target.exists() and new.exists() and old.exists():  # killed between the two renames
+        new.rename(target)
+    if target.exists():
+        for left in (new, old):
+            shutil.rmtree(left, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _beside(target: Path) -> Iterator[Path]:
+    new, old = _names(target)
+    check_writable(target)
+    recover_folder(target)
+    shutil.rmtree(new, ignore_errors=True)
+    try:
+        yield new
+    except OSError as error:
+        shutil.rmtree(new, ignore_errors=True)
+        raise named(error, target) from error
+    check_writable(target)
+    shutil.rmtree(old, ignore_errors=True)
+    if target.exists():
+        target.rename(old)
+    new.rename(target)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _names(target: Path) -> tuple[Path, Path]:
+    return target.with_name(f".{target.name}.new"), target.with_name(f".{target.name}.old")
+
+
+def set_aside(path: Path, folder: Path | None = None) -> Path:
+    """Renames a damaged file or folder so that another can take its place; nothing is lost.
+
+    Args:
+      path: of it.
+      folder: where it goes, made if needed; None leaves it in its folder.
+
+    Returns:
+      Its new path: NAME.damaged, or NAME.damaged-2 and so on.
+    """
+    check_writable(path)
+    folder = folder or path.parent
+    folder.mkdir(parents=True, exist_ok=True)
+    target, number = folder / f"{path.name}.damaged", 1
+    while target.exists():
+        number += 1
+        target = folder / f"{path.name}.damaged-{number}"
+    path.rename(target)
+    return target
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a file's bytes.
+
+    Raises:
+      OSError: it cannot be read.
+    """
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def to_json(value: Any, indent: int | None = 2) -> str:

@@ -7,12 +7,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lora_jax.errors import InputError
+from lora_jax.errors import FileError, InputError, MissingFileError
 from lora_jax.files import to_json, write_json
+from lora_jax.reading import read_object
 from lora_jax.sharding import hosts
 
 SETTINGS = "config.json"
 RESULT = "result.json"
+CHECKPOINTS = "checkpoints"
+_PUT_BACK = "Put the file of that run back, or use another folder"
+_REMOVE = (
+    "Delete the file and give the same command again: it is made anew from what lies beside it"
+)
 
 
 def plain(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -33,21 +39,47 @@ def finished(
       remedy: end of the message for another run's folder.
 
     Raises:
-      ValueError: the folder holds a run with other settings, which the message names.
+      InputError: the folder holds a run with other settings, which the message names.
+      FileError, MissingFileError: its settings or its record are broken or gone.
     """
-    path = folder / SETTINGS
-    if path.exists():
-        there = {**json.loads(path.read_text()), **dict.fromkeys(ignored)}
+    result = folder / RESULT
+    record = read_object(result, _REMOVE).values if result.exists() else None
+    there = _settings(folder, record)
+    if there is not None:
+        there = {**there, **dict.fromkeys(ignored)}
         if differences := changes(there, {**settings, **dict.fromkeys(ignored)}, "there", "now"):
             raise InputError(f"{folder} holds a run with another config ({differences}). {remedy}")
-    result = folder / RESULT
-    return json.loads(result.read_text()) if result.exists() else None
+    if record is not None and there is not None:
+        of_record = {**record["config"], **dict.fromkeys(ignored)}
+        if differences := changes(there, of_record, f"in {SETTINGS}", f"in {RESULT}"):
+            raise FileError(
+                result, "config", differences, f"the settings of {folder / SETTINGS}", _REMOVE
+            )
+    return record
+
+
+def _settings(folder: Path, record: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """The settings of the run in a folder; None if there is no run."""
+    if record is not None and not isinstance(record.get("config"), dict):
+        found = repr(record.get("config", "nothing"))[:60]
+        raise FileError(folder / RESULT, "config", found, "an object", _REMOVE)
+    path = folder / SETTINGS
+    if path.exists():
+        return read_object(path, _PUT_BACK).values
+    if record is not None:
+        config: dict[str, Any] = record["config"]
+        return config
+    if any(folder.glob(f"{CHECKPOINTS}/*")) or any(folder.glob(f"seed_*/{CHECKPOINTS}/*")):
+        raise MissingFileError(
+            f"{path} is missing, but {folder} has checkpoints of a run whose settings it held. {_PUT_BACK}"
+        )
+    return None
 
 
 def setting(folder: Path, name: str) -> Any:
     """One setting of the run in a folder, a JSON value; None if there is no run."""
     path = folder / SETTINGS
-    return json.loads(path.read_text()).get(name) if path.exists() else None
+    return read_object(path, _PUT_BACK).values.get(name) if path.exists() else None
 
 
 def claim(folder: Path, settings: Mapping[str, Any]) -> bool:

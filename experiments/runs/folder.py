@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from lora_jax import run_folder
+from experiments.runs.record import check_record
+from lora_jax import run_files, run_folder
+from lora_jax.adapters import load_adapter
 from lora_jax.errors import InputError
+from lora_jax.files import write_json
 from lora_jax.sharding import hosts
 
 MAY_CHANGE = ("mesh", "verify")  # settings with which a run may be resumed otherwise
@@ -19,12 +23,20 @@ def plain(config: ConfigDict) -> dict[str, Any]:
     return run_folder.plain(config.to_dict())
 
 
-def finished(workdir: Path, config: ConfigDict) -> dict[str, Any] | None:
+def finished(workdir: Path, config: ConfigDict, *, held: bool = False) -> dict[str, Any] | None:
     """Looks into a run folder: the record of a finished run, else None (new, or to be resumed).
+
+    What a finished run has left is checked, see `run_files.check`.
+
+    Args:
+      workdir: of the run.
+      config: of the run.
+      held: whether this program has locked the folder.
 
     Raises:
       ValueError: the folder holds a run of another config; the message names the fields. The mesh
         may be another, and whether the model is verified. Or the hosts were given different configs.
+        Or a file of the run is damaged.
     """
     here = plain(config)
     first = hosts.from_main(lambda: here)
@@ -34,7 +46,24 @@ def finished(workdir: Path, config: ConfigDict) -> dict[str, Any] | None:
             f"the hosts were started with different configs ({differences or 'see the others'})"
         )
     remedy = "Use another --workdir, or the same config to resume it"
-    return hosts.from_main(lambda: run_folder.finished(workdir, here, MAY_CHANGE, remedy))
+
+    def read() -> dict[str, Any] | None:
+        record = run_folder.finished(workdir, here, MAY_CHANGE, remedy)
+        if record is not None:
+            load = load_adapter if here["epochs"] and "method" in here else None
+            run_files.check(workdir, record, load, held=held)
+            check_record(workdir / run_folder.RESULT, record)
+        return record
+
+    return hosts.from_main(read)
+
+
+def write_record(workdir: Path, record: Mapping[str, Any]) -> dict[str, Any]:
+    """Writes result.json with digests of what the run has left; returns its content."""
+    plain = run_folder.plain(record)
+    signed = hosts.from_main(lambda: run_files.signed(workdir, plain))
+    write_json(workdir / run_folder.RESULT, signed)
+    return signed
 
 
 def claim(workdir: Path, config: ConfigDict) -> None:

@@ -9,11 +9,13 @@ from typing import Any
 
 import jax
 
+from lora_jax import reading
 from lora_jax.costs import chips
 from lora_jax.errors import DivergedError
 from lora_jax.training.records import environment, peak_memory, spread
 
 Record = Mapping[str, Any]
+_SPEEDS = ("seconds", "examples_per_second", "tokens_per_second", "padding_efficiency")
 
 
 def best_seed(runs: Mapping[int, Record], headline: str, smaller: bool = False) -> int | None:
@@ -84,6 +86,47 @@ def check_converged(result: Record, folder: Path) -> None:
 def shown(value: float | None) -> float:
     """A number of a run record for a table; null, as files have what is no number, is NaN."""
     return math.nan if value is None else value
+
+
+def check_record(path: Path, record: Record) -> None:
+    """Checks what commands show of a finished run's record; NaN and infinity are null in it.
+
+    Args:
+      path: of result.json, for messages.
+      record: its content.
+
+    Raises:
+      FileError: a value is missing or of another type.
+    """
+    values = reading.Record(
+        path, record, remedy="Delete the file and give the same command again: it is made anew"
+    )
+    for name in ("task",) if "method" not in record else ("task", "method", "model", "headline"):
+        values.get(name, str)
+    parameters = values.record("parameters")
+    for name in parameters.values:
+        parameters.get(name, int)
+    for seed in values.get("seeds", dict):
+        values.record("seeds").get(seed, dict)
+    for which in ("best", "last", "test"):
+        if which in record or (which != "test" and "steps" in record):
+            for metric in values.get(which, dict):
+                _check_spread(values.record(which).record(metric))
+    if "steps" in record:
+        for name in _SPEEDS:
+            values.get(name, float)
+        for name in ("flops_per_second_and_device", "mfu"):
+            if record.get(name, 0) is not None:
+                values.get(name, float)
+
+
+def _check_spread(spread: reading.Record) -> None:
+    for name in ("median", "mean", "std", "min", "max"):
+        if spread.values.get(name, 0) is not None:
+            spread.get(name, float)
+    for number, value in enumerate(spread.get("values", list)):
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
+            raise spread.error(f"values[{number}]", repr(value)[:60], "a number")
 
 
 def speed(result: Record) -> str:

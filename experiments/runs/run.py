@@ -13,12 +13,12 @@ from ml_collections import ConfigDict
 from experiments.runs import command_line, fields, folder
 from experiments.runs.settings import RunSettings
 from experiments.runs.task import Task, Trained, check_updates, training_batches
-from lora_jax import files
-from lora_jax.files import write_json
+from lora_jax import files, locking
 from lora_jax.partition import Params
 from lora_jax.sharding.hosts import together
 from lora_jax.summary import Summary
 from lora_jax.training import Goal, Progress, Trainer
+from lora_jax.training.kept import check_best
 
 
 class Run:
@@ -47,6 +47,7 @@ class Run:
             label=f"{task.name} {task.method.name} seed {self.seed}", headline=task.headline,
             evaluate=lambda trainable: task.metrics(self.outputs(trainable)),
             on_best=self.save_adapter, smaller_is_better=task.smaller_is_better,
+            on_resume=lambda progress: check_best(workdir, progress),
         )  # fmt: skip
         train = self.trainer.prepare(batches, task.loss, goal, seed=self.seed, folder=workdir)
         return lambda: {**train().record(), "shapes": batches.menu.shapes}
@@ -116,7 +117,8 @@ def run_all(
       workdir: gets result.json, adapter/ (of the best seed) and a folder for each seed.
 
     Raises:
-      FileNotFoundError, ValueError, TypeError: bad input, named; it claims no folder.
+      FileNotFoundError, ValueError, TypeError: bad input, named; it claims no folder. Or another
+        program trains in the folder (FolderInUseError), or a file in it is damaged.
 
     Returns:
       The run record. A seed that diverged is in it as such (`record.check_converged`); the others were
@@ -125,6 +127,15 @@ def run_all(
     fields.check_run(config)
     if (record := folder.finished(workdir, config)) is not None:
         return record
+    with locking.exclusive(workdir):
+        # Another program may have finished it just now.
+        record = folder.finished(workdir, config, held=True)
+        return record or _train_all(make_task, config, workdir)
+
+
+def _train_all(
+    make_task: Callable[[ConfigDict], Task], config: ConfigDict, workdir: Path
+) -> dict[str, Any]:
     with together():
         task = make_task(config)
     for split, note in task.notes.items():
@@ -146,8 +157,7 @@ def run_all(
     if task.settings.train.epochs and result["adapter"] is not None:
         chosen = workdir / f"seed_{result['adapter']['seed']}" / "adapter"
         files.replace_folder(chosen, workdir / "adapter")
-    write_json(workdir / "result.json", result)
-    return result
+    return folder.write_record(workdir, result)
 
 
 def _best(run: Run) -> Trained:

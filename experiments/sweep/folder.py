@@ -4,13 +4,16 @@ DIR/sweep.json            the config
 DIR/plan.json             which points are trained together
 DIR/points/NAME/          one run, as experiments.glue or experiments.nlg would leave it
 DIR/programs/NUMBER/      checkpoints of a program, and status.json: the progress of its runs
+
+Several programs of this machine or others may work on a sweep: the plan, each program of it and each point
+are locked by who writes them, see `lora_jax.locking`.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +25,20 @@ from experiments.sweep.experiment import experiment
 from experiments.sweep.live_table import RunStatus
 from experiments.sweep.points import Point
 from experiments.sweep.programs import Program
-from lora_jax.errors import InputError
+from lora_jax import locking, run_files
+from lora_jax.adapters import load_adapter
+from lora_jax.errors import FolderInUseError, InputError
 from lora_jax.files import to_json, write_json
+from lora_jax.reading import Record, read_json, read_object
 from lora_jax.run_folder import changes, flat
 from lora_jax.sharding import hosts
 
 _MAY_CHANGE = ("grids", "runs_per_program")  # more points, more memory: the sweep goes on
+_PLAN_LOCK = "plan.lock"
+_PATIENCE = 60.0  # seconds to wait for another program that writes the plan
+_BACK = "Put the file back from a copy, or use another --workdir"
+_STATUS = "Delete the file: the program writes it anew"
+_RESULT = "Delete the file and give the same command again: it is made anew"
 
 
 class SweepFolder:
@@ -42,7 +53,8 @@ class SweepFolder:
         self.path = path
         self._method = experiment(config.experiment).method
         here = workdirs.plain(config)
-        first = hosts.from_main(lambda: self._claim(here))
+        with self.planning():
+            first = hosts.from_main(lambda: self._claim(here))
         if not hosts.everywhere(first == here):
             raise InputError("the hosts were started with different configs")
         if not hosts.everywhere((path / "sweep.json").exists()):
@@ -54,7 +66,9 @@ class SweepFolder:
     def _claim(self, config: dict[str, Any]) -> dict[str, Any]:
         file = self.path / "sweep.json"
         if file.exists():
-            other = json.loads(file.read_text())
+            other = read_object(file, _BACK).values
+            if not isinstance(other.get("run"), dict):
+                raise Record(file, other, remedy=_BACK).error("run", "none", "an object")
             if differences := changes(_lasting(other), _lasting(config), "there", "now"):
                 raise InputError(
                     f"{self.path} holds a sweep with another config ({differences}). Use another "
@@ -64,6 +78,46 @@ class SweepFolder:
                 return config
         write_json(file, config)
         return config
+
+    @contextlib.contextmanager
+    def planning(self) -> Iterator[None]:
+        """Locks the sweep's config and plan, for a moment."""
+        with locking.exclusive(self.path, _PLAN_LOCK, _PATIENCE):
+            yield
+
+    @contextlib.contextmanager
+    def training(self, program: Program) -> Iterator[str]:
+        """Locks a program and its points, for as long as it is trained.
+
+        Yields:
+          "", or on all hosts in words what other program trains it, or one of its points: then nothing may
+          be trained.
+        """
+        folders = [self.path / "points" / name for name in program.points]
+        with contextlib.ExitStack() as stack:
+
+            def take() -> str:
+                try:
+                    for folder in (self.path / "programs" / program.name, *folders):
+                        stack.enter_context(locking.taken(folder))
+                except FolderInUseError as error:
+                    return str(error)
+                return ""
+
+            yield hosts.from_main(take)
+
+    def check(self, points: Iterable[Point]) -> None:
+        """Checks what the finished points among these have left, see `run_files.check`."""
+        done = self.finished()
+        for point in points:
+            if point.name in done:
+                folder = self.path / "points" / point.name
+
+                def check(folder: Path = folder) -> None:
+                    record = read_object(folder / "result.json", _RESULT).values
+                    run_files.check(folder, record, load_adapter)
+
+                hosts.from_main(check)
 
     def named(self, points: Sequence[Point]) -> list[Point]:
         """The points under the names that points of the same config have here already.
@@ -86,7 +140,7 @@ class SweepFolder:
 
     def _known(self) -> dict[str, str]:
         return {
-            path.parent.name: _identity(json.loads(path.read_text()))
+            path.parent.name: _identity_of(path)
             for path in sorted((self.path / "points").glob("*/config.json"))
         }
 
@@ -98,13 +152,17 @@ class SweepFolder:
     def point(self, name: str, mesh: ConfigDict) -> Point:
         """A planned point as it was then, but for the mesh."""
         file = self.path / "points" / name / "config.json"
-        values = hosts.from_main(lambda: json.loads(file.read_text()))
+        values = hosts.from_main(lambda: read_object(file, _BACK).values)
         config = ConfigDict({**values, "mesh": mesh.to_dict()})
         return Point(name, config, self._method(config))
 
     def programs(self) -> list[Program]:
         """What was planned, in order."""
-        return [Program.from_json(values) for values in hosts.from_main(self._planned)]
+        file = self.path / "plan.json"
+        return [
+            Program.from_json(Record(file, values, f"[{number}].", _BACK))
+            for number, values in enumerate(hosts.from_main(self._planned))
+        ]
 
     def unfinished(self, points: Iterable[Point]) -> list[Program]:
         """The planned programs that train one of these points and have points without a result."""
@@ -117,7 +175,7 @@ class SweepFolder:
 
     def _planned(self) -> list[dict[str, Any]]:
         file = self.path / "plan.json"
-        return json.loads(file.read_text()) if file.exists() else []
+        return _objects(file, _BACK) if file.exists() else []
 
     def plan(self, more: Iterable[Program], points: Iterable[Point]) -> None:
         """Adds programs to the plan, and makes the folders of their points."""
@@ -136,8 +194,8 @@ class SweepFolder:
         """The progress of all points, by the files here."""
         known: dict[str, RunStatus] = {}
         for file in sorted((self.path / "programs").glob("*/status.json")):
-            for values in json.loads(file.read_text()):
-                status = live_table.from_json(values)
+            for number, values in enumerate(_objects(file, _STATUS)):
+                status = live_table.from_json(Record(file, values, f"[{number}].", _STATUS))
                 known[status.name] = status
         done = {path.parent.name for path in (self.path / "points").glob("*/result.json")}
         return [
@@ -151,18 +209,42 @@ class SweepFolder:
         status = known.get(name)
         if status is not None and status.state in ("finished", "diverged"):
             return status
-        result = json.loads((self.path / "points" / name / "result.json").read_text())
-        (run,) = result["seeds"].values()
-        headline = result["headline"]
+        result = read_object(self.path / "points" / name / "result.json", _RESULT)
+        headline, seeds = result.get("headline", str), result.record("seeds")
+        if len(seeds.values) != 1:
+            raise result.error("seeds", f"{len(seeds.values)} seeds", "one")
+        (run,) = (seeds.record(seed) for seed in seeds.values)
         return RunStatus(
             name,
-            "diverged" if run["diverged"] else "finished",
-            step=run["step"],
-            steps=run["step"],
-            score=(run["last"] or {}).get(headline),
-            best=(run["best"] or {}).get(headline),
-            best_epoch=run["best_epoch"],
+            "diverged" if run.get("diverged", int) else "finished",
+            step=run.get("step", int),
+            steps=run.get("step", int),
+            score=_score(run, "last", headline),
+            best=_score(run, "best", headline),
+            best_epoch=run.get("best_epoch", int),
         )
+
+
+def _score(run: Record, which: str, name: str) -> float | None:
+    """A metric; NaN and infinity are null in files, and so is an epoch that a diverged run has not."""
+    if run.values.get(which, 0) is None:
+        return None
+    metrics = run.record(which)
+    return None if metrics.values.get(name, 0) is None else metrics.get(name, float)
+
+
+def _objects(path: Path, remedy: str) -> list[dict[str, Any]]:
+    """The content of a file that holds a list of JSON objects."""
+    values = read_json(path, remedy=remedy)
+    if not isinstance(values, list) or not all(isinstance(value, dict) for value in values):
+        raise Record(path, {}, remedy=remedy).error("", repr(values)[:60], "a list of objects")
+    return values
+
+
+def _identity_of(path: Path) -> str:
+    config = read_object(path, _BACK)
+    config.record("data")
+    return _identity(config.values)
 
 
 def _lasting(config: dict[str, Any]) -> dict[str, Any]:
@@ -172,7 +254,7 @@ def _lasting(config: dict[str, Any]) -> dict[str, Any]:
 
 def _identity(config: dict[str, Any]) -> str:
     """What makes a run the same: not where it runs, nor that its rows have the default length."""
-    data = {**config["data"], "row_length": config["data"]["row_length"] or None}
+    data = {**config["data"], "row_length": config["data"].get("row_length") or None}
     fields = flat({**config, "data": data, **dict.fromkeys(workdirs.MAY_CHANGE)})
     kept = {key: fields[key] for key in sorted(fields) if fields[key] is not None}
     return to_json(kept, indent=None)

@@ -14,7 +14,7 @@ import dataclasses
 import math
 import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Self
 
 from rich.console import Console, JustifyMethod
@@ -25,6 +25,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lora_jax.errors import InputError
+from lora_jax.reading import Record
 
 # Style by state, in the order of the rows.
 STATES = {"training": "cyan", "finished": "green", "diverged": "red", "waiting": "dim"}
@@ -59,13 +60,22 @@ def to_json(status: RunStatus) -> dict[str, Any]:
     return dataclasses.asdict(status) | numbers
 
 
-def from_json(mapping: Mapping[str, Any]) -> RunStatus:
-    """A status from what `to_json` made; other keys are a ValueError that names them."""
+def from_json(values: Record) -> RunStatus:
+    """A status from what `to_json` made; FileError for anything else."""
     fields = {field.name for field in dataclasses.fields(RunStatus)}
-    missing, unknown = sorted(fields - mapping.keys()), sorted(mapping.keys() - fields)
-    if missing or unknown:
-        raise InputError(f"not a run's status: missing keys {missing}, unknown keys {unknown}")
-    return RunStatus(**mapping)
+    if unknown := sorted(values.values.keys() - fields):
+        raise values.error(unknown[0], "a key", "a run's status, which has no such key")
+    numbers = {
+        name: None if values.values.get(name, 0) is None else values.get(name, float)
+        for name in ("loss", "score", "best")
+    }
+    if (state := values.get("state", str)) not in STATES:
+        raise values.error("state", repr(state), f"one of {', '.join(STATES)}")
+    return RunStatus(
+        values.get("name", str), state, step=values.get("step", int),
+        steps=values.get("steps", int), best_epoch=values.get("best_epoch", int),
+        program=values.get("program", str), **numbers,
+    )  # fmt: skip
 
 
 def summary(statuses: Sequence[RunStatus], smaller_is_better: bool = False, total: int = 0) -> str:

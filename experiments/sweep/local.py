@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
+from experiments.runs import command_line
 from experiments.sweep.folder import SweepFolder
 from experiments.sweep.live_table import LiveTable, RunStatus
 from experiments.sweep.memory import Memory
@@ -15,7 +16,7 @@ from experiments.sweep.points import Point, compatible, points
 from experiments.sweep.program import train_program
 from experiments.sweep.programs import Program, programs
 from experiments.sweep.shared_base import SharedBase
-from lora_jax.errors import InputError
+from lora_jax.errors import FolderInUseError, InputError
 from lora_jax.sharding.hosts import from_main, is_main
 from lora_jax.sharding.mesh import RUN
 from lora_jax.sweeps.members import Watch
@@ -86,14 +87,16 @@ def planned(config: ConfigDict, folder: SweepFolder, members: Sequence[Point]) -
         )
     for together in compatible(members):
         if new := _new(folder, together):
-            _plan(folder, new, config.runs_per_program, max(1, new[0].config.mesh.run))
+            _plan(folder, together, config.runs_per_program, max(1, new[0].config.mesh.run))
     return folder.programs()
 
 
-def _plan(folder: SweepFolder, new: Sequence[Point], most: int, ways: int) -> list[Program]:
-    more = programs(new, most=most, ways=ways, first=len(folder.programs()))
-    folder.plan(more, new)
-    return more
+def _plan(folder: SweepFolder, members: Sequence[Point], most: int, ways: int) -> None:
+    """Plans those of the points that no other program on this sweep has planned meanwhile."""
+    with folder.planning():
+        if new := _new(folder, members):
+            more = programs(new, most=most, ways=ways, first=len(folder.programs()))
+            folder.plan(more, new)
 
 
 def _new(folder: SweepFolder, members: Sequence[Point]) -> list[Point]:
@@ -120,7 +123,9 @@ def _work(
     if only is None and (new := _new(folder, members)):
         base = SharedBase(config.experiment, new)
         most = config.runs_per_program or from_main(lambda: Memory(base).runs_that_fit())
-        yield base, _plan(folder, new, most, base.widest.placement.mesh.shape[RUN])
+        _plan(folder, new, most, base.widest.placement.mesh.shape[RUN])
+        names = {point.name for point in new}
+        yield base, [program for program in folder.unfinished(new) if names >= set(program.points)]
 
 
 def run_sweep(
@@ -147,14 +152,29 @@ def run_sweep(
         for together in compatible(members):
             for base, unfinished in _work(config, folder, together, only):
                 for program in unfinished:
-                    watch = board.watch(base, program)
-                    train_program(base, program, workdir, watch, board.aside)
+                    _train(folder, base, program, board, shared=only is None)
                 del base  # it makes room for that of the next points
     return folder
+
+
+def _train(
+    folder: SweepFolder, base: SharedBase, program: Program, board: Board, shared: bool
+) -> None:
+    """Trains a program. Another program that trains it is an error, or, if `shared`, left to it."""
+    with folder.training(program) as held:
+        if held and not shared:
+            raise FolderInUseError(held, folder.path)
+        if held:
+            command_line.say(f"program {program.name} is left to another: {held}")
+        elif set(program.points) - folder.finished():  # not finished by another just now
+            watch = board.watch(base, program)
+            train_program(base, program, folder.path, watch, board.aside)
 
 
 def opened(config: ConfigDict, workdir: Path) -> tuple[SweepFolder, list[Point]]:
     """The sweep's folder and its points; bad grids are refused before anything is written."""
     members = points(config)
     folder = SweepFolder(workdir, config)
-    return folder, folder.named(members)
+    members = folder.named(members)
+    folder.check(members)
+    return folder, members

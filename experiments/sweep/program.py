@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments.runs.folder import write_record
 from experiments.runs.run import adapter_notes
 from experiments.runs.task import Trained
 from experiments.sweep.points import Point
@@ -19,12 +20,13 @@ from experiments.sweep.programs import Program
 from experiments.sweep.shared_base import SharedBase, Start
 from experiments.sweep.steps import Steps
 from lora_jax import adapters, files
-from lora_jax.files import write_json
 from lora_jax.partition import Params
+from lora_jax.run_folder import CHECKPOINTS
 from lora_jax.sweeps import padding, runs, step
 from lora_jax.sweeps.loop import Arrays, fit_runs
 from lora_jax.sweeps.members import Member, Metrics, Watch
 from lora_jax.training import Progress
+from lora_jax.training.kept import check_best
 
 
 def train_program(
@@ -55,13 +57,15 @@ def train_program(
         outputs = [predict(batch) for batch in base.task.evaluation_batches]
         return [base.task.metrics([output[i] for output in outputs]) for i in range(len(points))]
 
+    own = workdir / "programs" / program.name
+    checkpoints = own / CHECKPOINTS
     progress = fit_runs(
         [
-            _member(base, point, start, workdir)
+            _member(base, point, start, workdir, checkpoints)
             for point, start in zip(points, starts, strict=True)
         ],
         steps.train_step(program.runs), batches, evaluate=evaluate, arrays=arrays,
-        folder=workdir / "programs" / program.name, place=steps.placement.batch,
+        folder=own, place=steps.placement.batch,
         flops=partial(steps.flops, starts[0].trainable, starts[0].values), watch=watch,
     )  # fmt: skip
     for point, start, run in zip(points, starts, progress, strict=True):
@@ -92,7 +96,9 @@ def _arrays(
     return Arrays(trainable, state, values, steps.model.frozen, placement.per_run(jnp.stack(keys)))
 
 
-def _member(base: SharedBase, point: Point, start: Start, workdir: Path) -> Member:
+def _member(
+    base: SharedBase, point: Point, start: Start, workdir: Path, checkpoints: Path
+) -> Member:
     """How the loop treats a point: its log, its schedule, and its adapter folder."""
     task, settings = base.task, point.settings
     folder = folder_of(workdir, point) / f"seed_{point.seed}"
@@ -101,16 +107,17 @@ def _member(base: SharedBase, point: Point, start: Start, workdir: Path) -> Memb
     shapes = padding.shapes_of(start.trainable)
 
     def save(trainable: Mapping[str, np.ndarray], progress: Progress) -> None:
-        adapters.save_adapter(
-            folder / "adapter", padding.cut(trainable, shapes), start.labels, point.method,
-            base.widest.model.base, adapter_notes(task, settings, point.seed, progress),
-        )  # fmt: skip
+        with files.replaced_folder(folder / "adapter") as new:
+            adapters.save_adapter(
+                new, padding.cut(trainable, shapes), start.labels, point.method,
+                base.widest.model.base, adapter_notes(task, settings, point.seed, progress),
+            )  # fmt: skip
 
     loop = settings.train.loop(
         schedule, base.per_epoch, headline=task.headline, smaller_is_better=task.smaller_is_better,
         label=point.name,
     )  # fmt: skip
-    return Member(loop, folder, save)
+    return Member(loop, folder, save, lambda progress: check_best(folder, progress, checkpoints))
 
 
 def _finish(
@@ -126,7 +133,7 @@ def _finish(
     result = base.task.record(point.settings, {point.seed: record}, start.record)
     if result["adapter"] is not None:
         files.replace_folder(seed_folder / "adapter", folder / "adapter")
-    write_json(folder / "result.json", result)
+    write_record(folder, result)
 
 
 def _best(steps: Steps, point: Point, start: Start, folder: Path) -> Trained:

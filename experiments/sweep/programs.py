@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from experiments.sweep.points import Point
 from lora_jax import methods
 from lora_jax.errors import InputError
 from lora_jax.method import Method
+from lora_jax.reading import Record, from_file
 from lora_jax.sweeps.common_method import common_method, largest_rank
 
 
@@ -34,10 +35,15 @@ class Program:
         return {**vars(self), "method": self.method.to_json()}
 
     @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> Program:
-        """The inverse of `to_json`."""
-        method = methods.from_json(values["method"])
-        return cls(values["name"], tuple(values["points"]), values["runs"], method)
+    def from_json(cls, values: Record) -> Program:
+        """The inverse of `to_json`; FileError for anything else."""
+        method = values.get("method", list)
+        try:
+            made = methods.from_json(method)
+        except (ValueError, TypeError, KeyError) as error:
+            raise from_file(values.path, f"{values.where}method", error) from error
+        points = tuple(values.strings("points"))
+        return cls(values.get("name", str), points, values.integer("runs"), made)
 
 
 def programs(members: Sequence[Point], *, most: int, ways: int, first: int) -> list[Program]:

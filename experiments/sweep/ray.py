@@ -26,13 +26,14 @@ the variables JAX_*, XLA_*, LIBTPU_*, NCCL_* and LORA_JAX_* from here, so JAX_PL
 them too. A program whose process or machine dies is started again, and goes on from its checkpoint.
 Errors stay with their program, in DIR/programs/NAME/error.txt; worker.json there says who trains it.
 
-Nothing locks DIR: start one command on it at a time, with either engine, and stop one before another.
+Every program of the plan is locked by who trains it (see experiments/sweep/folder.py), so that a second
+command on DIR, with either engine, trains nothing twice. Here a program that another command trains is an
+error that stays with it; without Ray it is left out.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import platform
 import re
@@ -53,8 +54,9 @@ from experiments.sweep.live_table import LiveTable
 from experiments.sweep.points import Point
 from experiments.sweep.programs import Program
 from lora_jax import files
-from lora_jax.errors import MissingFileError
+from lora_jax.errors import FileError, MissingFileError
 from lora_jax.files import write_json
+from lora_jax.reading import read_object
 
 _POLL = 1.0  # seconds between two looks at the status files
 _GOODBYE = 10.0  # seconds for cancelled programs to end
@@ -176,7 +178,7 @@ def _shows(
 ) -> Callable[..., None]:
     def show(note: str = "") -> None:
         # A shared file system may lose sight of a file that is being replaced: next time then.
-        with contextlib.suppress(OSError, json.JSONDecodeError):
+        with contextlib.suppress(OSError, FileError):
             if table is not None:
                 table.update(folder.statuses(members), note)
 
@@ -197,7 +199,7 @@ def _train(name: str, workdir: str, started_in: str) -> str | None:
     program_folder = folder / "programs" / name
     worker = {"host": platform.node(), "process": os.getpid(), "since": time.time()}
     write_json(program_folder / "worker.json", worker)
-    config = ConfigDict(tuples(json.loads((folder / "sweep.json").read_text())))
+    config = ConfigDict(tuples(read_object(folder / "sweep.json").values))
     try:
         done = local.run_sweep(config, folder, only={name})
         (program,) = (planned for planned in done.programs() if planned.name == name)

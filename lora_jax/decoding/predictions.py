@@ -6,7 +6,8 @@ A decoding that was interrupted resumes from its file.
 from __future__ import annotations
 
 import dataclasses
-import json
+import logging
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
@@ -18,14 +19,15 @@ import numpy as np
 from jaxtyping import Int
 from tqdm import tqdm
 
-from lora_jax import run_folder
+from lora_jax import json_lines, run_folder
 from lora_jax.decoding.beam import Continuations
 from lora_jax.errors import InputError
-from lora_jax.files import to_json, write_text
+from lora_jax.files import set_aside, to_json, write_text
 from lora_jax.sharding.hosts import from_main, is_main
 
 Tokens = Int[np.ndarray, "n prompt"]
 Lengths = Int[np.ndarray, " n"]
+_LOG = logging.getLogger(__name__)
 Decode = Callable[[Tokens, Lengths], Continuations]
 _PROMPT_STEP = 16  # prompts are padded to a multiple of this, so that a run compiles few programs
 
@@ -100,7 +102,7 @@ def decode_all(
     by_length = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     todo = [i for i in by_length if i not in done]
     shapes: set[int] = set()
-    with path.open("a") if is_main() else nullcontext() as file, tqdm(
+    with json_lines.Appender(path) if is_main() else nullcontext() as file, tqdm(
         total=len(prompts), initial=len(done), desc=label, unit="prompt", mininterval=1,
         disable=not is_main(),
     ) as bar:  # fmt: skip
@@ -117,8 +119,7 @@ def decode_all(
             }
             shapes.add(tokens.shape[1])
             if file is not None:
-                file.write(to_json(line, indent=None) + "\n")
-                file.flush()
+                file.write(dict(line))
             lines.append(line)
             bar.update(len(indices))
     return _gather(lines, len(prompts))
@@ -153,26 +154,68 @@ def batches(
 
 
 def _resume(path: Path, settings: Mapping[str, Any]) -> list[_Line]:
-    """Reads the finished batches of the file, and writes it anew without a half-written line."""
+    """Reads the finished batches of the file, and writes it anew without a half-written line.
+
+    Batches whose lines are damaged are decoded again; the damaged file is kept under another name.
+    """
     complete = run_folder.plain(settings)
-    lines = []
-    if path.exists():
-        for text in path.read_text().splitlines():
-            try:
-                lines.append(json.loads(text))
-            except json.JSONDecodeError:
-                break  # the line that a killed run was writing
-    if lines and lines[0] != complete:
+    lines = json_lines.read(path)
+    there = lines.values[0] if lines.values and lines.bad[:1] != [1] else None
+    if there is not None and there != complete:
         changed = sorted(
-            k for k in lines[0].keys() | complete.keys() if lines[0].get(k) != complete.get(k)
+            k for k in there.keys() | complete.keys() if there.get(k) != complete.get(k)
         )
         raise InputError(
             f"{path} was decoded with other settings ({', '.join(changed)}). Use another --workdir, "
             "or delete the file to decode again"
         )
-    texts = [to_json(line, indent=None) + "\n" for line in [complete, *lines[1:]]]
+    batches: list[_Line] = []
+    damaged = len(lines.bad)
+    if there is not None:
+        seen: set[int] = set()
+        for value in lines.values[1:]:
+            if (line := _line(value, complete["prompts"], seen)) is None:
+                damaged += 1
+            else:
+                batches.append(line)
+    elif lines.torn:  # the first line is written whole
+        damaged += 1
+    if damaged:
+        what = "their inputs are" if there is not None else "without the settings above them all is"
+        _LOG.warning(
+            "%s: %d damaged lines; the file is kept as %s, and %s decoded again",
+            path, damaged, set_aside(path), what,
+        )  # fmt: skip
+    texts = [to_json(line, indent=None) + "\n" for line in [complete, *batches]]
     write_text(path, "".join(texts))
-    return lines[1:]
+    return batches
+
+
+def _line(value: Mapping[str, Any], count: int, seen: set[int]) -> _Line | None:
+    """A finished batch, if the value is one; `seen` are the prompts of those before, and gets its own."""
+    try:
+        indices, tokens, scores = value["indices"], value["tokens"], value["scores"]
+        whole = (
+            len(indices) == len(tokens) == len(scores)
+            and all(type(i) is int and 0 <= i < count and i not in seen for i in indices)
+            and len(set(indices)) == len(indices)
+            and all(type(t) is int and 0 <= t < 2**31 for row in tokens for t in row)
+            and all(s is None or math.isfinite(s) for s in scores)
+            and math.isfinite(value["seconds"])
+            and type(value["compiled"]) is bool
+        )
+    except (KeyError, TypeError, OverflowError):
+        return None
+    if not whole:
+        return None
+    seen.update(indices)
+    return {
+        "indices": indices,
+        "tokens": tokens,
+        "scores": [math.nan if score is None else float(score) for score in scores],
+        "seconds": float(value["seconds"]),
+        "compiled": value["compiled"],
+    }
 
 
 def _gather(lines: Sequence[_Line], count: int) -> Predictions:

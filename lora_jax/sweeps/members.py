@@ -31,11 +31,13 @@ class Member:
       settings: of its loop; all members have the same epochs and intervals.
       folder: for metrics.jsonl and TensorBoard.
       on_best: called after each epoch that is its best so far, with its (padded) parameters.
+      on_resume: called with the progress of the checkpoint that it goes on from.
     """
 
     settings: LoopSettings
     folder: Path
     on_best: Callable[[Mapping[str, np.ndarray], Progress], None]
+    on_resume: Callable[[Progress], None] = lambda progress: None
 
 
 @runtime_checkable
@@ -71,12 +73,14 @@ class RunningMembers:
             trainable, state = restored[0]["trainable"], restored[0]["state"]
             self.shared = Progress(**restored[1]["shared"])
             self.runs = [Progress(**run) for run in restored[1]["runs"]]
+            for member, run in zip(self.members, self.runs, strict=True):
+                member.on_resume(run)
         return trainable, state
 
     def open_logs(self) -> None:
         """Opens metrics.jsonl of every member; what will be written again is cut off."""
         self._logs = [
-            MetricsLog(member.folder, run.diverged or self.shared.step)
+            MetricsLog(member.folder, run.diverged or self.shared.step, member.settings.lines(run))
             for member, run in zip(self.members, self.runs, strict=True)
         ]
 

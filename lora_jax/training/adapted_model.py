@@ -13,7 +13,7 @@ from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Array, Key
 
-from lora_jax import adapters, fingerprints, partition
+from lora_jax import adapters, files, fingerprints, partition
 from lora_jax.errors import InputError
 from lora_jax.low_rank.layers import adapted_layers
 from lora_jax.low_rank.merge import strip
@@ -147,10 +147,11 @@ class AdaptedModel:
     def save(self, folder: Path, trainable: Params, notes: Mapping[str, Any]) -> None:
         """Writes the trainable parameters as an adapter folder, with notes on where they come from."""
         parameters = {path: value for path, value in trainable.items() if path in self.labels}
-        adapters.save_adapter(
-            folder, parameters, self.labels, self.method, self.base, dict(notes),
-            state=self._moved(trainable),
-        )  # fmt: skip
+        with files.replaced_folder(folder) as new:
+            adapters.save_adapter(
+                new, parameters, self.labels, self.method, self.base, dict(notes),
+                state=self._moved(trainable),
+            )  # fmt: skip
 
     def _moved(self, trainable: Mapping[str, Any]) -> Params:
         """The statistics among some values that are not the base's any more."""

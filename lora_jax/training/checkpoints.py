@@ -1,13 +1,31 @@
-"""Checkpoints of a run in progress, by Orbax: atomic, and exact to the next batch."""
+"""Checkpoints of a run in progress, by Orbax: atomic, and exact to the next batch.
+
+Orbax reads many a damaged file without a word. So each checkpoint gets a file with digests of all others,
+and one whose files are not as they were written is moved aside for the newest whole one before it.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import logging
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
+
+from lora_jax.errors import InputError
+from lora_jax.files import check_writable, digest, set_aside, to_json, write_bytes
+from lora_jax.reading import named, read_json, read_object
+from lora_jax.sharding.hosts import barrier, from_main, together
+
+_DIGESTS = "digests.json"
+_FULL = ("No space left on device", "Disk quota exceeded", "RESOURCE_EXHAUSTED", "File too large")
+_LOG = logging.getLogger(__name__)
 
 
 class Checkpoints:
@@ -15,26 +33,46 @@ class Checkpoints:
 
     def __init__(self, folder: str | os.PathLike[str]):
         # On a CPU the arrays are host memory that the next step may reuse: save before going on.
-        asynchronous = jax.default_backend() != "cpu"
+        self._asynchronous = jax.default_backend() != "cpu"
         options = ocp.CheckpointManagerOptions(
-            max_to_keep=2, enable_async_checkpointing=asynchronous
+            max_to_keep=2, enable_async_checkpointing=self._asynchronous
         )
-        self._manager = ocp.CheckpointManager(Path(folder).absolute(), options=options)
+        self._folder = Path(folder).absolute()
+        with _disk_errors(self._folder):
+            self._manager = ocp.CheckpointManager(self._folder, options=options)
+        self._newest: int | None = None
+        self._looked = False
 
     def save(self, step: int, state: Any, record: dict[str, Any]) -> None:
-        """Saves `state` (a pytree of arrays) and `record` under the step, unless it is there."""
+        """Saves `state` (a pytree of arrays) and `record` under the step, unless it is there.
+
+        Raises:
+          OSError: the disk is full, or the like; it names the folder.
+          FolderInUseError: another program has taken the run's folder over.
+        """
         if step in self._manager.all_steps():
             return
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardSave(state), record=ocp.args.JsonSave(record)
-            ),
-        )
+        with together():
+            check_writable(self._folder)
+        with _disk_errors(self._folder):
+            if self._asynchronous:
+                self._sign()
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardSave(state), record=ocp.args.JsonSave(record)
+                ),
+            )
+            if not self._asynchronous:
+                self._sign()
 
     def record(self) -> dict[str, Any] | None:
-        """The record of the newest checkpoint, or None if there is none."""
-        step = self._manager.latest_step()
+        """The record of the newest whole checkpoint, or None if there is none at all.
+
+        Raises:
+          InputError: there are checkpoints, but none of them is whole.
+        """
+        step = self._newest_whole()
         if step is None:
             return None
         restored = self._manager.restore(
@@ -44,24 +82,139 @@ class Checkpoints:
         return record
 
     def restore(self, like: Any) -> tuple[Any, dict[str, Any]] | None:
-        """The newest (state, record), or None if there is none; strict about structure and shapes.
+        """The newest whole (state, record), or None if there is none; strict about structure and shapes.
 
         Args:
           like: a state of the expected structure.
+
+        Raises:
+          InputError: the checkpoint has another structure, or there are only damaged ones.
         """
-        step = self._manager.latest_step()
+        step = self._newest_whole()
         if step is None:
             return None
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
-        restored = self._manager.restore(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardRestore(abstract), record=ocp.args.JsonRestore()
-            ),
-        )
+        try:
+            restored = self._manager.restore(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardRestore(abstract), record=ocp.args.JsonRestore()
+                ),
+            )
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(
+                f"{self._folder / str(step)} is a checkpoint of another model, method or optimizer: {error}\n"
+                "Resume with those of that run, or train in another folder"
+            ) from error
         return restored.state, restored.record
 
     def close(self) -> None:
         """Waits for unfinished writes."""
-        self._manager.wait_until_finished()
-        self._manager.close()
+        with _disk_errors(self._folder):
+            self._manager.wait_until_finished()
+            self._manager.close()
+        if self._asynchronous:
+            with contextlib.suppress(OSError, InputError):  # without digests it is read to check it
+                self._sign()
+
+    def _newest_whole(self) -> int | None:
+        """The newest whole checkpoint; damaged ones after it are moved aside."""
+        if not self._looked:
+            self._newest = from_main(self._look)
+            barrier("checkpoints looked through")
+            self._manager.reload()
+            self._looked = True
+        return self._newest
+
+    def _look(self) -> int | None:
+        damaged: dict[int, str] = {}
+        steps: list[int] = sorted(self._manager.all_steps(), reverse=True)
+        for step in steps:
+            if (why := _damage(self._folder / str(step))) is None:
+                for bad in damaged:
+                    kept = set_aside(self._folder / str(bad), _beside(self._folder))
+                    _LOG.warning(
+                        "%s: checkpoint %d is damaged (%s) and kept as %s; going on from checkpoint %d",
+                        self._folder, bad, damaged[bad], kept, step,
+                    )  # fmt: skip
+                return step
+            damaged[step] = why
+        if damaged:
+            reasons = "; ".join(f"{step}: {why}" for step, why in damaged.items())
+            raise InputError(
+                f"{self._folder}: no checkpoint is whole ({reasons}). Put them back from a copy, or delete "
+                "the folder to train this run from its start"
+            )
+        return None
+
+    def _sign(self) -> None:
+        """Writes the digests of finished checkpoints that lack them."""
+        if self._asynchronous:
+            self._manager.wait_until_finished()
+        for step in self._manager.all_steps():
+            folder = self._folder / str(step)
+            if folder.is_dir() and not (folder / _DIGESTS).exists():
+                digests = {
+                    path.relative_to(folder).as_posix(): digest(path) for path in _files(folder)
+                }
+                write_bytes(folder / _DIGESTS, to_json(digests).encode())
+
+
+def _beside(folder: Path) -> Path:
+    """Where damaged checkpoints go: Orbax would take them for its own."""
+    return folder.with_name(f"{folder.name}_damaged")
+
+
+def _files(folder: Path) -> list[Path]:
+    return [path for path in sorted(folder.rglob("*")) if path.is_file()]
+
+
+def _damage(folder: Path) -> str | None:
+    """What is wrong with a checkpoint; None if it is whole."""
+    path = folder / _DIGESTS
+    if not path.exists():
+        return _unreadable(folder)
+    try:
+        digests = read_object(path).values
+        for name, expected in digests.items():
+            if not (folder / name).is_file():
+                return f"{name} is missing"
+            if digest(folder / name) != expected:
+                return f"{name} is not as it was written"
+    except (InputError, OSError) as error:
+        return str(error)
+    return None
+
+
+def _unreadable(folder: Path) -> str | None:
+    """What is wrong with a checkpoint without digests: one of an earlier version, or not signed yet."""
+    if jax.process_count() > 1:  # Orbax's readers would wait for the other hosts
+        return None
+    try:
+        read_object(folder / "record" / "metadata")
+        for path in (folder / "state" / "array_metadatas").glob("*"):
+            read_json(path)
+        handler = ocp.PyTreeCheckpointHandler()
+        tree = handler.metadata(folder / "state").tree
+        if not tree:
+            return "state has no arrays"
+        arguments = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
+        handler.restore(folder / "state", args=ocp.args.PyTreeRestore(restore_args=arguments))
+    except Exception as error:  # Orbax and TensorStore raise many kinds
+        return " ".join(str(error).split())[:200]
+    return None
+
+
+@contextlib.contextmanager
+def _disk_errors(folder: Path) -> Iterator[None]:
+    """A full disk is an OSError that names the folder, in whatever Orbax wraps it."""
+    try:
+        yield
+    except OSError as error:
+        raise named(error, folder) from error
+    except InputError:
+        raise
+    except Exception as error:
+        if any(text in str(error) for text in _FULL):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder)) from error
+        raise

@@ -68,6 +68,7 @@ def fit(
     on_best: Callable[[Params, Progress], None],
     place: Callable[[Any], Any] = lambda batch: batch,
     flops: Callable[[Any], int] = lambda batch: 0,
+    on_resume: Callable[[Progress], None] = lambda progress: None,
 ) -> tuple[Params, Progress]:
     """Trains to the end, from the newest checkpoint in `folder` if there is one.
 
@@ -83,6 +84,7 @@ def fit(
       on_best: called after each epoch that is the best so far, for example to save the adapter.
       place: puts a batch on the devices, see `Placement.batch`.
       flops: of a step with this batch; called once for every shape.
+      on_resume: called with the progress of the checkpoint that the run goes on from.
 
     Returns:
       The trainable parameters (and what moved) after the last step, and what was done. A run that
@@ -95,7 +97,8 @@ def fit(
     if (record := checkpoints.record()) is not None:
         trainable, state, moved = _restored(checkpoints, record, trainable, state, frozen)
         progress = Progress(**record)
-    log = MetricsLog(folder, progress.step)
+        on_resume(progress)
+    log = MetricsLog(folder, progress.step, settings.lines(progress))
     total = settings.epochs * batches.per_epoch
     bar = tqdm(
         total=total, initial=progress.step, desc=settings.label, unit="step", mininterval=1,

@@ -97,6 +97,10 @@ class LoopSettings:
         score = progress.history[-1][self.headline]
         return f"{self.label} epoch {len(progress.history)}: {self.headline} {score:.4f}"
 
+    def lines(self, progress: Progress) -> int:
+        """Number of lines that metrics.jsonl has of what was done: of logged steps and of epochs."""
+        return progress.step // self.log_every + len(progress.history)
+
     def note(self, progress: Progress, metrics: dict[str, float]) -> bool:
         """Adds a finished epoch to the history; whether it is the best so far.
 

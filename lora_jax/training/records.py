@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
-import json
+import logging
 import math
 import os
 import platform
@@ -15,16 +15,18 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from tensorboardX import SummaryWriter
 
-from lora_jax.files import to_json, write_bytes
+from lora_jax import json_lines
+from lora_jax.files import set_aside, write_bytes
 from lora_jax.sharding.hosts import is_main
 from lora_jax.summary import Summary
+from lora_jax.training.event_file import EventFile
 
 PACKAGES = (
     "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "transformers", "safetensors",
     "ml-collections", "numpy", "scikit-learn", "scipy",
 )  # fmt: skip
+_LOG = logging.getLogger(__name__)
 
 
 class MetricsLog:
@@ -34,30 +36,44 @@ class MetricsLog:
     processes only the first one writes.
     """
 
-    def __init__(self, folder: str | os.PathLike[str], resume_step: int = 0):
+    def __init__(self, folder: str | os.PathLike[str], resume_step: int = 0, lines: int = 0):
+        """Opens both.
+
+        Args:
+          folder: of the run.
+          resume_step: of its checkpoint.
+          lines: that the file should have up to that step, at least; if it has fewer, or damaged ones,
+            that is said and the file is kept under another name.
+
+        Raises:
+          OSError: they cannot be written.
+        """
         self._writes = is_main()
         if not self._writes:
             return
-        self._path = Path(folder) / "metrics.jsonl"
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        kept = []
-        if self._path.exists():
-            for line in self._path.read_text().splitlines():
-                try:
-                    if json.loads(line)["step"] <= resume_step:
-                        kept.append(line + "\n")
-                except json.JSONDecodeError:
-                    continue  # the line a killed run was writing
-        write_bytes(self._path, "".join(kept).encode())
-        self._file = self._path.open("a")
-        self._board = SummaryWriter(str(Path(folder) / "tensorboard"), purge_step=resume_step + 1)
+        path = Path(folder) / "metrics.jsonl"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        kept, what = _kept(path, resume_step, lines)
+        if what:
+            aside = f"kept as {set_aside(path)}" if path.exists() else "gone"
+            _LOG.warning(
+                "%s: %s before step %d of the checkpoint; the file is %s, and the run goes on without them",
+                path, what, resume_step, aside,
+            )  # fmt: skip
+        write_bytes(path, json_lines.text_of(kept))
+        self._file = json_lines.Appender(path)
+        self._board = EventFile(Path(folder) / "tensorboard", purge_step=resume_step + 1)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Appends one line and the same scalars for TensorBoard."""
+        """Appends one line and the same scalars for TensorBoard.
+
+        Raises:
+          OSError: the disk is full, or the like; it names the file, which has no part of the line.
+          FolderInUseError: another program has taken the run's folder over.
+        """
         if not self._writes:
             return
-        self._file.write(to_json({"step": step, **values}, indent=None) + "\n")
-        self._file.flush()
+        self._file.write({"step": step, **values})
         for name, value in values.items():
             self._board.add_scalar(name, value, step)
 
@@ -66,6 +82,22 @@ class MetricsLog:
         if self._writes:
             self._file.close()
             self._board.close()
+
+
+def _kept(path: Path, step: int, expected: int) -> tuple[list[str], str]:
+    """The lines up to a step, and what is wrong with them.
+
+    What a killed run was writing was behind its checkpoint: damage there is no loss.
+    """
+    lines = json_lines.read(path)
+    steps = [value.get("step") for value in lines.values]
+    pairs = list(zip(steps, lines.texts, strict=True))
+    kept = [text for at, text in pairs if type(at) is int and at <= step]
+    odd = [number for number, (at, _) in enumerate(pairs, 1) if type(at) is not int]
+    if len(kept) < expected:
+        return kept, f"{expected - len(kept)} of {expected} lines are damaged or missing"
+    before = [n for n in (*lines.bad, *odd) if n <= len(kept)]
+    return kept, f"damaged {json_lines.numbers(before)}" if before else ""
 
 
 def environment() -> dict[str, Any]:

@@ -19,7 +19,7 @@ from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Array, Key
 
-from lora_jax import inputs, run_folder
+from lora_jax import adapters, inputs, locking, run_files, run_folder
 from lora_jax.checks import json_values
 from lora_jax.costs import flops
 from lora_jax.errors import DivergedError, InputError
@@ -30,6 +30,7 @@ from lora_jax.sharding.hosts import from_main
 from lora_jax.sharding.mesh import RUN
 from lora_jax.training import loop, step
 from lora_jax.training.adapted_model import AdaptedModel
+from lora_jax.training.kept import check_best, check_record
 from lora_jax.training.loop import Batches
 from lora_jax.training.progress import Progress
 from lora_jax.training.records import environment, peak_memory
@@ -49,6 +50,8 @@ class Goal:
       evaluate: metrics of the trainable parameters, with which goes what moved of the model's state.
       on_best: called after each epoch that is the best so far.
       smaller_is_better: whether a smaller headline is the better one.
+      on_resume: called with the progress of the checkpoint that a run goes on from; it raises if what
+        `on_best` made is not there any more.
     """
 
     label: str
@@ -56,6 +59,7 @@ class Goal:
     evaluate: Callable[[Params], dict[str, float]]
     on_best: Callable[[Params, Progress], None]
     smaller_is_better: bool = False
+    on_resume: Callable[[Progress], None] = lambda progress: None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,7 +144,7 @@ class Trainer(AdaptedModel):
                 evaluate=goal.evaluate, trainable=placed,
                 state=self.placement.initial_state(tx.init, placed), frozen=self.frozen,
                 key=self.placement.replicate(dropout_key), folder=folder, on_best=goal.on_best,
-                place=self.placement.batch, flops=flops_of,
+                place=self.placement.batch, flops=flops_of, on_resume=goal.on_resume,
             )  # fmt: skip
             return progress
 
@@ -193,10 +197,8 @@ class Trainer(AdaptedModel):
         config = run_folder.plain(json_values(values))
         given = {"training data": batches, "validation data": validation}
         data = {name: mark for name, b in given.items() if (mark := getattr(b, "digest", None))}
-        record = from_main(lambda: run_folder.finished(folder, config, (), _REMEDY))
-        from_main(lambda: inputs.check(folder, data, _REMEDY))
-        if record is not None:
-            return self._result(folder, Progress.from_record(record), record)
+        if (result := self._finished(folder, config, data)) is not None:
+            return result
         if not self.settings.epochs:
             raise InputError("epochs is 0: there is nothing to train")
         if validation is None and evaluate is None:
@@ -220,20 +222,48 @@ class Trainer(AdaptedModel):
         goal = Goal(
             label=label, headline=headline, evaluate=metrics, on_best=save,
             smaller_is_better=smaller_is_better,
+            on_resume=lambda progress: check_best(folder, progress),
         )  # fmt: skip
         train = self.prepare(batches, loss, goal, seed=seed, folder=folder)
-        inputs.write(folder, data)  # first: a claimed folder always says what its run is made from
-        if not run_folder.claim(folder, config):
-            raise InputError(f"the folder {folder} is not the same on all hosts; use a shared one")
-        progress = train()
-        record = {**self._record(progress, headline, config), "inputs": data}
-        write_json(folder / run_folder.RESULT, record)
+        with locking.exclusive(folder):
+            result = self._finished(folder, config, data, held=True)
+            if result is not None:  # of another program, just now
+                return result
+            inputs.write(
+                folder, data
+            )  # first: a claimed folder always says what its run is made from
+            if not run_folder.claim(folder, config):
+                raise InputError(
+                    f"the folder {folder} is not the same on all hosts; use a shared one"
+                )
+            progress = train()
+            unsigned = {**self._record(progress, headline, config), "inputs": data}
+            record = from_main(lambda: run_files.signed(folder, run_folder.plain(unsigned)))
+            write_json(folder / run_folder.RESULT, record)
         return self._result(folder, progress, record)
 
     def _result(self, folder: Path, progress: Progress, record: dict[str, Any]) -> FitResult:
         if progress.diverged:
             raise DivergedError({"this run": progress.diverged}, folder)
         return FitResult(self.load(folder), progress, record)
+
+    def _finished(
+        self, folder: Path, config: Mapping[str, Any], data: inputs.Inputs, *, held: bool = False
+    ) -> FitResult | None:
+        """The result of a finished run, read back and checked."""
+
+        def read() -> dict[str, Any] | None:
+            record = run_folder.finished(folder, config, (), _REMEDY)
+            inputs.check(folder, data, _REMEDY)
+            if record is not None:
+                run_files.check(folder, record, adapters.load_adapter, held=held)
+                check_record(folder / run_folder.RESULT, record)
+            return record
+
+        record = from_main(read)
+        if record is None:
+            return None
+        return self._result(folder, Progress.from_record(record), record)
 
     def _record(
         self, progress: Progress, headline: str, config: Mapping[str, Any]

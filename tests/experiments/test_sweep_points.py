@@ -13,6 +13,7 @@ from configs.sweep.common import sweep_config
 from experiments.sweep.experiment import EXPERIMENTS
 from experiments.sweep.points import Point, compatible, points
 from experiments.sweep.programs import Program, programs
+from lora_jax.reading import Record
 from lora_jax.run_folder import flat as flattened
 
 QUERY, KEY = ".*/attention/query", ".*/attention/key"
@@ -265,7 +266,7 @@ def test_a_program_survives_its_description():
         "method": program.method.to_json(),
     }  # fmt: skip
     assert json.loads(json.dumps(program.to_json())) == values
-    assert Program.from_json(values) == program
+    assert Program.from_json(Record("plan.json", values)) == program
 
 
 def test_fewer_runs_than_devices_that_need_one():

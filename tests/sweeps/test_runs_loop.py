@@ -87,7 +87,7 @@ def in_memory(monkeypatch):
         monkeypatch.setattr(module, "Checkpoints", InMemory)
     monkeypatch.setattr(InMemory, "kept", {})
     board = types.SimpleNamespace(add_scalar=lambda *_: None, close=lambda: None)
-    monkeypatch.setattr(records, "SummaryWriter", lambda *_, **__: board)
+    monkeypatch.setattr(records, "EventFile", lambda *_, **__: board)
     return monkeypatch
 
 

@@ -1,0 +1,111 @@
+"""Files of JSON lines that grow while a program runs, and are read back after it was killed."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lora_jax.errors import FileError
+from lora_jax.files import check_writable, to_json
+from lora_jax.reading import MOST_TEXT, named, parse_json, read_bytes
+
+
+@dataclasses.dataclass(frozen=True)
+class Lines:
+    """The lines of a file that are whole, and what is not.
+
+    Attributes:
+      texts: of the whole lines, without line ends.
+      values: the JSON objects in them.
+      bad: numbers (from 1) of the lines that are no JSON objects.
+      torn: the text behind the last line end, if it is no JSON object: what a killed program was writing.
+    """
+
+    texts: list[str]
+    values: list[dict[str, Any]]
+    bad: list[int]
+    torn: str
+
+
+def read(path: Path) -> Lines:
+    """Reads a file of JSON lines; one that is not there has none.
+
+    Raises:
+      FileError: it is a folder, or too large.
+      OSError: it cannot be read.
+    """
+    result, torn = Lines([], [], [], ""), ""
+    if not path.exists():
+        return result
+    lines = read_bytes(path, MOST_TEXT).split(b"\n")
+    for number, line in enumerate(lines, 1):
+        try:
+            text = line.decode()
+            value = parse_json(text, path)
+        except (UnicodeDecodeError, FileError):
+            value = None
+        if isinstance(value, dict):
+            result.texts.append(text)
+            result.values.append(value)
+        elif number == len(lines):
+            torn = line.decode(errors="replace")
+        else:
+            result.bad.append(number)
+    return dataclasses.replace(result, torn=torn)
+
+
+def numbers(lines: Sequence[int]) -> str:
+    """`line 3`, or `lines 3, 4, 5 and 9 more`, for a message."""
+    shown = ", ".join(map(str, lines[:3]))
+    more = f" and {len(lines) - 3} more" if len(lines) > 3 else ""
+    return f"line{'s' if len(lines) > 1 else ''} {shown}{more}"
+
+
+class Appender:
+    """Appends lines, each of which is in the file when `write` returns."""
+
+    def __init__(self, path: Path):
+        """Opens the file.
+
+        Raises:
+          OSError: it cannot be written.
+        """
+        check_writable(path)
+        self._path = path
+        self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+
+    def write(self, value: dict[str, Any]) -> None:
+        """Appends a value.
+
+        Raises:
+          OSError: the disk is full, or the like; it names the file, which has no part of the line.
+        """
+        check_writable(self._path)
+        left = memoryview((to_json(value, indent=None) + "\n").encode())
+        end = os.fstat(self._file).st_size
+        try:
+            while left:
+                left = left[os.write(self._file, left) :]
+        except OSError as error:
+            os.ftruncate(self._file, end)
+            raise named(error, self._path) from error
+
+    def close(self) -> None:
+        """Closes the file."""
+        if self._file >= 0:
+            os.close(self._file)
+            self._file = -1
+
+    def __enter__(self) -> Appender:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+
+def text_of(lines: Sequence[str]) -> bytes:
+    """The content of a file with these lines."""
+    return "".join(f"{line}\n" for line in lines).encode()
