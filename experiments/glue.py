@@ -20,7 +20,7 @@ import numpy as np
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from experiments.runs import command_line
+from experiments.runs import command_line, folder
 from experiments.runs.classification import ClassificationTask, Outputs, Problem
 from experiments.runs.record import check_converged, parameters_text, shown, speed
 from experiments.runs.run import loaded, run_all
@@ -83,7 +83,9 @@ def _evaluated(config: ConfigDict, workdir: Path | None) -> dict[str, float]:
     outputs = run.outputs(trainable)
     result = classification.metrics(outputs)
     if workdir is not None:
-        write_json(workdir / "evaluation.json", {"adapter": config.adapter, "metrics": result})
+        made_from = {"inputs": dict(classification.inputs), "config": folder.plain(config)}
+        record = {"adapter": config.adapter, "metrics": result, **made_from}
+        write_json(workdir / "evaluation.json", record)
         by_split = classification.logits(outputs) if is_main() else {}
         for split, logits in by_split.items():
             text = StringIO()

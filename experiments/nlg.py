@@ -19,7 +19,7 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from experiments.paper.scores import as_in_paper
-from experiments.runs import command_line
+from experiments.runs import command_line, folder
 from experiments.runs.data_to_text import DataToTextTask
 from experiments.runs.record import check_converged, parameters_text, shown, speed
 from experiments.runs.run import loaded, run_all
@@ -34,7 +34,8 @@ def evaluate(config: ConfigDict, workdir: Path) -> dict[str, Any]:
         task = DataToTextTask(config)
         run, trainable = loaded(task, workdir)
         result = task.finish(lambda: run.trained(trainable))
-        write_json(workdir / "evaluation.json", {"adapter": config.adapter, **result})
+        made_from = {"inputs": dict(task.inputs), "config": folder.plain(config)}
+        write_json(workdir / "evaluation.json", {"adapter": config.adapter, **result, **made_from})
     return result
 
 

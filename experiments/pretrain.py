@@ -11,6 +11,7 @@ goes on with the same command.
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +27,14 @@ from experiments.runs import command_line, fields, folder
 from experiments.runs.language import Validation
 from experiments.runs.record import check_converged, training_record
 from experiments.runs.settings import mesh_for, model_arguments, train_settings
-from lora_jax import files, locking, methods, partition
-from lora_jax.data import data_to_text
+from lora_jax import digests, files, locking, methods, partition
+from lora_jax.data import data_to_text, tokenizers
 from lora_jax.data.batches import TrainingBatches
 from lora_jax.data.completions import TokenisedPairs, tokenise_pairs
 from lora_jax.data.pairs import Pairs
 from lora_jax.data.tokenizers import DECODER, check_texts, load_tokenizer, size
 from lora_jax.errors import InputError
+from lora_jax.inputs import Inputs
 from lora_jax.models import hub
 from lora_jax.models.decoder import Decoder, DecoderConfig
 from lora_jax.partition import Params
@@ -108,17 +110,30 @@ def documents(
 def pretrain(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     """Trains the model, writes DIR/model and the run record DIR/result.json, and returns the record."""
     fields.check_config(config, fields.PRETRAIN)
-    if (record := folder.finished(workdir, config)) is not None:
+    record = folder.finished(workdir, config)
+    with together():
+        corpora = {split: read_corpora(config, split) for split in ("train", "valid")}
+    given = {
+        f"{name} {split} data": digests.of_texts([*pairs.contexts, *pairs.completions])
+        for split, several in corpora.items()
+        for name, pairs in zip(config.data.corpora, several, strict=True)
+    }
+    if config.tokenizer.name:
+        given["tokenizer"] = tokenizers.digest(hub.find(config.tokenizer.name))
+    folder.check_inputs(workdir, given)
+    if record is not None:
         return record
     with locking.exclusive(workdir):
         # Another program may have finished it just now.
         record = folder.finished(workdir, config, held=True)
-        return record or _pretrain(config, workdir)
+        folder.check_inputs(workdir, given)
+        return record or _pretrain(config, workdir, corpora, given)
 
 
-def _pretrain(config: ConfigDict, workdir: Path) -> dict[str, Any]:
-    with together():
-        train, valid = (read_corpora(config, split) for split in ("train", "valid"))
+def _pretrain(
+    config: ConfigDict, workdir: Path, corpora: Mapping[str, list[Pairs]], given: Inputs
+) -> dict[str, Any]:
+    train, valid = corpora["train"], corpora["valid"]
     tokenizer = get_tokenizer(config, train, workdir / "tokenizer")
     for name, pairs in zip(config.data.corpora, train, strict=True):
         texts = [*dict.fromkeys(pairs.contexts), *pairs.completions]
@@ -167,7 +182,7 @@ def _pretrain(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     train_run = trainer.prepare(
         batches, step.completion_loss(), goal, seed=config.seed, folder=workdir
     )
-    folder.claim(workdir, config)
+    folder.claim(workdir, config, given)
     run = {**train_run().record(), "shapes": batches.menu.shapes}
     record = {
         "task": "pretrain",
@@ -175,6 +190,7 @@ def _pretrain(config: ConfigDict, workdir: Path) -> dict[str, Any]:
         "documents": len(rows),
         "notes": {name: p.notes for name, p in zip(config.data.corpora, train, strict=True)},
         **training_record([run], "loss"),
+        "inputs": dict(given),
         "seeds": {str(config.seed): run},
         "config": folder.plain(config),
     }

@@ -12,8 +12,6 @@ import numpy as np
 
 from lora_jax.errors import InputError
 
-_CHUNK = 2**22  # bytes of a file that are read at once
-
 
 def of_texts(texts: Iterable[str], labels: Any = None) -> str:
     """The digest of texts in their order, and of an array of labels beside them."""
@@ -46,13 +44,11 @@ def of_sequences(sequences: Sequence[np.ndarray]) -> str:
 
 def of_files(paths: Iterable[Path]) -> str:
     """The digest of files: names and contents, in the order of their names."""
-    digest = hashlib.sha256()
+    parts = []
     for path in sorted(paths, key=lambda path: path.name):
-        digest.update(f"{path.name} {path.stat().st_size} ".encode())
         with path.open("rb") as file:
-            while chunk := file.read(_CHUNK):
-                digest.update(chunk)
-    return digest.hexdigest()
+            parts += [path.name, hashlib.file_digest(file, "sha256").hexdigest()]
+    return of_texts(parts)
 
 
 def _add_array(digest: hashlib._Hash, array: np.ndarray) -> None:

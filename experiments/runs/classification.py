@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -17,8 +18,9 @@ from experiments.runs import fields, folder
 from experiments.runs.record import by_seed, chosen_adapter, training_record
 from experiments.runs.settings import RunSettings, mesh_for, model_arguments, run_settings
 from experiments.runs.task import Trained
-from lora_jax import methods
+from lora_jax import digests, methods
 from lora_jax.data import batches, tokenizers
+from lora_jax.data.batch import Batch
 from lora_jax.data.glue import Examples
 from lora_jax.data.special_tokens import in_examples, special_ids
 from lora_jax.errors import InputError
@@ -82,33 +84,55 @@ class ClassificationTask:
         self.mesh = mesh_for(config, self._encoder.heads)
         unused = hub.unused_heads(hub.check(self._folder, self._encoder))
         self.notes: Mapping[str, str] = {"model": unused} if unused else {}
-        tokenizer = tokenizers.load_tokenizer(
+        self._tokenizer = tokenizers.load_tokenizer(
             self._folder, tokenizers.ENCODER, self._encoder.vocab_size
         )
         problem = self.problem = read()
         self.name, self.headline = problem.name, problem.headline
         self.loss = step.regression_loss if problem.regression else step.classification_loss
-        special = special_ids(self.method.special_tokens, self._encoder.vocab_size)
-        room = min(config.data.max_length, self._encoder.max_length - special.count)
-        self.max_length = room + special.count
-
-        def tokens(examples: Examples, split: str) -> batches.TokenisedExamples:
-            where = f"{problem.name} {split}"
-            texts = [*examples.first, *(examples.second or ())]
-            tokenizers.check_texts(texts, tokenizer, where)
-            tokenised = batches.tokenise(examples, tokenizer, room)
-            tokenizers.check_types(tokenised, self._encoder.type_vocab_size, where)
-            return in_examples(tokenised, special)
-
-        self.train = None if problem.train is None else tokens(problem.train, "train")
-        self._evaluations = {split: tokens(e, split) for split, e in problem.evaluations.items()}
-        self._packed = {  # once, for all runs and epochs
-            split: batches.evaluation_batches(
-                data, self.width, self.max_length, parts=shares(self.mesh)
-            )
-            for split, data in self._evaluations.items()
+        self._special = special_ids(self.method.special_tokens, self._encoder.vocab_size)
+        self._room = min(config.data.max_length, self._encoder.max_length - self._special.count)
+        self.max_length = self._room + self._special.count
+        self.inputs = {
+            "model": hub.digest(self._folder),
+            "tokenizer": tokenizers.digest(self._folder),
+            **{f"{split} data": _digest(e) for split, e in problem.evaluations.items()},
+            **({} if problem.train is None else {"train data": _digest(problem.train)}),
         }
-        self.evaluation_batches = [b for pairs in self._packed.values() for _, b in pairs]
+
+    # What follows is made when it is first asked for: a run that is only read back needs none of it.
+
+    @functools.cached_property
+    def train(self) -> batches.TokenisedExamples | None:
+        """The training examples as tokens; None where the task only evaluates."""
+        texts = self.problem.train
+        return None if texts is None else self._tokens(texts, "train")
+
+    @functools.cached_property
+    def evaluation_batches(self) -> list[Batch]:
+        """All dev examples, one split after the other."""
+        return [batch for pairs in self._packed.values() for _, batch in pairs]
+
+    @functools.cached_property
+    def _packed(self) -> dict[str, list[tuple[np.ndarray, Batch]]]:
+        return {
+            split: batches.evaluation_batches(
+                self._tokens(examples, split), self.width, self.max_length, parts=shares(self.mesh)
+            )
+            for split, examples in self.problem.evaluations.items()
+        }
+
+    def _tokens(self, examples: Examples, split: str) -> batches.TokenisedExamples:
+        where = f"{self.name} {split}"
+        texts = [*examples.first, *(examples.second or ())]
+        tokenizers.check_texts(texts, self._tokenizer, where)
+        tokenised = batches.tokenise(examples, self._tokenizer, self._room)
+        tokenizers.check_types(tokenised, self._encoder.type_vocab_size, where)
+        return in_examples(tokenised, self._special)
+
+    def prepare(self) -> None:
+        """Makes all that is not made yet, see `Task.prepare`."""
+        _ = self.train, self.evaluation_batches
 
     def model(self, seed: int) -> tuple[Classifier, jax.Array]:
         """The pre-trained model with a run's new head, and the key for what a method inserts."""
@@ -132,7 +156,7 @@ class ClassificationTask:
           outputs: of every evaluation batch.
         """
         result, remaining = {}, iter(outputs)
-        for split, data in self._evaluations.items():
+        for split, data in self.problem.evaluations.items():
             result[split] = np.zeros((len(data), self.problem.num_outputs), np.float32)
             for indices, _ in self._packed[split]:
                 result[split][indices] = next(remaining)[: len(indices)]
@@ -140,7 +164,7 @@ class ClassificationTask:
 
     def metrics(self, outputs: Sequence[np.ndarray]) -> dict[str, float]:
         """The scores of one run."""
-        labels = {split: data.labels for split, data in self._evaluations.items()}
+        labels = {split: data.labels for split, data in self.problem.evaluations.items()}
         return self.problem.score(self.logits(outputs), labels)
 
     def finish(self, trained: Callable[[], Trained]) -> dict[str, Any]:
@@ -164,9 +188,14 @@ class ClassificationTask:
             "adapter": chosen_adapter(runs, self.headline),
             **training_record(list(runs.values()), self.headline),
             **({"notes": dict(self.notes)} if self.notes else {}),
+            "inputs": dict(self.inputs),
             "seeds": by_seed(runs),
             "config": folder.plain(settings.config),
         }
+
+
+def _digest(examples: Examples) -> str:
+    return digests.of_texts([*examples.first, *(examples.second or ())], examples.labels)
 
 
 def _keys(seed: int) -> jax.Array:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -16,7 +17,7 @@ from experiments.runs.language import Validation, end_tokens
 from experiments.runs.record import by_seed, chosen_adapter, training_record
 from experiments.runs.settings import RunSettings, mesh_for, model_arguments, run_settings
 from experiments.runs.task import Trained
-from lora_jax import methods
+from lora_jax import digests, methods
 from lora_jax.data import completions, data_to_text, tokenizers
 from lora_jax.data.batch import Batch
 from lora_jax.data.pairs import Pairs, by_context
@@ -62,21 +63,51 @@ class DataToTextTask:
             self._folder, tokenizers.DECODER, self._decoder.vocab_size
         )
         settings = {k: v for k, v in config.decode.items() if k != "batch_size"}
-        search = BeamSearch(end_tokens(self.tokenizer), **settings)
-        self.train: completions.TokenisedPairs | None = None
-        self.evaluation_batches: Sequence[Batch] = ()
+        self._search, self._config = BeamSearch(end_tokens(self.tokenizer), **settings), config
+        self._pairs: dict[str, Pairs] = {}  # for training, by split
         if config.epochs and not config.eval_only:
-            self.train = self._tokenised("train", data.max_examples)
-            self._validation = Validation(
-                self._tokenised("valid", data.max_eval_examples), width=self.width,
-                max_length=self.max_length, mesh=self.mesh,
-            )  # fmt: skip
-            self.evaluation_batches = self._validation.batches
+            limits = {"train": data.max_examples, "valid": data.max_eval_examples}
+            self._pairs = {split: self._read(split).take(n) for split, n in limits.items()}
         self.split: str = data.decode_split
-        test = by_context(self._read(self.split)).take(data.max_prompts)
-        room = self.max_length - search.max_tokens - self._special.count
-        prompts = in_prompts(completions.prompts(test, self.tokenizer, room), self._special)
-        self.decoding = Decoding(config, self.tokenizer, search, test, prompts)
+        self._test = by_context(self._read(self.split)).take(data.max_prompts)
+        references = [text for texts in self._test.references for text in ("\n", *texts)]
+        self.inputs = {
+            "model": hub.digest(self._folder),
+            "tokenizer": tokenizers.digest(self._folder),
+            **{
+                f"{split} data": digests.of_texts([*pairs.contexts, *pairs.completions])
+                for split, pairs in self._pairs.items()
+            },
+            "decoded data": digests.of_texts([*self._test.contexts, *references]),
+        }
+
+    # What follows is made when it is first asked for: a run that is only read back needs none of it.
+
+    @functools.cached_property
+    def train(self) -> completions.TokenisedPairs | None:
+        """The training rows as tokens; None where the task only decodes."""
+        return self._tokenised("train") if self._pairs else None
+
+    @functools.cached_property
+    def _validation(self) -> Validation:
+        return Validation(
+            self._tokenised("valid"), width=self.width, max_length=self.max_length, mesh=self.mesh
+        )
+
+    @functools.cached_property
+    def evaluation_batches(self) -> Sequence[Batch]:
+        """All validation rows; none where the task only decodes."""
+        return self._validation.batches if self._pairs else ()
+
+    @functools.cached_property
+    def decoding(self) -> Decoding:
+        """What follows training."""
+        room = self.max_length - self._search.max_tokens - self._special.count
+        prompts = completions.prompts(self._test, self.tokenizer, room)
+        return Decoding(
+            self._config, self.tokenizer, self._search, self._test,
+            in_prompts(prompts, self._special),
+        )  # fmt: skip
 
     def _read(self, split: str) -> Pairs:
         pairs = data_to_text.read(self.name, split, self._source)
@@ -86,10 +117,14 @@ class DataToTextTask:
             self.notes[split] = pairs.notes
         return pairs
 
-    def _tokenised(self, split: str, limit: int) -> completions.TokenisedPairs:
+    def _tokenised(self, split: str) -> completions.TokenisedPairs:
         room = self.max_length - self._special.count
-        pairs = self._read(split).take(limit)
-        return in_pairs(completions.tokenise_pairs(pairs, self.tokenizer, room), self._special)
+        pairs = completions.tokenise_pairs(self._pairs[split], self.tokenizer, room)
+        return in_pairs(pairs, self._special)
+
+    def prepare(self) -> None:
+        """Makes all that is not made yet, see `Task.prepare`."""
+        _ = self.train, self.evaluation_batches, self.decoding
 
     def model(self, seed: int) -> tuple[Decoder, jax.Array]:
         """The pre-trained model, and the key for what a method inserts in a run."""
@@ -123,6 +158,7 @@ class DataToTextTask:
             "headline": self.headline,
             "split": self.split,
             **scores_record(list(runs.values()), self.notes),
+            "inputs": dict(self.inputs),
             "seeds": by_seed(runs),
             "config": folder.plain(settings.config),
         }

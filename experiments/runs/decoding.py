@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from transformers import PreTrainedTokenizerBase
 
 from experiments.runs.task import Trained
-from lora_jax import partition
+from lora_jax import digests, partition
 from lora_jax.data.pairs import EvaluationSet, clean
 from lora_jax.decoding.beam import BeamSearch, Continuations, beam_search
 from lora_jax.decoding.predictions import Predictions, decode_all
@@ -52,6 +52,7 @@ class Decoding:
             **config.decode.to_dict(),
             "dataset": config.dataset,
             "split": config.data.decode_split,
+            "inputs": digests.of_sequences(self.prompts),
         }
         self._searches: dict[Structure, Callable[..., Continuations]] = {}
 

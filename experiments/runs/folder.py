@@ -9,7 +9,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from experiments.runs.record import check_record
-from lora_jax import run_files, run_folder
+from lora_jax import inputs, run_files, run_folder
 from lora_jax.adapters import load_adapter
 from lora_jax.errors import InputError
 from lora_jax.files import write_json
@@ -66,12 +66,27 @@ def write_record(workdir: Path, record: Mapping[str, Any]) -> dict[str, Any]:
     return signed
 
 
-def claim(workdir: Path, config: ConfigDict) -> None:
+def check_inputs(workdir: Path, given: inputs.Inputs) -> None:
+    """Raises InputError if the run of a folder was made from other data, tokenizer or weights."""
+    remedy = "Use another --workdir, or give it what that run was made from"
+    hosts.from_main(lambda: inputs.check(workdir, given, remedy))
+
+
+def claim(workdir: Path, config: ConfigDict, given: inputs.Inputs | None = None) -> None:
     """Makes the folder this config's, once all its input has proved good.
+
+    Args:
+      workdir: of the run.
+      config: of the run.
+      given: digests of what the run is made from.
 
     Raises:
       ValueError: another host does not see the folder.
     """
+    if given is not None:
+        inputs.write(
+            workdir, given
+        )  # first: a claimed folder always says what its run is made from
     if not run_folder.claim(workdir, plain(config)):
         raise InputError(
             f"the folder {workdir} is not the same on all hosts; --workdir must be on a file system "

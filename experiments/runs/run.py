@@ -125,19 +125,22 @@ def run_all(
       trained all the same.
     """
     fields.check_run(config)
-    if (record := folder.finished(workdir, config)) is not None:
+    record = folder.finished(workdir, config)  # another config is refused before data are read
+    with together():
+        task = make_task(config)
+    folder.check_inputs(workdir, task.inputs)
+    if record is not None:
         return record
+    with together():
+        task.prepare()
     with locking.exclusive(workdir):
         # Another program may have finished it just now.
         record = folder.finished(workdir, config, held=True)
-        return record or _train_all(make_task, config, workdir)
+        folder.check_inputs(workdir, task.inputs)
+        return record or _train_all(task, config, workdir)
 
 
-def _train_all(
-    make_task: Callable[[ConfigDict], Task], config: ConfigDict, workdir: Path
-) -> dict[str, Any]:
-    with together():
-        task = make_task(config)
+def _train_all(task: Task, config: ConfigDict, workdir: Path) -> dict[str, Any]:
     for split, note in task.notes.items():
         command_line.say(f"{task.name} {split}: {note}")
     runs: dict[int, Mapping[str, Any]] = {}
@@ -147,7 +150,7 @@ def _train_all(
         if not runs:
             if train and task.settings.verify:
                 run.verify()
-            folder.claim(workdir, config)
+            folder.claim(workdir, config, task.inputs)
             command_line.say(run.trainer.summary)
             model = model_record(run.trainer.summary, run.trainer.layers)
         trained = train() if train else {}
@@ -174,5 +177,6 @@ def loaded(task: Task, workdir: Path | None) -> tuple[Run, Params]:
     Raises:
       FileNotFoundError, ValueError: no adapter, or one of another method or base.
     """
+    task.prepare()
     run = Run(task, task.settings.seeds[0], workdir)
     return run, run.trainer.load(Path(task.settings.adapter))

@@ -60,6 +60,7 @@ class Task(Protocol):
       train: the training examples; None where a run only evaluates.
       evaluation_batches: in order; `metrics` takes what `function` gives for each.
       notes: on the data, by split.
+      inputs: digests of model, tokenizer and data, see `lora_jax.inputs`.
     """
 
     @property
@@ -100,6 +101,13 @@ class Task(Protocol):
 
     @property
     def notes(self) -> Mapping[str, str]: ...  # noqa: D102
+
+    @property
+    def inputs(self) -> Mapping[str, str]: ...  # noqa: D102
+
+    def prepare(self) -> None:
+        """Tokenises and packs all texts; what is wrong with them shows here, before a folder is claimed."""
+        ...
 
     def function(self, model: nnx.Module, batch: Batch) -> jax.Array:
         """What is computed of an evaluation batch."""

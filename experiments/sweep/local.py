@@ -9,14 +9,17 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from experiments.runs import command_line
+from experiments.runs import folder as workdirs
+from experiments.sweep.experiment import experiment
 from experiments.sweep.folder import SweepFolder
 from experiments.sweep.live_table import LiveTable, RunStatus
 from experiments.sweep.memory import Memory
 from experiments.sweep.points import Point, compatible, points
-from experiments.sweep.program import train_program
+from experiments.sweep.program import folder_of, train_program
 from experiments.sweep.programs import Program, programs
 from experiments.sweep.shared_base import SharedBase
 from lora_jax.errors import FolderInUseError, InputError
+from lora_jax.inputs import FILE as INPUTS
 from lora_jax.sharding.hosts import from_main, is_main
 from lora_jax.sharding.mesh import RUN
 from lora_jax.sweeps.members import Watch
@@ -150,11 +153,22 @@ def run_sweep(
     with table or nullcontext():
         board.show()
         for together in compatible(members):
+            if only is None:
+                _check_inputs(config, folder, together)
             for base, unfinished in _work(config, folder, together, only):
                 for program in unfinished:
                     _train(folder, base, program, board, shared=only is None)
                 del base  # it makes room for that of the next points
     return folder
+
+
+def _check_inputs(config: ConfigDict, folder: SweepFolder, members: Sequence[Point]) -> None:
+    """Raises InputError if points that are started or finished were made from other data or weights."""
+    started = [point for point in members if (folder_of(folder.path, point) / INPUTS).exists()]
+    if started:
+        task = experiment(config.experiment).task(members[0].config)
+        for point in started:
+            workdirs.check_inputs(folder_of(folder.path, point), task.inputs)
 
 
 def _train(

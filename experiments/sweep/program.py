@@ -12,14 +12,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.runs.folder import write_record
+from experiments.runs.folder import check_inputs, write_record
 from experiments.runs.run import adapter_notes
 from experiments.runs.task import Trained
 from experiments.sweep.points import Point
 from experiments.sweep.programs import Program
 from experiments.sweep.shared_base import SharedBase, Start
 from experiments.sweep.steps import Steps
-from lora_jax import adapters, files
+from lora_jax import adapters, files, inputs
 from lora_jax.partition import Params
 from lora_jax.run_folder import CHECKPOINTS
 from lora_jax.sweeps import padding, runs, step
@@ -47,6 +47,9 @@ def train_program(
     """
     steps = base.steps(program.method)
     points = [base.points[name] for name in program.points]
+    for point in points:
+        check_inputs(folder_of(workdir, point), base.task.inputs)
+        inputs.write(folder_of(workdir, point), base.task.inputs)
     starts = [base.start(point) for point in points]
     filled = [*range(len(points)), *[len(points) - 1] * (program.runs - len(points))]
     batches = base.batches([points[i] for i in filled])

@@ -67,6 +67,7 @@ class SharedBase:
         self.points = {point.name: point for point in points}
         self.settings = points[0].settings
         self.task = experiment(experiment_name).task(points[0].config)
+        self.task.prepare()
         self._model: nnx.Module
         self._model, self._key = self.task.model(points[0].seed)
         self.widest = self._new_steps(common_method([point.method for point in points]), None)

@@ -14,6 +14,7 @@ WHOLE = "tokenizer.json"  # has everything
 # The files that hold a vocabulary: one of these sets is needed. Others only configure.
 SETS = ((WHOLE,), ("vocab.txt",), ("vocab.json", "merges.txt"))
 _CONFIGURE = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+FILES = (*dict.fromkeys(name for names in SETS for name in names), *_CONFIGURE)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

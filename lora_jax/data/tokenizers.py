@@ -12,8 +12,9 @@ from typing import Any
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from lora_jax import digests
 from lora_jax.data.packing import TokenisedExamples
-from lora_jax.data.tokenizer_files import Vocabulary, read_vocabulary
+from lora_jax.data.tokenizer_files import FILES, Vocabulary, read_vocabulary
 from lora_jax.errors import FileError, InputError
 from lora_jax.reading import Record, read_object
 
@@ -133,6 +134,11 @@ def _check_ids(folder: Path, tokenizer: PreTrainedTokenizerBase, config: Record)
                 f"{found}, the id of {str(getattr(tokenizer, key.removesuffix('_id')))!r} in the "
                 f"tokenizer of {folder}", _BELONGS,
             )  # fmt: skip
+
+
+def digest(folder: Path) -> str:
+    """What tells the tokenizer of a folder from others: a digest of its files."""
+    return digests.of_files(path for name in FILES if (path := folder / name).is_file())
 
 
 def size(tokenizer: PreTrainedTokenizerBase) -> int:

@@ -21,7 +21,7 @@ from flax import nnx
 from jaxtyping import Array, Key
 from safetensors.numpy import save
 
-from lora_jax import partition
+from lora_jax import digests, partition
 from lora_jax.errors import InputError
 from lora_jax.files import to_json, write_bytes
 from lora_jax.models import architectures, config_json
@@ -35,6 +35,11 @@ from lora_jax.models.tensors import Plan, plan, to_published
 from lora_jax.surgery import Inserted
 
 HEAD = r"head/.*"
+
+
+def digest(folder: Path) -> str:
+    """What tells the model of a folder from others: a digest of config.json and the weights' files."""
+    return digests.of_files([folder / "config.json", *folder.glob("*.safetensors")])
 
 
 def read_config(folder: Path, **overrides: Any) -> EncoderConfig:
