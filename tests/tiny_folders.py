@@ -36,7 +36,9 @@ def write_bert(folder: pathlib.Path, kind=transformers.BertModel, **config) -> N
 
 def _bpe(special: list[str]) -> ByteLevelBPETokenizer:
     tokenizer = ByteLevelBPETokenizer()
-    tokenizer.train_from_iterator(_TEXTS, vocab_size=280, special_tokens=special, show_progress=False)
+    tokenizer.train_from_iterator(
+        _TEXTS, vocab_size=280, special_tokens=special, show_progress=False
+    )
     return tokenizer
 
 
