@@ -6,7 +6,7 @@ tokens that an embedding has no row for. Both train without an error, so both ar
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,12 +43,13 @@ def load_tokenizer(
       MissingFileError: no tokenizer files.
       FileError, OSError: broken files, a tokenizer of another model, or code of its own.
     """
-    vocabulary = read_vocabulary(folder)
+    vocabulary, wanted = read_vocabulary(folder), _wanted_ids(folder)
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             str(folder), trust_remote_code=False, local_files_only=True
         )
         _check(folder, tokenizer, vocabulary, needed)
+        _try(tokenizer, pairs="cls_token" in needed)
     except (FileError, KeyboardInterrupt, SystemExit):
         raise
     except (
@@ -67,8 +68,7 @@ def load_tokenizer(
             f"{_BELONGS}. If tokens were added on purpose, give the model rows for them: "
             "model.resize_token_embeddings(len(tokenizer)), then save it",
         )  # fmt: skip
-    if (folder / "config.json").is_file():
-        _check_ids(folder, tokenizer, read_object(folder / "config.json"))
+    _check_ids(folder, tokenizer, wanted, "cls_token" in needed)
     return tokenizer
 
 
@@ -116,21 +116,45 @@ _DEFAULTS: dict[str, dict[str, Any]] = {"roberta": {"pad_token_id": 1}}
 _IDS = tuple(f"{name}_token_id" for name in ("pad", "bos", "eos", "cls", "sep", "unk", "mask"))
 
 
-def _check_ids(folder: Path, tokenizer: PreTrainedTokenizerBase, config: Record) -> None:
-    """Raises FileError if config.json gives a special token of the tokenizer another id."""
+def _try(tokenizer: PreTrainedTokenizerBase, pairs: bool) -> None:
+    """Raises whatever it likes if the tokenizer cannot do what runs do; its settings are unchecked."""
+    texts = ["a b c", "a" * 40]
+    for special in (True, False):
+        ids = tokenizer(texts, add_special_tokens=special, split_special_tokens=True)["input_ids"]
+        tokenizer.batch_decode(ids)
+    if pairs:
+        for second, cut in ((texts, "longest_first"), (None, True)):
+            tokenizer(texts, second, truncation=cut, max_length=8, return_token_type_ids=True)
+
+
+def _wanted_ids(folder: Path) -> dict[str, list[int]]:
+    """The ids of special tokens that config.json names, if there is one; any of a list is right."""
+    path = folder / "config.json"
+    config = read_object(path) if path.is_file() else Record(path, {})
     values = {**_DEFAULTS.get(str(config.values.get("model_type")), {}), **config.values}
+    wanted = {}
     for key in _IDS:
-        wanted, found = values.get(key), getattr(tokenizer, key, None)
-        if wanted is None:
-            continue
-        allowed = wanted if isinstance(wanted, list) and key == "eos_token_id" else [wanted]
-        if not all(isinstance(i, int) and not isinstance(i, bool) for i in allowed):
-            raise config.error(key, repr(wanted), "an integer")
-        # experiments.pretrain wrote the end token as both.
-        both = key == "bos_token_id" and tokenizer.eos_token_id in allowed
+        if (value := values.get(key)) is not None:
+            wanted[key] = value if isinstance(value, list) and key == "eos_token_id" else [value]
+            if not all(isinstance(i, int) and not isinstance(i, bool) for i in wanted[key]):
+                raise config.error(key, repr(value)[:80], "an integer")
+    return wanted
+
+
+def _check_ids(
+    folder: Path,
+    tokenizer: PreTrainedTokenizerBase,
+    wanted: Mapping[str, list[int]],
+    encoder: bool,
+) -> None:
+    """Raises FileError if config.json gives a special token of the tokenizer another id."""
+    for key, allowed in wanted.items():
+        found = getattr(tokenizer, key, None)
+        # experiments.pretrain wrote the end token of a decoder as both.
+        both = key == "bos_token_id" and tokenizer.eos_token_id in allowed and not encoder
         if found is not None and found not in allowed and not both:
             raise FileError(
-                config.path, key, str(wanted),
+                folder / "config.json", key, ", ".join(map(str, allowed)),
                 f"{found}, the id of {str(getattr(tokenizer, key.removesuffix('_id')))!r} in the "
                 f"tokenizer of {folder}", _BELONGS,
             )  # fmt: skip

@@ -65,12 +65,14 @@ class Keys:
         what it is without the key.
       without_effect: those that change nothing of what is computed here.
       same_as: other names of the fields, which transformers takes too.
+      defaults: of the fields without a key, where those of the configuration here are others.
     """
 
     ranges: Mapping[str, Range]
     fixed: Mapping[str, tuple[Any, ...]]
     without_effect: tuple[str, ...] = _WITHOUT_EFFECT
     same_as: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    defaults: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def known(self) -> set[str]:
         """All of them."""
@@ -109,6 +111,7 @@ GPT2 = Keys(
         "num_attention_heads": "n_head",
         "num_hidden_layers": "n_layer",
     },
+    defaults={"embd_pdrop": 0.1, "attn_pdrop": 0.1, "resid_pdrop": 0.1},
 )  # fmt: skip
 
 
@@ -120,7 +123,7 @@ def read(folder: Path) -> Record:
     """
     path = folder / "config.json"
     if not path.is_file():
-        raise MissingFileError(f"{path} is missing; {without_config(folder)}")
+        raise MissingFileError(f"{path} is missing. {without_config(folder)}")
     return read_object(path)
 
 
@@ -138,10 +141,10 @@ def without_config(folder: Path) -> str:
             "the adapter as config.adapter"
         )
     if (folder / "model" / "config.json").is_file():
-        return f"the model is in {folder / 'model'}: name that folder"
+        return f"The model is in {folder / 'model'}: name that folder"
     held = ", ".join(sorted(p.name for p in folder.iterdir())[:12]) if folder.is_dir() else ""
     return (
-        f"a model folder needs config.json, safetensors and tokenizer files, and this one holds "
+        f"A model folder needs config.json, safetensors and tokenizer files, and this one holds "
         f"{held or 'nothing'}"
     )
 
@@ -189,4 +192,4 @@ def fields(record: Record, keys: Keys) -> dict[str, Any]:
             raise record.error(name, repr(value)[:80], str(allowed))
         if not allowed.integer and value is not None:
             values[name] = float(value)
-    return values
+    return {**keys.defaults, **values}

@@ -97,14 +97,17 @@ def _indexed(folder: Path) -> dict[str, Tensors]:
                 path, f"weight_map.{tensor}", repr(name),
                 "the plain name of a .safetensors file in the same folder",
             )  # fmt: skip
-    files: dict[str, Tensors] = {}
-    for name in sorted(set(named.values())):
+    if not named:
+        raise FileError(path, "weight_map", "{}", "the files of all tensors")
+    shards = sorted(set(named.values()))
+    for name in shards:
         if not (folder / name).is_file():
             raise MissingFileError(
                 f"{folder / name} is missing, which {path} names. {_without_weights(folder)}"
             )
-        files[name] = shard = Tensors(folder / name)
-        for tensor in shard.types:
+    files = {name: Tensors(folder / name) for name in shards}
+    for name, file in files.items():
+        for tensor in file.types:
             if tensor not in named:
                 raise FileError(path, "weight_map", f"no {tensor}", f"it, as {name} has it")
             if named[tensor] != name:
