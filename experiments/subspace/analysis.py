@@ -14,6 +14,7 @@ from experiments.subspace import directions, page, tables
 from experiments.subspace.figures import FigureFolder
 from experiments.subspace.tables import Row
 from experiments.subspace.updates import Updates, read
+from lora_jax import locking
 from lora_jax.analysis import factor_pairs, similarity
 from lora_jax.analysis.amplification import Amplification, amplification
 
@@ -31,6 +32,11 @@ def analyse(config: ConfigDict, workdir: Path) -> Tables:
       FileNotFoundError, ValueError: adapters or the base cannot be read or do not fit, or a field of
         the config is wrong.
     """
+    with locking.exclusive(workdir):
+        return _analysed(config, workdir)
+
+
+def _analysed(config: ConfigDict, workdir: Path) -> Tables:
     updates = read(config)
     kinds = directions.checked_kinds(list(config.directions))
     figures = FigureFolder(workdir / "figures", layers=tuple(config.layers), zoom=config.zoom)
