@@ -1,5 +1,7 @@
 """A run of `Trainer.fit` that takes a second, for tests that kill it and damage its folder."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -49,16 +51,19 @@ def arrays():
 
 def fit(folder, rank=2, at_step=lambda step: None):
     """Trains in the folder, or goes on there; the first epoch is the best by its score."""
-    method = lj.lora({"up": {"rank": rank}}, head="head/.*")
-    settings = TrainSettings(epochs=3, learning_rate=0.02, log_every=1, checkpoint_every=2)
-    trainer = Trainer(Model(nnx.Rngs(0)), method, settings, head="head/.*")
     data = arrays()
-    # As many updates as the run has had: Adam counts them.
-    return trainer.fit(
+    return trainer(rank).fit(
         Batches(data, 8, at_step=at_step), loss, folder, validation=ArrayBatches(data, 8),
         headline="distance", smaller_is_better=True,
         evaluate=lambda model: {"distance": jnp.abs(model.head.bias[...]).sum()},
     )  # fmt: skip
+
+
+@functools.cache
+def trainer(rank):
+    method = lj.lora({"up": {"rank": rank, "alpha": 2}}, head="head/.*")
+    settings = TrainSettings(epochs=3, learning_rate=0.02, log_every=1, checkpoint_every=2)
+    return Trainer(Model(nnx.Rngs(0)), method, settings, head="head/.*")
 
 
 def killed_at(folder, step):
