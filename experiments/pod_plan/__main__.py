@@ -15,6 +15,7 @@ there already is not compiled again.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -28,7 +29,7 @@ from experiments.pod_plan.report import report, search
 from experiments.pod_plan.tables import ranking
 from experiments.runs import command_line
 from experiments.runs.fields import OPEN, PLAN, check_config
-from lora_jax import methods
+from lora_jax import locking, methods
 
 
 def main(_: list[str]) -> None:
@@ -41,12 +42,13 @@ def main(_: list[str]) -> None:
         check_config(config, PLAN, OPEN)
         workdir = Path(_WORKDIR.value) if _WORKDIR.value else None
         head = head_pattern(config)
-        planner = Planner(config, _TOPOLOGY.value or "", workdir)
-        if _SEARCH.value:
-            method = methods.create(head=head, **config.method.to_dict())
-            print(ranking(search(planner, method)))
-        else:
-            print(report(planner, config, head))
+        with locking.exclusive(workdir) if workdir else contextlib.nullcontext():
+            planner = Planner(config, _TOPOLOGY.value or "", workdir)
+            if _SEARCH.value:
+                method = methods.create(head=head, **config.method.to_dict())
+                print(ranking(search(planner, method)))
+            else:
+                print(report(planner, config, head))
 
 
 if __name__ == "__main__":

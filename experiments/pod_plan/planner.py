@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import json
+import logging
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +20,7 @@ from experiments.pod_plan.abstract_step import (
 )
 from experiments.pod_plan.figures import StepFigures
 from experiments.runs import folder
+from lora_jax import files, json_lines
 from lora_jax.costs import chips, compiled
 from lora_jax.costs.chips import Chip
 from lora_jax.errors import InputError
@@ -29,6 +30,7 @@ from lora_jax.sharding.mesh import AXES, RUN, make_mesh, shares
 
 # Fields of a config that are not of a step, or (the last three) only of a sweep's.
 _NOT_OF_STEP = ("mesh", "verify", "search", "runs", "orders", "single_mesh")
+_LOG = logging.getLogger(__name__)
 
 
 class Planner:
@@ -42,8 +44,7 @@ class Planner:
         self.path = None if workdir is None else workdir / "plans.jsonl"
         self.known: dict[str, dict[str, Any]] = {}
         if self.path is not None and self.path.exists():
-            lines = map(json.loads, self.path.read_text().splitlines())
-            self.known = {line["key"]: line["plan"] for line in lines}
+            self.known = _known(self.path)
 
     def figures(
         self, method: Method, mesh: dict[str, int], rows: int, runs: int = 1
@@ -75,9 +76,8 @@ class Planner:
             self.known[key] = dataclasses.asdict(self._compile(method, devices, sizes, rows, runs))
             if self.path is not None:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
-                with self.path.open("a") as file:
-                    line = {"key": key, "plan": self.known[key]}
-                    file.write(to_json(line, indent=None) + "\n")
+                with json_lines.Appender(self.path) as file:
+                    file.write({"key": key, "plan": self.known[key]})
         return StepFigures(**self.known[key])
 
     def single_mesh(self, mesh: dict[str, int]) -> dict[str, int]:
@@ -172,6 +172,27 @@ class Planner:
                 for fsdp in _divisors(left):
                     sizes = {"data": left // fsdp, "fsdp": fsdp, "model": model}
                     yield {RUN: run, **sizes} if runs > 1 else sizes
+
+
+def _known(path: Path) -> dict[str, dict[str, Any]]:
+    """The plans in a file, by key; one with damaged lines is kept under another name."""
+    lines = json_lines.read(path)
+    names = {field.name for field in dataclasses.fields(StepFigures)}
+    whole = [
+        (text, value["key"], value["plan"])
+        for text, value in zip(lines.texts, lines.values, strict=True)
+        if isinstance(value.get("key"), str)
+        and isinstance(value.get("plan"), dict)
+        and value["plan"].keys() == names
+    ]
+    if damaged := len(lines.bad) + len(lines.values) - len(whole):
+        _LOG.warning(
+            "%s: %d damaged lines; the file is kept as %s, and their plans are made again",
+            path, damaged, files.set_aside(path),
+        )  # fmt: skip
+    if damaged or lines.torn:
+        files.write_bytes(path, json_lines.text_of([text for text, _, _ in whole]))
+    return {key: plan for _, key, plan in whole}
 
 
 def _check_runs(mesh: Mesh, runs: int) -> None:

@@ -15,6 +15,7 @@ from experiments.subspace import directions, page, tables
 from experiments.subspace.figures import FigureFolder
 from experiments.subspace.tables import Row
 from experiments.subspace.updates import Updates, read
+from lora_jax import locking
 from lora_jax.analysis import factor_pairs, similarity
 from lora_jax.analysis.amplification import Amplification, amplification
 
@@ -33,6 +34,11 @@ def analyse(config: ConfigDict, workdir: Path) -> Tables:
         the config is wrong.
     """
     check_config(config, SUBSPACE, ("adapters",))
+    with locking.exclusive(workdir):
+        return _analysed(config, workdir)
+
+
+def _analysed(config: ConfigDict, workdir: Path) -> Tables:
     updates = read(config)
     kinds = directions.checked_kinds(list(config.directions))
     figures = FigureFolder(workdir / "figures", layers=tuple(config.layers), zoom=config.zoom)

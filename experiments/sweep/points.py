@@ -19,6 +19,7 @@ from lora_jax.method import Method
 from lora_jax.run_folder import flat
 from lora_jax.sweeps.common_method import NUMBERS, structure_of
 
+_LONGEST = 255  # bytes of a folder's name
 # Differing in these, runs are still one program: arrays hold them. In anything else, they are not.
 _VECTORISED = ("seeds", "learning_rate", "data.order_seed", *(f"method.{name}" for name in NUMBERS))
 
@@ -86,6 +87,11 @@ def points(config: ConfigDict) -> list[Point]:
             run = _with(config.run, values, f"grids.{grid_name}")
             check_run(run)
             name = _name(run, values, varied, labels)
+            if len(name.encode()) > _LONGEST:
+                raise InputError(
+                    f"config.grids: the name {name[:60]}... is too long for a folder; give long values short "
+                    "labels (config.labels)"
+                )
             same = by_name.setdefault(name, Point(name, run, method(run)))
             if workdirs.plain(same.config) != workdirs.plain(run):
                 raise InputError(
