@@ -31,11 +31,34 @@ def webnlg_json(entries: list[dict]) -> dict:
 
 def webnlg_xml(entries: list[dict]) -> str:
     """The same entries as the official release writes them."""
+    return _xml(
+        entries, "      <originaltripleset><otriple>x | y | z</otriple></originaltripleset>"
+    )
+
+
+def dart_xml(entries: list[dict]) -> str:
+    """Entries of DART's json as the XML beside it has them."""
+    keys = ("subject", "property", "object")
+    return _xml(
+        [
+            {
+                "category": "MISC",
+                "modifiedtripleset": [dict(zip(keys, t, strict=True)) for t in each["tripleset"]],
+                "lexicalisations": [
+                    {"comment": text["source"], "lex": text["text"]} for text in each["annotations"]
+                ],
+            }
+            for each in entries
+        ]
+    )
+
+
+def _xml(entries: list[dict], first: str = "") -> str:
     lines = ['<?xml version="1.0" encoding="UTF-8"?>', "<benchmark>", "  <entries>"]
     for number, each in enumerate(entries, 1):
         category = saxutils.quoteattr(each["category"])
         lines.append(f'    <entry category={category} eid="Id{number}" size="1">')
-        lines += ["<originaltripleset><otriple>x | y | z</otriple></originaltripleset>"]
+        lines += [first] if first else []
         lines.append("      <modifiedtripleset>")
         for triple in each["modifiedtripleset"]:
             parts = " | ".join(triple[key] for key in ("subject", "property", "object"))

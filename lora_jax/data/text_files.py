@@ -35,7 +35,9 @@ def folder(source: str) -> pathlib.Path:
     try:
         return pathlib.Path(source).expanduser()
     except RuntimeError as error:
-        raise InputError(f"{source!r} names no folder: {error}. Write the path out") from error
+        raise InputError(
+            f"{source!r} names no folder, as there is no such user. Write the path out"
+        ) from error
 
 
 def find(folders: Iterable[pathlib.Path], names: Sequence[str]) -> list[pathlib.Path]:

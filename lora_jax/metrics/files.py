@@ -19,6 +19,9 @@ from lora_jax.data.text_files import read_text
 from lora_jax.errors import FileError, InputError
 from lora_jax.files import write_text
 
+MOST = (
+    10_000  # characters of a text that can be scored in reasonable time; the corpora have up to 445
+)
 _REMEDY = "Save the file as UTF-8, with one text a line"
 
 
@@ -99,7 +102,12 @@ def _lines(path: Path) -> list[str]:
     if not text:
         raise FileError(path, "", "an empty file", "one text a line", _REMEDY)
     # Only \n ends a line here: splitting at the rarer breaks would shift all lines after them.
-    return [line.strip() for line in text.removesuffix("\n").split("\n")]
+    lines = [line.strip() for line in text.removesuffix("\n").split("\n")]
+    for number, line in enumerate(lines, start=1):
+        if len(line) > MOST:
+            found, expected = f"a text of {len(line):,} characters", f"at most {MOST:,}"
+            raise FileError(path, f"line {number}", found, expected, "Cut it")
+    return lines
 
 
 def _blocks(path: Path) -> list[list[str]]:

@@ -11,11 +11,10 @@ from pycocoevalcap.rouge.rouge import Rouge
 from lora_jax.errors import InputError
 from lora_jax.metrics import meteor, mteval, ptb
 from lora_jax.metrics import webnlg as nlg
-from lora_jax.metrics.files import half_of_pair, one_line
+from lora_jax.metrics.files import MOST, half_of_pair, one_line
 from lora_jax.metrics.java import JavaError
 
 TIMEOUT = 1800.0  # seconds for each Java program; the E2E test set takes under a minute
-MOST = 10_000  # characters of a text; the longest of the corpora has 445
 LORA = "lora"
 BLEUS = (LORA, *nlg.TOKENIZERS)  # what `webnlg` can compute as BLEU
 

@@ -8,7 +8,7 @@ import shutil
 
 import numpy as np
 import pytest
-from corpus_files import entry, webnlg_json, webnlg_xml, write
+from corpus_files import dart_xml, entry, webnlg_json, webnlg_xml, write
 
 from lora_jax.data import data_to_text, e2e
 from lora_jax.data.pairs import Pairs, by_context
@@ -151,6 +151,27 @@ def test_real_webnlg_xml_gives_the_rows_of_the_json(real_data, tmp_path):
     # A plain file is taken instead of its packed copy, not beside it.
     write(tmp_path / "webnlg_2017/dev" / f"{names[0]}.gz", "never read")
     assert data_to_text.read("webnlg", "valid", str(tmp_path)) == expected
+
+
+def test_real_dart_xml_gives_the_rows_of_the_json(real_data, tmp_path):
+    entries = json.loads((real_data / "nlg/dart/dev.json").read_bytes())[::9]
+    odd = {"source": "s", "text": " a < b & 'c' é \t"}, {"source": "s", "text": ""}
+    entries += [
+        {"tripleset": [["", "IS  IN", " x"]], "annotations": list(odd)},
+        {"tripleset": [["a", "B", "c"]], "annotations": []},  # no text, no row
+    ]
+    write(tmp_path / "json/dart-v1.1.1-full-dev.json", entries)
+    write(tmp_path / "xml/dart/data/v1.1.1/dart-v1.1.1-full-dev.xml", dart_xml(entries))
+    expected = data_to_text.read("dart", "valid", str(tmp_path / "json"))
+    assert rows(expected)[-2:] == [(" : is  in :  x", text["text"], "") for text in odd]
+    assert data_to_text.read("dart", "valid", str(tmp_path / "xml")) == expected
+    # The json is taken if both are there, the part of the train set only if nothing else is.
+    write(tmp_path / "xml/dev.json", entries[:1])
+    assert len(data_to_text.read("dart", "valid", str(tmp_path / "xml"))) < len(expected)
+    write(tmp_path / "train.partial.json", entries[:1])
+    write(tmp_path / "data/v1.1.1/dart-v1.1.1-full-train.xml.gz", dart_xml(entries))
+    pairs = data_to_text.read("dart", "train", str(tmp_path))
+    assert rows(pairs) == rows(expected) and pairs.notes == ""
 
 
 @pytest.mark.parametrize("suffix", ["", ".gz"])

@@ -69,3 +69,19 @@ def test_class_ids_agree_with_tfds():
         assert task.labels == tuple(configs[name].label_classes or ())
         assert task.num_outputs == (len(task.labels) if task.labels else 1)
         assert task.folder == configs[name].data_dir
+
+
+def test_damaged_tfds_data_are_refused(offline_tfds, tmp_path):
+    task, root = glue_tasks.task("rte"), tmp_path / "tfds"
+    glue.read(task, "train", f"tfds:{root}")
+    for name in ("dataset_info.json", "glue-train.array_record-00000-of-00001"):
+        (path,) = root.rglob(name)
+        whole = path.read_bytes()
+        for content in (b"", whole[: len(whole) // 2], b"\xff" * len(whole), b"[" * 100_000):
+            path.write_bytes(content)
+            with pytest.raises(
+                OSError, match=f"TFDS could not (prepare|read) .*glue/rte in {root}"
+            ):
+                glue.read(task, "train", f"tfds:{root}")
+        path.write_bytes(whole)
+    glue.read(task, "train", f"tfds:{root}")

@@ -59,6 +59,10 @@ def test_aligned_references(tmp_path):
     [
         (b"", "refs.txt: found an empty file, expected one text a line"),
         (b"\n \n", "only blank lines"),
+        (
+            b"a\n" + b"b" * 10_001,
+            "line 2: found a text of 10,001 characters, expected at most 10,0",
+        ),
         (b"a\n\n\nb\n", "line 3: found a second blank line"),
         (b"\n\na\n", "line 1: found a second blank line"),
         (b"a\nb\n\xffc\n", "refs.txt, line 3: found bytes that are not UTF-8"),
