@@ -13,7 +13,7 @@ from typing import Any
 
 from lora_jax.errors import FileError, MissingFileError
 from lora_jax.models import decoder, encoder
-from lora_jax.models.ranges import Range
+from lora_jax.ranges import Range
 from lora_jax.reading import Record, read_object
 
 # Ids of special tokens: the check of the tokenizer compares them (`lora_jax.data.tokenizers`).
@@ -188,7 +188,7 @@ def fields(record: Record, keys: Keys) -> dict[str, Any]:
                 raise record.error(other, repr(found), f"the value of {name}, {values[name]!r}")
     for name, value in values.items():
         allowed = keys.ranges[name]
-        if value not in allowed:
+        if not allowed.accepts(value):
             raise record.error(name, repr(value)[:80], str(allowed))
         if not allowed.integer and value is not None:
             values[name] = float(value)

@@ -32,10 +32,11 @@ from lora_jax.models.sublayer import (
     FeedForwardSublayer,
     PreNorm,
 )
+from lora_jax.ranges import Range
 from lora_jax.sharding.axes import constrain
 
 # Of the fields that config.json has, see `DecoderConfig`.
-RANGES: Mapping[str, ranges.Range] = {
+RANGES: Mapping[str, Range] = {
     "n_embd": ranges.WIDTH,
     "n_layer": ranges.DEPTH,
     "n_head": ranges.WIDTH,

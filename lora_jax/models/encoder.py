@@ -30,10 +30,11 @@ from lora_jax.models.sublayer import (
     FeedForwardSublayer,
     PostNorm,
 )
+from lora_jax.ranges import Range
 from lora_jax.sharding.axes import constrain, named
 
 # Of the fields that config.json has, see `EncoderConfig`.
-RANGES: Mapping[str, ranges.Range] = {
+RANGES: Mapping[str, Range] = {
     "vocab_size": ranges.ROWS,
     "hidden_size": ranges.WIDTH,
     "num_hidden_layers": ranges.DEPTH,
