@@ -19,6 +19,7 @@ from ml_collections import ConfigDict
 from configs import quickstart
 from experiments.runs import command_line
 from experiments.runs.classification import ClassificationTask, Outputs, Problem
+from experiments.runs.record import check_converged
 from experiments.runs.run import run_all
 from lora_jax.data import sentiment
 from lora_jax.data.glue import Examples
@@ -75,6 +76,7 @@ def main(_: list[str]) -> None:
         for method in ("head_only", "lora"):
             config = quickstart.get_config(method)
             results.append(run_all(task, config, folder / method))
+            check_converged(results[-1], folder / method)
     print(f"\n{table(*results)}\n\nrecords and adapters: {folder}/head_only, {folder}/lora")
 
 

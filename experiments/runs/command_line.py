@@ -7,6 +7,7 @@ import os
 import re
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 from absl import app, flags
 
@@ -22,10 +23,24 @@ def say(text: object) -> None:
 
 
 def parse_flags(arguments: list[str]) -> list[str]:
-    """The `flags_parser` of `app.run`: a config field that does not exist is a readable error."""
+    """The `flags_parser` of `app.run`: what is wrong with the config is a readable error.
+
+    Whatever the file of the config raises is told: it is the user's own code.
+    """
     try:
-        return app.parse_flags_with_usage(arguments)
-    except AttributeError as error:  # from ml_collections, which names the field only
+        rest = app.parse_flags_with_usage(arguments)
+        if "config" in flags.FLAGS:
+            flags.FLAGS["config"].value.to_dict()  # a file that could not be loaded shows here
+        return rest
+    except Exception as error:
+        if os.environ.get("LORA_JAX_DEBUG"):
+            raise
+        sys.exit(f"error: {_config_error(error, arguments)}")
+
+
+def _config_error(error: Exception, arguments: list[str]) -> str:
+    """What went wrong with the config that a command line names."""
+    if isinstance(error, AttributeError):  # from ml_collections, which names the field only
         named = re.search(r"\w+", str(error))  # in quotes of several kinds, with advice behind
         field = named[0] if named else str(error)
         named_by = [a for a in arguments if f".{field}=" in a or a.endswith(f".{field}")]
@@ -33,9 +48,16 @@ def parse_flags(arguments: list[str]) -> list[str]:
         known = (
             f"a mesh has {', '.join(AXES)}" if mesh else "see the file of --config and its imports"
         )
-        sys.exit(
-            f"error: {named_by[0] if named_by else field}: no field {field!r} in the config; {known}"
-        )
+        if named_by:
+            return f"{named_by[0]}: no field {field!r} in the config; {known}"
+    file = next(
+        (a.partition("=")[2] for a in arguments if a.startswith(("--config=", "-config="))), ""
+    )
+    path = Path(file.partition(":")[0])
+    if not file or path.is_file():
+        return f"--config={file}: {type(error).__name__}: {' '.join(str(error).split())}"
+    there = "is a folder" if path.is_dir() else "does not exist"
+    return f"--config={file}: {path} {there}; name a file such as configs/glue/minilm.py:rte"
 
 
 def hosts_flag() -> flags.FlagHolder[str]:
