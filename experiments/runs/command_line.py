@@ -30,7 +30,7 @@ def parse_flags(arguments: list[str]) -> list[str]:
     try:
         rest = app.parse_flags_with_usage(arguments)
         if "config" in flags.FLAGS:
-            flags.FLAGS["config"].value.to_dict()  # a file that could not be loaded shows here
+            dict(flags.FLAGS["config"].value or {})  # a file that could not be loaded shows here
         return rest
     except Exception as error:
         if os.environ.get("LORA_JAX_DEBUG"):
