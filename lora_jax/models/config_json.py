@@ -167,7 +167,9 @@ def check_fixed(record: Record, keys: Keys) -> None:
     for key, allowed in keys.fixed.items():
         value = record.values.get(key, allowed[0])
         if not any(type(value) is type(right) and value == right for right in allowed):
-            shown = [repr(right) for right in allowed if right is not None] or ["no such key"]
+            shown = (
+                ["no such key"] if allowed[0] is None else [repr(right) for right in allowed[:2]]
+            )
             raise FileError(
                 record.path, key, f"{key} {value!r}", " or ".join(dict.fromkeys(shown)),
                 _REMEDIES.get(key, "Other values are not implemented"),

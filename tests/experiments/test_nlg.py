@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+import transformers
 
 from configs.nlg import small
 from experiments import nlg
@@ -258,6 +260,19 @@ def test_a_model_of_another_kind_and_an_adapter_of_another_method(
     with pytest.raises(ValueError, match="was trained by another method(.|\n)*Use the method"):
         nlg.evaluate(config("e2e,full", eval_only=True, adapter=adapter), tmp_path / "full")
     assert not list(tmp_path.iterdir())
+
+
+def test_an_added_token_never_becomes_one_of_a_prefix(config, tiny_nlg, tmp_path):
+    """Its id would be that of the first special token of the method, which is trained."""
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_nlg / "gpt2", folder)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_tokens(["pub"])
+    tokenizer.save_pretrained(folder)
+    values = config("e2e,prefix_embed", model__name=str(folder))
+    with pytest.raises(ValueError, match=r"the token 'pub' with id \d+, expected ids below"):
+        run_all(DataToTextTask, values, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 # tests/experiments/test_glue.py trains every method; here those whose decoding differs in kind.

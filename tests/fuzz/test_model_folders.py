@@ -120,7 +120,7 @@ def mutate_tensors(draw, path):
         kind = draw(st.sampled_from(["int8", "bool", "float16", "float64", "int64", "complex64"]))
         tensors[name] = value.astype(kind)
     elif action == "shape":
-        shapes = [value[..., :-1], value[None], value.reshape(-1), value.T, value[:0]]
+        shapes = [value[..., :-1], value[None], value.reshape(-1, 1), value[:0]]
         tensors[name] = draw(st.sampled_from(shapes)).copy()
     elif action == "nan":
         tensors[name] = value.copy()

@@ -259,6 +259,12 @@ def test_unsupported_settings_are_errors(rewritten, change, message):
         ("package:no_such.package", "not installed"),
         ("package:json", "json"),  # a package without weights
         ("package:glob", "glob"),  # a module, no package
+        ("package:", "without dots"),
+        ("package:os.path", "without dots"),
+        ("package:../json", "without dots"),
+        ("package:__main__", "not installed"),
+        ("~nobody_of_this_name/model", "does not exist"),
+        ("two words", "does not exist"),
         ("./no/such/folder", "does not exist"),
         ("/no/such/folder", "does not exist"),
         ("no/such/folder", "does not exist"),
@@ -267,6 +273,36 @@ def test_unsupported_settings_are_errors(rewritten, change, message):
 def test_unknown_names_are_errors(name, message):
     with pytest.raises(FileNotFoundError, match=message):
         hub.find(name)
+
+
+@pytest.mark.parametrize("name", ["", " ", "a\0b"])
+def test_no_name_is_an_error(name):
+    with pytest.raises(ValueError, match=r"names no model\. A model is named by its folder"):
+        hub.find(name)
+
+
+@pytest.mark.wrong_types
+def test_a_name_is_a_string():
+    with pytest.raises(TypeError, match="must be a string, got 3"):
+        hub.find(3)
+
+
+def test_the_name_of_a_file_is_an_error(saved):
+    with pytest.raises(ValueError, match=r"is a file; the name of its folder is wanted"):
+        hub.find(str(saved[1] / "model.safetensors"))
+
+
+def test_a_package_with_two_models_is_ambiguous(saved, tmp_path, monkeypatch):
+    import shutil
+
+    for name in ("a", "b"):
+        shutil.copytree(saved[1], tmp_path / "two_models_package" / name)
+    (tmp_path / "two_models_package/__init__.py").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ValueError, match=r"several models; name one folder: .*a, .*b"):
+        hub.find("package:two_models_package")
+    shutil.rmtree(tmp_path / "two_models_package" / "b")
+    assert hub.find("package:two_models_package") == tmp_path / "two_models_package" / "a"
 
 
 def test_an_unreachable_hub_says_what_to_do(monkeypatch):
