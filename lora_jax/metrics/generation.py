@@ -161,8 +161,11 @@ def webnlg(
         values["ter"] = nlg.sentence_ter(outputs, targets, timeout)
     except TimeoutError as error:
         missing["ter"] = f"did not end in {timeout:g} s: {error}"
-    if corpus_ter:
-        values["ter_corpus"] = nlg.corpus_ter(outputs, targets)
+    try:
+        if corpus_ter:
+            values["ter_corpus"] = nlg.corpus_ter(outputs, targets)
+    except TimeoutError as error:
+        missing["ter_corpus"] = f"would take too long: {error}"
     return Scores(values, missing, notes)
 
 

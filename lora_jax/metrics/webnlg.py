@@ -37,6 +37,7 @@ from lora_jax.metrics import ter
 
 MAX_REFERENCES = 6
 TOKENIZERS = {"multi-bleu": "none", "multi-bleu-detok": "13a"}  # sacrebleu's names, by script
+_MOST_PAIRS = 250_000  # of tokens, which sacrebleu's TER compares in a minute
 _WORDS = NLTKWordTokenizer()
 
 
@@ -102,7 +103,15 @@ def sentence_ter(
 
 
 def corpus_ter(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> float:
-    """Computes corpus TER as TERCOM does: the least edits over the mean reference lengths."""
+    """Computes corpus TER as TERCOM does: the least edits over the mean reference lengths.
+
+    Raises:
+      TimeoutError: texts are so long that it would take minutes for each.
+    """
+    for text, instance in zip(hypotheses, references, strict=True):
+        sizes = len(text.split()), max(len(reference.split()) for reference in instance)
+        if sizes[0] * sizes[1] > _MOST_PAIRS:
+            raise TimeoutError(f"a text of {sizes[0]} tokens against one of {sizes[1]}")
     return _corpus_score(TER(), hypotheses, references)
 
 

@@ -236,7 +236,11 @@ def no_java(monkeypatch):
 
 def scored(hypotheses, references) -> None:
     for function in (generation.e2e, generation.webnlg):
-        for options in ({}, {"bleu": "multi-bleu"}) if function is generation.webnlg else ({},):
+        for options in (
+            ({"corpus_ter": True}, {"bleu": "multi-bleu"})
+            if function is generation.webnlg
+            else ({},)
+        ):
             try:
                 scores = function(hypotheses, references, **options)
             except InputError as error:

@@ -279,9 +279,11 @@ def test_odd_texts_have_values_and_long_ones_are_refused(kind):
 def test_a_ter_that_takes_too_long_is_missing():
     draw = random.Random(0)
     text, reference = (" ".join(draw.choices("abcdef", k=900)) for _ in range(2))
-    found = generation.webnlg([text], [[reference]], timeout=0.2)
-    assert "bleu" in found.values and "ter" not in found.values
-    assert found.missing["ter"] == "did not end in 0.2 s: a text of 900 tokens against one of 900"
+    found = generation.webnlg([text], [[reference]], timeout=0.2, corpus_ter=True)
+    assert found.values.keys() == {"bleu"}
+    size = "a text of 900 tokens against one of 900"
+    assert found.missing["ter"] == f"did not end in 0.2 s: {size}"
+    assert found.missing["ter_corpus"] == f"would take too long: {size}"
 
 
 @pytest.mark.slow
