@@ -39,6 +39,7 @@ from lora_jax.models import hub
 from lora_jax.models.decoder import Decoder, DecoderConfig
 from lora_jax.partition import Params
 from lora_jax.reading import Tensors
+from lora_jax.run_files import MODEL
 from lora_jax.sharding.hosts import from_main, is_main, together
 from lora_jax.sharding.mesh import shares
 from lora_jax.sharding.placement import gather, in_host_memory
@@ -194,12 +195,12 @@ def _pretrain(
         "seeds": {str(config.seed): run},
         "config": folder.plain(config),
     }
-    return folder.write_record(workdir, record)
+    return folder.write_record(workdir, record, MODEL)
 
 
 def _check_model(workdir: Path, progress: Progress) -> None:
     """Raises InputError if the model of the best epoch so far is not there any more."""
-    path = workdir / "model"
+    path = workdir / MODEL
 
     def check() -> None:
         files.recover_folder(path)

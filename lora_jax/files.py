@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from lora_jax.errors import InputError
+from lora_jax.errors import FileError, InputError
 from lora_jax.reading import named
 from lora_jax.sharding.hosts import barrier, is_main
 
@@ -111,6 +111,8 @@ def recover_folder(target: Path) -> None:
 def _beside(target: Path) -> Iterator[Path]:
     new, old = _names(target)
     check_writable(target)
+    if target.exists() and not target.is_dir():
+        raise FileError(target, "", "a file", "a folder, or nothing")
     recover_folder(target)
     shutil.rmtree(new, ignore_errors=True)
     try:

@@ -16,9 +16,9 @@ from lora_jax.run_folder import RESULT, plain
 
 KEY = "digests"
 ADAPTER = "adapter"
-_NEEDED = (ADAPTER, "model")  # names of the folders that the results are
-_FILES = ("adapter/*", "model/*", "metrics.jsonl", "predictions.*", "references.txt")
-_LEFT = (*_FILES, *(f"seed_*/{name}" for name in _FILES))
+MODEL = "model"
+_NEEDED = (ADAPTER, MODEL)  # names of the folders that the results are
+_FILES = ("metrics.jsonl", "predictions.jsonl", "predictions.txt", "references.txt")
 _REMEDY = (
     "Put the file of that run back from a copy, or train again in another folder; for an adapter of which "
     "a whole copy lies in the run's folder this is done without a word from you"
@@ -26,21 +26,27 @@ _REMEDY = (
 _LOG = logging.getLogger(__name__)
 
 
-def signed(folder: Path, record: Mapping[str, Any]) -> dict[str, Any]:
+def signed(folder: Path, record: Mapping[str, Any], made: str = ADAPTER) -> dict[str, Any]:
     """A run's record with digests of the files in its folder, and one of itself.
 
-    Call it on all hosts or on the first; it looks at the files that are there now.
+    Args:
+      folder: of the run, with the files as they are now.
+      record: what result.json is to hold.
+      made: name of the folder, here or in those of the seeds, that is the result: ADAPTER or MODEL.
     """
-    digests = {name: files.digest(folder / name) for name in _names(folder)}
+    digests = {name: files.digest(folder / name) for name in _names(folder, made)}
     whole = {**record, KEY: digests}
     digests[RESULT] = _of_record(whole)
     return whole
 
 
-def _names(folder: Path) -> list[str]:
+def _names(folder: Path, made: str) -> list[str]:
     """Files that a finished run has left for others to read, but for its record and its settings."""
-    found = [path for pattern in _LEFT for path in sorted(folder.glob(pattern)) if path.is_file()]
-    return [path.relative_to(folder).as_posix() for path in found]
+    places = (folder, *sorted(folder.glob("seed_*")))
+    found = [
+        p for place in places for name in (f"{made}/*", *_FILES) for p in sorted(place.glob(name))
+    ]
+    return [path.relative_to(folder).as_posix() for path in found if path.is_file()]
 
 
 def _of_record(record: Mapping[str, Any]) -> str:

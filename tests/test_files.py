@@ -5,6 +5,7 @@ import os
 import pytest
 
 from lora_jax import files, json_lines
+from lora_jax.errors import FileError
 
 
 def full(*_):
@@ -78,6 +79,14 @@ def test_a_folder_is_whole_whenever_its_replacement_is_killed(tmp_path, monkeypa
     files.recover_folder(target)
     assert (target / "file").read_text() == ("old" if renames == 0 else "new")
     assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
+
+
+def test_a_file_is_not_replaced_by_a_folder(tmp_path):
+    (tmp_path / "adapter").write_text("a user's")
+    refused = pytest.raises(FileError, match=r"adapter: found a file, expected a folder")
+    with refused, files.replaced_folder(tmp_path / "adapter"):
+        pytest.fail("it gives a folder")
+    assert (tmp_path / "adapter").read_text() == "a user's"
 
 
 def test_what_is_set_aside_keeps_what_was_set_aside_before(tmp_path):

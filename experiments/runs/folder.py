@@ -58,10 +58,12 @@ def finished(workdir: Path, config: ConfigDict, *, held: bool = False) -> dict[s
     return hosts.from_main(read)
 
 
-def write_record(workdir: Path, record: Mapping[str, Any]) -> dict[str, Any]:
-    """Writes result.json with digests of what the run has left; returns its content."""
+def write_record(
+    workdir: Path, record: Mapping[str, Any], made: str = run_files.ADAPTER
+) -> dict[str, Any]:
+    """Writes result.json with digests of what the run has left, see `run_files.signed`; its content."""
     plain = run_folder.plain(record)
-    signed = hosts.from_main(lambda: run_files.signed(workdir, plain))
+    signed = hosts.from_main(lambda: run_files.signed(workdir, plain, made))
     write_json(workdir / run_folder.RESULT, signed)
     return signed
 

@@ -8,7 +8,8 @@ factors, optimizer state, hyperparameters and random keys have an axis of runs. 
 as fit (`config.runs_per_program`; 0 measures it), the rest after. Points with other differences
 (targets, other methods, batch size) are programs of their own. Every point leaves in DIR/points/NAME what
 experiments.glue or experiments.nlg would; DIR/report.md shows all. A sweep that was killed goes on
-with the same command and repeats nothing finished; grids may grow.
+with the same command and repeats nothing finished; grids may grow. The command may be started several
+times at once, here or on machines that share DIR: each trains the programs that no other trains.
 
 Several devices or hosts: `--config.run.mesh.run=-1` splits the runs over them, together with data,
 fsdp and model. Separate machines: `--engine=ray`, see experiments/sweep/ray.py.

@@ -146,3 +146,39 @@ def test_an_empty_prompt_is_named_before_anything_is_written(tmp_path):
 def test_no_prompts(tmp_path):
     found, search = decode([], tmp_path / "predictions.jsonl")
     assert found.tokens == [] and search.shapes == [] and found.speed()["tokens_per_second"] == 0
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda line: line[: len(line) // 2],
+        lambda line: line.replace("[", "{", 1),
+        lambda line: '{"indices": [0]}',
+        lambda line: line.replace('"indices": [', '"indices": [99, '),
+        lambda line: line.replace('"scores": [', '"scores": ["", '),
+        lambda line: "null",
+    ],
+)
+def test_a_damaged_batch_is_told_kept_and_decoded_again(tmp_path, caplog, damage):
+    prompts, path = make_prompts(), tmp_path / "predictions.jsonl"
+    whole, first = decode(prompts, path)
+    lines = path.read_text().splitlines()
+    lines[2] = damage(lines[2])
+    path.write_text("\n".join(lines) + "\n")
+    damaged = path.read_text()
+    found, again = decode(prompts, path)
+    assert (found.tokens, found.scores) == (whole.tokens, whole.scores)
+    assert len(again.shapes) == 1 and len(first.shapes) == len(lines) - 1
+    assert "predictions.jsonl: 1 damaged lines" in caplog.text
+    assert (tmp_path / "predictions.jsonl.damaged").read_text() == damaged
+
+
+def test_without_the_settings_all_is_decoded_again(tmp_path, caplog):
+    prompts, path = make_prompts(), tmp_path / "predictions.jsonl"
+    whole, first = decode(prompts, path)
+    for damaged in ('{"torn', "{\n" + path.read_text().split("\n", 1)[1]):
+        path.write_text(damaged)
+        found, again = decode(prompts, path)
+        assert found.tokens == whole.tokens and len(again.shapes) == len(first.shapes)
+        assert "all is decoded again" in caplog.text
+        caplog.clear()
