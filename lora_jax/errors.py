@@ -69,5 +69,15 @@ class DivergedError(ArithmeticError):
         self.steps = steps
 
 
+def brief(value: object, length: int = 80) -> str:
+    """A value as messages show it: its `repr`, cut; also of integers too long for Python to write out."""
+    try:
+        return _short(repr(value), length)
+    except ValueError:
+        return "an integer of more digits than Python writes out"
+    except RecursionError:
+        return "a value nested too deep to write out"
+
+
 def _short(text: str, length: int = 160) -> str:
     return text if len(text) <= length else f"{text[:length]}..."
