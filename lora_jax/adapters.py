@@ -1,18 +1,12 @@
-"""Adapter folders: the trained groups of a run, and what is needed to put them back.
+"""Adapters on models: a loaded adapter folder put onto its base. The folder is `adapter_files`'s.
 
-    FOLDER/adapter.safetensors   trained leaves by path, and statistics that moved (see `state`)
-    FOLDER/adapter.json          method, group of each leaf, fingerprint of the base, free notes
-
-Loading is strict both ways: the same leaves with the same shapes, onto the same base. Only
-safetensors and JSON are read; nothing is unpickled.
+Loading is strict both ways: the same leaves with the same shapes, onto the same base.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import json
-import os
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,139 +15,22 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import NamedSharding
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save as to_safetensors
 
-from lora_jax import methods, partition, surgery
-from lora_jax.errors import InputError, MissingFileError
-from lora_jax.files import write_bytes
+from lora_jax import partition, surgery
+from lora_jax.adapter_description import FORMAT as FORMAT
+from lora_jax.adapter_files import DESCRIPTION as DESCRIPTION  # public here, too
+from lora_jax.adapter_files import UNKNOWN_BASE as UNKNOWN_BASE
+from lora_jax.adapter_files import WEIGHTS as WEIGHTS
+from lora_jax.adapter_files import Adapter as Adapter
+from lora_jax.adapter_files import check_values
+from lora_jax.adapter_files import load_adapter as load_adapter
+from lora_jax.adapter_files import save_adapter as save_adapter
+from lora_jax.errors import InputError, InputTypeError
 from lora_jax.fingerprints import accepted
-from lora_jax.fingerprints import base_parameters as base_parameters  # public here, too
+from lora_jax.fingerprints import base_parameters as base_parameters
 from lora_jax.fingerprints import fingerprint as fingerprint
-from lora_jax.method import Method
-from lora_jax.partition import Labels, Params
-from lora_jax.sharding.hosts import barrier
+from lora_jax.partition import Params
 from lora_jax.sharding.placement import gather
-
-FORMAT = "lora_jax adapter 1"
-WEIGHTS = "adapter.safetensors"
-DESCRIPTION = "adapter.json"
-Arrays = dict[str, np.ndarray]
-UNKNOWN_BASE = ""  # instead of a fingerprint: a converted adapter whose base was not at hand
-
-
-@dataclasses.dataclass(frozen=True)
-class Adapter:
-    """A loaded adapter folder.
-
-    Attributes:
-      method: the method that trained it.
-      groups: path to group, of the leaves in `values`.
-      values: path to array (numpy, host memory).
-      base: fingerprint of the base it was trained on, or UNKNOWN_BASE.
-      notes: whatever the run stored beside (task, model name, scores).
-      state: path to array of the statistics that are not the base's any more, see `state`.
-    """
-
-    method: Method
-    groups: Labels
-    values: Arrays
-    base: str
-    notes: dict[str, Any]
-    state: Arrays = dataclasses.field(default_factory=dict)
-
-
-def save_adapter(
-    folder: str | os.PathLike[str],
-    trainable: Mapping[str, Any],
-    labels: Mapping[str, str],
-    method: Method,
-    base: str,
-    notes: Mapping[str, Any] | None = None,
-    *,
-    state: Mapping[str, Any] | None = None,
-) -> Path:
-    """Writes an adapter folder; each file is written beside and renamed, never half there.
-
-    Of several processes all must call it: they give their parts, and the first one writes.
-
-    Args:
-      folder: created if needed.
-      trainable: the trained leaves by path.
-      labels: group of every leaf; those of `trainable` are stored.
-      method: stored as its constructor and arguments.
-      base: `fingerprint` of the base parameters before training, or UNKNOWN_BASE.
-      notes: further JSON values to keep.
-      state: statistics by path that training moved; loading puts them back.
-    """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    state = dict(state or {})
-    whole = gather({**trainable, **state})
-    tensors = {path: np.asarray(value, order="C") for path, value in sorted(whole.items())}
-    description = {
-        "format": FORMAT,
-        "method": method.to_json(),
-        "groups": {path: labels[path] for path in tensors if path not in state},
-        "base": base,
-        "notes": dict(notes or {}),
-    }
-    if state:
-        description["state"] = sorted(state)
-    contents = {
-        WEIGHTS: to_safetensors(tensors),
-        DESCRIPTION: (json.dumps(description, indent=2) + "\n").encode(),
-    }
-    for name, content in contents.items():
-        write_bytes(folder / name, content)
-    barrier("adapter written")
-    return folder
-
-
-def load_adapter(folder: str | os.PathLike[str]) -> Adapter:
-    """Reads an adapter folder.
-
-    Raises:
-      FileNotFoundError: the folder or one of its files is missing.
-      ValueError: a file is broken, of another format, or the two files disagree.
-    """
-    folder = Path(folder)
-    for name in (DESCRIPTION, WEIGHTS):
-        if not (folder / name).is_file():
-            raise MissingFileError(
-                f"{folder / name} is missing; an adapter folder holds {DESCRIPTION} and {WEIGHTS} "
-                "(the folder `adapter` of a run)"
-            )
-    try:
-        description = json.loads((folder / DESCRIPTION).read_text())
-    except ValueError as error:
-        raise InputError(f"{folder / DESCRIPTION} is not valid JSON: {error}") from error
-    if not isinstance(description, dict) or description.get("format") != FORMAT:
-        found = description.get("format") if isinstance(description, dict) else None
-        raise InputError(f"{folder / DESCRIPTION} has format {found!r}, expected {FORMAT!r}")
-    if lost := {"method", "groups", "base", "notes"} - description.keys():
-        raise InputError(f"{folder / DESCRIPTION} lacks {sorted(lost)}")
-    try:
-        with safe_open(folder / WEIGHTS, framework="np") as file:
-            values = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except SafetensorError as error:
-        raise InputError(
-            f"{folder / WEIGHTS} cannot be read ({error}); the file is truncated or not "
-            "safetensors: copy it again"
-        ) from error
-    state = description.get("state", [])
-    named = {*description["groups"], *state}
-    if set(values) != named:
-        odd = sorted(set(values) ^ named)
-        raise InputError(f"{folder}: {WEIGHTS} and {DESCRIPTION} disagree about {odd[:5]}")
-    return Adapter(
-        methods.from_json(description["method"]),
-        description["groups"],
-        {path: value for path, value in values.items() if path in description["groups"]},
-        description["base"],
-        description["notes"],
-        {path: values[path] for path in state},
-    )
 
 
 def apply_adapter(
@@ -185,9 +62,10 @@ def apply_adapter(
             "code: dataclasses.replace(adapter, base=fingerprint)"
         )
     if adapter.base != base:
+        model = adapter.notes.get("model", "unknown")
         raise InputError(
             f"{where} was trained on another base: its fingerprint is {adapter.base[:12]}, the "
-            f"model's is {base[:12]}. Load the base it names ({adapter.notes.get('model', 'unknown')}), "
+            f"model's is {base[:12]}. Load the base it names ({str(model)[:80]}), "
             "as it was before training; its parameters and statistics make a base, and the leaves of "
             "a task head (`head` of the method) are not of it"
         )
@@ -200,7 +78,7 @@ def apply_adapter(
             f"{where} does not fit: missing {missing[:5]}, not in the model {extra[:5]}"
         )
     replaced = _replaced(adapter.values, trainable, where)
-    return {**replaced, **_replaced(adapter.state, state, where, cast=False)}
+    return {**replaced, **_replaced(adapter.state, state, where, is_state=True)}
 
 
 def attach(
@@ -221,15 +99,18 @@ def attach(
       ValueError: another or an unknown base, an adapted model in place of the base, or leaves missing,
         extra or of another shape.
     """
-    bases = list(accepted(model, adapter.method, head))
+    with _naming(where):
+        bases = list(accepted(model, adapter.method, head))
     if adapter.base not in bases and (path := surgery.changed_module(model)) is not None:
         raise InputError(
             f"{where} goes onto its base, but this model is adapted already ({path or 'the model'} is "
             "changed); give the model as it was before `insert`"
         )
     base = adapter.base if adapter.base in bases else bases[0]
-    inserted = adapter.method.insert(model, jax.random.key(0))
-    structure, trainable, frozen = partition.split(inserted, adapter.method.labels(inserted))
+    with _naming(where):
+        inserted = adapter.method.insert(model, jax.random.key(0))
+        labels = adapter.method.labels(inserted)
+    structure, trainable, frozen = partition.split(inserted, labels)
     values = apply_adapter(adapter, trainable, base, where, frozen)
     return partition.join(structure, values, frozen)
 
@@ -253,7 +134,7 @@ def transfer_group(
     Raises:
       ValueError: the adapter's leaves of that group are not those of the model.
     """
-    values = {path: v for path, v in adapter.values.items() if adapter.groups[path] == group}
+    values = {path: v for path, v in adapter.values.items() if adapter.groups.get(path) == group}
     expected = {path for path in trainable if labels[path] == group}
     if not values or values.keys() != expected:
         missing, absent = sorted(expected - values.keys()), sorted(values.keys() - expected)
@@ -265,16 +146,58 @@ def transfer_group(
     return {**trainable, **replaced}
 
 
+@contextlib.contextmanager
+def _naming(where: str) -> Iterator[None]:
+    """Puts the name of an adapter in front of the errors about its method."""
+    try:
+        yield
+    except InputTypeError as error:
+        raise InputTypeError(f"{where}: {error}") from error
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from error
+
+
 def _replaced(
-    values: Mapping[str, np.ndarray], trainable: Mapping[str, Any], where: str, cast: bool = True
+    values: Mapping[str, np.ndarray],
+    others: Mapping[str, Any],
+    where: str,
+    *,
+    is_state: bool = False,
 ) -> Params:
-    """The values in the places of others: of their shape, layout and, if `cast`, type."""
+    """The values in the places of others: of their shape, layout and, but for statistics, type."""
     result = {}
-    for path, old in trainable.items():
-        new = values[path]
+    for path, old in others.items():
+        new = np.asarray(values[path])
         if new.shape != old.shape:
             raise InputError(f"{where}: {path} has shape {new.shape}, the model needs {old.shape}")
-        result[path] = _placed(jnp.asarray(new, old.dtype if cast else None), old)
+        check_values(path, new, is_state=is_state, where=where)
+        if is_state:
+            _check_state(path, new, old, where)
+        if not is_state and new.dtype != old.dtype:
+            new = _cast(path, new, old.dtype, where)
+        result[path] = _placed(jnp.asarray(new), old)
+    return result
+
+
+def _check_state(path: str, new: np.ndarray, old: Any, where: str) -> None:
+    """Raises InputError for a statistic of another kind of numbers, or infinite where the base's is not."""
+    floating = jnp.issubdtype(new.dtype, jnp.floating)
+    if new.dtype != old.dtype and not (floating and jnp.issubdtype(old.dtype, jnp.floating)):
+        raise InputError(f"{where}: {path} has type {new.dtype}, the model needs {old.dtype}")
+    if not floating or np.isfinite(new).all():
+        return
+    if np.any(np.isinf(new) & (new != gather({path: old})[path])):
+        raise InputError(f"{where}: {path} has infinite values where the base has others")
+
+
+def _cast(path: str, value: np.ndarray, dtype: Any, where: str) -> np.ndarray:
+    with np.errstate(over="ignore"):
+        result = value.astype(dtype)
+    if not np.all(np.isfinite(result)):
+        raise InputError(
+            f"{where}: {path} has values up to {np.max(np.abs(value)):g}, which {dtype} of the model cannot "
+            "hold; load the model in float32"
+        )
     return result
 
 

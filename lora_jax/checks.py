@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 import numbers
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
 
-from lora_jax.errors import InputError, shown
+from lora_jax.errors import InputError, brief
+
+LARGEST = 2**31 - 1  # of integers in JAX
+WIDEST = 1000.0  # standard deviation of initial values; they are far below 1
 
 # What constructors take for numbers: Python's, or numpy's.
 # Not np.integer[Any]: beartype cannot read that in a union.
@@ -17,7 +20,9 @@ Integer = int | np.integer  # type: ignore[type-arg]
 Real = float | np.floating  # type: ignore[type-arg]
 
 
-def integer(name: str, value: object, least: int = 1, where: str = "") -> int:
+def integer(
+    name: str, value: object, least: int = 1, where: str = "", most: int | None = None
+) -> int:
     """Returns `value` as an int.
 
     Args:
@@ -25,28 +30,34 @@ def integer(name: str, value: object, least: int = 1, where: str = "") -> int:
       value: what the user gave; a bool is refused although Python calls it an int.
       least: the smallest value that makes sense.
       where: what the number belongs to, for the message.
+      most: the largest value that makes sense; None is any.
 
     Raises:
-      ValueError: the value is not an integer, or smaller than `least`.
+      ValueError: the value is not an integer, smaller than `least` or larger than `most`.
     """
     if isinstance(value, bool) or not isinstance(value, numbers.Integral) or int(value) < least:
         kind = "positive integer" if least == 1 else f"integer from {least} on"
-        raise InputError(f"{name} must be a {kind}{where}, got {shown(value)}")
+        raise InputError(f"{name} must be a {kind}{where}, got {brief(value)}")
+    if most is not None and int(value) > most:
+        raise InputError(f"{name} must be at most {most:,}{where}, got {brief(value)}")
     return int(value)
 
 
-def not_negative(name: str, value: object) -> float:
+def not_negative(name: str, value: object, most: float = math.inf) -> float:
     """Returns `value` as a float.
 
     Args:
       name: of the number, for the message.
       value: what the user gave.
+      most: the largest value that makes sense.
 
     Raises:
-      ValueError: the value is not a finite number from 0 on.
+      ValueError: the value is not a finite number from 0 to `most`.
     """
     if (number := _finite(value)) is None or number < 0:
-        raise InputError(f"{name} must be a finite number from 0 on, got {shown(value)}")
+        raise InputError(f"{name} must be a finite number from 0 on, got {brief(value)}")
+    if number > most:
+        raise InputError(f"{name} must be at most {most:g}, got {brief(value)}")
     return number
 
 
@@ -61,7 +72,7 @@ def positive(name: str, value: object) -> float:
       ValueError: the value is not a finite number above 0.
     """
     if (number := _finite(value)) is None or number <= 0:
-        raise InputError(f"{name} must be a positive finite number, got {shown(value)}")
+        raise InputError(f"{name} must be a positive finite number, got {brief(value)}")
     return number
 
 
@@ -70,9 +81,44 @@ def _finite(value: object) -> float | None:
         return None
     try:
         number = float(value)
-    except OverflowError:  # an integer beyond all floating-point numbers
+    except OverflowError:  # an integer above all floats
         return None
     return number if math.isfinite(number) else None
+
+
+def below_one(name: str, value: object) -> float:
+    """Returns `value`, a rate of dropout, as a float.
+
+    Raises:
+      ValueError: the value is not a number from 0 to below 1.
+    """
+    if (number := _finite(value)) is None or not 0 <= number < 1:
+        raise InputError(f"{name} must be in [0, 1), got {brief(value)}")
+    return number
+
+
+def one_of(name: str, value: object, known: Collection[str]) -> None:
+    """Raises ValueError if `value` is not one of the known texts."""
+    if not isinstance(value, str) or value not in known:
+        raise InputError(f"{name} must be {_either(known)}, got {brief(value)}")
+
+
+def _either(known: Collection[str]) -> str:
+    *first, last = map(repr, known)
+    return f"{', '.join(first)} or {last}"
+
+
+def names(name: str, value: object) -> tuple[str, ...]:
+    """Returns several different names as a tuple.
+
+    Raises:
+      ValueError: the value is not a list or tuple of text, or has a name twice.
+    """
+    if not isinstance(value, list | tuple) or not all(isinstance(one, str) for one in value):
+        raise InputError(f"{name} must be a list of names, got {brief(value)}")
+    if len(set(value)) < len(value):
+        raise InputError(f"{name} has a name twice: {brief(value)}")
+    return tuple(value)
 
 
 def json_values(value: Any) -> Any:

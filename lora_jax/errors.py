@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import Any
 
 
 class InputError(ValueError):
@@ -94,12 +93,14 @@ class DivergedError(ArithmeticError):
         )
 
 
-def shown(value: Any, length: int = 100) -> str:
-    """A value for a message: cut where it is long."""
+def brief(value: object, length: int = 80) -> str:
+    """A value as messages show it: its `repr`, cut; also of integers too long for Python to write out."""
     try:
         return _short(repr(value), length)
-    except ValueError:  # Python writes no integers of more than 4,300 digits
-        return f"a {type(value).__name__} with thousands of digits"
+    except ValueError:
+        return "an integer of more digits than Python writes out"
+    except RecursionError:
+        return "a value nested too deep to write out"
 
 
 def _short(text: str, length: int = 160) -> str:

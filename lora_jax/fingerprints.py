@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -13,6 +12,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from lora_jax.errors import InputError
+from lora_jax.expressions import Expression
 from lora_jax.method import Method
 from lora_jax.partition import Params
 from lora_jax.sharding.placement import gather
@@ -87,4 +87,7 @@ def accepted(model: nnx.Module, method: Method, head: str | None = None) -> Iter
 
 
 def _without(params: Mapping[str, Any], head: str | None) -> Params:
-    return {p: v for p, v in params.items() if head is None or not re.fullmatch(head, p)}
+    if head is None:
+        return dict(params)
+    of_head = Expression(head, "'head'")
+    return {path: value for path, value in params.items() if not of_head.matches(path)}

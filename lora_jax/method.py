@@ -13,12 +13,14 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from flax import linen, nnx
 from jaxtyping import Array, Key
 
 from lora_jax import partition, surgery
 from lora_jax.errors import InputError, InputTypeError
-from lora_jax.partition import Labels, Rule
+from lora_jax.partition import Labels, Params, Rule
 from lora_jax.state import leaves, without_sown
 from lora_jax.summary import MatchedLayer, SkippedLayer, Summary, summarise
 
@@ -149,14 +151,17 @@ class Method:
         """The group of every parameter of an adapted model, by path.
 
         Raises:
-          ValueError: a rule matches no leaf, or earlier rules leave it none.
+          ValueError: a rule matches no leaf, or earlier rules leave it none; or a leaf would train that
+            is of integers.
         """
         rules = [
             rule.on(rule.insertion.paths(adapted)) if isinstance(rule, LayerRule) else rule
             for rule in self.rules
         ]
-        inserted = surgery.inserted_modules(adapted)
-        return partition.labels(partition.parameters(adapted), rules, list(inserted))
+        params, inserted = partition.parameters(adapted), surgery.inserted_modules(adapted)
+        labels = partition.labels(params, rules, list(inserted))
+        _refuse_integers(params, labels)
+        return labels
 
     def summary(self, adapted: nnx.Module) -> Summary:
         """What the method did to a model: matched layers, groups, state, counts, bytes. Printable."""
@@ -183,6 +188,18 @@ def trainable(method: Method, adapted: nnx.Module) -> Callable[[Sequence[Any], A
     """
     trained = {path for path, group in method.labels(adapted).items() if group != partition.FROZEN}
     return lambda path, _: "/".join(map(str, path)) in trained
+
+
+def _refuse_integers(params: Params, labels: Labels) -> None:
+    """An integer has no gradient, and its update would be rounded away."""
+    for path, group in labels.items():
+        dtype = getattr(params[path], "dtype", np.float32)
+        if group != partition.FROZEN and not jnp.issubdtype(dtype, jnp.inexact):
+            raise InputError(
+                f"{path} has type {dtype} and would train in the group {group!r}; only floating-point "
+                "numbers can train. Convert it to a floating-point type first, or leave it to no rule of "
+                "the method; what is no parameter belongs in another Variable than an nnx.Param"
+            )
 
 
 def _refuse_linen(model: Any, method: Method) -> None:

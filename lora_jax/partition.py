@@ -26,6 +26,7 @@ from flax import nnx
 
 from lora_jax import patterns
 from lora_jax.errors import InputError
+from lora_jax.expressions import Expression
 from lora_jax.state import value, without_sown
 
 FROZEN = "frozen"
@@ -75,9 +76,8 @@ def labels(
     names = {path: _inserted_name(path, modules) for path in params}
     ordered = []
     for rule in rules:
-        kind, pattern = repr(rule.group), patterns.compiled(rule.pattern, repr(rule.group))
-        allowed = [p for p in params if rule.inserted in (None, names[p])]
-        found = [path for path in allowed if pattern.fullmatch(path)]
+        kind, pattern = repr(rule.group), Expression(rule.pattern, repr(rule.group))
+        found = pattern.among(p for p in params if rule.inserted in (None, names[p]))
         if not found and rule.inserted:
             raise InputError(
                 f"the {kind} rule {rule.pattern!r} matches no path: it is for what a method inserts as "

@@ -7,11 +7,13 @@ matches nothing, or one whose matches all belong to earlier patterns.
 from __future__ import annotations
 
 import difflib
+import functools
 import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from lora_jax.errors import InputError
+from lora_jax.errors import InputError, InputTypeError, brief
+from lora_jax.expressions import Expression
 
 
 def nearest(pattern: str, paths: Sequence[str], count: int = 5) -> list[str]:
@@ -22,9 +24,13 @@ def nearest(pattern: str, paths: Sequence[str], count: int = 5) -> list[str]:
     """
     words = [word for word in re.split(r"\W+", pattern) if word] or [pattern]
 
+    @functools.cache  # the same names come again and again
+    def best(part: str) -> list[float]:
+        return [difflib.SequenceMatcher(None, word, part).ratio() for word in words]
+
     def likeness(path: str) -> float:
-        parts = path.split("/")
-        return sum(max(difflib.SequenceMatcher(None, w, p).ratio() for p in parts) for w in words)
+        of_parts = [best(part) for part in path.split("/")]
+        return sum(max(ratios[i] for ratios in of_parts) for i in range(len(words)))
 
     return sorted(paths, key=lambda path: (-likeness(path), -len(path)))[:count]
 
@@ -76,8 +82,7 @@ def matching(pattern: str, paths: Sequence[str], kind: str) -> list[str]:
 def paths_of(pattern: str, paths: Sequence[str], kind: str) -> list[str]:
     """The same, possibly none."""
     if _SPECIAL.search(pattern):
-        expression = compiled(pattern, kind)
-        return [path for path in paths if expression.fullmatch(path)]
+        return Expression(pattern, kind).among(paths)
     whole = [path for path in paths if path == pattern]
     return whole or [path for path in paths if pattern and path.endswith(f"/{pattern}")]
 
@@ -85,22 +90,18 @@ def paths_of(pattern: str, paths: Sequence[str], kind: str) -> list[str]:
 _SPECIAL = re.compile(r"[\\.^$*+?{}\[\]|()]")
 
 
-def compiled(pattern: str, kind: str) -> re.Pattern[str]:
-    """The regular expression.
+def check(pattern: object, kind: str, *, names: bool = False) -> None:
+    """Raises InputError for what can be no pattern, whatever the model.
 
     Args:
-      pattern: as a user wrote it.
+      pattern: as a user gave it.
       kind: what it is for, for the message.
-
-    Raises:
-      ValueError: it is none.
+      names: whether it may be a plain name, as in `matching`.
     """
-    try:
-        return re.compile(pattern)
-    except re.error as error:
-        raise InputError(
-            f"the {kind} rule {pattern!r} is no regular expression: {error}"
-        ) from error
+    if not isinstance(pattern, str):
+        raise InputTypeError(f"the {kind} rule must be text, got {brief(pattern)}")
+    if not names or _SPECIAL.search(pattern):
+        Expression(pattern, kind)
 
 
 class Ordered(NamedTuple):

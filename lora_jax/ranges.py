@@ -11,13 +11,14 @@ class Settings:
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import math
 import numbers
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from lora_jax.errors import InputError, shown
+from lora_jax.errors import InputError, brief
 
 _RANGE = "range"  # key of a dataclass field's metadata
 LARGEST = 2**31 - 1  # of whole numbers, which programs hold in 32 bits
@@ -49,8 +50,19 @@ def check(name: str, value: Any, allowed: Range) -> Any:
       InputError: it is something else.
     """
     if not allowed.accepts(value):
-        raise InputError(f"{name} must be {allowed}, got {shown(value)}")
+        near = _near(value, allowed)
+        raise InputError(f"{name} must be {allowed}, got {brief(value)}{near}")
     return allowed.plain(value)
+
+
+def _near(value: Any, allowed: Range) -> str:
+    """The choice that was probably meant, for a message."""
+    if not isinstance(allowed, OneOf) or not isinstance(value, str):
+        return ""
+    close = difflib.get_close_matches(
+        value[:100], [c for c in allowed.choices if isinstance(c, str)], 1
+    )
+    return f". Did you mean {close[0]!r}?" if close else ""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -28,6 +28,7 @@ MOST_TEXT = 2**30  # bytes of a text file, unpacked; GLUE's largest is 79 MB
 MOST_JSON = 2**26  # bytes of a settings file: config.json, adapter.json, an index
 DEPTH = 64  # of nested JSON in a settings file
 FLOATING = ("F64", "F32", "F16", "BF16")  # safetensors' names of the types that weights may have
+NUMBERS = (*FLOATING, "BOOL", *(f"{kind}{bits}" for kind in "UI" for bits in (8, 16, 32, 64)))
 AGAIN = "Get the file again"
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 _REQUIRED: Any = object()
@@ -152,7 +153,11 @@ def read_object(path: Path, remedy: str = AGAIN) -> Record:
     Raises:
       MissingFileError, FileError, OSError: see `read_json`; or no object, or nested too deep.
     """
-    value = read_json(path, MOST_JSON, remedy)
+    return as_object(read_json(path, MOST_JSON, remedy), path, remedy)
+
+
+def as_object(value: Any, path: Path, remedy: str = AGAIN) -> Record:
+    """A value of a settings file as its object; raises FileError as `read_object` does."""
     if not isinstance(value, dict):
         raise FileError(path, "", repr(value)[:60], "a JSON object", remedy)
     if _deeper(value, DEPTH):

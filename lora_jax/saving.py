@@ -9,7 +9,6 @@ How the model was trained does not matter: what is saved is the difference betwe
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from flax import nnx
 from lora_jax import partition, surgery
 from lora_jax.adapters import adapter_folder, attach, load_adapter, save_adapter
 from lora_jax.errors import InputError
+from lora_jax.expressions import Expression
 from lora_jax.fingerprints import base_parameters, fingerprint, rounded
 from lora_jax.method import Method
 from lora_jax.partition import FROZEN, Labels
@@ -109,10 +109,10 @@ def _labels(adapted: nnx.Module, fresh: nnx.Module, method: Method) -> Labels:
     """The labels of an adapted model, if the method is the one that was inserted."""
     here, expected = partition.parameters(adapted), partition.parameters(fresh)
     odd = sorted(here.keys() ^ expected.keys())
-    head = method.head
-    for path in sorted(here.keys() & expected.keys()):
-        of_head = head is not None and re.fullmatch(head, path)
-        if not of_head and here[path].shape != expected[path].shape:
+    both = sorted(here.keys() & expected.keys())
+    of_head = set() if method.head is None else set(Expression(method.head, "'head'").among(both))
+    for path in both:
+        if path not in of_head and here[path].shape != expected[path].shape:
             odd.append(f"{path} {here[path].shape}, not {expected[path].shape}")
     ours, theirs = _settings(adapted), _settings(fresh)
     odd += [

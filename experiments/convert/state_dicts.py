@@ -13,11 +13,11 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as to_safetensors
 
 from lora_jax import files
-from lora_jax.errors import InputError, MissingFileError
+from lora_jax.errors import FileError, InputError, MissingFileError, brief
+from lora_jax.reading import AGAIN, NUMBERS, Tensors, not_finite
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -54,13 +54,11 @@ def read(path: Path) -> dict[str, np.ndarray]:
     if not path.is_file():
         raise MissingFileError(f"checkpoint {path} does not exist")
     if path.suffix == ".safetensors":
-        try:
-            with safe_open(path, framework="np") as file:
-                return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except SafetensorError as error:
-            raise InputError(
-                f"{path} cannot be read ({error}); it is truncated or not safetensors"
-            ) from error
+        tensors = Tensors(path)
+        tensors.check_types(NUMBERS)
+        if factors := [name for name in tensors.types if "lora_" in name]:
+            tensors.check_types(names=factors)
+        return tensors.read()
     torch = torch_module()
     with path.open("rb") as file:
         try:
@@ -75,14 +73,34 @@ def read(path: Path) -> dict[str, np.ndarray]:
         state = state["model_state_dict"]
     if not isinstance(state, Mapping):
         raise InputError(f"{path} holds a {type(state).__name__}, expected a state dict")
-    if odd := [key for key, value in state.items() if not isinstance(value, torch.Tensor)]:
-        raise InputError(f"{path} is not a state dict: {odd[:3]} are not tensors")
-    return {key: _array(value, torch) for key, value in state.items()}
+    if odd := [
+        key
+        for key, value in state.items()
+        if not isinstance(value, torch.Tensor) or not isinstance(key, str)
+    ]:
+        raise InputError(f"{path} is not a state dict: {brief(odd[:3])} are not tensors with names")
+    return {key: _array(path, key, value, torch) for key, value in state.items()}
 
 
-def _array(value: Tensor, torch: ModuleType) -> np.ndarray:
+def _array(path: Path, key: str, value: Tensor, torch: ModuleType) -> np.ndarray:
+    """A tensor of a file in host memory; raises FileError for one that no weight is."""
+
+    def error(found: str, expected: str) -> FileError:
+        return FileError(path, f"tensor {key}", found, expected, AGAIN)
+
+    if value.layout != torch.strided or value.is_quantized or value.is_meta:
+        raise error(f"a tensor of layout {value.layout}", "plain numbers")
+    if value.numel() * value.element_size() > value.untyped_storage().nbytes():
+        raise error(f"shape {tuple(value.shape)}, with fewer numbers", "as many as the shape says")
+    if value.is_complex() or (value.element_size() < 2 and value.is_floating_point()):
+        raise error(f"type {value.dtype}", "floating-point numbers of 16 bits or more")
+    if "lora_" in key and not value.is_floating_point():
+        raise error(f"type {value.dtype}", "floating-point numbers")
     # numpy has no bfloat16; float32 holds it exactly
-    return (value.float() if value.dtype == torch.bfloat16 else value).detach().numpy()
+    array = (value.float() if value.dtype == torch.bfloat16 else value).detach().numpy()
+    if value.is_floating_point() and (odd := not_finite(array)):
+        raise error(f"{odd:,} of {array.size:,} values that are not finite", "finite numbers")
+    return array
 
 
 def write(path: Path, state: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None:

@@ -6,11 +6,11 @@ here against the paths of the models in this repository, whose layers are stacke
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
 from experiments.report.adapted_layers import FUSED, LETTERS, AdaptedLayer
+from lora_jax.expressions import Expression
 from lora_jax.methods.targets import by_target
 
 _BLOCK = "layers/block"
@@ -52,7 +52,7 @@ def layers_of_config(method: Mapping[str, Any], *, is_decoder: bool) -> list[Ada
         arguments = {**method, **overrides}
         rank, parts = arguments.get("rank", _DEFAULT_RANK), tuple(arguments.get("parts") or ())
         paths = _DECODER if is_decoder else _ENCODER
-        matched = [path for path in paths if re.fullmatch(pattern, path)]
+        matched = Expression(pattern, "target").among(paths)
         for path in matched or [pattern]:
             fused = path.endswith(f"/attention/{FUSED}")
             layers.append(AdaptedLayer(path, rank, parts if fused else ()))

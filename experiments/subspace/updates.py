@@ -13,6 +13,7 @@ from lora_jax.adapters import Adapter, adapter_folder, load_adapter
 from lora_jax.analysis import factor_pairs
 from lora_jax.analysis.factor_pairs import FactorPair
 from lora_jax.errors import InputError
+from lora_jax.expressions import Expression
 
 Pairs = Mapping[str, FactorPair]  # by weight
 
@@ -86,7 +87,7 @@ def _number_aware(name: str) -> list[str | int]:
 
 def _matching(adapter: Adapter, pattern: str, name: str) -> Pairs:
     pairs = factor_pairs.from_adapter(adapter)
-    matching = {path: pair for path, pair in pairs.items() if re.fullmatch(pattern, path)}
+    matching = {path: pairs[path] for path in Expression(pattern, "config.weights").among(pairs)}
     if not matching:
         raise InputError(
             f"config.weights {pattern!r} matches no adapted layer of {name}: {list(pairs)}"

@@ -14,20 +14,21 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Literal
+from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key
 
-from lora_jax.checks import integer
-from lora_jax.errors import InputError
+from lora_jax.checks import LARGEST, integer, one_of
+from lora_jax.errors import InputError, brief
 
 Shape = tuple[int, ...]
 Values = Array | np.ndarray  # of factors: an adapter folder's are numpy's
 Scaling = Literal["alpha/r", "alpha/sqrt(r)"]
 Init = Literal["kaiming", "gaussian"]
+_MOST_AXES = 64  # of a numpy array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,10 +61,11 @@ class Contraction:
         Raises:
           ValueError: another letter, or no input or no output.
         """
-        if set(axes) - set("bio") or not {"i", "o"} <= set(axes):
+        known = isinstance(axes, str) and len(axes) <= _MOST_AXES and not set(axes) - set("bio")
+        if not known or not {"i", "o"} <= set(axes):
             raise InputError(
                 f"axes must have one letter for every axis, b (batch), i (input) or o (output), with an "
-                f"input and an output, such as 'io' or 'bio'; got {axes!r}"
+                f"input and an output, such as 'io' or 'bio'; got {brief(axes)}"
             )
         places = {
             letter: tuple(axis for axis, found in enumerate(axes) if found == letter)
@@ -133,7 +135,7 @@ def check_rank(rank: object, limit: int | None = None, where: str = "") -> int:
       ValueError: the rank is not a positive integer, or larger than the limit.
     """
     place = f" for {where}" if where else ""
-    number = integer("rank", rank, where=place)
+    number = integer("rank", rank, where=place, most=LARGEST)
     if limit is not None and number > limit:
         raise InputError(
             f"rank {rank} is larger than the matrix{place}: its smaller side is {limit}; "
@@ -148,11 +150,8 @@ def scale(rank: int, alpha: float, scaling: Scaling = "alpha/r") -> float:
     Raises:
       ValueError: another `scaling`.
     """
-    if scaling == "alpha/r":
-        return alpha / rank
-    if scaling == "alpha/sqrt(r)":
-        return alpha / math.sqrt(rank)
-    raise InputError(f"scaling must be 'alpha/r' or 'alpha/sqrt(r)', got {scaling!r}")
+    one_of("scaling", scaling, get_args(Scaling))
+    return alpha / (rank if scaling == "alpha/r" else math.sqrt(rank))
 
 
 def factor_shapes(roles: Contraction, shape: Shape, rank: int) -> tuple[Shape, Shape]:

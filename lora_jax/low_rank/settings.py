@@ -4,10 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
-from lora_jax.checks import json_values, positive
-from lora_jax.errors import InputError
+import numpy as np
+
+from lora_jax.checks import (
+    LARGEST,
+    WIDEST,
+    below_one,
+    integer,
+    json_values,
+    names,
+    not_negative,
+    one_of,
+    positive,
+)
+from lora_jax.errors import InputError, brief
 from lora_jax.low_rank.contraction import Contraction, Init, Scaling, check_rank, scale
 
 TooLarge = Literal["error", "cap", "skip"]
@@ -49,14 +61,22 @@ class LoRASettings:
 
     def __post_init__(self) -> None:
         positive("alpha", self.alpha)
-        scale(check_rank(self.rank), self.alpha, self.scaling)
-        if self.init not in ("kaiming", "gaussian"):
-            raise InputError(f"init must be 'kaiming' or 'gaussian', got {self.init!r}")
+        check_rank(self.rank)
+        _check_scale(self.scale, self.alpha)
+        one_of("init", self.init, get_args(Init))
+        if not not_negative("std", self.std, WIDEST) and self.init == "gaussian":
+            raise InputError("std=0 makes both factors 0, and then nothing ever trains")
+        below_one("dropout", self.dropout)
+        names("parts", self.parts)
+        names("fused", self.fused)
+        if not isinstance(self.fused_sizes, list | tuple):
+            raise InputError(f"fused_sizes must be a list of sizes, got {brief(self.fused_sizes)}")
+        for size in self.fused_sizes:
+            integer("a size in fused_sizes", size, most=LARGEST)
         if not isinstance(self.magnitude, bool):
-            raise InputError(f"magnitude must be True or False, got {self.magnitude!r}")
-        if self.too_large not in ("error", "cap", "skip"):
-            raise InputError(f"too_large must be 'error', 'cap' or 'skip', got {self.too_large!r}")
-        if self.axes:
+            raise InputError(f"magnitude must be True or False, got {brief(self.magnitude)}")
+        one_of("too_large", self.too_large, get_args(TooLarge))
+        if self.axes != "":
             Contraction.from_letters(self.axes)
             if self.dropout:
                 raise InputError(
@@ -75,15 +95,18 @@ class LoRASettings:
           ValueError: an unknown argument, or a value out of range.
         """
         known = {field.name for field in dataclasses.fields(cls)}
-        if unknown := sorted(set(arguments) - known):
-            raise InputError(f"{where}: unknown {unknown}; known are {sorted(known)}")
+        if unknown := sorted(map(str, set(arguments) - known)):
+            raise InputError(f"{where}: unknown {brief(unknown)}; known are {sorted(known)}")
         values: dict[str, Any] = {
             name: tuple(value) if isinstance(value, list) else value
             for name, value in json_values(arguments).items()
         }
         rank = check_rank(values["rank"], where=where)
         values["alpha"] = rank if values["alpha"] is None else values["alpha"]
-        return cls(**values)
+        try:
+            return cls(**values)
+        except InputError as error:
+            raise InputError(f"{where}: {error}") from error
 
     def to_arguments(self) -> dict[str, Any]:
         """The inverse of `from_arguments`, for adapter.json.
@@ -140,3 +163,13 @@ class LoRASettings:
         scale = f"scale {self.scale:g} ({self.scaling})"
         dropout = f"dropout {self.dropout:g}"
         return f"rank {self.rank}, alpha {self.alpha:g}, {scale}, {dropout}{parts}{magnitude}"
+
+
+def _check_scale(scale: float, alpha: float) -> None:
+    """The factor in front of A B is a float32; it must neither overflow nor vanish there."""
+    limits = np.finfo(np.float32)
+    if not float(limits.tiny) <= scale <= float(limits.max):
+        raise InputError(
+            f"alpha={alpha} gives the update the scale {scale:g}, which float32 cannot hold; alpha is near "
+            "the rank, as a rule"
+        )

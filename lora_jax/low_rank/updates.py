@@ -19,7 +19,6 @@ from flax import nnx
 from jaxtyping import Array, Float, Inexact, Key, Num
 
 from lora_jax.dropout import dropout
-from lora_jax.errors import InputError
 from lora_jax.low_rank import contraction
 from lora_jax.low_rank.settings import LoRASettings
 from lora_jax.low_rank.weights import WeightView
@@ -136,8 +135,6 @@ class LowRankUpdate(WeightUpdate):
         _, inputs, outputs = roles.sizes(weight.shape)
         fan_in, fan_out = math.prod(inputs), math.prod(outputs)
         rank = contraction.check_rank(settings.rank, min(fan_in, fan_out), path)
-        if isinstance(settings.dropout, bool) or not 0 <= settings.dropout < 1:
-            raise InputError(f"dropout must be in [0, 1), got {settings.dropout!r}")
         shape_a, shape_b = contraction.factor_shapes(roles, weight.shape, rank)
         if weight.gathers:
             a = jnp.zeros(shape_a, jnp.float32)

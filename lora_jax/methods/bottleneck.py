@@ -11,9 +11,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Key
 
-from lora_jax import partition, surgery
-from lora_jax.checks import Integer, Real, integer, not_negative
-from lora_jax.errors import InputError, InputTypeError
+from lora_jax import partition, patterns, surgery
+from lora_jax.checks import WIDEST, Integer, Real, integer, not_negative, one_of
+from lora_jax.errors import InputError, InputTypeError, brief
 from lora_jax.method import Insertion, Method
 from lora_jax.methods import common
 from lora_jax.methods.bottleneck_layers import (
@@ -25,12 +25,13 @@ from lora_jax.methods.bottleneck_layers import (
     Norm,
     Place,
 )
-from lora_jax.methods.selection import CutInsertion, last_layers
+from lora_jax.methods.selection import MOST_LAYERS, CutInsertion, last_layers
 from lora_jax.models.sublayer import Sublayer
 from lora_jax.partition import Rule
 from lora_jax.sharding.axes import Axes
 from lora_jax.summary import MatchedLayer
 
+MOST_SIZE = 2**16  # of a bottleneck, which is to be narrow
 _RULE = Rule(".*", "adapter", inserted="adapter")
 
 
@@ -54,15 +55,13 @@ class BottleneckInsertion(Insertion):
     std: Real
 
     def __post_init__(self) -> None:
-        integer("an adapter's size", self.size)
-        not_negative("std", self.std)
+        integer("an adapter's size", self.size, most=MOST_SIZE)
+        not_negative("std", self.std, WIDEST)
         if not isinstance(self.targets, str):
-            raise InputError(f"targets must be one regular expression, got {self.targets!r}")
-        for name, known in (("place", PLACES), ("activation", ACTIVATIONS)):
-            if getattr(self, name) not in known:
-                raise InputError(
-                    f"{name} must be one of {sorted(known)}, got {getattr(self, name)!r}"
-                )
+            raise InputError(f"targets must be one regular expression, got {brief(self.targets)}")
+        patterns.check(self.targets, "adapter", names=True)
+        one_of("place", self.place, sorted(PLACES))
+        one_of("activation", self.activation, sorted(ACTIVATIONS))
 
     def insert(self, model: nnx.Module, key: Key[Array, ""]) -> None:
         """Adds the adapters, in place."""
@@ -184,7 +183,7 @@ def adapter_d(
 
     The layers below have no adapter, so neither does training compute gradients in them.
     """
-    layers = integer("layers", layers)
+    layers = integer("layers", layers, most=MOST_LAYERS)
     arguments = {
         "size": size, "layers": layers, "activation": activation, "std": std, "head": head
     }  # fmt: skip

@@ -9,6 +9,7 @@ from flax import nnx
 
 from lora_jax import partition, patterns, surgery
 from lora_jax.errors import InputError
+from lora_jax.expressions import Expression
 from lora_jax.low_rank import limits
 from lora_jax.low_rank.layers import AdaptedLayer, lora_layer_of
 from lora_jax.low_rank.parameters import ReadsUpdated
@@ -77,11 +78,12 @@ class Chooser:
         skipped: list[SkippedLayer] = []
         shared = shared_weights(modules)
         owners = self._owners(modules)
+        head = None if self.head is None else Expression(self.head, "'head'")
         for path in (path for path in modules if path in owners):
             target, wanted = owners[path].pattern, owners[path].outcome
             reason = None
             if target == targets.ALL_LINEAR:
-                reason = self._not_linear(path, modules[path], wanted) or shared.get(path)
+                reason = self._not_linear(path, modules[path], wanted, head) or shared.get(path)
             decided = reason or _fitted(path, modules[path], wanted)
             if isinstance(decided, str):
                 skipped.append(SkippedLayer(target, path, decided))
@@ -142,10 +144,12 @@ class Chooser:
                     "of them. Leave `layers` out, or hold the layers in an nnx.List"
                 )
 
-    def _not_linear(self, path: str, module: nnx.Module, settings: LoRASettings) -> str | None:
+    def _not_linear(
+        self, path: str, module: nnx.Module, settings: LoRASettings, head: Expression | None
+    ) -> str | None:
         """Why "all-linear" leaves a layer out; None if it does not."""
         weight = f"{path}/{limits.weight_name(module)}".removeprefix("/")
-        if self.head is not None and patterns.compiled(self.head, "'head'").fullmatch(weight):
+        if head is not None and head.matches(weight):
             return f"task head, as head={self.head!r} says"
         if targets.is_head(path):
             return "task head, as its name says; name it as a target of its own to adapt it"

@@ -29,7 +29,10 @@ def method(
       insertions: what it inserts.
       *rules: groups of the leaves that are not the head's.
     """
-    head = (Rule(arguments["head"], HEAD),) if arguments["head"] else ()
+    head: tuple[Rule, ...] = ()
+    if arguments["head"] not in (None, ""):
+        patterns.check(arguments["head"], "'head'")
+        head = (Rule(arguments["head"], HEAD),)
     return Method(((name, json_values(arguments)),), insertions, head + rules)
 
 

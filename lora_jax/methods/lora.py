@@ -11,8 +11,9 @@ import jax
 from flax import nnx
 from jaxtyping import Array, Key
 
+from lora_jax import patterns
 from lora_jax.checks import Integer, Real
-from lora_jax.errors import InputError
+from lora_jax.errors import InputError, brief
 from lora_jax.low_rank import flax_layers as _flax_layers  # noqa: F401 - registers Flax's layers
 from lora_jax.low_rank.contraction import Init, Scaling
 from lora_jax.low_rank.layers import LoRALayer, adapt
@@ -131,6 +132,8 @@ def lora(
     per_target = {} if targets is None else by_target(targets)  # a config without them
     if not per_target:
         raise InputError("lora needs at least one target pattern")
+    if bias not in ("none", "all", "lora_only"):
+        raise InputError(f"bias must be 'none', 'all' or 'lora_only', got {brief(bias)}")
     shared = {
         "rank": rank, "alpha": alpha, "scaling": scaling, "init": init, "std": std,
         "dropout": dropout, "parts": parts, "fused": fused, "fused_sizes": fused_sizes,
@@ -142,6 +145,9 @@ def lora(
         values = {**shared, "too_large": too_large or default, **own}
         settings[target] = LoRASettings.from_arguments(values, f"target {target!r}")
     excluded, numbers = several(exclude, "exclude"), layer_numbers(layers)
+    for name in (*settings, *excluded):
+        if not is_open(name):
+            patterns.check(name, "target" if name in settings else "exclude", names=True)
     chooser = LoRAInsertion(
         tuple((target, own) for target, own in settings.items() if not own.axes),
         excluded, numbers, head,
@@ -156,8 +162,6 @@ def lora(
         rules.append(common.BIAS)
     elif bias == "lora_only":
         rules.append(LayerRule("bias", "bias", "", insertion=chooser))
-    elif bias != "none":
-        raise InputError(f"bias must be 'none', 'all' or 'lora_only', got {bias!r}")
     resolved = {target: own.to_arguments() for target, own in settings.items()}
     if ALL_LINEAR in settings:  # whose default is another one
         resolved[ALL_LINEAR]["too_large"] = settings[ALL_LINEAR].too_large

@@ -17,15 +17,15 @@ from __future__ import annotations
 
 import dataclasses
 import zlib
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Key
 
-from lora_jax import surgery
-from lora_jax.checks import Integer, Real, integer, not_negative
+from lora_jax import patterns, surgery
+from lora_jax.checks import WIDEST, Integer, Real, integer, not_negative, one_of
 from lora_jax.errors import InputError, InputTypeError
 from lora_jax.method import Insertion, Method
 from lora_jax.methods import common
@@ -40,6 +40,7 @@ from lora_jax.partition import Rule
 from lora_jax.summary import MatchedLayer
 
 Init = Literal["vocabulary", "normal"]
+MOST_TOKENS = 2**14  # before or behind the input of every example
 _RULE = Rule(".*", "prefix", inserted="special")
 
 
@@ -60,8 +61,9 @@ class SpecialTokensInsertion(Insertion):
 
     def __post_init__(self) -> None:
         for name in ("prefix", "infix"):
-            integer(name, getattr(self, name), least=0)
-        not_negative("std", self.std)
+            integer(name, getattr(self, name), least=0, most=MOST_TOKENS)
+        not_negative("std", self.std, WIDEST)
+        patterns.check(self.tokens, "word embedding", names=True)
         if not self.prefix + self.infix:
             raise InputError("prefix and infix are both 0: there is nothing to train")
 
@@ -97,8 +99,7 @@ class PrefixEmbedInsertion(SpecialTokensInsertion):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.init not in ("vocabulary", "normal"):
-            raise InputError(f"init must be 'vocabulary' or 'normal', got {self.init!r}")
+        one_of("init", self.init, get_args(Init))
 
     def insert(self, model: nnx.Module, key: Key[Array, ""]) -> None:
         """Extends the word embedding, in place."""

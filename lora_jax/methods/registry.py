@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from lora_jax.errors import InputError, InputTypeError
+from lora_jax.errors import InputError, InputTypeError, brief
 from lora_jax.method import Method
 from lora_jax.methods.bottleneck import adapter_d, adapter_h, adapter_l, adapter_p
 from lora_jax.methods.lora import lora
 from lora_jax.methods.prefix import prefix_embed, prefix_layer
 from lora_jax.methods.selection import bitfit, full, head_only, top_layers
 
+MOST_PARTS = 100  # of a combined method
 CONSTRUCTORS: Mapping[str, Callable[..., Method]] = {
     "full": full,
     "head_only": head_only,
@@ -40,17 +43,21 @@ def create(name: str, plus: Mapping[str, Any] | None = None, **arguments: Any) -
       ValueError: unknown name; the message lists the known ones.
       TypeError: unknown or missing arguments.
     """
-    if name not in CONSTRUCTORS:
-        raise InputError(f"unknown method {name!r}; known methods are {sorted(CONSTRUCTORS)}")
+    if not isinstance(name, str) or name not in CONSTRUCTORS:
+        raise InputError(f"unknown method {brief(name)}; known methods are {sorted(CONSTRUCTORS)}")
     known = inspect.signature(CONSTRUCTORS[name]).parameters
     unknown = sorted(set(arguments) - set(known))
     missing = [p.name for p in known.values() if p.default is p.empty and p.name not in arguments]
     if unknown or missing:
         raise InputTypeError(
-            f"method {name!r} takes {list(known)}; unknown {unknown}, missing {missing}"
+            f"method {name!r} takes {list(known)}; unknown {brief(unknown)}, missing {missing}"
         )
     method = CONSTRUCTORS[name](**arguments)
-    return method + create(**plus) if plus else method
+    if not plus:
+        return method
+    if not isinstance(plus, Mapping) or "name" not in plus or not all(map(_is_text, plus)):
+        raise InputError(f"plus must hold the `name` of a method and arguments, got {brief(plus)}")
+    return method + create(**plus)
 
 
 def from_json(description: Sequence[Mapping[str, Any]]) -> Method:
@@ -59,7 +66,21 @@ def from_json(description: Sequence[Mapping[str, Any]]) -> Method:
     Raises:
       ValueError, TypeError: unknown names, or arguments that are unknown, missing or out of range.
     """
-    method = create(description[0]["name"], **description[0]["arguments"])
-    for part in description[1:]:
-        method = method + create(part["name"], **part["arguments"])
-    return method
+    if not isinstance(description, list | tuple) or not 0 < len(description) <= MOST_PARTS:
+        raise InputError(f"a method is a list of 1 to {MOST_PARTS} parts, got {brief(description)}")
+    return functools.reduce(operator.add, map(_part_from_json, description))
+
+
+def _part_from_json(part: Mapping[str, Any]) -> Method:
+    if not isinstance(part, Mapping) or set(part) != {"name", "arguments"}:
+        raise InputError(f"a part of a method has `name` and `arguments`, got {brief(part)}")
+    arguments = part["arguments"]
+    if not isinstance(arguments, Mapping) or not all(map(_is_text, arguments)):
+        raise InputError(f"arguments of a method have names, got {brief(arguments)}")
+    if taken := sorted({"name", "plus"} & set(arguments)):
+        raise InputError(f"a method has no argument {taken[0]!r}")
+    return create(part["name"], **arguments)
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str)

@@ -17,6 +17,8 @@ from lora_jax.partition import Rule
 from lora_jax.summary import MatchedLayer
 from lora_jax.surgery import pretrained_modules
 
+MOST_LAYERS = 10_000  # of which the last ones train
+
 
 def full(head: str | None = None) -> Method:
     """Full fine-tuning: every parameter trains. Groups: `base`, and `head` if given."""
@@ -42,7 +44,7 @@ def top_layers(count: Integer = 2, head: str | None = None) -> Method:
       count: of layers, less than the model has.
       head: regular expression for the task head's leaves.
     """
-    count = integer("count", count)
+    count = integer("count", count, most=MOST_LAYERS)
     top = Rule(last_layers(count) + "/.*", "top", inserted="")
     return common.method("top_layers", {"count": count, "head": head}, (CutInsertion(count),), top)
 

@@ -10,18 +10,19 @@ Targets and `exclude` share this syntax; all is text in the end, as configs and 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Sized
 from typing import Any
 
 from flax import linen, nnx
 
 from lora_jax import patterns, surgery
-from lora_jax.checks import Integer, integer
-from lora_jax.errors import InputError
+from lora_jax.checks import LARGEST, Integer, integer
+from lora_jax.errors import InputError, brief
 from lora_jax.low_rank import limits
 
 ALL_LINEAR = "all-linear"
 TYPE = "type:"
+MOST = 10_000  # targets, exclusions, or numbers of layers
 # Of modules that "all-linear" takes for task heads, and so leaves out with all they hold, where such a
 # name comes before the number of a layer: a `score` inside of layer 3 is none.
 HEADS = ("head", "lm_head", "classifier", "score", "logits", "qa_outputs", "cls")
@@ -45,10 +46,11 @@ def by_target(targets: Targets) -> dict[str, Mapping[str, Any]]:
       ValueError: a target is neither text nor a class.
     """
     if isinstance(targets, Mapping):
+        _check_count("targets", targets)
         for target, arguments in targets.items():
             if not isinstance(arguments, Mapping):
                 raise InputError(
-                    f"target {target!r} needs a mapping of arguments, got {arguments!r}"
+                    f"target {brief(target)} needs a mapping of arguments, got {brief(arguments)}"
                 )
         return {as_text(target, "target"): own for target, own in targets.items()}
     return {target: {} for target in several(targets, "target")}
@@ -63,7 +65,18 @@ def several(targets: Any, name: str) -> tuple[str, ...]:
     if targets is None:
         return ()
     alone = isinstance(targets, str | type) or not isinstance(targets, Sequence)
+    if not alone:
+        _check_count(name, targets)
     return tuple(as_text(target, name) for target in ([targets] if alone else targets))
+
+
+def _check_count(name: str, several: Sized) -> None:
+    """Every one of them is compared with every module of a model."""
+    if len(several) > MOST:
+        raise InputError(
+            f"{name}: {len(several):,} of them are more than {MOST:,}; write a regular expression that names "
+            "many layers"
+        )
 
 
 def as_text(target: Any, name: str) -> str:
@@ -81,7 +94,7 @@ def as_text(target: Any, name: str) -> str:
         return TYPE + (target.__name__ if unique else _full_name(target))
     raise InputError(
         f"{name} must be a path, the end of paths, a regular expression, {ALL_LINEAR!r}, or a class of "
-        f"layers (or several of these), got {target!r}"
+        f"layers (or several of these), got {brief(target)}"
     )
 
 
@@ -94,9 +107,11 @@ def layer_numbers(layers: Any) -> tuple[int, ...] | None:
     if layers is None:
         return None
     alone = not isinstance(layers, Sequence | range) or isinstance(layers, str)
+    if not alone:
+        _check_count("layers", layers)
     try:
         numbers = tuple(
-            integer("a number of a layer", number, least=-(2**31))
+            integer("a number of a layer", number, least=-LARGEST, most=LARGEST)
             for number in ([layers] if alone else layers)
         )
     except ValueError:
@@ -104,7 +119,7 @@ def layer_numbers(layers: Any) -> tuple[int, ...] | None:
     if not numbers:
         raise InputError(
             "layers must be the number of a layer or a list of them, such as 0 or [0, 1, -1]; "
-            f"got {layers!r}"
+            f"got {brief(layers)}"
         )
     return numbers
 

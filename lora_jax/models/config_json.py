@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lora_jax.errors import FileError, MissingFileError, shown
+from lora_jax.errors import FileError, MissingFileError, brief
 from lora_jax.models import decoder, encoder
 from lora_jax.ranges import Range
 from lora_jax.reading import Record, read_object
@@ -191,6 +191,6 @@ def fields(record: Record, keys: Keys) -> dict[str, Any]:
     for name, value in values.items():
         allowed = keys.ranges[name]
         if not allowed.accepts(value):
-            raise record.error(name, shown(value), str(allowed))
+            raise record.error(name, brief(value), str(allowed))
         values[name] = allowed.plain(value)
     return {**keys.defaults, **values}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
@@ -11,8 +10,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from lora_jax import partition
+from lora_jax import partition, patterns
 from lora_jax.errors import InputError
+from lora_jax.expressions import Expression
 
 # Biases and LayerNorm are exempt from weight decay, as in the transformers trainer that the
 # paper's GLUE scripts use.
@@ -80,9 +80,11 @@ def adamw(
         (Kingma and Ba 2015) or before it (the public GPT-2 code).
     """
     check_epsilon(epsilon)
+    patterns.check(no_decay, "no_decay")
 
     def decayed(params: Any) -> Any:
-        return partition.by_path(lambda path: not re.fullmatch(no_decay, path), params)
+        exempt = Expression(no_decay, "no_decay")
+        return partition.by_path(lambda path: not exempt.matches(path), params)
 
     adam = optax.scale_by_adam if epsilon == "after" else _scale_by_adam_early_epsilon
     each = optax.chain(

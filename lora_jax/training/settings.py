@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import optax
 
 from lora_jax.errors import InputError
+from lora_jax.expressions import Expression
 from lora_jax.partition import Labels
-from lora_jax.patterns import compiled
 from lora_jax.ranges import Number, OneOf, Text, Whole, check_settings, setting
 from lora_jax.training import optimizer
 from lora_jax.training.optimizer import Epsilon
@@ -40,7 +40,7 @@ class AdamSettings:
 
     def __post_init__(self) -> None:
         check_settings(self, "adam.")
-        compiled(self.no_decay, "adam.no_decay")
+        Expression(self.no_decay, "adam.no_decay")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
