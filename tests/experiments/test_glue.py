@@ -191,7 +191,7 @@ def test_killed_in_mid_epoch_and_resumed_equals_uninterrupted(
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"task": "sst-2"}, r"Unknown GLUE task 'sst-2'. Did you mean 'sst2'"),
+        ({"task": "sst-2"}, r"config.task must be .*got 'sst-2'. Did you mean 'sst2'"),
         ({"data.source": "/nowhere"}, r"/nowhere is not a folder"),
         ({"model.name": "/no/model"}, r"model folder /no/model does not exist"),
         ({"method.rank": 0}, r"rank must be a positive integer.*got 0"),

@@ -62,7 +62,8 @@ def finished(config, tmp_path_factory):
 
 
 RECORD = {
-    "task", "method", "model", "headline", "split", "test", "missing", "notes", "seeds", "config",
+    "task", "method", "model", "headline", "split", "test", "missing", "notes", "seeds", "config", "inputs",
+    "digests",
     "parameters", "memory", "versions", "device",
 }  # fmt: skip
 TRAINED = {
@@ -141,7 +142,9 @@ def test_evaluation_reproduces_the_run_and_takes_meteor_where_it_is(
     one, two = folder / f"seed_{seed}/predictions.txt", tmp_path / "evaluation/predictions.txt"
     assert one.read_bytes() == two.read_bytes()
     record = json.loads((tmp_path / "evaluation/evaluation.json").read_text())
+    made_from = {name: record.pop(name) for name in ("inputs", "config")}
     assert record == {"adapter": str(folder), **json.loads(json.dumps(found))}
+    assert set(made_from["inputs"]) == {"model", "tokenizer", "decoded data"}
 
 
 def test_merged_decode_is_that_of_the_unmerged_model(finished, config, tmp_path):
@@ -235,11 +238,17 @@ def test_killed_in_training_then_in_decoding_gives_the_same_bytes(
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"dataset": "e3e"}, r"Unknown dataset 'e3e'. Use one of: e2e, webnlg, dart"),
+        (
+            {"dataset": "e3e"},
+            r"config.dataset must be 'e2e', 'webnlg' or 'dart', got 'e3e'. Did you mean 'e2e'",
+        ),
         ({"data.source": "/nowhere"}, r"No e2e train file.*/nowhere is not a folder"),
-        ({"data.decode_split": "dev"}, r"no split 'dev'. Use one of: train, valid, test"),
+        (
+            {"data.decode_split": "dev"},
+            r"decode_split must be 'train', 'valid' or 'test', got 'dev'",
+        ),
         ({"model.name": "/no/model"}, r"model folder /no/model does not exist"),
-        ({"decode.beams": 0}, r"beams must be at least 1, got 0"),
+        ({"decode.beams": 0}, r"config.decode.beams must be an integer from 1 to 1,000, got 0"),
         ({"decode.max_tokens": 128}, r"max_length=0: a prompt has at least its separator"),
     ],
 )
