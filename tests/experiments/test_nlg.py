@@ -60,6 +60,7 @@ def finished(config, tmp_path_factory):
 
 
 RECORD = {
+    "digests",
     "task", "method", "model", "headline", "split", "test", "missing", "notes", "seeds", "config",
     "parameters", "memory", "versions", "device",
 }  # fmt: skip
