@@ -170,6 +170,7 @@ NEEDED_EXTRAS = {
     "lora_jax/analysis": ["analysis"],
     "lora_jax/data": ["data"],
     "lora_jax/decoding": ["training"],
+    "lora_jax/locking.py": ["training"],
     "lora_jax/metrics": ["glue", "data-to-text"],
     "lora_jax/sweeps": ["training"],
     "lora_jax/training": ["training"],

@@ -62,8 +62,8 @@ def finished(config, tmp_path_factory):
 
 
 RECORD = {
-    "task", "method", "model", "headline", "split", "test", "missing", "notes", "seeds", "config", "inputs",
-    "digests",
+    "task", "method", "model", "headline", "split", "test", "missing", "notes", "seeds", "config",
+    "inputs", "digests",
     "parameters", "memory", "versions", "device",
 }  # fmt: skip
 TRAINED = {

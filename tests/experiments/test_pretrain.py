@@ -72,6 +72,7 @@ def pretrained(config, tmp_path_factory):
 def test_record_and_what_is_learned(pretrained, config):
     folder, record = pretrained
     assert record.keys() == {
+        "digests",
         "task", "parameters", "documents", "notes", "best", "last", "steps", "seconds",
         "examples_per_second", "tokens_per_second", "padding_efficiency", "flops",
         "flops_per_second_and_device", "mfu", "memory", "versions",
