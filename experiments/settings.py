@@ -18,8 +18,8 @@ _HEAD = """\
 
 Every field of the configs, and what it may be. A field outside its range, an unknown one and a missing one
 are refused before a folder is claimed or data are read, and the message names the field. Set fields on the
-command line: `--config.learning_rate=1e-4`, `--config.data.max_length=128`. The arguments of methods
-(`method.*`) are in [methods.md](methods.md).
+command line: `--config.learning_rate=1e-4`, `--config.data.max_length=128`. What methods do with their
+arguments is in [methods.md](methods.md).
 
 Made by `python -m experiments.settings --output=docs/settings.md`.
 """
@@ -30,6 +30,7 @@ _SECTIONS: Mapping[str, tuple[str, Fields]] = {
     }),
     "GLUE": ("experiments.glue", fields.GLUE),
     "Data to text": ("experiments.nlg", fields.DATA_TO_TEXT),
+    "Methods": ("`method`, by its name", fields.METHOD),
     "Pre-training": ("experiments.pretrain", fields.PRETRAIN),
     "Sweeps": ("experiments.sweep; `run` has the fields of a run, `grids` tuples of values", fields.SWEEP),
     "Subspace analysis": ("experiments.subspace; `adapters` has a folder by name", fields.SUBSPACE),

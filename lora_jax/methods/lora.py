@@ -142,7 +142,7 @@ def lora(
     settings = {}
     for target, own in per_target.items():
         default = "skip" if target == ALL_LINEAR else "error"
-        values = {**shared, "too_large": too_large or default, **own}
+        values = {**shared, "too_large": default if too_large is None else too_large, **own}
         settings[target] = LoRASettings.from_arguments(values, f"target {target!r}")
     excluded, numbers = several(exclude, "exclude"), layer_numbers(layers)
     for name in (*settings, *excluded):

@@ -1,6 +1,7 @@
 """Every field of every config has a range, the page shows them, and what is outside is refused early."""
 
 import importlib
+import inspect
 import math
 from pathlib import Path
 
@@ -12,7 +13,9 @@ from experiments.runs import fields
 from experiments.runs.run import run_all
 from experiments.subspace.analysis import analyse
 from experiments.sweep.points import points
+from lora_jax import methods
 from lora_jax.errors import InputError
+from lora_jax.methods.registry import CONSTRUCTORS
 from lora_jax.run_folder import flat
 
 ROOT = Path(__file__).parents[2]
@@ -147,3 +150,64 @@ def test_every_field_of_a_run_has_a_case_above():
     assert set(flat(_config(ROOT / "configs/glue/minilm.py").to_dict())) >= set(_RUN) - {
         "adam.epsilon"
     }
+
+
+# What an argument is tried with besides those of its range; other arguments that the method needs.
+_NEEDED = {"lora": {"targets": "q"}, "adapter_d": {"size": 4, "layers": 1}, "prefix_embed": {"prefix": 1},
+           "prefix_layer": {"prefix": 1}, "top_layers": {}}  # fmt: skip
+_TRIED = [
+    -1,
+    0,
+    1,
+    0.5,
+    1.5,
+    1e9,
+    2**16,
+    2**31,
+    10**400,
+    NAN,
+    INF,
+    -INF,
+    True,
+    None,
+    "",
+    "cap",
+    (),
+    "none",
+]
+
+
+@pytest.mark.wrong_types
+@pytest.mark.parametrize("argument", fields.METHOD)
+def test_methods_refuse_what_the_page_says(argument):
+    method, name = argument.split(".")
+    needed = {**_NEEDED.get(method, {"size": 4}), **({"infix": 1} if name == "prefix" else {})}
+    allowed = fields.METHOD[argument].allowed
+    if name in ("init", "std") and method == "lora":
+        needed["init"] = "kaiming"
+    for value in _TRIED:
+        made = {**needed, name: value}
+        if allowed.accepts(value):
+            methods.create(method, head="head/.*", **made)
+        else:
+            with pytest.raises(InputError):
+                methods.create(method, head="head/.*", **made)
+
+
+def test_the_page_has_every_number_and_choice_of_the_methods():
+    """Patterns, names and lists are left: they are checked against the model."""
+    left = {
+        "targets",
+        "head",
+        "parts",
+        "fused",
+        "fused_sizes",
+        "axes",
+        "exclude",
+        "tokens",
+        "activation",
+    }
+    for name, constructor in CONSTRUCTORS.items():
+        for argument in set(inspect.signature(constructor).parameters) - left:
+            chosen = {("lora", "layers"), *((n, "std") for n in CONSTRUCTORS if n != "lora")}
+            assert (name, argument) in chosen or f"{name}.{argument}" in fields.METHOD
