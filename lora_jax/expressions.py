@@ -17,7 +17,7 @@ from lora_jax.errors import InputError, InputTypeError, brief
 
 SECONDS = 2.0  # for all texts that one expression is asked about; usual ones take microseconds
 LONGEST = 2**20  # characters; programs write long ones
-LONGEST_REPEATED = 2**18  # characters with repetitions such as {3} written out
+LONGEST_REPEATED = 2**16  # characters with repetitions such as {3} written out
 _TOKEN = re.compile(
     r"(?P<comment>\(\?\#[^)]*\))"
     r"|(?P<escape>\\N\{[^}]*\}|\\.)"
