@@ -5,9 +5,24 @@ from __future__ import annotations
 import os
 import pathlib
 import shutil
+import tempfile
 
 # Two workers with two OpenBLAS threads each wait for one another: SVDs take ten times as long.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+# Programs of tests run for milliseconds, so nearly all time went into compiling them. What follows is set
+# before jax starts and inherited by the workers and by the commands that tests start; `optimised`
+# takes back the first two.
+os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
+# The older code generator, and each program in one piece: a third of the time to compile.
+_FLAGS = os.environ.get("XLA_FLAGS", "")
+_QUICK = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+os.environ["XLA_FLAGS"] = f"{_FLAGS.replace(_QUICK, '')} {_QUICK}".strip()
+# What one test or command compiled, no other compiles again: all share a folder until pytest ends.
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    _programs = tempfile.TemporaryDirectory(prefix="lora_jax_programs_")
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = _programs.name
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
 import jax
 import jaxtyping
@@ -53,13 +68,27 @@ def real_data() -> pathlib.Path:
     return folder
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _commands_without_torch():
+    """Nothing that the commands do needs PyTorch, which other packages import where it is installed."""
+    with pytest.MonkeyPatch.context() as patch:
+        folder = pathlib.Path(__file__).with_name("without_torch")
+        patch.setenv("PYTHONPATH", str(folder), prepend=os.pathsep)
+        yield
+
+
 @pytest.fixture(scope="module")
-def quick_compilation():
-    """For modules whose programs run for milliseconds each."""
-    before = jax.config.read("jax_disable_most_optimizations")
+def optimised():
+    """Programs are compiled as users have them: for tests that look at what the compiler made of them.
+
+    Also for those that compile for TPUs, whose compiler does not know the flags for CPUs.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "0")
+        patch.setenv("XLA_FLAGS", os.environ["XLA_FLAGS"].replace(_QUICK, ""))
+        jax.config.update("jax_disable_most_optimizations", False)
+        yield
     jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
 
 
 @pytest.fixture(scope="session")
@@ -154,25 +183,10 @@ def tiny_nlg(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def no_java_and_no_program_compiled_twice(tmp_path_factory):
+def no_java():
     """Java starts only in tests/metrics: METEOR alone takes seconds to load."""
-    import jax
-    from jax.experimental.compilation_cache import compilation_cache
-
     from lora_jax.metrics import java
 
-    settings = {
-        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("programs")),
-        "jax_persistent_cache_min_compile_time_secs": 0.0,
-        "jax_persistent_cache_min_entry_size_bytes": -1,
-    }
-    old = {name: getattr(jax.config, name) for name in settings}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(java, "_candidates", lambda: iter(()))
-        for name, value in settings.items():
-            jax.config.update(name, value)
-        jax.config.update("jax_disable_most_optimizations", True)  # they run for milliseconds
         yield
-    for name, value in {**old, "jax_disable_most_optimizations": False}.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()

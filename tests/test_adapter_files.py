@@ -18,8 +18,6 @@ import lora_jax as lj
 from lora_jax import adapter_files, adapters
 from lora_jax.errors import FileError, InputError, MissingFileError
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 METHOD = lj.lora("query", rank=2, alpha=4)
 LABELS = {"query/lora/a": "lora", "query/lora/b": "lora"}
 

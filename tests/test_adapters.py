@@ -20,8 +20,6 @@ from lora_jax import adapters
 from lora_jax.errors import FileError, InputError
 from lora_jax.low_rank import layers
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 KEY = jax.random.key(0, impl="rbg")
 HEAD = "head/.*"
 METHOD = lora_jax.lora(

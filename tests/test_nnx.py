@@ -12,8 +12,6 @@ from flax import nnx
 import lora_jax as lj
 from lora_jax.training.optimizer import adamw
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 X = jax.random.normal(jax.random.key(1), (4, 6, 8))
 
 

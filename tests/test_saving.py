@@ -11,10 +11,7 @@ from test_state import by_hand, split_route
 import lora_jax as lj
 from lora_jax.models.stack import Stack
 
-pytestmark = [
-    pytest.mark.usefixtures("quick_compilation"),
-    pytest.mark.filterwarnings("ignore:Using 'Module.sow"),
-]
+pytestmark = pytest.mark.filterwarnings("ignore:Using 'Module.sow")
 KEY = jax.random.key(0)
 X = arrays(5, seed=9)["x"]
 

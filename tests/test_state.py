@@ -27,10 +27,7 @@ from lora_jax.sweeps.start import together
 from lora_jax.sweeps.step import initial_states, make_runs_train_step
 from lora_jax.training.step import make_predict_step, make_train_step
 
-pytestmark = [
-    pytest.mark.usefixtures("quick_compilation"),
-    pytest.mark.filterwarnings("ignore:Using 'Module.sow"),
-]
+pytestmark = pytest.mark.filterwarnings("ignore:Using 'Module.sow")
 KEY = jax.random.key(0)
 BATCHES = [arrays(8, seed) for seed in range(3)]
 

@@ -36,9 +36,6 @@ DECODER = DecoderConfig(16, 3, 2, vocab_size=20, n_positions=16)
 QKV = {"parts": ("q", "v"), "fused": ("q", "k", "v")}
 
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
-
 class Mixed(nnx.Module):
     """Layers of every kind, none stacked."""
 

@@ -51,10 +51,10 @@ json.dump(texts, sys.stdout)
 
 
 @pytest.fixture(scope="module")
-def texts():
+def texts(optimised):
     settings = {
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+        "XLA_FLAGS": os.environ["XLA_FLAGS"] + " --xla_force_host_platform_device_count=8",
     }
     run = subprocess.run(
         [sys.executable, "-c", PROGRAMS],

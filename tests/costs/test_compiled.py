@@ -27,7 +27,7 @@ def shape(sizes, mesh, *spec, dtype=jnp.float32):
 
 
 @pytest.fixture(scope="module")
-def chips_of_a_host(tmp_path_factory):
+def chips_of_a_host(optimised):
     """Four v5e devices to compile for."""
     pytest.importorskip("libtpu", reason="compiling for TPUs needs libtpu")
     with pytest.MonkeyPatch.context() as patch:

@@ -10,8 +10,6 @@ from lora_jax.data.completions import TokenisedPairs
 from lora_jax.data.packing import TokenisedExamples
 from lora_jax.dropout import dropout
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 LENGTH, SEEDS = 32, (3, 0, 3, 7)
 
 

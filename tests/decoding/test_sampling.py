@@ -16,8 +16,6 @@ from lora_jax.decoding import sampling
 from lora_jax.decoding.sampling import Sampling, sample
 from lora_jax.models import hub
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 torch.set_num_threads(1)
 
 VOCAB = 13

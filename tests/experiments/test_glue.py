@@ -8,7 +8,6 @@ import sys
 import time
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
@@ -26,7 +25,7 @@ from lora_jax.models import hub
 ROOT = Path(__file__).parents[2]
 
 
-pytestmark = pytest.mark.usefixtures("no_java_and_no_program_compiled_twice")
+pytestmark = pytest.mark.usefixtures("no_java")
 
 
 @pytest.fixture(scope="module")
@@ -154,12 +153,7 @@ def test_killed_in_mid_epoch_and_resumed_equals_uninterrupted(
         "--config.data.max_length=48", "--config.batch_size=4", "--config.epochs=12",
         "--config.checkpoint_every=4", "--config.log_every=1", "--config.learning_rate=0.01",
     ]  # fmt: skip
-    programs = {
-        "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-    }
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu", **programs}
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
     quiet = {
         "cwd": ROOT,
         "env": environment,

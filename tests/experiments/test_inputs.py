@@ -15,7 +15,7 @@ from experiments.runs.run import run_all
 from experiments.sweep.local import run_sweep
 from tests.experiments.sweep_runs import glue_sweep
 
-pytestmark = pytest.mark.usefixtures("no_java_and_no_program_compiled_twice", "quick_compilation")
+pytestmark = pytest.mark.usefixtures("no_java")
 
 
 class Made:

@@ -22,7 +22,7 @@ TOPOLOGY = "v5e:2x2"
 
 
 @pytest.fixture(scope="module", autouse=True)
-def small_models():
+def small_models(optimised):
     """The configs' models by name, with small sizes."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TPU_SKIP_MDS_QUERY", "1")

@@ -18,7 +18,7 @@ from lora_jax.data import completions, data_to_text
 from lora_jax.data.pairs import by_context
 from lora_jax.metrics import files
 
-pytestmark = pytest.mark.usefixtures("no_java_and_no_program_compiled_twice")
+pytestmark = pytest.mark.usefixtures("no_java")
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ from experiments import quickstart
 from experiments.runs.run import run_all
 from lora_jax.data import sentiment
 
-pytestmark = pytest.mark.usefixtures("no_java_and_no_program_compiled_twice")
+pytestmark = pytest.mark.usefixtures("no_java")
 
 
 def test_both_runs_and_their_table(tiny_model, tmp_path):

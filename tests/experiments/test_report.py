@@ -493,7 +493,11 @@ def test_command_line(tmp_path):
 
     def run(*arguments):
         command = [sys.executable, "-m", "experiments.report", *map(str, arguments)]
-        environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+        environment = {
+            **os.environ,
+            "JAX_PLATFORMS": "cpu",
+            "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ["PYTHONPATH"]]),
+        }
         return subprocess.run(
             command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
         )
@@ -552,7 +556,7 @@ def test_methods_differ_in_marker_and_text_is_readable():
     assert panel_grid.FONT >= 8 and panel_grid.PANEL[0] >= 100
 
 
-@pytest.mark.usefixtures("no_java_and_no_program_compiled_twice")
+@pytest.mark.usefixtures("no_java")
 def test_a_real_run(tiny_model, tiny_glue, tmp_path):
     config = minilm.get_config("rte,lora")
     config.model.name, config.data.source = str(tiny_model), str(tiny_glue)

@@ -15,7 +15,7 @@ from lora_jax import json_lines, locking
 from lora_jax.errors import FileError, FolderInUseError, InputError, MissingFileError
 from tests.experiments.sweep_runs import glue_sweep
 
-pytestmark = pytest.mark.usefixtures("no_java_and_no_program_compiled_twice")
+pytestmark = pytest.mark.usefixtures("no_java")
 
 
 @pytest.fixture(scope="module")

@@ -46,7 +46,7 @@ OTHER = {
     "learning_rate": (0.03,), "seeds": (2,),
 }  # fmt: skip
 
-pytestmark = pytest.mark.usefixtures("no_java_and_no_program_compiled_twice")
+pytestmark = pytest.mark.usefixtures("no_java")
 
 
 class Sweep:

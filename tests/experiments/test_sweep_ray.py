@@ -11,7 +11,6 @@ import threading
 import time
 from pathlib import Path
 
-import jax
 import pytest
 
 from configs.glue import minilm
@@ -23,14 +22,11 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
-def cluster(no_java_and_no_program_compiled_twice):
+def cluster(no_java):
     """The address of a cluster of two cores, which this process belongs to."""
     ray = pytest.importorskip("ray")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("JAX_PLATFORMS", "cpu")
-        patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")  # as here
-        patch.setenv("JAX_COMPILATION_CACHE_DIR", jax.config.jax_compilation_cache_dir)
-        patch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         ray.init(
             "local", num_cpus=2, include_dashboard=False, log_to_driver=False,

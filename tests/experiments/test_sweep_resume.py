@@ -9,7 +9,6 @@ import sys
 from contextlib import nullcontext
 from pathlib import Path
 
-import jax
 import pytest
 
 from experiments.sweep import local as sweeps
@@ -23,7 +22,7 @@ GRIDS = {"a": {"method": {"rank": (1, 2)}, "seeds": (0, 1)}, "b": {"seeds": (2,)
 POINTS = ["rank=1,seed=0", "rank=1,seed=1", "rank=2,seed=0", "rank=2,seed=1", "rank=8,seed=2"]
 STEPS = 6  # 20 examples in batches of 8, two epochs
 
-pytestmark = pytest.mark.usefixtures("no_java_and_no_program_compiled_twice")
+pytestmark = pytest.mark.usefixtures("no_java")
 
 
 class Killed(BaseException):
@@ -234,11 +233,6 @@ def test_another_base_config_in_the_same_folder_is_refused(config, copy, change,
 
 
 def command(workdir, tiny_model, tiny_glue, *arguments):
-    programs = {
-        "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-    }
     fields = {
         "model.name": tiny_model, "data.source": tiny_glue, "data.max_length": 48, "batch_size": 8,
         "epochs": 1, "log_every": 1, "data.max_examples": 20,
@@ -247,7 +241,7 @@ def command(workdir, tiny_model, tiny_glue, *arguments):
         [sys.executable, "-m", "experiments.sweep", "--config=configs/sweep/rank_glue.py:rte",
          f"--workdir={workdir}", *(f"--config.run.{name}={v}" for name, v in fields.items()),
          *arguments],
-        cwd=ROOT, env={**os.environ, "JAX_PLATFORMS": "cpu", **programs}, capture_output=True,
+        cwd=ROOT, env={**os.environ, "JAX_PLATFORMS": "cpu"}, capture_output=True,
         text=True, timeout=200,
     )  # fmt: skip
 

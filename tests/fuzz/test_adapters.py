@@ -27,7 +27,7 @@ from lora_jax import adapters
 from lora_jax.errors import InputError
 from lora_jax.models.decoder import Decoder, DecoderConfig
 
-pytestmark = [pytest.mark.usefixtures("quick_compilation"), pytest.mark.wrong_types]
+pytestmark = pytest.mark.wrong_types
 
 HEAD = "head/.*"
 METHODS = {

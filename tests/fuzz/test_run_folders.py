@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from lora_jax.errors import InputError
 from tests.training.small_runs import KILLED, fit, killed_at, same_result
 
-pytestmark = pytest.mark.usefixtures("quick_compilation", "one_compilation")
+pytestmark = pytest.mark.usefixtures("one_compilation")
 FIXED = {"deadline": None, "derandomize": True, "database": None}
 UNCHECKED = [HealthCheck.too_slow, HealthCheck.function_scoped_fixture, HealthCheck.data_too_large]
 

@@ -13,8 +13,6 @@ import lora_jax
 from lora_jax.sharding import axes
 from tests.linen.models import pair, random_ids, random_variables, trained
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 IDS = random_ids()
 METHOD = lora_jax.lora(r"layers/(qkv|output)", rank=2, alpha=4, head="head/.*")
 

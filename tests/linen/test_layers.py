@@ -12,8 +12,6 @@ import lora_jax
 from lora_jax.low_rank import layers
 from tests.low_rank.layer_cases import CASES, FLOAT32, key, random_input, randomise
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 SHARED = ("use_bias", "dtype", "param_dtype", "precision")
 
 

@@ -10,8 +10,6 @@ import lora_jax
 from lora_jax.costs import flops
 from tests.linen.models import Model, pair, random_ids, random_variables, trained
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 QKV = {"parts": ("q", "v"), "fused": ("q", "k", "v")}
 METHODS = {
     "lora": lora_jax.lora(r"layers\w*/(qkv|output)|embed", rank=2, alpha=4, head="head/.*"),

@@ -6,15 +6,12 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 
 import lora_jax
 from lora_jax.linen import calls
 from lora_jax.low_rank import layers
 
 PAGE = Path(__file__).parents[2] / "docs/linen.md"
-
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 def test_blocks_of_the_page(tmp_path, monkeypatch):

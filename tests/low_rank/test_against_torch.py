@@ -22,9 +22,6 @@ peft = pytest.importorskip("peft")
 torch.set_num_threads(1)
 
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
-
 def test_embedding_starts_as_in_loralib():
     """A is zero and B is N(0, 1); PEFT and loralib agree on these roles."""
     layer = adapted_copy(embed(50, 400)(nnx.Rngs(0)), rank=16)

@@ -19,8 +19,6 @@ from lora_jax.low_rank.updates import DropoutKey
 from lora_jax.low_rank.weights import WeightView
 from tests.low_rank.layer_cases import CASES, random_input, randomise
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 torch.set_num_threads(1)
 RANK, ALPHA = 3, 6.0
 FLOAT32 = {"rtol": 2e-5, "atol": 2e-6}  # sums of at most some hundred products in another order

@@ -27,8 +27,6 @@ from tests.low_rank.layer_cases import (
     randomise,
 )
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 @pytest.fixture(scope="module", params=CASES)
 def case(request):

@@ -31,9 +31,6 @@ peft = pytest.importorskip("peft")
 torch.set_num_threads(1)
 
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
-
 HEADS, SIZE, RANK = 2, 3, 2
 D = HEADS * SIZE
 QV = {"fused": ("q", "k", "v"), "parts": ("q", "v")}

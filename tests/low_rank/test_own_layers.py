@@ -21,8 +21,6 @@ from tests.low_rank.layer_cases import (
     randomise,
 )
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 @pytest.fixture(autouse=True)
 def registry(monkeypatch):

@@ -13,8 +13,6 @@ from tests.low_rank.layer_cases import FLOAT32, adapted_copy, random_input, rand
 
 PAGE = Path(__file__).parents[2] / "docs/layers.md"
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 @pytest.fixture(scope="module")
 def page():

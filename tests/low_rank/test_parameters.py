@@ -10,8 +10,6 @@ import lora_jax as lj
 from lora_jax.analysis import factor_pairs
 from lora_jax.low_rank import layers
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 X = jax.random.normal(jax.random.key(5), (6, 8))
 KEY = jax.random.key(0)
 

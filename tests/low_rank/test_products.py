@@ -22,8 +22,6 @@ from tests.low_rank.layer_cases import (
     transposed,
 )
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 def doubled(inputs, kernel, dimensions, **settings):
     return 2 * jax.lax.dot_general(inputs, kernel, dimensions, **settings)

@@ -22,9 +22,6 @@ from tests.low_rank.layer_cases import (
     transposed,
 )
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
-
 # --- The registry ---------------------------------------------------------------------------------
 
 

@@ -17,9 +17,6 @@ from tests.low_rank.layer_cases import (
     randomise,
 )
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
-
 DEPTH = 3
 STACKS = {
     name: CASES[name]

@@ -8,8 +8,6 @@ from flax import nnx
 
 import lora_jax as lj
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 X = jnp.asarray([[1, 2, 0], [2, 2, 1]])
 
 

@@ -12,8 +12,6 @@ from lora_jax.models.decoder import Decoder, DecoderConfig
 from lora_jax.models.encoder import Classifier, EncoderConfig
 from lora_jax.training import optimizer, step
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 KEY = jax.random.key(0, impl="unsafe_rbg")  # compiles faster
 MODELS = {
     "encoder": lambda dtype: Classifier(

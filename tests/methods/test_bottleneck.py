@@ -76,9 +76,6 @@ CONFIGS = {
 }
 
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
-
 def packed():
     """Rows with several examples and padding, the examples, and some tokens of each."""
     rng = np.random.default_rng(0)

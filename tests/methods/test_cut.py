@@ -23,8 +23,6 @@ from lora_jax.models.decoder import SIZES, Decoder, DecoderConfig
 from lora_jax.models.encoder import Classifier, EncoderConfig
 from lora_jax.training import optimizer, step
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 TINY = DecoderConfig(16, 4, 2, vocab_size=20, n_positions=16)
 DROPOUT = {"embd_pdrop": 0.1, "attn_pdrop": 0.2, "resid_pdrop": 0.1}
 ENCODER = EncoderConfig(

@@ -15,8 +15,6 @@ from lora_jax.data.batch import Inputs
 from lora_jax.low_rank import layers
 from lora_jax.models.encoder import Classifier, EncoderConfig
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 ZEROS = nnx.initializers.zeros
 
 

@@ -21,8 +21,6 @@ from lora_jax.models import hub
 from lora_jax.models.decoder import SIZES, Decoder
 from lora_jax.training import optimizer, step
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 torch.set_num_threads(1)
 
 # Largest deviation of a tensor relative to its largest value, ours in float32 from PyTorch in

@@ -13,7 +13,6 @@ import lora_jax as lj
 from lora_jax import methods
 from lora_jax.low_rank import layers
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 KEY = jax.random.key(0)
 
 

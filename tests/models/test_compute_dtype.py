@@ -13,8 +13,6 @@ from lora_jax import methods, partition
 from lora_jax.data.batch import Inputs
 from lora_jax.models import decoder, encoder
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 KEY = jax.random.key(0, impl="unsafe_rbg")  # compiles faster
 WIDTH, INNER, VOCAB, OUTPUTS, LAYERS, ROWS, LENGTH = 16, 24, 30, 3, 3, 3, 8
 HALF, FULL = jnp.dtype("bfloat16"), jnp.dtype("float32")

@@ -22,8 +22,6 @@ from lora_jax.data.batch import Inputs
 from lora_jax.models import hub
 from lora_jax.models.decoder import SIZES, Decoder, DecoderConfig
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 torch.set_num_threads(1)
 
 # Relative to the largest value of a tensor, in float32; only the order of summation differs. Reached

@@ -23,8 +23,6 @@ from lora_jax.models.encoder import Classifier, EncoderConfig
 from lora_jax.models.stack import Stack
 from lora_jax.models.sublayer import Context
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 torch.set_num_threads(1)
 
 # Largest deviations reached on a CPU in float32, relative to the largest value of the tensor:

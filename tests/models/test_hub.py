@@ -16,8 +16,6 @@ from safetensors.numpy import load_file, save_file
 from lora_jax import methods, partition
 from lora_jax.models import hub
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 torch.set_num_threads(1)
 
 SIZES = {

@@ -18,7 +18,6 @@ from lora_jax.errors import FileError, InputError, MissingFileError
 from lora_jax.models import architectures, hub
 from lora_jax.models.model_files import INDEX, WEIGHTS
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 KEY = jax.random.key(0)
 NAME = "encoder.layer.1.output.dense.weight"
 

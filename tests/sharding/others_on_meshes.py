@@ -147,6 +147,5 @@ def main() -> dict[str, Any]:
 
 if __name__ == "__main__":
     assert jax.device_count() == 8, jax.devices()
-    jax.config.update("jax_disable_most_optimizations", True)
     found = main()
     Path(sys.argv[1]).write_text(json.dumps(found, indent=1))

@@ -179,7 +179,4 @@ def main(model: Path, data: Path, folder: Path) -> dict[str, Any]:
 if __name__ == "__main__":
     assert jax.device_count() == 8, jax.devices()
     model, data, folder, out = map(Path, sys.argv[1:])
-    jax.config.update("jax_disable_most_optimizations", True)  # they take minutes, for milliseconds
-    jax.config.update("jax_compilation_cache_dir", str(folder / "programs"))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     out.write_text(json.dumps(main(model, data, folder), indent=1))

@@ -12,7 +12,7 @@ WITHIN = {
     "run": (1, 1), "run x data": (1, 1), "run x fsdp x model": (1 / 2, 1 / 4)
 }  # fmt: skip
 
-pytestmark = pytest.mark.usefixtures("no_java_and_no_program_compiled_twice")
+pytestmark = pytest.mark.usefixtures("no_java")
 
 
 @pytest.fixture(scope="module")

@@ -27,7 +27,7 @@ def get_config():
 """
 
 # Two processes are shown by test_two_processes.py, sweeps on 8 devices by test_sweep_on_meshes.py.
-pytestmark = [pytest.mark.usefixtures("no_java_and_no_program_compiled_twice"), pytest.mark.slow]
+pytestmark = [pytest.mark.usefixtures("no_java"), pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +47,7 @@ def start(tiny_model, tiny_glue, root):
             *(f"--config.run.{name}={value}" for name, value in fields.items()),
         ]  # fmt: skip
         program = ["-m", "experiments.sweep", f"--config={root / 'grids.py'}"]
-        return Pair(program, given, root / log, root / "programs")
+        return Pair(program, given, root / log)
 
     return pair
 

@@ -22,6 +22,7 @@ from experiments.runs.data_to_text import DataToTextTask
 from experiments.runs.run import run_all
 
 ROOT = Path(__file__).parents[2]
+WITHOUT_TORCH = ROOT / "tests/without_torch/sitecustomize.py"
 LIMIT = 240  # seconds until a process that hangs is ended; they need 10 to 25
 GLUE = {
     "data.max_length": 48, "batch_size": 4, "epochs": 2, "log_every": 1, "checkpoint_every": 4,
@@ -50,13 +51,13 @@ def audit(event, arguments):
 sys.addaudithook(audit)
 """
 
-pytestmark = pytest.mark.usefixtures("no_java_and_no_program_compiled_twice")
+pytestmark = pytest.mark.usefixtures("no_java")
 
 
 class Pair:
     """Two processes of one run, which differ in the index alone and in `extra` arguments."""
 
-    def __init__(self, program, arguments, log, cache, extra=((), ())):
+    def __init__(self, program, arguments, log, extra=((), ())):
         with socket.socket() as free:
             free.bind(("localhost", 0))
             port = free.getsockname()[1]
@@ -64,15 +65,14 @@ class Pair:
             **os.environ,
             "JAX_PLATFORMS": "cpu",
             "JAX_CPU_COLLECTIVES_IMPLEMENTATION": "gloo",
-            "JAX_COMPILATION_CACHE_DIR": str(cache),
-            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-            "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+            "XLA_FLAGS": " ".join(
+                f for f in os.environ["XLA_FLAGS"].split() if "device_count" not in f
+            ),
             "TF_CPP_MIN_LOG_LEVEL": "2",
             "PYTHONPATH": os.pathsep.join([str(log), str(ROOT)]),
         }
-        environment.pop("XLA_FLAGS", None)
         log.mkdir()
-        (log / "sitecustomize.py").write_text(AUDIT)
+        (log / "sitecustomize.py").write_text(WITHOUT_TORCH.read_text() + AUDIT)
         self.log = log
         self.processes = []
         for index in range(2):
@@ -123,7 +123,7 @@ def glue_pair(tiny_model, tiny_glue, root):
     program = ["-m", "experiments.glue", "--config=configs/glue/minilm.py:rte,lora"]
 
     def start(run, log, extra=((), ())):
-        return Pair(program, arguments(fields, root / run), root / log, root / "programs", extra)
+        return Pair(program, arguments(fields, root / run), root / log, extra)
 
     return start
 
@@ -219,7 +219,7 @@ def test_data_to_text_is_trained_and_decoded_by_two_processes(tiny_nlg, root, tm
     program = ["-c", WITHOUT_JAVA, "--config=configs/nlg/small.py:e2e,lora"]
     folder = root / "nlg"
     given = arguments({**fields, "mesh.data": 2}, folder)
-    statuses, outputs, errors = Pair(program, given, root / "nlg_log", root / "programs").wait()
+    statuses, outputs, errors = Pair(program, given, root / "nlg_log").wait()
     assert statuses == [0, 0], errors
     assert_one_writer(folder, root / "nlg_log", outputs, errors, 5)
     config = small.get_config("e2e,lora")
@@ -249,7 +249,7 @@ def test_a_folder_that_only_one_process_sees_ends_both(glue_pair, tmp_path):
 
 def test_processes_agree_on_values_failures_and_configs(root, tmp_path):
     program = [str(Path(__file__).with_name("agree.py")), str(tmp_path)]
-    statuses, _, errors = Pair(program, [], root / "agree_log", root / "programs").wait()
+    statuses, _, errors = Pair(program, [], root / "agree_log").wait()
     assert statuses == [0, 0], errors
     first, second = (json.loads((tmp_path / f"{i}.json").read_text()) for i in range(2))
     assert first["value"] == [70000, 0, [0]] and second["value"] == [70000, 0, []]

@@ -186,6 +186,5 @@ def compare(name: str) -> dict:
 
 if __name__ == "__main__":
     assert jax.device_count() == 8, jax.devices()
-    jax.config.update("jax_disable_most_optimizations", True)  # they take minutes, for milliseconds
     *models, out = sys.argv[1:]
     Path(out).write_text(json.dumps({model: compare(model) for model in models}, indent=1))

@@ -15,8 +15,6 @@ from lora_jax.sweeps import padding
 from lora_jax.sweeps.runs import run_values, scaled
 from lora_jax.training.optimizer import adamw
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 STEPS = 6  # 3 updates of 2 micro-batches
 ZEROS = nnx.initializers.zeros  # random values are slow to compile; `randomise` sets them
 
@@ -117,7 +115,7 @@ def trained(structure, trainable, frozen, scales, batches):
 
 
 @pytest.fixture(scope="module")
-def runs(quick_compilation):
+def runs():
     """A run with ranks of its own, and the same one padded to twice the ranks."""
     base = Model()
     random = np.random.default_rng(0)

@@ -23,8 +23,6 @@ from lora_jax.sweeps import step as runs_step
 from lora_jax.sweeps.common_method import common_method
 from lora_jax.training import optimizer, step
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 STEPS, VOCABULARY, LENGTH = 4, 13, 12
 QV = {"fused": ("q", "k", "v"), "parts": ("q", "v")}
 
@@ -120,7 +118,7 @@ def tx(labels, rate):
 @pytest.fixture(
     scope="module", params=["decoder", pytest.param("classifier", marks=pytest.mark.slow)]
 )
-def sweep(request, quick_compilation):
+def sweep(request):
     """A base, its runs alone and stacked, and their steps."""
     make, loss, methods, rates, seeds = MODELS[request.param]
     base = make()

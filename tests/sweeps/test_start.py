@@ -13,8 +13,6 @@ from lora_jax.sweeps.runs import scaled
 from lora_jax.sweeps.start import together
 from lora_jax.sweeps.step import initial_states, make_runs_train_step
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 RANKS = (1, 4, 2)
 
 

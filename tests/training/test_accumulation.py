@@ -17,8 +17,6 @@ from lora_jax.models.decoder import Decoder, DecoderConfig
 from lora_jax.models.encoder import Classifier, EncoderConfig
 from lora_jax.training import ArrayBatches, Trainer, TrainSettings, optimizer, step
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 _EPOCHS, _EXAMPLES, _WHOLE, _PART = 2, 22, 8, 2  # batches of 8, 8, 6; of 2 in groups of 4, 4, 3
 
 

@@ -10,8 +10,6 @@ from lora_jax.errors import FileError, FolderInUseError, InputError, MissingFile
 from lora_jax.training import event_file
 from tests.training.small_runs import KILLED, STEPS, fit, killed_at, same_result
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):

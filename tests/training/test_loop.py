@@ -15,8 +15,6 @@ from lora_jax.training import loop
 from lora_jax.training.progress import LoopSettings, Progress
 from lora_jax.training.records import MetricsLog
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 class Batches:
     """The labels of batch `number` of an epoch are a function of the two numbers."""

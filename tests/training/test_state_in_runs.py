@@ -15,10 +15,7 @@ from lora_jax.fingerprints import accepted
 from lora_jax.training import ArrayBatches, Progress, Trainer, TrainSettings
 from lora_jax.training.checkpoints import Checkpoints
 
-pytestmark = [
-    pytest.mark.usefixtures("quick_compilation"),
-    pytest.mark.filterwarnings("ignore:Using 'Module.sow"),
-]
+pytestmark = pytest.mark.filterwarnings("ignore:Using 'Module.sow")
 SETTINGS = TrainSettings(epochs=2, learning_rate=0.02, log_every=1, checkpoint_every=2)
 
 

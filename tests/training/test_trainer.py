@@ -15,8 +15,6 @@ from lora_jax.sharding.placement import Placement
 from lora_jax.training import ArrayBatches, Goal, Trainer, TrainSettings
 from lora_jax.training.records import lora_layers
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 class Model(nnx.Module):
     def __init__(self, rngs):

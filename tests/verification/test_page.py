@@ -6,12 +6,9 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 from flax import nnx
 
 import lora_jax as lj
-
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 PAGE = Path(__file__).parents[2] / "docs/any_model.md"
 

@@ -13,8 +13,6 @@ import lora_jax as lj
 from lora_jax.low_rank import layers
 from lora_jax.verification.report import Verification
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 WIDTH = 8
 TOKENS = jnp.asarray([[1, 2, 3, 4], [4, 3, 2, 2]])
 KEY = jax.random.key(0)
