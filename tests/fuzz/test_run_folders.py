@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from lora_jax.errors import InputError
 from tests.training.small_runs import KILLED, fit, killed_at, same_result
 
-pytestmark = pytest.mark.usefixtures("one_compilation")
 FIXED = {"deadline": None, "derandomize": True, "database": None}
 UNCHECKED = [HealthCheck.too_slow, HealthCheck.function_scoped_fixture, HealthCheck.data_too_large]
 
@@ -182,23 +181,3 @@ def test_many_finished_runs(whole, tmp_path_factory, data):
 @given(data=st.data())
 def test_many_resumed_runs(whole, half_done, tmp_path_factory, data):
     half_done_run(whole, half_done, tmp_path_factory, data)
-
-
-@pytest.fixture(scope="module")
-def one_compilation(tmp_path_factory):
-    """Programs are compiled once for all runs."""
-    import jax
-    from jax.experimental.compilation_cache import compilation_cache
-
-    values = {
-        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("programs")),
-        "jax_persistent_cache_min_compile_time_secs": 0.0,
-        "jax_persistent_cache_min_entry_size_bytes": -1,
-    }
-    old = {name: getattr(jax.config, name) for name in values}
-    for name, value in values.items():
-        jax.config.update(name, value)
-    yield
-    for name, value in old.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
