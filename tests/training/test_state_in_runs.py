@@ -164,7 +164,11 @@ def test_folders_of_earlier_versions_load(whole, tmp_path):
             copy = tmp_path / "run" / path.relative_to(folder)
             copy.parent.mkdir(parents=True, exist_ok=True)
             copy.write_bytes(path.read_bytes())
-    (tmp_path / "run/config.json").write_text(json.dumps({**config, "base": made.bases[-1]}))
+    config["base"] = made.bases[-1]
+    (tmp_path / "run/config.json").write_text(json.dumps(config))
+    record = json.loads((tmp_path / "run/result.json").read_text())
+    del record["digests"]
+    (tmp_path / "run/result.json").write_text(json.dumps({**record, "config": config}))
     assert fit(tmp_path / "run").progress == result.progress
     (tmp_path / "run/config.json").write_text(json.dumps({**config, "base": "other"}))
     with pytest.raises(ValueError, match="base: 'other' there"):
