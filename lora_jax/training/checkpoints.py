@@ -21,9 +21,10 @@ import orbax.checkpoint as ocp
 from lora_jax.errors import InputError
 from lora_jax.files import check_writable, digest, set_aside, to_json, write_bytes
 from lora_jax.reading import named, read_json, read_object
-from lora_jax.sharding.hosts import barrier, from_main, together
+from lora_jax.sharding.hosts import from_main, together
 
 _DIGESTS = "digests.json"
+_METADATA = "_CHECKPOINT_METADATA"
 _FULL = ("No space left on device", "Disk quota exceeded", "RESOURCE_EXHAUSTED", "File too large")
 _LOG = logging.getLogger(__name__)
 
@@ -32,16 +33,22 @@ class Checkpoints:
     """The last two checkpoints of a run: training state and a JSON record of its progress."""
 
     def __init__(self, folder: str | os.PathLike[str]):
+        """Opens the folder, and moves damaged checkpoints aside.
+
+        Raises:
+          InputError: there are checkpoints, but none of them is whole.
+          OSError: the folder cannot be made or read.
+        """
         # On a CPU the arrays are host memory that the next step may reuse: save before going on.
         self._asynchronous = jax.default_backend() != "cpu"
         options = ocp.CheckpointManagerOptions(
             max_to_keep=2, enable_async_checkpointing=self._asynchronous
         )
         self._folder = Path(folder).absolute()
+        # Before Orbax, which reads metadata of all of them, and fails if those of one are damaged.
+        from_main(lambda: _move_damaged(self._folder))
         with _disk_errors(self._folder):
             self._manager = ocp.CheckpointManager(self._folder, options=options)
-        self._newest: int | None = None
-        self._looked = False
 
     def save(self, step: int, state: Any, record: dict[str, Any]) -> None:
         """Saves `state` (a pytree of arrays) and `record` under the step, unless it is there.
@@ -67,12 +74,8 @@ class Checkpoints:
                 self._sign()
 
     def record(self) -> dict[str, Any] | None:
-        """The record of the newest whole checkpoint, or None if there is none at all.
-
-        Raises:
-          InputError: there are checkpoints, but none of them is whole.
-        """
-        step = self._newest_whole()
+        """The record of the newest checkpoint, or None if there is none."""
+        step = self._manager.latest_step()
         if step is None:
             return None
         restored = self._manager.restore(
@@ -82,15 +85,15 @@ class Checkpoints:
         return record
 
     def restore(self, like: Any) -> tuple[Any, dict[str, Any]] | None:
-        """The newest whole (state, record), or None if there is none; strict about structure and shapes.
+        """The newest (state, record), or None if there is none; strict about structure and shapes.
 
         Args:
           like: a state of the expected structure.
 
         Raises:
-          InputError: the checkpoint has another structure, or there are only damaged ones.
+          InputError: the checkpoint has another structure.
         """
-        step = self._newest_whole()
+        step = self._manager.latest_step()
         if step is None:
             return None
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
@@ -117,36 +120,6 @@ class Checkpoints:
             with contextlib.suppress(OSError, InputError):  # without digests it is read to check it
                 self._sign()
 
-    def _newest_whole(self) -> int | None:
-        """The newest whole checkpoint; damaged ones after it are moved aside."""
-        if not self._looked:
-            self._newest = from_main(self._look)
-            barrier("checkpoints looked through")
-            self._manager.reload()
-            self._looked = True
-        return self._newest
-
-    def _look(self) -> int | None:
-        damaged: dict[int, str] = {}
-        steps: list[int] = sorted(self._manager.all_steps(), reverse=True)
-        for step in steps:
-            if (why := _damage(self._folder / str(step))) is None:
-                for bad in damaged:
-                    kept = set_aside(self._folder / str(bad), _beside(self._folder))
-                    _LOG.warning(
-                        "%s: checkpoint %d is damaged (%s) and kept as %s; going on from checkpoint %d",
-                        self._folder, bad, damaged[bad], kept, step,
-                    )  # fmt: skip
-                return step
-            damaged[step] = why
-        if damaged:
-            reasons = "; ".join(f"{step}: {why}" for step, why in damaged.items())
-            raise InputError(
-                f"{self._folder}: no checkpoint is whole ({reasons}). Put them back from a copy, or delete "
-                "the folder to train this run from its start"
-            )
-        return None
-
     def _sign(self) -> None:
         """Writes the digests of finished checkpoints that lack them."""
         if self._asynchronous:
@@ -160,6 +133,31 @@ class Checkpoints:
                 write_bytes(folder / _DIGESTS, to_json(digests).encode())
 
 
+def _move_damaged(folder: Path) -> None:
+    """Moves damaged checkpoints aside and tells what the run goes on from; raises if none is whole."""
+    steps = [int(path.name) for path in folder.glob("*") if path.name.isdecimal()]
+    damaged: dict[int, str] = {}
+    newest: int | None = None
+    for step in sorted(steps, reverse=True):
+        why = _damage(folder / str(step), only_metadata=newest is not None)
+        if why is not None:
+            damaged[step] = why
+        elif newest is None:
+            newest = step
+    if damaged and newest is None:
+        reasons = "; ".join(f"{step}: {why}" for step, why in damaged.items())
+        raise InputError(
+            f"{folder}: no checkpoint is whole ({reasons}). Put them back from a copy, or delete the folder "
+            "to train this run from its start"
+        )
+    for step, why in damaged.items():
+        kept = set_aside(folder / str(step), _beside(folder))
+        _LOG.warning(
+            "%s: checkpoint %d is damaged (%s) and kept as %s; going on from checkpoint %d",
+            folder, step, why, kept, newest,
+        )  # fmt: skip
+
+
 def _beside(folder: Path) -> Path:
     """Where damaged checkpoints go: Orbax would take them for its own."""
     return folder.with_name(f"{folder.name}_damaged")
@@ -169,11 +167,16 @@ def _files(folder: Path) -> list[Path]:
     return [path for path in sorted(folder.rglob("*")) if path.is_file()]
 
 
-def _damage(folder: Path) -> str | None:
-    """What is wrong with a checkpoint; None if it is whole."""
+def _damage(folder: Path, only_metadata: bool) -> str | None:
+    """What is wrong with a checkpoint; None if it is whole.
+
+    Args:
+      folder: of the checkpoint.
+      only_metadata: whether, if it has no digests, only what Orbax reads of every checkpoint counts.
+    """
     path = folder / _DIGESTS
     if not path.exists():
-        return _unreadable(folder)
+        return _unreadable(folder, only_metadata)
     try:
         digests = read_object(path).values
         for name, expected in digests.items():
@@ -186,11 +189,13 @@ def _damage(folder: Path) -> str | None:
     return None
 
 
-def _unreadable(folder: Path) -> str | None:
+def _unreadable(folder: Path, only_metadata: bool) -> str | None:
     """What is wrong with a checkpoint without digests: one of an earlier version, or not signed yet."""
-    if jax.process_count() > 1:  # Orbax's readers would wait for the other hosts
-        return None
     try:
+        if (path := folder / _METADATA).exists():
+            read_object(path)
+        if only_metadata or jax.process_count() > 1:  # Orbax's readers would wait for other hosts
+            return None
         read_object(folder / "record" / "metadata")
         for path in (folder / "state" / "array_metadatas").glob("*"):
             read_json(path)

@@ -149,8 +149,9 @@ def test_a_killed_run_is_resumed(finished, half_done, copy, caplog):
         lambda step: (step / "record/metadata").unlink(),
         lambda step: flip(max(step.rglob("*/d/*"), key=lambda path: path.stat().st_size)),
         lambda step: [shutil.rmtree(step), step.mkdir()],
+        lambda step: (step / "_CHECKPOINT_METADATA").write_text("[" * 100_000),
     ],
-    ids=["half-deleted", "empty metadata", "no record", "a flipped byte", "empty"],
+    ids=["half-deleted", "empty metadata", "no record", "a flipped byte", "empty", "nested"],
 )
 def test_a_run_goes_back_to_the_newest_whole_checkpoint(finished, half_done, copy, caplog, damage):
     folder = copy(half_done)
