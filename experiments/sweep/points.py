@@ -93,7 +93,7 @@ def points(config: ConfigDict) -> list[Point]:
                     "labels (config.labels)"
                 )
             same = by_name.setdefault(name, Point(name, run, method(run)))
-            if workdirs.plain(same.config) != workdirs.plain(run):
+            if same.config is not run and workdirs.plain(same.config) != workdirs.plain(run):
                 raise InputError(
                     f"config.grids: two points have the name {name!r}; give their values different "
                     "labels (config.labels)"

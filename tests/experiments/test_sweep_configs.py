@@ -35,15 +35,18 @@ def single(task, model):
     return module.get_config(task)
 
 
-def differences(found, expected):
+def fields(config):
+    """The values of a config, by path."""
+    return flat(workdirs.plain(config))
+
+
+def differences(one, other):
     """Fields in which a point differs from another config, apart from what sweeps set."""
-    one, other = (flat(workdirs.plain(config)) for config in (found, expected))
     return {key for key in one.keys() | other.keys() if one.get(key) != other.get(key)} - set(SET)
 
 
-def swept(config):
+def swept(every):
     """The distinct values that points have, by field."""
-    every = [flat(workdirs.plain(point.config)) for point in points(config)]
     values = {key: [config_values[key] for config_values in every] for key in every[0]}
     return {
         key: sorted(set(map(str, varied)))
@@ -95,16 +98,17 @@ def test_points_are_single_runs_apart_from_the_grid(module, model, task):
     allowed |= {"method.targets"} if module in (table_5, table_6) else set()
     allowed |= {"learning_rate"} if module is learning_rate else set()
     allowed |= {"data.max_examples"} if (task, model) == ("mrpc", "minilm") else set()
-    alone = 0
-    for point in points(config):
-        assert differences(point.config, expected) <= allowed
+    alone, found, of_single = 0, points(config), fields(expected)
+    every = [fields(point.config) for point in found]
+    for point, values in zip(found, every, strict=True):
+        assert differences(values, of_single) <= allowed
         assert point.method.to_json()
         assert point.config.method.alpha == expected.method.alpha
         assert point.config.init_adapter == "" and point.config.seeds[0] in range(5)
-        alone += not differences(point.config, expected) - {"data.max_examples"}
+        alone += not differences(values, of_single) - {"data.max_examples"}
     # The single run is among them, unless the budget or the learning rates leave it out.
     assert alone or module in (table_5, learning_rate)
-    assert set(swept(config)) <= {"seeds", "method.rank", "method.targets", "learning_rate"}
+    assert set(swept(every)) <= {"seeds", "method.rank", "method.targets", "learning_rate"}
 
 
 @pytest.mark.parametrize("module", GLUE)
@@ -143,7 +147,7 @@ def test_sets_of_weights_of_table_5_have_its_ranks():
 def test_points_of_table_18_are_single_runs(argument, expected):
     found = points(table_18.get_config(argument))
     for point in found:
-        assert differences(point.config, expected) <= {"method.rank"}
+        assert differences(fields(point.config), fields(expected)) <= {"method.rank"}
         assert point.method.to_json()
     ranks = [point.config.method.rank for point in found]
     assert ranks == [2**i for i in range(len(ranks))] and found[0].config.method.alpha == 32
@@ -229,7 +233,9 @@ def test_a_record_gives_the_config_of_its_run(tmp_path, config):
     workdirs.claim(folder, config)
     for given in ([f"--config={RECORD}:{folder}"], ["--config", f"{RECORD}:{folder}"]):
         found = parsed(*given)
-        assert differences(found, config) == set()  # `SET` apart, which are compared here:
+        assert (
+            differences(fields(found), fields(config)) == set()
+        )  # `SET` apart, which are compared here:
         assert found.seeds == config.seeds and found.data.row_length == config.data.row_length
         assert found.mesh.to_dict() == training_fields()["mesh"]
         assert found.data.get_type("row_length") is int

@@ -245,9 +245,10 @@ def test_points_are_shared_out_over_few_programs_of_one_size(count, most, ways, 
 
 @pytest.mark.parametrize("count", range(1, 40))
 def test_no_program_is_empty(count):
+    group = _group(count)
     for most, ways in itertools.product(range(1, 17), (1, 2, 4, 8)):
         if most >= ways:
-            planned = programs(_group(count), most=most, ways=ways, first=0)
+            planned = programs(group, most=most, ways=ways, first=0)
             assert all(program.points for program in planned), (most, ways)
             assert len(planned) == math.ceil(count / (most // ways * ways)), (most, ways)
 
