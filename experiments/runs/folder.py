@@ -50,7 +50,7 @@ def finished(workdir: Path, config: ConfigDict, *, held: bool = False) -> dict[s
     def read() -> dict[str, Any] | None:
         record = run_folder.finished(workdir, here, MAY_CHANGE, remedy)
         if record is not None:
-            load = load_adapter if here["epochs"] and "method" in here else None
+            load = load_adapter if here.get("epochs") and "method" in here else None
             run_files.check(workdir, record, load, held=held)
             check_record(workdir / run_folder.RESULT, record)
         return record

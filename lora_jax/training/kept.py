@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lora_jax.adapters import load_adapter
+from lora_jax.adapters import DESCRIPTION, load_adapter
 from lora_jax.errors import InputError
 from lora_jax.files import recover_folder
-from lora_jax.reading import Record
+from lora_jax.reading import Record, read_object
 from lora_jax.run_files import ADAPTER
 from lora_jax.run_folder import CHECKPOINTS
 from lora_jax.sharding.hosts import from_main
@@ -42,6 +42,7 @@ def check_best(folder: Path, progress: Progress, checkpoints: Path | None = None
 def _check_best(adapter: Path, checkpoints: Path, best: int) -> None:
     recover_folder(adapter)
     try:
+        read_object(adapter / DESCRIPTION)
         epoch = load_adapter(adapter).notes.get("epoch")
         found = "" if type(epoch) is int and epoch >= best else f"it is of epoch {epoch!r}"
     except InputError as error:
