@@ -111,7 +111,19 @@ def documents(
 def pretrain(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     """Trains the model, writes DIR/model and the run record DIR/result.json, and returns the record."""
     fields.check_config(config, fields.PRETRAIN)
-    record = folder.finished(workdir, config)
+
+    if (record := folder.finished(workdir, config)) is not None:
+        _read(config, workdir)
+        return record
+    with locking.exclusive(workdir):
+        # Another program may have finished it just now.
+        record = folder.finished(workdir, config, held=True)
+        corpora, given = _read(config, workdir)
+        return record or _pretrain(config, workdir, corpora, given)
+
+
+def _read(config: ConfigDict, workdir: Path) -> tuple[dict[str, list[Pairs]], Inputs]:
+    """The corpora by split, and digests of what the run is made from, if the folder's run has the same."""
     with together():
         corpora = {split: read_corpora(config, split) for split in ("train", "valid")}
     given = {
@@ -122,13 +134,7 @@ def pretrain(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     if config.tokenizer.name:
         given["tokenizer"] = tokenizers.digest(hub.find(config.tokenizer.name))
     folder.check_inputs(workdir, given)
-    if record is not None:
-        return record
-    with locking.exclusive(workdir):
-        # Another program may have finished it just now.
-        record = folder.finished(workdir, config, held=True)
-        folder.check_inputs(workdir, given)
-        return record or _pretrain(config, workdir, corpora, given)
+    return corpora, given
 
 
 def _pretrain(

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from lora_jax.errors import InputError
-from lora_jax.files import write_json
+from lora_jax.files import to_json, write_text
 from lora_jax.reading import read_object
 from lora_jax.run_folder import SETTINGS
 
@@ -40,8 +40,10 @@ def check(folder: Path, inputs: Inputs, remedy: str) -> None:
 
 
 def write(folder: Path, inputs: Inputs) -> None:
-    """Writes what a new run is made from into its folder."""
-    write_json(folder / FILE, inputs)
+    """Writes what a run is made from into its folder, unless it says so already."""
+    path, text = folder / FILE, to_json(inputs) + "\n"
+    if not path.is_file() or path.read_text() != text:
+        write_text(path, text)
 
 
 def _short(digests: Inputs, name: str) -> str:

@@ -125,22 +125,26 @@ def run_all(
       trained all the same.
     """
     fields.check_run(config)
-    record = folder.finished(workdir, config)  # another config is refused before data are read
-    with together():
-        task = make_task(config)
-    folder.check_inputs(workdir, task.inputs)
-    if record is not None:
+
+    def read() -> Task:
+        with together():
+            task = make_task(config)
+        folder.check_inputs(workdir, task.inputs)
+        return task
+
+    # Another config, and a folder in use, are refused before data are read.
+    if (record := folder.finished(workdir, config)) is not None:
+        read()
         return record
-    with together():
-        task.prepare()
     with locking.exclusive(workdir):
         # Another program may have finished it just now.
-        record = folder.finished(workdir, config, held=True)
-        folder.check_inputs(workdir, task.inputs)
+        record, task = folder.finished(workdir, config, held=True), read()
         return record or _train_all(task, config, workdir)
 
 
 def _train_all(task: Task, config: ConfigDict, workdir: Path) -> dict[str, Any]:
+    with together():
+        task.prepare()
     for split, note in task.notes.items():
         command_line.say(f"{task.name} {split}: {note}")
     runs: dict[int, Mapping[str, Any]] = {}

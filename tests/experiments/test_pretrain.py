@@ -72,7 +72,7 @@ def pretrained(config, tmp_path_factory):
 def test_record_and_what_is_learned(pretrained, config):
     folder, record = pretrained
     assert record.keys() == {
-        "digests",
+        "digests", "inputs",
         "task", "parameters", "documents", "notes", "best", "last", "steps", "seconds",
         "examples_per_second", "tokens_per_second", "padding_efficiency", "flops",
         "flops_per_second_and_device", "mfu", "memory", "versions",
@@ -191,7 +191,7 @@ def test_no_epochs_score_the_base_and_write_no_adapter(experiment, tmp_path):
     assert "best" not in result and "adapter" not in result and result["seeds"]["4"]["decode"]
     names = {path.name for path in tmp_path.rglob("*")}
     assert names == {
-        "config.json", "result.json", "seed_4", "predictions.jsonl", "predictions.txt",
+        "config.json", "inputs.json", "result.json", "seed_4", "predictions.jsonl", "predictions.txt",
         "references.txt",
     }  # fmt: skip
     assert nlg.table(result).startswith("e2e test  none")
@@ -233,8 +233,8 @@ def test_a_blank_reference_beside_others_is_left_out(experiment, tmp_path):
     ("change", "says"),
     [
         ({"warmup_steps": 11}, "warm-up of 11 updates is longer than the run of 3"),
-        ({"label_smoothing": 1.5}, "label smoothing must be in"),
-        ({"adam.epsilon": "early"}, "epsilon must be 'after' or 'before'"),
+        ({"label_smoothing": 1.5}, "config.label_smoothing must be a number in"),
+        ({"adam.epsilon": "early"}, "adam.epsilon must be 'after' or 'before'"),
         ({"init_adapter": "/no/run"}, "/no/run/adapter.json is missing"),
     ],
 )

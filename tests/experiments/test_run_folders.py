@@ -141,7 +141,7 @@ def test_what_another_has_planned_meanwhile_is_not_planned_again(
         ("plan.json", "{}", r"plan.json: found {}, expected a list of objects"),
         ("plan.json", '[{"name": "000"}]', r"plan.json, \[0\].method: found nothing"),
         ("programs/000/status.json", "[{}]", r"status.json, \[0\].loss: found nothing"),
-        ("programs/000/status.json", "\0", r"status.json, line 1: found invalid JSON"),
+        ("programs/000/status.json", "\0", r"status.json, line 1: found a NUL character"),
         ("points/rank=1,seed=0/config.json", "[]", r"seed=0/config.json: found \[\]"),
     ],
 )

@@ -23,7 +23,7 @@ def test_mfu_on_a_chip_whose_peak_is_known(monkeypatch):
     chip = SimpleNamespace(device_kind="TPU v5", memory_stats=lambda: None)
     monkeypatch.setattr(jax, "devices", lambda: [chip] * 4)
     monkeypatch.setattr(jax, "device_count", lambda: 4)
-    record = training_record([run(), run()])
+    record = training_record([run(), run()], "accuracy")
     assert record["flops"] == 2 * 10**16
     assert record["flops_per_second_and_device"] == pytest.approx(2e16 / 40 / 4)
     assert record["mfu"] == pytest.approx(2e16 / 40 / 4 / 459e12)
@@ -32,8 +32,8 @@ def test_mfu_on_a_chip_whose_peak_is_known(monkeypatch):
 
 
 def test_no_mfu_on_a_cpu_and_none_without_a_step():
-    record = training_record([run()])
+    record = training_record([run()], "accuracy")
     assert record["mfu"] is None and "MFU" not in speed(record)
-    record = training_record([run(compile_seconds=30.0)])  # all of it was compilation
+    record = training_record([run(compile_seconds=30.0)], "accuracy")  # all of it was compilation
     assert record["flops_per_second_and_device"] is None and record["mfu"] is None
     assert "FLOP" not in speed(record)

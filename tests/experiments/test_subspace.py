@@ -226,7 +226,7 @@ def test_without_a_base_there_is_no_table_7(folders, tmp_path, file_names):
         ({"comparisons": (("small", "huge"),)}, "no adapter 'huge'"),
         ({"comparisons": (("small:key", "large"),)}, "'small:key' is not one of the weights"),
         ({"comparisons": (("small:query", "large"),)}, "no layer in common"),
-        ({"directions": ("c",)}, r"unknown \['c'\]; known are"),
+        ({"directions": ("c",)}, r"config.directions must be a tuple.* each 'a', 'b', .*got"),
         ({"weights": "nothing"}, "matches no adapted layer of large"),
         ({"layers": (3,)}, r"\[3\] are not layers from 1 to 2"),
     ],
