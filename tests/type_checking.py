@@ -12,16 +12,14 @@ _made = {}
 def check(function):
     """What beartype makes of a function; of one inside another once, not at every call of the outer.
 
-    The hook passes an empty function of the same signature, so that one stands for all of them.
+    The hook passes an empty function of the same signature, so that one stands for all of them. Of the
+    defaults, which the outer's values may be, the types count.
     """
     if "<locals>" not in getattr(function, "__qualname__", "") or isinstance(function, type):
         return _beartype(function)
-    by_name = (function.__annotations__, function.__kwdefaults__ or {})
-    signature = (function.__defaults__, *(tuple(values.items()) for values in by_name))
+    defaults = (*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values())
+    signature = (*function.__annotations__.items(), *map(type, defaults))
     key = (function.__module__, function.__qualname__, function.__code__, signature)
-    try:
-        if key not in _made:
-            _made[key] = _beartype(function)
-    except TypeError:  # an annotation or a default that is not hashable
-        return _beartype(function)
+    if key not in _made:
+        _made[key] = _beartype(function)
     return _made[key]
