@@ -1,6 +1,7 @@
 """Decoding, evaluation, donation and checkpoints on meshes of 8 devices and on one, as JSON.
 
-XLA_FLAGS=--xla_force_host_platform_device_count=8 python others_on_meshes.py OUT.json
+JAX_DISABLE_MOST_OPTIMIZATIONS=1 XLA_FLAGS=--xla_force_host_platform_device_count=8 \
+    python others_on_meshes.py OUT.json
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """Trains a sweep on meshes of 8 devices; writes how arrays lie and what is sent between runs, as JSON.
 
-    XLA_FLAGS=--xla_force_host_platform_device_count=8 python sweep_on_meshes.py MODEL GLUE FOLDER OUT.json
+    JAX_DISABLE_MOST_OPTIMIZATIONS=1 XLA_FLAGS=--xla_force_host_platform_device_count=8 \
+        python sweep_on_meshes.py MODEL GLUE FOLDER OUT.json
 
 The sweeps are left in FOLDER/NAME. A program of its own: the number of host devices is fixed when
 JAX starts.

@@ -1,6 +1,7 @@
 """Trains small models on meshes of 8 devices and on one, and writes how far they differ as JSON.
 
-    XLA_FLAGS=--xla_force_host_platform_device_count=8 python train_on_meshes.py roberta gpt2 OUT.json
+    JAX_DISABLE_MOST_OPTIMIZATIONS=1 XLA_FLAGS=--xla_force_host_platform_device_count=8 \
+        python train_on_meshes.py roberta gpt2 OUT.json
 
 A program of its own: the number of host devices is fixed when JAX starts.
 """
