@@ -12,7 +12,6 @@ from lora_jax.errors import InputError
 from tests.training.small_runs import KILLED, fit, killed_at, same_result
 
 pytestmark = [
-    pytest.mark.usefixtures("quick_compilation", "one_compilation"),
     pytest.mark.wrong_types,  # the code itself has to see them
 ]
 FIXED = {"deadline": None, "derandomize": True, "database": None}
