@@ -182,7 +182,11 @@ def check(originals, data):
             value = written.get(key, getattr(DEFAULTS[config.architecture], key))
             assert getattr(config, key) == value, key
             assert not isinstance(value, bool | str | list | dict), key
-            assert value is None or (value > 0 if allowed.integer else 0 <= value <= 100), key
+            assert value is None or (
+                value > 0
+                if isinstance(value, int) and not isinstance(value, bool) and value > 100
+                else 0 <= value <= 100
+            ), key
 
 
 def quiet(max_examples):

@@ -255,7 +255,7 @@ def test_processes_agree_on_values_failures_and_configs(root, tmp_path):
     assert first["value"] == [70000, 0, [0]] and second["value"] == [70000, 0, []]
     assert first["error"] == "OSError: disk full"
     assert second["error"] == "InputError: the first process failed: OSError: disk full"
-    missing, other = "FileNotFoundError: no data here", "ValueError: another process failed; "
+    missing, other = "FileNotFoundError: no data here", "InputError: another process failed; "
     assert first["together"][:2] == ["went on", missing] and first["together"][2].startswith(other)
     assert second["together"][1].startswith(other) and second["together"][2] == missing
     assert "different configs (see the others)" in first["other config"]
