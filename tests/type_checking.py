@@ -18,7 +18,7 @@ def check(function):
     if "<locals>" not in getattr(function, "__qualname__", "") or isinstance(function, type):
         return _beartype(function)
     defaults = (*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values())
-    signature = (*function.__annotations__.items(), *map(type, defaults))
+    signature = (repr(function.__annotations__), *map(type, defaults))
     key = (function.__module__, function.__qualname__, function.__code__, signature)
     if key not in _made:
         _made[key] = _beartype(function)
