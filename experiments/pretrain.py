@@ -27,12 +27,12 @@ from experiments.runs import command_line, fields, folder
 from experiments.runs.language import Validation
 from experiments.runs.record import check_converged, training_record
 from experiments.runs.settings import mesh_for, model_arguments, train_settings
-from lora_jax import digests, files, locking, methods, partition
-from lora_jax.data import data_to_text, tokenizers
+from lora_jax import digests, files, methods, partition
+from lora_jax.data import data_to_text
 from lora_jax.data.batches import TrainingBatches
 from lora_jax.data.completions import TokenisedPairs, tokenise_pairs
 from lora_jax.data.pairs import Pairs
-from lora_jax.data.tokenizers import DECODER, check_texts, load_tokenizer, size
+from lora_jax.data.tokenizers import DECODER, check_texts, digest, load_tokenizer, size
 from lora_jax.errors import InputError
 from lora_jax.inputs import Inputs
 from lora_jax.models import hub
@@ -111,15 +111,12 @@ def documents(
 def pretrain(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     """Trains the model, writes DIR/model and the run record DIR/result.json, and returns the record."""
     fields.check_config(config, fields.PRETRAIN)
-
-    if (record := folder.finished(workdir, config)) is not None:
-        _read(config, workdir)
-        return record
-    with locking.exclusive(workdir):
-        # Another program may have finished it just now.
-        record = folder.finished(workdir, config, held=True)
-        corpora, given = _read(config, workdir)
-        return record or _pretrain(config, workdir, corpora, given)
+    return folder.read_or_train(
+        workdir,
+        config,
+        lambda: _read(config, workdir),
+        lambda read: _pretrain(config, workdir, *read),
+    )
 
 
 def _read(config: ConfigDict, workdir: Path) -> tuple[dict[str, list[Pairs]], Inputs]:
@@ -132,7 +129,7 @@ def _read(config: ConfigDict, workdir: Path) -> tuple[dict[str, list[Pairs]], In
         for name, pairs in zip(config.data.corpora, several, strict=True)
     }
     if config.tokenizer.name:
-        given["tokenizer"] = tokenizers.digest(hub.find(config.tokenizer.name))
+        given["tokenizer"] = digest(hub.find(config.tokenizer.name))
     folder.check_inputs(workdir, given)
     return corpora, given
 

@@ -26,6 +26,7 @@ from safetensors.numpy import save as to_safetensors
 
 from lora_jax import adapter_description as descriptions
 from lora_jax.adapter_description import AGAIN, FORMAT, OF_DESCRIPTION, OF_TENSORS
+from lora_jax.digests import of_file
 from lora_jax.errors import FileError, InputError, MissingFileError
 from lora_jax.files import to_json, write_bytes
 from lora_jax.method import Method
@@ -228,8 +229,7 @@ def _settle(folder: Path, digest: str | None = None) -> None:
 def _sha256(path: Path) -> str | None:
     """Digest of a file; None if there is none."""
     try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return of_file(path)
     except FileNotFoundError:
         return None
     except OSError as error:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import math
-import numbers
 from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
 
 from lora_jax.errors import InputError, brief
+from lora_jax.ranges import OneOf, finite, is_whole
 
-LARGEST = 2**31 - 1  # of integers in JAX
 WIDEST = 1000.0  # standard deviation of initial values; they are far below 1
 
 # What constructors take for numbers: Python's, or numpy's.
@@ -35,7 +34,7 @@ def integer(
     Raises:
       ValueError: the value is not an integer, smaller than `least` or larger than `most`.
     """
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or int(value) < least:
+    if not is_whole(value) or int(value) < least:
         kind = "positive integer" if least == 1 else f"integer from {least} on"
         raise InputError(f"{name} must be a {kind}{where}, got {brief(value)}")
     if most is not None and int(value) > most:
@@ -54,7 +53,7 @@ def not_negative(name: str, value: object, most: float = math.inf) -> float:
     Raises:
       ValueError: the value is not a finite number from 0 to `most`.
     """
-    if (number := _finite(value)) is None or number < 0:
+    if (number := finite(value)) is None or number < 0:
         raise InputError(f"{name} must be a finite number from 0 on, got {brief(value)}")
     if number > most:
         raise InputError(f"{name} must be at most {most:g}, got {brief(value)}")
@@ -71,19 +70,9 @@ def positive(name: str, value: object) -> float:
     Raises:
       ValueError: the value is not a finite number above 0.
     """
-    if (number := _finite(value)) is None or number <= 0:
+    if (number := finite(value)) is None or number <= 0:
         raise InputError(f"{name} must be a positive finite number, got {brief(value)}")
     return number
-
-
-def _finite(value: object) -> float | None:
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        return None
-    try:
-        number = float(value)
-    except OverflowError:  # an integer above all floats
-        return None
-    return number if math.isfinite(number) else None
 
 
 def below_one(name: str, value: object) -> float:
@@ -92,7 +81,7 @@ def below_one(name: str, value: object) -> float:
     Raises:
       ValueError: the value is not a number from 0 to below 1.
     """
-    if (number := _finite(value)) is None or not 0 <= number < 1:
+    if (number := finite(value)) is None or not 0 <= number < 1:
         raise InputError(f"{name} must be in [0, 1), got {brief(value)}")
     return number
 
@@ -100,12 +89,7 @@ def below_one(name: str, value: object) -> float:
 def one_of(name: str, value: object, known: Collection[str]) -> None:
     """Raises ValueError if `value` is not one of the known texts."""
     if not isinstance(value, str) or value not in known:
-        raise InputError(f"{name} must be {_either(known)}, got {brief(value)}")
-
-
-def _either(known: Collection[str]) -> str:
-    *first, last = map(repr, known)
-    return f"{', '.join(first)} or {last}"
+        raise InputError(f"{name} must be {OneOf(tuple(known))}, got {brief(value)}")
 
 
 def names(name: str, value: object) -> tuple[str, ...]:

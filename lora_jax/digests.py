@@ -42,13 +42,20 @@ def of_sequences(sequences: Sequence[np.ndarray]) -> str:
     return digest.hexdigest()
 
 
+def of_file(path: Path) -> str:
+    """SHA-256 of a file's bytes.
+
+    Raises:
+      OSError: it cannot be read.
+    """
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def of_files(paths: Iterable[Path]) -> str:
     """The digest of files: names and contents, in the order of their names."""
-    parts = []
-    for path in sorted(paths, key=lambda path: path.name):
-        with path.open("rb") as file:
-            parts += [path.name, hashlib.file_digest(file, "sha256").hexdigest()]
-    return of_texts(parts)
+    ordered = sorted(paths, key=lambda path: path.name)
+    return of_texts(part for path in ordered for part in (path.name, of_file(path)))
 
 
 def _add_array(digest: hashlib._Hash, array: np.ndarray) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import math
 import os
@@ -13,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from lora_jax.errors import FileError, InputError
+from lora_jax.errors import FileError
 from lora_jax.reading import named
 from lora_jax.sharding.hosts import barrier, is_main
 
@@ -153,16 +152,6 @@ def set_aside(path: Path, folder: Path | None = None) -> Path:
     return target
 
 
-def digest(path: Path) -> str:
-    """SHA-256 of a file's bytes.
-
-    Raises:
-      OSError: it cannot be read.
-    """
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def to_json(value: Any, indent: int | None = 2) -> str:
     """Writes a value as JSON text. NaN and infinity become null, which every reader accepts.
 
@@ -186,20 +175,3 @@ def to_json(value: Any, indent: int | None = 2) -> str:
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
     """Writes a JSON file whole or not at all; makes its folder if needed."""
     write_text(path, to_json(value) + "\n")
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Reads a JSON file that holds an object.
-
-    Raises:
-      ValueError: the file is not valid JSON, or holds something else than an object.
-    """
-    try:
-        content = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path} is not valid JSON ({error}): fetch it again") from error
-    if not isinstance(content, dict):
-        raise InputError(
-            f"{path} should hold a JSON object, holds {str(content)[:60]!r}: fetch it again"
-        )
-    return content

@@ -14,7 +14,7 @@ import dataclasses
 import difflib
 import math
 import numbers
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeGuard, runtime_checkable
 
 import numpy as np
 
@@ -65,6 +65,22 @@ def _near(value: Any, allowed: Range) -> str:
     return f". Did you mean {close[0]!r}?" if close else ""
 
 
+def is_whole(value: object) -> TypeGuard[numbers.Integral]:
+    """Whether a value is a whole number, Python's or numpy's; a bool is none although Python says so."""
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
+
+
+def finite(value: object) -> float | None:
+    """A number, Python's or numpy's, as a float; None for what is no number or not finite."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        return None
+    try:
+        number = float(value)
+    except OverflowError:  # an integer above all floats
+        return None
+    return number if math.isfinite(number) else None
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Whole:
     """A whole number from `least` to `most`."""
@@ -73,9 +89,8 @@ class Whole:
     most: int = LARGEST
 
     def accepts(self, value: Any) -> bool:
-        """See `Range`; a bool is no number although Python calls it one."""
-        whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
-        return whole and self.least <= int(value) <= self.most
+        """See `Range`."""
+        return is_whole(value) and self.least <= int(value) <= self.most
 
     def plain(self, value: Any) -> int:
         """See `Range`."""
@@ -98,14 +113,9 @@ class Number:
 
     def accepts(self, value: Any) -> bool:
         """See `Range`."""
-        if isinstance(value, bool) or not isinstance(value, numbers.Real):
-            return False
-        try:
-            number = float(value)
-        except OverflowError:
-            return False
+        number = finite(value)
         return (
-            math.isfinite(number)
+            number is not None
             and abs(number) <= _LARGEST_FLOAT
             and (self.least is None or number >= self.least)
             and (self.above is None or number > self.above)
@@ -123,7 +133,7 @@ class Number:
         if low is None:
             return "a finite number" if high is None else f"a number up to {high:g}"
         if high is None:
-            return {"0": "a finite number from 0 on"}.get(f"{self.least}", self._open(low))
+            return self._open(low)
         opening = "[" if self.above is None else "("
         closing = "]" if self.below is None else ")"
         return f"a number in {opening}{low:g}, {high:g}{closing}"
@@ -131,9 +141,7 @@ class Number:
     def _open(self, low: float) -> str:
         if self.above == 0:
             return "a positive finite number"
-        return f"a finite number {'above' if self.least is None else 'from'} {low:g}" + (
-            " on" if self.least is not None else ""
-        )
+        return f"a finite number {f'above {low:g}' if self.least is None else f'from {low:g} on'}"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,6 +11,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from lora_jax import files, locking
+from lora_jax.digests import of_file
 from lora_jax.errors import FileError, InputError, MissingFileError
 from lora_jax.run_folder import RESULT, plain
 
@@ -34,7 +35,7 @@ def signed(folder: Path, record: Mapping[str, Any], made: str = ADAPTER) -> dict
       record: what result.json is to hold.
       made: name of the folder, here or in those of the seeds, that is the result: ADAPTER or MODEL.
     """
-    digests = {name: files.digest(folder / name) for name in _names(folder, made)}
+    digests = {name: of_file(folder / name) for name in _names(folder, made)}
     whole = {**record, KEY: digests}
     digests[RESULT] = _of_record(whole)
     return whole
@@ -111,7 +112,7 @@ def _wrong(path: Path, expected: str) -> InputError | None:
     """What is wrong with a file."""
     if not path.is_file():
         return MissingFileError(f"{path} is missing, which the finished run has left. {_REMEDY}")
-    if files.digest(path) == expected:
+    if of_file(path) == expected:
         return None
     return FileError(
         path, "", "content that is not what the run wrote (its digest differs)", "that content",

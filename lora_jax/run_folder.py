@@ -16,7 +16,7 @@ SETTINGS = "config.json"
 RESULT = "result.json"
 CHECKPOINTS = "checkpoints"
 _PUT_BACK = "Put the file of that run back, or use another folder"
-_REMOVE = (
+MADE_ANEW = (
     "Delete the file and give the same command again: it is made anew from what lies beside it"
 )
 
@@ -43,7 +43,7 @@ def finished(
       FileError, MissingFileError: its settings or its record are broken or gone.
     """
     result = folder / RESULT
-    record = read_object(result, _REMOVE).values if result.exists() else None
+    record = read_object(result, MADE_ANEW).values if result.exists() else None
     there = _settings(folder, record)
     if there is not None:
         there = {**there, **dict.fromkeys(ignored)}
@@ -53,7 +53,7 @@ def finished(
         of_record = {**record["config"], **dict.fromkeys(ignored)}
         if differences := changes(there, of_record, f"in {SETTINGS}", f"in {RESULT}"):
             raise FileError(
-                result, "config", differences, f"the settings of {folder / SETTINGS}", _REMOVE
+                result, "config", differences, f"the settings of {folder / SETTINGS}", MADE_ANEW
             )
     return record
 
@@ -62,7 +62,7 @@ def _settings(folder: Path, record: Mapping[str, Any] | None) -> dict[str, Any] 
     """The settings of the run in a folder; None if there is no run."""
     if record is not None and not isinstance(record.get("config"), dict):
         found = repr(record.get("config", "nothing"))[:60]
-        raise FileError(folder / RESULT, "config", found, "an object", _REMOVE)
+        raise FileError(folder / RESULT, "config", found, "an object", MADE_ANEW)
     path = folder / SETTINGS
     if path.exists():
         return read_object(path, _PUT_BACK).values

@@ -70,3 +70,10 @@ def write_gpt2(folder: pathlib.Path, kind=transformers.GPT2LMHeadModel, **config
 
 
 WRITE = {"bert": write_bert, "roberta": write_roberta, "gpt2": write_gpt2}
+
+
+def write_all(root: pathlib.Path) -> pathlib.Path:
+    """A folder of each kind in `root`, under its name; returns `root`."""
+    for kind, write in WRITE.items():
+        write(root / kind)
+    return root

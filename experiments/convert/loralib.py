@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ import jax
 from experiments.convert import state_dicts
 from experiments.runs import bases
 from lora_jax import adapters, partition
+from lora_jax.digests import of_file
 from lora_jax.errors import InputError
 from lora_jax.interop import loralib, loralib_export, loralib_names
 from lora_jax.models import hub
@@ -48,7 +48,7 @@ def from_loralib(
     if (output / adapters.DESCRIPTION).exists():
         raise InputError(f"{output} holds an adapter already; choose another --output")
     state = state_dicts.read(checkpoint)
-    notes = {"source": "loralib", "checkpoint": checkpoint.name, "sha256": _hash(checkpoint)}
+    notes = {"source": "loralib", "checkpoint": checkpoint.name, "sha256": of_file(checkpoint)}
     convert = functools.partial(
         loralib.from_state_dict,
         state,
@@ -112,11 +112,6 @@ def _errors_naming(path: Path) -> Iterator[None]:
         yield
     except ValueError as error:
         raise InputError(f"{path}: {error}") from error
-
-
-def _hash(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def to_loralib(

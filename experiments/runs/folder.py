@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from ml_collections import ConfigDict
 
 from experiments.runs.record import check_record
-from lora_jax import inputs, run_files, run_folder
+from lora_jax import inputs, locking, run_files, run_folder
 from lora_jax.adapters import load_adapter
 from lora_jax.errors import InputError
 from lora_jax.files import write_json
 from lora_jax.sharding import hosts
 
+_Read = TypeVar("_Read")
 MAY_CHANGE = ("mesh", "verify")  # settings with which a run may be resumed otherwise
 
 
@@ -56,6 +57,31 @@ def finished(workdir: Path, config: ConfigDict, *, held: bool = False) -> dict[s
         return record
 
     return hosts.from_main(read)
+
+
+def read_or_train(
+    workdir: Path,
+    config: ConfigDict,
+    read: Callable[[], _Read],
+    train: Callable[[_Read], dict[str, Any]],
+) -> dict[str, Any]:
+    """The record of a run, which is read back if it is finished, else trained while the folder is locked.
+
+    Another config, and a folder in use, are refused before data are read.
+
+    Args:
+      workdir: of the run.
+      config: of the run.
+      read: reads data, and refuses those of another run, see `check_inputs`.
+      train: makes the record of what was read.
+    """
+    if (record := finished(workdir, config)) is not None:
+        read()
+        return record
+    with locking.exclusive(workdir):
+        # Another program may have finished it just now.
+        record, content = finished(workdir, config, held=True), read()
+        return record or train(content)
 
 
 def write_record(

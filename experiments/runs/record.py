@@ -15,6 +15,7 @@ from lora_jax.errors import DivergedError
 from lora_jax.training.records import environment, peak_memory, spread
 
 Record = Mapping[str, Any]
+MADE_ANEW = "Delete the file and give the same command again: it is made anew"
 _SPEEDS = ("seconds", "examples_per_second", "tokens_per_second", "padding_efficiency")
 
 
@@ -98,9 +99,7 @@ def check_record(path: Path, record: Record) -> None:
     Raises:
       FileError: a value is missing or of another type.
     """
-    values = reading.Record(
-        path, record, remedy="Delete the file and give the same command again: it is made anew"
-    )
+    values = reading.Record(path, record, remedy=MADE_ANEW)
     for name in ("task",) if "method" not in record else ("task", "method", "model", "headline"):
         values.get(name, str)
     parameters = values.record("parameters")

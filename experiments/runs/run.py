@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from experiments.runs import command_line, fields, folder
 from experiments.runs.settings import RunSettings
 from experiments.runs.task import Task, Trained, check_updates, training_batches
-from lora_jax import files, locking
+from lora_jax import files
 from lora_jax.partition import Params
 from lora_jax.sharding.hosts import together
 from lora_jax.summary import Summary
@@ -132,14 +132,9 @@ def run_all(
         folder.check_inputs(workdir, task.inputs)
         return task
 
-    # Another config, and a folder in use, are refused before data are read.
-    if (record := folder.finished(workdir, config)) is not None:
-        read()
-        return record
-    with locking.exclusive(workdir):
-        # Another program may have finished it just now.
-        record, task = folder.finished(workdir, config, held=True), read()
-        return record or _train_all(task, config, workdir)
+    return folder.read_or_train(
+        workdir, config, read, lambda task: _train_all(task, config, workdir)
+    )
 
 
 def _train_all(task: Task, config: ConfigDict, workdir: Path) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from experiments.runs import folder as workdirs
+from experiments.runs.record import MADE_ANEW
 from experiments.sweep import live_table
 from experiments.sweep.experiment import experiment
 from experiments.sweep.live_table import RunStatus
@@ -38,7 +39,6 @@ _PLAN_LOCK = "plan.lock"
 _PATIENCE = 60.0  # seconds to wait for another program that writes the plan
 _BACK = "Put the file back from a copy, or use another --workdir"
 _STATUS = "Delete the file: the program writes it anew"
-_RESULT = "Delete the file and give the same command again: it is made anew"
 
 
 class SweepFolder:
@@ -114,7 +114,7 @@ class SweepFolder:
                 folder = self.path / "points" / point.name
 
                 def check(folder: Path = folder) -> None:
-                    record = read_object(folder / "result.json", _RESULT).values
+                    record = read_object(folder / "result.json", MADE_ANEW).values
                     run_files.check(folder, record, load_adapter)
 
                 hosts.from_main(check)
@@ -209,7 +209,7 @@ class SweepFolder:
         status = known.get(name)
         if status is not None and status.state in ("finished", "diverged"):
             return status
-        result = read_object(self.path / "points" / name / "result.json", _RESULT)
+        result = read_object(self.path / "points" / name / "result.json", MADE_ANEW)
         headline, seeds = result.get("headline", str), result.record("seeds")
         if len(seeds.values) != 1:
             raise result.error("seeds", f"{len(seeds.values)} seeds", "one")

@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 
 from experiments.runs import command_line
 from experiments.runs import folder as workdirs
+from experiments.runs.task import Task
 from experiments.sweep.experiment import experiment
 from experiments.sweep.folder import SweepFolder
 from experiments.sweep.live_table import LiveTable, RunStatus
@@ -122,13 +123,17 @@ def _work(
         started = [
             folder.point(name, config.run.mesh) for program in old for name in program.points
         ]
-        yield SharedBase(config.experiment, started), old
-    if only is None and (new := _new(folder, members)):
-        base = SharedBase(config.experiment, new)
+        yield _base(config, folder, members, started), old
+    if only is not None:
+        return
+    if new := _new(folder, members):
+        base = _base(config, folder, members, new)
         most = config.runs_per_program or from_main(lambda: Memory(base).runs_that_fit())
         _plan(folder, new, most, base.widest.placement.mesh.shape[RUN])
         names = {point.name for point in new}
         yield base, [program for program in folder.unfinished(new) if names >= set(program.points)]
+    elif not old and _with_inputs(folder, members):  # all are finished
+        _check_inputs(folder, members, experiment(config.experiment).task(members[0].config))
 
 
 def run_sweep(
@@ -153,8 +158,6 @@ def run_sweep(
     with table or nullcontext():
         board.show()
         for together in compatible(members):
-            if only is None:
-                _check_inputs(config, folder, together)
             for base, unfinished in _work(config, folder, together, only):
                 for program in unfinished:
                     _train(folder, base, program, board, shared=only is None)
@@ -162,13 +165,25 @@ def run_sweep(
     return folder
 
 
-def _check_inputs(config: ConfigDict, folder: SweepFolder, members: Sequence[Point]) -> None:
+def _base(
+    config: ConfigDict, folder: SweepFolder, members: Sequence[Point], chosen: Sequence[Point]
+) -> SharedBase:
+    """What the chosen points share; all members that are started must have been made from the same."""
+    base = SharedBase(config.experiment, chosen)
+    _check_inputs(folder, members, base.task)
+    return base
+
+
+def _check_inputs(folder: SweepFolder, members: Sequence[Point], task: Task) -> None:
     """Raises InputError if points that are started or finished were made from other data or weights."""
-    started = [point for point in members if (folder_of(folder.path, point) / INPUTS).exists()]
-    if started:
-        task = experiment(config.experiment).task(members[0].config)
-        for point in started:
-            workdirs.check_inputs(folder_of(folder.path, point), task.inputs)
+    for path in _with_inputs(folder, members):
+        workdirs.check_inputs(path, task.inputs)
+
+
+def _with_inputs(folder: SweepFolder, members: Sequence[Point]) -> list[Path]:
+    """The folders of the points that say what they were made from."""
+    folders = [folder_of(folder.path, point) for point in members]
+    return [path for path in folders if (path / INPUTS).exists()]
 
 
 def _train(

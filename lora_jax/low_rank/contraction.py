@@ -21,8 +21,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key
 
-from lora_jax.checks import LARGEST, integer, one_of
+from lora_jax.checks import integer, one_of
 from lora_jax.errors import InputError, brief
+from lora_jax.ranges import LARGEST
 
 Shape = tuple[int, ...]
 Values = Array | np.ndarray  # of factors: an adapter folder's are numpy's

@@ -9,7 +9,6 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from lora_jax.checks import (
-    LARGEST,
     WIDEST,
     below_one,
     integer,
@@ -21,6 +20,7 @@ from lora_jax.checks import (
 )
 from lora_jax.errors import InputError, brief
 from lora_jax.low_rank.contraction import Contraction, Init, Scaling, check_rank, scale
+from lora_jax.ranges import LARGEST
 
 TooLarge = Literal["error", "cap", "skip"]
 

@@ -16,9 +16,10 @@ from typing import Any
 from flax import linen, nnx
 
 from lora_jax import patterns, surgery
-from lora_jax.checks import LARGEST, Integer, integer
+from lora_jax.checks import Integer, integer
 from lora_jax.errors import InputError, brief
 from lora_jax.low_rank import limits
+from lora_jax.ranges import LARGEST
 
 ALL_LINEAR = "all-linear"
 TYPE = "type:"

@@ -18,8 +18,9 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from lora_jax.digests import of_file
 from lora_jax.errors import InputError
-from lora_jax.files import check_writable, digest, set_aside, to_json, write_bytes
+from lora_jax.files import check_writable, set_aside, to_json, write_bytes
 from lora_jax.reading import named, read_json, read_object
 from lora_jax.sharding.hosts import from_main, together
 
@@ -128,7 +129,7 @@ class Checkpoints:
             folder = self._folder / str(step)
             if folder.is_dir() and not (folder / _DIGESTS).exists():
                 digests = {
-                    path.relative_to(folder).as_posix(): digest(path) for path in _files(folder)
+                    path.relative_to(folder).as_posix(): of_file(path) for path in _files(folder)
                 }
                 write_bytes(folder / _DIGESTS, to_json(digests).encode())
 
@@ -182,7 +183,7 @@ def _damage(folder: Path, only_metadata: bool) -> str | None:
         for name, expected in digests.items():
             if not (folder / name).is_file():
                 return f"{name} is missing"
-            if digest(folder / name) != expected:
+            if of_file(folder / name) != expected:
                 return f"{name} is not as it was written"
     except (InputError, OSError) as error:
         return str(error)

@@ -11,14 +11,13 @@ from lora_jax.errors import InputError
 from lora_jax.files import recover_folder
 from lora_jax.reading import Record, read_object
 from lora_jax.run_files import ADAPTER
-from lora_jax.run_folder import CHECKPOINTS
+from lora_jax.run_folder import CHECKPOINTS, MADE_ANEW
 from lora_jax.sharding.hosts import from_main
 from lora_jax.training.progress import Progress
 
 _COUNTS = ("step", "examples", "tokens", "slots", "flops", "diverged")
 _TIMES = ("seconds", "compile_seconds", "evaluation_seconds")
 _MOST = 2**63
-_AGAIN = "Delete the file and give the same command again: it is made anew from what lies beside it"
 
 
 def check_best(folder: Path, progress: Progress, checkpoints: Path | None = None) -> None:
@@ -65,7 +64,7 @@ def check_record(path: Path, record: Mapping[str, Any]) -> None:
     Raises:
       FileError: a value is missing or of another type.
     """
-    values = Record(path, record, remedy=_AGAIN)
+    values = Record(path, record, remedy=MADE_ANEW)
     for name in _COUNTS:
         values.integer(name, 0, _MOST)
     for name in _TIMES:

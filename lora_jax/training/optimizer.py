@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from lora_jax import partition, patterns
+from lora_jax.checks import one_of
 from lora_jax.errors import InputError
 from lora_jax.expressions import Expression
 
@@ -19,12 +20,6 @@ from lora_jax.expressions import Expression
 NO_DECAY = r"(.*/)?(bias|scale)"
 
 Epsilon = Literal["after", "before"]
-
-
-def check_epsilon(epsilon: str) -> None:
-    """Raises ValueError if a place for AdamW's epsilon is not known, see `adamw`."""
-    if epsilon not in ("after", "before"):
-        raise InputError(f"epsilon must be 'after' or 'before', got {epsilon!r}")
 
 
 def linear_schedule(
@@ -79,7 +74,7 @@ def adamw(
       epsilon: whether `eps` is added to the root of the second moment after its bias correction
         (Kingma and Ba 2015) or before it (the public GPT-2 code).
     """
-    check_epsilon(epsilon)
+    one_of("epsilon", epsilon, get_args(Epsilon))
     patterns.check(no_decay, "no_decay")
 
     def decayed(params: Any) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -35,7 +35,7 @@ class AdamSettings:
     b1: float = setting(0.9, Number(least=0, below=1))
     b2: float = setting(0.999, Number(least=0, below=1))
     eps: float = setting(1e-8, Number(above=0))
-    epsilon: Epsilon = setting("after", OneOf(("after", "before")))
+    epsilon: Epsilon = setting("after", OneOf(get_args(Epsilon)))
     no_decay: str = setting(optimizer.NO_DECAY, Text(empty="none"))
 
     def __post_init__(self) -> None:
@@ -75,7 +75,7 @@ class TrainSettings:
     accumulate: int = setting(1, Whole())
     adam: AdamSettings = dataclasses.field(default_factory=AdamSettings)
     base_dtype: str = setting(KEEP, Text())
-    prng: Prng = setting("threefry2x32", OneOf(("threefry2x32", "rbg", "unsafe_rbg")))
+    prng: Prng = setting("threefry2x32", OneOf(get_args(Prng)))
     log_every: int = setting(50, Whole())
     checkpoint_every: int = setting(500, Whole())
     init_adapter: str = setting("", Text(empty="none"))

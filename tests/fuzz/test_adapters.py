@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import state_models
 from flax import nnx
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import load_file
 from safetensors.numpy import save as to_safetensors
@@ -26,6 +26,7 @@ import lora_jax as lj
 from lora_jax import adapters
 from lora_jax.errors import InputError
 from lora_jax.models.decoder import Decoder, DecoderConfig
+from tests.fuzz.fixed_settings import fixed_settings
 
 pytestmark = pytest.mark.wrong_types
 
@@ -263,10 +264,7 @@ def kind_of_result(case, folder, *, earlier):
 def fuzz(cases, folder, record_property, examples, *, earlier):
     counts = collections.Counter()
 
-    @settings(
-        max_examples=examples, deadline=None, derandomize=True, database=None,
-        suppress_health_check=list(HealthCheck),
-    )  # fmt: skip
+    @fixed_settings(examples)
     @given(changed_folder(cases, earlier))
     def run(changed):
         case, what, files = changed

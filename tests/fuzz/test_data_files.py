@@ -13,13 +13,14 @@ import random
 import pytest
 from corpus_files import dart_xml, entry, webnlg_json, webnlg_xml
 from glue_files import write_rows
-from hypothesis import HealthCheck, event, given, settings
+from hypothesis import event, given
 from hypothesis import strategies as st
 
 from lora_jax.data import data_to_text, glue, glue_tasks
 from lora_jax.data.pairs import by_context
 from lora_jax.errors import InputError
 from lora_jax.metrics import files, generation, java
+from tests.fuzz.fixed_settings import fixed_settings
 
 WEBNLG = [
     entry("Food", [("a", "b", "c"), ("d é", "e", "f")], [("good", "t"), ("toFix", "u")]),
@@ -186,10 +187,7 @@ def run(root, seed: int, counts: collections.Counter) -> None:
 def fuzz(root, examples: int, first: int, record_property) -> None:
     counts = collections.Counter()
 
-    @settings(
-        max_examples=examples, deadline=None, derandomize=True, database=None,
-        suppress_health_check=list(HealthCheck),
-    )  # fmt: skip
+    @fixed_settings(examples)
     @given(st.integers(first, first + 2**32))
     def every_format(seed):
         run(root, seed, counts)
@@ -250,20 +248,14 @@ def scored(hypotheses, references) -> None:
             assert set(scores.missing) == {"meteor"}
 
 
-@settings(
-    max_examples=150, deadline=None, derandomize=True, database=None,
-    suppress_health_check=list(HealthCheck),
-)  # fmt: skip
+@fixed_settings(150)
 @given(st.lists(st.tuples(ANY_TEXT, st.lists(ANY_TEXT, max_size=3)), max_size=4))
 def test_any_texts_are_scored_or_refused(no_java, instances):
     scored([text for text, _ in instances], [texts for _, texts in instances])
 
 
 @pytest.mark.slow
-@settings(
-    max_examples=5000, deadline=None, derandomize=True, database=None,
-    suppress_health_check=list(HealthCheck),
-)  # fmt: skip
+@fixed_settings(5000)
 @given(st.lists(st.tuples(ANY_TEXT, st.lists(ANY_TEXT, max_size=3)), max_size=4))
 def test_thousands_of_texts_are_scored_or_refused(no_java, instances):
     scored([text for text, _ in instances], [texts for _, texts in instances])

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import tiny_folders
 import transformers
-from hypothesis import HealthCheck, event, given, settings
+from hypothesis import event, given
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
@@ -20,6 +20,7 @@ from lora_jax.data import tokenizers
 from lora_jax.errors import InputError
 from lora_jax.models import architectures, hub, model_files
 from lora_jax.ranges import Whole
+from tests.fuzz.fixed_settings import fixed_settings
 
 VALUES = st.one_of(
     st.none(), st.booleans(), st.integers(-3, 30), st.sampled_from([2**31, 2**63, 10**9, -(10**30)]),
@@ -46,9 +47,7 @@ TEXTS = ["the cat runs", "a red house near the old river", "<s> [MASK] \u00e9 \U
 @pytest.fixture(scope="module")
 def originals(tmp_path_factory):
     """The folders, and what is read from them."""
-    root = tmp_path_factory.mktemp("originals")
-    for kind, write in tiny_folders.WRITE.items():
-        write(root / kind)
+    root = tiny_folders.write_all(tmp_path_factory.mktemp("originals"))
     shutil.copytree(root / "bert", root / "shards")
     tensors = load_file(root / "shards" / WEIGHTS[0])
     (root / "shards" / WEIGHTS[0]).unlink()
@@ -187,13 +186,6 @@ def check(originals, data):
             assert value is None or (value > 0 if whole else 0 <= value <= 100), key
 
 
-def quiet(max_examples):
-    return settings(
-        max_examples=max_examples, deadline=None, derandomize=True, database=None,
-        suppress_health_check=list(HealthCheck),
-    )  # fmt: skip
-
-
 @pytest.fixture(autouse=True)
 def _no_warnings():
     """transformers warns of every odd file."""
@@ -202,14 +194,14 @@ def _no_warnings():
     logging.disable(logging.NOTSET)
 
 
-@quiet(400)
+@fixed_settings(400)
 @given(st.data())
 def test_a_changed_folder_is_refused_or_right(originals, data):
     check(originals, data)
 
 
 @pytest.mark.slow
-@quiet(6_000)
+@fixed_settings(6_000)
 @given(st.data())
 def test_thousands_of_changed_folders_are_refused_or_right(originals, data):
     check(originals, data)

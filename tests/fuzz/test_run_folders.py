@@ -9,11 +9,10 @@ from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 
 from lora_jax.errors import InputError
-from tests.training.small_runs import KILLED, fit, killed_at, same_result
+from tests.training import small_runs
+from tests.training.small_runs import fit, same_result
 
-pytestmark = [
-    pytest.mark.wrong_types,  # the code itself has to see them
-]
+pytestmark = pytest.mark.wrong_types  # the code itself has to see them
 FIXED = {"deadline": None, "derandomize": True, "database": None}
 UNCHECKED = [HealthCheck.too_slow, HealthCheck.function_scoped_fixture, HealthCheck.data_too_large]
 
@@ -26,9 +25,7 @@ def whole(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def half_done(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("half") / "run"
-    killed_at(folder, KILLED)
-    return folder
+    return small_runs.half_done(tmp_path_factory.mktemp("half"))
 
 
 ODD = st.sampled_from(

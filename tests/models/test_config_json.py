@@ -28,10 +28,7 @@ KEY = jax.random.key(0)
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    root = tmp_path_factory.mktemp("folders")
-    for kind, write in tiny_folders.WRITE.items():
-        write(root / kind)
-    return root
+    return tiny_folders.write_all(tmp_path_factory.mktemp("folders"))
 
 
 @pytest.fixture

@@ -80,6 +80,14 @@ def killed_at(folder, step):
     raise AssertionError("it was not killed")
 
 
+def half_done(root):
+    """The folder of a run that was killed after its second checkpoint of the last epoch."""
+    folder = root / "run"
+    killed_at(folder, KILLED)
+    assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == ["6", "8"]
+    return folder
+
+
 def same_result(one, two):
     """Whether two results have the same scores and the same adapter, bit for bit."""
     same = one.progress.history == two.progress.history and one.progress.best == two.progress.best

@@ -6,9 +6,11 @@ import shutil
 import pytest
 
 from lora_jax import files, locking, run_files
+from lora_jax.digests import of_file
 from lora_jax.errors import FileError, FolderInUseError, InputError, MissingFileError
 from lora_jax.training import event_file
-from tests.training.small_runs import KILLED, STEPS, fit, killed_at, same_result
+from tests.training import small_runs
+from tests.training.small_runs import KILLED, STEPS, fit, same_result
 
 
 @pytest.fixture(scope="module")
@@ -20,11 +22,7 @@ def finished(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def half_done(tmp_path_factory):
-    """The folder of a run that was killed after its second checkpoint of the last epoch."""
-    folder = tmp_path_factory.mktemp("half") / "run"
-    killed_at(folder, KILLED)
-    assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == ["6", "8"]
-    return folder
+    return small_runs.half_done(tmp_path_factory.mktemp("half"))
 
 
 @pytest.fixture
@@ -42,7 +40,7 @@ def test_a_finished_run_has_digests_and_no_lock(finished):
     assert record == result.record
     names = {"adapter/adapter.json", "adapter/adapter.safetensors", "metrics.jsonl", "result.json"}
     assert record["digests"].keys() == names
-    assert record["digests"]["metrics.jsonl"] == files.digest(folder / "metrics.jsonl")
+    assert record["digests"]["metrics.jsonl"] == of_file(folder / "metrics.jsonl")
     assert not list(folder.rglob(locking.NAME))
 
 
