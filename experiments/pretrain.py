@@ -38,11 +38,11 @@ from lora_jax.inputs import Inputs
 from lora_jax.models import hub
 from lora_jax.models.decoder import Decoder, DecoderConfig
 from lora_jax.partition import Params
-from lora_jax.reading import Tensors
 from lora_jax.run_files import MODEL
 from lora_jax.sharding.hosts import from_main, is_main, together
 from lora_jax.sharding.mesh import shares
 from lora_jax.sharding.placement import gather, in_host_memory
+from lora_jax.tensor_files import Tensors
 from lora_jax.training import Goal, Progress, Trainer, step
 
 _END = "<|endoftext|>"

@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from lora_jax import methods
-from lora_jax.errors import FileError, InputError, InputTypeError
+from lora_jax.errors import FileError, InputError, InputTypeError, SettingError
 from lora_jax.files import to_json
 from lora_jax.method import Method
 from lora_jax.methods.registry import MOST_PARTS
-from lora_jax.reading import Record, Tensors, as_object, from_file, parse_json, read_object
+from lora_jax.reading import Record, as_object, parse_json, read_object
+from lora_jax.tensor_files import Tensors
 
 FORMAT = "lora_jax adapter 1"
 OF_TENSORS, OF_DESCRIPTION = "tensors_sha256", "description_sha256"
@@ -90,7 +91,7 @@ def method_of(record: Record) -> Method:
         try:
             built.append(methods.from_json([part]))
         except InputError as error:
-            raise from_file(record.path, f"method[{number}]", error) from error
+            raise SettingError(record.path, f"method[{number}]", error) from error
     return functools.reduce(operator.add, built)
 
 

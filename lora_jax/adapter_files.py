@@ -32,9 +32,10 @@ from lora_jax.files import to_json, write_bytes
 from lora_jax.method import Method
 from lora_jax.not_adapters import what_else
 from lora_jax.partition import Labels
-from lora_jax.reading import FLOATING, NUMBERS, Record, Tensors, named, not_finite
+from lora_jax.reading import Record, named
 from lora_jax.sharding.hosts import barrier, is_main
 from lora_jax.sharding.placement import gather
+from lora_jax.tensor_files import FLOATING, NUMBERS, Tensors, not_finite
 
 WEIGHTS = "adapter.safetensors"
 NEXT = "adapter.safetensors.next"  # what WEIGHTS becomes, as soon as DESCRIPTION is that of a new adapter

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from typing import Any
 
 
 class InputError(ValueError):
@@ -53,9 +54,36 @@ class FileError(InputError):
           remedy: what to do about it, a sentence without its full stop.
         """
         self.path, self.where, self.found, self.expected = str(path), where, found, expected
+        self._remedy = remedy
         place = f"{path}, {where}" if where else str(path)
         end = f". {remedy}" if remedy else ""
         super().__init__(f"{place}: found {_short(found)}, expected {expected}{end}")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """For errors that cross from one process to another."""
+        made_of = (self.path, self.where, self.found, self.expected, self._remedy)
+        return type(self), made_of
+
+
+class SettingError(FileError):
+    """A setting in a file is refused by what it is a setting of."""
+
+    def __init__(self, path: str | os.PathLike[str], where: str, reason: object):
+        """Makes the message.
+
+        Args:
+          path: of the file.
+          where: the place in it; "" for the file as a whole.
+          reason: the error that the setting's check raised, or its text.
+        """
+        self.path, self.where, self.found = str(path), where, str(reason)
+        self.expected = "a setting that this version knows"
+        place = f"{path}, {where}" if where else str(path)
+        InputError.__init__(self, f"{place}: {self.found}")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """For errors that cross from one process to another."""
+        return type(self), (self.path, self.where, self.found)
 
 
 class FolderInUseError(InputError):
@@ -69,12 +97,17 @@ class FolderInUseError(InputError):
         super().__init__(message)
         self.folder = str(folder)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """For errors that cross from one process to another."""
+        return type(self), (str(self), self.folder)
+
 
 class DivergedError(ArithmeticError):
     """Training was stopped because its loss, its gradient or its parameters were not finite.
 
     Attributes:
       steps: by name of the run, the step that showed it.
+      folder: of the runs.
     """
 
     def __init__(self, steps: Mapping[str, int], folder: str | os.PathLike[str]):
@@ -84,13 +117,17 @@ class DivergedError(ArithmeticError):
           steps: by name of the run, the step that showed it.
           folder: of the runs.
         """
-        self.steps = dict(steps)
+        self.steps, self.folder = dict(steps), str(folder)
         runs = ", ".join(f"{name} at step {step}" for name, step in steps.items())
         super().__init__(
             f"training diverged: {runs} (loss, gradient or parameters were not finite). Adapters and "
             f"checkpoints from before are kept in {folder}. Lower learning_rate or set max_grad_norm, and "
             "train in another folder"
         )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """For errors that cross from one process to another."""
+        return type(self), (self.steps, self.folder)
 
 
 def brief(value: object, length: int = 80) -> str:

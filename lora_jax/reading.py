@@ -1,4 +1,4 @@
-"""Reading what comes from outside: one door for JSON, text and safetensors.
+"""Reading what comes from outside: one door for text and JSON.
 
 Whatever a file holds, reading it ends in its content or in an `InputError` that names the file, the place,
 what was found and what was expected. Sizes are bounded before memory is taken; nothing is unpickled and no
@@ -13,12 +13,9 @@ import math
 import os
 import re
 import zlib
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
-
-import numpy as np
-from safetensors import SafetensorError, safe_open
 
 from lora_jax.errors import FileError, MissingFileError
 
@@ -27,8 +24,6 @@ _Value = TypeVar("_Value")
 MOST_TEXT = 2**30  # bytes of a text file, unpacked; GLUE's largest is 79 MB
 MOST_JSON = 2**26  # bytes of a settings file: config.json, adapter.json, an index
 DEPTH = 64  # of nested JSON in a settings file
-FLOATING = ("F64", "F32", "F16", "BF16")  # safetensors' names of the types that weights may have
-NUMBERS = (*FLOATING, "BOOL", *(f"{kind}{bits}" for kind in "UI" for bits in (8, 16, 32, 64)))
 AGAIN = "Get the file again"
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 _REQUIRED: Any = object()
@@ -255,102 +250,3 @@ _NAMES: Mapping[type, str] = {
     dict: "an object", list: "a list", str: "a string", int: "an integer", float: "a finite number",
     bool: "true or false",
 }  # fmt: skip
-
-
-class Tensors:
-    """The tensors of a safetensors file: their names, types and shapes, and then their values.
-
-    Attributes:
-      path: of the file.
-      metadata: the strings that the file's header has beside the tensors.
-      types: safetensors' name of each tensor's type.
-      shapes: of each tensor.
-    """
-
-    def __init__(self, path: Path, remedy: str = AGAIN):
-        """Reads the header.
-
-        Raises:
-          MissingFileError, FileError, OSError: no such file, truncated, or not safetensors.
-        """
-        check_file(path)
-        self.path, self._remedy = path, remedy
-        with self._open("np") as file:
-            self.metadata: dict[str, str] = dict(file.metadata() or {})
-            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
-            self.types: dict[str, str] = {name: s.get_dtype() for name, s in slices.items()}
-            self.shapes = {name: tuple(s.get_shape()) for name, s in slices.items()}
-
-    def check_types(self, allowed: Collection[str] = FLOATING, names: Collection[str] = ()) -> None:
-        """Raises FileError if a tensor has another type than these.
-
-        Args:
-          allowed: safetensors' names of types.
-          names: of the tensors that count; all if there are none.
-        """
-        for name in names or self.types:
-            if self.types[name] not in allowed:
-                raise self.error(name, f"type {self.types[name]}", f"one of {', '.join(allowed)}")
-
-    def items(
-        self, framework: str = "np", names: Collection[str] | None = None
-    ) -> Iterator[tuple[str, Any]]:
-        """Names and values, one by one.
-
-        Args:
-          framework: "flax" gives jax arrays.
-          names: of those that are wanted; None: all.
-        """
-        with self._open(framework) as file:
-            for name in self.types:
-                if names is None or name in names:
-                    yield name, file.get_tensor(name)
-
-    def read(self) -> dict[str, np.ndarray]:
-        """All values by name; raises FileError for one that is not finite."""
-        values = {}
-        for name, value in self.items():
-            self.check_finite(name, value)
-            values[name] = value
-        return values
-
-    def check_finite(self, name: str, value: Any) -> None:
-        """Raises FileError if a floating-point tensor has NaN or infinite values."""
-        if self.types[name] in FLOATING and (count := not_finite(value)):
-            raise self.error(
-                name, f"{count:,} of {value.size:,} values that are not finite", "finite numbers"
-            )
-
-    def error(self, name: str, found: str, expected: str) -> FileError:
-        """The error for a tensor; give it to `raise`."""
-        return FileError(self.path, f"tensor {name}", found, expected, self._remedy)
-
-    def _open(self, framework: str) -> Any:
-        try:
-            return safe_open(self.path, framework=framework)
-        except SafetensorError as error:
-            raise FileError(
-                self.path, "", f"no readable safetensors ({error})",
-                "a whole safetensors file; this one is truncated or of another kind", self._remedy,
-            ) from error  # fmt: skip
-        except OSError as error:
-            raise named(error, self.path) from error
-
-
-def not_finite(value: Any) -> int:
-    """Number of values that are NaN or infinite."""
-    return int(value.size - np.count_nonzero(np.isfinite(np.asarray(value))))
-
-
-def from_file(path: str | os.PathLike[str], where: str, error: Exception) -> FileError:
-    """The error of a setting that a file has, under the name of the file.
-
-    Args:
-      path: of the file.
-      where: the place in it.
-      error: what the setting's check raised.
-    """
-    text = str(error)
-    result = FileError(path, where, text, "a setting that this version knows")
-    result.args = (f"{path}, {where}: {text}" if where else f"{path}: {text}",)
-    return result

@@ -17,7 +17,8 @@ from safetensors.numpy import save as to_safetensors
 
 from lora_jax import files
 from lora_jax.errors import FileError, InputError, MissingFileError, brief
-from lora_jax.reading import AGAIN, NUMBERS, Tensors, not_finite
+from lora_jax.reading import AGAIN
+from lora_jax.tensor_files import NUMBERS, Tensors, not_finite
 
 if TYPE_CHECKING:
     from torch import Tensor

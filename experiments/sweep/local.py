@@ -132,7 +132,13 @@ def _work(
         _plan(folder, new, most, base.widest.placement.mesh.shape[RUN])
         names = {point.name for point in new}
         yield base, [program for program in folder.unfinished(new) if names >= set(program.points)]
-    elif not old and _with_inputs(folder, members):  # all are finished
+    elif not old:
+        check_finished(config, folder, members)
+
+
+def check_finished(config: ConfigDict, folder: SweepFolder, members: Sequence[Point]) -> None:
+    """Raises InputError if compatible points, all finished, were made from other data or weights."""
+    if _with_inputs(folder, members):
         _check_inputs(folder, members, experiment(config.experiment).task(members[0].config))
 
 

@@ -8,9 +8,9 @@ from typing import Any
 
 from experiments.sweep.points import Point
 from lora_jax import methods
-from lora_jax.errors import InputError
+from lora_jax.errors import InputError, SettingError
 from lora_jax.method import Method
-from lora_jax.reading import Record, from_file
+from lora_jax.reading import Record
 from lora_jax.sweeps.common_method import common_method, largest_rank
 
 
@@ -41,7 +41,7 @@ class Program:
         try:
             made = methods.from_json(method)
         except (ValueError, TypeError, KeyError) as error:
-            raise from_file(values.path, f"{values.where}method", error) from error
+            raise SettingError(values.path, f"{values.where}method", error) from error
         points = tuple(values.strings("points"))
         return cls(values.get("name", str), points, values.integer("runs"), made)
 

@@ -51,7 +51,7 @@ from configs.record import tuples
 from experiments.sweep import local, ray_cluster
 from experiments.sweep.folder import SweepFolder
 from experiments.sweep.live_table import LiveTable
-from experiments.sweep.points import Point
+from experiments.sweep.points import Point, compatible
 from experiments.sweep.programs import Program
 from lora_jax import files
 from lora_jax.errors import FileError, MissingFileError
@@ -73,12 +73,16 @@ class ProgramsFailed(ValueError):
     """
 
     def __init__(self, reasons: Mapping[str, str], total: int):
-        self.reasons = dict(reasons)
+        self.reasons, self._total = dict(reasons), total
         parts = [f"program {name}:\n{text}" for name, text in sorted(self.reasons.items())]
         super().__init__(
             f"{len(reasons)} of {total} programs failed. The others are finished; the same command "
             "trains what is left. programs/NAME/error.txt has more.\n" + "\n".join(parts)
         )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """For errors that cross from one process to another."""
+        return type(self), (self.reasons, self._total)
 
 
 def run_sweep(
@@ -97,7 +101,8 @@ def run_sweep(
 
     Raises:
       ImportError: Ray is not installed.
-      ValueError: bad grids, another sweep's folder, no cluster, or (`ProgramsFailed`) programs failed.
+      ValueError: bad grids, another sweep's folder, finished points of other data or weights, no cluster,
+        or (`ProgramsFailed`) programs failed.
     """
     ray_cluster.load()  # raises here if Ray is not installed
     # The devices are for the workers: this process must not take this machine's.
@@ -106,6 +111,9 @@ def run_sweep(
     folder, members = local.opened(config, workdir)
     local.planned(config, folder, members)
     left = folder.unfinished(members)
+    for together in compatible(members):  # the workers check those that they train, and their like
+        if not folder.unfinished(together):
+            local.check_finished(config, folder, together)
     with table or contextlib.nullcontext():
         show = _shows(folder, members, table)
         show()

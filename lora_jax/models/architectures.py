@@ -12,12 +12,12 @@ from typing import Any, Protocol, runtime_checkable
 
 from flax import nnx
 
-from lora_jax.errors import FileError, InputError
+from lora_jax.errors import FileError, InputError, SettingError
 from lora_jax.models import config_json
 from lora_jax.models.decoder import Decoder, DecoderConfig
 from lora_jax.models.encoder import Classifier, EncoderConfig
 from lora_jax.models.layouts import LAYOUTS, Layout
-from lora_jax.reading import Record, from_file
+from lora_jax.reading import Record
 
 
 @runtime_checkable
@@ -139,7 +139,7 @@ def read_config(
     try:
         config = architecture.config(**values)
     except InputError as error:
-        raise from_file(record.path, "", error) from error
+        raise SettingError(record.path, "", error) from error
     if unknown := overrides.keys() - {field.name for field in fields}:
         raise InputError(
             f"{', '.join(sorted(unknown))}: no such field; a model of type {name} has "

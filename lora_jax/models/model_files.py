@@ -14,7 +14,8 @@ import numpy as np
 
 from lora_jax.errors import FileError, InputError, MissingFileError
 from lora_jax.models.config_json import without_config
-from lora_jax.reading import FLOATING, Tensors, read_object
+from lora_jax.reading import read_object
+from lora_jax.tensor_files import FLOATING, Tensors
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 _QUANTISED = (

@@ -15,6 +15,7 @@ import pytest
 
 from configs.glue import minilm
 from configs.sweep.common import sweep_config
+from experiments.runs import classification
 from experiments.sweep import local, ray, ray_cluster
 from experiments.sweep.ray_cluster import Machines, parse_resources
 
@@ -125,6 +126,17 @@ def test_the_command_names_a_program_that_fails_and_only_it_is_repeated(
 def test_a_machine_that_does_not_see_the_folder_says_so(tmp_path):
     with pytest.raises(FileNotFoundError, match="file system that all machines share"):
         ray._train("000", str(tmp_path), str(tmp_path))
+
+
+def test_finished_points_are_of_their_data(config, tmp_path, monkeypatch):
+    pytest.importorskip("ray")
+    values = config({"learning_rate": (0.01, 0.02)}, epochs=1)
+    values.run.data.max_examples, values.run.data.max_eval_examples = 8, 4
+    local.run_sweep(values, tmp_path / "sweep")
+    ray.run_sweep(values, tmp_path / "sweep", Machines())  # nothing to do, so no cluster starts
+    monkeypatch.setattr(classification, "_digest", lambda examples: "of others")
+    with pytest.raises(ValueError, match="holds a run on other inputs: train data"):
+        ray.run_sweep(values, tmp_path / "sweep", Machines())
 
 
 def test_the_number_of_runs_must_be_given(config, tmp_path):

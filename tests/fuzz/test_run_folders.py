@@ -138,7 +138,7 @@ def finished_run(whole, tmp_path_factory, data):
 
 def half_done_run(whole, half_done, tmp_path_factory, data):
     names = [
-        *("config.json", "metrics.jsonl"),  # what adapters may hold is a matter of their own tests
+        *("config.json", "metrics.jsonl", "adapter/adapter.json", "adapter/adapter.safetensors"),
         *sorted(
             str(path.relative_to(half_done))
             for path in half_done.glob("checkpoints/*/**/*")
