@@ -34,7 +34,7 @@ from lora_jax.data.pairs import by_context
 from lora_jax.decoding.beam import BeamSearch, Continuations, beam_search
 from lora_jax.decoding.predictions import batches
 from lora_jax.models import hub
-from lora_jax.models.decoder import SIZES, Decoder
+from lora_jax.models.gpt2 import GPT2, SIZES
 
 _DATA = flags.DEFINE_string("data", None, "Folder with the E2E files.", required=True)
 _MODEL = flags.DEFINE_string("model", None, "GPT-2 folder, or a size.", required=True)
@@ -51,7 +51,7 @@ def model_folder() -> Path:
     if _MODEL.value not in SIZES:
         return hub.find(_MODEL.value)
     folder = Path(tempfile.mkdtemp())
-    hub.save_decoder(folder, Decoder(SIZES[_MODEL.value], nnx.Rngs(0)))
+    hub.save_decoder(folder, GPT2(SIZES[_MODEL.value], nnx.Rngs(0)))
     return folder
 
 

@@ -24,7 +24,7 @@ from configs.glue import minilm
 from configs.nlg import small
 from lora_jax import methods, partition
 from lora_jax.data.batch import Batch, Inputs
-from lora_jax.models import decoder, encoder, hub
+from lora_jax.models import encoder, gpt2, hub
 from lora_jax.summary import readable_bytes
 from lora_jax.training import optimizer, step
 
@@ -40,9 +40,9 @@ def _encoder(config: encoder.EncoderConfig) -> tuple[nnx.Module, dict[str, Any]]
     return model, {n: {**m, "head": hub.HEAD} for n, m in minilm.METHODS.items()}
 
 
-def _decoder(config: decoder.DecoderConfig) -> tuple[nnx.Module, dict[str, Any]]:
+def _decoder(config: gpt2.GPT2Config) -> tuple[nnx.Module, dict[str, Any]]:
     config = dataclasses.replace(config, unroll=config.n_layer)
-    model = nnx.eval_shape(lambda: decoder.Decoder(config, nnx.Rngs(0)))
+    model = nnx.eval_shape(lambda: gpt2.GPT2(config, nnx.Rngs(0)))
     return model, {n: m for n, m in small.METHODS.items() if n != "none"}
 
 
@@ -57,9 +57,9 @@ def abstract(name: str) -> tuple[nnx.Module, dict[str, Any]]:
     if name == "roberta-base":
         return _encoder(encoder.SIZES[name])
     if name == "small-gpt2":
-        return _decoder(decoder.DecoderConfig(256, 4, 4, vocab_size=4096, n_positions=512))
+        return _decoder(gpt2.GPT2Config(256, 4, 4, vocab_size=4096, n_positions=512))
     if name == "gpt2-medium":
-        return _decoder(decoder.SIZES["gpt2-medium"])
+        return _decoder(gpt2.SIZES["gpt2-medium"])
     raise app.UsageError(f"unknown model {name!r}: minilm, roberta-base, small-gpt2, gpt2-medium")
 
 
@@ -87,7 +87,7 @@ def cost(model: nnx.Module, arguments: dict[str, Any], rows: int, length: int) -
     structure, trainable, frozen = partition.split(adapted, labels)
     tx = optimizer.adamw({path: labels[path] for path in trainable}, 1e-4)
     state = jax.eval_shape(tx.init, trainable)
-    decodes = isinstance(model, decoder.Decoder)
+    decodes = isinstance(model, gpt2.GPT2)
     batch = _batch(rows, length + sum(method.special_tokens), length // 2 if decodes else 1)
     loss = step.completion_loss(0.1) if decodes else step.classification_loss
     train: Any = step.make_train_step(structure, loss, tx)

@@ -36,7 +36,7 @@ from lora_jax.data.tokenizers import DECODER, check_texts, digest, load_tokenize
 from lora_jax.errors import InputError
 from lora_jax.inputs import Inputs
 from lora_jax.models import hub
-from lora_jax.models.decoder import Decoder, DecoderConfig
+from lora_jax.models.gpt2 import GPT2, GPT2Config
 from lora_jax.partition import Params
 from lora_jax.run_files import MODEL
 from lora_jax.sharding.hosts import from_main, is_main, together
@@ -142,10 +142,10 @@ def _pretrain(
     for name, pairs in zip(config.data.corpora, train, strict=True):
         texts = [*dict.fromkeys(pairs.contexts), *pairs.completions]
         check_texts(texts, tokenizer, f"{name} train")
-    sizes = DecoderConfig(vocab_size=size(tokenizer), **model_arguments(config))
+    sizes = GPT2Config(vocab_size=size(tokenizer), **model_arguments(config))
     mesh = mesh_for(config, sizes.heads)
     with in_host_memory():
-        model = Decoder(sizes, nnx.Rngs(config.seed))
+        model = GPT2(sizes, nnx.Rngs(config.seed))
     count = partition.count(partition.parameters(model))
     command_line.say(f"{count:,} parameters, {sizes.vocab_size:,} tokens")
     trainer = Trainer(
@@ -172,7 +172,7 @@ def _pretrain(
             if not is_main():
                 return
             trained = trainer.model(whole)
-            assert isinstance(trained, Decoder)
+            assert isinstance(trained, GPT2)
             begin, end = tokenizer.bos_token_id, tokenizer.eos_token_id
             begin = end if begin is None else begin
             hub.save_decoder(new, trained, eos_token_id=end, bos_token_id=begin)

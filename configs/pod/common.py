@@ -30,7 +30,7 @@ def plan_config(
     """All fields of a plan.
 
     Args:
-      size: name of a model in `models.encoder.SIZES` or `models.decoder.SIZES`.
+      size: name of a model in `models.encoder.SIZES` or `models.gpt2.SIZES`.
       method: compared with full fine-tuning.
       mesh: sizes of the mesh's axes; one may be -1. The axis `run` splits the runs of a sweep.
       rows, length: rows of a run's batch over all devices, and tokens per row.

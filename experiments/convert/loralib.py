@@ -82,16 +82,13 @@ def _convert_for_base(
     model: Decoder | Classifier
     if architecture == "gpt2":
         decoder = hub.read_decoder_config(folder)
+        _check_base(checkpoint, architecture, folder, decoder.architecture)
         with _errors_naming(checkpoint):
-            converted = convert(layers=decoder.n_layer)
+            converted = convert(layers=decoder.depth)
         model = hub.load_decoder(folder, decoder)
     else:
         encoder = hub.read_config(folder)
-        if encoder.architecture != architecture:
-            raise InputError(
-                f"{checkpoint} is of {architecture}, but {folder} holds a {encoder.architecture} "
-                "model"
-            )
+        _check_base(checkpoint, architecture, folder, encoder.architecture)
         with _errors_naming(checkpoint):
             converted = convert(layers=encoder.num_hidden_layers)
         outputs = bases.head_outputs(converted.values)
@@ -103,6 +100,11 @@ def _convert_for_base(
         adapter = adapters.Adapter(converted.method, converted.groups, converted.values, base, {})
         adapters.apply_adapter(adapter, trainable, base, str(folder))
     return converted, base
+
+
+def _check_base(checkpoint: Path, wanted: str, folder: Path, found: str) -> None:
+    if found != wanted:
+        raise InputError(f"{checkpoint} is of {wanted}, but {folder} holds a {found} model")
 
 
 @contextlib.contextmanager

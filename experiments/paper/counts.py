@@ -15,10 +15,10 @@ from flax import nnx
 from experiments.paper.row import PaperRow
 from lora_jax.errors import InputError
 from lora_jax.methods import HEAD as HEAD_GROUP
-from lora_jax.models import decoder, encoder
+from lora_jax.models import encoder, gpt2
 from lora_jax.models.deberta_shapes import ClassifierShapes, DebertaShapes
-from lora_jax.models.decoder import Decoder
 from lora_jax.models.encoder import Classifier
+from lora_jax.models.gpt2 import GPT2
 
 CLASSES = 2  # outputs of the heads; MNLI would have three and STS-B one
 
@@ -29,8 +29,8 @@ MODELS: Mapping[str, Callable[[], nnx.Module]] = {
     },
     "deberta-v2-xxlarge": lambda: ClassifierShapes(DebertaShapes(), CLASSES, nnx.Rngs(0)),
     **{
-        name: functools.partial(lambda config: Decoder(config, nnx.Rngs(0)), config)
-        for name, config in decoder.SIZES.items()
+        name: functools.partial(lambda config: GPT2(config, nnx.Rngs(0)), config)
+        for name, config in gpt2.SIZES.items()
     },
 }
 

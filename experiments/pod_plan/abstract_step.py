@@ -19,7 +19,7 @@ from lora_jax.costs import flops
 from lora_jax.costs.compiled import Jitted
 from lora_jax.errors import InputError
 from lora_jax.method import Method
-from lora_jax.models import decoder, encoder, hub
+from lora_jax.models import encoder, gpt2, hub
 from lora_jax.sharding import axes
 from lora_jax.sharding.mesh import check_heads
 from lora_jax.sharding.placement import Placement
@@ -52,13 +52,13 @@ class AbstractStep:
     total: int
 
 
-def model_config(config: ConfigDict) -> encoder.EncoderConfig | decoder.DecoderConfig:
+def model_config(config: ConfigDict) -> encoder.EncoderConfig | gpt2.GPT2Config:
     """Sizes and settings of the plan's model.
 
     Raises:
       ValueError: no such model.
     """
-    sizes: dict[str, Any] = {**encoder.SIZES, **decoder.SIZES}
+    sizes: dict[str, Any] = {**encoder.SIZES, **gpt2.SIZES}
     if config.model.size not in sizes:
         raise InputError(f"unknown model {config.model.size!r}; known are {sorted(sizes)}")
     settings = {k: v for k, v in config.model.items() if k != "size"}
@@ -106,7 +106,7 @@ def _abstract_model(config: ConfigDict, method: Method) -> nnx.Module:
         rngs = nnx.Rngs(0)
         if isinstance(sizes, encoder.EncoderConfig):
             return encoder.Classifier(sizes, _CLASSES, rngs)
-        return decoder.Decoder(sizes, rngs)
+        return gpt2.GPT2(sizes, rngs)
 
     return nnx.eval_shape(lambda: method.insert(make(), jax.random.key(0)))
 

@@ -51,7 +51,7 @@ class DataToTextTask:
         self.method = methods.create(**config.method.to_dict())
         self._folder = hub.find(config.model.name)
         self._decoder = hub.read_decoder_config(self._folder, **model_arguments(config))
-        self.width = self._decoder.n_embd
+        self.width = self._decoder.width
         self.mesh = mesh_for(config, self._decoder.heads)
         self.name, self.loss = config.dataset, step.completion_loss(config.label_smoothing)
         self._source: str = data.source

@@ -107,7 +107,7 @@ def from_state_dict(
             for side, value in zip("ab", pair, strict=True):
                 path = f"{architecture.block}/{ours}/lora/{part}/{side}".replace("//", "/")
                 leaf = checked.transposed(value)
-                # The outputs of one part are (1, width): see `Attention` in models/decoder.py.
+                # The outputs of one part are (1, width): see `Attention` in models/gpt2.py.
                 values[path] = leaf[:, :, None] if fused and side == "b" else leaf
         targets[ours] = _Target(b.shape[-1], tuple(pairs) if fused else ())
     for key, value in head.items():

@@ -6,6 +6,7 @@ A new architecture is a model file, a layout in `layouts`, and an entry here.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -13,11 +14,17 @@ from typing import Any, Protocol, runtime_checkable
 from flax import nnx
 
 from lora_jax.errors import FileError, InputError, SettingError
-from lora_jax.models import config_json
-from lora_jax.models.decoder import Decoder, DecoderConfig
+from lora_jax.models import config_json, llama_json
+from lora_jax.models.decoder import Decoder
 from lora_jax.models.encoder import Classifier, EncoderConfig
+from lora_jax.models.gpt2 import GPT2, GPT2Config
 from lora_jax.models.layouts import LAYOUTS, Layout
+from lora_jax.models.llama import Llama
+from lora_jax.models.llama_config import LlamaConfig
 from lora_jax.reading import Record
+
+AnyDecoderConfig = GPT2Config | LlamaConfig
+AnyConfig = EncoderConfig | AnyDecoderConfig
 
 
 @runtime_checkable
@@ -27,6 +34,11 @@ class ModelConfig(Protocol):
     @property
     def architecture(self) -> str:
         """The architecture's name, a key of `ARCHITECTURES`."""
+        ...
+
+    @property
+    def width(self) -> int:
+        """Values of an activation."""
         ...
 
     @property
@@ -56,16 +68,16 @@ class Architecture:
       layout: of its published tensors.
       keys: of its config.json.
       derived: fields of `config` that are computed from config.json.
-      published: what config.json says of a saved model besides its sizes; None if models of this
-        architecture are not saved.
+      published: what config.json says of a saved model; None if models of this architecture are not
+        saved.
     """
 
-    config: type[EncoderConfig] | type[DecoderConfig]
-    model: type[Classifier] | type[Decoder]
+    config: type[AnyConfig]
+    model: type[Classifier] | type[GPT2] | type[Llama]
     layout: Layout
     keys: config_json.Keys
     derived: Callable[[Record], dict[str, Any]] = lambda record: {}
-    published: Mapping[str, Any] | None = None
+    published: Callable[[Any], dict[str, Any]] | None = None
 
     def make(self, config: Any, num_outputs: int, rngs: nnx.Rngs) -> Classifier | Decoder:
         """A model with random values; a decoder has no use for `num_outputs`."""
@@ -78,6 +90,11 @@ def _roberta_fields(record: Record) -> dict[str, Any]:
     """RoBERTa's first position comes after its padding index."""
     padding = record.integer("pad_token_id", 0) if "pad_token_id" in record.values else 1
     return {"architecture": "roberta", "position_offset": padding + 1}
+
+
+def _published_gpt2(config: GPT2Config) -> dict[str, Any]:
+    fields = {k: v for k, v in dataclasses.asdict(config).items() if k in config_json.GPT2.ranges}
+    return {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], **fields}
 
 
 ARCHITECTURES: Mapping[str, Architecture] = {
@@ -96,18 +113,27 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         derived=_roberta_fields,
     ),
     "gpt2": Architecture(
-        config=DecoderConfig,
-        model=Decoder,
+        config=GPT2Config,
+        model=GPT2,
         layout=LAYOUTS["gpt2"],
         keys=config_json.GPT2,
-        published={"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"]},
+        published=_published_gpt2,
     ),
+    **{
+        name: Architecture(
+            config=LlamaConfig,
+            model=Llama,
+            layout=LAYOUTS[name],
+            keys=llama_json.keys(name),
+            derived=functools.partial(llama_json.derived, name),
+            published=llama_json.published,
+        )
+        for name in llama_json.FAMILIES
+    },
 }
 
 
-def read_config(
-    folder: Path, model: type[nnx.Module] = nnx.Module, **overrides: Any
-) -> EncoderConfig | DecoderConfig:
+def read_config(folder: Path, model: type[nnx.Module] = nnx.Module, **overrides: Any) -> AnyConfig:
     """A model's configuration from config.json.
 
     Args:

@@ -1,6 +1,8 @@
-"""Attention over packed token rows, as encoders and the decoder compute it."""
+"""Attention over packed token rows, as encoders and decoders compute it."""
 
 from __future__ import annotations
+
+import dataclasses
 
 import jax
 import jax.numpy as jnp
@@ -9,28 +11,59 @@ from jaxtyping import Array, Bool, Float
 from lora_jax.dropout import DropoutKey, dropout
 
 
+@dataclasses.dataclass(frozen=True)
+class Scores:
+    """How products of queries and keys become scores.
+
+    Attributes:
+      scale: factor; None: 1 / sqrt(size of a head).
+      cap: scores are cap tanh(score / cap), as Gemma 2 has them; None: as they are.
+    """
+
+    scale: float | None = None
+    cap: float | None = None
+
+    def of_size(self, size: int) -> float:
+        """The factor for heads of a size."""
+        return size**-0.5 if self.scale is None else self.scale
+
+    def capped(self, scores: Float[Array, ...]) -> Float[Array, ...]:
+        """The scores within the cap."""
+        return scores if self.cap is None else self.cap * jnp.tanh(scores / self.cap)
+
+
+PLAIN = Scores()
+
+
 def attend(
     q: Float[Array, "rows length heads size"],
-    k: Float[Array, "rows length heads size"],
-    v: Float[Array, "rows length heads size"],
+    k: Float[Array, "rows length shared size"],
+    v: Float[Array, "rows length shared size"],
     mask: Bool[Array, "#rows 1 length length"],
     rate: float,
     key: DropoutKey,
+    scores: Scores = PLAIN,
 ) -> Float[Array, "rows length heads size"]:
     """Scaled dot-product attention.
 
     Args:
       q: queries.
-      k: keys.
-      v: values.
+      k: keys; neighbouring query heads share them where there are fewer.
+      v: values, one for each key.
       mask: True where the token on the third axis attends to the token on the fourth.
       rate: dropout rate of the attention weights.
       key: random key of that dropout; None switches it off.
+      scores: how products of queries and keys become scores.
     """
-    if key is None or rate == 0:
-        return jax.nn.dot_product_attention(q, k, v, mask=mask)
-    q, k, v = (jnp.swapaxes(x, 1, 2) for x in (q, k, v))  # heads as a leading batch axis: faster
-    scores = jnp.einsum("bhqd,bhkd->bhqk", q, k, preferred_element_type=jnp.float32)
-    scores = jnp.where(mask, scores * q.shape[-1] ** -0.5, jnp.finfo(scores.dtype).min)
-    weights = dropout(jax.nn.softmax(scores, axis=-1), rate, key)
-    return jnp.swapaxes(jnp.einsum("bhqk,bhkd->bhqd", weights.astype(v.dtype), v), 1, 2)
+    if scores.cap is None and (key is None or rate == 0):
+        return jax.nn.dot_product_attention(q, k, v, mask=mask, scale=scores.scale)
+    shared, length, size = k.shape[2], q.shape[1], q.shape[3]
+    # Heads as leading batch axes: faster.
+    q = jnp.moveaxis(q.reshape(*q.shape[:2], shared, -1, size), 1, 3)
+    k, v = (jnp.swapaxes(x, 1, 2) for x in (k, v))
+    products = jnp.einsum("bhgqd,bhkd->bhgqk", q, k, preferred_element_type=jnp.float32)
+    products = scores.capped(products * scores.of_size(size))
+    products = jnp.where(mask[:, :, None], products, jnp.finfo(products.dtype).min)
+    weights = dropout(jax.nn.softmax(products, axis=-1), rate, key)
+    mixed = jnp.einsum("bhgqk,bhkd->bhgqd", weights.astype(v.dtype), v)
+    return jnp.moveaxis(mixed, 3, 1).reshape(len(q), length, -1, size)

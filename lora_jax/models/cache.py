@@ -7,8 +7,9 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
+from lora_jax.models.attention import PLAIN, Scores
 from lora_jax.sharding.axes import constrain
 
 _CHUNK = 16  # steps; attention reads the chunks that are written, not the whole cache
@@ -73,10 +74,12 @@ class LayerCache(NamedTuple):
     Attributes:
       layer: the layer's number, its index in `Cache.generated`.
       prompt: the layer's slice of `Cache.prompt`.
+      kind: of the layer, where the layers of a model differ in what they attend to.
     """
 
     layer: Int[Array, "*layers"]
     prompt: KeysValues
+    kind: Int[Array, "*layers"] | None = None
 
 
 def empty_cache(prompt: KeysValues, lengths: Int[Array, " n"], beams: int, steps: int) -> Cache:
@@ -98,14 +101,17 @@ def empty_cache(prompt: KeysValues, lengths: Int[Array, " n"], beams: int, steps
 
 def attend_cached(
     q: Float[Array, "n heads beams size"],
-    k: Float[Array, "n heads beams size"],
-    v: Float[Array, "n heads beams size"],
+    k: Float[Array, "n shared beams size"],
+    v: Float[Array, "n shared beams size"],
     layer_cache: LayerCache,
     cache: Cache,
+    scores: Scores = PLAIN,
+    window: Int[Array, ""] | int | None = None,
 ) -> Float[Array, "n heads beams size"]:
     """Attention of one new token per beam to its prompt, its beam's past and itself.
 
-    The past is read in chunks with a running softmax (Milakov and Gimelshein 2018).
+    The past is read in chunks with a running softmax (Milakov and Gimelshein 2018). Query heads that
+    share keys and values lie together, and are read like further beams.
 
     Args:
       q: queries of the new tokens.
@@ -113,41 +119,63 @@ def attend_cached(
       v: values of the new tokens.
       layer_cache: the layer's part of the cache.
       cache: the whole cache, before this step.
+      scores: how products of queries and keys become scores.
+      window: only the last tokens count, this many with the new one itself.
     """
-    layer, (prompt_k, prompt_v) = layer_cache
+    layer, (prompt_k, prompt_v), _ = layer_cache
     n, heads, beams, size = q.shape
-    q = q * size**-0.5
-    score = partial(jnp.einsum, "nhks,nhps->nhkp", preferred_element_type=jnp.float32)
-    mix = partial(jnp.einsum, "nhkp,nhps->nhks", preferred_element_type=jnp.float32)
+    shared = k.shape[1]
+    groups = heads // shared
+    q = (q * scores.of_size(size)).reshape(n, shared, groups * beams, size)
 
-    in_prompt = jnp.arange(prompt_k.shape[2]) < cache.lengths[:, None]
-    scores = jnp.where(in_prompt[:, None, None], score(q, prompt_k), _LOWEST)
-    itself = jnp.einsum("nhks,nhks->nhk", q, k, preferred_element_type=jnp.float32)[..., None]
-    top = jnp.maximum(jnp.max(scores, axis=-1, keepdims=True), itself)
-    weights, weight = jnp.exp(scores - top), jnp.exp(itself - top)
+    def score(keys: Array) -> Array:
+        return scores.capped(
+            jnp.einsum("nhks,nhps->nhkp", q, keys, preferred_element_type=jnp.float32)
+        )
+
+    mix = partial(jnp.einsum, "nhkp,nhps->nhks", preferred_element_type=jnp.float32)
+    tokens, position = jnp.arange(prompt_k.shape[2]), cache.lengths[:, None] + cache.step
+    in_prompt = tokens < cache.lengths[:, None]
+    if window is not None:
+        in_prompt &= position - tokens < window
+    of_prompt = jnp.where(in_prompt[:, None, None], score(prompt_k), _LOWEST)
+    own_k, own_v = (jnp.tile(x, (1, 1, groups, 1)) for x in (k, v))
+    itself = scores.capped(
+        jnp.einsum("nhks,nhks->nhk", q, own_k, preferred_element_type=jnp.float32)[..., None]
+    )
+    top = jnp.maximum(jnp.max(of_prompt, axis=-1, keepdims=True), itself)
+    weights, weight = jnp.exp(of_prompt - top), jnp.exp(itself - top)
     total = jnp.sum(weights, axis=-1, keepdims=True) + weight
-    mixed = mix(weights.astype(v.dtype), prompt_v) + weight * v
+    mixed = mix(weights.astype(v.dtype), prompt_v) + weight * own_v
 
     def add(chunk: Array, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         top, total, mixed = carry
         first = chunk * _CHUNK
         past_k, past_v = (
             jax.lax.dynamic_slice(
-                entries, (layer, 0, 0, first, 0, 0), (1, n, heads, _CHUNK, beams, size)
-            ).reshape(n, heads, _CHUNK * beams, size)
+                entries, (layer, 0, 0, first, 0, 0), (1, n, shared, _CHUNK, beams, size)
+            ).reshape(n, shared, _CHUNK * beams, size)
             for entries in cache.generated
         )
         paths = jax.lax.dynamic_slice_in_dim(cache.paths, first, _CHUNK, axis=2)
         in_past = paths[..., None] == jnp.arange(beams)
-        in_past &= (first + jnp.arange(_CHUNK) < cache.step)[:, None]
-        scores = score(q, past_k)
-        scores = jnp.where(in_past.reshape(n, 1, beams, -1), scores, _LOWEST)
-        higher = jnp.maximum(top, jnp.max(scores, axis=-1, keepdims=True))
-        weights, shrink = jnp.exp(scores - higher), jnp.exp(top - higher)
+        steps = first + jnp.arange(_CHUNK)
+        counts = steps < cache.step if window is None else _within(steps, cache.step, window)
+        in_past = (in_past & counts[:, None]).reshape(n, 1, beams, -1)
+        of_past = jnp.where(jnp.tile(in_past, (1, 1, groups, 1)), score(past_k), _LOWEST)
+        higher = jnp.maximum(top, jnp.max(of_past, axis=-1, keepdims=True))
+        weights, shrink = jnp.exp(of_past - higher), jnp.exp(top - higher)
         total = total * shrink + jnp.sum(weights, axis=-1, keepdims=True)
         return higher, total, mixed * shrink + mix(weights.astype(v.dtype), past_v)
 
     chunks = (cache.step + _CHUNK - 1) // _CHUNK
     _, total, mixed = jax.lax.fori_loop(0, chunks, add, (top, total, mixed))
     out: Array = mixed / total
-    return out.astype(v.dtype)
+    return out.astype(v.dtype).reshape(n, heads, beams, size)
+
+
+def _within(
+    steps: Int[Array, " chunk"], step: Int[Array, ""], window: Int[Array, ""] | int
+) -> Bool[Array, " chunk"]:
+    """Which of the generated tokens are written and still in the window of the new one."""
+    return (steps < step) & (step - steps < window)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_jax.errors import FileError, MissingFileError, brief
-from lora_jax.models import decoder, encoder
+from lora_jax.models import encoder, gpt2
 from lora_jax.ranges import Range
 from lora_jax.reading import Record, read_object
 
@@ -23,14 +23,14 @@ TOKEN_IDS = (
 )  # fmt: skip
 
 # About a program that runs the model, about its outputs, about heads, or about where it is from.
-_WITHOUT_EFFECT = (
+WITHOUT_EFFECT = (
     "transformers_version", "architectures", "output_hidden_states", "output_attentions",
     "return_dict", "dtype", "torch_dtype", "chunk_size_feed_forward", "id2label", "label2id",
     "num_labels", "problem_type", "use_cache", "_name_or_path", "tie_last_hidden_states",
 )  # fmt: skip
 
 # What changes the model wherever it stands, and of which nothing but this is implemented.
-_FIXED: Mapping[str, tuple[Any, ...]] = {
+FIXED: Mapping[str, tuple[Any, ...]] = {
     "is_encoder_decoder": (False,),
     "add_cross_attention": (False,),
     "position_embedding_type": ("absolute",),
@@ -65,39 +65,42 @@ class Keys:
         what it is without the key.
       without_effect: those that change nothing of what is computed here.
       same_as: other names of the fields, which transformers takes too.
+      computed_from: those that other fields of the configuration are computed from.
       defaults: of the fields without a key, where those of the configuration here are others.
     """
 
     ranges: Mapping[str, Range]
     fixed: Mapping[str, tuple[Any, ...]]
-    without_effect: tuple[str, ...] = _WITHOUT_EFFECT
+    without_effect: tuple[str, ...] = WITHOUT_EFFECT
     same_as: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    computed_from: tuple[str, ...] = ()
     defaults: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def known(self) -> set[str]:
         """All of them."""
         return {
-            "model_type", *self.ranges, *self.fixed, *self.without_effect, *self.same_as, *TOKEN_IDS
+            "model_type", *self.ranges, *self.fixed, *self.without_effect, *self.same_as,
+            *self.computed_from, *TOKEN_IDS,
         }  # fmt: skip
 
 
 ENCODER = Keys(
     ranges=encoder.RANGES,
-    fixed={**_FIXED, "hidden_act": ("gelu",), "is_decoder": (False,)},
+    fixed={**FIXED, "hidden_act": ("gelu",), "is_decoder": (False,)},
     # An output embedding is of a language model's head, which is not used.
-    without_effect=(*_WITHOUT_EFFECT, "tie_word_embeddings"),
+    without_effect=(*WITHOUT_EFFECT, "tie_word_embeddings"),
 )
 GPT2 = Keys(
-    ranges=decoder.RANGES,
+    ranges=gpt2.RANGES,
     fixed={
-        **_FIXED,
+        **FIXED,
         "activation_function": ("gelu_new", "gelu_pytorch_tanh"),
         "scale_attn_weights": (True,),
         "scale_attn_by_inverse_layer_idx": (False,),
         "tie_word_embeddings": (True,),
     },
     without_effect=(
-        *_WITHOUT_EFFECT,
+        *WITHOUT_EFFECT,
         "is_decoder",  # it is one, whatever the file says
         # Of heads for classification and multiple choice.
         "summary_type", "summary_use_proj", "summary_activation", "summary_proj_to_labels",

@@ -1,240 +1,104 @@
-"""GPT-2 and the GPT-3 shape: a pre-norm Transformer decoder with fused q, k, v.
+"""What all decoders share: packed rows in, logits of the requested tokens out, and decoding with a cache.
 
-Radford et al. 2019; the LoRA paper's sections 5.4 and 5.5. The output embedding is the input
-embedding. Training batches are packed: several examples share a row, attention is causal inside a
-segment, and logits are computed for the requested tokens only. For decoding see `lora_jax.decoding`.
+Training batches are packed: several examples share a row, attention is causal inside a segment, and
+logits are computed for the requested tokens only. For decoding see `lora_jax.decoding`.
 """
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Mapping
-from typing import ClassVar
+from typing import Any, Protocol, runtime_checkable
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from lora_jax.data.batch import Inputs
-from lora_jax.dropout import DropoutKey, dropout, split_key
+from lora_jax.dropout import DropoutKey, split_key
 from lora_jax.errors import InputError
-from lora_jax.models import ranges
-from lora_jax.models.attention import attend
-from lora_jax.models.cache import Cache, KeysValues, LayerCache, attend_cached, empty_cache
-from lora_jax.models.parts import check_compute_dtype, linear, norm, table
-from lora_jax.models.stack import Remat, Stack
-from lora_jax.models.sublayer import (
-    AttentionSublayer,
-    Block,
-    Context,
-    FeedForwardSublayer,
-    PreNorm,
-)
-from lora_jax.ranges import Range
+from lora_jax.models.cache import Cache, empty_cache
+from lora_jax.models.sublayer import Context
 from lora_jax.sharding.axes import constrain
 
-# Of the fields that config.json has, see `DecoderConfig`.
-RANGES: Mapping[str, Range] = {
-    "n_embd": ranges.WIDTH,
-    "n_layer": ranges.DEPTH,
-    "n_head": ranges.WIDTH,
-    "vocab_size": ranges.ROWS,
-    "n_positions": ranges.ROWS,
-    "n_inner": ranges.OPTIONAL_INNER,
-    "layer_norm_epsilon": ranges.EPSILON,
-    "initializer_range": ranges.SPREAD,
-    "embd_pdrop": ranges.RATE,
-    "attn_pdrop": ranges.RATE,
-    "resid_pdrop": ranges.RATE,
-}
 
-
-@dataclasses.dataclass(frozen=True)
-class DecoderConfig:
-    """Sizes and settings of a decoder; the names follow Hugging Face's GPT-2 config.json.
-
-    The three `pdrop` rates default to 0: the code of the paper's GPT-2 runs (section D.3) has no
-    dropout but that of the LoRA branch. `unroll` and `remat` say how the stack runs, see `Stack`;
-    `compute_dtype` is the type of activations and matrix products, whatever type the parameters have.
-
-    Raises:
-      ValueError: a size or rate is out of its range, the heads do not divide the width, or the type
-        is unknown.
-    """
-
-    architecture: ClassVar[str] = "gpt2"
-
-    n_embd: int
-    n_layer: int
-    n_head: int
-    _: dataclasses.KW_ONLY
-    vocab_size: int = 50257
-    n_positions: int = 1024
-    n_inner: int | None = None
-    layer_norm_epsilon: float = 1e-5
-    initializer_range: float = 0.02
-    embd_pdrop: float = 0.0
-    attn_pdrop: float = 0.0
-    resid_pdrop: float = 0.0
-    unroll: int = 1
-    remat: Remat = "none"
-    compute_dtype: str = "float32"
-
-    def __post_init__(self) -> None:
-        check_compute_dtype(self.compute_dtype)
-        ranges.check(self, RANGES)
-        if self.n_embd % self.n_head:
-            raise InputError(f"n_embd {self.n_embd} is not divisible by n_head {self.n_head}")
+@runtime_checkable
+class DecoderConfig(Protocol):
+    """What the configurations of all decoders have: a dataclass, whatever its other fields."""
 
     @property
-    def max_length(self) -> int:
-        """Tokens of the longest example that has position embeddings."""
-        return self.n_positions
+    def architecture(self) -> str:
+        """The architecture's name, a key of `architectures.ARCHITECTURES`."""
+        ...
+
+    @property
+    def vocab_size(self) -> int:
+        """Tokens that have an embedding."""
+        ...
+
+    @property
+    def width(self) -> int:
+        """Values of an activation."""
+        ...
 
     @property
     def depth(self) -> int:
         """Number of Transformer layers."""
-        return self.n_layer
+        ...
 
     @property
     def heads(self) -> int:
-        """Number of attention heads of a layer."""
-        return self.n_head
+        """Attention heads of a layer: what a mesh axis over heads must divide."""
+        ...
+
+    @property
+    def max_length(self) -> int:
+        """Tokens of the longest example that the model has positions for."""
+        ...
 
 
-# The models of the paper: Tables 3, 13, 14 (medium, large) and 4 (GPT-3).
-SIZES = {
-    "gpt2": DecoderConfig(768, 12, 12),
-    "gpt2-medium": DecoderConfig(1024, 24, 16),
-    "gpt2-large": DecoderConfig(1280, 36, 20),
-    "gpt2-xl": DecoderConfig(1600, 48, 25),
-    "gpt3-175b": DecoderConfig(12288, 96, 96, n_positions=2048),
-}
+class Decoder(nnx.Module):
+    """A language model: embeddings, a stack of blocks, a norm, and an output embedding.
 
+    Attributes:
+      layers: a `Stack` or `SplitStack`.
+      norm: before the output embedding.
+      config: sizes and settings.
+    """
 
-def _heads_first(x: Float[Array, "n a b size"]) -> Float[Array, "n b a size"]:
-    return jnp.swapaxes(x, 1, 2)
+    layers: Any
+    norm: Any
+    config: (
+        Any  # a DecoderConfig; a Protocol as a type would keep nnx from seeing that it is static
+    )
 
-
-class Embeddings(nnx.Module):
-    """The sum of token and position embeddings."""
-
-    def __init__(self, config: DecoderConfig, rngs: nnx.Rngs):
-        width = config.n_embd
-        self.token = table(config, config.vocab_size, width, rngs, "vocabulary")
-        self.position = table(config, config.n_positions, width, rngs)
-        self.rate = config.embd_pdrop
-        self.dtype = jnp.dtype(config.compute_dtype)
-
-    def __call__(
+    def embed(
         self,
         tokens: Int[Array | np.ndarray, "*rows"],
         positions: Int[Array | np.ndarray, "*#rows"],
         key: DropoutKey = None,
     ) -> Float[Array, "*rows embd"]:
-        """Embeds tokens at their positions; `key` switches dropout on."""
-        token = self.token(jnp.asarray(tokens)).astype(jnp.float32)
-        x = token + self.position(jnp.asarray(positions)).astype(jnp.float32)
-        return dropout(x.astype(self.dtype), self.rate, key)
+        """The input of the first block; `key` switches dropout on."""
+        raise NotImplementedError
 
-    def logits(self, hidden: Float[Array, "... embd"]) -> Float[Array, "... vocab"]:
-        """The tied output layer: a product in the type of `hidden`, with float32 sums and result."""
-        if type(self.token).attend is not nnx.Embed.attend:  # a method has changed the table
-            adapted: Array = self.token.attend(hidden.astype(jnp.float32))
-            return adapted
-        embedding = self.token.embedding[...].astype(hidden.dtype)
-        axes = ((hidden.ndim - 1,), (1,)), ((), ())
-        return jax.lax.dot_general(hidden, embedding, axes, preferred_element_type=jnp.float32)
+    def output_logits(self, hidden: Float[Array, "... embd"]) -> Float[Array, "... vocab"]:
+        """Logits (float32) from what the last norm gives."""
+        raise NotImplementedError
 
-
-class Attention(PreNorm, AttentionSublayer):
-    """LayerNorm, causal multi-head self-attention, residual."""
-
-    def __init__(self, config: DecoderConfig, rngs: nnx.Rngs):
-        d = config.n_embd
-        self.norm = norm(config, config.n_embd, config.layer_norm_epsilon, rngs)
-        # One product for q, k and v with a kernel (embd, 3, embd): its last axis splits into heads,
-        # and over devices, for each of the three. That of a kernel (embd, 3 embd) would not.
-        self.qkv = linear(config, ("embed", "heads"), (d, (3, d)), rngs)
-        self.output = linear(config, ("heads", "embed"), (d, d), rngs)
-        self.config = config
-
-    def _project(
-        self, x: Float[Array, "rows length embd"]
-    ) -> list[Float[Array, "rows length heads size"]]:
-        heads = (*x.shape[:-1], self.config.n_head, -1)
-        qkv = self.qkv(self.norm(x))
-        parts = (qkv[..., part, :].reshape(heads) for part in range(3))
-        return [constrain(part, "batch", None, "heads", None) for part in parts]
-
-    def __call__(
+    def context(
         self,
-        x: Float[Array, "rows length embd"],
-        mask: Bool[Array, "#rows 1 length length"],
-        keys: tuple[DropoutKey, DropoutKey],
-    ) -> Float[Array, "rows length embd"]:
-        """Attends where the mask is True; see `AttentionSublayer`."""
-        q, k, v = self._project(x)
-        # The attention weights are recomputed in the backward pass, as in the encoder.
-        rate = self.config.attn_pdrop
-        mixed = jax.checkpoint(attend, static_argnums=(4,))(q, k, v, mask, rate, keys[0])
-        out = self.output(mixed.reshape(x.shape))
-        return self.residual(x, dropout(out, self.config.resid_pdrop, keys[1]))
+        tokens: Int[Array, "rows length"],
+        positions: Int[Array, "#rows length"],
+        mask: Bool[Array, "#rows length length"],
+    ) -> Context:
+        """What the blocks read of the batch.
 
-    def prefill(
-        self, x: Float[Array, "n prompt embd"], mask: Bool[Array, "#n 1 prompt prompt"]
-    ) -> tuple[Float[Array, "n prompt embd"], KeysValues]:
-        """Reads prompts without dropout: the output, and their keys and values."""
-        q, k, v = self._project(x)
-        mixed = attend(q, k, v, mask, 0.0, None)
-        out = self.output(mixed.reshape(x.shape))
-        return self.residual(x, out), KeysValues(_heads_first(k), _heads_first(v))
-
-    def decode_step(
-        self, x: Float[Array, "n beams embd"], layer_cache: LayerCache, cache: Cache
-    ) -> tuple[Float[Array, "n beams embd"], KeysValues]:
-        """Attends from one token per beam to its prompt, the tokens generated before, and itself."""
-        q, k, v = (_heads_first(part) for part in self._project(x))
-        mixed = attend_cached(q, k, v, layer_cache, cache)
-        out = self.output(_heads_first(mixed).reshape(x.shape))
-        return self.residual(x, out), KeysValues(k, v)
-
-
-class FeedForward(PreNorm, FeedForwardSublayer):
-    """LayerNorm, two linear layers around GELU (tanh form), residual."""
-
-    def __init__(self, config: DecoderConfig, rngs: nnx.Rngs):
-        inner = config.n_inner or 4 * config.n_embd
-        self.norm = norm(config, config.n_embd, config.layer_norm_epsilon, rngs)
-        self.up = linear(config, ("embed", "mlp"), (config.n_embd, inner), rngs)
-        self.down = linear(config, ("mlp", "embed"), (inner, config.n_embd), rngs)
-        self.rate = config.resid_pdrop
-
-    def __call__(
-        self, x: Float[Array, "rows length embd"], key: DropoutKey
-    ) -> Float[Array, "rows length embd"]:
-        """Transforms every token by itself."""
-        inner = constrain(self.up(self.norm(x)), "batch", None, "mlp")
-        out = self.down(jax.nn.gelu(inner, approximate=True))
-        return self.residual(x, dropout(out, self.rate, key))
-
-
-class Decoder(nnx.Module):
-    """A language model: embeddings, a stack of blocks, a norm, and the tied output embedding."""
-
-    def __init__(self, config: DecoderConfig, rngs: nnx.Rngs):
-        self.embeddings = Embeddings(config, rngs)
-        self.layers = Stack(
-            lambda r: Block(Attention(config, r), FeedForward(config, r)),
-            config.n_layer,
-            unroll=config.unroll,
-            remat=config.remat,
-            rngs=rngs,
-        )
-        self.norm = norm(config, config.n_embd, config.layer_norm_epsilon, rngs)
-        self.config = config
+        Args:
+          tokens: token ids.
+          positions: of every token in its example.
+          mask: True where the token on the second axis may attend to the token on the third: the same
+            example, and not later.
+        """
+        return Context(mask[:, None], tokens)
 
     def __call__(
         self,
@@ -256,14 +120,13 @@ class Decoder(nnx.Module):
         tokens, segments, positions = (jnp.asarray(field) for field in inputs[:3])
         length = tokens.shape[1]
         same = segments[:, :, None] == segments[:, None, :]
-        mask = same & jnp.tril(jnp.ones((length, length), bool))
-        context = Context(mask[:, None], tokens)
-        x = self.embeddings(tokens, positions, embeddings_key)
+        context = self.context(tokens, positions, same & jnp.tril(jnp.ones((length, length), bool)))
+        x = self.embed(tokens, positions, embeddings_key)
         hidden = self.layers(x, context, key=layers_key)
         return self._logits(constrain(hidden[rows, columns], "batch", "width"))
 
     def _logits(self, hidden: Float[Array, "n ... embd"]) -> Float[Array, "n ... vocab"]:
-        logits = self.embeddings.logits(self.norm(hidden))
+        logits = self.output_logits(self.norm(hidden))
         return constrain(logits, "batch", *[None] * (logits.ndim - 2), "logits")
 
     def prefill(
@@ -288,16 +151,16 @@ class Decoder(nnx.Module):
           ValueError: the padded prompts and the new tokens are more than the model's positions.
         """
         length = prompts.shape[1]
-        if length + steps - 1 > self.config.n_positions:
+        if length + steps - 1 > self.config.max_length:
             raise InputError(
                 f"prompts of {length} tokens (with padding) and {steps} new ones do not fit the "
-                f"model's {self.config.n_positions} positions"
+                f"model's {self.config.max_length} positions"
             )
         prompts, lengths = jnp.asarray(prompts), jnp.asarray(lengths)
         positions = jnp.broadcast_to(jnp.arange(length), prompts.shape)
-        mask: Bool[Array, "1 1 prompt prompt"] = jnp.tril(jnp.ones((1, 1, length, length), bool))
-        context = Context(mask, prompts)
-        x, prompt = self.layers.prefill(self.embeddings(prompts, positions), context)
+        causal: Bool[Array, "1 prompt prompt"] = jnp.tril(jnp.ones((1, length, length), bool))
+        context = self.context(prompts, positions[:1], causal)
+        x, prompt = self.layers.prefill(self.embed(prompts, positions), context)
         cache = empty_cache(prompt, lengths, beams, steps)
         last = jnp.take_along_axis(x, (lengths - 1)[:, None, None], axis=1)[:, 0]
         return self._logits(last), cache
@@ -311,6 +174,6 @@ class Decoder(nnx.Module):
           tokens: token ids.
           cache: its `paths` must name, for every beam, the beams that hold its earlier tokens.
         """
-        x = self.embeddings(tokens, cache.lengths[:, None] + jnp.full_like(tokens, cache.step))
+        x = self.embed(tokens, cache.lengths[:, None] + jnp.full_like(tokens, cache.step))
         x, new = self.layers.decode_step(x, cache)
         return self._logits(x), cache.extended(new)

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from lora_jax.data.batch import Inputs
 from lora_jax.dropout import DropoutKey, dropout, split_key
@@ -105,6 +105,11 @@ class EncoderConfig:
         return self.max_position_embeddings - self.position_offset
 
     @property
+    def width(self) -> int:
+        """Values of an activation."""
+        return self.hidden_size
+
+    @property
     def depth(self) -> int:
         """Number of Transformer layers."""
         return self.num_hidden_layers
@@ -193,17 +198,17 @@ class Attention(PostNorm, AttentionSublayer):
     def __call__(
         self,
         x: Float[Array, "rows length hidden"],
-        mask: Bool[Array, "#rows 1 length length"],
+        context: Context,
         keys: tuple[DropoutKey, DropoutKey],
     ) -> Float[Array, "rows length hidden"]:
-        """Attends where the mask is True; see `AttentionSublayer`."""
+        """Attends as the context says; see `AttentionSublayer`."""
         heads = (*x.shape[:-1], self.config.num_attention_heads, -1)
         parts = (f(x).reshape(heads) for f in (self.query, self.key, self.value))
         q, k, v = (constrain(part, "batch", None, "heads", None) for part in parts)
         # The attention weights (length^2 values) are recomputed in the backward pass: it takes less
         # memory, and 10% less time for a step of MRPC on 2 CPU cores.
         rate = self.config.attention_probs_dropout_prob
-        mixed = jax.checkpoint(attend, static_argnums=(4,))(q, k, v, mask, rate, keys[0])
+        mixed = jax.checkpoint(attend, static_argnums=(4,))(q, k, v, context.mask, rate, keys[0])
         out = self.output(mixed.reshape(x.shape))
         return self.residual(x, dropout(out, self.config.hidden_dropout_prob, keys[1]))
 

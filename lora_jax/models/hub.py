@@ -7,7 +7,6 @@ unneeded, or it is an error that names it. Its tokenizer: `lora_jax.data.tokeniz
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -25,8 +24,8 @@ from lora_jax import digests, partition
 from lora_jax.errors import InputError
 from lora_jax.files import to_json, write_bytes
 from lora_jax.models import architectures, config_json
-from lora_jax.models.architectures import ARCHITECTURES
-from lora_jax.models.decoder import Decoder, DecoderConfig
+from lora_jax.models.architectures import ARCHITECTURES, AnyConfig, AnyDecoderConfig
+from lora_jax.models.decoder import Decoder
 from lora_jax.models.encoder import Classifier, EncoderConfig
 from lora_jax.models.model_files import ModelFiles
 from lora_jax.models.places import find as find
@@ -54,7 +53,7 @@ def read_config(folder: Path, **overrides: Any) -> EncoderConfig:
     return config
 
 
-def read_decoder_config(folder: Path, **overrides: Any) -> DecoderConfig:
+def read_decoder_config(folder: Path, **overrides: Any) -> AnyDecoderConfig:
     """A decoder's configuration from config.json; `overrides` replace fields.
 
     Raises:
@@ -62,11 +61,11 @@ def read_decoder_config(folder: Path, **overrides: Any) -> DecoderConfig:
       ValueError: an architecture or setting that is not implemented.
     """
     config = architectures.read_config(folder, Decoder, **overrides)
-    assert isinstance(config, DecoderConfig)
+    assert isinstance(config, AnyDecoderConfig)
     return config
 
 
-def check(folder: Path, config: EncoderConfig | DecoderConfig) -> tuple[str, ...]:
+def check(folder: Path, config: AnyConfig) -> tuple[str, ...]:
     """Checks the weights of a folder by the headers of the files, without reading a value.
 
     Args:
@@ -95,7 +94,7 @@ def unused_heads(names: Sequence[str]) -> str:
 
 def load(
     folder: Path,
-    config: EncoderConfig | DecoderConfig,
+    config: AnyConfig,
     num_outputs: int,
     key: Key[Array, ""],
     dtype: jax.typing.DTypeLike = jnp.float32,
@@ -136,7 +135,7 @@ def load(
 
 def read_base(
     folder: Path,
-    config: EncoderConfig | DecoderConfig,
+    config: AnyConfig,
     dtype: jax.typing.DTypeLike = jnp.float32,
 ) -> partition.Params:
     """The pre-trained leaves by path, without a model around them; see `load`."""
@@ -145,9 +144,7 @@ def read_base(
 
 
 @functools.lru_cache(maxsize=8)
-def _shapes(
-    config: EncoderConfig | DecoderConfig, num_outputs: int
-) -> Mapping[str, tuple[int, ...]]:
+def _shapes(config: AnyConfig, num_outputs: int) -> Mapping[str, tuple[int, ...]]:
     """The shapes of all leaves by path; nothing is allocated."""
     make = ARCHITECTURES[config.architecture].make
     abstract = nnx.eval_shape(lambda: make(config, num_outputs, nnx.Rngs(0)))
@@ -156,7 +153,7 @@ def _shapes(
 
 def _planned(
     files: ModelFiles,
-    config: EncoderConfig | DecoderConfig,
+    config: AnyConfig,
     shapes: Mapping[str, tuple[int, ...]],
     with_head: bool = False,
 ) -> Plan:
@@ -203,7 +200,7 @@ def load_classifier(
 
 
 def load_decoder(
-    folder: Path, config: DecoderConfig, dtype: jax.typing.DTypeLike = jnp.float32
+    folder: Path, config: AnyDecoderConfig, dtype: jax.typing.DTypeLike = jnp.float32
 ) -> Decoder:
     """A pre-trained decoder; see `load`."""
     model = load(folder, config, 0, jax.random.key(0), dtype)
@@ -229,8 +226,8 @@ def _head(make: Callable[[], nnx.Module]) -> partition.Params:
 def save_decoder(folder: Path, model: Decoder, **settings: Any) -> None:
     """Writes config.json and model.safetensors as Hugging Face has them for the architecture.
 
-    `load_decoder` and, for GPT-2, `transformers.GPT2LMHeadModel.from_pretrained` read the folder;
-    tokenizer files go beside them.
+    `load_decoder` and `from_pretrained` of the classes of transformers read the folder; tokenizer files go
+    beside them.
 
     Args:
       folder: is made if it is not there.
@@ -252,11 +249,8 @@ def save_decoder(folder: Path, model: Decoder, **settings: Any) -> None:
     architecture = ARCHITECTURES[model.config.architecture]
     assert architecture.published is not None
     tensors = to_published(params, architecture.layout)
-    config = {k: v for k, v in dataclasses.asdict(model.config).items() if k not in _NOT_PUBLISHED}
+    config = architecture.published(model.config)
     folder.mkdir(parents=True, exist_ok=True)
     write_bytes(folder / "model.safetensors", save(tensors, {"format": "pt"}))
-    text = to_json({**architecture.published, **config, **settings}) + "\n"
+    text = to_json({**config, **settings}) + "\n"
     write_bytes(folder / "config.json", text.encode())
-
-
-_NOT_PUBLISHED = ("unroll", "remat", "compute_dtype")  # how the model runs here

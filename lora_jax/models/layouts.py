@@ -20,7 +20,7 @@ class Layout:
       names: published name below the prefix, by our module or leaf path; {} stands for the layer.
       heads: regular expression of published tensors of heads, which are not used.
       buffers: regular expression of other tensors that are not needed.
-      head: published names of a classifier's head, by our module path: the whole name.
+      head: published names of a head, by our module path: the whole name, without the prefix.
       tied: published names of tensors that must be equal to another one, which is used.
       needed: why a model without certain tensors is refused, by the beginning of their names.
       transposed: kernels are stored (out, in), as PyTorch's Linear has them.
@@ -78,6 +78,29 @@ _GPT2 = {
     "norm": "ln_f",
 }
 
+# Of the Llama families. Gemma has four norms in a layer, and gives Llama's second name to another one.
+_LLAMA = {
+    "embeddings/token/embedding": "embed_tokens.weight",
+    "layers/block/attention/norm": "layers.{}.input_layernorm",
+    "layers/block/attention/query": "layers.{}.self_attn.q_proj",
+    "layers/block/attention/key": "layers.{}.self_attn.k_proj",
+    "layers/block/attention/value": "layers.{}.self_attn.v_proj",
+    "layers/block/attention/output": "layers.{}.self_attn.o_proj",
+    "layers/block/attention/query_norm": "layers.{}.self_attn.q_norm",
+    "layers/block/attention/key_norm": "layers.{}.self_attn.k_norm",
+    "layers/block/feed_forward/norm": "layers.{}.post_attention_layernorm",
+    "layers/block/feed_forward/gate": "layers.{}.mlp.gate_proj",
+    "layers/block/feed_forward/up": "layers.{}.mlp.up_proj",
+    "layers/block/feed_forward/down": "layers.{}.mlp.down_proj",
+    "norm": "norm",
+}
+_GEMMA = {
+    **_LLAMA,
+    "layers/block/attention/post_norm": "layers.{}.post_attention_layernorm",
+    "layers/block/feed_forward/norm": "layers.{}.pre_feedforward_layernorm",
+    "layers/block/feed_forward/post_norm": "layers.{}.post_feedforward_layernorm",
+}
+
 _BUFFERS = r"embeddings\.(position_ids|token_type_ids)"  # of old and of some new versions
 _NO_POOLER = (
     "BERT's classifier stands on the pre-trained pooler, and this folder has none (it is of a masked "
@@ -111,4 +134,19 @@ LAYOUTS: Mapping[str, Layout] = {
         transposed=False,  # GPT-2's Conv1D stores (in, out)
         fused=("layers/block/attention/qkv",),
     ),
+    **{
+        name: Layout(
+            prefix="model.",
+            names=names,
+            heads=r"score\..*|qa_outputs\..*",
+            buffers=r"(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq",  # of old versions
+            head={"lm_head": "lm_head"},
+            tied={"lm_head.weight": "embed_tokens.weight"},
+        )
+        for names, families in (
+            (_LLAMA, ("llama", "mistral", "qwen2", "qwen3")),
+            (_GEMMA, ("gemma2", "gemma3_text")),
+        )
+        for name in families
+    },
 }

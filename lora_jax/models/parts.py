@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Array, Float
 
 from lora_jax.errors import InputError
 from lora_jax.sharding.axes import named
@@ -39,6 +41,7 @@ def linear(
     axes: tuple[str, str],
     sizes: tuple[int, int | tuple[int, int]],
     rngs: nnx.Rngs,
+    bias: bool = True,
 ) -> Any:
     """A linear layer, `nnx.Linear` or for several parts `nnx.LinearGeneral`.
 
@@ -47,6 +50,7 @@ def linear(
       axes: logical axes of inputs and outputs.
       sizes: (inputs, outputs); outputs may be (parts, width) for parts computed by one product.
       rngs: for the kernel's initial values.
+      bias: whether it has one.
     """
     inputs, outputs = sizes
     fused = isinstance(outputs, tuple)
@@ -57,6 +61,7 @@ def linear(
     return layer_class(
         inputs,
         outputs,
+        use_bias=bias,
         dtype=jnp.dtype(settings.compute_dtype),
         kernel_init=nnx.initializers.normal(settings.initializer_range),
         kernel_metadata=named(axes[0], *lead, axes[1]),
@@ -75,6 +80,67 @@ def norm(settings: Settings, width: int, epsilon: float, rngs: nnx.Rngs) -> nnx.
         bias_metadata=named("width"),
         rngs=rngs,
     )
+
+
+class RMSNorm(nnx.RMSNorm):
+    """x / rms(x) times a scale (Zhang and Sennrich 2019), computed in float32.
+
+    Attributes:
+      offset: added to the scale: 1 in Gemma, whose scales are stored around 0.
+    """
+
+    offset: float
+
+    def __call__(self, x: Float[Array, "... width"], *_: Any) -> Float[Array, "... width"]:
+        """Normalises the last axis; the result is in the type of computation."""
+        x = x.astype(jnp.float32)
+        y = x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + self.epsilon)
+        assert self.scale is not None
+        scaled = y * (self.offset + self.scale[...].astype(jnp.float32))
+        return scaled.astype(self.dtype)
+
+
+class NormSettings(Settings, Protocol):
+    """What RMSNorms read of a model's configuration."""
+
+    @property
+    def rms_norm_eps(self) -> float:
+        """Added to the mean square."""
+        ...
+
+    @property
+    def norm_offset(self) -> float:
+        """Added to the scale."""
+        ...
+
+
+def rms_norm(
+    settings: NormSettings, width: int, rngs: nnx.Rngs, axis: str | None = "width"
+) -> RMSNorm:
+    """An RMSNorm; `axis` is the logical name of what it normalises."""
+    initial = nnx.initializers.constant(1 - settings.norm_offset)
+    made = RMSNorm(
+        width,
+        epsilon=settings.rms_norm_eps,
+        dtype=jnp.dtype(settings.compute_dtype),
+        scale_init=initial,
+        scale_metadata=named(axis),
+        rngs=rngs,
+    )
+    made.offset = settings.norm_offset
+    return made
+
+
+def tied_logits(
+    tokens: nnx.Embed, hidden: Float[Array, "... width"]
+) -> Float[Array, "... vocabulary"]:
+    """The table of tokens as output layer: a product in the type of `hidden`, with float32 sums."""
+    if type(tokens).attend is not nnx.Embed.attend:  # a method has changed the table
+        adapted: Array = tokens.attend(hidden.astype(jnp.float32))
+        return adapted
+    embedding = tokens.embedding[...].astype(hidden.dtype)
+    axes = ((hidden.ndim - 1,), (1,)), ((), ())
+    return jax.lax.dot_general(hidden, embedding, axes, preferred_element_type=jnp.float32)
 
 
 def table(

@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeVar
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Key, PyTree
+from jaxtyping import Array, Float, Int, Key, PyTree
 
 from lora_jax.dropout import DropoutKey
 from lora_jax.errors import InputError
@@ -37,6 +37,7 @@ class Stack(nnx.Module):
         runs a little faster.
       remat: what the backward pass recomputes: nothing ("none"), the whole block ("full"), or all
         but matrix products ("dots").
+      kinds: the kind of every block, where a `Context` differs by kind; () where all are alike.
 
     Raises:
       ValueError: `unroll` is not from 1 to `depth`, or `remat` is unknown.
@@ -51,6 +52,7 @@ class Stack(nnx.Module):
         *,
         unroll: int = 1,
         remat: Remat = "none",
+        kinds: tuple[int, ...] = (),
         rngs: nnx.Rngs,
     ):
         if not 1 <= unroll <= depth:
@@ -61,6 +63,7 @@ class Stack(nnx.Module):
         self.depth = depth
         self.unroll = unroll
         self.remat = remat
+        self.kinds = kinds
 
     def __call__(self, x: Activations, *args: PyTree, key: DropoutKey = None) -> Activations:
         """Runs the blocks in order.
@@ -74,14 +77,21 @@ class Stack(nnx.Module):
 
     def with_keys(self, x: Activations, *args: PyTree, keys: Keys) -> Activations:
         """Runs the blocks in order as a call does, with one dropout key for each of them."""
-        run = lambda block, x, key: (block(x, *args, key=key), None)  # noqa: E731
-        return self._scan(run, x, keys)[0]
+
+        def run(
+            block: Any, x: Array, layer: tuple[Array | None, Array | None]
+        ) -> tuple[Array, None]:
+            key, kind = layer
+            return block(x, *(_of_kind(arg, kind) for arg in args), key=key), None
+
+        return self._scan(run, x, (keys, self._kinds()))[0]
 
     def prefill(
         self, x: Float[Array, "n prompt width"], context: Context
     ) -> tuple[Float[Array, "n prompt width"], KeysValues]:
         """Runs the blocks on prompts: the output, and all layers' keys and values."""
-        return self._scan(lambda block, x, _: block.prefill(x, context), x, None)
+        run = lambda block, x, kind: block.prefill(x, _of_kind(context, kind))  # noqa: E731
+        return self._scan(run, x, self._kinds())
 
     def decode_step(
         self, x: Float[Array, "n beams width"], cache: Cache, first: int = 0
@@ -95,8 +105,11 @@ class Stack(nnx.Module):
         """
         last = first + self.depth
         prompt = KeysValues(*(part[first:last] for part in cache.prompt))
-        layers = LayerCache(jnp.arange(first, last), prompt)
+        layers = LayerCache(jnp.arange(first, last), prompt, self._kinds())
         return self._scan(lambda block, x, layer: block.decode_step(x, layer, cache), x, layers)
+
+    def _kinds(self) -> Int[Array, " depth"] | None:
+        return jnp.array(self.kinds, jnp.int32) if self.kinds else None
 
     def _scan(
         self,
@@ -142,6 +155,7 @@ class Stack(nnx.Module):
         part.block = nnx.merge(graphdef, jax.tree.map(lambda leaf: leaf[start:stop], state))
         part.depth = stop - start
         part.unroll = min(self.unroll, part.depth)
+        part.kinds = self.kinds[start:stop]
         return part
 
 
@@ -221,6 +235,11 @@ class SplitStack(nnx.Module):
 
 
 _FIRST = "first"
+
+
+def _of_kind(argument: PyTree, kind: Int[Array, ""] | None) -> PyTree:
+    """A further argument of a block, for its kind."""
+    return argument if kind is None else argument.of_kind(kind)
 
 
 def _concatenated(parts: Sequence[KeysValues]) -> KeysValues:

@@ -4,24 +4,36 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import jax
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from lora_jax.dropout import DropoutKey, split_key
 from lora_jax.models.cache import Cache, KeysValues, LayerCache
+from lora_jax.models.rotary import Rotation
 from lora_jax.sharding.axes import constrain
 
 
 class Context(NamedTuple):
     """What a block reads of the batch besides its activations.
 
+    Where the layers of a model differ in what they attend to, `mask` and `rotation` have a first axis of
+    the kinds of layers, and every block gets those of its kind (see `Stack`).
+
     Attributes:
       mask: True where the token on the third axis attends to the token on the fourth.
       tokens: token ids of the rows.
+      rotation: of queries and keys by their positions; None where the embeddings have positions.
     """
 
-    mask: Bool[Array, "#rows 1 length length"]
+    mask: Bool[Array, "*kinds #rows 1 length length"]
     tokens: Int[Array, "rows length"]
+    rotation: Rotation | None = None
+
+    def of_kind(self, kind: Int[Array, ""]) -> Context:
+        """What a block of one kind reads."""
+        mask, rotation = jax.tree.map(lambda x: x[kind], (self.mask, self.rotation))
+        return Context(mask, self.tokens, rotation)
 
 
 class Sublayer(nnx.Module):
@@ -31,10 +43,10 @@ class Sublayer(nnx.Module):
     `self.residual(x, out)` can have them too.
 
     Attributes:
-      norm: the LayerNorm before or after the sublayer.
+      norm: before or after the sublayer, with a `scale` and an `epsilon`.
     """
 
-    norm: nnx.LayerNorm
+    norm: nnx.LayerNorm | nnx.RMSNorm
 
     def residual(
         self, x: Float[Array, "... width"], out: Float[Array, "... width"]
@@ -44,7 +56,7 @@ class Sublayer(nnx.Module):
 
 
 class PreNorm(Sublayer):
-    """A sublayer whose LayerNorm comes first (GPT-2)."""
+    """A sublayer whose norm comes first (GPT-2, Llama)."""
 
     def residual(
         self, x: Float[Array, "... width"], out: Float[Array, "... width"]
@@ -70,20 +82,20 @@ class AttentionSublayer(Sublayer):
     def __call__(
         self,
         x: Float[Array, "rows length width"],
-        mask: Bool[Array, "#rows 1 length length"],
+        context: Context,
         keys: tuple[DropoutKey, DropoutKey],
     ) -> Float[Array, "rows length width"]:
-        """Attends where the mask is True.
+        """Attends where the context's mask is True.
 
         Args:
           x: activations.
-          mask: see `Context`.
+          context: of the batch, for layers of this kind.
           keys: dropout keys of the attention weights and of the output.
         """
         raise NotImplementedError
 
     def prefill(
-        self, x: Float[Array, "n prompt width"], mask: Bool[Array, "#n 1 prompt prompt"]
+        self, x: Float[Array, "n prompt width"], context: Context
     ) -> tuple[Float[Array, "n prompt width"], KeysValues]:
         """Reads prompts without dropout: the output, and their keys and values for the cache."""
         raise NotImplementedError
@@ -118,14 +130,14 @@ class Block(nnx.Module):
         """Runs the layer; `key` switches dropout on."""
         weights_key, output_key, feed_forward_key = split_key(key, 3)
         x = constrain(x, "batch", None, "width")
-        x = self.attention(x, context.mask, (weights_key, output_key))
+        x = self.attention(x, context, (weights_key, output_key))
         return self._feed_forward(constrain(x, "batch", None, "width"), feed_forward_key)
 
     def prefill(
         self, x: Float[Array, "n prompt width"], context: Context
     ) -> tuple[Float[Array, "n prompt width"], KeysValues]:
         """Runs the layer on prompts: its output, and their keys and values."""
-        mixed, new = self.attention.prefill(x, context.mask)
+        mixed, new = self.attention.prefill(x, context)
         return self._feed_forward(mixed, None), new
 
     def decode_step(

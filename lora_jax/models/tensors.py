@@ -120,7 +120,7 @@ def plan(
         )
     return Plan(
         sources=sources,
-        tied={plain[a]: plain[b] for a, b in layout.tied.items() if a in plain},
+        tied={plain[a]: plain[b] for a, b in layout.tied.items() if a in plain and a not in used},
         heads=tuple(plain[name] for name in unused if re.fullmatch(layout.heads, name)),
     )
 
@@ -154,7 +154,8 @@ def to_published(
         stacked = "{}" in template
         parts = np.asarray(value) if stacked else np.asarray(value)[None]
         for layer, leaf in enumerate(parts):
-            name = layout.prefix + template.format(layer)
+            is_head = path.rpartition("/")[0] in layout.head
+            name = ("" if is_head else layout.prefix) + template.format(layer)
             part = leaf.reshape(layout.published_shape(path, leaf.shape))
             tensors[name] = np.ascontiguousarray(part.T if transpose else part)
     return tensors

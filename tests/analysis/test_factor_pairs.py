@@ -23,8 +23,8 @@ from lora_jax.analysis import factor_pairs, spectra
 from lora_jax.analysis.factor_pairs import FactorPair
 from lora_jax.interop.loralib import from_state_dict
 from lora_jax.low_rank import layers
-from lora_jax.models.decoder import Decoder, DecoderConfig
 from lora_jax.models.encoder import Classifier, EncoderConfig
+from lora_jax.models.gpt2 import GPT2, GPT2Config
 
 KEY = jax.random.key(0, impl="rbg")
 HEAD = "head/.*"
@@ -32,7 +32,7 @@ ENCODER = EncoderConfig(
     architecture="bert", vocab_size=30, hidden_size=16, num_hidden_layers=3,
     num_attention_heads=2, intermediate_size=24, max_position_embeddings=12, type_vocab_size=2,
 )  # fmt: skip
-DECODER = DecoderConfig(16, 3, 2, vocab_size=20, n_positions=16)
+DECODER = GPT2Config(16, 3, 2, vocab_size=20, n_positions=16)
 QKV = {"parts": ("q", "v"), "fused": ("q", "k", "v")}
 
 
@@ -132,7 +132,7 @@ def base_of(name):
     make = {
         "encoder": lambda: Classifier(ENCODER, 3, nnx.Rngs(0)),
         "mixed": lambda: Mixed(nnx.Rngs(0)),
-    }.get(name, lambda: Decoder(DECODER, rngs=nnx.Rngs(0)))
+    }.get(name, lambda: GPT2(DECODER, rngs=nnx.Rngs(0)))
     return from_shapes(make, scale=1.0)
 
 

@@ -12,8 +12,8 @@ from flax import nnx
 from lora_jax import methods, partition
 from lora_jax.costs import flops
 from lora_jax.data.batch import Batch, Inputs
-from lora_jax.models.decoder import Decoder, DecoderConfig
 from lora_jax.models.encoder import Classifier, EncoderConfig
+from lora_jax.models.gpt2 import GPT2, GPT2Config
 from lora_jax.training.step import classification_loss, completion_loss
 
 # XLA counts elementwise work too and the recomputed attention scores. With 512 channels and 8 tokens
@@ -141,8 +141,8 @@ def test_what_cannot_be_counted_says_so():
 def make(kind, layers, remat):
     run = {"unroll": layers if remat == "none" else 1, "remat": remat}
     if kind == "decoder":
-        return Decoder(
-            DecoderConfig(WIDTH, layers, 4, vocab_size=64, n_positions=64, **run), rngs=nnx.Rngs(0)
+        return GPT2(
+            GPT2Config(WIDTH, layers, 4, vocab_size=64, n_positions=64, **run), rngs=nnx.Rngs(0)
         )
     config = EncoderConfig(
         kind,

@@ -17,7 +17,7 @@ from lora_jax.data import batches, completions, packing, shapes
 from lora_jax.data.batch import Inputs
 from lora_jax.data.completions import TokenisedPairs
 from lora_jax.models import hub
-from lora_jax.models.decoder import Decoder, DecoderConfig
+from lora_jax.models.gpt2 import GPT2, GPT2Config
 from lora_jax.training import step
 
 torch.set_num_threads(1)
@@ -164,8 +164,8 @@ def test_the_mask_of_the_paper_notes():
 
 @functools.cache
 def tiny_decoder():
-    config = DecoderConfig(16, 1, 2, vocab_size=VOCAB, n_positions=32, initializer_range=0.3)
-    model = Decoder(config, nnx.Rngs(0))
+    config = GPT2Config(16, 1, 2, vocab_size=VOCAB, n_positions=32, initializer_range=0.3)
+    model = GPT2(config, nnx.Rngs(0))
     return partition.split(model, dict.fromkeys(partition.parameters(model), partition.TRAINABLE))
 
 

@@ -39,8 +39,8 @@ from experiments.paper import scores
 from experiments.paper.counts import count
 from lora_jax import methods, partition
 from lora_jax.models import hub
-from lora_jax.models.decoder import SIZES, Decoder
 from lora_jax.models.encoder import Classifier, EncoderConfig
+from lora_jax.models.gpt2 import GPT2, SIZES
 
 ALL = [
     (roberta_base_adapter_d, ""), (roberta_base_adapter_d, ",large"), (roberta_base_bitfit, ""),
@@ -400,7 +400,7 @@ def test_values_that_train_are_those_in_the_head_of_the_file(label, size, module
     method = methods.create(**config.method.to_dict())
     expected = count(row_of(3, label, size).row).trained
     decoder = SIZES[config.model.name]
-    assert values_that_train(method, lambda rngs: Decoder(decoder, rngs)) == expected
+    assert values_that_train(method, lambda rngs: GPT2(decoder, rngs)) == expected
     assert f"{expected:,} " in " ".join(module.__doc__.split())
 
 

@@ -17,7 +17,8 @@ from experiments.pod_plan.planner import Planner
 from experiments.pod_plan.report import report, search
 from lora_jax import methods
 from lora_jax.costs import chips, compiled
-from lora_jax.models import decoder, encoder
+from lora_jax.models import encoder
+from lora_jax.models import gpt2 as gpt2_model
 from lora_jax.sharding.mesh import make_mesh
 
 TOPOLOGY = "v5e:2x2"
@@ -29,9 +30,9 @@ def small_models(optimised):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TPU_SKIP_MDS_QUERY", "1")
         patch.setenv("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
-        small = decoder.DecoderConfig(256, 3, 4, vocab_size=1003, n_positions=256)
+        small = gpt2_model.GPT2Config(256, 3, 4, vocab_size=1003, n_positions=256)
         for name in ("gpt2-large", "gpt3-175b"):
-            patch.setitem(decoder.SIZES, name, small)
+            patch.setitem(gpt2_model.SIZES, name, small)
         large = dataclasses.replace(
             encoder.SIZES["roberta-large"], hidden_size=256, num_hidden_layers=2,
             num_attention_heads=4, intermediate_size=512, vocab_size=1003,

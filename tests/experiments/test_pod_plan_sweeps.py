@@ -15,7 +15,7 @@ from experiments.pod_plan.planner import Planner
 from experiments.pod_plan.report import report, runs_of, search
 from lora_jax import methods
 from lora_jax.costs import compiled
-from lora_jax.models import decoder
+from lora_jax.models import gpt2
 from lora_jax.sharding.mesh import make_mesh
 
 TOPOLOGY = "v5e:2x2"
@@ -27,9 +27,9 @@ def small_models(optimised):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TPU_SKIP_MDS_QUERY", "1")
         patch.setenv("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
-        small = decoder.DecoderConfig(256, 3, 4, vocab_size=1003, n_positions=256)
+        small = gpt2.GPT2Config(256, 3, 4, vocab_size=1003, n_positions=256)
         for name in ("gpt2-large", "gpt3-175b"):
-            patch.setitem(decoder.SIZES, name, small)
+            patch.setitem(gpt2.SIZES, name, small)
         yield
 
 

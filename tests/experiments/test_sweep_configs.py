@@ -18,7 +18,7 @@ from experiments.paper import scores
 from experiments.runs import folder as workdirs
 from experiments.sweep.points import compatible, points
 from lora_jax import methods
-from lora_jax.models.decoder import SIZES, Decoder, DecoderConfig
+from lora_jax.models.gpt2 import GPT2, SIZES, GPT2Config
 from lora_jax.run_folder import flat
 
 GLUE = (rank_glue, table_5, table_6, learning_rate)
@@ -156,14 +156,14 @@ def test_points_of_table_18_are_single_runs(argument, expected):
 
 @pytest.mark.parametrize(
     ("argument", "sizes"),
-    [("gpt2_medium", SIZES["gpt2-medium"]), ("small", DecoderConfig(256, 4, 4))],
+    [("gpt2_medium", SIZES["gpt2-medium"]), ("small", GPT2Config(256, 4, 4))],
 )
 def test_the_largest_rank_fits_the_matrices(argument, sizes):
     config = points(table_18.get_config(argument))[-1].config
     method = methods.create(**config.method.to_dict())
 
     def adapted():
-        return method.insert(Decoder(sizes, nnx.Rngs(0)), jax.random.key(0))
+        return method.insert(GPT2(sizes, nnx.Rngs(0)), jax.random.key(0))
 
     counted = method.summary(nnx.eval_shape(adapted)).counts()["lora"]
     assert counted == sizes.n_layer * 2 * 2 * sizes.n_embd * config.method.rank

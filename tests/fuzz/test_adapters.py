@@ -25,7 +25,7 @@ from safetensors.numpy import save as to_safetensors
 import lora_jax as lj
 from lora_jax import adapters
 from lora_jax.errors import InputError
-from lora_jax.models.decoder import Decoder, DecoderConfig
+from lora_jax.models.gpt2 import GPT2, GPT2Config
 from tests.fuzz.fixed_settings import fixed_settings
 
 pytestmark = pytest.mark.wrong_types
@@ -53,8 +53,8 @@ METHODS = {
 def model_of(name):
     if name in ("lora", "full"):
         return state_models.Model(nnx.Rngs(0))
-    config = DecoderConfig(n_embd=8, n_layer=2, n_head=2, vocab_size=11, n_positions=16)
-    return Decoder(config, nnx.Rngs(0))
+    config = GPT2Config(n_embd=8, n_layer=2, n_head=2, vocab_size=11, n_positions=16)
+    return GPT2(config, nnx.Rngs(0))
 
 
 def everything(model):

@@ -8,8 +8,8 @@ from flax import nnx
 
 from lora_jax import methods, partition
 from lora_jax.data.batch import Batch, Inputs
-from lora_jax.models.decoder import Decoder, DecoderConfig
 from lora_jax.models.encoder import Classifier, EncoderConfig
+from lora_jax.models.gpt2 import GPT2, GPT2Config
 from lora_jax.training import optimizer, step
 
 KEY = jax.random.key(0, impl="unsafe_rbg")  # compiles faster
@@ -30,8 +30,8 @@ MODELS = {
         3,
         nnx.Rngs(0),
     ),
-    "decoder": lambda dtype: Decoder(
-        DecoderConfig(16, 3, 2, vocab_size=30, n_positions=20, compute_dtype=dtype), nnx.Rngs(0)
+    "decoder": lambda dtype: GPT2(
+        GPT2Config(16, 3, 2, vocab_size=30, n_positions=20, compute_dtype=dtype), nnx.Rngs(0)
     ),
 }
 METHODS = [

@@ -22,9 +22,9 @@ from flax import nnx
 import lora_jax
 from lora_jax import adapters, methods, partition
 from lora_jax.data.batch import Batch, Inputs
-from lora_jax.models import decoder, encoder
-from lora_jax.models.decoder import Decoder, DecoderConfig
+from lora_jax.models import encoder, gpt2
 from lora_jax.models.encoder import Classifier, EncoderConfig
+from lora_jax.models.gpt2 import GPT2, GPT2Config
 from lora_jax.models.hub import HEAD
 from lora_jax.models.layouts import LAYOUTS
 from lora_jax.models.sublayer import PreNorm
@@ -63,7 +63,7 @@ CONFIGS = {
     "roberta": dataclasses.replace(
         _ENCODER, architecture="roberta", layer_norm_eps=1e-5, type_vocab_size=1, position_offset=2
     ),
-    "gpt2": DecoderConfig(
+    "gpt2": GPT2Config(
         WIDTH,
         LAYERS,
         2,
@@ -108,7 +108,7 @@ def batch(kind):
 def build(config, outputs):
     rngs = nnx.Rngs(params=0)
     encoder = isinstance(config, EncoderConfig)
-    return Classifier(config, outputs, rngs) if encoder else Decoder(config, rngs)
+    return Classifier(config, outputs, rngs) if encoder else GPT2(config, rngs)
 
 
 @functools.cache
@@ -313,7 +313,7 @@ def test_adapter_d_is_adapter_p_without_the_lower_adapters(kind, key):
     assert deviation(own, reference) < GRADIENT_TOLERANCE
 
 
-FULL_SIZE = {**encoder.SIZES, **decoder.SIZES}
+FULL_SIZE = {**encoder.SIZES, **gpt2.SIZES}
 
 
 @pytest.mark.parametrize("name, method, size, count", [

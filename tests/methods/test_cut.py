@@ -19,11 +19,11 @@ import lora_jax
 from lora_jax import adapters, methods, partition
 from lora_jax.data.batch import Batch, Inputs
 from lora_jax.methods.selection import CutInsertion
-from lora_jax.models.decoder import SIZES, Decoder, DecoderConfig
 from lora_jax.models.encoder import Classifier, EncoderConfig
+from lora_jax.models.gpt2 import GPT2, SIZES, GPT2Config
 from lora_jax.training import optimizer, step
 
-TINY = DecoderConfig(16, 4, 2, vocab_size=20, n_positions=16)
+TINY = GPT2Config(16, 4, 2, vocab_size=20, n_positions=16)
 DROPOUT = {"embd_pdrop": 0.1, "attn_pdrop": 0.2, "resid_pdrop": 0.1}
 ENCODER = EncoderConfig(
     "roberta", vocab_size=30, hidden_size=16, num_hidden_layers=3, num_attention_heads=2,
@@ -34,7 +34,7 @@ KEY = jax.random.key(0, impl="unsafe_rbg")  # compiles faster
 QV = {".*/qkv": {"parts": ("q", "v"), "fused": ("q", "k", "v")}}
 
 
-def random_model(config=TINY, make=Decoder):
+def random_model(config=TINY, make=GPT2):
     """A model with random values everywhere, from shapes alone."""
     return with_norms_near_one(lambda: make(config, rngs=nnx.Rngs(0)))
 
@@ -172,7 +172,7 @@ def test_a_step_moves_the_last_layers_only():
 
 def test_counts_of_the_paper():
     method = methods.top_layers(2)
-    model = nnx.eval_shape(lambda: method.insert(Decoder(SIZES["gpt2-medium"], nnx.Rngs(0)), KEY))
+    model = nnx.eval_shape(lambda: method.insert(GPT2(SIZES["gpt2-medium"], nnx.Rngs(0)), KEY))
     counts = method.summary(model).counts()
     assert counts["top"] == counts["trainable"] == 25_192_448  # 25.19M in Table 3
     assert counts["total"] == 354_823_168
@@ -210,13 +210,13 @@ def test_combinations_label_rightly(first, second, expected):
 
 # --- Work -----------------------------------------------------------------------------------------
 
-WORK = DecoderConfig(64, 6, 2, vocab_size=64, n_positions=32, unroll=6)
+WORK = GPT2Config(64, 6, 2, vocab_size=64, n_positions=32, unroll=6)
 ROWS, LENGTH, SLOTS, TOP, SIZE = 4, 32, 16, 2, 8
 
 
 def flops(method):
     """XLA's count for the compiled train step, from shapes alone."""
-    adapted = nnx.eval_shape(lambda: method.insert(Decoder(WORK, nnx.Rngs(0)), KEY))
+    adapted = nnx.eval_shape(lambda: method.insert(GPT2(WORK, nnx.Rngs(0)), KEY))
     labels = method.labels(adapted)
     structure, trainable, frozen = partition.split(adapted, labels)
     tx = optimizer.adamw({p: labels[p] for p in trainable}, 1e-3)

@@ -10,7 +10,7 @@ from hf_like import CausalLM, paths
 
 import lora_jax as lj
 from lora_jax import partition
-from lora_jax.models.decoder import Decoder, DecoderConfig
+from lora_jax.models.gpt2 import GPT2, GPT2Config
 
 KEY = jax.random.key(0)
 
@@ -208,8 +208,8 @@ NOT_TOGETHER = [
 
 def test_methods_with_one_head_combine_in_either_order():
     """Every group of both has leaves, and they are the same; layers that both change are refused."""
-    config = DecoderConfig(8, 3, 2, vocab_size=9, n_positions=8)
-    model = nnx.eval_shape(lambda: Decoder(config, nnx.Rngs(0)))
+    config = GPT2Config(8, 3, 2, vocab_size=9, n_positions=8)
+    model = nnx.eval_shape(lambda: GPT2(config, nnx.Rngs(0)))
     for (first, one), (second, two) in itertools.combinations(COMBINED.items(), 2):
         if {first, second} in NOT_TOGETHER:
             continue

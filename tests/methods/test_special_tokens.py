@@ -18,7 +18,7 @@ from lora_jax import adapters, methods, partition
 from lora_jax.data.batch import Batch, Inputs
 from lora_jax.decoding.beam import BeamSearch, beam_search
 from lora_jax.models import hub
-from lora_jax.models.decoder import SIZES, Decoder
+from lora_jax.models.gpt2 import GPT2, SIZES
 from lora_jax.training import optimizer, step
 
 torch.set_num_threads(1)
@@ -341,7 +341,7 @@ def test_beam_search_equals_a_slow_reference(name, beams, pretrained):
 ])  # fmt: skip
 def test_counts_of_gpt3(method, count):
     model = nnx.eval_shape(
-        lambda: method.insert(Decoder(SIZES["gpt3-175b"], nnx.Rngs(0)), jax.random.key(0))
+        lambda: method.insert(GPT2(SIZES["gpt3-175b"], nnx.Rngs(0)), jax.random.key(0))
     )
     counts = method.summary(model).counts()
     assert counts["trainable"] == count and counts["frozen"] == 174_604_259_328

@@ -11,7 +11,7 @@ from flax import nnx
 
 from lora_jax import methods, partition
 from lora_jax.data.batch import Inputs
-from lora_jax.models import decoder, encoder
+from lora_jax.models import encoder, gpt2
 
 KEY = jax.random.key(0, impl="unsafe_rbg")  # compiles faster
 WIDTH, INNER, VOCAB, OUTPUTS, LAYERS, ROWS, LENGTH = 16, 24, 30, 3, 3, 3, 8
@@ -23,10 +23,10 @@ def make(kind, dtype):
     """A model of random float32 parameters, the same for all types of computation."""
     shared = {"initializer_range": 0.2, "compute_dtype": str(dtype)}
     if kind == "decoder":
-        sizes = decoder.DecoderConfig(
+        sizes = gpt2.GPT2Config(
             WIDTH, LAYERS, 2, vocab_size=VOCAB, n_positions=20, n_inner=INNER, **shared
         )
-        return decoder.Decoder(sizes, nnx.Rngs(0))
+        return gpt2.GPT2(sizes, nnx.Rngs(0))
     config = encoder.EncoderConfig(
         kind, vocab_size=VOCAB, hidden_size=WIDTH, num_hidden_layers=LAYERS, num_attention_heads=2,
         intermediate_size=INNER, max_position_embeddings=20, type_vocab_size=2,
@@ -181,7 +181,7 @@ def test_tied_output_layer_sums_in_float32(adapted):
     else:
         table = model.embeddings.token.embedding[...].astype(HALF)
     hidden = 50 * jax.random.normal(KEY, (5, WIDTH)).astype(HALF)
-    logits = np.asarray(jax.jit(lambda model: model.embeddings.logits(hidden))(model))
+    logits = np.asarray(jax.jit(lambda model: model.output_logits(hidden))(model))
     exact = np.asarray(hidden, np.float64) @ np.asarray(table, np.float64).T
     assert logits.dtype == FULL and np.abs(exact).max() > 50
     # The operands are given in the types of the products, so the sums alone differ: 1e-7 is reached.

@@ -20,7 +20,7 @@ import lora_jax
 from lora_jax import methods, partition
 from lora_jax.data.batch import Inputs
 from lora_jax.models import hub
-from lora_jax.models.decoder import SIZES, Decoder, DecoderConfig
+from lora_jax.models.gpt2 import GPT2, SIZES, GPT2Config
 
 torch.set_num_threads(1)
 
@@ -237,7 +237,7 @@ def test_counts_of_the_paper():
     ):
         method = methods.lora(QV, rank=4, alpha=32)
         model = nnx.eval_shape(
-            lambda: method.insert(Decoder(SIZES[name], nnx.Rngs(0)), jax.random.key(0))
+            lambda: method.insert(GPT2(SIZES[name], nnx.Rngs(0)), jax.random.key(0))
         )
         sizes, labels = {"frozen": 0, "lora": 0}, method.labels(model)
         for path, shape in partition.parameters(model).items():
@@ -364,8 +364,8 @@ def test_files_that_do_not_fit_are_errors(saved, tmp_path, change, config, messa
     methods.top_layers(1),
 ], ids=lambda method: method.name)  # fmt: skip
 def test_saving_a_model_with_something_inserted_is_an_error(method, tmp_path):
-    tiny = DecoderConfig(16, 2, 2, vocab_size=20, n_positions=8)
-    model = method.insert(Decoder(tiny, nnx.Rngs(0)), jax.random.key(0))
+    tiny = GPT2Config(16, 2, 2, vocab_size=20, n_positions=8)
+    model = method.insert(GPT2(tiny, nnx.Rngs(0)), jax.random.key(0))
     with pytest.raises(
         ValueError, match=r"layers|embeddings/token.* are not part of a published model: merge"
     ):

@@ -7,8 +7,8 @@ from flax import nnx
 from jax.sharding import AbstractMesh, PartitionSpec
 
 import lora_jax
-from lora_jax.models.decoder import Decoder, DecoderConfig
 from lora_jax.models.encoder import Classifier, EncoderConfig
+from lora_jax.models.gpt2 import GPT2, GPT2Config
 from lora_jax.sharding.axes import RULES, constrain, name, named, names, of_model, spec
 
 MESH_AXES = ("data", "fsdp", "model")
@@ -50,7 +50,7 @@ AROUND = {
     "norm/scale": "width",
     "norm/bias": "width",
 }
-GPT2 = {**AROUND, **below("layers/block", BLOCK)}
+DECODER = {**AROUND, **below("layers/block", BLOCK)}
 AFFINE = {
     "down/kernel": "layers embed rank", "down/bias": "layers .",
     "up/kernel": "layers rank embed", "up/bias": "layers .",
@@ -78,8 +78,8 @@ FACTORS = {
 CASES = {
     "bert": ("bert", None, BERT),
     "roberta": ("roberta", None, ROBERTA),
-    "gpt2": ("gpt2", None, GPT2),
-    "lora": ("gpt2", LORA, {**GPT2, **FACTORS}),
+    "gpt2": ("gpt2", None, DECODER),
+    "lora": ("gpt2", LORA, {**DECODER, **FACTORS}),
     "lora of bert": (
         "bert",
         lora_jax.lora(".*/query", rank=2, alpha=2.0, head="head/.*"),
@@ -89,21 +89,21 @@ CASES = {
             {"a": "layers embed rank", "b": "layers rank heads"},
         ),
     ),
-    "adapter_h": ("gpt2", lora_jax.adapter_h(2), GPT2 | IN_ATTENTION | IN_FEED_FORWARD),
+    "adapter_h": ("gpt2", lora_jax.adapter_h(2), DECODER | IN_ATTENTION | IN_FEED_FORWARD),
     "adapter_l": (
         "gpt2",
         lora_jax.adapter_l(2),
-        GPT2 | IN_FEED_FORWARD | below("layers/block/feed_forward/adapter", _VECTORS),
+        DECODER | IN_FEED_FORWARD | below("layers/block/feed_forward/adapter", _VECTORS),
     ),
     "prefix_embed": (
         "gpt2",
         lora_jax.prefix_embed(1, 1),
-        GPT2 | {"embeddings/token/special/embedding": ". width"},
+        DECODER | {"embeddings/token/special/embedding": ". width"},
     ),
     "prefix_layer": (
         "gpt2",
         lora_jax.prefix_layer(1, 1),
-        GPT2 | {"layers/block/special/embedding": "layers . width"},
+        DECODER | {"layers/block/special/embedding": "layers . width"},
     ),
     "top_layers": (
         "gpt2",
@@ -115,8 +115,8 @@ CASES = {
 
 def model(kind):
     if kind == "gpt2":
-        sizes = DecoderConfig(8, 2, 2, vocab_size=50, n_positions=12)
-        return nnx.eval_shape(lambda: Decoder(sizes, nnx.Rngs(0)))
+        sizes = GPT2Config(8, 2, 2, vocab_size=50, n_positions=12)
+        return nnx.eval_shape(lambda: GPT2(sizes, nnx.Rngs(0)))
     sizes = EncoderConfig(
         kind,
         vocab_size=50,

@@ -24,8 +24,8 @@ from lora_jax.data.batch import Batch
 from lora_jax.data.completions import TokenisedPairs
 from lora_jax.data.packing import TokenisedExamples
 from lora_jax.data.special_tokens import in_examples, in_pairs, special_ids
-from lora_jax.models.decoder import Decoder, DecoderConfig
 from lora_jax.models.encoder import Classifier, EncoderConfig
+from lora_jax.models.gpt2 import GPT2, GPT2Config
 from lora_jax.sharding import axes
 from lora_jax.sharding.mesh import make_mesh
 from lora_jax.sharding.placement import Placement, gather
@@ -86,12 +86,12 @@ def roberta(rngs: nnx.Rngs) -> Classifier:
     return Classifier(sizes, 3, rngs)
 
 
-def gpt2(rngs: nnx.Rngs) -> Decoder:
-    sizes = DecoderConfig(
+def gpt2(rngs: nnx.Rngs) -> GPT2:
+    sizes = GPT2Config(
         32, 2, 4, vocab_size=VOCABULARY, n_positions=32, attn_pdrop=0.1, resid_pdrop=0.1,
         embd_pdrop=0.1, remat="full",
     )  # fmt: skip
-    return Decoder(sizes, rngs)
+    return GPT2(sizes, rngs)
 
 
 def batches(name: str, method: lora_jax.Method) -> list[Batch]:

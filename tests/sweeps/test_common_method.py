@@ -9,7 +9,7 @@ from flax import nnx
 import lora_jax
 from lora_jax import methods, partition
 from lora_jax.low_rank import layers
-from lora_jax.models.decoder import Decoder, DecoderConfig
+from lora_jax.models.gpt2 import GPT2, GPT2Config
 from lora_jax.sweeps.common_method import NUMBERS, common_method, structure_of
 
 QKV = {"fused": ("q", "k", "v"), "parts": ("q", "v")}
@@ -156,8 +156,8 @@ def test_no_methods_is_an_error():
 
 
 def test_parameters_of_a_model_with_the_common_method_have_room_for_all():
-    config = DecoderConfig(12, 2, 2, vocab_size=11, n_positions=8)
-    model = nnx.eval_shape(lambda: Decoder(config, nnx.Rngs(0)))
+    config = GPT2Config(12, 2, 2, vocab_size=11, n_positions=8)
+    model = nnx.eval_shape(lambda: GPT2(config, nnx.Rngs(0)))
 
     def inserted(method):
         return nnx.eval_shape(lambda: method.insert(model, jax.random.key(0)))

@@ -12,8 +12,8 @@ import lora_jax
 from lora_jax import partition
 from lora_jax.data.completions import TokenisedPairs
 from lora_jax.data.packing import TokenisedExamples
-from lora_jax.models.decoder import Decoder, DecoderConfig
 from lora_jax.models.encoder import Classifier, EncoderConfig
+from lora_jax.models.gpt2 import GPT2, GPT2Config
 from lora_jax.sharding import axes
 from lora_jax.sharding.mesh import make_mesh
 from lora_jax.sharding.placement import Placement
@@ -32,11 +32,11 @@ def quick_key(seed):
 
 
 def decoder():
-    config = DecoderConfig(
+    config = GPT2Config(
         8, 2, 2, vocab_size=VOCABULARY, n_positions=LENGTH, initializer_range=0.4,
         attn_pdrop=0.1,
     )  # fmt: skip
-    return Decoder(config, nnx.Rngs(params=quick_key(0)))
+    return GPT2(config, nnx.Rngs(params=quick_key(0)))
 
 
 def classifier():

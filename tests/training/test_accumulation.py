@@ -13,8 +13,8 @@ import lora_jax as lj
 from lora_jax import partition
 from lora_jax.data.batches import TrainingBatches
 from lora_jax.data.completions import TokenisedPairs
-from lora_jax.models.decoder import Decoder, DecoderConfig
 from lora_jax.models.encoder import Classifier, EncoderConfig
+from lora_jax.models.gpt2 import GPT2, GPT2Config
 from lora_jax.training import ArrayBatches, Trainer, TrainSettings, optimizer, step
 
 _EPOCHS, _EXAMPLES, _WHOLE, _PART = 2, 22, 8, 2  # batches of 8, 8, 6; of 2 in groups of 4, 4, 3
@@ -31,7 +31,7 @@ def encoder():
 
 
 def decoder():
-    config = DecoderConfig(
+    config = GPT2Config(
         vocab_size=50, n_embd=8, n_layer=2, n_head=2, n_positions=16, embd_pdrop=0.0,
         attn_pdrop=0.0, resid_pdrop=0.0,
     )  # fmt: skip
@@ -39,7 +39,7 @@ def decoder():
     lengths = rng.integers(3, 16, _EXAMPLES)
     ids = [rng.integers(1, 50, n).astype(np.int32) for n in lengths]
     starts = np.array([rng.integers(1, n - 1) for n in lengths], np.int32)
-    return from_shapes(lambda: Decoder(config, nnx.Rngs(0))), r".*/qkv", TokenisedPairs(ids, starts)
+    return from_shapes(lambda: GPT2(config, nnx.Rngs(0))), r".*/qkv", TokenisedPairs(ids, starts)
 
 
 def trained(model, target, examples, loss, *, batch_size, accumulate, row_length):
