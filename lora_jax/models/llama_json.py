@@ -79,7 +79,8 @@ FAMILIES: Mapping[str, Family] = {
     ),
     "gemma3_text": Family(
         defaults={**_GEMMA_DEFAULTS, "max_position_embeddings": 131_072},
-        always={**_GEMMA, "head_norms": True}, only=("attention_bias", "head_dim", *_CAPS),
+        always={**_GEMMA, "head_norms": True},
+        only=("attention_bias", "head_dim", "query_pre_attn_scalar", "final_logit_softcapping"),
         windows=4096, pattern=6, theta=(1_000_000.0, 10_000.0), gelu=True,
     ),
 }  # fmt: skip
@@ -94,6 +95,8 @@ def keys(name: str) -> Keys:
     activation = ("gelu_pytorch_tanh",) if family.gelu else ("silu",)
     # Attention with no mask is an encoder's; other factors would change the model.
     both = {"use_bidirectional_attention": (None, False)} if family.gelu else {}
+    if name == "gemma3_text":  # which transformers does not read there
+        both["attn_logit_softcapping"] = (None,)
     absent: dict[str, tuple[Any, ...]] = {"partial_rotary_factor": (None, 1.0, 1)}
     # Old files of Gemma have the older key, too, whose value means nothing.
     named = (
@@ -170,6 +173,8 @@ def published(config: LlamaConfig) -> dict[str, Any]:
     """What config.json says of a saved model: the inverse of reading it."""
     name, family = config.architecture, FAMILIES[config.architecture]
     values = {key: getattr(config, key) for key in keys(name).ranges}
+    if (scalar := config.query_pre_attn_scalar) is not None and scalar == int(scalar):
+        values["query_pre_attn_scalar"] = int(scalar)  # transformers takes no other numbers
     values["num_key_value_heads"], values["head_dim"] = config.shared_heads, config.head_size
     of_layers = config.layer_kinds or (0,) * config.depth
     kinds = [config.kinds[kind] for kind in of_layers]

@@ -8,26 +8,30 @@ import jax
 import jax.numpy as jnp
 import loralib
 import numpy as np
-import optax
 import pytest
 import torch
 import transformers
+from decoder_parity import (
+    GRADIENT_TOLERANCE,
+    LOGITS_TOLERANCE,
+    POSITIONS,
+    TARGETS,
+    VOCAB,
+    decode,
+    difference,
+    logits_and_gradients,
+    parameters,
+    run,
+    torch_logits,
+)
 from deviations import deviation
 from flax import nnx
 from safetensors.numpy import load_file, save_file
 
 import lora_jax
 from lora_jax import methods, partition
-from lora_jax.data.batch import Inputs
 from lora_jax.models import hub
 from lora_jax.models.gpt2 import GPT2, SIZES, GPT2Config
-
-torch.set_num_threads(1)
-
-# Relative to the largest value of a tensor, in float32; only the order of summation differs. Reached
-# on a CPU: logits 8e-7 (with a cache too), gradients 1.7e-6.
-LOGITS_TOLERANCE = 1e-5
-GRADIENT_TOLERANCE = 2e-5
 
 # Torch name without the layer -> our path; written out again so that it checks the hub's table.
 NAMES = {
@@ -41,7 +45,6 @@ NAMES = {
     "mlp.c_proj": "layers/block/feed_forward/down",
     "ln_f": "norm",
 }
-VOCAB, POSITIONS = 37, 24
 QV = {".*/attention/qkv": {"parts": ("q", "v"), "fused": ("q", "k", "v")}}
 
 
@@ -89,53 +92,6 @@ def saved(tmp_path_factory):
     return model, folder
 
 
-def batch():
-    """Rows with several examples and padding; the examples; some tokens of each, and targets."""
-    rng = np.random.default_rng(0)
-    inputs = Inputs(*np.zeros((4, 4, POSITIONS + 1), np.int32))
-    inputs.tokens[...] = 9  # padding must not be read
-    examples, chosen, at = [], [], []
-    for row, lengths in enumerate([(5, 1, 9), (POSITIONS,), (2,), (7, 12)]):
-        for number, n in enumerate(lengths, 1):
-            start = sum(lengths[: number - 1])
-            span = slice(start, start + n)
-            examples.append(rng.integers(0, VOCAB, n))
-            chosen.append(np.sort(rng.choice(n, (n + 1) // 2, replace=False)))
-            at += [(row, start + i) for i in chosen[-1]]
-            inputs.tokens[row, span], inputs.segments[row, span] = examples[-1], number
-            inputs.positions[row, span] = np.arange(n)
-    return inputs, np.array(at).T, examples, chosen, rng.integers(0, VOCAB, len(at))
-
-
-INPUTS, AT, EXAMPLES, CHOSEN, TARGETS = batch()
-run = jax.jit(lambda model, key=None: model(INPUTS, *AT, key=key))
-
-
-def torch_logits(theirs):
-    """Of the chosen tokens, one example at a time."""
-    logits = [theirs(torch.tensor(example[None])).logits[0] for example in EXAMPLES]
-    return torch.cat([rows[c] for rows, c in zip(logits, CHOSEN, strict=True)])
-
-
-def difference(ours, theirs):
-    return deviation({"": ours}, {"": theirs.detach().numpy()})
-
-
-def parameters(model):
-    return {path: np.asarray(value) for path, value in partition.parameters(model).items()}
-
-
-def logits_and_gradients(model, key=None):
-    structure, params, rest = partition.split(model, methods.full().labels(model))
-
-    def loss(p):
-        logits = partition.join(structure, p, rest)(INPUTS, *AT, key=key)
-        return optax.softmax_cross_entropy_with_integer_labels(logits, TARGETS).mean(), logits
-
-    gradients, logits = jax.jit(jax.grad(loss, has_aux=True))(params)
-    return np.asarray(logits), {k: np.asarray(v) for k, v in gradients.items()}
-
-
 @pytest.mark.parametrize(
     "layers, heads, size, inner", [(1, 1, 8, None), (2, 3, 12, 20), (3, 4, 32, None), (3, 2, 16, 7)]
 )
@@ -151,35 +107,6 @@ def test_logits_and_all_gradients_equal_pytorch(layers, heads, size, inner, tmp_
     reached = difference(logits, expected), deviation(our_gradients, gradients)
     print(f"\ndeviation: logits {reached[0]:.1e}, gradients {reached[1]:.1e}")
     assert reached[0] < LOGITS_TOLERANCE and reached[1] < GRADIENT_TOLERANCE
-
-
-def decode(ours, theirs, lengths, beams, steps, padding):
-    """Largest deviation of `prefill` and `step` under random reorderings from full forward passes."""
-    rng, n = np.random.default_rng(0), len(lengths)
-    prompts = rng.integers(0, VOCAB, (n, max(lengths) + padding))
-    texts = [[prompts[i, :k].tolist()] * beams for i, k in enumerate(lengths)]
-
-    def compare(logits):
-        with torch.no_grad():
-            expected = [theirs(torch.tensor(beams)).logits[:, -1] for beams in texts]
-        return difference(logits, torch.stack(expected))
-
-    start = jax.jit(lambda m, *args: m.prefill(*args, beams, steps))
-    step = jax.jit(lambda m, tokens, cache: m.decode_step(tokens, cache))
-    logits, cache = start(ours, prompts, np.array(lengths))
-    worst = compare(np.repeat(logits[:, None], beams, axis=1))
-    for _ in range(steps):
-        # As in a beam search: parents with repetition, so some pasts die and others double.
-        parents, new = rng.integers(0, beams, (n, beams)), rng.integers(0, VOCAB, (n, beams))
-        texts = [
-            [[*continuations[parents[i, j]], int(new[i, j])] for j in range(beams)]
-            for i, continuations in enumerate(texts)
-        ]
-        paths = jnp.take_along_axis(cache.paths, jnp.asarray(parents)[..., None], axis=1)
-        logits, cache = step(ours, new, cache._replace(paths=paths))
-        worst = max(worst, compare(logits))
-    print(f"\ndeviation with a cache {worst:.1e}")
-    return worst
 
 
 @pytest.mark.parametrize("lengths, beams, steps, padding", [
