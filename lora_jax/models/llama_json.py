@@ -59,10 +59,10 @@ _GEMMA_DEFAULTS: Mapping[str, Any] = {
 }  # fmt: skip
 _CAPS = ("query_pre_attn_scalar", "attn_logit_softcapping", "final_logit_softcapping")
 FAMILIES: Mapping[str, Family] = {
-    "llama": Family(only=("attention_bias", "mlp_bias", "head_dim")),
+    "llama": Family(only=("attention_bias", "mlp_bias")),
     "mistral": Family(
         defaults={"num_key_value_heads": 8, "max_position_embeddings": 4096 * 32},
-        only=("head_dim",), windows=4096, pattern="all",
+        windows=4096, pattern="all",
     ),
     "qwen2": Family(
         defaults={"num_key_value_heads": 32, "max_position_embeddings": 32768},
@@ -70,17 +70,17 @@ FAMILIES: Mapping[str, Family] = {
     ),
     "qwen3": Family(
         defaults={"num_key_value_heads": 32, "head_dim": 128, "max_position_embeddings": 32768},
-        always={"head_norms": True}, only=("attention_bias", "head_dim"), windows=4096, pattern="after",
+        always={"head_norms": True}, only=("attention_bias",), windows=4096, pattern="after",
     ),
     "gemma2": Family(
         defaults={**_GEMMA_DEFAULTS, "max_position_embeddings": 8192, "final_logit_softcapping": 30.0,
                   "attn_logit_softcapping": 50.0},
-        always=_GEMMA, only=("attention_bias", "head_dim", *_CAPS), windows=4096, pattern=2, gelu=True,
+        always=_GEMMA, only=("attention_bias", *_CAPS), windows=4096, pattern=2, gelu=True,
     ),
     "gemma3_text": Family(
         defaults={**_GEMMA_DEFAULTS, "max_position_embeddings": 131_072},
         always={**_GEMMA, "head_norms": True},
-        only=("attention_bias", "head_dim", "query_pre_attn_scalar", "final_logit_softcapping"),
+        only=("attention_bias", "query_pre_attn_scalar", "final_logit_softcapping"),
         windows=4096, pattern=6, theta=(1_000_000.0, 10_000.0), gelu=True,
     ),
 }  # fmt: skip
@@ -90,7 +90,7 @@ FAMILIES: Mapping[str, Family] = {
 def keys(name: str) -> Keys:
     """The keys of a family's config.json."""
     family = FAMILIES[name]
-    optional = ("attention_bias", "mlp_bias", "head_dim", *_CAPS)
+    optional = ("attention_bias", "mlp_bias", *_CAPS)
     left_out = {key for key in optional if key not in family.only}
     activation = ("gelu_pytorch_tanh",) if family.gelu else ("silu",)
     # Attention with no mask is an encoder's; other factors would change the model.

@@ -14,7 +14,7 @@ import tiny_folders
 import transformers
 
 from lora_jax.errors import FileError, InputError, MissingFileError
-from lora_jax.models import architectures, config_json, hub
+from lora_jax.models import architectures, config_json, hub, llama_json
 
 CLASSES = {
     "bert": (transformers.BertConfig, config_json.ENCODER),
@@ -23,6 +23,12 @@ CLASSES = {
 }
 
 
+FAMILIES = {
+    "llama": transformers.LlamaConfig, "mistral": transformers.MistralConfig,
+    "qwen2": transformers.Qwen2Config, "qwen3": transformers.Qwen3Config,
+    "gemma2": transformers.Gemma2Config, "gemma3_text": transformers.Gemma3TextConfig,
+}  # fmt: skip
+ALL = CLASSES | {name: (kind, llama_json.keys(name)) for name, kind in FAMILIES.items()}
 KEY = jax.random.key(0)
 
 
@@ -48,6 +54,7 @@ def written(folders, tmp_path):
 
 def read_by(kind):
     """The names of the attributes that transformers' model code reads of its configuration."""
+    kind = kind.removesuffix("_text")
     spec = importlib.util.find_spec(f"transformers.models.{kind}.modeling_{kind}")
     with open(spec.origin) as file:
         tree = ast.parse(file.read())
@@ -59,14 +66,19 @@ def read_by(kind):
     }
 
 
-@pytest.mark.parametrize("kind", CLASSES)
+@pytest.mark.parametrize("kind", ALL)
 def test_every_field_of_transformers_is_in_one_list(kind):
     """A field that a new version of transformers brings fails here: decide what it means."""
-    theirs, keys = CLASSES[kind]
+    theirs, keys = ALL[kind]
     fields = {field.name for field in dataclasses.fields(theirs)} | theirs().to_dict().keys()
     methods = {"to_dict", "get_text_config", "_attn_implementation"}
-    assert (fields | read_by(kind)) - methods - {"per_layer_config"} <= keys.known()
-    groups = [{*keys.ranges}, {*keys.fixed}, {*keys.without_effect}, {*keys.same_as}]
+    # Gemma 3's file has the model of images beside that of texts.
+    images = {"text_config", "vision_config", "mm_tokens_per_image", "image_token_index", "image_token_id"}
+    found = (fields | read_by(kind)) - methods - {"per_layer_config"}
+    assert found - (images if kind == "gemma3_text" else set()) <= keys.known()
+    groups = [
+        {*keys.ranges}, {*keys.fixed}, {*keys.without_effect}, {*keys.same_as}, {*keys.computed_from}
+    ]  # fmt: skip
     assert len(set().union(*groups)) == sum(map(len, groups))  # one list each
 
 
