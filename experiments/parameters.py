@@ -1,16 +1,18 @@
-"""Counts the trained parameters of every row of the paper's Tables 2, 3, 4 and 15.
+"""Counts the trained parameters of every row of the paper's Tables 2, 3, 4 and 15, and of other decoders.
 
     python -m experiments.parameters --tables=2,3 --format=markdown
     python -m experiments.parameters --format=json --output=parameters.json
+    python -m experiments.parameters --models=llama-2-7b,qwen2.5-7b,gemma-3-1b --rank=16
 
 The method of each row is inserted into its model as for training, but with shapes in place of weights, so
 that GPT-3 175B is counted in well under a second. A row agrees with the paper if its count, without the
 task's head, rounds to the printed figure; the others come with a reason. The rows are in
-`experiments.paper.rows`.
+`experiments.paper.rows`. With `--models` (names, or `all`) models of today are counted instead.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -19,6 +21,7 @@ from typing import Any
 
 from absl import app, flags
 
+from experiments.paper import decoder_counts
 from experiments.paper.counts import CLASSES, Count, count
 from experiments.paper.rows import ROWS, TITLES
 from experiments.runs import command_line
@@ -27,8 +30,11 @@ from lora_jax.errors import InputError
 from lora_jax.files import to_json
 from lora_jax.method import Method
 from lora_jax.methods import CONSTRUCTORS
+from lora_jax.ranges import Whole, check
 
 FORMATS = ("markdown", "json")
+WIDEST_RANK = 2**16
+_NUMBERS = ("trained", "head", "total", "paper", "values", "bfloat16")  # columns to the right
 _LEGEND = """\
 Trained: values that train, without the task's head. Total: the whole model, with head and with what
 the method inserts. Agrees: whether trained rounds to the paper's figure. Setting: where it is from."""
@@ -126,7 +132,7 @@ def _section(table: int, counts: Sequence[Count]) -> str:
 
 def _table(rows: Sequence[Sequence[str]]) -> list[str]:
     """A Markdown table in aligned columns: numbers to the right, the rest to the left."""
-    right = [name in ("trained", "head", "total", "paper") for name in rows[0]]
+    right = [name in _NUMBERS or name.startswith("r = ") for name in rows[0]]
     widths = [max(len(row[i]) for row in rows) for i in range(len(right))]
     rule = ["-" * (w - 1) + ":" if r else "-" * w for w, r in zip(widths, right, strict=True)]
     return [
@@ -159,12 +165,35 @@ def report(tables: Sequence[str], output_format: str) -> str:
     return markdown(counts)
 
 
+def models_report(names: Sequence[str], rank: int, output_format: str) -> str:
+    """What the command prints of other decoders.
+
+    Args:
+      names: of models, or "all".
+      rank: of LoRA.
+      output_format: one of `FORMATS`.
+
+    Raises:
+      ValueError: an unknown model or format, or a rank that a matrix does not allow.
+    """
+    if output_format not in FORMATS:
+        raise InputError(f"unknown format {output_format!r}; known formats are {list(FORMATS)}")
+    check("--rank", rank, Whole(most=WIDEST_RANK))
+    counts = [decoder_counts.count(name, rank) for name in decoder_counts.choose(names)]
+    if output_format == "json":
+        return to_json([dataclasses.asdict(found) for found in counts]) + "\n"
+    return "\n".join(_table(decoder_counts.rows(counts, rank))) + "\n"
+
+
 def main(arguments: list[str]) -> None:
     """Runs the command."""
     with command_line.readable_errors():
         if len(arguments) > 1:
             raise InputError(f"unknown arguments {arguments[1:]}; see --help")
-        text = report(_TABLES.value, _FORMAT.value)
+        if _MODELS.value:
+            text = models_report(_MODELS.value, _RANK.value, _FORMAT.value)
+        else:
+            text = report(_TABLES.value, _FORMAT.value)
         if not _OUTPUT.value:
             print(text, end="")
             return
@@ -175,6 +204,8 @@ def main(arguments: list[str]) -> None:
 
 if __name__ == "__main__":
     _TABLES = flags.DEFINE_list("tables", [str(t) for t in TITLES], "Tables of the paper.")
+    _MODELS = flags.DEFINE_list("models", [], "Decoders to count instead; all for all of them.")
+    _RANK = flags.DEFINE_integer("rank", 8, "Of LoRA, with --models.")
     _FORMAT = flags.DEFINE_string("format", FORMATS[0], f"One of {', '.join(FORMATS)}.")
     _OUTPUT = flags.DEFINE_string("output", None, "File for the result; without it, print.")
     app.run(main)

@@ -94,7 +94,9 @@ def keys(name: str) -> Keys:
     left_out = {key for key in optional if key not in family.only}
     activation = ("gelu_pytorch_tanh",) if family.gelu else ("silu",)
     # Attention with no mask is an encoder's; other factors would change the model.
-    both = {"use_bidirectional_attention": (None, False)} if family.gelu else {}
+    both: dict[str, tuple[Any, ...]] = {}
+    if family.gelu:
+        both["use_bidirectional_attention"] = (None, False)
     if name == "gemma3_text":  # which transformers does not read there
         both["attn_logit_softcapping"] = (None,)
     absent: dict[str, tuple[Any, ...]] = {"partial_rotary_factor": (None, 1.0, 1)}

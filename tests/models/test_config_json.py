@@ -73,7 +73,13 @@ def test_every_field_of_transformers_is_in_one_list(kind):
     fields = {field.name for field in dataclasses.fields(theirs)} | theirs().to_dict().keys()
     methods = {"to_dict", "get_text_config", "_attn_implementation"}
     # Gemma 3's file has the model of images beside that of texts.
-    images = {"text_config", "vision_config", "mm_tokens_per_image", "image_token_index", "image_token_id"}
+    images = {
+        "text_config",
+        "vision_config",
+        "mm_tokens_per_image",
+        "image_token_index",
+        "image_token_id",
+    }
     found = (fields | read_by(kind)) - methods - {"per_layer_config"}
     assert found - (images if kind == "gemma3_text" else set()) <= keys.known()
     groups = [
