@@ -53,7 +53,7 @@ def test_the_commands_output():
     text = parameters.models_report(["gemma-2-2b", "llama-2-7b", "gemma-2-2b"], 16, "markdown")
     lines = text.splitlines()
     assert len(lines) == 4 and "r = 16: all matrices" in lines[0]
-    assert "| llama-2-7b | 6,738,415,616 | 12.6 GiB |    8,388,608 (0.12%) |" in lines[3]
+    assert "| llama-2-7b | 6,738,415,616 | 12.6 GiB | 8,388,608 (0.12%) |" in lines[3]
     values = json.loads(parameters.models_report(["all"], 8, "json"))
     assert [v["model"] for v in values] == list(decoder_counts.DECODERS)
 
