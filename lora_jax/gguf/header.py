@@ -109,7 +109,30 @@ class Head:
         self._strings += count
         if self._strings > MOST_STRINGS:
             raise self.error(where, f"{count:,} strings", f"at most {MOST_STRINGS:,} in all arrays")
-        return [self.text(where) for _ in range(count)]
+        return self._texts(count, where)
+
+    def _texts(self, count: int, where: str) -> list[str]:
+        """Strings one behind the other: as `text` has one, in a loop of its own for the sake of time."""
+        read, left, texts = self._file.read, self.size - self._at, []
+        for number in range(count):
+            head = read(8)
+            length = int.from_bytes(head, "little")
+            left -= 8 + length
+            if left < 0 or length > MOST_TEXT or len(head) < 8:
+                raise self.error(
+                    f"{where}[{number}]", f"a string of {length:,} bytes",
+                    f"at most {MOST_TEXT:,}, inside the file: it is truncated or broken",
+                )  # fmt: skip
+            data = read(length)
+            try:
+                texts.append(data.decode())
+            except UnicodeDecodeError as error:
+                place = f"{where}[{number}]"
+                raise self.error(place, "bytes that are not UTF-8", "UTF-8 text") from error
+            if len(data) != length:  # the file was cut while it was read
+                raise self.error(f"{where}[{number}]", "the end of the file", f"{length:,} bytes")
+        self._at = self.size - left
+        return texts
 
     def _numbers(self, kind: int, count: int, where: str) -> np.ndarray:
         if kind not in _FIXED:

@@ -81,7 +81,6 @@ def from_container(container: Container) -> Record:
         "rms_norm_eps": settings.number("attention.layer_norm_rms_epsilon"),
         "tie_word_embeddings": "output.weight" not in container.tensors,
         **family.constants,
-        **{key: name in container.tensors for key, name in family.biases.items()},
     }
     if settings.size("vocab_size", embedding.shape[0]) != embedding.shape[0]:
         raise settings.error(
@@ -100,6 +99,8 @@ def from_container(container: Container) -> Record:
     values["rope_parameters"] = gguf_rope.parameters(settings, container, width, family.permuted)
     values |= _windows(settings, family, values)
     settings.finish()
+    if values["model_type"] != "mistral":  # which has none, and no keys for them
+        values |= {key: name in container.tensors for key, name in family.biases.items()}
     record = Record(container.path, container.metadata)
     values |= {name: record.integer(key, 0) for name, key in _IDS.items() if key in record.values}
     return Record(container.path, values)
