@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import pathlib
 
@@ -14,7 +15,6 @@ import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lora_jax.data import e2e
 from lora_jax.data.pre_tokenizers import SPLITTINGS
 from lora_jax.data.tokenizers import DECODER, ENCODER, digest, load_tokenizer, size
 from lora_jax.errors import FileError
@@ -77,7 +77,8 @@ def test_smollm2_is_its_published_tokenizer_on_real_texts(smollm2, reference, re
 def test_smollm2_on_any_text(smollm2, reference, text):
     ids = smollm2(text)["input_ids"]
     assert ids == reference.encode(text).ids
-    assert smollm2.decode(ids) == text
+    # Not always the text: the vocabulary lacks a few bytes, which stand for no character of real texts.
+    assert smollm2.decode(ids) == reference.decode(ids, skip_special_tokens=False)
 
 
 def test_smollm2_has_its_special_tokens_and_template(smollm2):
@@ -191,9 +192,9 @@ def test_digits_of_smollm_and_llama_3_are_told_apart(write):
     pieces = {}
     for name in ("smollm", "llama-bpe", "qwen2", "gpt-2"):
         tokenizer = load_tokenizer(write(pre=name, add_bos_token=False, **common), DECODER)
-        pieces[name] = tokenizer.tokenize("98765")
-    assert pieces["smollm"] == pieces["qwen2"] == list("98765")
-    assert pieces["llama-bpe"] == ["98", "7", "65"] and pieces["gpt-2"] == ["98", "76", "5"]
+        pieces[name] = tokenizer.tokenize("56789")
+    assert pieces["smollm"] == pieces["qwen2"] == list("56789")
+    assert pieces["llama-bpe"] == ["56", "7", "89"] and pieces["gpt-2"] == ["56", "78", "9"]
 
 
 def test_texts_begin_with_a_token_where_the_file_or_its_kind_says_so(write):
@@ -228,7 +229,7 @@ def test_templates_by_name(write, tmp_path):
     tokenizer = load_tokenizer(tmp_path / "model.gguf", DECODER)
     chat = [{"role": "user", "content": "x"}]
     assert tokenizer.apply_chat_template(chat, tokenize=False) == "ax"
-    assert tokenizer.apply_chat_template(chat, "tool_use", tokenize=False) == "bx"
+    assert tokenizer.apply_chat_template(chat, chat_template="tool_use", tokenize=False) == "bx"
 
 
 # SentencePiece
@@ -238,7 +239,7 @@ def pieces_of_text():
     """A vocabulary as SentencePiece's: special tokens, bytes, then pieces by falling score."""
     trained = tokenizers.SentencePieceBPETokenizer()
     corpus = ["the cat runs near the old river", "cats sleep in the house  near trees", "é日本"]
-    trained.train_from_iterator(corpus, vocab_size=120, show_progress=False)
+    trained.train_from_iterator(corpus, vocab_size=200, min_frequency=1, show_progress=False)
     model = json.loads(trained.to_str())["model"]
     letters = {x for x in model["vocab"] if len(x) == 1}
     merged = ["".join(pair) for pair in model["merges"]]
@@ -262,7 +263,7 @@ def greedy(text, tokens, kinds, scores, prefix):
             continue
         symbols = list((prefix if part else "") + part.replace(" ", "\u2581"))
         while True:
-            unions = [a + b for a, b in zip(symbols, symbols[1:], strict=False)]
+            unions = [a + b for a, b in itertools.pairwise(symbols)]
             known = [i for i, x in enumerate(unions) if x in number and kinds[number[x]] == 1]
             if not known:
                 break
