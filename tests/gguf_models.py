@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import json
 import pathlib
@@ -59,6 +60,7 @@ ARCHITECTURES = {
 }  # fmt: skip
 
 
+@functools.cache
 def model(name: str) -> transformers.PreTrainedModel:
     """A model with random values, all of them in bfloat16's range of values, as published ones are."""
     torch.manual_seed(0)
@@ -198,7 +200,8 @@ def _settings(writer, name, config):
         writer.add("arch.final_logit_softcapping", config.final_logit_softcapping)
 
 
-def byte_level() -> tuple[list[str], list[str]]:
+@functools.cache
+def byte_level() -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Tokens and merges of byte-level BPE: three special tokens, the bytes, and what a text teaches."""
     trained = tokenizers.ByteLevelBPETokenizer()
     text = ["the cat runs near the old river, 12 cats run 1234 times; it's the cats' river"]
@@ -207,7 +210,7 @@ def byte_level() -> tuple[list[str], list[str]]:
     )
     content = json.loads(trained.to_str())["model"]
     tokens = sorted(content["vocab"], key=content["vocab"].get)
-    return tokens, [" ".join(pair) for pair in content["merges"]]
+    return tuple(tokens), tuple(" ".join(pair) for pair in content["merges"])
 
 
 def _vocabulary(writer):
@@ -218,7 +221,7 @@ def _vocabulary(writer):
     padding = [f"[PAD{number}]" for number in range(count, 300)]
     writer.add("tokenizer.ggml.tokens", [*tokens, *padding])
     writer.add("tokenizer.ggml.token_type", [3] * 3 + [1] * (count - 3) + [5] * len(padding))
-    writer.add("tokenizer.ggml.merges", merges)
+    writer.add("tokenizer.ggml.merges", list(merges))
     for name, number in (("padding", 0), ("bos", 1), ("eos", 2)):
         writer.add(f"tokenizer.ggml.{name}_token_id", number)
 

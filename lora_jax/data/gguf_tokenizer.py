@@ -108,15 +108,15 @@ def _pieces(container: Container) -> Pieces:
     record = Record(container.path, container.metadata)
     key = f"{_PREFIX}tokens"
     tokens = [token or f"[EMPTY_{i}]" for i, token in enumerate(record.strings(key))]
-    special: dict[str, int] = {}
-    if record.values.get(f"{_PREFIX}model") == "llama":
-        special |= {name: i for name, i in _LLAMA_IDS.items() if i < len(tokens)}
+    spaced = str(record.values.get(f"{_PREFIX}model")) == "llama"
+    ids = _LLAMA_IDS if spaced else {}
+    special = {name: number for name, number in ids.items() if number < len(tokens)}
     for name, of_file in _SPECIAL.items():
         if (where := _PREFIX + of_file) in record.values:
             special[name] = record.integer(where, 0, len(tokens) - 1)
     types = _numbers(record, "token_type", len(tokens), "iu")
     kinds = [_NORMAL] * len(tokens) if types is None else [int(x) for x in types]
-    if record.values.get(f"{_PREFIX}model") == "llama":  # some files write spaces in these
+    if spaced:  # newer files have spaces in these, older ones SentencePiece's sign
         tokens = [
             token.replace(_SPACE, " ") if of == _USER_DEFINED else token
             for token, of in zip(tokens, kinds, strict=True)

@@ -187,7 +187,7 @@ def test_digits_of_smollm_and_llama_3_are_told_apart(write):
     digits = [f"{a}{b}" for a in range(10) for b in range(10)]
     tokens, merges = gguf_models.byte_level()
     tokens = [*tokens, *(d for d in digits if d not in tokens)]
-    merges += [f"{d[0]} {d[1]}" for d in digits if f"{d[0]} {d[1]}" not in merges]
+    merges = list(dict.fromkeys([*merges, *(f"{d[0]} {d[1]}" for d in digits)]))
     common = {"tokens": tokens, "token_type": [3] * 3 + [1] * (len(tokens) - 3), "merges": merges}
     pieces = {}
     for name in ("smollm", "llama-bpe", "qwen2", "gpt-2"):

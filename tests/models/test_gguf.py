@@ -223,6 +223,7 @@ def test_other_types_of_values_are_refused_by_name(tmp_path, monkeypatch, kind):
         gguf.quants, "quantize",
         lambda array, of: np.zeros((array.shape[0], -(-array.shape[1] // values) * size), np.uint8),
     )  # fmt: skip
+    monkeypatch.setattr(gguf_models, "model", gguf_models.model.__wrapped__)  # without its memory
     monkeypatch.setitem(
         gguf_models.CONFIGS, "llama",
         transformers.LlamaConfig(**{**gguf_models._SIZES, "hidden_size": 256}),
