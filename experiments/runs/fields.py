@@ -57,7 +57,7 @@ OPEN = ("method",)  # parts of a config that others check: the arguments of a me
 _ALL = Whole(least=0)  # a limit on rows; 0 is all
 _RATE = OrNone(of=Number(least=0, below=1), none="the rate of the model's config.json")
 _REMAT = Field(OneOf(("none", "full", "dots")), "what the backward pass recomputes, see `Stack`")
-_MODEL = Field(Text(), "a folder, `package:NAME`, or a hub name")
+_MODEL = Field(Text(), "a folder, a GGUF file, `package:NAME`, or a hub name")
 
 
 def of_settings(settings: type[Any], prefix: str = "") -> dict[str, Field]:

@@ -13,9 +13,11 @@ from typing import Any
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from lora_jax import digests
+from lora_jax.data import gguf_tokenizer
 from lora_jax.data.packing import TokenisedExamples
 from lora_jax.data.tokenizer_files import FILES, Vocabulary, read_vocabulary
 from lora_jax.errors import FileError, InputError
+from lora_jax.gguf.container import SUFFIX, Container
 from lora_jax.reading import Record, read_object
 
 # Special tokens without which a task cannot be done.
@@ -35,7 +37,7 @@ def load_tokenizer(
     """The tokenizer of a folder, if it belongs to the model; no code of the folder is run.
 
     Args:
-      folder: with the tokenizer's files, and config.json if it is of a model.
+      folder: with the tokenizer's files, and config.json if it is of a model; or a GGUF file.
       needed: special tokens that a task cannot do without: `ENCODER` or `DECODER`.
       vocab_size: of the model; None where there is none yet.
 
@@ -43,11 +45,11 @@ def load_tokenizer(
       MissingFileError: no tokenizer files.
       FileError, OSError: broken files, a tokenizer of another model, or code of its own.
     """
-    vocabulary, wanted = read_vocabulary(folder), _wanted_ids(folder)
+    packed = Container(folder) if folder.suffix == SUFFIX else None
+    vocabulary = read_vocabulary(folder) if packed is None else gguf_tokenizer.vocabulary(packed)
+    wanted = _wanted_ids(folder) if packed is None else {}
     try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-            str(folder), trust_remote_code=False, local_files_only=True
-        )
+        tokenizer = _read(folder) if packed is None else gguf_tokenizer.build(packed)
         _check(folder, tokenizer, vocabulary, needed)
         _try(tokenizer, pairs="cls_token" in needed)
     except (FileError, KeyboardInterrupt, SystemExit):
@@ -69,6 +71,13 @@ def load_tokenizer(
             "model.resize_token_embeddings(len(tokenizer)), then save it",
         )  # fmt: skip
     _check_ids(folder, tokenizer, wanted, "cls_token" in needed)
+    return tokenizer
+
+
+def _read(folder: Path) -> PreTrainedTokenizerBase:
+    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+        str(folder), trust_remote_code=False, local_files_only=True
+    )
     return tokenizer
 
 
@@ -161,7 +170,9 @@ def _check_ids(
 
 
 def digest(folder: Path) -> str:
-    """What tells the tokenizer of a folder from others: a digest of its files."""
+    """What tells the tokenizer of a folder or GGUF file from others: a digest of its files."""
+    if folder.suffix == SUFFIX:
+        return digests.of_files([folder])
     return digests.of_files(path for name in FILES if (path := folder / name).is_file())
 
 

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from lora_jax.errors import FileError, MissingFileError, brief
-from lora_jax.models import encoder, gpt2
+from lora_jax.gguf.container import SUFFIX
+from lora_jax.models import encoder, gguf_config, gpt2
 from lora_jax.ranges import Range
 from lora_jax.reading import Record, read_object
 
@@ -119,11 +120,13 @@ GPT2 = Keys(
 
 
 def read(folder: Path) -> Record:
-    """The config.json of a model folder.
+    """The config.json of a model folder, or what a GGUF file says in its place.
 
     Raises:
       MissingFileError, FileError, OSError: none, or no JSON object.
     """
+    if folder.suffix == SUFFIX:
+        return gguf_config.read(folder)
     path = folder / "config.json"
     if not path.is_file():
         raise MissingFileError(f"{path} is missing. {without_config(folder)}")

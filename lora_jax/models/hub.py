@@ -1,8 +1,9 @@
 """Weights and configuration of a pre-trained model, from Hugging Face files.
 
-A model is named by a folder, by `package:NAME` for a folder inside an installed Python package, or
-by its hub name. Weights are safetensors, one file or shards. Every tensor must be used, known to be
-unneeded, or it is an error that names it. Its tokenizer: `lora_jax.data.tokenizers`.
+A model is named by a folder, by a GGUF file, by `package:NAME` for either inside an installed Python
+package, or by its hub name. Weights are safetensors, one file or shards, or those of the GGUF file. Every
+tensor must be used, known to be unneeded, or it is an error that names it. Its tokenizer:
+`lora_jax.data.tokenizers`.
 """
 
 from __future__ import annotations
@@ -23,11 +24,12 @@ from safetensors.numpy import save
 from lora_jax import digests, partition
 from lora_jax.errors import InputError
 from lora_jax.files import to_json, write_bytes
+from lora_jax.gguf.container import SUFFIX
 from lora_jax.models import architectures, config_json
 from lora_jax.models.architectures import ARCHITECTURES, AnyConfig, AnyDecoderConfig
 from lora_jax.models.decoder import Decoder
 from lora_jax.models.encoder import Classifier, EncoderConfig
-from lora_jax.models.model_files import ModelFiles
+from lora_jax.models.model_files import AnyFiles, open_files
 from lora_jax.models.places import find as find
 from lora_jax.models.stack import SplitStack
 from lora_jax.models.tensors import Plan, plan, to_published
@@ -37,7 +39,9 @@ HEAD = r"head/.*"
 
 
 def digest(folder: Path) -> str:
-    """What tells the model of a folder from others: a digest of config.json and the weights' files."""
+    """What tells a model from others: a digest of config.json and the weights' files, or of the GGUF."""
+    if folder.suffix == SUFFIX:
+        return digests.of_files([folder])
     return digests.of_files([folder / "config.json", *folder.glob("*.safetensors")])
 
 
@@ -78,7 +82,7 @@ def check(folder: Path, config: AnyConfig) -> tuple[str, ...]:
     Raises:
       FileNotFoundError, ValueError: as `load`, but for values that are not finite.
     """
-    return _planned(ModelFiles(folder), config, _shapes(config, 2)).heads
+    return _planned(open_files(folder), config, _shapes(config, 2)).heads
 
 
 def unused_heads(names: Sequence[str]) -> str:
@@ -123,7 +127,7 @@ def load(
         config_json.check_classifier(folder)
     architecture = ARCHITECTURES[config.architecture]
     make = lambda: architecture.make(config, num_outputs, nnx.Rngs(params=key))  # noqa: E731
-    shapes, files = _shapes(config, num_outputs), ModelFiles(folder)
+    shapes, files = _shapes(config, num_outputs), open_files(folder)
     planned = _planned(files, config, shapes, with_head=head == "published")
     new = {} if head == "published" else _head(make)
     read = _values(files, planned, dtype)
@@ -139,7 +143,7 @@ def read_base(
     dtype: jax.typing.DTypeLike = jnp.float32,
 ) -> partition.Params:
     """The pre-trained leaves by path, without a model around them; see `load`."""
-    files = ModelFiles(folder)
+    files = open_files(folder)
     return _values(files, _planned(files, config, _shapes(config, 2)), dtype)
 
 
@@ -152,7 +156,7 @@ def _shapes(config: AnyConfig, num_outputs: int) -> Mapping[str, tuple[int, ...]
 
 
 def _planned(
-    files: ModelFiles,
+    files: AnyFiles,
     config: AnyConfig,
     shapes: Mapping[str, tuple[int, ...]],
     with_head: bool = False,
@@ -169,7 +173,7 @@ def _planned(
     return planned
 
 
-def _values(files: ModelFiles, planned: Plan, dtype: jax.typing.DTypeLike) -> partition.Params:
+def _values(files: AnyFiles, planned: Plan, dtype: jax.typing.DTypeLike) -> partition.Params:
     """Reads the leaves: those of a head in float32, others in `dtype`."""
     is_head = {p: bool(re.fullmatch(HEAD, p)) for p in planned.sources}
     names = [n for p, source in planned.sources.items() if not is_head[p] for n in source.names]

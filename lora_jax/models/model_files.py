@@ -13,7 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from lora_jax.errors import FileError, InputError, MissingFileError
+from lora_jax.gguf.container import SUFFIX
 from lora_jax.models.config_json import without_config
+from lora_jax.models.gguf_files import GgufFiles
 from lora_jax.reading import read_object
 from lora_jax.tensor_files import FLOATING, Tensors
 
@@ -81,6 +83,18 @@ class ModelFiles:
     def error(self, name: str, found: str, expected: str, remedy: str = "") -> FileError:
         """The error for a tensor; give it to `raise`."""
         return FileError(self._files[name].path, f"tensor {name}", found, expected, remedy)
+
+
+AnyFiles = ModelFiles | GgufFiles
+
+
+def open_files(place: Path) -> AnyFiles:
+    """The tensors of a model folder or of a GGUF file, see `places.find`.
+
+    Raises:
+      MissingFileError, FileError, OSError: as `ModelFiles` and `GgufFiles`.
+    """
+    return GgufFiles(place) if place.suffix == SUFFIX else ModelFiles(place)
 
 
 def _indexed(folder: Path) -> dict[str, Tensors]:

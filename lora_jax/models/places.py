@@ -1,4 +1,4 @@
-"""Where a model lies: a folder, an installed package, or the hub."""
+"""Where a model lies: a folder, a GGUF file, an installed package, or the hub."""
 
 from __future__ import annotations
 
@@ -7,21 +7,25 @@ import re
 from pathlib import Path
 
 from lora_jax.errors import InputError, InputTypeError, MissingFileError
+from lora_jax.gguf.container import SUFFIX
 
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?", re.ASCII)
 _PATTERNS = ("*.safetensors", "*.safetensors.index.json", "*.json", "*.txt")  # no pickles
 _WHAT = (
-    "A model is named by its folder (with config.json, safetensors and tokenizer files), by "
-    "package:NAME for an installed Python package, or by its name on the hub"
+    "A model is named by its folder (with config.json, safetensors and tokenizer files), by its GGUF "
+    "file, by package:NAME for an installed Python package, or by its name on the hub"
 )
 
 
 def find(name: str) -> Path:
     """The folder of a model: as given, inside a package (`package:NAME`), or from the hub.
 
+    A model in a GGUF file has the file's path in place of a folder: of the one given, or of the only one
+    in a folder or package without safetensors.
+
     Raises:
       FileNotFoundError: no such folder or package, or the hub does not answer; says what to do.
-      ValueError: no name, or the name of a file.
+      ValueError: no name, the name of another file, or several GGUF files.
     """
     if not isinstance(name, str):
         raise InputTypeError(f"the name of a model must be a string, got {name!r}. {_WHAT}")
@@ -34,6 +38,8 @@ def find(name: str) -> Path:
     except RuntimeError as error:  # "~somebody"
         raise MissingFileError(f"model folder {name} does not exist ({error})") from error
     if folder.is_dir():
+        return folder if any(folder.glob("*.safetensors")) else _gguf(folder) or folder
+    if folder.is_file() and folder.suffix == SUFFIX:
         return folder
     if folder.is_file():
         raise InputError(
@@ -44,8 +50,18 @@ def find(name: str) -> Path:
     return _from_hub(name)
 
 
+def _gguf(folder: Path, inside: str = "*") -> Path | None:
+    """The only GGUF file of a folder; None if there is none."""
+    files = sorted(path for path in folder.glob(inside + SUFFIX) if path.is_file())
+    if len(files) > 1:
+        named = ", ".join(str(path) for path in files[:5])
+        more = f" and {len(files) - 5} more" if len(files) > 5 else ""
+        raise InputError(f"{folder} holds several GGUF files; name one of them: {named}{more}")
+    return files[0] if files else None
+
+
 def _in_package(package: str) -> Path:
-    """The one folder of an installed package with config.json and safetensors."""
+    """The one folder of an installed package with config.json and safetensors, or its GGUF file."""
     # The search for a dotted name would import, and so run, the packages above it.
     spec = None
     if package.isidentifier():
@@ -61,8 +77,12 @@ def _in_package(package: str) -> Path:
         )  # fmt: skip
     root = Path(next(iter(spec.submodule_search_locations)))
     configs = [p for p in sorted(root.rglob("config.json")) if any(p.parent.glob("*.safetensors"))]
+    if not configs and (file := _gguf(root, "**/*")):
+        return file
     if not configs:
-        raise MissingFileError(f"package {package!r} at {root} holds no model with safetensors")
+        raise MissingFileError(
+            f"package {package!r} at {root} holds no model with safetensors and no GGUF file"
+        )
     if len(configs) > 1:
         folders = ", ".join(str(path.parent) for path in configs[:5])
         raise InputError(f"package {package!r} holds several models; name one folder: {folders}")
