@@ -29,6 +29,7 @@ _SECTIONS: Mapping[str, tuple[str, Fields]] = {
         if fields.DATA_TO_TEXT.get(name) == field
     }),
     "GLUE": ("experiments.glue", fields.GLUE),
+    "Texts of your own": ("experiments.classify", fields.CLASSIFY),
     "Data to text": ("experiments.nlg", fields.DATA_TO_TEXT),
     "Methods": ("`method`, by its name", fields.METHOD),
     "Pre-training": ("experiments.pretrain", fields.PRETRAIN),

@@ -20,6 +20,7 @@ from lora_jax.low_rank.contraction import Scaling
 from lora_jax.methods.bottleneck import MOST_SIZE
 from lora_jax.methods.prefix import MOST_TOKENS
 from lora_jax.methods.selection import MOST_LAYERS
+from lora_jax.metrics.classification import CLASSES
 from lora_jax.ranges import (
     SEED,
     Flag,
@@ -125,6 +126,36 @@ GLUE: Fields = {
     "model.hidden_dropout_prob": Field(_RATE, "dropout of the encoder"),
     "model.attention_probs_dropout_prob": Field(_RATE, "dropout of attention weights"),
     "data.source": Field(Text(), "`tfds`, `tfds:DIR`, or a folder with the original GLUE files"),
+}
+OWN_TEXTS = "classify"  # `task` of experiments.classify
+CLASSIFY: Fields = {
+    **_RUN,
+    "task": Field(OneOf((OWN_TEXTS,)), "marks the config as one of experiments.classify"),
+    "labels": Field(
+        OneOf(("classes", "numbers")), "what the label column holds; numbers: regression"
+    ),
+    "headline": Field(
+        OneOf(("auto", *CLASSES, "pearson", "spearman")),
+        "the score that chooses the best epoch; auto: accuracy, or pearson for numbers",
+    ),
+    "model.hidden_dropout_prob": GLUE["model.hidden_dropout_prob"],
+    "model.attention_probs_dropout_prob": GLUE["model.attention_probs_dropout_prob"],
+    "data.train": Field(
+        Several(of=Text(), empty="none, which `eval_only` with `held_out` allows"),
+        "the file of the training rows, or several",
+    ),
+    "data.held_out": Field(
+        Several(of=Text(), empty="a share of `train`"), "the file of the held-out rows, or several"
+    ),
+    "data.held_out_share": Field(Number(above=0, below=1), "of the rows of `train`, without files"),
+    "data.split_seed": Field(SEED, "of the choice of held-out rows, and of rows below a limit"),
+    "data.text": Field(Text(), "the column of the text, or of the first of a pair"),
+    "data.pair": Field(Text(empty="single texts"), "the column of the second text of a pair"),
+    "data.label": Field(Text(), "the column of the label"),
+    "data.classes": Field(
+        Several(of=Text(), empty="those of the training file, sorted"),
+        "the classes, in their order",
+    ),
 }
 DATA_TO_TEXT: Fields = {
     **_RUN,
@@ -236,12 +267,13 @@ METHOD: Fields = {
 
 
 def check_run(config: ConfigDict) -> None:
-    """Checks the config of a run of `experiments.glue`, `experiments.nlg` or `experiments.quickstart`.
+    """Checks the config of a run: of `experiments.glue`, `.quickstart`, `.classify` or `.nlg`.
 
     Raises:
       InputError: see `check_config`.
     """
-    check_config(config, DATA_TO_TEXT if "dataset" in config else GLUE, OPEN)
+    of_task = CLASSIFY if config.get("task") == OWN_TEXTS else GLUE
+    check_config(config, DATA_TO_TEXT if "dataset" in config else of_task, OPEN)
 
 
 def check_config(
