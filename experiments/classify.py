@@ -1,12 +1,13 @@
 """Classification or regression of texts of your own: a table in, an adapter and a report out.
 
-    python -m experiments.classify --config=configs/classify/minilm.py --workdir=DIR --config.data.train=FILE.csv
+    python -m experiments.classify --config=configs/classify/minilm.py --workdir=DIR \
+        --config.data.train=FILE.csv
 
-The file is JSONL, JSON, CSV, TSV or Parquet with a column of texts (or two) and one of labels. A share of it is
-held out, or other files are: --config.data.held_out=FILE. DIR/result.json is the record, DIR/adapter what was
-trained, DIR/confusion_matrix.png a picture. A run that was killed goes on with the same command. To score an
-adapter on other rows: `--config.eval_only=True --config.adapter=DIR --config.data.held_out=FILE`; to use it:
-`python -m experiments.predict --run=DIR`. See docs/classify.md.
+The file is JSONL, JSON, CSV, TSV or Parquet with a column of texts (or two) and one of labels. A share of
+it is held out, or other files are: --config.data.held_out=FILE. DIR/result.json is the record, DIR/adapter
+what was trained, DIR/confusion_matrix.png a picture. A run that was killed goes on with the same command.
+To score an adapter on other rows: `--config.eval_only=True --config.adapter=DIR
+--config.data.held_out=FILE`; to use it: `python -m experiments.predict --run=DIR`. See docs/classify.md.
 """
 
 from __future__ import annotations

@@ -3,10 +3,10 @@
     python -m experiments.classify --config=configs/classify/minilm.py --workdir=runs/mine \
         --config.data.train=reviews.csv
 
-The table has a column of texts and one of labels: --config.data.text=review --config.data.label=stars where
-they are not called `text` and `label`; --config.data.pair=answer for a second text. The argument is the method,
-`minilm.py:dora`: one of those of configs/glue/minilm.py, with its sizes and learning rates, which are ours and
-not tuned. See docs/classify.md.
+The table has a column of texts and one of labels: --config.data.text=review --config.data.label=stars
+where they are not called `text` and `label`; --config.data.pair=answer for a second text. The argument is
+the method, `minilm.py:dora`: one of those of configs/glue/minilm.py, with its sizes and learning rates,
+which are ours and not tuned. See docs/classify.md.
 """
 
 from ml_collections import ConfigDict

@@ -1,4 +1,4 @@
-"""What commands print of classes and numbers: scores beside the baseline, each class, the confusion matrix."""
+"""What commands print of classes and numbers: scores, each class, the confusion matrix."""
 
 from __future__ import annotations
 

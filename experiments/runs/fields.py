@@ -1,6 +1,6 @@
 """All fields of the configs, with what each may be: checked before a folder is claimed or data are read.
 
-`docs/settings.md` is made from these tables (`python -m experiments.settings`).
+`docs/settings.md` is made from these tables and that of methods (`python -m experiments.settings`).
 """
 
 from __future__ import annotations
@@ -8,18 +8,13 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Mapping
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from lora_jax.checks import WIDEST
 from lora_jax.data.data_to_text import DATASETS, SPLITS
 from lora_jax.data.glue_tasks import TASKS
 from lora_jax.errors import InputError
-from lora_jax.low_rank.contraction import Scaling
-from lora_jax.methods.bottleneck import MOST_SIZE
-from lora_jax.methods.prefix import MOST_TOKENS
-from lora_jax.methods.selection import MOST_LAYERS
 from lora_jax.metrics.classification import CLASSES
 from lora_jax.ranges import (
     SEED,
@@ -138,8 +133,7 @@ CLASSIFY: Fields = {
         OneOf(("auto", *CLASSES, "pearson", "spearman")),
         "the score that chooses the best epoch; auto: accuracy, or pearson for numbers",
     ),
-    "model.hidden_dropout_prob": GLUE["model.hidden_dropout_prob"],
-    "model.attention_probs_dropout_prob": GLUE["model.attention_probs_dropout_prob"],
+    **{name: GLUE[name] for name in GLUE if name.endswith("dropout_prob")},
     "data.train": Field(
         Several(of=Text(), empty="none, which `eval_only` with `held_out` allows"),
         "the file of the training rows, or several",
@@ -236,33 +230,6 @@ PLAN: Fields = {
         for axis in AXES[1:]
     },
     **{f"search.{name}": Field(_SIZES, "tried by --search") for name in ("model", "rows", "runs", "run")},
-}  # fmt: skip
-
-
-_STD = Field(Number(least=0, most=WIDEST), "standard deviation of normal initial values")
-# Checked where the methods are made (`lora_jax.methods`), with the same bounds: a test holds them together.
-METHOD: Fields = {
-    "lora.rank": Field(Whole(), "r of every factor pair; no more than the smaller side of a matrix"),
-    "lora.alpha": Field(OrNone(of=Number(above=0), none="the rank"), "the constant of section 4.1"),
-    "lora.scaling": Field(OneOf(get_args(Scaling)), "of the update; the second one is rsLoRA's"),
-    "lora.init": Field(OneOf(("kaiming", "gaussian")), "initial values of A"),
-    "lora.std": _STD,
-    "lora.dropout": Field(Number(least=0, below=1), "on the input of A"),
-    "lora.magnitude": Field(Flag(), "whether the norms of columns train too (DoRA)"),
-    "lora.too_large": Field(
-        OrNone(of=OneOf(("error", "cap", "skip")), none="the default of the targets"),
-        "what becomes of a layer that is smaller than the rank",
-    ),
-    "lora.bias": Field(OneOf(("none", "all", "lora_only")), "which biases train too"),
-    **{f"adapter_{kind}.size": Field(Whole(most=MOST_SIZE), "of the bottleneck") for kind in "hpld"},
-    "adapter_d.layers": Field(Whole(most=MOST_LAYERS), "the last ones, which have adapters"),
-    "top_layers.count": Field(Whole(most=MOST_LAYERS), "the last ones, which train"),
-    **{
-        f"{name}.{kind}": Field(Whole(least=0, most=MOST_TOKENS), f"tokens; not both 0 ({kind})")
-        for name in ("prefix_embed", "prefix_layer")
-        for kind in ("prefix", "infix")
-    },
-    "prefix_embed.init": Field(OneOf(("vocabulary", "normal")), "of the tokens"),
 }  # fmt: skip
 
 

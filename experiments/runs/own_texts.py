@@ -193,8 +193,9 @@ def _notes(train: LabelledTexts, kind: Labels) -> str:
     if other and not kind.regression:
         before, row = other[0]
         notes.append(
-            f"{len(other):,} rows repeat a text with another label, such as {brief(train.labels[row], 40)} in "
-            f"{train.where(row)}, which is {brief(train.labels[before], 40)} in {train.where(before)}"
+            f"{len(other):,} rows repeat a text with another label, such as "
+            f"{brief(train.labels[row], 40)} in {train.where(row)}, which is "
+            f"{brief(train.labels[before], 40)} in {train.where(before)}"
         )
     if not kind.regression:
         counts = [(train.counts.get(name, 0), name) for name in kind.classes]

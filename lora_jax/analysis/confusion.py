@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int
@@ -62,7 +63,9 @@ def _name_axes(axis: Axes, names: Sequence[str], font: float) -> None:
     places = range(0, count, step)
     shown = [names[place] for place in places]
     level = max(map(len, names)) <= 6 and count <= 12
-    turned = {} if level else {"rotation": 90 if count > 12 else 40, "rotation_mode": "anchor"}
+    turned: dict[str, Any] = (
+        {} if level else {"rotation": 90 if count > 12 else 40, "rotation_mode": "anchor"}
+    )
     sides = "center" if level else "right"
     axis.set_xticks(places, shown, fontsize=font, ha=sides, **turned)
     if turned.get("rotation") == 90:

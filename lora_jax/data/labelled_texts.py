@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import Int
 
 from lora_jax.data.glue import Examples
 from lora_jax.data.labels import Labels, spelled
@@ -67,7 +68,7 @@ class LabelledTexts:
         """Rows by label."""
         return dict(collections.Counter(self.labels))
 
-    def subset(self, rows: Sequence[int]) -> LabelledTexts:
+    def subset(self, rows: Sequence[int] | Int[np.ndarray, " _"]) -> LabelledTexts:
         """The rows with these numbers."""
         return LabelledTexts(
             self.columns, [self.texts[i] for i in rows],
@@ -103,7 +104,7 @@ class LabelledTexts:
         return Examples(first, second[0] if second else None, np.asarray(labels.targets(values)))
 
     def repeated(self) -> tuple[int, list[tuple[int, int]]]:
-        """Rows whose text stood before: how many have the same label, and those with another (before, row)."""
+        """Rows whose text stood before: how many with the same label; (before, row) of those with another."""
         first: dict[str, int] = {}
         same, other = 0, []
         for row, key in enumerate(self.keys):

@@ -9,7 +9,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Num
 
 from lora_jax.errors import InputError
 from lora_jax.reading import Record
@@ -83,9 +83,15 @@ class Labels:
             return np.asarray(values, np.int32)
         return ((np.asarray(values, np.float64) - self.mean) / self.std).astype(np.float32)
 
-    def numbers(self, outputs: Float[np.ndarray, "n 1"]) -> Float[np.ndarray, " n"]:
+    def numbers(self, outputs: Num[np.ndarray, "n 1"]) -> Float[np.ndarray, " n"]:
         """The numbers that a model's outputs stand for."""
         return np.asarray(outputs, np.float64)[:, 0] * self.std + self.mean
+
+    def restored(self, targets: Num[np.ndarray, " n"]) -> list[float]:
+        """Encoded labels of `targets`: class ids, or numbers to the seven digits of float32."""
+        if not self.regression:
+            return [float(target) for target in targets]
+        return [float(f"{number:.7g}") for number in self.numbers(targets[:, None])]
 
     def to_json(self) -> dict[str, Any]:
         """As a record or an adapter's notes hold it."""

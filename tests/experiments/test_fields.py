@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 
 from experiments import glue, nlg, pretrain, settings
 from experiments.runs import fields
+from experiments.runs.method_fields import METHOD
 from experiments.runs.run import run_all
 from experiments.subspace.analysis import analyse
 from experiments.sweep.points import points
@@ -178,11 +179,11 @@ _TRIED = [
 
 
 @pytest.mark.wrong_types
-@pytest.mark.parametrize("argument", fields.METHOD)
+@pytest.mark.parametrize("argument", METHOD)
 def test_methods_refuse_what_the_page_says(argument):
     method, name = argument.split(".")
     needed = {**_NEEDED.get(method, {"size": 4}), **({"infix": 1} if name == "prefix" else {})}
-    allowed = fields.METHOD[argument].allowed
+    allowed = METHOD[argument].allowed
     if name in ("init", "std") and method == "lora":
         needed["init"] = "kaiming"
     for value in _TRIED:
@@ -210,4 +211,4 @@ def test_the_page_has_every_number_and_choice_of_the_methods():
     for name, constructor in CONSTRUCTORS.items():
         for argument in set(inspect.signature(constructor).parameters) - left:
             chosen = {("lora", "layers"), *((n, "std") for n in CONSTRUCTORS if n != "lora")}
-            assert (name, argument) in chosen or f"{name}.{argument}" in fields.METHOD
+            assert (name, argument) in chosen or f"{name}.{argument}" in METHOD
