@@ -27,6 +27,7 @@ from experiments.runs.record import check_converged, parameters_text, speed
 from experiments.runs.run import run_all
 from lora_jax.analysis.confusion import confusion_figure
 from lora_jax.analysis.plots import save
+from lora_jax.data.labels import short_name
 from lora_jax.errors import InputError
 from lora_jax.sharding.hosts import is_main
 
@@ -48,11 +49,7 @@ def table(result: dict[str, Any]) -> str:
     """A run record as text."""
     baseline, rows = dict(result["baseline"]), result["rows"]
     answer = baseline.pop("answer")
-    always = (
-        f"always {answer:.4g}"
-        if isinstance(answer, float)
-        else f"always {class_tables.short(answer)}"
-    )
+    always = f"always {answer:.4g}" if isinstance(answer, float) else f"always {short_name(answer)}"
     seeds = len(result["seeds"])
     spreads, columns = {}, {}
     for which in ("best", "last"):

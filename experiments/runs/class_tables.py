@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 
 from experiments.runs.record import shown
+from lora_jax.data.labels import short_name
 
 _NAMES = {"macro_f1": "macro F1", "micro_f1": "micro F1", "matthews": "Matthews", "mse": "MSE"}
 _MOST = 12  # classes of a printed matrix
 _ROWS = 30  # of a printed table of classes
-_WIDTH = 24  # of a name
 
 
 def value(name: str, score: float | None) -> str:
@@ -51,13 +51,13 @@ def class_lines(by_class: Mapping[str, Mapping[str, Any]]) -> list[str]:
     if len(chosen) > _ROWS:
         chosen = sorted(chosen, key=lambda name: by_class[name]["f1"])[:_ROWS]
         lines = [f"  the {_ROWS} of {len(by_class)} classes with the lowest F1:"]
-    width = max(len(short(name)) for name in chosen)
+    width = max(len(short_name(name)) for name in chosen)
     lines.append(f"  {'class':{max(width, 5)}s}  precision  recall      F1  support")
     for name in chosen:
         p, r, f = (100 * by_class[name][key] for key in ("precision", "recall", "f1"))
         support = by_class[name]["support"]
         lines.append(
-            f"  {short(name):{max(width, 5)}s}  {p:9.2f}  {r:6.2f}  {f:6.2f}  {support:7,}"
+            f"  {short_name(name):{max(width, 5)}s}  {p:9.2f}  {r:6.2f}  {f:6.2f}  {support:7,}"
         )
     return lines
 
@@ -66,7 +66,7 @@ def matrix_lines(matrix: Sequence[Sequence[int]], classes: Sequence[str]) -> lis
     """The confusion matrix, rows are labels; of many classes the pairs that are confused most."""
     if len(classes) > _MOST:
         return _confused(np.asarray(matrix), classes)
-    names = [short(name) for name in classes]
+    names = [short_name(name) for name in classes]
     left = max(map(len, names))
     widths = [
         max(len(name), *(len(f"{row[i]:,}") for row in matrix)) for i, name in enumerate(names)
@@ -87,11 +87,5 @@ def _confused(matrix: np.ndarray, classes: Sequence[str]) -> list[str]:
         return ["  no class is confused with another"]
     lines = ["  most often confused (label -> prediction: rows):"]
     return lines + [
-        f"  {short(classes[i])} -> {short(classes[j])}: {wrong[i, j]:,}" for i, j in pairs
+        f"  {short_name(classes[i])} -> {short_name(classes[j])}: {wrong[i, j]:,}" for i, j in pairs
     ]
-
-
-def short(name: str) -> str:
-    """A name in one line of limited length."""
-    name = " ".join(name.split())
-    return name if len(name) <= _WIDTH else f"{name[: _WIDTH - 1]}…"

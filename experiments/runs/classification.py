@@ -106,7 +106,7 @@ class ClassificationTask:
             "tokenizer": tokenizers.digest(self._folder),
             **{f"{split} data": _digest(e) for split, e in problem.evaluations.items()},
             **({} if problem.train is None else {"train data": _digest(problem.train)}),
-            **({"labels": _described(problem)} if problem.description else {}),
+            **({"labels": _named(problem)} if "labels" in problem.description else {}),
         }
 
     # What follows is made when it is first asked for: a run that is only read back needs none of it.
@@ -214,9 +214,9 @@ def _digest(examples: Examples) -> str:
     return digests.of_texts([*examples.first, *(examples.second or ())], examples.labels)
 
 
-def _described(problem: Problem) -> str:
-    """The digest of what the labels of a problem mean."""
-    return digests.of_texts([to_json(problem.description)])
+def _named(problem: Problem) -> str:
+    """The digest of what the labels of a problem mean: other names of classes are other labels."""
+    return digests.of_texts([to_json(problem.description["labels"])])
 
 
 def _keys(seed: int) -> jax.Array:

@@ -9,11 +9,14 @@ import numpy as np
 from jaxtyping import Int
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 
+from lora_jax.data.labels import short_name
+
 _WITH_COUNTS = 25  # classes whose cells have room for a count
-_NAMED = 150  # classes whose names fit
-_LONGEST = 24  # characters of a name
+_LEVEL = 12  # classes whose names stand aslant below the picture, not upright
+_NAMED = 110  # classes whose names fit; of more every second or third is named
 
 
 def confusion_figure(
@@ -27,17 +30,20 @@ def confusion_figure(
       title: above the picture.
     """
     count = len(classes)
-    cell = 0.62 if count <= 8 else 0.46 if count <= _WITH_COUNTS else max(0.12, 11.5 / count)
-    side = min(max(2.2, cell * count), 18.0)
-    font = min(9.0, max(3.5, 0.62 * 72 * side / count))
-    names = [_short(name) for name in classes]
-    margin = 0.7 + max(map(len, names)) * font * 0.55 / 72
-    figure = Figure(figsize=(side + margin + 0.9, side + margin + 0.5), layout="constrained")
+    cell = 0.62 if count <= 8 else 0.46  # inches
+    side = min(max(2.2, cell * count), 11.5)
+    font = min(9.0, 0.7 * 72 * side / min(count, _NAMED))
+    # A dollar sign would begin mathematics.
+    names = [short_name(name).replace("$", r"\$") for name in classes]
+    margin = 0.6 + max(map(len, names)) * font * 0.55 / 72
+    below = margin * (0.75 if count <= _LEVEL else 1)
+    figure = Figure(figsize=(side + margin + 0.9, side + below + 0.3), layout="constrained")
     FigureCanvasAgg(figure)
     axis = figure.subplots()
     support = matrix.sum(axis=1, keepdims=True)
     shares = matrix / np.maximum(support, 1)
-    image = axis.imshow(shares, vmin=0, vmax=1, cmap="Blues")
+    # The root of a share, so that a few mistakes can be seen beside hundreds of right answers.
+    image = axis.imshow(shares, norm=PowerNorm(0.6, vmin=0, vmax=1), cmap="Blues")
     _name_axes(axis, names, font)
     if count <= _WITH_COUNTS:
         _write_counts(axis, matrix, shares, min(9.0, 0.3 * 72 * side / count))
@@ -49,12 +55,6 @@ def confusion_figure(
     return figure
 
 
-def _short(name: str) -> str:
-    """A name in one line, without what matplotlib reads as mathematics."""
-    name = " ".join(name.split()).replace("$", r"\$")
-    return name if len(name) <= _LONGEST else f"{name[: _LONGEST - 1]}…"
-
-
 def _name_axes(axis: Axes, names: Sequence[str], font: float) -> None:
     count = len(names)
     axis.set_xlabel("prediction", fontsize=9)
@@ -62,9 +62,9 @@ def _name_axes(axis: Axes, names: Sequence[str], font: float) -> None:
     step = -(-count // _NAMED)
     places = range(0, count, step)
     shown = [names[place] for place in places]
-    level = max(map(len, names)) <= 6 and count <= 12
+    level = max(map(len, names)) <= 6 and count <= _LEVEL
     turned: dict[str, Any] = (
-        {} if level else {"rotation": 90 if count > 12 else 40, "rotation_mode": "anchor"}
+        {} if level else {"rotation": 90 if count > _LEVEL else 40, "rotation_mode": "anchor"}
     )
     sides = "center" if level else "right"
     axis.set_xticks(places, shown, fontsize=font, ha=sides, **turned)
@@ -73,11 +73,13 @@ def _name_axes(axis: Axes, names: Sequence[str], font: float) -> None:
             label.set_verticalalignment("center")
     axis.set_yticks(places, shown, fontsize=font)
     axis.tick_params(length=0 if count <= _WITH_COUNTS else 1.5, pad=2)
-    axis.set_xticks(np.arange(count + 1) - 0.5, minor=True)
-    axis.set_yticks(np.arange(count + 1) - 0.5, minor=True)
-    width = 1.0 if count <= _WITH_COUNTS else 0.25
-    axis.grid(which="minor", color="0.9" if count > _WITH_COUNTS else "white", linewidth=width)
-    axis.tick_params(which="minor", length=0)
+    if step == 1:
+        edges = np.arange(count + 1) - 0.5
+        axis.set_xticks(edges, minor=True)
+        axis.set_yticks(edges, minor=True)
+        few = count <= _WITH_COUNTS
+        axis.grid(which="minor", color="white" if few else "0.88", linewidth=1.0 if few else 0.3)
+        axis.tick_params(which="minor", length=0)
     for spine in axis.spines.values():
         spine.set_edgecolor("0.7")
 

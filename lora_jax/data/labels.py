@@ -25,6 +25,14 @@ def spelled(label: str) -> str:
     return label.lower() if label.lower() in _BOOLEANS else label
 
 
+def short_name(name: str, length: int = 24) -> str:
+    """The name of a class in one line; a long one without its middle, as ends tell names apart."""
+    name = " ".join(name.split())
+    if len(name) <= length:
+        return name
+    return f"{name[: length * 2 // 3 - 1]}…{name[-(length // 3) :]}"
+
+
 def number(label: str) -> float | None:
     """The finite number that a label is; None if it is none."""
     try:

@@ -26,7 +26,8 @@ def test_every_label_has_its_share_and_no_text_is_on_both_sides(share):
     largest = max(collections.Counter(keys).values())
     assert share * len(keys) <= marked.sum() < share * len(keys) + largest
     texts = collections.Counter(dict(zip(keys, labels, strict=True)).values())
-    held = collections.Counter({k: l for k, l, m in zip(keys, labels, marked, strict=True) if m}.values())  # fmt: skip  # noqa: E741
+    of_held = {key: labels[row] for row, key in enumerate(keys) if marked[row]}
+    held = collections.Counter(of_held.values())
     whole = sum(held.values()) / sum(texts.values())
     for label, count in texts.items():
         assert abs(held[label] - whole * count) <= 1.0

@@ -61,7 +61,8 @@ def test_numbers_by_hand():
     rank = lambda v: np.argsort(np.argsort(v)).astype(float)  # noqa: E731
     apart = rank(x) - rank(y)
     expected = {
-        "pearson": a @ b / math.sqrt((a @ a) * (b @ b)), "spearman": 1 - 6 * apart @ apart / (40 * (40**2 - 1)),
+        "pearson": a @ b / math.sqrt((a @ a) * (b @ b)),
+        "spearman": 1 - 6 * apart @ apart / (40 * (40**2 - 1)),
         "mse": np.mean((x - y) ** 2),
     }  # fmt: skip
     assert metrics.number_scores(x, y) == pytest.approx(expected, rel=1e-12)
