@@ -37,14 +37,15 @@ def held_out(
     Returns:
       True for the rows that are held out. Each stratum keeps a row that is not.
     """
-    marked, count = np.zeros(len(keys), bool), max(1, round(share * len(keys)))
+    marked, missing = np.zeros(len(keys), bool), max(1, round(share * len(keys)))
     groups = list(_interleaved(keys, strata, seed))
     left = collections.Counter(stratum for stratum, _ in groups)
     for stratum, rows in groups:
-        if marked.sum() >= count:
+        if missing <= 0:
             break
         if left[stratum] > 1:
             marked[rows] = True
+            missing -= len(rows)
             left[stratum] -= 1
     return marked
 
