@@ -87,7 +87,7 @@ def _name_axes(axis: Axes, names: Sequence[str], font: float) -> None:
 def _write_counts(axis: Axes, matrix: np.ndarray, shares: np.ndarray, font: float) -> None:
     for (row, column), number in np.ndenumerate(matrix):
         if number:
-            colour = "white" if shares[row, column] > 0.55 else "0.15"
+            colour = "white" if shares[row, column] > 0.45 else "0.15"
             weight = "bold" if row == column else "normal"
             axis.text(
                 column, row, f"{number:,}", ha="center", va="center", color=colour, fontsize=font,
