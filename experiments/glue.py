@@ -10,9 +10,7 @@ epoch. A run that was killed goes on with the same command. To evaluate an adapt
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from functools import partial
-from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +18,13 @@ import numpy as np
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from experiments.runs import command_line, folder
+from experiments.runs import command_line, evaluation
 from experiments.runs.classification import ClassificationTask, Outputs, Problem
 from experiments.runs.record import check_converged, parameters_text, shown, speed
-from experiments.runs.run import loaded, run_all
-from lora_jax import locking
+from experiments.runs.run import run_all
 from lora_jax.data import glue, glue_tasks
 from lora_jax.errors import InputError
-from lora_jax.files import write_json, write_text
 from lora_jax.metrics import glue as metrics
-from lora_jax.sharding.hosts import is_main
 
 
 def score(task: glue_tasks.Task, outputs: Outputs, labels: Outputs) -> dict[str, float]:
@@ -72,26 +67,8 @@ def task(config: ConfigDict) -> ClassificationTask:
 
 
 def evaluate(config: ConfigDict, workdir: Path | None) -> dict[str, float]:
-    """Evaluates an adapter; with a workdir, writes evaluation.json and the outputs per example."""
-    with nullcontext() if workdir is None else locking.exclusive(workdir):
-        return _evaluated(config, workdir)
-
-
-def _evaluated(config: ConfigDict, workdir: Path | None) -> dict[str, float]:
-    classification = task(config)
-    run, trainable = loaded(classification, workdir)
-    outputs = run.outputs(trainable)
-    result = classification.metrics(outputs)
-    if workdir is not None:
-        made_from = {"inputs": dict(classification.inputs), "config": folder.plain(config)}
-        record = {"adapter": config.adapter, "metrics": result, **made_from}
-        write_json(workdir / "evaluation.json", record)
-        by_split = classification.logits(outputs) if is_main() else {}
-        for split, logits in by_split.items():
-            text = StringIO()
-            np.savetxt(text, logits, delimiter="\t", fmt="%.9g")
-            write_text(workdir / f"outputs_{split}.tsv", text.getvalue())
-    return result
+    """Evaluates an adapter, see `evaluation.evaluate`."""
+    return evaluation.evaluate(task, config, workdir)
 
 
 def table(result: dict[str, Any]) -> str:

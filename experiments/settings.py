@@ -11,6 +11,7 @@ from absl import app, flags
 
 from experiments.runs import command_line, fields
 from experiments.runs.fields import Field, Fields
+from experiments.runs.method_fields import METHOD
 from lora_jax.files import write_text
 
 _HEAD = """\
@@ -29,8 +30,9 @@ _SECTIONS: Mapping[str, tuple[str, Fields]] = {
         if fields.DATA_TO_TEXT.get(name) == field
     }),
     "GLUE": ("experiments.glue", fields.GLUE),
+    "Texts of your own": ("experiments.classify", fields.CLASSIFY),
     "Data to text": ("experiments.nlg", fields.DATA_TO_TEXT),
-    "Methods": ("`method`, by its name", fields.METHOD),
+    "Methods": ("`method`, by its name", METHOD),
     "Pre-training": ("experiments.pretrain", fields.PRETRAIN),
     "Sweeps": ("experiments.sweep; `run` has the fields of a run, `grids` tuples of values", fields.SWEEP),
     "Subspace analysis": ("experiments.subspace; `adapters` has a folder by name", fields.SUBSPACE),

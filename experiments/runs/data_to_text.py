@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import types
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -36,6 +37,7 @@ class DataToTextTask:
 
     head = None
     headline = "loss"
+    description: Mapping[str, Any] = types.MappingProxyType({})
     smaller_is_better = True
     function = staticmethod(Validation.function)
 

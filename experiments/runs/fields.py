@@ -1,6 +1,6 @@
 """All fields of the configs, with what each may be: checked before a folder is claimed or data are read.
 
-`docs/settings.md` is made from these tables (`python -m experiments.settings`).
+`docs/settings.md` is made from these tables and that of methods (`python -m experiments.settings`).
 """
 
 from __future__ import annotations
@@ -8,18 +8,14 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Mapping
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from lora_jax.checks import WIDEST
 from lora_jax.data.data_to_text import DATASETS, SPLITS
 from lora_jax.data.glue_tasks import TASKS
 from lora_jax.errors import InputError
-from lora_jax.low_rank.contraction import Scaling
-from lora_jax.methods.bottleneck import MOST_SIZE
-from lora_jax.methods.prefix import MOST_TOKENS
-from lora_jax.methods.selection import MOST_LAYERS
+from lora_jax.metrics.classification import CLASSES
 from lora_jax.ranges import (
     SEED,
     Flag,
@@ -126,6 +122,35 @@ GLUE: Fields = {
     "model.attention_probs_dropout_prob": Field(_RATE, "dropout of attention weights"),
     "data.source": Field(Text(), "`tfds`, `tfds:DIR`, or a folder with the original GLUE files"),
 }
+OWN_TEXTS = "classify"  # `task` of experiments.classify
+CLASSIFY: Fields = {
+    **_RUN,
+    "task": Field(OneOf((OWN_TEXTS,)), "marks the config as one of experiments.classify"),
+    "labels": Field(
+        OneOf(("classes", "numbers")), "what the label column holds; numbers: regression"
+    ),
+    "headline": Field(
+        OneOf(("auto", *CLASSES, "pearson", "spearman")),
+        "the score that chooses the best epoch; auto: accuracy, or pearson for numbers",
+    ),
+    **{name: GLUE[name] for name in GLUE if name.endswith("dropout_prob")},
+    "data.train": Field(
+        Several(of=Text(), empty="none, which `eval_only` with `held_out` allows"),
+        "the file of the training rows, or several",
+    ),
+    "data.held_out": Field(
+        Several(of=Text(), empty="a share of `train`"), "the file of the held-out rows, or several"
+    ),
+    "data.held_out_share": Field(Number(above=0, below=1), "of the rows of `train`, without files"),
+    "data.split_seed": Field(SEED, "of the choice of held-out rows, and of rows below a limit"),
+    "data.text": Field(Text(), "the column of the text, or of the first of a pair"),
+    "data.pair": Field(Text(empty="single texts"), "the column of the second text of a pair"),
+    "data.label": Field(Text(), "the column of the label"),
+    "data.classes": Field(
+        Several(of=Text(), empty="those of the training file, sorted"),
+        "the classes, in their order",
+    ),
+}
 DATA_TO_TEXT: Fields = {
     **_RUN,
     "dataset": Field(OneOf(DATASETS), "the corpus"),
@@ -208,40 +233,14 @@ PLAN: Fields = {
 }  # fmt: skip
 
 
-_STD = Field(Number(least=0, most=WIDEST), "standard deviation of normal initial values")
-# Checked where the methods are made (`lora_jax.methods`), with the same bounds: a test holds them together.
-METHOD: Fields = {
-    "lora.rank": Field(Whole(), "r of every factor pair; no more than the smaller side of a matrix"),
-    "lora.alpha": Field(OrNone(of=Number(above=0), none="the rank"), "the constant of section 4.1"),
-    "lora.scaling": Field(OneOf(get_args(Scaling)), "of the update; the second one is rsLoRA's"),
-    "lora.init": Field(OneOf(("kaiming", "gaussian")), "initial values of A"),
-    "lora.std": _STD,
-    "lora.dropout": Field(Number(least=0, below=1), "on the input of A"),
-    "lora.magnitude": Field(Flag(), "whether the norms of columns train too (DoRA)"),
-    "lora.too_large": Field(
-        OrNone(of=OneOf(("error", "cap", "skip")), none="the default of the targets"),
-        "what becomes of a layer that is smaller than the rank",
-    ),
-    "lora.bias": Field(OneOf(("none", "all", "lora_only")), "which biases train too"),
-    **{f"adapter_{kind}.size": Field(Whole(most=MOST_SIZE), "of the bottleneck") for kind in "hpld"},
-    "adapter_d.layers": Field(Whole(most=MOST_LAYERS), "the last ones, which have adapters"),
-    "top_layers.count": Field(Whole(most=MOST_LAYERS), "the last ones, which train"),
-    **{
-        f"{name}.{kind}": Field(Whole(least=0, most=MOST_TOKENS), f"tokens; not both 0 ({kind})")
-        for name in ("prefix_embed", "prefix_layer")
-        for kind in ("prefix", "infix")
-    },
-    "prefix_embed.init": Field(OneOf(("vocabulary", "normal")), "of the tokens"),
-}  # fmt: skip
-
-
 def check_run(config: ConfigDict) -> None:
-    """Checks the config of a run of `experiments.glue`, `experiments.nlg` or `experiments.quickstart`.
+    """Checks the config of a run: of `experiments.glue`, `.quickstart`, `.classify` or `.nlg`.
 
     Raises:
       InputError: see `check_config`.
     """
-    check_config(config, DATA_TO_TEXT if "dataset" in config else GLUE, OPEN)
+    of_task = CLASSIFY if config.get("task") == OWN_TEXTS else GLUE
+    check_config(config, DATA_TO_TEXT if "dataset" in config else of_task, OPEN)
 
 
 def check_config(

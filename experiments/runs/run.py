@@ -74,6 +74,7 @@ class Run:
             fingerprints=self.trainer.fingerprints(trainable),
             folder=self.folder,
             name=f"seed {self.seed}",
+            outputs=partial(self.outputs, trainable),
         )
 
     @property
@@ -89,7 +90,7 @@ def adapter_notes(
     """What the folder of a run's adapter says of where it comes from."""
     return {
         "task": task.name, "model": settings.model, "seed": seed, "epoch": progress.best,
-        "metrics": progress.history[progress.best - 1],
+        "metrics": progress.history[progress.best - 1], **task.description,
     }  # fmt: skip
 
 

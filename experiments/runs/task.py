@@ -34,6 +34,7 @@ class Trained:
       fingerprints: of the base and of the trained parameters.
       folder: of the run.
       name: of the run, at progress bars.
+      outputs: gives what the task computes of every evaluation batch.
     """
 
     model: nnx.Module
@@ -41,6 +42,7 @@ class Trained:
     fingerprints: Mapping[str, str]
     folder: Path
     name: str
+    outputs: Callable[[], list[np.ndarray]]
 
 
 class Task(Protocol):
@@ -60,6 +62,7 @@ class Task(Protocol):
       train: the training examples; None where a run only evaluates.
       evaluation_batches: in order; `metrics` takes what `function` gives for each.
       notes: on the data, by split.
+      description: of the data, for records and for the notes of adapters, such as the names of classes.
       inputs: digests of model, tokenizer and data, see `lora_jax.inputs`.
     """
 
@@ -101,6 +104,9 @@ class Task(Protocol):
 
     @property
     def notes(self) -> Mapping[str, str]: ...  # noqa: D102
+
+    @property
+    def description(self) -> Mapping[str, Any]: ...  # noqa: D102
 
     @property
     def inputs(self) -> Mapping[str, str]: ...  # noqa: D102

@@ -14,7 +14,7 @@ import numpy as np
 
 from experiments.runs.folder import check_inputs, write_record
 from experiments.runs.run import adapter_notes
-from experiments.runs.task import Trained
+from experiments.runs.task import Task, Trained
 from experiments.sweep.points import Point
 from experiments.sweep.programs import Program
 from experiments.sweep.shared_base import SharedBase, Start
@@ -132,23 +132,29 @@ def _finish(
         return
     seed_folder = folder / f"seed_{point.seed}"
     if not record["diverged"]:
-        record |= base.task.finish(partial(_best, steps, point, start, seed_folder))
+        record |= base.task.finish(partial(_best, base.task, steps, point, start, seed_folder))
     result = base.task.record(point.settings, {point.seed: record}, start.record)
     if result["adapter"] is not None:
         files.replace_folder(seed_folder / "adapter", folder / "adapter")
     write_record(folder, result)
 
 
-def _best(steps: Steps, point: Point, start: Start, folder: Path) -> Trained:
+def _best(task: Task, steps: Steps, point: Point, start: Start, folder: Path) -> Trained:
     """A point's run at its best epoch, as the model with the common method."""
     adapter, where = adapters.load_adapter(folder / "adapter"), str(folder / "adapter")
     best = adapters.apply_adapter(adapter, start.trainable, steps.model.base, where)
     padded = padding.padded(best, steps.shapes)
     trainable = steps.placement.put(runs.scaled(padded, start.values.scales))
+
+    def outputs() -> list[np.ndarray]:
+        predict = steps.model.predictor(task.function)(trainable)
+        return [predict(batch) for batch in task.evaluation_batches]
+
     return Trained(
         model=steps.model.model(trainable),
         placement=steps.placement,
         fingerprints=steps.model.fingerprints(best),
         folder=folder,
         name=point.name,
+        outputs=outputs,
     )

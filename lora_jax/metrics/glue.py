@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import warnings
-
 import numpy as np
 from jaxtyping import Float, Num
-from scipy import stats
-from sklearn import metrics
 
 from lora_jax.data.glue_tasks import Task
 from lora_jax.errors import InputError
+from lora_jax.metrics.classification import score
 
 _WITH_F1 = ("mrpc", "qqp")
 _HEADLINES = {"cola": "matthews", "stsb": "pearson"}
@@ -54,7 +51,7 @@ def scores(
         predictions, labels = outputs.reshape(-1), labels.astype(np.float64)
     else:
         predictions, labels = outputs.argmax(axis=-1), labels.astype(np.int64)
-    return {name: _score(name, predictions, labels) for name in names}
+    return {name: score(name, predictions, labels) for name in names}
 
 
 def _metric_names(task: Task) -> tuple[str, ...]:
@@ -63,25 +60,6 @@ def _metric_names(task: Task) -> tuple[str, ...]:
     if task.name in _WITH_F1:
         return ("accuracy", "f1")
     return ("accuracy", "matthews") if task.name == "cola" else ("accuracy",)
-
-
-def _score(
-    name: str, predictions: Num[np.ndarray, " examples"], labels: Num[np.ndarray, " examples"]
-) -> float:
-    if name == "accuracy":
-        return float(metrics.accuracy_score(labels, predictions))
-    if name == "f1":
-        return float(metrics.f1_score(labels, predictions, zero_division=0.0))
-    # A correlation with a constant is undefined. It counts as 0.0, so that a run that collapsed
-    # to one answer is recorded with a poor score rather than lost as NaN.
-    if np.ptp(predictions) == 0 or np.ptp(labels) == 0:
-        return 0.0
-    if name == "matthews":
-        return float(metrics.matthews_corrcoef(labels, predictions))
-    with warnings.catch_warnings():  # scipy warns of nearly constant input; the value still holds.
-        warnings.simplefilter("ignore")
-        correlation = stats.pearsonr if name == "pearson" else stats.spearmanr
-        return float(np.nan_to_num(correlation(predictions, labels).statistic))
 
 
 def _check(task: Task, outputs: np.ndarray, labels: np.ndarray) -> None:

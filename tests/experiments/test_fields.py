@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 from ml_collections import ConfigDict
 
-from experiments import glue, nlg, pretrain, settings
+from experiments import classify, glue, nlg, pretrain, settings
 from experiments.runs import fields
+from experiments.runs.method_fields import METHOD
 from experiments.runs.run import run_all
 from experiments.subspace.analysis import analyse
 from experiments.sweep.points import points
@@ -78,6 +79,16 @@ _NLG = {
     "decode.no_repeat_ngram": [-1], "decode.batch_size": [0, 10**6], "label_smoothing": [1.0, -0.1, NAN],
     "dataset": ["e3e"], "data.decode_split": ["dev"], "data.max_prompts": [-1], "model.embd_pdrop": [1.0],
 }  # fmt: skip
+_CLASSIFY = {
+    "labels": ["class", ""], "headline": ["f1", "mse"], "data.train": ["", ("a", "a"), ("",)],
+    "data.held_out": ["x.csv", (1,)], "data.held_out_share": [0.0, 1.0, NAN], "data.split_seed": [-1],
+    "data.text": [""], "data.pair": [1], "data.label": [""], "data.classes": [("a", "a"), "a"],
+    "data.max_length": [0], "learning_rate": [NAN],
+}  # fmt: skip
+_KINDS = {
+    "glue": ("minilm.py", _RUN, glue.task), "nlg": ("small.py", _NLG, nlg.DataToTextTask),
+    "classify": ("minilm.py", _CLASSIFY, classify.task),
+}  # fmt: skip
 
 
 def _set(config, name, value):
@@ -91,16 +102,16 @@ def _set(config, name, value):
 
 @pytest.mark.parametrize(
     ("kind", "name", "value"),
-    [(kind, name, value) for kind, table in (("glue", _RUN), ("nlg", _NLG))
+    [(kind, name, value) for kind, (_, table, _) in _KINDS.items()
      for name, values in table.items() for value in values],
     ids=lambda value: repr(value)[:20],
 )  # fmt: skip
 def test_a_value_outside_is_refused_before_anything_is_read_or_written(tmp_path, kind, name, value):
     """The model and the data of the config do not even exist."""
-    config = _config(ROOT / "configs" / kind / {"glue": "minilm.py", "nlg": "small.py"}[kind])
+    file, _, task = _KINDS[kind]
+    config = _config(ROOT / "configs" / kind / file)
     config.model.name = "no/such/model"
     _set(config, name, value)
-    task = glue.task if kind == "glue" else nlg.DataToTextTask
     with pytest.raises(InputError, match=f"config.{name} must be "):
         run_all(task, config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
@@ -141,8 +152,8 @@ def test_other_commands_are_checked_too(tmp_path):
 
 def test_every_field_of_a_run_has_a_case_above():
     """So that a new field gets one; flags and texts that may be empty accept nearly everything."""
-    tried = {*_RUN, *_NLG}
-    left = {*fields.GLUE, *fields.DATA_TO_TEXT} - tried
+    tried = {*_RUN, *_NLG, *_CLASSIFY}
+    left = {*fields.GLUE, *fields.DATA_TO_TEXT, *fields.CLASSIFY} - tried
     assert left == {
         "adam.no_decay", "init_adapter", "adapter", "mesh.run", "mesh.fsdp", "mesh.model",
         "model.attention_probs_dropout_prob", "model.attn_pdrop", "model.resid_pdrop",
@@ -178,11 +189,11 @@ _TRIED = [
 
 
 @pytest.mark.wrong_types
-@pytest.mark.parametrize("argument", fields.METHOD)
+@pytest.mark.parametrize("argument", METHOD)
 def test_methods_refuse_what_the_page_says(argument):
     method, name = argument.split(".")
     needed = {**_NEEDED.get(method, {"size": 4}), **({"infix": 1} if name == "prefix" else {})}
-    allowed = fields.METHOD[argument].allowed
+    allowed = METHOD[argument].allowed
     if name in ("init", "std") and method == "lora":
         needed["init"] = "kaiming"
     for value in _TRIED:
@@ -210,4 +221,4 @@ def test_the_page_has_every_number_and_choice_of_the_methods():
     for name, constructor in CONSTRUCTORS.items():
         for argument in set(inspect.signature(constructor).parameters) - left:
             chosen = {("lora", "layers"), *((n, "std") for n in CONSTRUCTORS if n != "lora")}
-            assert (name, argument) in chosen or f"{name}.{argument}" in fields.METHOD
+            assert (name, argument) in chosen or f"{name}.{argument}" in METHOD

@@ -3,7 +3,7 @@
 import pytest
 
 from configs import quickstart as configs
-from experiments import quickstart
+from experiments import predict, quickstart
 from experiments.runs.run import run_all
 from lora_jax.data import sentiment
 
@@ -21,6 +21,9 @@ def test_both_runs_and_their_table(tiny_model, tmp_path):
         parts = [result["last"][kind]["median"] for kind in sentiment.PHENOMENA]
         # Equal shares of every phenomenon, so the whole is the mean of the parts.
         assert result["last"]["accuracy"]["median"] == pytest.approx(sum(parts) / len(parts))
+    answers, scores = predict.predict_rows(tmp_path / "lora", "")
+    assert scores == results[1]["seeds"]["0"]["best"] and len(answers) == 60
+    assert {answer["label"] for answer in answers} == {"negative", "positive"}
     text = quickstart.table(*results)
     assert all(kind in text for kind in sentiment.PHENOMENA)
     assert f"{results[1]['parameters']['trainable']:,}" in text

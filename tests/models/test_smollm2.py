@@ -79,9 +79,11 @@ def test_greedy_answer_is_that_of_transformers(ours, theirs):
     text = tokenizer.apply_chat_template(CHAT, tokenize=False, add_generation_prompt=True)
     ids = np.array(tokenizer([text])["input_ids"], np.int32)
     settings = Sampling((tokenizer.eos_token_id,), max_tokens=12)
-    out = jax.jit(lambda m: sample(m, ids, np.array([ids.shape[1]]), settings, jax.random.key(0)))(
-        model
-    )
+    out = jax.jit(
+        lambda m: sample(
+            m, jnp.asarray(ids), jnp.array([ids.shape[1]]), settings, jax.random.key(0)
+        )
+    )(model)
     tokens = np.asarray(out.tokens)[0, 0, : int(out.lengths[0, 0])].tolist()
     assert tokens == generated(theirs, ids, tokenizer.eos_token_id, 1, 12)
     assert tokenizer.decode(tokens) == "The capital of France is Paris.<|im_end|>"
@@ -94,7 +96,9 @@ def test_beam_search_is_that_of_transformers(ours, theirs):
     ids = np.array(tokenizer(["The three primary colours are"])["input_ids"], np.int32)
     end = tokenizer.eos_token_id
     search = BeamSearch((end,), beams=4, length_penalty=1.0, no_repeat_ngram=0, max_tokens=16)
-    best = jax.jit(lambda m: beam_search(m, ids, np.array([ids.shape[1]]), search))(model)
+    best = jax.jit(lambda m: beam_search(m, jnp.asarray(ids), jnp.array([ids.shape[1]]), search))(
+        model
+    )
     tokens = np.asarray(best.tokens)[0, : int(best.lengths[0])].tolist()
     assert tokens == generated(theirs, ids, end, 4, 16)
 

@@ -1,0 +1,1 @@
+"""Configs for texts of your own: classification and regression."""
