@@ -86,6 +86,13 @@ def below_one(name: str, value: object) -> float:
     return number
 
 
+def flag(name: str, value: object) -> bool:
+    """A truth value; raises InputError for anything else."""
+    if not isinstance(value, bool | np.bool_):
+        raise InputError(f"{name} must be True or False, got {brief(value)}")
+    return bool(value)
+
+
 def one_of(name: str, value: object, known: Collection[str]) -> None:
     """Raises ValueError if `value` is not one of the known texts."""
     if not isinstance(value, str) or value not in known:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -57,13 +58,23 @@ def column(dataset: str, table: Mapping[str, Sequence[Any]] = _TABLE_11) -> dict
     return {name: values[index] for name, values in table.items()}
 
 
-def nlg_config(dataset: str, model: str, method: Mapping[str, Any]) -> ConfigDict:
+# The paper trains GPT-2 without the model's dropout.
+_GPT2_DROPOUT = {"embd_pdrop": 0.0, "attn_pdrop": 0.0, "resid_pdrop": 0.0}
+
+
+def nlg_config(
+    dataset: str,
+    model: str,
+    method: Mapping[str, Any],
+    dropout: Mapping[str, float] = MappingProxyType(_GPT2_DROPOUT),
+) -> ConfigDict:
     """All fields, with the values of Table 11.
 
     Args:
       dataset: e2e, webnlg or dart.
       model: a folder, `package:NAME`, or a hub name.
       method: name of a method and its arguments, see `lora_jax.methods`.
+      dropout: rates of the model, by their names in its config.json.
     """
     table_11 = column(dataset)
     if method["name"] == "lora":
@@ -73,15 +84,7 @@ def nlg_config(dataset: str, model: str, method: Mapping[str, Any]) -> ConfigDic
             # adam.epsilon is "after", as AdamW is defined; in the public GPT-2 code it is "before".
             **training_fields(),
             "dataset": dataset,
-            # The paper trains GPT-2 without the model's dropout.
-            "model": {
-                "name": model,
-                "embd_pdrop": 0.0,
-                "attn_pdrop": 0.0,
-                "resid_pdrop": 0.0,
-                "unroll": 1,
-                "remat": "none",
-            },
+            "model": {"name": model, **dropout, "unroll": 1, "remat": "none"},
             "method": dict(method),
             "seeds": (0, 1, 2),  # the paper: mean of 3 seeds; the public command has one seed, 110
             "epochs": 5,  # 0: no adaptation; the base model is decoded

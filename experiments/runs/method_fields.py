@@ -26,6 +26,7 @@ METHOD: Fields = {
         OrNone(of=OneOf(("error", "cap", "skip")), none="the default of the targets"),
         "what becomes of a layer that is smaller than the rank",
     ),
+    "bitfit.add": Field(Flag(), "linear layers without a bias get one"),
     "lora.bias": Field(OneOf(("none", "all", "lora_only")), "which biases train too"),
     **{f"adapter_{kind}.size": Field(Whole(most=MOST_SIZE), "of the bottleneck") for kind in "hpld"},
     "adapter_d.layers": Field(Whole(most=MOST_LAYERS), "the last ones, which have adapters"),

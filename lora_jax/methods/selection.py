@@ -8,15 +8,17 @@ from typing import ClassVar
 from flax import nnx
 from jaxtyping import Array, Key
 
-from lora_jax.checks import Integer, integer
+from lora_jax.checks import Integer, flag, integer
 from lora_jax.errors import InputTypeError
 from lora_jax.method import Insertion, Method
 from lora_jax.methods import common
+from lora_jax.methods.added_biases import BiasInsertion
 from lora_jax.models.stack import SplitStack, Stack
 from lora_jax.partition import Rule
 from lora_jax.summary import MatchedLayer
 from lora_jax.surgery import pretrained_modules
 
+ANY_BIAS = Rule(common.BIAS.pattern, "bias")  # pre-trained or added
 MOST_LAYERS = 10_000  # of which the last ones train
 
 
@@ -30,9 +32,17 @@ def head_only(head: str) -> Method:
     return common.method("head_only", {"head": head}, ())
 
 
-def bitfit(head: str | None = None) -> Method:
-    """BitFit (Zaken et al. 2021; paper, section 5.1): every pre-trained bias trains. Group: `bias`."""
-    return common.method("bitfit", {"head": head}, (), common.BIAS)
+def bitfit(head: str | None = None, *, add: bool = False) -> Method:
+    """BitFit (Zaken et al. 2021; paper, section 5.1): every pre-trained bias trains. Group: `bias`.
+
+    Args:
+      head: regular expression for the task head's leaves.
+      add: linear layers without a bias get one that starts at 0 and trains, too. Models of the Llama kind
+        have few biases or none, so that BitFit as it is published cannot be done there.
+    """
+    add = flag("add", add)
+    insertions, rule = ((BiasInsertion(),), ANY_BIAS) if add else ((), common.BIAS)
+    return common.method("bitfit", {"head": head, "add": add}, insertions, rule)
 
 
 def top_layers(count: Integer = 2, head: str | None = None) -> Method:
