@@ -21,7 +21,7 @@ _TOKENS = 1024  # of an evaluation batch: its logits have half as many rows of t
 
 
 class Validation:
-    """The mean cross-entropy per completion token of validation rows, not smoothed.
+    """The mean cross-entropy per counted token of validation rows, not smoothed.
 
     Attributes:
       batches: all rows once.
@@ -38,7 +38,7 @@ class Validation:
         """
         packed = evaluation_batches(examples, width, max_length, _TOKENS, shares(mesh))
         self.batches = [batch for _, batch in packed]
-        self._count = int((examples.lengths - examples.starts).sum())
+        self._count = examples.outputs(range(len(examples)))
 
     @staticmethod
     def function(model: nnx.Module, batch: Batch) -> Float[Array, ""]:
