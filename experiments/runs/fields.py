@@ -15,11 +15,13 @@ from ml_collections import ConfigDict
 from lora_jax.checks import WIDEST
 from lora_jax.data.data_to_text import DATASETS, SPLITS
 from lora_jax.data.glue_tasks import TASKS
+from lora_jax.data.tuning import LONG, LOSSES
 from lora_jax.errors import InputError
 from lora_jax.low_rank.contraction import Scaling
 from lora_jax.methods.bottleneck import MOST_SIZE
 from lora_jax.methods.prefix import MOST_TOKENS
 from lora_jax.methods.selection import MOST_LAYERS
+from lora_jax.metrics.answers import METRICS
 from lora_jax.ranges import (
     SEED,
     Flag,
@@ -126,6 +128,17 @@ GLUE: Fields = {
     "model.attention_probs_dropout_prob": Field(_RATE, "dropout of attention weights"),
     "data.source": Field(Text(), "`tfds`, `tfds:DIR`, or a folder with the original GLUE files"),
 }
+_BEAMS: Fields = {
+    "decode.beams": Field(Whole(most=1000), "continuations that are searched at once"),
+    "decode.length_penalty": Field(
+        Number(least=-100, most=100), "exponent of the length; larger favours longer texts"
+    ),
+    "decode.no_repeat_ngram": Field(
+        Whole(least=0, most=1000), "size of the n-grams that may not occur twice; 0 allows all"
+    ),
+    "decode.max_tokens": Field(Whole(most=2**16), "of a continuation"),
+    "decode.batch_size": Field(Whole(most=10_000), "prompts, each with `beams` continuations"),
+}
 DATA_TO_TEXT: Fields = {
     **_RUN,
     "dataset": Field(OneOf(DATASETS), "the corpus"),
@@ -136,15 +149,55 @@ DATA_TO_TEXT: Fields = {
     "data.source": Field(Text(), "the folder of the original files"),
     "data.max_prompts": Field(_ALL, "distinct inputs of the decoded split; 0 is all"),
     "data.decode_split": Field(OneOf(SPLITS), "the split that is decoded and scored"),
-    "decode.beams": Field(Whole(most=1000), "continuations that are searched at once"),
-    "decode.length_penalty": Field(
-        Number(least=-100, most=100), "exponent of the length; larger favours longer texts"
+    **_BEAMS,
+}
+TUNE: Fields = {
+    **_RUN,
+    **_BEAMS,
+    "label_smoothing": DATA_TO_TEXT["label_smoothing"],
+    **{
+        f"model.{name}": DATA_TO_TEXT[f"model.{name}"]._replace(required=False)
+        for name in ("embd_pdrop", "attn_pdrop", "resid_pdrop")
+    },
+    "metric": Field(
+        OneOf(("", *METRICS)),
+        "share of right answers to the test examples: the same words, or the same last number (behind "
+        "`####`, as GSM8K has it)",
     ),
-    "decode.no_repeat_ngram": Field(
-        Whole(least=0, most=1000), "size of the n-grams that may not occur twice; 0 allows all"
+    "data.train": Field(Text(), "file of the examples: .jsonl, .json, .csv, .tsv or .parquet"),
+    "data.validation": Field(Text(empty="a part of `data.train`"), "file of the held-out examples"),
+    "data.held_out": Field(
+        Number(least=0, most=1e9), "part of `data.train`: a share below 1, or a number of examples"
     ),
-    "decode.max_tokens": Field(Whole(most=2**16), "of a continuation"),
-    "decode.batch_size": Field(Whole(most=10_000), "prompts, each with `beams` continuations"),
+    "data.split_seed": Field(SEED, "of the choice of held-out examples"),
+    "data.test": Field(
+        Text(empty="nothing"),
+        "decoded after training: a file, or `held_out` for the held-out examples",
+    ),
+    "data.max_prompts": Field(_ALL, "examples of `data.test`; 0 is all"),
+    "data.format": Field(
+        OneOf(("auto", "text", "chat")),
+        "prompt and completion, or a chat template; `auto`: chat if there is a column of messages",
+    ),
+    "data.messages": Field(Text(empty="none"), "column of messages"),
+    "data.template": Field(Text(), "of a prompt, over the other columns: `{question}`"),
+    "data.completion": Field(Text(), "column of the completion"),
+    "data.separator": Field(Text(empty="none"), "between prompt and completion (text)"),
+    "data.system": Field(Text(empty="none"), "system message in front (chat, without messages)"),
+    "data.chat_template": Field(Text(empty="the tokenizer's"), "file with a Jinja template (chat)"),
+    "data.long": Field(
+        OneOf(LONG), "what becomes of examples of more than `data.max_length` tokens"
+    ),
+    "data.loss": Field(OneOf(LOSSES), "the tokens that are learned"),
+    "samples.count": Field(Whole(least=0, most=1000), "held-out prompts decoded after every epoch"),
+    "samples.max_tokens": Field(Whole(most=2**16), "of their continuations"),
+    "decode.method": Field(OneOf(("greedy", "sample", "beam")), "how test prompts are continued"),
+    "decode.temperature": Field(
+        Number(least=0, most=100), "divides the logits (sample); 0 is greedy"
+    ),
+    "decode.top_k": Field(Whole(least=0), "the most probable tokens (sample); 0 is all"),
+    "decode.top_p": Field(Number(above=0, most=1), "their probability together (sample)"),
+    "decode.seed": Field(SEED, "of sampling"),
 }
 PRETRAIN: Fields = {
     **_OPTIMISATION,
@@ -185,7 +238,7 @@ SUBSPACE: Fields = {
     "seed": Field(SEED, "of everything random"),
 }
 SWEEP: Fields = {
-    "experiment": Field(OneOf(("glue", "nlg")), "whose runs are varied; they are in `run`"),
+    "experiment": Field(OneOf(("glue", "nlg", "tune")), "whose runs are varied; they are in `run`"),
     "runs_per_program": Field(Whole(least=0, most=2**16), "runs trained together; 0: measured"),
 }
 _SIZES = Several(of=Whole(most=2**20), empty="those of the plan")
@@ -236,12 +289,13 @@ METHOD: Fields = {
 
 
 def check_run(config: ConfigDict) -> None:
-    """Checks the config of a run of `experiments.glue`, `experiments.nlg` or `experiments.quickstart`.
+    """Checks the config of a run of `experiments.glue`, `.nlg`, `.tune` or `.quickstart`.
 
     Raises:
       InputError: see `check_config`.
     """
-    check_config(config, DATA_TO_TEXT if "dataset" in config else GLUE, OPEN)
+    of_kind = DATA_TO_TEXT if "dataset" in config else TUNE if "samples" in config else GLUE
+    check_config(config, of_kind, OPEN)
 
 
 def check_config(

@@ -131,6 +131,12 @@ class ChatTemplate:
         self.close()
 
 
+def special_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
+    """The special tokens of a tokenizer by name, as chat templates know them."""
+    named = tokenizer.special_tokens_map.items()
+    return {name: str(token) for name, token in named if isinstance(token, str)}
+
+
 def of_tokenizer(tokenizer: PreTrainedTokenizerBase, path: str = "") -> ChatTemplate:
     """The chat template of a model, or one in a file.
 
@@ -142,8 +148,7 @@ def of_tokenizer(tokenizer: PreTrainedTokenizerBase, path: str = "") -> ChatTemp
       InputError: the tokenizer has none, as those of base models.
       MissingFileError, FileError, OSError: the file cannot be read.
     """
-    tokens = {name: str(token) for name, token in tokenizer.special_tokens_map.items()
-              if isinstance(token, str)}  # fmt: skip
+    tokens = special_tokens(tokenizer)
     if path:
         return ChatTemplate(reading.read_text(Path(path).expanduser(), 4 * MOST), path, tokens)
     found = tokenizer.chat_template
