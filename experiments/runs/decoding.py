@@ -84,9 +84,11 @@ class PromptDecoding:
         kept = [ids[:-1] if ids and ids[-1] in ends else ids for ids in predictions.tokens]
         return predictions, kept
 
-    def _search(self, structure: Structure, placement: Placement) -> Callable[..., Continuations]:
-        """The compiled search; runs whose models are alike once merged share it."""
+    def compiled(self, structure: Structure) -> Callable[..., Continuations]:
+        """The program that continues prompts: of parameters, token ids padded behind, and lengths."""
+        return jax.jit(self._continuing(structure))
 
+    def _continuing(self, structure: Structure) -> Callable[..., Continuations]:
         def continued(params: Params, tokens: jax.Array, lengths: jax.Array) -> Continuations:
             model = partition.join(structure, {}, params)
             assert isinstance(model, Decoder)
@@ -96,7 +98,12 @@ class PromptDecoding:
             found = sample(model, tokens, lengths, self.search, key)
             return Continuations(*(array[:, 0] for array in found))
 
+        return continued
+
+    def _search(self, structure: Structure, placement: Placement) -> Callable[..., Continuations]:
+        """The compiled search; runs whose models are alike once merged share it."""
         if structure not in self._searches:
+            continued = self._continuing(structure)
             self._searches[structure] = placement.jit(continued, out_shardings=placement.replicated)
         return self._searches[structure]
 

@@ -131,6 +131,11 @@ class TuneTask(DecoderTask):
         different = {example.key: example for example in reversed(self.splits.validation)}
         return list(different.values())[::-1][: self._config.samples.count]
 
+    @functools.cached_property
+    def sample_prompts(self) -> list[np.ndarray]:
+        """The tokens of their prompts."""
+        return self.prompts(self.samples, self._config.samples.max_tokens)[0]
+
     def prompts(self, examples: Sequence[Example], max_tokens: int) -> tuple[list[np.ndarray], int]:
         """The tokens of examples up to the assistant's last turn.
 

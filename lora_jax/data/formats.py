@@ -7,7 +7,7 @@ the first tokens of its row.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool
@@ -31,6 +31,7 @@ class Tokens(NamedTuple):
     own: Bool[np.ndarray, " tokens"]
 
 
+@runtime_checkable
 class Format(Protocol):
     """How conversations are written for a model.
 
