@@ -24,7 +24,9 @@ WORDS = "red blue green one two three cat dog tree house runs sleeps".split()  #
 def tokenizer(chat: bool = True):
     """A byte-level BPE tokenizer."""
     bpe = ByteLevelBPETokenizer()
-    texts = [f"What is {a} {b}?\nIt is {b} {a}. user assistant system" for a in WORDS for b in WORDS]
+    texts = [
+        f"What is {a} {b}?\nIt is {b} {a}. user assistant system" for a in WORDS for b in WORDS
+    ]
     special = [END, BEGIN_TURN, END_TURN]
     bpe.train_from_iterator(texts, vocab_size=330, special_tokens=special, show_progress=False)
     made = transformers.PreTrainedTokenizerFast(
