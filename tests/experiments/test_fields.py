@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 from experiments import glue, nlg, pretrain, settings
 from experiments.runs import fields
 from experiments.runs.run import run_all
+from experiments.runs.tune import TuneTask
 from experiments.subspace.analysis import analyse
 from experiments.sweep.points import points
 from lora_jax import methods
@@ -79,6 +80,19 @@ _NLG = {
     "dataset": ["e3e"], "data.decode_split": ["dev"], "data.max_prompts": [-1], "model.embd_pdrop": [1.0],
 }  # fmt: skip
 
+_TUNE = {
+    "metric": ["bleu"], "data.train": [""], "data.held_out": [-0.1, NAN, 1e10], "data.split_seed": [-1],
+    "data.format": ["alpaca"], "data.template": [""], "data.completion": [""], "data.long": ["keep"],
+    "data.loss": ["prompts"], "data.max_prompts": [-1], "samples.count": [-1, 10**4],
+    "samples.max_tokens": [0],
+    "decode.method": ["argmax"], "decode.temperature": [-0.1, NAN], "decode.top_k": [-1], "decode.seed": [-1],
+    "decode.top_p": [0.0, 1.1], "decode.beams": [0], "label_smoothing": [1.0],
+}  # fmt: skip
+_KINDS = {
+    "glue": ("minilm.py", glue.task, _RUN), "nlg": ("small.py", nlg.DataToTextTask, _NLG),
+    "tune": ("small.py", TuneTask, _TUNE),
+}  # fmt: skip
+
 
 def _set(config, name, value):
     *parents, last = name.split(".")
@@ -91,16 +105,16 @@ def _set(config, name, value):
 
 @pytest.mark.parametrize(
     ("kind", "name", "value"),
-    [(kind, name, value) for kind, table in (("glue", _RUN), ("nlg", _NLG))
+    [(kind, name, value) for kind, (_, _, table) in _KINDS.items()
      for name, values in table.items() for value in values],
     ids=lambda value: repr(value)[:20],
 )  # fmt: skip
 def test_a_value_outside_is_refused_before_anything_is_read_or_written(tmp_path, kind, name, value):
     """The model and the data of the config do not even exist."""
-    config = _config(ROOT / "configs" / kind / {"glue": "minilm.py", "nlg": "small.py"}[kind])
+    file, task, _ = _KINDS[kind]
+    config = _config(ROOT / "configs" / kind / file)
     config.model.name = "no/such/model"
     _set(config, name, value)
-    task = glue.task if kind == "glue" else nlg.DataToTextTask
     with pytest.raises(InputError, match=f"config.{name} must be "):
         run_all(task, config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
@@ -141,11 +155,12 @@ def test_other_commands_are_checked_too(tmp_path):
 
 def test_every_field_of_a_run_has_a_case_above():
     """So that a new field gets one; flags and texts that may be empty accept nearly everything."""
-    tried = {*_RUN, *_NLG}
-    left = {*fields.GLUE, *fields.DATA_TO_TEXT} - tried
+    tried = {*_RUN, *_NLG, *_TUNE}
+    left = {*fields.GLUE, *fields.DATA_TO_TEXT, *fields.TUNE} - tried
     assert left == {
         "adam.no_decay", "init_adapter", "adapter", "mesh.run", "mesh.fsdp", "mesh.model",
-        "model.attention_probs_dropout_prob", "model.attn_pdrop", "model.resid_pdrop",
+        "model.attention_probs_dropout_prob", "model.attn_pdrop", "model.resid_pdrop", "data.validation",
+        "data.test", "data.messages", "data.separator", "data.system", "data.chat_template",
     }  # fmt: skip
     assert set(flat(_config(ROOT / "configs/glue/minilm.py").to_dict())) >= set(_RUN) - {
         "adam.epsilon"
