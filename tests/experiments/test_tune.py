@@ -4,7 +4,9 @@ import csv
 import gzip
 import json
 import math
+import re
 import shutil
+from pathlib import Path
 
 import pyarrow
 import pytest
@@ -12,14 +14,19 @@ import tune_files
 from pyarrow import parquet
 
 from configs import record
+from configs.sweep.common import sweep_config
 from configs.tune import small, smollm2
 from experiments import tune
 from experiments.report import records
 from experiments.runs.tune import TuneTask
+from experiments.runs.tune_data import Columns
+from experiments.sweep.__main__ import write_report
+from experiments.sweep.local import run_sweep
 from lora_jax.adapters import load_adapter
 from lora_jax.metrics.answers import same_number
 from lora_jax.training import loop
 
+ROOT = Path(__file__).parents[2]
 OPTIONS = {
     "epochs": 2, "batch_size": 4, "learning_rate": 0.01, "log_every": 1, "checkpoint_every": 3,
     "samples.count": 2, "samples.max_tokens": 5, "decode.max_tokens": 5, "decode.batch_size": 3,
@@ -322,3 +329,52 @@ def test_a_record_is_a_config(finished):
     values = record.get_config(str(finished[0]))
     task = TuneTask(values)
     assert task.inputs == finished[1]["inputs"]
+
+
+def test_a_sweep_gives_what_its_runs_alone_give(config, tmp_path):
+    run = config(data__test="held_out", metric="exact_match")
+    swept = sweep_config("tune", run, {"rates": {"learning_rate": (0.01, 0.03)}})
+    swept.runs_per_program = 2
+    run_sweep(swept, tmp_path / "sweep")
+    for rate in (0.01, 0.03):
+        point = json.loads(
+            (tmp_path / f"sweep/points/learning_rate={rate}/result.json").read_text()
+        )
+        values = config(data__test="held_out", metric="exact_match", learning_rate=rate)
+        values.data.row_length = point["config"]["data"]["row_length"]
+        alone = tune.tune(values, tmp_path / f"alone_{rate}")
+        # float32: runs side by side add up in another order
+        assert point["best"]["loss"]["mean"] == pytest.approx(
+            alone["best"]["loss"]["mean"], rel=1e-4
+        )
+        assert point["format"] == alone["format"] and point["examples"] == alone["examples"]
+    write_report(tmp_path / "sweep", "tune")
+    report = (tmp_path / "sweep/report.md").read_text()
+    assert (
+        "| run | loss | perplexity | exact_match |" in report
+        and report.count("learning_rate=") == 2
+    )
+
+
+def test_examples_of_the_page_are_read_as_it_says(config, tmp_path):
+    blocks = re.findall(r"```json\n(.*?)\n```", (ROOT / "docs/tune.md").read_text(), re.S)
+    assert len(blocks) == 4
+    changes = [
+        {"data__messages": "messages"},
+        {"data__messages": "conversations"},
+        {"data__format": "text"},
+        {"data__template": "{instruction}[[\n\n{input}]]", "data__completion": "output"},
+    ]
+    found = []
+    for number, (block, change) in enumerate(zip(blocks, changes, strict=True)):
+        path = tmp_path / f"{number}.jsonl"
+        path.write_text(block + "\n")
+        columns = Columns(config("chat", **change).data)
+        (example,) = columns.read(str(path))
+        found.append((columns.form, example.text, example.reference))
+    assert found == [
+        ("chat", "system: Be brief.\nuser: What is 2 + 2?", "4."),
+        ("chat", "What is 2 + 2?", "4."),
+        ("text", "Translate into French: cheese", "fromage"),
+        ("chat", "Add the numbers.\n\n1 2 3", "6"),
+    ]
