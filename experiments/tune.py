@@ -64,8 +64,8 @@ def table(result: dict[str, Any]) -> str:
     lines += [f"  note on {name}: {text}" for name, text in result["notes"].items() if text]
     lines.append(f"  {parameters_text(result)}")
     if "best" in result:
-        loss, perplexity = (shown(result["best"][k]["mean"]) for k in ("loss", "perplexity"))
-        lines.append(f"  held-out loss {loss:.4f}, perplexity {perplexity:.2f}; {speed(result)}")
+        scores = [f"{k} {shown(spread['mean']):.4f}" for k, spread in result["best"].items()]
+        lines.append(f"  held-out {', '.join(scores)}; {speed(result)}")
     for seed, record in result["seeds"].items():
         if (decode := record.get("decode")) is not None:
             lines.append(

@@ -7,28 +7,26 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Mapping
-from typing import Any, NamedTuple, get_args
+from typing import Any, get_args
 
 from ml_collections import ConfigDict
 
+from experiments.runs.field import Field, Fields
+from experiments.runs.tune_fields import TUNE_FIELDS
 from lora_jax.checks import WIDEST
 from lora_jax.data.data_to_text import DATASETS, SPLITS
 from lora_jax.data.glue_tasks import TASKS
-from lora_jax.data.tuning import LONG, LOSSES
 from lora_jax.errors import InputError
 from lora_jax.low_rank.contraction import Scaling
 from lora_jax.methods.bottleneck import MOST_SIZE
 from lora_jax.methods.prefix import MOST_TOKENS
 from lora_jax.methods.selection import MOST_LAYERS
-from lora_jax.metrics.answers import METRICS
 from lora_jax.ranges import (
     SEED,
     Flag,
     Number,
     OneOf,
     OrNone,
-    Range,
     Several,
     Text,
     Whole,
@@ -39,22 +37,6 @@ from lora_jax.run_folder import flat
 from lora_jax.sharding.mesh import AXES, REST
 from lora_jax.training.settings import AdamSettings, TrainSettings
 
-
-class Field(NamedTuple):
-    """A field of a config.
-
-    Attributes:
-      allowed: what its value may be.
-      meaning: for the documents.
-      required: whether every config must have it.
-    """
-
-    allowed: Range
-    meaning: str
-    required: bool = True
-
-
-Fields = Mapping[str, Field]  # by dotted name
 OPEN = ("method",)  # parts of a config that others check: the arguments of a method
 _ALL = Whole(least=0)  # a limit on rows; 0 is all
 _RATE = OrNone(of=Number(least=0, below=1), none="the rate of the model's config.json")
@@ -154,50 +136,12 @@ DATA_TO_TEXT: Fields = {
 TUNE: Fields = {
     **_RUN,
     **_BEAMS,
+    **TUNE_FIELDS,
     "label_smoothing": DATA_TO_TEXT["label_smoothing"],
     **{
         f"model.{name}": DATA_TO_TEXT[f"model.{name}"]._replace(required=False)
         for name in ("embd_pdrop", "attn_pdrop", "resid_pdrop")
     },
-    "metric": Field(
-        OneOf(("", *METRICS)),
-        "share of right answers to the test examples: the same words, or the same last number (behind "
-        "`####`, as GSM8K has it)",
-    ),
-    "data.train": Field(Text(), "file of the examples: .jsonl, .json, .csv, .tsv or .parquet"),
-    "data.validation": Field(Text(empty="a part of `data.train`"), "file of the held-out examples"),
-    "data.held_out": Field(
-        Number(least=0, most=1e9), "part of `data.train`: a share below 1, or a number of examples"
-    ),
-    "data.split_seed": Field(SEED, "of the choice of held-out examples"),
-    "data.test": Field(
-        Text(empty="nothing"),
-        "decoded after training: a file, or `held_out` for the held-out examples",
-    ),
-    "data.max_prompts": Field(_ALL, "examples of `data.test`; 0 is all"),
-    "data.format": Field(
-        OneOf(("auto", "text", "chat")),
-        "prompt and completion, or a chat template; `auto`: chat if there is a column of messages",
-    ),
-    "data.messages": Field(Text(empty="none"), "column of messages"),
-    "data.template": Field(Text(), "of a prompt, over the other columns: `{question}`"),
-    "data.completion": Field(Text(), "column of the completion"),
-    "data.separator": Field(Text(empty="none"), "between prompt and completion (text)"),
-    "data.system": Field(Text(empty="none"), "system message in front (chat, without messages)"),
-    "data.chat_template": Field(Text(empty="the tokenizer's"), "file with a Jinja template (chat)"),
-    "data.long": Field(
-        OneOf(LONG), "what becomes of examples of more than `data.max_length` tokens"
-    ),
-    "data.loss": Field(OneOf(LOSSES), "the tokens that are learned"),
-    "samples.count": Field(Whole(least=0, most=1000), "held-out prompts decoded after every epoch"),
-    "samples.max_tokens": Field(Whole(most=2**16), "of their continuations"),
-    "decode.method": Field(OneOf(("greedy", "sample", "beam")), "how test prompts are continued"),
-    "decode.temperature": Field(
-        Number(least=0, most=100), "divides the logits (sample); 0 is greedy"
-    ),
-    "decode.top_k": Field(Whole(least=0), "the most probable tokens (sample); 0 is all"),
-    "decode.top_p": Field(Number(above=0, most=1), "their probability together (sample)"),
-    "decode.seed": Field(SEED, "of sampling"),
 }
 PRETRAIN: Fields = {
     **_OPTIMISATION,

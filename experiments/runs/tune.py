@@ -12,10 +12,10 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from experiments.runs import tune_format
-from experiments.runs.answers import Answers
 from experiments.runs.language import DecoderTask, Validation
 from experiments.runs.settings import RunSettings
 from experiments.runs.task import Trained
+from experiments.runs.tune_answers import Answers
 from experiments.runs.tune_data import Columns, Splits, read_splits
 from lora_jax import digests
 from lora_jax.data import conversations, tokenizers, tuning

@@ -102,14 +102,13 @@ def read_splits(data: ConfigDict, columns: Columns) -> Splits:
     """Reads the files of a config.
 
     Raises:
-      MissingFileError, FileError, OSError, InputError: see `Columns.read` and `held_out.split`.
+      MissingFileError, FileError, OSError, InputError: see `Columns.read` and `split`.
     """
     train = columns.read(data.train)
     if data.validation:
         validation = columns.read(data.validation)
     else:
-        rest, out = held_out.split([e.key for e in train], data.held_out, data.split_seed)
-        train, validation = [train[i] for i in rest], [train[i] for i in out]
+        train, validation = split(train, data.held_out, data.split_seed)
     train, validation = take(train, data.max_examples), take(validation, data.max_eval_examples)
     shared = len({e.key for e in train} & {e.key for e in validation})
     if data.test == HELD_OUT:
@@ -117,6 +116,34 @@ def read_splits(data: ConfigDict, columns: Columns) -> Splits:
     else:
         test = columns.read(data.test, answered=False) if data.test else []
     return Splits(train, validation, take(test, data.max_prompts), shared)
+
+
+def split(
+    examples: Sequence[Example], wanted: float, seed: int
+) -> tuple[list[Example], list[Example]]:
+    """Examples to train on, and held-out ones; those of the same prompt are on one side.
+
+    Args:
+      examples: of a file.
+      wanted: to hold out: a share below 1, or a number; met but for examples of the same prompt.
+      seed: of the choice.
+
+    Raises:
+      InputError: none or all would be held out.
+    """
+    keys = [example.key for example in examples]
+    share = wanted if wanted < 1 else wanted / len(keys)
+    if not 0 < share < 1 or len(set(keys)) < 2:
+        raise InputError(
+            f"config.data.held_out={wanted:g} of {len(keys):,} examples with {len(set(keys)):,} different "
+            "prompts: at least one must be held out, and one left; give a share below 1, or a smaller "
+            "number, or name a file of its own in config.data.validation"
+        )
+    marked = held_out.held_out(keys, [0] * len(keys), share, seed)
+    sides: tuple[list[Example], list[Example]] = [], []
+    for example, is_out in zip(examples, marked, strict=True):
+        sides[int(is_out)].append(example)
+    return sides
 
 
 def take(examples: Sequence[Example], limit: int) -> list[Example]:

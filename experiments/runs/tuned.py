@@ -69,7 +69,9 @@ def of_run(run: Path) -> Origin:
     record = read_object(run / RESULT)
     data = record.text_by_name("format")
     made_from = record.text_by_name("inputs")
-    trained = "adapter" in record.values
+    trained = "adapter" in record.values  # else the run had no epochs
+    if trained and record.values["adapter"] is None:
+        raise MissingFileError(f"{run} has no adapter: all of its seeds diverged")
     adapter = str(run) if trained else ""
     return Origin(record.get("model", str), adapter, data["format"], data, made_from)
 

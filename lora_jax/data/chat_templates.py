@@ -105,7 +105,7 @@ class ChatTemplate:
                 # -P: without lora_jax/data on the path, whose modules have common names.
                 [sys.executable, "-P", str(Path(render_chats.__file__))],
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
-                encoding="utf-8",
+                encoding="utf-8", start_new_session=True,  # Ctrl-C is for this program alone
             )  # fmt: skip
             assert self._process.stdin is not None
             first = {"template": self.text, "tokens": self._tokens}

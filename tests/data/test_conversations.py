@@ -1,15 +1,13 @@
-"""Conversations from columns of messages and from templates; the split by prompts."""
+"""Conversations from columns of messages and from templates."""
 
-import numpy as np
 import pytest
 import tune_files
 
 from lora_jax.data import conversations
 from lora_jax.data.conversations import Message, from_columns, from_messages
-from lora_jax.data.held_out import split
 from lora_jax.data.tables import read_table
 from lora_jax.data.text_templates import parse
-from lora_jax.errors import FileError, InputError
+from lora_jax.errors import FileError
 
 
 def table(tmp_path, *rows):
@@ -79,35 +77,3 @@ def test_blank_completions_and_prompts_are_refused(tmp_path):
         FileError, match="line 1, column 'q': found a blank text, expected a prompt"
     ):
         from_columns(table(tmp_path, {"q": " ", "out": "a"}), parse("{q}"), "out")
-
-
-@pytest.mark.parametrize("seed", range(30))
-def test_no_prompt_is_on_both_sides(seed):
-    draw = np.random.default_rng(seed)
-    count = int(draw.integers(5, 60))
-    keys = [str(k) for k in draw.integers(0, max(3, count // 2), count)]
-    wanted = int(draw.integers(2, count // 2 + 1))
-    rest, out = split(keys, wanted, seed)
-    assert sorted(rest + out) == list(range(count)) and rest == sorted(rest)
-    assert not {keys[i] for i in rest} & {keys[i] for i in out} and 1 <= len(out) <= wanted
-    assert (rest, out) == split(keys, wanted, seed)
-    assert split(keys, wanted / count, seed) == (rest, out)
-
-
-def test_the_seed_decides_and_all_or_nothing_is_refused():
-    keys = [str(i) for i in range(100)]
-    found = {tuple(split(keys, 0.1, seed)[1]) for seed in range(20)}
-    assert len(found) == 20 and {len(out) for out in found} == {10}
-    for keys, held_out in ((["a"] * 5, 2), (["a", "b"], 0), (["a", "b"], 2)):
-        with pytest.raises(InputError, match=r"holds out .*config.data.held_out"):
-            split(keys, held_out, 0)
-
-
-def test_the_instructions_split_into_a_thousand_and_a_hundred(real_data):
-    from configs.tune.common import ALPACA
-
-    path = real_data / "nlg/instructions/instruction-data.json"
-    examples = from_columns(read_table(path), parse(ALPACA), "output")
-    rest, out = split([e.key for e in examples], 100, 0)
-    assert (len(rest), len(out)) == (1000, 100) and len({e.key for e in examples}) == 1075
-    assert not {examples[i].key for i in rest} & {examples[i].key for i in out}

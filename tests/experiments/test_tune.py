@@ -8,6 +8,7 @@ import re
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pyarrow
 import pytest
 import tune_files
@@ -18,11 +19,15 @@ from configs.sweep.common import sweep_config
 from configs.tune import small, smollm2
 from experiments import tune
 from experiments.report import records
+from experiments.runs.record import check_converged
 from experiments.runs.tune import TuneTask
-from experiments.runs.tune_data import Columns
+from experiments.runs.tune_data import Columns, read_splits, split
+from experiments.runs.tuned import of_run
 from experiments.sweep.__main__ import write_report
 from experiments.sweep.local import run_sweep
 from lora_jax.adapters import load_adapter
+from lora_jax.data.conversations import Example, Message
+from lora_jax.errors import DivergedError, InputError
 from lora_jax.metrics.answers import same_number
 from lora_jax.training import loop
 
@@ -296,7 +301,11 @@ REFUSED = [
     ),
     ({"data__template": "none"}, r"names no column"),
     ({"data__completion": "answer"}, r"expected a column 'answer'"),
-    ({"data__held_out": 0}, r"holds out 0, expected at least 1"),
+    (
+        {"data__held_out": 0},
+        r"config.data.held_out=0 of 24 examples .*at least one must be held out",
+    ),
+    ({"data__held_out": 24}, r"config.data.held_out=24 of 24 examples"),
     ({"data__system": "x"}, r"config.data.system is a message"),
     ({"data__format": "chat"}, r"has no chat template.*config.data.format='text'"),
     ({"data__max_length": 8, "data__long": "refuse"}, r"line 1: \d+ tokens, expected at most 8"),
@@ -378,3 +387,50 @@ def test_examples_of_the_page_are_read_as_it_says(config, tmp_path):
         ("text", "Translate into French: cheese", "fromage"),
         ("chat", "Add the numbers.\n\n1 2 3", "6"),
     ]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_no_prompt_is_on_both_sides(seed):
+    draw = np.random.default_rng(seed)
+    count = int(draw.integers(6, 60))
+    prompts = [f"prompt {n}" for n in draw.integers(0, count // 2, count)]
+    examples = [
+        Example((Message("user", prompt), Message("assistant", str(i))), f"line {i}")
+        for i, prompt in enumerate(prompts)
+    ]
+    wanted = int(draw.integers(1, count // 3 + 1))
+    rest, out = split(examples, wanted, seed)
+    assert sorted([*rest, *out], key=lambda e: int(e.reference)) == examples
+    assert not {e.key for e in rest} & {e.key for e in out}
+    most = max(prompts.count(prompt) for prompt in prompts)
+    assert wanted <= len(out) < wanted + most  # the last prompt of them may have several examples
+    assert (rest, out) == split(examples, wanted, seed) == split(examples, wanted / count, seed)
+
+
+def test_the_instructions_split_into_a_thousand_and_a_hundred(real_data):
+    values = smollm2.get_config("instructions")
+    values.data.train = str(real_data / "nlg/instructions/instruction-data.json")
+    splits = read_splits(values.data, Columns(values.data))
+    assert (len(splits.train), len(splits.validation)) == (1000, 100)
+    assert splits.test == splits.validation and splits.shared == 0
+    assert all(e.reference.strip() for e in [*splits.train, *splits.validation])
+
+
+def test_every_answer_of_gsm8k_is_read(real_data):
+    values = smollm2.get_config("gsm8k")
+    values.data.train = str(real_data / "nlg/gsm8k/train.jsonl")
+    values.data.test = str(real_data / "nlg/gsm8k/test.jsonl")
+    splits = read_splits(values.data, Columns(values.data))
+    assert len(splits.train) + len(splits.validation) == 7473 and len(splits.test) == 1319
+    assert all(same_number(e.reference, e.reference) for e in splits.test)
+
+
+def test_a_run_that_diverges_says_so_and_has_no_adapter(config, tmp_path):
+    values = config(learning_rate=1e38, max_grad_norm=0.0, warmup_ratio=0.0)
+    result = tune.tune(values, tmp_path / "run")
+    assert result["seeds"]["0"]["diverged"] > 0 and result["adapter"] is None
+    assert "held-out loss nan" in tune.table(result)
+    with pytest.raises(DivergedError, match="seed 0 at step"):
+        check_converged(result, tmp_path / "run")
+    with pytest.raises(InputError, match="has no adapter: all of its seeds diverged"):
+        of_run(tmp_path / "run")
