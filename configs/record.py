@@ -3,7 +3,7 @@
     python -m experiments.glue --config=configs/record.py:FOLDER --workdir=OTHER_FOLDER
     python -m experiments.glue --config=configs/record.py:runs/sweep/points/rank=8,seed=0 --workdir=alone
 
-FOLDER is the --workdir of a run of experiments.glue or experiments.nlg (start the same command again), or
+FOLDER is the --workdir of a run of experiments.glue, .nlg or .tune (start the same command again), or
 the folder of one point of a sweep, which alone gives what it gave in the sweep. Every field can be set on
 the command line: --config.seeds="(0,1)" --config.data.source=FOLDER. The mesh is the default one, all devices
 as copies of the model, and not the recorded one, since the machine may be another.
@@ -55,10 +55,11 @@ def _values(folder: Path) -> dict[str, Any]:
         raise ValueError(
             f"{file} is not valid JSON ({error}); give the folder of another run"
         ) from None
-    named = isinstance(values, dict) and ("task" in values or "dataset" in values)
+    kinds = ("task", "dataset", "samples")  # a field of each experiment's
+    named = isinstance(values, dict) and any(kind in values for kind in kinds)
     if not named or not all(name in values for name in ("method", "seeds", "data", "epochs")):
         raise ValueError(
-            f"{file} is not the config of a run of experiments.glue or experiments.nlg; give the "
+            f"{file} is not the config of a run of experiments.glue, .nlg or .tune; give the "
             f"folder of one: {_EXAMPLE}"
         )
     return {key: tuples(value) for key, value in values.items()}

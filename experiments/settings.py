@@ -25,13 +25,14 @@ arguments is in [methods.md](methods.md).
 Made by `python -m experiments.settings --output=docs/settings.md`.
 """
 _SECTIONS: Mapping[str, tuple[str, Fields]] = {
-    "Runs of all experiments": ("experiments.glue, experiments.nlg, experiments.quickstart", {
+    "Runs of all experiments": ("experiments.glue, .nlg, .tune and .quickstart", {
         name: field for name, field in fields.GLUE.items()
-        if fields.DATA_TO_TEXT.get(name) == field
+        if fields.DATA_TO_TEXT.get(name) == field and fields.TUNE.get(name) == field
     }),
     "GLUE": ("experiments.glue", fields.GLUE),
     "Texts of your own": ("experiments.classify", fields.CLASSIFY),
     "Data to text": ("experiments.nlg", fields.DATA_TO_TEXT),
+    "Tuning on one's own texts": ("experiments.tune", fields.TUNE),
     "Methods": ("`method`, by its name", METHOD),
     "Pre-training": ("experiments.pretrain", fields.PRETRAIN),
     "Sweeps": ("experiments.sweep; `run` has the fields of a run, `grids` tuples of values", fields.SWEEP),

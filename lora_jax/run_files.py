@@ -19,7 +19,10 @@ KEY = "digests"
 ADAPTER = "adapter"
 MODEL = "model"
 _NEEDED = (ADAPTER, MODEL)  # names of the folders that the results are
-_FILES = ("metrics.jsonl", "predictions.jsonl", "predictions.txt", "references.txt")
+_FILES = (
+    "metrics.jsonl", "predictions.jsonl", "predictions.txt", "references.txt", "answers.jsonl",
+    "samples.jsonl",
+)  # fmt: skip
 _REMEDY = (
     "Put the file of that run back from a copy, or train again in another folder; for an adapter of which "
     "a whole copy lies in the run's folder this is done without a word from you"

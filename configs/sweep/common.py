@@ -17,7 +17,7 @@ def sweep_config(
     """All fields of a sweep.
 
     Args:
-      experiment: `glue` or `nlg`.
+      experiment: `glue`, `nlg` or `tune`.
       run: config of one run, whose fields a grid replaces.
       grids: by a name of your choice, for the command line; see `experiments.sweep.points.points`.
       labels: long values by the short name that they have in names of points.

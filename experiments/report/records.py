@@ -49,6 +49,8 @@ def find(folders: Sequence[str | os.PathLike[str]]) -> RunRecords:
         raw = _json(path)
         if raw.get("task") == "pretrain":
             others.append((label, "a pre-training run, no adaptation"))
+        elif raw.get("task") == "tune":
+            others.append((label, "a run of experiments.tune on texts that are not the paper's"))
         else:
             records.append(_record(raw, label, path))
     if not records:

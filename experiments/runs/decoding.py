@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 from ml_collections import ConfigDict
 from transformers import PreTrainedTokenizerBase
 
@@ -17,6 +19,7 @@ from lora_jax import digests, partition
 from lora_jax.data.pairs import EvaluationSet, clean
 from lora_jax.decoding.beam import BeamSearch, Continuations, beam_search
 from lora_jax.decoding.predictions import Predictions, decode_all
+from lora_jax.decoding.sampling import Sampling, sample
 from lora_jax.low_rank import layers
 from lora_jax.low_rank.merge import merge
 from lora_jax.metrics import files, generation
@@ -27,45 +30,48 @@ from lora_jax.sharding.hosts import from_main
 from lora_jax.sharding.placement import Placement
 
 
-class Decoding:
-    """Writes and scores the texts of trained models; models that are alike share a compiled search.
+class PromptDecoding:
+    """Continues prompts with trained models; models that are alike share a compiled program.
 
     Attributes:
-      test: the inputs and their references.
       prompts: token ids of every input.
-      search: settings of the beam search.
+      search: settings of the beam search, or of sampling.
     """
 
     def __init__(
         self,
-        config: ConfigDict,
         tokenizer: PreTrainedTokenizerBase,
-        search: BeamSearch,
-        test: EvaluationSet,
+        search: BeamSearch | Sampling,
         prompts: Sequence[np.ndarray],
+        *,
+        batch_size: int,
+        depends_on: Mapping[str, Any],
+        seed: int = 0,
     ):
-        self.search, self.test, self.prompts = search, test, list(prompts)
-        self._tokenizer = tokenizer
-        self._dataset: str = config.dataset
-        self._batch_size: int = config.decode.batch_size
-        self._depends_on = {
-            **config.decode.to_dict(),
-            "dataset": config.dataset,
-            "split": config.data.decode_split,
-            "inputs": digests.of_sequences(self.prompts),
-        }
+        """Takes what is to be continued.
+
+        Args:
+          tokenizer: of the model.
+          search: how tokens are chosen.
+          prompts: token ids of every input.
+          batch_size: prompts decoded at once.
+          depends_on: JSON values that the results depend on, besides prompts and model.
+          seed: of sampling.
+        """
+        self.search, self.prompts, self.tokenizer = search, list(prompts), tokenizer
+        self._batch_size, self._seed = batch_size, seed
+        self._depends_on = {**depends_on, "inputs": digests.of_sequences(self.prompts)}
         self._searches: dict[Structure, Callable[..., Continuations]] = {}
 
-    def decode(self, trained: Trained) -> tuple[Predictions, list[str]]:
-        """Decodes the test set; writes predictions.txt and references.txt into the run's folder.
+    def continued(self, trained: Trained) -> tuple[Predictions, list[list[int]]]:
+        """Decodes all prompts: what was predicted, and the tokens of every text without its end.
 
         LoRA is merged first. A decoding that was stopped goes on from what lies in the folder.
 
         Raises:
           ValueError: the folder holds the predictions of another model or of other settings.
         """
-        model = trained.model
-        model = merge(model) if layers.adapted_layers(model) else model
+        model = merged(trained.model)
         all_frozen = dict.fromkeys(partition.parameters(model), partition.FROZEN)
         structure, _, params = partition.split(model, all_frozen)
         search = self._search(structure, trained.placement)
@@ -76,7 +82,78 @@ class Decoding:
         )  # fmt: skip
         ends = self.search.end_tokens
         kept = [ids[:-1] if ids and ids[-1] in ends else ids for ids in predictions.tokens]
-        texts = [clean(text) for text in self._tokenizer.batch_decode(kept)]
+        return predictions, kept
+
+    def compiled(self, structure: Structure) -> Callable[..., Continuations]:
+        """The program that continues prompts: of parameters, token ids padded behind, and lengths."""
+        return jax.jit(self._continuing(structure))
+
+    def _continuing(self, structure: Structure) -> Callable[..., Continuations]:
+        def continued(params: Params, tokens: jax.Array, lengths: jax.Array) -> Continuations:
+            model = partition.join(structure, {}, params)
+            assert isinstance(model, Decoder)
+            if isinstance(self.search, BeamSearch):
+                return beam_search(model, tokens, lengths, self.search)
+            key = _key_of(tokens, self._seed)
+            found = sample(model, tokens, lengths, self.search, key)
+            return Continuations(*(array[:, 0] for array in found))
+
+        return continued
+
+    def _search(self, structure: Structure, placement: Placement) -> Callable[..., Continuations]:
+        """The compiled search; runs whose models are alike once merged share it."""
+        if structure not in self._searches:
+            continued = self._continuing(structure)
+            self._searches[structure] = placement.jit(continued, out_shardings=placement.replicated)
+        return self._searches[structure]
+
+
+def merged(model: nnx.Module) -> nnx.Module:
+    """A model with its low-rank updates merged, if it has any."""
+    return merge(model) if layers.adapted_layers(model) else model
+
+
+def _key_of(tokens: jax.Array, seed: int) -> jax.Array:
+    """The key of a batch: batches of other prompts draw otherwise, wherever a decoding is resumed."""
+    weights = jnp.arange(1, tokens.size + 1, dtype=jnp.uint32).reshape(tokens.shape)
+    mark = jnp.sum(tokens.astype(jnp.uint32) * (weights * jnp.uint32(2654435761)))
+    return jax.random.fold_in(jax.random.key(seed), mark)
+
+
+class Decoding(PromptDecoding):
+    """Writes and scores the texts of a data set.
+
+    Attributes:
+      test: the inputs and their references.
+    """
+
+    def __init__(
+        self,
+        config: ConfigDict,
+        tokenizer: PreTrainedTokenizerBase,
+        search: BeamSearch,
+        test: EvaluationSet,
+        prompts: Sequence[np.ndarray],
+    ):
+        depends_on = {
+            **config.decode.to_dict(),
+            "dataset": config.dataset,
+            "split": config.data.decode_split,
+        }
+        super().__init__(
+            tokenizer, search, prompts, batch_size=config.decode.batch_size, depends_on=depends_on
+        )
+        self.test = test
+        self._dataset: str = config.dataset
+
+    def decode(self, trained: Trained) -> tuple[Predictions, list[str]]:
+        """Decodes the test set; writes predictions.txt and references.txt into the run's folder.
+
+        Raises:
+          ValueError: see `continued`.
+        """
+        predictions, kept = self.continued(trained)
+        texts = [clean(text) for text in self.tokenizer.batch_decode(kept)]
         files.write_hypotheses(trained.folder / "predictions.txt", texts)
         files.write_references(trained.folder / "references.txt", self.test.references)
         return predictions, texts
@@ -106,15 +183,3 @@ class Decoding:
             missing |= {f"{name}_{subset}": why for name, why in part.missing.items()}
             notes |= {f"{name}_{subset}": note for name, note in part.notes.items()}
         return Scores(values, missing, notes)
-
-    def _search(self, structure: Structure, placement: Placement) -> Callable[..., Continuations]:
-        """The compiled search; runs whose models are alike once merged share it."""
-
-        def continued(params: Params, tokens: jax.Array, lengths: jax.Array) -> Continuations:
-            model = partition.join(structure, {}, params)
-            assert isinstance(model, Decoder)
-            return beam_search(model, tokens, lengths, self.search)
-
-        if structure not in self._searches:
-            self._searches[structure] = placement.jit(continued, out_shardings=placement.replicated)
-        return self._searches[structure]

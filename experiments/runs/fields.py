@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 from ml_collections import ConfigDict
 
+from experiments.runs.field import Field, Fields
+from experiments.runs.tune_fields import TUNE_FIELDS
 from lora_jax.data.data_to_text import DATASETS, SPLITS
 from lora_jax.data.glue_tasks import TASKS
 from lora_jax.errors import InputError
@@ -22,7 +23,6 @@ from lora_jax.ranges import (
     Number,
     OneOf,
     OrNone,
-    Range,
     Several,
     Text,
     Whole,
@@ -33,22 +33,6 @@ from lora_jax.run_folder import flat
 from lora_jax.sharding.mesh import AXES, REST
 from lora_jax.training.settings import AdamSettings, TrainSettings
 
-
-class Field(NamedTuple):
-    """A field of a config.
-
-    Attributes:
-      allowed: what its value may be.
-      meaning: for the documents.
-      required: whether every config must have it.
-    """
-
-    allowed: Range
-    meaning: str
-    required: bool = True
-
-
-Fields = Mapping[str, Field]  # by dotted name
 OPEN = ("method",)  # parts of a config that others check: the arguments of a method
 _ALL = Whole(least=0)  # a limit on rows; 0 is all
 _RATE = OrNone(of=Number(least=0, below=1), none="the rate of the model's config.json")
@@ -151,6 +135,17 @@ CLASSIFY: Fields = {
         "the classes, in their order",
     ),
 }
+_BEAMS: Fields = {
+    "decode.beams": Field(Whole(most=1000), "continuations that are searched at once"),
+    "decode.length_penalty": Field(
+        Number(least=-100, most=100), "exponent of the length; larger favours longer texts"
+    ),
+    "decode.no_repeat_ngram": Field(
+        Whole(least=0, most=1000), "size of the n-grams that may not occur twice; 0 allows all"
+    ),
+    "decode.max_tokens": Field(Whole(most=2**16), "of a continuation"),
+    "decode.batch_size": Field(Whole(most=10_000), "prompts, each with `beams` continuations"),
+}
 DATA_TO_TEXT: Fields = {
     **_RUN,
     "dataset": Field(OneOf(DATASETS), "the corpus"),
@@ -162,15 +157,17 @@ DATA_TO_TEXT: Fields = {
     "data.source": Field(Text(), "the folder of the original files"),
     "data.max_prompts": Field(_ALL, "distinct inputs of the decoded split; 0 is all"),
     "data.decode_split": Field(OneOf(SPLITS), "the split that is decoded and scored"),
-    "decode.beams": Field(Whole(most=1000), "continuations that are searched at once"),
-    "decode.length_penalty": Field(
-        Number(least=-100, most=100), "exponent of the length; larger favours longer texts"
-    ),
-    "decode.no_repeat_ngram": Field(
-        Whole(least=0, most=1000), "size of the n-grams that may not occur twice; 0 allows all"
-    ),
-    "decode.max_tokens": Field(Whole(most=2**16), "of a continuation"),
-    "decode.batch_size": Field(Whole(most=10_000), "prompts, each with `beams` continuations"),
+    **_BEAMS,
+}
+TUNE: Fields = {
+    **_RUN,
+    **_BEAMS,
+    **TUNE_FIELDS,
+    "label_smoothing": DATA_TO_TEXT["label_smoothing"],
+    **{
+        f"model.{name}": DATA_TO_TEXT[f"model.{name}"]
+        for name in ("embd_pdrop", "attn_pdrop", "resid_pdrop", "attention_dropout")
+    },
 }
 PRETRAIN: Fields = {
     **_OPTIMISATION,
@@ -211,7 +208,7 @@ SUBSPACE: Fields = {
     "seed": Field(SEED, "of everything random"),
 }
 SWEEP: Fields = {
-    "experiment": Field(OneOf(("glue", "nlg")), "whose runs are varied; they are in `run`"),
+    "experiment": Field(OneOf(("glue", "nlg", "tune")), "whose runs are varied; they are in `run`"),
     "runs_per_program": Field(Whole(least=0, most=2**16), "runs trained together; 0: measured"),
 }
 _SIZES = Several(of=Whole(most=2**20), empty="those of the plan")
@@ -235,13 +232,14 @@ PLAN: Fields = {
 
 
 def check_run(config: ConfigDict) -> None:
-    """Checks the config of a run: of `experiments.glue`, `.quickstart`, `.classify` or `.nlg`.
+    """Checks the config of a run: of `experiments.glue`, `.quickstart`, `.classify`, `.nlg` or `.tune`.
 
     Raises:
       InputError: see `check_config`.
     """
     of_task = CLASSIFY if config.get("task") == OWN_TEXTS else GLUE
-    check_config(config, DATA_TO_TEXT if "dataset" in config else of_task, OPEN)
+    of_kind = DATA_TO_TEXT if "dataset" in config else TUNE if "samples" in config else of_task
+    check_config(config, of_kind, OPEN)
 
 
 def check_config(

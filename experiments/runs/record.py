@@ -147,3 +147,27 @@ def speed(result: Record) -> str:
 def parameters_text(result: Record) -> str:
     """The parameters of a run record by group, in words."""
     return "parameters: " + ", ".join(f"{k} {v:,}" for k, v in result["parameters"].items())
+
+
+def scores_record(records: Sequence[Mapping[str, Any]], notes: Mapping[str, str]) -> dict[str, Any]:
+    """The test scores of all seeds; a metric that one of them lacks is missing.
+
+    A seed that diverged was not decoded: its scores are NaN.
+
+    Args:
+      records: of every seed.
+      notes: on the data, by split.
+    """
+    decoded = [record for record in records if "test" in record]
+    first = decoded[0]["test"] if decoded else {}
+    names = [name for name in first if all(name in r["test"] for r in decoded)]
+    none: Mapping[str, float] = {}
+    return {
+        "test": {
+            name: spread([r.get("test", none).get(name, math.nan) for r in records])
+            for name in names
+        },
+        "missing": {name: why for record in decoded for name, why in record["missing"].items()},
+        "notes": dict(notes)
+        | {name: note for record in decoded for name, note in record["metric_notes"].items()},
+    }

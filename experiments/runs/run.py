@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -19,6 +19,8 @@ from lora_jax.sharding.hosts import together
 from lora_jax.summary import Summary
 from lora_jax.training import Goal, Progress, Trainer
 from lora_jax.training.kept import check_best
+
+_Task = TypeVar("_Task", bound=Task)
 
 
 class Run:
@@ -45,9 +47,9 @@ class Run:
         batches = training_batches(task, task.settings, [task.settings.order(self.seed)])
         goal = Goal(
             label=f"{task.name} {task.method.name} seed {self.seed}", headline=task.headline,
-            evaluate=lambda trainable: task.metrics(self.outputs(trainable)),
-            on_best=self.save_adapter, smaller_is_better=task.smaller_is_better,
-            on_resume=lambda progress: check_best(workdir, progress),
+            evaluate=self.evaluated, on_best=self.save_adapter,
+            smaller_is_better=task.smaller_is_better,
+            on_resume=self.resumed,
         )  # fmt: skip
         train = self.trainer.prepare(batches, task.loss, goal, seed=self.seed, folder=workdir)
         return lambda: {**train().record(), "shapes": batches.menu.shapes}
@@ -55,6 +57,14 @@ class Run:
     def verify(self) -> None:
         """Raises ValueError if an update does not do what merging says it does; see `lora_jax.verify`."""
         check_updates(self.task, self.trainer)
+
+    def resumed(self, progress: Progress) -> None:
+        """Raises ValueError if the adapter of the best epoch before a checkpoint is not there any more."""
+        check_best(self.folder, progress)
+
+    def evaluated(self, trainable: Params) -> dict[str, float]:
+        """The metrics of these parameters."""
+        return self.task.metrics(self.outputs(trainable))
 
     def outputs(self, trainable: Params) -> list[np.ndarray]:
         """What the task computes of every evaluation batch with these parameters."""
@@ -105,7 +115,10 @@ def model_record(summary: Summary, layers: list[dict[str, Any]]) -> dict[str, An
 
 
 def run_all(
-    make_task: Callable[[ConfigDict], Task], config: ConfigDict, workdir: Path
+    make_task: Callable[[ConfigDict], _Task],
+    config: ConfigDict,
+    workdir: Path,
+    make_run: Callable[[_Task, int, Path], Run] = Run,
 ) -> dict[str, Any]:
     """Trains all seeds of a config and does what follows; writes and returns the run record.
 
@@ -116,6 +129,7 @@ def run_all(
       make_task: reads data and model configuration.
       config: of the run.
       workdir: gets result.json, adapter/ (of the best seed) and a folder for each seed.
+      make_run: the run of a task, a seed and the seed's folder.
 
     Raises:
       FileNotFoundError, ValueError, TypeError: bad input, named; it claims no folder. Or another
@@ -127,25 +141,30 @@ def run_all(
     """
     fields.check_run(config)
 
-    def read() -> Task:
+    def read() -> _Task:
         with together():
             task = make_task(config)
         folder.check_inputs(workdir, task.inputs)
         return task
 
     return folder.read_or_train(
-        workdir, config, read, lambda task: _train_all(task, config, workdir)
+        workdir, config, read, lambda task: _train_all(task, config, workdir, make_run)
     )
 
 
-def _train_all(task: Task, config: ConfigDict, workdir: Path) -> dict[str, Any]:
+def _train_all(
+    task: _Task,
+    config: ConfigDict,
+    workdir: Path,
+    make_run: Callable[[_Task, int, Path], Run],
+) -> dict[str, Any]:
     with together():
         task.prepare()
     for split, note in task.notes.items():
         command_line.say(f"{task.name} {split}: {note}")
     runs: dict[int, Mapping[str, Any]] = {}
     for seed in task.settings.seeds:
-        run = Run(task, seed, workdir / f"seed_{seed}")
+        run = make_run(task, seed, workdir / f"seed_{seed}")
         train = run.prepare() if task.settings.train.epochs else None
         if not runs:
             if train and task.settings.verify:

@@ -7,7 +7,7 @@ Points that differ in LoRA's numbers, learning rate and seed are one program ove
 factors, optimizer state, hyperparameters and random keys have an axis of runs. As many run together
 as fit (`config.runs_per_program`; 0 measures it), the rest after. Points with other differences
 (targets, other methods, batch size) are programs of their own. Every point leaves in DIR/points/NAME what
-experiments.glue or experiments.nlg would; DIR/report.md shows all. A sweep that was killed goes on
+experiments.glue, .nlg or .tune would; DIR/report.md shows all. A sweep that was killed goes on
 with the same command and repeats nothing finished; grids may grow. The command may be started several
 times at once, here or on machines that share DIR: each trains the programs that no other trains.
 
@@ -23,18 +23,36 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from experiments.report import document, records
-from experiments.runs import command_line
+from experiments.runs import command_line, tune
+from experiments.runs.record import shown
+from experiments.runs.text_tables import markdown
 from experiments.sweep.experiment import experiment
 from experiments.sweep.live_table import LiveTable, summary
 from experiments.sweep.local import run_sweep
 from experiments.sweep.points import points
 from lora_jax.errors import InputError
+from lora_jax.files import write_text
+from lora_jax.reading import read_object
 from lora_jax.sharding.hosts import is_main
 
 
-def write_report(workdir: Path) -> None:
-    """DIR/report.md and DIR/report: tables and curves of all finished points."""
-    if is_main():
+def write_report(workdir: Path, experiment_name: str) -> None:
+    """DIR/report.md and DIR/report: tables and curves of all finished points.
+
+    Runs of experiments.tune are of no table of the paper: theirs is a table of the scores of every point.
+    """
+    if not is_main():
+        return
+    if experiment_name == tune.NAME:
+        paths = sorted(workdir.glob("points/*/result.json"))
+        finished = [(path.parent.name, read_object(path)) for path in paths]
+        rows = [
+            {"run": name, **{key: shown(spread["mean"]) for key, spread in scores.items()}}
+            for name, record in finished
+            for scores in [{**record.get("best", dict), **record.get("test", dict)}]
+        ]
+        write_text(workdir / "report.md", f"# Runs of {workdir.name}\n\n{markdown(rows)}\n")
+    else:
         command = f"python -m experiments.report {workdir.name}/points"
         found = records.find([workdir / "points"])
         document.write(found, command, workdir / "report.md", only_ours=True)
@@ -59,7 +77,7 @@ def main(_: list[str]) -> None:
             folder = ray.run_sweep(config, workdir, machines, table)
         else:
             folder = run_sweep(config, workdir, table if is_main() else None)
-        write_report(workdir)
+        write_report(workdir, config.experiment)
         members = folder.named(members)  # on all hosts
         if is_main():
             print(summary(folder.statuses(members), varied.smaller_is_better))

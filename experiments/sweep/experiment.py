@@ -11,6 +11,7 @@ from experiments import glue
 from experiments.runs.classification import ClassificationTask
 from experiments.runs.data_to_text import DataToTextTask
 from experiments.runs.task import Task
+from experiments.runs.tune import TuneTask
 from lora_jax import methods
 from lora_jax.data import glue_tasks
 from lora_jax.errors import InputError
@@ -55,6 +56,12 @@ EXPERIMENTS: Mapping[str, Experiment] = {
         head=DataToTextTask.head,
         headline=lambda config: DataToTextTask.headline,
         smaller_is_better=DataToTextTask.smaller_is_better,
+    ),
+    "tune": Experiment(
+        task=TuneTask,
+        head=TuneTask.head,
+        headline=lambda config: TuneTask.headline,
+        smaller_is_better=TuneTask.smaller_is_better,
     ),
 }
 

@@ -30,7 +30,7 @@ class Point:
 
     Attributes:
       name: its values, such as `rank=8,seed=0`; also the name of its folder.
-      config: of the run, as `experiments.glue` or `experiments.nlg` takes it, with one seed.
+      config: of the run, as `experiments.glue`, `.nlg` or `.tune` takes it, with one seed.
       method: of the run.
     """
 

@@ -1,4 +1,4 @@
-"""Data-to-text rows as GPT-2 token ids: the sequences to train on and the prompts to continue."""
+"""Texts as token ids, and which of their tokens are learned; GPT-2's rows of a data-to-text corpus."""
 
 from __future__ import annotations
 
@@ -27,21 +27,30 @@ class TokenisedPairs(TokenSequences):
       starts: index of the first completion token. The loss counts the predictions
         of ids[start:], which are made at start - 1 and later.
       cut: rows that were longer than the limit and lost the end of their completion.
+      counted: one array of truth values per row, where not all tokens from the start on are counted, as
+        in a conversation, whose model learns its own turns only; the first token never is.
     """
 
     starts: Int32[np.ndarray, " rows"]
     cut: int = 0
+    counted: list[np.ndarray] | None = None
+
+    def places(self, index: int) -> Int32[np.ndarray, " outputs"]:
+        """Which tokens of a row the loss counts: their indices, each at least 1."""
+        if self.counted is not None:
+            return np.flatnonzero(self.counted[index]).astype(np.int32)
+        return np.arange(self.starts[index], len(self.ids[index]), dtype=np.int32)
 
     def outputs(self, indices: Integers) -> int:
-        """Number of outputs of a batch: one per completion token."""
-        return sum(len(self.ids[i]) - int(self.starts[i]) for i in indices)
+        """Number of outputs of a batch: one per token that is counted."""
+        return sum(len(self.places(int(i))) for i in indices)
 
     def slots(self, batches: Iterable[Integers]) -> int:
         """Number of slots: 10% more than the most completion tokens of a batch, rounded up to 32s."""
         return -(-max(map(self.outputs, batches)) * 11 // 320) * 32
 
     def pack(self, indices: Integers, shape: Shape, slots: int) -> Batch:
-        """Packs the rows at `indices`: every completion token is an output of the token before it.
+        """Packs the rows at `indices`: every token that counts is an output of the token before it.
 
         Args:
           indices: which rows.
@@ -54,10 +63,10 @@ class TokenisedPairs(TokenSequences):
         inputs, places = lay_out([self.ids[i] for i in indices], shape)
         rows, columns, targets = [], [], []
         for index, (row, column) in zip(indices, places, strict=True):
-            ids, start = self.ids[index], self.starts[index]
-            rows.append(np.full(len(ids) - start, row, np.int32))
-            columns.append(np.arange(column + start - 1, column + len(ids) - 1, dtype=np.int32))
-            targets.append(ids[start:])
+            tokens = self.places(int(index))
+            rows.append(np.full(len(tokens), row, np.int32))
+            columns.append(tokens + np.int32(column - 1))
+            targets.append(self.ids[index][tokens])
         outputs = np.concatenate(rows), np.concatenate(columns), np.concatenate(targets)
         return with_slots(inputs, *outputs, slots)
 

@@ -79,7 +79,9 @@ class TokenSequences:
         """What tells these examples from others."""
         values = [getattr(self, field.name) for field in dataclasses.fields(self)]
         return digests.of_texts(
-            digests.of_sequences(v) if isinstance(v, list) else digests.of_arrays(v) for v in values
+            digests.of_sequences(v) if isinstance(v, list) else digests.of_arrays(v)
+            for v in values
+            if v is not None
         )
 
 

@@ -62,10 +62,18 @@ def in_examples(examples: TokenisedExamples, special: SpecialIds) -> TokenisedEx
 def in_pairs(pairs: TokenisedPairs, special: SpecialIds) -> TokenisedPairs:
     """Puts the prefix before each row, and the infix between its context and its completion.
 
-    The separator belongs to the context.
+    The separator belongs to the context; a conversation's completion begins with its first counted token.
     """
+    counted = pairs.counted
+    if counted is not None:
+        front, between = np.zeros(len(special.prefix), bool), np.zeros(len(special.infix), bool)
+        counted = [
+            np.concatenate([front, mask[:start], between, mask[start:]])
+            for mask, start in zip(counted, pairs.starts, strict=True)
+        ]
     return dataclasses.replace(
         pairs,
+        counted=counted,
         ids=[
             np.concatenate([special.prefix, ids[:start], special.infix, ids[start:]])
             for ids, start in zip(pairs.ids, pairs.starts, strict=True)

@@ -50,7 +50,7 @@ class Sampling:
         check("top_p", self.top_p, Number(above=0, most=1))
 
 
-class _State(NamedTuple):
+class State(NamedTuple):
     """State of n prompts after `step` tokens of every sample.
 
     Attributes:
@@ -94,9 +94,27 @@ def sample(
     Raises:
       ValueError: the model has too few positions for the prompts and their continuations.
     """
+
+    def unfinished(state: State) -> Bool[Array, ""]:
+        return (state.step < settings.max_tokens) & ~jnp.all(state.ended)
+
+    def advance(state: State) -> State:
+        return feed(model, *choose(state, settings, key))
+
+    end = jax.lax.while_loop(unfinished, advance, begin(model, prompts, lengths, settings))
+    return Continuations(end.tokens, end.lengths, end.scores)
+
+
+def begin(
+    model: Decoder,
+    prompts: Int[Array, "n prompt"],
+    lengths: Int[Array, " n"],
+    settings: Sampling,
+) -> State:
+    """Reads the prompts; arguments as of `sample`."""
     shape = (len(prompts), settings.samples)
     logits, cache = model.prefill(prompts, lengths, settings.samples, settings.max_tokens)
-    start = _State(
+    return State(
         cache,
         logits=jnp.broadcast_to(logits[:, None], (*shape, logits.shape[-1])),
         tokens=jnp.zeros((*shape, settings.max_tokens), jnp.int32),
@@ -105,31 +123,30 @@ def sample(
         ended=jnp.zeros(shape, bool),
         step=jnp.int32(0),
     )
+
+
+def choose(
+    state: State, settings: Sampling, key: Key[Array, ""]
+) -> tuple[Int[Array, "n samples"], State]:
+    """Draws the next token of every sample, and writes it into the state."""
     ends = jnp.asarray(settings.end_tokens, jnp.int32)
+    logits = ban_repeats(state.logits, state.tokens, state.step, settings.no_repeat_ngram)
+    tokens = _draw(logits, settings, jax.random.fold_in(key, state.step))
+    value = jnp.take_along_axis(jax.nn.log_softmax(logits), tokens[..., None], axis=-1)[..., 0]
+    alive = ~state.ended
+    return tokens, state._replace(
+        tokens=state.tokens.at[..., state.step].set(jnp.where(alive, tokens, 0)),
+        lengths=state.lengths + alive,
+        scores=state.scores + jnp.where(alive, value, 0),
+        ended=state.ended | jnp.isin(tokens, ends),
+        step=state.step + 1,
+    )
 
-    def choose(state: _State) -> tuple[Int[Array, "n samples"], _State]:
-        logits = ban_repeats(state.logits, state.tokens, state.step, settings.no_repeat_ngram)
-        tokens = _draw(logits, settings, jax.random.fold_in(key, state.step))
-        value = jnp.take_along_axis(jax.nn.log_softmax(logits), tokens[..., None], axis=-1)[..., 0]
-        alive = ~state.ended
-        return tokens, state._replace(
-            tokens=state.tokens.at[..., state.step].set(jnp.where(alive, tokens, 0)),
-            lengths=state.lengths + alive,
-            scores=state.scores + jnp.where(alive, value, 0),
-            ended=state.ended | jnp.isin(tokens, ends),
-            step=state.step + 1,
-        )
 
-    def unfinished(state: _State) -> Bool[Array, ""]:
-        return (state.step < settings.max_tokens) & ~jnp.all(state.ended)
-
-    def advance(state: _State) -> _State:
-        tokens, state = choose(state)
-        logits, cache = model.decode_step(tokens, state.cache)
-        return state._replace(logits=logits, cache=cache)
-
-    end = jax.lax.while_loop(unfinished, advance, start)
-    return Continuations(end.tokens, end.lengths, end.scores)
+def feed(model: Decoder, tokens: Int[Array, "n samples"], state: State) -> State:
+    """Reads the tokens chosen: the state with the logits of the next ones."""
+    logits, cache = model.decode_step(tokens, state.cache)
+    return state._replace(logits=logits, cache=cache)
 
 
 def _draw(

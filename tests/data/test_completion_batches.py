@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 
 import jax
@@ -12,10 +13,11 @@ import torch
 import transformers
 from flax import nnx
 
-from lora_jax import partition
+from lora_jax import digests, partition
 from lora_jax.data import batches, completions, packing, shapes
 from lora_jax.data.batch import Inputs
 from lora_jax.data.completions import TokenisedPairs
+from lora_jax.data.special_tokens import in_pairs, special_ids
 from lora_jax.models import hub
 from lora_jax.models.gpt2 import GPT2, GPT2Config
 from lora_jax.training import step
@@ -74,6 +76,42 @@ def test_outputs_are_the_completion_tokens_and_the_tokens_before_them(seed):
     assert found[needed:] == [(0, 0, 0)] * (seed % 4)
     np.testing.assert_array_equal(batch.weights, [1] * needed + [0] * (seed % 4))
     assert {a.dtype for a in (batch.rows, batch.columns, batch.labels)} == {np.dtype(np.int32)}
+
+
+def test_a_mask_of_all_tokens_from_the_start_is_that_start():
+    rows = random_rows(20, 3)
+    masks = [np.arange(len(ids)) >= start for ids, start in zip(rows.ids, rows.starts, strict=True)]
+    same = dataclasses.replace(rows, counted=masks)
+    assert same.outputs(range(20)) == rows.outputs(range(20))
+    one, two = (r.pack(range(20), (20, 20), 300) for r in (rows, same))
+    jax.tree.map(np.testing.assert_array_equal, one, two)
+    # Runs of versions without masks have this digest, and go on.
+    values = [digests.of_sequences(rows.ids), digests.of_arrays(rows.starts), digests.of_arrays(0)]
+    assert rows.digest == digests.of_texts(values) != same.digest
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_masks_count_any_tokens(seed):
+    rng = np.random.default_rng(seed)
+    rows = random_rows(8, seed)
+    masks = [rng.random(len(ids)) < 0.5 for ids in rows.ids]
+    for mask in masks:
+        mask[0] = False
+    counted = dataclasses.replace(rows, counted=masks)
+    batch = counted.pack(range(8), (8, 20), 200)
+    _, segments, positions, _ = batch.inputs
+    used = batch.weights > 0
+    places = list(zip(batch.rows[used], batch.columns[used], strict=True))
+    found = {(segments[p] - 1, positions[p] + 1): int(t)
+             for p, t in zip(places, batch.labels[used], strict=True)}  # fmt: skip
+    assert found == {
+        (i, j): int(rows.ids[i][j]) for i in range(8) for j in np.flatnonzero(masks[i])
+    }
+    special = special_ids((2, 3), 500)
+    moved = in_pairs(counted, special)
+    for i, start in enumerate(rows.starts):
+        assert moved.ids[i][moved.counted[i]].tolist() == rows.ids[i][masks[i]].tolist()
+        assert moved.ids[i][moved.starts[i]] == rows.ids[i][start]
 
 
 def test_slots_are_a_tenth_more_in_steps_of_32():

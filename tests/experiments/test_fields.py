@@ -12,6 +12,7 @@ from experiments import classify, glue, nlg, pretrain, settings
 from experiments.runs import fields
 from experiments.runs.method_fields import METHOD
 from experiments.runs.run import run_all
+from experiments.runs.tune import TuneTask
 from experiments.subspace.analysis import analyse
 from experiments.sweep.points import points
 from lora_jax import methods
@@ -22,7 +23,7 @@ from lora_jax.run_folder import flat
 ROOT = Path(__file__).parents[2]
 _HELPERS = {"__init__", "common", "arguments", "training", "record", "folders", "glue_runs"}
 _ARGUMENTS = {"glue": "rte", "nlg": "e2e", "sweep": "rte", "subspace": "runs/r8"}
-_OF_FILE = {"minilm_weights": "rte,qv,8", "table_18": "small"}
+_OF_FILE = {"minilm_weights": "rte,qv,8", "table_18": "small", "tune_rates": "small"}
 
 
 def _files():
@@ -85,9 +86,17 @@ _CLASSIFY = {
     "data.text": [""], "data.pair": [1], "data.label": [""], "data.classes": [("a", "a"), "a"],
     "data.max_length": [0], "learning_rate": [NAN],
 }  # fmt: skip
+_TUNE = {
+    "metric": ["bleu"], "data.train": [""], "data.held_out": [-0.1, NAN, 1e10], "data.split_seed": [-1],
+    "data.format": ["alpaca"], "data.template": [""], "data.completion": [""], "data.long": ["keep"],
+    "data.loss": ["prompts"], "data.max_prompts": [-1], "samples.count": [-1, 10**4],
+    "samples.max_tokens": [0],
+    "decode.method": ["argmax"], "decode.temperature": [-0.1, NAN], "decode.top_k": [-1], "decode.seed": [-1],
+    "decode.top_p": [0.0, 1.1], "decode.beams": [0], "label_smoothing": [1.0],
+}  # fmt: skip
 _KINDS = {
     "glue": ("minilm.py", _RUN, glue.task), "nlg": ("small.py", _NLG, nlg.DataToTextTask),
-    "classify": ("minilm.py", _CLASSIFY, classify.task),
+    "classify": ("minilm.py", _CLASSIFY, classify.task), "tune": ("small.py", _TUNE, TuneTask),
 }  # fmt: skip
 
 
@@ -152,11 +161,13 @@ def test_other_commands_are_checked_too(tmp_path):
 
 def test_every_field_of_a_run_has_a_case_above():
     """So that a new field gets one; flags and texts that may be empty accept nearly everything."""
-    tried = {*_RUN, *_NLG, *_CLASSIFY}
-    left = {*fields.GLUE, *fields.DATA_TO_TEXT, *fields.CLASSIFY} - tried
+    tried = {*_RUN, *_NLG, *_CLASSIFY, *_TUNE}
+    left = {*fields.GLUE, *fields.DATA_TO_TEXT, *fields.CLASSIFY, *fields.TUNE} - tried
     assert left == {
         "adam.no_decay", "init_adapter", "adapter", "mesh.run", "mesh.fsdp", "mesh.model",
         "model.attention_probs_dropout_prob", "model.attn_pdrop", "model.resid_pdrop",
+        "model.attention_dropout", "data.validation",
+        "data.test", "data.messages", "data.separator", "data.system", "data.chat_template",
     }  # fmt: skip
     assert set(flat(_config(ROOT / "configs/glue/minilm.py").to_dict())) >= set(_RUN) - {
         "adam.epsilon"

@@ -10,8 +10,8 @@ import transformers
 from configs.nlg import small as nlg_config
 from configs.pretrain import small
 from experiments import nlg, pretrain
-from experiments.runs.data_to_text import DataToTextTask, scores_record
-from experiments.runs.record import chosen_adapter
+from experiments.runs.data_to_text import DataToTextTask
+from experiments.runs.record import chosen_adapter, scores_record
 from experiments.runs.run import run_all
 from lora_jax.adapters import load_adapter
 from lora_jax.data import completions, data_to_text

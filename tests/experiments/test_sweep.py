@@ -301,6 +301,6 @@ def test_one_beam_search_serves_all_runs(texts):
 
 def test_an_unknown_experiment(seeds, tmp_path):
     seeds.experiment = "glew"
-    with pytest.raises(ValueError, match="config.experiment must be 'glue' or 'nlg', got 'glew'"):
+    with pytest.raises(ValueError, match="config.experiment must be 'glue', .*got 'glew'"):
         run_sweep(seeds, tmp_path / "sweep")
     assert not (tmp_path / "sweep").exists()

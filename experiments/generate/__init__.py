@@ -1,0 +1,1 @@
+"""Texts of a tuned model: of a file of prompts, or in a conversation at the terminal."""

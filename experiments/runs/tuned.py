@@ -1,0 +1,209 @@
+"""A model to talk to: a base by name, with a run's adapter and in the format that it was trained with."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from experiments.runs import tune_format
+from experiments.runs.decoding import merged
+from experiments.runs.tune_data import CHAT, TEXT
+from lora_jax import inputs
+from lora_jax.adapters import Adapter, adapter_folder, attach, load_adapter
+from lora_jax.data import tokenizers
+from lora_jax.data.chat_templates import ChatTemplate
+from lora_jax.data.conversations import Message
+from lora_jax.data.formats import Format
+from lora_jax.data.special_tokens import SpecialIds, in_prompts, special_ids
+from lora_jax.decoding.sampling import Sampling
+from lora_jax.decoding.streaming import Stream
+from lora_jax.errors import InputError, MissingFileError
+from lora_jax.models import hub
+from lora_jax.models.decoder import Decoder
+from lora_jax.reading import read_object
+from lora_jax.run_folder import RESULT, SETTINGS
+from lora_jax.sharding.placement import in_host_memory
+
+_PLAIN = {"template": "{prompt}", "separator": "", "system": "", "messages": "messages",
+          "completion": "completion", "chat_template": ""}  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Origin:
+    """Where a model and its format come from.
+
+    Attributes:
+      model: name, see `hub.find`.
+      adapter: folder of an adapter or of a run; "" for none.
+      form: `text` or `chat`; "" where nothing says it.
+      data: the record's words on the format, see `tune_format.record`.
+      made_from: digests of the run's model and tokenizer, by name.
+    """
+
+    model: str
+    adapter: str
+    form: str
+    data: Mapping[str, str]
+    made_from: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+
+def of_run(run: Path) -> Origin:
+    """The origin that a run's record names.
+
+    Raises:
+      MissingFileError: no run of experiments.tune, or an unfinished one.
+      FileError, OSError: its files are broken.
+    """
+    if not (run / RESULT).is_file():
+        state = "is not finished" if (run / SETTINGS).is_file() else "is no run"
+        raise MissingFileError(
+            f"{run} {state}: there is no {RESULT}. Name the --workdir of a finished run of "
+            "experiments.tune, or --model and --adapter"
+        )
+    record = read_object(run / RESULT)
+    data = record.text_by_name("format")
+    made_from = record.text_by_name("inputs")
+    trained = "adapter" in record.values  # else the run had no epochs
+    if trained and record.values["adapter"] is None:
+        raise MissingFileError(f"{run} has no adapter: all of its seeds diverged")
+    adapter = str(run) if trained else ""
+    return Origin(record.get("model", str), adapter, data["format"], data, made_from)
+
+
+def of_names(model: str, adapter: str) -> Origin:
+    """The origin of a model and an adapter by name; nothing says how it was trained."""
+    return Origin(model, adapter, "", _PLAIN)
+
+
+class Tuned:
+    """A model that continues conversations.
+
+    Attributes:
+      form: `text` or `chat`.
+      tokenizer: of the model.
+      format: how conversations become tokens.
+      model: merged.
+      longest: positions of the model.
+    """
+
+    def __init__(self, origin: Origin, form: str = ""):
+        """Loads the model, the adapter and the format.
+
+        Args:
+          origin: of them.
+          form: `text` or `chat`; "" for that of the run, or else `chat` if the tokenizer has a template.
+
+        Raises:
+          FileNotFoundError, ValueError: something is missing, broken, or not what the run was made from.
+        """
+        folder = hub.find(origin.model)
+        config = hub.read_decoder_config(folder)
+        _check(origin, {"model": hub.digest(folder), "tokenizer": tokenizers.digest(folder)})
+        self.tokenizer: PreTrainedTokenizerBase = tokenizers.load_tokenizer(
+            folder, tokenizers.DECODER, config.vocab_size
+        )
+        has_template = CHAT if self.tokenizer.chat_template else TEXT
+        self.form = form or origin.form or has_template
+        data = {**_PLAIN, **origin.data}
+        self.data: Mapping[str, str] = data
+        self._template: ChatTemplate | None = tune_format.chat_template(
+            self.form, self.tokenizer, "", data["chat_template"]
+        )
+        self.format: Format = tune_format.make(
+            self.form, self.tokenizer, data["separator"], self._template
+        )
+        with in_host_memory():
+            base = hub.load_decoder(folder, config)
+            adapter = _adapter(origin.adapter)
+            whole = attach(base, adapter, None, origin.adapter) if adapter else base
+        counts = adapter.method.special_tokens if adapter else (0, 0)
+        self._special: SpecialIds = special_ids(counts, config.vocab_size)
+        model = merged(whole)
+        model.eval()
+        assert isinstance(model, Decoder)
+        self.model, self.longest = model, config.max_length
+
+    def prompt(self, messages: Sequence[Message]) -> np.ndarray:
+        """The tokens of a conversation in which the model is to speak next."""
+        (ids,) = self.format.prompts([messages])
+        return np.array(ids, np.int32)
+
+    def with_special(self, prompt: np.ndarray, room: int) -> np.ndarray:
+        """A prompt with the method's own tokens; it loses its beginning where it is longer than `room`."""
+        kept = prompt[-max(1, room - self._special.count) :]
+        (whole,) = in_prompts([kept], self._special)
+        return whole
+
+    @property
+    def special_count(self) -> int:
+        """Number of the method's own tokens in every prompt."""
+        return self._special.count
+
+    def stream(self, settings: Sampling) -> Talker:
+        """What continues conversations word by word."""
+        return Talker(self, Stream(self.model, settings))
+
+    def close(self) -> None:
+        """Ends the process of the chat template."""
+        if self._template is not None:
+            self._template.close()
+
+
+class Talker:
+    """Continues conversations token by token, as text."""
+
+    def __init__(self, tuned: Tuned, stream: Stream):
+        self._tuned, self._stream = tuned, stream
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest conversation that leaves room for an answer."""
+        return self._stream.longest - self._tuned.special_count
+
+    def words(self, messages: Sequence[Message], key: jax.Array) -> Iterator[str]:
+        """Yields the continuation in pieces; a character whose bytes are not all there waits for them."""
+        prompt = self._tuned.with_special(self._tuned.prompt(messages), self._stream.longest)
+        ids: list[int] = []
+        said = ""
+        for token in self._stream.tokens(prompt.tolist(), key):
+            ids.append(token)
+            text = str(self._tuned.tokenizer.decode(ids, skip_special_tokens=True))
+            if text.endswith("\N{REPLACEMENT CHARACTER}"):
+                continue
+            yield text[len(said) :]
+            said = text
+        text = str(self._tuned.tokenizer.decode(ids, skip_special_tokens=True))
+        yield text[len(said) :]
+
+
+def _adapter(folder: str) -> Adapter | None:
+    return load_adapter(adapter_folder(Path(folder))) if folder else None
+
+
+def _check(origin: Origin, here: inputs.Inputs) -> None:
+    """Raises InputError if a run was made from another model or tokenizer than those of this name now."""
+    differing = [k for k, v in here.items() if origin.made_from.get(k, v) != v]
+    if differing:
+        raise InputError(
+            f"the {' and the '.join(differing)} of {origin.model} changed since {origin.adapter} was "
+            "trained on it; put the files back, or train again"
+        )
+
+
+def key_of(seed: int, number: int) -> jax.Array:
+    """The key of a continuation: of the seed, and of how many there were before."""
+    return jax.random.fold_in(jax.random.key(seed), number)
+
+
+def with_system(messages: Sequence[Message], data: Mapping[str, Any]) -> list[Message]:
+    """A conversation with the system message that the run was trained with, if it was and has none."""
+    system = str(data["system"])
+    if system and not any(message.role == "system" for message in messages):
+        return [Message("system", system), *messages]
+    return list(messages)
