@@ -156,12 +156,18 @@ class Chooser:
         return limits.refusal(module, settings, path)
 
 
+# In a stack of layers their scales have two axes, and look like matrices.
+_NORMS = (nnx.LayerNorm, nnx.RMSNorm, nnx.BatchNorm, nnx.GroupNorm, nnx.InstanceNorm)
+
+
 def _unknown(modules: Mapping[str, nnx.Module]) -> list[SkippedLayer]:
     """Modules with a matrix of their own whose class has no LoRA layer; Flax's norms are meant so."""
     found = []
     for path, module in modules.items():
         kind = surgery.original_class(module)
         if lora_layer_of(module) is not None or kind.__module__.startswith("flax."):
+            continue
+        if issubclass(kind, _NORMS):
             continue
         if isinstance(module, ReadsUpdated):
             continue

@@ -264,6 +264,8 @@ def test_lora_on_all_matrices_and_the_table_is_what_it_merges_to(saved, case):
     method = lora_jax.lora([ALL_SEVEN, "embeddings/token"], rank=2)
     adapted = method.insert(model, jax.random.key(0))
     assert len(adapted_layers(adapted)) == 8
+    linear = lora_jax.lora("all-linear", rank=2)
+    assert not linear.summary(linear.insert(model, jax.random.key(0))).skipped  # norms are none
     np.testing.assert_allclose(run(adapted), run(model), atol=1e-6)
     keys = iter(jax.random.split(jax.random.key(1), 99))
     for _, variable in nnx.to_flat_state(nnx.state(adapted, nnx.LoRAParam)):
