@@ -1,6 +1,8 @@
-"""Table 18: LoRA's rank on E2E, W_q and W_v of GPT-2; the small GPT-2, or GPT-2 medium as in the paper.
+"""Table 18: LoRA's rank on E2E, W_q and W_v; the small GPT-2, SmolLM2, or GPT-2 medium as in the paper.
 
     python -m experiments.sweep --config=configs/sweep/table_18.py:small --workdir=runs/table_18/small \\
+        --config.run.data.source=FOLDER
+    python -m experiments.sweep --config=configs/sweep/table_18.py:smollm2 --workdir=runs/table_18/smollm2 \\
         --config.run.data.source=FOLDER
     python -m experiments.sweep --config=configs/sweep/table_18.py:gpt2_medium \\
         --workdir=runs/table_18/medium --config.run.data.source=FOLDER
@@ -25,8 +27,9 @@ One run per rank, as in the paper, which gives no spread. Alpha is Table 11's 32
 not name it, and section 4.1 keeps the first one. The paper tuned its hyperparameters at r = 4.
 
 Variants: `small` (default) is configs/nlg/small.py:e2e,lora, with learning rate 5e-3 and one epoch; its
-matrices are 256 wide, so its ranks end at 256. Pre-train it first, its file says how. `gpt2_medium` is
-configs/nlg/gpt2_medium_lora.py:e2e, Table 11's values, 5 epochs (26,290 steps), ranks to 1024.
+matrices are 256 wide, so its ranks end at 256. Pre-train it first, its file says how. `smollm2` is
+configs/nlg/smollm2.py:e2e,lora, on 3,000 training rows; its W_v has 192 outputs, so ranks end at 128.
+`gpt2_medium` is configs/nlg/gpt2_medium_lora.py:e2e, Table 11's values, 5 epochs (26,290 steps), ranks to 1024.
 
 A program pads its factors to its largest rank. With --config.runs_per_program=4 small ranks do not pay for
 1024: programs take points in the order of their ranks. More seeds: --config.grids.ranks.seeds="(0,1,2)".
@@ -34,22 +37,25 @@ A program pads its factors to its largest rank. With --config.runs_per_program=4
 
 from __future__ import annotations
 
-from configs.nlg import gpt2_medium_lora, small
+from configs.nlg import gpt2_medium_lora, small, smollm2
 from configs.sweep.common import ConfigDict, sweep_config
 
 _RANKS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
-MODELS = ("small", "gpt2_medium")
+MODELS = ("small", "smollm2", "gpt2_medium")
 
 
 def get_config(arg: str = "small") -> ConfigDict:
-    """Returns the config of a model: `small` or `gpt2_medium`."""
+    """Returns the config of a model: `small`, `smollm2` or `gpt2_medium`."""
     if arg not in MODELS:
         raise ValueError(f"unknown model {arg!r}; known are {list(MODELS)}")
     if arg == "small":
         run, widest = small.get_config("e2e,lora"), 256
+    elif arg == "smollm2":
+        run, widest = smollm2.get_config("e2e,lora"), 128
     else:
         run, widest = gpt2_medium_lora.get_config("e2e"), 1024
-    # E2E's longest training example has 115 tokens of GPT-2, 125 of the small model's tokenizer.
+    # E2E's longest training example has 115 tokens of GPT-2, 125 of the small model's tokenizer, and
+    # fewer than 128 of SmolLM2's.
     run.data.row_length = 128
     ranks = tuple(rank for rank in _RANKS if rank <= widest)
     return sweep_config("nlg", run, {"ranks": {"method": {"rank": ranks}, "seeds": (0,)}})

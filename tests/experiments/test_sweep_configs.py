@@ -12,7 +12,7 @@ from configs import record
 from configs.glue import minilm_weights, roberta_base_lora, roberta_large_lora
 from configs.glue.common import TASKS
 from configs.nlg import gpt2_medium_lora, small
-from configs.sweep import learning_rate, rank_glue, table_5, table_6, table_18
+from configs.sweep import learning_rate, rank_glue, smollm2_rates, table_5, table_6, table_18
 from configs.training import training_fields
 from experiments.paper import scores
 from experiments.runs import folder as workdirs
@@ -67,6 +67,9 @@ def swept(every):
         (table_5, "stsb", 21, 7, ["rank=8,targets=o,seed=2", "rank=2,targets=qkvo,seed=0"]),
         (learning_rate, "mrpc", 30, 1, ["learning_rate=0.0002,rank=1,seed=0"]),
         (learning_rate, "cola,roberta_base", 30, 1, ["learning_rate=0.002,rank=64,seed=1"]),
+        (table_18, "smollm2", 8, 1, ["rank=1,seed=0", "rank=128,seed=0"]),
+        (smollm2_rates, "lora", 4, 1, ["learning_rate=0.0003,seed=0", "learning_rate=0.01,seed=0"]),
+        (smollm2_rates, "full", 4, 1, ["learning_rate=1e-05,seed=0", "learning_rate=0.0003,seed=0"]),
         (table_18, "small", 9, 1, ["rank=1,seed=0", "rank=256,seed=0"]),
         (table_18, "gpt2_medium", 11, 1, ["rank=1,seed=0", "rank=1024,seed=0"]),
     ],
