@@ -10,7 +10,7 @@ epoch. A run that was killed goes on with the same command. To evaluate an adapt
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from collections.abc import Callable
 from functools import partial
 from io import StringIO
 from pathlib import Path
@@ -24,10 +24,10 @@ from experiments.runs import command_line, folder
 from experiments.runs.classification import ClassificationTask, Outputs, Problem
 from experiments.runs.record import check_converged, parameters_text, shown, speed
 from experiments.runs.run import loaded, run_all
-from lora_jax import locking
 from lora_jax.data import glue, glue_tasks
 from lora_jax.errors import InputError
 from lora_jax.files import write_json, write_text
+from lora_jax.inputs import Inputs
 from lora_jax.metrics import glue as metrics
 from lora_jax.sharding.hosts import is_main
 
@@ -73,19 +73,24 @@ def task(config: ConfigDict) -> ClassificationTask:
 
 def evaluate(config: ConfigDict, workdir: Path | None) -> dict[str, float]:
     """Evaluates an adapter; with a workdir, writes evaluation.json and the outputs per example."""
-    with nullcontext() if workdir is None else locking.exclusive(workdir):
-        return _evaluated(config, workdir)
+    if workdir is None:
+        return _evaluated(config, None, lambda _: None)
+    with folder.evaluating(workdir, config) as claimed:
+        return _evaluated(config, workdir, claimed)
 
 
-def _evaluated(config: ConfigDict, workdir: Path | None) -> dict[str, float]:
+def _evaluated(
+    config: ConfigDict, workdir: Path | None, claimed: Callable[[Inputs], None]
+) -> dict[str, float]:
     classification = task(config)
     run, trainable = loaded(classification, workdir)
+    claimed(classification.inputs)
     outputs = run.outputs(trainable)
     result = classification.metrics(outputs)
     if workdir is not None:
         made_from = {"inputs": dict(classification.inputs), "config": folder.plain(config)}
         record = {"adapter": config.adapter, "metrics": result, **made_from}
-        write_json(workdir / "evaluation.json", record)
+        write_json(workdir / folder.EVALUATION, record)
         by_split = classification.logits(outputs) if is_main() else {}
         for split, logits in by_split.items():
             text = StringIO()

@@ -128,5 +128,5 @@ def write(path: Path, state: Mapping[str, np.ndarray], metadata: Mapping[str, st
         plain = {k: v if v.dtype.kind == "f" else v.astype(np.float32) for k, v in state.items()}
         torch.save({k: torch.tensor(v) for k, v in plain.items()}, buffer)
         content = buffer.getvalue()
-    path.parent.mkdir(parents=True, exist_ok=True)
+    files.make_folder(path.parent)
     files.write_bytes(path, content)

@@ -17,6 +17,7 @@ fsdp and model. Separate machines: `--engine=ray`, see experiments/sweep/ray.py.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from absl import app, flags, logging
@@ -25,18 +26,27 @@ from ml_collections import config_flags
 from experiments.report import document, records
 from experiments.runs import command_line
 from experiments.sweep.experiment import experiment
+from experiments.sweep.folder import planned_names
 from experiments.sweep.live_table import LiveTable, summary
 from experiments.sweep.local import run_sweep
-from experiments.sweep.points import points
+from experiments.sweep.points import Point, points
 from lora_jax.errors import InputError
 from lora_jax.sharding.hosts import is_main
 
 
-def write_report(workdir: Path) -> None:
-    """DIR/report.md and DIR/report: tables and curves of all finished points."""
+def write_report(workdir: Path, members: Sequence[Point] = ()) -> None:
+    """DIR/report.md and DIR/report: tables and curves of all finished points of the sweep.
+
+    Args:
+      workdir: of the sweep.
+      members: its points; those that were planned before count too, and no others that lie there.
+    """
     if is_main():
         command = f"python -m experiments.report {workdir.name}/points"
-        found = records.find([workdir / "points"])
+        own = {*planned_names(workdir), *(point.name for point in members)}
+        foreign = [path for path in (workdir / "points").glob("*") if path.name not in own]
+        why = "no point of this sweep: plan.json does not name it"
+        found = records.find([workdir / "points"], dict.fromkeys(foreign, why))
         document.write(found, command, workdir / "report.md", only_ours=True)
 
 
@@ -59,8 +69,8 @@ def main(_: list[str]) -> None:
             folder = ray.run_sweep(config, workdir, machines, table)
         else:
             folder = run_sweep(config, workdir, table if is_main() else None)
-        write_report(workdir)
         members = folder.named(members)  # on all hosts
+        write_report(workdir, members)
         if is_main():
             print(summary(folder.statuses(members), varied.smaller_is_better))
             print(f"runs: {workdir}/points   report: {workdir}/report.md")
