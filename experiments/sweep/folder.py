@@ -142,8 +142,7 @@ class SweepFolder:
         return [
             path
             for path in started
-            if (path / "config.json").exists()
-            and made_from(self._config_of(path).values) == wanted
+            if (path / "config.json").exists() and made_from(self._config_of(path).values) == wanted
         ]
 
     def _config_of(self, folder: Path) -> Record:
