@@ -23,25 +23,32 @@ _Read = TypeVar("_Read")
 MAY_CHANGE = ("mesh", "verify")  # settings with which a run may be resumed otherwise
 
 
-def check_place(workdir: Path) -> None:
-    """Raises InputError for a folder that no run can have: inside that of another run or of a sweep.
+def check_place(workdir: Path, *, of_sweep: bool = False) -> None:
+    """Raises InputError for a folder that no run can have: a sweep's, or inside that of another run.
 
-    A point of a sweep may be started alone. What lies above is looked at by its files, and by the lock of
-    a program that has not written any yet.
+    A point of a sweep may be started alone.
+
+    Args:
+      workdir: of the run.
+      of_sweep: whether it is that of a sweep.
     """
-    hosts.from_main(lambda: _check_place(workdir))
+    hosts.from_main(lambda: _check_place(workdir, of_sweep))
 
 
-def _check_place(workdir: Path) -> None:
+def _check_place(workdir: Path, of_sweep: bool) -> None:
     files.check_folder(workdir)
-    if (workdir / run_folder.SETTINGS).exists():  # its own
+    if (workdir / run_folder.SETTINGS).exists() and not of_sweep:  # its own
         return
-    for above in Path(os.path.realpath(workdir)).parents:
-        what = "a sweep" if (above / SWEEP).is_file() else "a run" if is_run(above) else ""
+    place = Path(os.path.realpath(workdir))
+    for folder in (place, *place.parents):
+        if folder == place and of_sweep and (folder / SWEEP).is_file():  # its own
+            return
+        what = "a sweep" if (folder / SWEEP).is_file() else "a run" if is_run(folder) else ""
         if what:
+            lies = f"is {folder}" if folder == place else f"lies in {folder}"
             raise InputError(
-                f"{workdir} lies in {above}, the folder of {what}, which holds nothing but its own; use "
-                "another --workdir"
+                f"{workdir} {lies}, the folder of {what}, which holds nothing but its own; use another "
+                "--workdir"
             )
 
 

@@ -53,7 +53,7 @@ class SweepFolder:
         self.path = path
         self._method = experiment(config.experiment).method
         here = self._config = workdirs.plain(config)
-        workdirs.check_place(path)
+        workdirs.check_place(path, of_sweep=True)
         first = hosts.from_main(lambda: self._compared(here)[0])
         if not hosts.everywhere(first == here):
             raise InputError("the hosts were started with different configs")

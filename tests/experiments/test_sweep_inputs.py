@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 
+from experiments.runs import folder
 from experiments.sweep.__main__ import write_report
 from experiments.sweep.local import run_sweep
 from lora_jax.errors import FileError, InputError, MissingFileError
@@ -28,8 +29,11 @@ def whole(tmp_path_factory, tiny_model, tiny_glue):
 
 @pytest.fixture
 def root(whole, tmp_path):
-    shutil.copytree(whole, tmp_path, dirs_exist_ok=True)
-    return tmp_path
+    """The folders as they were, whatever a test does to them: data are named by their path."""
+    shutil.copytree(whole, tmp_path / "kept")
+    yield whole
+    shutil.rmtree(whole)
+    shutil.copytree(tmp_path / "kept", whole)
 
 
 def config(root, tiny_model, grids):
@@ -43,14 +47,15 @@ def names(folder):
 def test_further_points_are_of_the_data_of_the_first(root, tiny_model):
     before = names(root / "sweep")
     path = root / "glue/RTE/train.tsv"
-    path.write_text(path.read_text().replace("a", "e"))
+    first, *others = path.read_text().splitlines()
+    path.write_text("\n".join([first, *reversed(others), ""]))
     with pytest.raises(
         InputError, match=r"learning_rate=0.01 holds a run on other inputs: train d"
     ):
         run_sweep(config(root, tiny_model, MORE), root / "sweep")
     assert names(root / "sweep") == before
     shutil.rmtree(root / "glue/RTE")  # points on other data of their own are other runs
-    other = {"a": {"task": ("mrpc",), "learning_rate": (0.03,)}}
+    other = {"a": {"task": ("mnli",), "learning_rate": (0.03,)}}
     run_sweep(config(root, tiny_model, other), root / "sweep")
     assert len(names(root / "sweep")) == 3
 
@@ -120,9 +125,7 @@ def test_bad_input_leaves_no_folder(root, tiny_model, change, error, says):
 
 
 def test_a_run_is_not_put_into_a_sweep(root, tiny_model):
-    from experiments.runs import folder
-
-    for place in ("sweep", "sweep/points/other", "sweep/programs"):
-        with pytest.raises(InputError, match=f"{root}/{place} lies in .*the folder of a sweep"):
-            folder.check_place(root / place / "run")
+    for place in ("sweep", "sweep/points/other", "sweep/programs/000/run"):
+        with pytest.raises(InputError, match=f"{root}/{place} .*the folder of a sweep"):
+            folder.check_place(root / place)
     folder.check_place(root / "sweep/points/learning_rate=0.01")  # of a point, to start it alone
