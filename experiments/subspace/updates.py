@@ -82,7 +82,7 @@ def read(config: ConfigDict) -> Updates:
 
 def _number_aware(name: str) -> list[str | int]:
     """A sort key that puts r8 before r64."""
-    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
+    return [int(p) if i % 2 else p for i, p in enumerate(re.split(r"([0-9]{1,9})", name))]
 
 
 def _matching(adapter: Adapter, pattern: str, name: str) -> Pairs:
