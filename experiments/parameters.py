@@ -164,6 +164,8 @@ def main(arguments: list[str]) -> None:
     with command_line.readable_errors():
         if len(arguments) > 1:
             raise InputError(f"unknown arguments {arguments[1:]}; see --help")
+        if _OUTPUT.value:
+            files.check_output(Path(_OUTPUT.value), flag="--output")
         text = report(_TABLES.value, _FORMAT.value)
         if not _OUTPUT.value:
             print(text, end="")
@@ -177,4 +179,4 @@ if __name__ == "__main__":
     _TABLES = flags.DEFINE_list("tables", [str(t) for t in TITLES], "Tables of the paper.")
     _FORMAT = flags.DEFINE_string("format", FORMATS[0], f"One of {', '.join(FORMATS)}.")
     _OUTPUT = flags.DEFINE_string("output", None, "File for the result; without it, print.")
-    app.run(main)
+    app.run(main, flags_parser=command_line.parse_flags)
