@@ -51,10 +51,7 @@ def _config_error(error: Exception, arguments: list[str]) -> str:
         )
         if named_by:
             return f"{named_by[0]}: no field {field!r} in the config; {known}"
-    pairs = zip(arguments, [*arguments[1:], ""], strict=True)
-    named = [after if a in ("--config", "-config") else a.partition("=")[2] for a, after in pairs
-             if a in ("--config", "-config") or a.startswith(("--config=", "-config="))]  # fmt: skip
-    file = named[0] if named else ""
+    file = _config_file(arguments)
     path = Path(file.partition(":")[0])
     if file and not path.is_file():
         there = "is a folder" if path.is_dir() else "does not exist"
@@ -63,6 +60,15 @@ def _config_error(error: Exception, arguments: list[str]) -> str:
     if own is None:
         return f"{' '.join(str(error).split())}; --help lists all flags"
     return f"--config={file}: {own}"
+
+
+def _config_file(arguments: list[str]) -> str:
+    """What `--config` has on a command line; "" without it."""
+    for argument, after in zip(arguments, [*arguments[1:], ""], strict=True):
+        name, equals, value = argument.partition("=")
+        if name in ("--config", "-config"):
+            return value if equals else after
+    return ""
 
 
 _ROOT = Path(__file__).resolve().parents[2]  # of this project

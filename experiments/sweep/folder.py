@@ -127,8 +127,7 @@ class SweepFolder:
         """
         for name in sorted(self.own(points) & self.finished()):
             folder = self.path / "points" / name
-            values = hosts.from_main(lambda folder=folder: self._config_of(folder).values)
-            workdirs.finished(folder, ConfigDict(values))
+            workdirs.finished(folder, self._point_config(name))
 
     def alike(self, points: Sequence[Point]) -> list[Path]:
         """Folders of the sweep's points that say what they were made from, which is that of these points.
@@ -144,6 +143,10 @@ class SweepFolder:
             for path in started
             if (path / "config.json").exists() and made_from(self._config_of(path).values) == wanted
         ]
+
+    def _point_config(self, name: str) -> ConfigDict:
+        folder = self.path / "points" / name
+        return ConfigDict(hosts.from_main(lambda: self._config_of(folder).values))
 
     def _config_of(self, folder: Path) -> Record:
         config = read_object(folder / "config.json", _BACK)
@@ -182,9 +185,7 @@ class SweepFolder:
 
     def point(self, name: str, mesh: ConfigDict) -> Point:
         """A planned point as it was then, but for the mesh."""
-        file = self.path / "points" / name / "config.json"
-        values = hosts.from_main(lambda: read_object(file, _BACK).values)
-        config = ConfigDict({**values, "mesh": mesh.to_dict()})
+        config = ConfigDict({**self._point_config(name).to_dict(), "mesh": mesh.to_dict()})
         return Point(name, config, self._method(config))
 
     def programs(self) -> list[Program]:

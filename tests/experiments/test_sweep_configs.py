@@ -285,5 +285,5 @@ def test_folders_without_a_run_are_explained(tmp_path):
         with pytest.raises(ValueError, match=f"{file} is not the config of a run"):
             record.get_config(str(tmp_path))
     file.write_text("{")
-    with pytest.raises(ValueError, match=f"{file} is not valid JSON"):
+    with pytest.raises(ValueError, match=f"{file}, line 1: found invalid JSON"):
         record.get_config(str(tmp_path))
