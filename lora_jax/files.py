@@ -71,13 +71,22 @@ def check_folder(folder: Path) -> None:
         raise InputError(f"{str(folder)!r} has a NUL character, which no path can have")
     place = folder.absolute()
     try:
-        there = next(path for path in (place, *place.parents) if os.path.lexists(path))
+        there = next(path for path in (place, *place.parents) if _is_there(path))
         is_folder = there.is_dir()
     except OSError as error:
         raise _no_folder(folder, error) from error
     if not is_folder:
         found = "a file in its place" if there == place else f"the file {there} above it"
         raise FileError(folder, "", found, "a folder, or nothing", OTHER_PLACE)
+
+
+def _is_there(path: Path) -> bool:
+    """Whether there is something of this name; raises OSError for a name that nothing can have."""
+    try:
+        path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
 
 
 def make_folder(folder: Path) -> None:

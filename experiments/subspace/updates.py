@@ -61,8 +61,7 @@ def check_comparisons(updates: Updates, comparisons: Iterable[tuple[str, str]]) 
       ValueError: a name is unknown, or two adapters are of different bases.
     """
     for first, second in comparisons:
-        updates.select(first)
-        updates.select(second)
+        factor_pairs.shared(updates.select(first), updates.select(second), f"{first} / {second}")
         names = [text.partition(":")[0] for text in (first, second)]
         one, other = (updates.adapters[name].base for name in names)
         if one != other and UNKNOWN_BASE not in (one, other):
