@@ -11,7 +11,7 @@ from pathlib import Path
 
 from lora_jax.errors import InputError
 from lora_jax.files import to_json, write_text
-from lora_jax.reading import read_bytes, read_object
+from lora_jax.reading import read_object
 from lora_jax.run_folder import SETTINGS
 
 FILE = "inputs.json"
@@ -42,7 +42,7 @@ def check(folder: Path, inputs: Inputs, remedy: str) -> None:
 def write(folder: Path, inputs: Inputs) -> None:
     """Writes what a run is made from into its folder, unless it says so already."""
     path, text = folder / FILE, to_json(inputs) + "\n"
-    if not path.is_file() or read_bytes(path) != text.encode():
+    if not path.is_file() or path.read_bytes() != text.encode():
         write_text(path, text)
 
 

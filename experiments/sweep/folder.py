@@ -32,7 +32,7 @@ from lora_jax.errors import FolderInUseError, InputError
 from lora_jax.files import write_json
 from lora_jax.inputs import FILE as INPUTS
 from lora_jax.reading import Record, read_json, read_object
-from lora_jax.run_folder import changes
+from lora_jax.run_folder import RESULT, changes
 from lora_jax.sharding import hosts
 
 _PLAN_LOCK = "plan.lock"
@@ -137,7 +137,7 @@ class SweepFolder:
         """
         wanted = made_from(workdirs.plain(points[0].config))
         folders = [self.path / "points" / name for name in sorted(self.own(points))]
-        started = [path for path in folders if (path / INPUTS).exists()]
+        started = [p for p in folders if any((p / name).exists() for name in (INPUTS, RESULT))]
         return [
             path
             for path in started
