@@ -11,13 +11,13 @@ as copies of the model, and not the recorded one, since the machine may be anoth
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from configs.training import order_fields, training_fields
+from lora_jax.reading import read_object
 
 
 def get_config(arg: str = "") -> ConfigDict:
@@ -49,19 +49,17 @@ def _values(folder: Path) -> dict[str, Any]:
                 f"one of its points, {folder / 'points' / (known[0] if known else 'NAME')}"
             )
         raise ValueError(f"there is no {file}; give the folder of a run: {_EXAMPLE}")
-    try:
-        values = json.loads(file.read_text())
-    except ValueError as error:
-        raise ValueError(
-            f"{file} is not valid JSON ({error}); give the folder of another run"
-        ) from None
+    record = read_object(file, "Give the folder of another run")
+    values = record.values
     kinds = ("task", "dataset", "samples")  # a field of each experiment's
-    named = isinstance(values, dict) and any(kind in values for kind in kinds)
+    named = any(kind in values for kind in kinds)
     if not named or not all(name in values for name in ("method", "seeds", "data", "epochs")):
         raise ValueError(
             f"{file} is not the config of a run of experiments.glue, .nlg or .tune; give the "
             f"folder of one: {_EXAMPLE}"
         )
+    for name in ("data", "method"):
+        record.record(name)
     return {key: tuples(value) for key, value in values.items()}
 
 

@@ -23,19 +23,19 @@ from experiments.runs import command_line, folder
 from experiments.runs.data_to_text import DataToTextTask
 from experiments.runs.record import check_converged, parameters_text, shown, speed
 from experiments.runs.run import loaded, run_all
-from lora_jax import locking
 from lora_jax.errors import InputError
 from lora_jax.files import write_json
 
 
 def evaluate(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     """Decodes and scores an adapter; writes evaluation.json and the texts."""
-    with locking.exclusive(workdir):
+    with folder.evaluating(workdir, config) as claimed:
         task = DataToTextTask(config)
         run, trainable = loaded(task, workdir)
+        claimed(task.inputs)
         result = task.finish(lambda: run.trained(trainable))
         made_from = {"inputs": dict(task.inputs), "config": folder.plain(config)}
-        write_json(workdir / "evaluation.json", {"adapter": config.adapter, **result, **made_from})
+        write_json(workdir / folder.EVALUATION, {"adapter": config.adapter, **result, **made_from})
     return result
 
 

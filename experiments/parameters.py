@@ -190,6 +190,8 @@ def main(arguments: list[str]) -> None:
     with command_line.readable_errors():
         if len(arguments) > 1:
             raise InputError(f"unknown arguments {arguments[1:]}; see --help")
+        if _OUTPUT.value:
+            files.check_output(Path(_OUTPUT.value), flag="--output")
         if _MODELS.value:
             text = models_report(_MODELS.value, _RANK.value, _FORMAT.value)
         else:
@@ -208,4 +210,4 @@ if __name__ == "__main__":
     _RANK = flags.DEFINE_integer("rank", 8, "Of LoRA, with --models.")
     _FORMAT = flags.DEFINE_string("format", FORMATS[0], f"One of {', '.join(FORMATS)}.")
     _OUTPUT = flags.DEFINE_string("output", None, "File for the result; without it, print.")
-    app.run(main)
+    app.run(main, flags_parser=command_line.parse_flags)

@@ -36,7 +36,7 @@ from lora_jax.data.labelled_texts import Columns
 from lora_jax.data.labels import Labels
 from lora_jax.data.tables import Table
 from lora_jax.errors import InputError
-from lora_jax.files import to_json, write_text
+from lora_jax.files import check_output, to_json, write_text
 from lora_jax.metrics import glue as glue_metrics
 from lora_jax.reading import Record
 
@@ -180,6 +180,8 @@ def main(_: list[str]) -> None:
         if suffix not in (".jsonl", ".csv") or (source == "-" and suffix == ".csv"):
             wanted = ".jsonl" if source == "-" else ".jsonl or .csv"
             raise InputError(f"--output={output}: the name must end in {wanted}")
+        if output:
+            check_output(Path(output), [source] if source not in ("", "-") else [], "--output")
         if source == "-":
             _answer_lines(run, output)
             return
@@ -219,4 +221,4 @@ if __name__ == "__main__":
     _MODEL = flags.DEFINE_string("model", "", "Where the run's base is now, if elsewhere.")
     _MERGE = flags.DEFINE_bool("merge", True, "Merge LoRA into the base first.")
     flags.mark_flag_as_required("run")
-    app.run(main)
+    app.run(main, flags_parser=command_line.parse_flags)

@@ -95,6 +95,7 @@ def get_tokenizer(
             train_tokenizer(corpora, config.tokenizer.vocab_size).save_pretrained(str(beside))
             beside.rename(folder)
 
+    files.check_folder(folder)
     from_main(make)
     return load_tokenizer(folder, DECODER)
 

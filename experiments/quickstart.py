@@ -82,4 +82,4 @@ def main(_: list[str]) -> None:
 
 if __name__ == "__main__":
     _WORKDIR = flags.DEFINE_string("workdir", "runs/quickstart", "Folder of the two runs.")
-    app.run(main)
+    app.run(main, flags_parser=command_line.parse_flags)

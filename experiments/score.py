@@ -20,7 +20,7 @@ from absl import app, flags
 from experiments.paper.scores import as_in_paper
 from experiments.runs import command_line
 from lora_jax.errors import InputError
-from lora_jax.files import write_json
+from lora_jax.files import check_output, write_json
 from lora_jax.metrics import files, generation
 
 _USAGE = "python -m experiments.score REFS HYPS [--metrics=e2e|webnlg] [--bleu=...] [--json=FILE]"
@@ -90,6 +90,9 @@ def main(arguments: list[str]) -> None:
     with command_line.readable_errors():
         if len(arguments) != 3:
             raise InputError(f"two files are needed, got {len(arguments) - 1}; usage: {_USAGE}")
+        if _JSON.value:
+            read = [*arguments[1].split(","), arguments[2]]
+            check_output(Path(_JSON.value), read, "--json")
         result = score(arguments[1], arguments[2], _METRICS.value, _CORPUS_TER.value, _BLEU.value)
         print(table(result))
         if _JSON.value:
@@ -106,4 +109,4 @@ if __name__ == "__main__":
         "webnlg: BLEU as the paper's code computes it, or as the scripts of DART and WebNLG.",
     )  # fmt: skip
     _JSON = flags.DEFINE_string("json", None, "JSON file for the result.")
-    app.run(main)
+    app.run(main, flags_parser=command_line.parse_flags)

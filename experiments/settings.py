@@ -6,13 +6,14 @@ python -m experiments.settings --output=docs/settings.md
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 from absl import app, flags
 
 from experiments.runs import command_line, fields
 from experiments.runs.fields import Field, Fields
 from experiments.runs.method_fields import METHOD
-from lora_jax.files import write_text
+from lora_jax.files import check_output, write_text
 
 _HEAD = """\
 # Settings and their ranges
@@ -65,6 +66,7 @@ def main(_: list[str]) -> None:
     """Prints the page, or writes it."""
     with command_line.readable_errors():
         if _OUTPUT.value:
+            check_output(Path(_OUTPUT.value), flag="--output")
             write_text(_OUTPUT.value, page())
         else:
             print(page())
@@ -72,4 +74,4 @@ def main(_: list[str]) -> None:
 
 if __name__ == "__main__":
     _OUTPUT = flags.DEFINE_string("output", "", "File for the page.")
-    app.run(main)
+    app.run(main, flags_parser=command_line.parse_flags)

@@ -24,7 +24,6 @@ from experiments.runs.record import check_converged, parameters_text, shown, spe
 from experiments.runs.run import loaded, run_all
 from experiments.runs.samples import SampledRun
 from experiments.runs.tune import TuneTask
-from lora_jax import locking
 from lora_jax.errors import InputError
 from lora_jax.files import write_json
 
@@ -36,15 +35,16 @@ def tune(config: ConfigDict, workdir: Path) -> dict[str, Any]:
 
 def evaluate(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     """The held-out loss of an adapter, and its answers; writes evaluation.json and answers.jsonl."""
-    with locking.exclusive(workdir):
+    with folder.evaluating(workdir, config) as claimed:
         task = TuneTask(config)
         run, trainable = loaded(task, workdir)
+        claimed(task.inputs)
         result = {
             "validation": task.metrics(run.outputs(trainable)),
             **task.finish(lambda: run.trained(trainable)),
         }
         made_from = {"inputs": dict(task.inputs), "config": folder.plain(config)}
-        write_json(workdir / "evaluation.json", {"adapter": config.adapter, **result, **made_from})
+        write_json(workdir / folder.EVALUATION, {"adapter": config.adapter, **result, **made_from})
     return result
 
 

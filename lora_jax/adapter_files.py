@@ -28,7 +28,7 @@ from lora_jax import adapter_description as descriptions
 from lora_jax.adapter_description import AGAIN, FORMAT, OF_DESCRIPTION, OF_TENSORS
 from lora_jax.digests import of_file
 from lora_jax.errors import FileError, InputError, MissingFileError
-from lora_jax.files import to_json, write_bytes
+from lora_jax.files import make_folder, to_json, write_bytes
 from lora_jax.method import Method
 from lora_jax.not_adapters import what_else
 from lora_jax.partition import Labels
@@ -112,7 +112,7 @@ def save_adapter(
     of_description = descriptions.digest(descriptions.as_read(description, folder / DESCRIPTION))
     content = to_safetensors(tensors, {OF_DESCRIPTION: of_description})
     of_tensors = hashlib.sha256(content).hexdigest()
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     _settle(folder)
     write_bytes(folder / NEXT, content)
     try:

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import math
 import os
 import platform
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from lora_jax.errors import FileError
+from lora_jax.errors import FileError, InputError, brief
 from lora_jax.reading import named
 from lora_jax.sharding.hosts import barrier, is_main
+
+OTHER_PLACE = "Move it away, or name another place"
 
 # What must hold before this process writes below a folder. Locks belong to a process, and so does this.
 _guards: dict[str, Callable[[], None]] = {}
@@ -48,6 +51,8 @@ def write_bytes(path: Path, content: bytes) -> None:
     if not is_main():
         return
     check_writable(path)
+    if path.is_dir():
+        raise FileError(path, "", "a folder", "a file, or nothing", OTHER_PLACE)
     beside = path.with_name(f".{path.name}.{platform.node()}.{os.getpid()}")
     try:
         beside.write_bytes(content)
@@ -60,10 +65,75 @@ def write_bytes(path: Path, content: bytes) -> None:
         raise
 
 
+def check_folder(folder: Path) -> None:
+    """Raises FileError if no folder can be there: a file is in its place or above it, or a bad name."""
+    if "\0" in str(folder):
+        raise InputError(f"{str(folder)!r} has a NUL character, which no path can have")
+    place = folder.absolute()
+    try:
+        there = next(path for path in (place, *place.parents) if _is_there(path))
+        is_folder = there.is_dir()
+    except OSError as error:
+        raise _no_folder(folder, error) from error
+    if not is_folder:
+        found = "a file in its place" if there == place else f"the file {there} above it"
+        raise FileError(folder, "", found, "a folder, or nothing", OTHER_PLACE)
+
+
+def _is_there(path: Path) -> bool:
+    """Whether there is something of this name; raises OSError for a name that nothing can have."""
+    try:
+        path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
+
+
+def make_folder(folder: Path) -> None:
+    """Makes a folder and those above it, where they are missing.
+
+    Raises:
+      FileError: there can be no such folder.
+      OSError: it may not be made; it names the folder.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (OSError, ValueError) as error:
+        check_folder(folder)
+        if isinstance(error, ValueError) or error.errno in (errno.ENOENT, errno.ENAMETOOLONG):
+            raise _no_folder(folder, error) from error
+        raise named(error, folder) from error
+
+
+def _no_folder(folder: Path, error: OSError | ValueError) -> FileError:
+    why = (error.strerror if isinstance(error, OSError) else "") or str(error)
+    found = f"a place where no folder can be made ({why})"
+    return FileError(brief(str(folder), 200), "", found, "a folder, or nothing", OTHER_PLACE)
+
+
+def check_output(path: Path, inputs: Iterable[str | os.PathLike[str]] = (), flag: str = "") -> None:
+    """Raises InputError if a file cannot be written there, or is one of those that are read.
+
+    Args:
+      path: of the file to be written.
+      inputs: files that the same command reads.
+      flag: that names the file, for messages, such as `--json`.
+    """
+    check_folder(path.parent)
+    name = f"{flag}={path}" if flag else str(path)
+    if path.is_dir():
+        raise InputError(f"{name} is a folder; name a file in it")
+    if path.exists() and not path.is_file():
+        raise InputError(f"{name} is a device or the like; name a file")
+    for other in inputs:
+        if os.path.exists(other) and path.exists() and os.path.samefile(path, other):
+            raise InputError(f"{name} is {os.fspath(other)}, which is read; name another file")
+
+
 def write_text(path: str | os.PathLike[str], text: str) -> None:
     """Writes a UTF-8 text file whole or not at all; makes its folder if needed."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     write_bytes(path, text.encode())
 
 
@@ -86,7 +156,7 @@ def replaced_folder(target: Path) -> Iterator[Path]:
     """
     if is_main():
         with _beside(target) as new:
-            new.mkdir(parents=True)
+            make_folder(new)
             yield new
     else:
         yield _names(target)[0]
@@ -143,7 +213,7 @@ def set_aside(path: Path, folder: Path | None = None) -> Path:
     """
     check_writable(path)
     folder = folder or path.parent
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     target, number = folder / f"{path.name}.damaged", 1
     while target.exists():
         number += 1

@@ -63,6 +63,7 @@ def taken(folder: Path, name: str = NAME, patience: float = 0.0) -> Iterator[Non
     """The same for this process alone, whatever the other hosts do."""
     made = _make(folder)
     try:
+        _check_above(folder)
         lock = _acquired(folder / name, patience)
         try:
             with files.guarded(folder, lambda: _check(folder / name, lock)):
@@ -77,12 +78,21 @@ def taken(folder: Path, name: str = NAME, patience: float = 0.0) -> Iterator[Non
 
 def _make(folder: Path) -> list[Path]:
     """Makes a folder; those that were made, from the innermost."""
+    files.check_folder(folder)
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError) as error:
-        raise FileError(folder, "", "a file in its place or above it", "a folder") from error
+    files.make_folder(folder)
     return missing
+
+
+def _check_above(folder: Path) -> None:
+    """Raises FolderInUseError if a program holds a folder that this one lies in."""
+    for above in Path(os.path.realpath(folder)).parents:
+        if holder := _holder(above / NAME):
+            raise FolderInUseError(
+                f"{folder} lies in {above}, which is in use by {holder}; use another folder. If that "
+                f"program is gone, start it again or delete {above / NAME}",
+                above,
+            )
 
 
 def _acquired(path: Path, patience: float) -> SoftFileLease:
@@ -91,6 +101,8 @@ def _acquired(path: Path, patience: float) -> SoftFileLease:
     lock = SoftFileLease(
         path, lease_duration=_DEAD, heartbeat_interval=_RENEWAL, thread_local=False
     )
+    if path.is_dir():
+        raise FileError(path, "", "a folder", "the file of a lock, or nothing", files.OTHER_PLACE)
     before = _holder(path)
     try:
         try:

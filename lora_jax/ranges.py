@@ -218,17 +218,23 @@ class OrNone:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Several:
-    """A tuple or list of values, all `different`; `empty` says what none means, if that may be."""
+    """A tuple or list of values, all `different`; `empty` says what none means, if that may be.
+
+    With a `size` there are so many, no more and no fewer.
+    """
 
     of: Range
     different: bool = True
     empty: str = ""
+    size: int | None = None
 
     def accepts(self, value: Any) -> bool:
         """See `Range`."""
         if not isinstance(value, tuple | list) or not (value or self.empty):
             return False
         if not all(self.of.accepts(item) for item in value):
+            return False
+        if self.size is not None and len(value) != self.size:
             return False
         return not self.different or len({repr(self.of.plain(v)) for v in value}) == len(value)
 
@@ -239,6 +245,8 @@ class Several:
     def __str__(self) -> str:
         different = ", all different" if self.different else ""
         empty = f"; () for {self.empty}" if self.empty else ", at least one"
+        if self.size is not None:
+            return f"a tuple of {self.size}{different}, each {self.of}"
         return f"a tuple{different}{empty}, each {self.of}"
 
 

@@ -62,6 +62,8 @@ def named(error: OSError, path: str | os.PathLike[str]) -> OSError:
     """The error with the path of the file, which those of a full disk lack."""
     if error.filename is not None:
         return error
+    if error.errno is None:
+        return type(error)(f"{os.fspath(path)}: {error}")
     return type(error)(error.errno, error.strerror or str(error), os.fspath(path))
 
 

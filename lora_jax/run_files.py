@@ -81,19 +81,12 @@ def check(
       FileError, MissingFileError: the record, or an adapter of which there is no whole copy.
       FolderInUseError: an adapter is to be made again, and another program works in the folder.
     """
+    check_record(folder / RESULT, record)
     if KEY not in record:
         if load is not None:
             _check_adapters(folder, record, load, held)
         return
     digests = record[KEY]
-    path = folder / RESULT
-    if not isinstance(digests, dict) or not all(isinstance(d, str) for d in digests.values()):
-        raise FileError(path, KEY, repr(digests)[:60], "an object of strings")
-    if digests.get(RESULT) != _of_record(record):
-        raise FileError(
-            path, "", "content that is not what the run wrote (its digest differs)", "that content",
-            "Put the file back from a copy, or delete it and give the same command again",
-        )  # fmt: skip
     wrong = {
         name: error
         for name, expected in digests.items()
@@ -109,6 +102,28 @@ def check(
                 raise error
             _copy_back(folder / copy, folder / place, folder, held)
             again.add(place)
+
+
+def check_record(path: Path, record: Mapping[str, Any]) -> None:
+    """Checks a record by its own digest, whatever else is in its folder.
+
+    Args:
+      path: of result.json, for messages.
+      record: its content; those of earlier versions have no digest.
+
+    Raises:
+      FileError: it is not what the run wrote.
+    """
+    if KEY not in record:
+        return
+    digests = record[KEY]
+    if not isinstance(digests, dict) or not all(isinstance(d, str) for d in digests.values()):
+        raise FileError(path, KEY, repr(digests)[:60], "an object of strings")
+    if digests.get(RESULT) != _of_record(record):
+        raise FileError(
+            path, "", "content that is not what the run wrote (its digest differs)", "that content",
+            "Put the file back from a copy, or delete it and give the same command again",
+        )  # fmt: skip
 
 
 def _wrong(path: Path, expected: str) -> InputError | None:

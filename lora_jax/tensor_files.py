@@ -36,6 +36,10 @@ class Tensors:
           MissingFileError, FileError, OSError: no such file, truncated, or not safetensors.
         """
         check_file(path)
+        try:
+            path.open("rb").close()  # safetensors says of all errors that there is no such file
+        except OSError as error:
+            raise named(error, path) from error
         self.path, self._remedy = path, remedy
         with self._open("np") as file:
             self.metadata: dict[str, str] = dict(file.metadata() or {})

@@ -1,11 +1,18 @@
 """Files that are written whole, folders that are replaced, and JSON lines: also on a full disk."""
 
+import errno
+import json
 import os
+from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
-from lora_jax import files, json_lines
-from lora_jax.errors import FileError
+from lora_jax import files, inputs, json_lines
+from lora_jax.errors import FileError, InputError
+from lora_jax.reading import named
+from lora_jax.tensor_files import Tensors
 
 
 def full(*_):
@@ -95,3 +102,46 @@ def test_what_is_set_aside_keeps_what_was_set_aside_before(tmp_path):
         files.set_aside(tmp_path / "a")
     names = ["a.damaged", "a.damaged-2", "a.damaged-3"]
     assert [(tmp_path / name).read_text() for name in names] == ["0", "1", "2"]
+
+
+def test_places_where_nothing_can_be_written_are_named(tmp_path):
+    (tmp_path / "file").touch()
+    (tmp_path / "folder").mkdir()
+    for path, says in (
+        ("file", "found a file in its place"),
+        ("file/a/b", "found the file .*file above it"),
+        ("x" * 300, "a place where no folder can be made .File name too long"),
+        ("a\0b", "has a NUL character"),
+        ("/proc/new", "a place where no folder can be made .No such file"),
+    ):
+        with pytest.raises(InputError, match=says):
+            files.make_folder(tmp_path / path)
+    with pytest.raises(FileError, match="folder: found a folder, expected a file"):
+        files.write_text(tmp_path / "folder", "text")
+    files.make_folder(tmp_path / "new/folder")
+    files.make_folder(tmp_path / "new/folder")
+    assert (tmp_path / "new/folder").is_dir()
+
+
+def test_inputs_are_written_over_bytes_that_are_no_text(tmp_path):
+    (tmp_path / inputs.FILE).write_bytes(b"\xff")
+    inputs.write(tmp_path, {"model": "m"})
+    assert json.loads((tmp_path / inputs.FILE).read_text()) == {"model": "m"}
+
+
+def test_an_unreadable_file_of_tensors_is_not_called_missing(tmp_path, monkeypatch):
+    path = tmp_path / "model.safetensors"
+    save_file({"x": np.zeros(2, np.float32)}, path)
+    assert list(Tensors(path).types) == ["x"]
+
+    def refused(self, *_):
+        raise PermissionError(errno.EACCES, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, "open", refused)
+    with pytest.raises(PermissionError, match="Permission denied: .*model.safetensors"):
+        Tensors(path)
+
+
+def test_errors_without_a_number_keep_their_text(tmp_path):
+    error = named(FileNotFoundError("No such file: x"), tmp_path / "x")
+    assert str(error) == f"{tmp_path}/x: No such file: x" and "None" not in str(error)

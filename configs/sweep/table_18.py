@@ -29,7 +29,8 @@ not name it, and section 4.1 keeps the first one. The paper tuned its hyperparam
 Variants: `small` (default) is configs/nlg/small.py:e2e,lora, with learning rate 5e-3 and one epoch; its
 matrices are 256 wide, so its ranks end at 256. Pre-train it first, its file says how. `smollm2` is
 configs/nlg/smollm2.py:e2e,lora, on 3,000 training rows; its W_v has 192 outputs, so ranks end at 128.
-`gpt2_medium` is configs/nlg/gpt2_medium_lora.py:e2e, Table 11's values, 5 epochs (26,290 steps), ranks to 1024.
+`gpt2_medium` is configs/nlg/gpt2_medium_lora.py:e2e, Table 11's values, 5 epochs (26,290 steps), ranks to
+1024.
 
 A program pads its factors to its largest rank. With --config.runs_per_program=4 small ranks do not pay for
 1024: programs take points in the order of their ranks. More seeds: --config.grids.ranks.seeds="(0,1,2)".

@@ -66,4 +66,4 @@ if __name__ == "__main__":
     flags.DEFINE_string("adapter", None, "to_loralib: adapter or run folder.")
     flags.DEFINE_string("architecture", None, "to_loralib: roberta, bert or gpt2.")
     flags.DEFINE_string("prefix", "", "to_loralib: text before every key, for example module.")
-    app.run(main)
+    app.run(main, flags_parser=command_line.parse_flags)

@@ -12,10 +12,12 @@ import jax
 
 from experiments.convert import state_dicts
 from experiments.runs import bases
-from lora_jax import adapters, partition
+from experiments.runs.folder import check_place, is_run
+from lora_jax import adapters, locking, partition
 from lora_jax.digests import of_file
 from lora_jax.errors import InputError
 from lora_jax.interop import loralib, loralib_export, loralib_names
+from lora_jax.metrics.files import half_of_pair
 from lora_jax.models import hub
 from lora_jax.models.decoder import Decoder
 from lora_jax.models.encoder import Classifier
@@ -45,8 +47,28 @@ def from_loralib(
     Raises:
       FileNotFoundError, ImportError, ValueError: the input is bad; nothing is written then.
     """
+    check_place(output)
+    if is_run(output):
+        raise InputError(f"{output} is the folder of a run; choose another --output")
     if (output / adapters.DESCRIPTION).exists():
         raise InputError(f"{output} holds an adapter already; choose another --output")
+    with locking.exclusive(output):
+        return _from_loralib(
+            checkpoint, output, alpha=alpha, model=model, dropout=dropout, parts=parts,
+            ignore_base=ignore_base,
+        )  # fmt: skip
+
+
+def _from_loralib(
+    checkpoint: Path,
+    output: Path,
+    *,
+    alpha: float | None,
+    model: str | None,
+    dropout: float,
+    parts: Sequence[str],
+    ignore_base: bool,
+) -> Path:
     state = state_dicts.read(checkpoint)
     notes = {"source": "loralib", "checkpoint": checkpoint.name, "sha256": of_file(checkpoint)}
     convert = functools.partial(
@@ -135,6 +157,9 @@ def to_loralib(
     Raises:
       FileNotFoundError, ImportError, ValueError: the input is bad; nothing is written then.
     """
+    state_dicts.check_new(output)
+    if half_of_pair(prefix):
+        raise InputError(f"prefix {prefix!a} has half of a surrogate pair, which no file can hold")
     loaded = adapters.load_adapter(adapters.adapter_folder(adapter))
     architecture = architecture or loaded.notes.get("architecture")
     with _errors_naming(adapter):

@@ -104,6 +104,15 @@ def _array(path: Path, key: str, value: Tensor, torch: ModuleType) -> np.ndarray
     return array
 
 
+def check_new(path: Path) -> None:
+    """Raises InputError if no state dict can be written there: another suffix, or the file exists."""
+    if path.suffix not in (".safetensors", ".bin", ".pt"):
+        raise InputError(f"{path} must end in .safetensors, .bin or .pt")
+    files.check_output(path)
+    if path.exists():
+        raise InputError(f"{path} exists already; choose another file")
+
+
 def write(path: Path, state: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None:
     """Writes a state dict, whole or not at all, in the format of the suffix.
 
@@ -117,10 +126,7 @@ def write(path: Path, state: Mapping[str, np.ndarray], metadata: Mapping[str, st
       ImportError: PyTorch is needed and missing.
       ValueError: the suffix is another one, or the file exists.
     """
-    if path.suffix not in (".safetensors", ".bin", ".pt"):
-        raise InputError(f"{path} must end in .safetensors, .bin or .pt")
-    if path.exists():
-        raise InputError(f"{path} exists already; choose another file")
+    check_new(path)
     if path.suffix == ".safetensors":
         content = to_safetensors(dict(state), {"format": "pt", **metadata})
     else:
@@ -128,5 +134,5 @@ def write(path: Path, state: Mapping[str, np.ndarray], metadata: Mapping[str, st
         plain = {k: v if v.dtype.kind == "f" else v.astype(np.float32) for k, v in state.items()}
         torch.save({k: torch.tensor(v) for k, v in plain.items()}, buffer)
         content = buffer.getvalue()
-    path.parent.mkdir(parents=True, exist_ok=True)
+    files.make_folder(path.parent)
     files.write_bytes(path, content)

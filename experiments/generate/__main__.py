@@ -24,6 +24,7 @@ from experiments.runs import command_line
 from experiments.runs.tuned import Origin, Tuned, of_names, of_run
 from lora_jax.decoding.sampling import Sampling
 from lora_jax.errors import InputError
+from lora_jax.files import check_output
 from lora_jax.ranges import SEED, Number, Range, Whole, check
 
 _RANGES: dict[str, Range] = {
@@ -69,6 +70,8 @@ def main(arguments: list[str]) -> None:
         }
         if _OUTPUT.value and not _INPUT.value:
             raise InputError("--output is for the answers to a file of prompts: name it in --input")
+        if _OUTPUT.value:
+            check_output(Path(_OUTPUT.value), [_INPUT.value], "--output")
         tuned = Tuned(origin(_RUN.value, _MODEL.value, _ADAPTER.value), _FORMAT.value)
         settings = sampling(values, tuned.format.ends)
         try:
@@ -107,4 +110,4 @@ if __name__ == "__main__":
     _INPUT = flags.DEFINE_string("input", "", "File of prompts; without it the terminal is read.")
     _OUTPUT = flags.DEFINE_string("output", "", "File for the answers to --input.")
     _define_numbers()
-    app.run(main)
+    app.run(main, flags_parser=command_line.parse_flags)

@@ -29,6 +29,7 @@ from experiments.pod_plan.report import report, search
 from experiments.pod_plan.tables import ranking
 from experiments.runs import command_line
 from experiments.runs.fields import OPEN, PLAN, check_config
+from experiments.runs.folder import check_place
 from lora_jax import locking, methods
 
 
@@ -41,6 +42,8 @@ def main(_: list[str]) -> None:
     with command_line.readable_errors():
         check_config(config, PLAN, OPEN)
         workdir = Path(_WORKDIR.value) if _WORKDIR.value else None
+        if workdir:
+            check_place(workdir)
         head = head_pattern(config)
         with locking.exclusive(workdir) if workdir else contextlib.nullcontext():
             planner = Planner(config, _TOPOLOGY.value or "", workdir)

@@ -75,7 +75,7 @@ class Planner:
         if key not in self.known:
             self.known[key] = dataclasses.asdict(self._compile(method, devices, sizes, rows, runs))
             if self.path is not None:
-                self.path.parent.mkdir(parents=True, exist_ok=True)
+                files.make_folder(self.path.parent)
                 with json_lines.Appender(self.path) as file:
                     file.write({"key": key, "plan": self.known[key]})
         return StepFigures(**self.known[key])

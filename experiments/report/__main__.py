@@ -18,7 +18,19 @@ from experiments.paper.columns import TITLES
 from experiments.report.document import command_text, document, tables, write
 from experiments.report.records import find
 from experiments.runs import command_line
+from experiments.runs.folder import is_run
+from lora_jax import files
 from lora_jax.errors import InputError
+
+
+def _check_output(path: Path) -> None:
+    """Raises InputError if the page or the folder beside it cannot be written, or is that of a run."""
+    files.check_output(path, flag="--output")
+    beside = path.with_suffix("")
+    files.check_folder(beside)
+    for folder in (beside, path.absolute().parent):
+        if is_run(folder):
+            raise InputError(f"--output={path}: {folder} is the folder of a run; name another file")
 
 
 def main(arguments: list[str]) -> None:
@@ -29,6 +41,8 @@ def main(arguments: list[str]) -> None:
             raise InputError("no WORKDIR: python -m experiments.report WORKDIR... [--output=X.md]")
         if output and not output.endswith(".md"):
             raise InputError(f"--output={output}: the file's name must end in .md")
+        if output:
+            _check_output(Path(output))
         runs, command = find(folders), command_text(folders, output)
         if not output:
             print(document(runs, tables(runs.records), command, {}), end="")
@@ -40,4 +54,4 @@ def main(arguments: list[str]) -> None:
 
 if __name__ == "__main__":
     _OUTPUT = flags.DEFINE_string("output", None, "Markdown file; without it, print.")
-    app.run(main)
+    app.run(main, flags_parser=command_line.parse_flags)

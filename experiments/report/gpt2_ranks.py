@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 
 from experiments.paper.columns import COLUMNS
 from experiments.paper.scores import TABLE_18
 from experiments.report.record import Record, weights_label
-from experiments.report.settings import pooled, swept_setting
+from experiments.report.settings import groups, pooled, swept_setting
 from experiments.report.tables import OTHER_RUNS, Cell, Table, ours_of, paper_of
 from experiments.report.weight_sweeps import Sweep, point, sweep_names
 
@@ -52,11 +52,9 @@ def gpt2_rank_table(records: Sequence[Record]) -> Table:
 
 def _sweeps(records: Sequence[Record]) -> list[Sweep]:
     """Runs on E2E that differ in the rank only, of two ranks or more."""
-    groups: dict[Hashable, Sweep] = {}
-    for record in records:
-        if record.task == "e2e" and record.weights:
-            groups.setdefault((*swept_setting(record), record.weights), []).append(record)
-    return [sweep for sweep in groups.values() if len({record.rank for record in sweep}) > 1]
+    chosen = (record for record in records if record.task == "e2e" and record.weights)
+    sweeps = [s for _, s in groups(chosen, lambda r: (*swept_setting(r), r.weights))]
+    return [sweep for sweep in sweeps if len({record.rank for record in sweep}) > 1]
 
 
 def _is_papers(sweep: Sweep) -> bool:

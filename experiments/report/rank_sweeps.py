@@ -24,7 +24,7 @@ from experiments.report.lora_set_up import (
     weights_order,
 )
 from experiments.report.record import Record
-from experiments.report.settings import distinctions, setting
+from experiments.report.settings import distinctions, groups, setting
 
 # What a sweep over ranks varies beside the seeds; everything else is equal in all its runs.
 SWEPT = (
@@ -136,26 +136,27 @@ def _merit(runs: Sequence[Run]) -> tuple[float, float, int]:
 
 def find_sweeps(records: Sequence[Record]) -> list[RankSweep]:
     """The sweeps: LoRA runs with a headline score, equal in all but `SWEPT`, of several ranks."""
-    groups: dict[tuple[str, str, str], list[Record]] = {}
-    for record in records:
-        column = HEADLINES.get(record.task)
-        if record.method == "lora" and record.rank and column and column.metric in record.scores:
-            key = record.task, record.model, setting(record, SWEPT)
-            groups.setdefault(key, []).append(record)
-    curves = {key: group for key, group in groups.items() if _has_curve(group)}
+    scored = (record for record in records if record.rank and _has_headline(record))
+    alike_runs = groups(scored, lambda r: (r.task, r.model, setting(r, SWEPT)))
+    curves = [group for _, group in alike_runs if _has_curve(group)]
     # Only what all runs of a sweep have in common may tell it from other sweeps.
     common = [
-        dataclasses.replace(group[0], config=json.loads(shared_setting))
-        for (_, _, shared_setting), group in curves.items()
+        dataclasses.replace(group[0], config=json.loads(setting(group[0], SWEPT)))
+        for group in curves
     ]
     result = []
-    for group, shared in zip(curves.values(), common, strict=True):
+    for group, shared in zip(curves, common, strict=True):
         alike = [r for r in common if (r.task, r.model) == (shared.task, shared.model)]
         apart = next(d for r, d in zip(alike, distinctions(alike), strict=True) if r is shared)
         score = f"{shared.task} {HEADLINES[shared.task].metric}"
         name = (shared.model, score, group[0].evaluated_on, apart)
         result.append(_sweep(", ".join(filter(None, name)), group))
     return result
+
+
+def _has_headline(record: Record) -> bool:
+    column = HEADLINES.get(record.task)
+    return record.method == "lora" and column is not None and column.metric in record.scores
 
 
 def _has_curve(records: Sequence[Record]) -> bool:

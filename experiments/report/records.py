@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.report import adapted_layers, older_records
+from experiments.report import adapted_layers, checked, older_records
 from experiments.report.record import Record, model_label
-from lora_jax.errors import InputError, MissingFileError
+from lora_jax import reading
+from lora_jax.errors import InputError, MissingFileError, SettingError
+from lora_jax.files import to_json
+from lora_jax.reading import read_object
+from lora_jax.run_folder import RESULT, SETTINGS
+
+_NONE: Mapping[Path, str] = {}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,8 +35,14 @@ class RunRecords:
     others: tuple[tuple[str, str], ...]
 
 
-def find(folders: Sequence[str | os.PathLike[str]]) -> RunRecords:
+def find(
+    folders: Sequence[str | os.PathLike[str]], left_out: Mapping[Path, str] = _NONE
+) -> RunRecords:
     """Reads every record below the folders, except those inside `seed_*`.
+
+    Args:
+      folders: of runs, or with runs inside.
+      left_out: folders of runs that no table shall show, each with the reason.
 
     Raises:
       OSError: a folder is missing.
@@ -41,18 +52,26 @@ def find(folders: Sequence[str | os.PathLike[str]]) -> RunRecords:
     records: list[Record] = []
     unfinished: list[str] = []
     others: list[tuple[str, str]] = []
+    known: dict[str, str] = {}  # labels by content
+    reasons = {path.resolve(): reason for path, reason in left_out.items()}
     for folder, label in runs.items():
-        path = folder / "result.json"
+        path = folder / RESULT
+        if folder in reasons:
+            others.append((label, reasons[folder]))
+            continue
         if not path.exists():
             unfinished.append(label)
             continue
-        raw = _json(path)
-        if raw.get("task") == "pretrain":
+        record = checked.read(path)
+        first = known.setdefault(to_json(record.values, indent=None), label)
+        if record.values.get("task") == "pretrain":
             others.append((label, "a pre-training run, no adaptation"))
-        elif raw.get("task") == "tune":
+        elif record.values.get("task") == "tune":
             others.append((label, "a run of experiments.tune on texts that are not the paper's"))
+        elif first != label:
+            others.append((label, f"a copy of the run `{first}`, which is shown"))
         else:
-            records.append(_record(raw, label, path))
+            records.append(_record(record, label))
     if not records:
         started = f"; not finished: {', '.join(unfinished)}" if unfinished else ""
         raise InputError(
@@ -80,56 +99,41 @@ def _labelled(roots: Sequence[Path]) -> dict[Path, str]:
 def _runs(root: Path) -> Iterable[Path]:
     for path, folders, files in os.walk(root):
         folders[:] = sorted(f for f in folders if not f.startswith(("seed_", ".")))
-        if "result.json" in files or ("config.json" in files and _is_run_config(Path(path))):
+        if RESULT in files or (SETTINGS in files and _is_run_config(Path(path))):
             yield Path(path)
 
 
 def _is_run_config(folder: Path) -> bool:
-    """Whether config.json belongs to a run and not to a model."""
-    config = _json(folder / "config.json")
-    return "method" in config and "seeds" in config
+    """Whether config.json belongs to a run that trains, and not to a model or an evaluation."""
+    config = read_object(folder / SETTINGS).values
+    return "method" in config and "seeds" in config and not config.get("eval_only")
 
 
-def _json(path: Path) -> dict[str, Any]:
+def _record(record: reading.Record, label: str) -> Record:
+    checked.check(record)
+    raw = record.values
+    method, split, parameters = raw["method"], raw.get("split", ""), raw["parameters"]
+    trained = parameters["trainable"] - parameters.get("head", 0)
+    validation = {"loss": raw.get("best", {}).get("loss")}
+    scores = {**raw["test"], **validation} if split else raw["best"]
     try:
-        value = json.loads(path.read_text())
-    except ValueError as error:
-        raise InputError(f"{path} is not valid JSON ({error}); remove it or run again") from None
-    if not isinstance(value, dict):
-        raise InputError(f"{path} is not a run record: it holds no JSON object")
-    return value
-
-
-def _record(raw: dict[str, Any], label: str, path: Path) -> Record:
-    try:
-        config, parameters = raw["config"], raw["parameters"]
-        config["data"]  # every config has it
-        method, split = raw["method"], raw.get("split", "")
-        trained = parameters["trainable"] - parameters.get("head", 0)
-        validation = {"loss": raw.get("best", {}).get("loss")}
-        scores = {**raw["test"], **validation} if split else raw["best"]
         weights, rank = _weights_and_rank(raw) if method in ("lora", "dora") else (None, None)
-        return Record(
-            workdirs=(label,),
-            task=raw["task"],
-            split=split,
-            model=model_label(raw["model"]),
-            method=method,
-            trained=0 if method == "none" else trained,
-            scores={name: _values(spread) for name, spread in scores.items() if spread},
-            seeds=tuple(raw["seeds"]),
-            weights=weights,
-            rank=rank,
-            config=config,
-            raw=(raw,),
-        )
-    except KeyError as error:
-        raise InputError(
-            f"{path} is not a run record of experiments.glue or experiments.nlg: it has no field "
-            f"{error}"
-        ) from None
-    except (TypeError, AttributeError) as error:
-        raise InputError(f"{path} is a broken run record ({error})") from None
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise SettingError(record.path, "config.method", error) from error
+    return Record(
+        workdirs=(label,),
+        task=raw["task"],
+        split=split,
+        model=model_label(raw["model"]),
+        method=method,
+        trained=0 if method == "none" else trained,
+        scores={name: _values(spread) for name, spread in scores.items() if spread},
+        seeds=tuple(raw["seeds"]),
+        weights=weights,
+        rank=rank,
+        config=raw["config"],
+        raw=(raw,),
+    )
 
 
 def _values(spread: Mapping[str, Any]) -> tuple[float, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from experiments.report.record import Record, model_label
+from experiments.report.settings import differing_inputs, setting
 
 _NAMED = 12  # runs; more are shown as a range
 
@@ -19,8 +20,26 @@ def set_up_lines(records: Sequence[Record]) -> list[str]:
     lines = []
     for shared, parts in groups.items():
         lines.append(f"- {shared}")
+        lines += [
+            f"  - {text}" for text in _other_inputs([r for runs in parts.values() for r in runs])
+        ]
         for text, runs in parts.items():
             lines.append(f"  - {_who(runs)}: {text}{_course(runs)}")
+    return lines
+
+
+def _other_inputs(records: Sequence[Record]) -> list[str]:
+    """Which runs of one setting were made from other data, models or tokenizers."""
+    lines = []
+    for number, record in enumerate(records):
+        for other in records[:number]:
+            differing = differing_inputs(other, record)
+            if differing and setting(other) == setting(record):
+                names = ", ".join(differing)
+                lines.append(
+                    f"`{record.workdir}` and `{other.workdir}` differ in {names}: not pooled"
+                )
+                break
     return lines
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Any
 
 from experiments.report.record import Record, model_label
@@ -71,18 +71,44 @@ def _short(value: Any) -> str:
 
 
 def pooled(records: Iterable[Record]) -> list[Record]:
-    """Joins records of one setting that have no seed in common."""
+    """Joins records of one setting and the same inputs that have no seed in common."""
     result: list[Record] = []
     settings: list[str] = []  # of the results; joining keeps them
     for new in records:
         of_new = setting(new)
         for i, old in enumerate(result):
-            if settings[i] == of_new and not set(old.seeds) & set(new.seeds):
+            same = settings[i] == of_new and not differing_inputs(old, new)
+            if same and not set(old.seeds) & set(new.seeds):
                 result[i] = _joined(old, new)
                 break
         else:
             result.append(new)
             settings.append(of_new)
+    return result
+
+
+def differing_inputs(one: Record, other: Record) -> list[str]:
+    """What two records were made from that differs, such as `train data`; of what both of them say."""
+    pairs = [(a.get("inputs", {}), b.get("inputs", {})) for a in one.raw for b in other.raw]
+    return sorted({name for a, b in pairs for name in a.keys() & b.keys() if a[name] != b[name]})
+
+
+def groups(
+    records: Iterable[Record], key: Callable[[Record], Hashable]
+) -> list[tuple[Hashable, list[Record]]]:
+    """The records of one key and of the same inputs, in groups, each with its key.
+
+    A record that does not say what it was made from joins the first group of its key.
+    """
+    result: list[tuple[Hashable, list[Record]]] = []
+    for record in records:
+        of_record = key(record)
+        for other, group in result:
+            if other == of_record and not any(differing_inputs(r, record) for r in group):
+                group.append(record)
+                break
+        else:
+            result.append((of_record, [record]))
     return result
 
 

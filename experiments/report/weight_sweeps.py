@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 
 from experiments.paper.columns import HEADLINES, Column
 from experiments.paper.scores import POINTS_5, RANKS_6, TABLE_5, TABLE_6
 from experiments.report.record import Record, weights_label
-from experiments.report.settings import distinctions, setting, swept_setting
+from experiments.report.settings import distinctions, groups, setting, swept_setting
 from experiments.report.tables import ByKey, Cell, Table, ours_of, split_lines
 
 Sweep = list[Record]  # LoRA runs of one set-up that differ in weights, rank and alpha only
@@ -16,11 +16,9 @@ Point = tuple[str, int]  # weights as letters, and rank
 
 def find_sweeps(records: Sequence[Record]) -> list[Sweep]:
     """The sweeps over attention weights and ranks, of two points or more."""
-    groups: dict[Hashable, Sweep] = {}
-    for record in records:
-        if record.weights and record.task in HEADLINES:
-            groups.setdefault(swept_setting(record), []).append(record)
-    return [sweep for sweep in groups.values() if len({point(record) for record in sweep}) > 1]
+    chosen = (record for record in records if record.weights and record.task in HEADLINES)
+    sweeps = [sweep for _, sweep in groups(chosen, swept_setting)]
+    return [sweep for sweep in sweeps if len({point(record) for record in sweep}) > 1]
 
 
 def only_in_sweeps(records: Sequence[Record], sweeps: Sequence[Sweep]) -> set[str]:

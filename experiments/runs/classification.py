@@ -101,6 +101,7 @@ class ClassificationTask:
         self._special = special_ids(self.method.special_tokens, self._encoder.vocab_size)
         self._room = min(config.data.max_length, self._encoder.max_length - self._special.count)
         self.max_length = self._room + self._special.count
+        self._check_room()
         self.inputs = {
             "model": hub.digest(self._folder),
             "tokenizer": tokenizers.digest(self._folder),
@@ -108,6 +109,18 @@ class ClassificationTask:
             **({} if problem.train is None else {"train data": _digest(problem.train)}),
             **({"labels": _named(problem)} if "labels" in problem.description else {}),
         }
+
+    def _check_room(self) -> None:
+        """Raises InputError if the length of examples leaves no token of a text."""
+        pair = any(examples.second is not None for examples in self.problem.evaluations.values())
+        special = self._tokenizer.num_special_tokens_to_add(pair=pair)
+        if self._room < (least := special + 1 + pair):
+            texts = "either text of a pair" if pair else "a text"
+            raise InputError(
+                f"config.data.max_length: of {self._room} tokens (no more than the model has positions) "
+                f"{special} are special ones, which leaves none of {texts}; {self.name} needs at least "
+                f"{least}, and real texts far more"
+            )
 
     # What follows is made when it is first asked for: a run that is only read back needs none of it.
 

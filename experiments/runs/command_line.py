@@ -6,10 +6,11 @@ import contextlib
 import os
 import re
 import sys
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
-from absl import app, flags
+from absl import flags
 
 from lora_jax.errors import DivergedError
 from lora_jax.sharding import hosts
@@ -23,12 +24,12 @@ def say(text: object) -> None:
 
 
 def parse_flags(arguments: list[str]) -> list[str]:
-    """The `flags_parser` of `app.run`: what is wrong with the config is a readable error.
+    """The `flags_parser` of `app.run`: what is wrong with flags and config is one readable message.
 
     Whatever the file of the config raises is told: it is the user's own code.
     """
     try:
-        rest = app.parse_flags_with_usage(arguments)
+        rest = flags.FLAGS(arguments)
         if "config" in flags.FLAGS:
             dict(flags.FLAGS["config"].value or {})  # a file that could not be loaded shows here
         return rest
@@ -50,14 +51,51 @@ def _config_error(error: Exception, arguments: list[str]) -> str:
         )
         if named_by:
             return f"{named_by[0]}: no field {field!r} in the config; {known}"
-    file = next(
-        (a.partition("=")[2] for a in arguments if a.startswith(("--config=", "-config="))), ""
-    )
+    file = _config_file(arguments)
     path = Path(file.partition(":")[0])
-    if not file or path.is_file():
-        return f"--config={file}: {type(error).__name__}: {' '.join(str(error).split())}"
-    there = "is a folder" if path.is_dir() else "does not exist"
-    return f"--config={file}: {path} {there}; name a file such as configs/glue/minilm.py:rte"
+    if file and not path.is_file():
+        there = "is a folder" if path.is_dir() else "does not exist"
+        return f"--config={file}: {path} {there}; name a file such as configs/glue/minilm.py:rte"
+    own = _of_config(error)
+    if own is None:
+        return f"{' '.join(str(error).split())}; --help lists all flags"
+    return f"--config={file}: {own}"
+
+
+def _config_file(arguments: list[str]) -> str:
+    """What `--config` has on a command line; "" without it."""
+    for argument, after in zip(arguments, [*arguments[1:], ""], strict=True):
+        name, equals, value = argument.partition("=")
+        if name in ("--config", "-config"):
+            return value if equals else after
+    return ""
+
+
+_ROOT = Path(__file__).resolve().parents[2]  # of this project
+
+
+def _of_config(error: Exception) -> str | None:
+    """What the code of a config raised, with its place; None if the error is of flags alone.
+
+    What a config of this project or the library refuses is a message for users; of all else they see
+    where it comes from.
+    """
+    first: BaseException = error
+    while (before := first.__cause__ or first.__context__) is not None:
+        first = before
+    if isinstance(first, SyntaxError):
+        return f"SyntaxError: {first.msg} ({first.filename}, line {first.lineno})"
+    frames = traceback.extract_tb(first.__traceback__)
+    starts = [i for i, frame in enumerate(frames) if frame.filename.endswith("config_flags.py")]
+    own = [f for f in frames[starts[-1] + 1 :] if "importlib" not in f.filename] if starts else []
+    if not own:
+        return None if isinstance(error, flags.Error) else f"{type(first).__name__}: {first}"
+    refused = isinstance(first, ValueError) and _ROOT in Path(own[-1].filename).resolve().parents
+    if refused:
+        return str(first)
+    place = f"{own[-1].filename}, line {own[-1].lineno}"
+    lines = "".join(traceback.format_list(own)).rstrip()
+    return f"{type(first).__name__}: {first} ({place})\n{lines}"
 
 
 def hosts_flag() -> flags.FlagHolder[str]:

@@ -18,6 +18,7 @@ from lora_jax.data.batch import Batch
 from lora_jax.data.pairs import Pairs, by_context
 from lora_jax.data.special_tokens import in_pairs, in_prompts
 from lora_jax.decoding.beam import BeamSearch
+from lora_jax.errors import InputError
 
 
 class DataToTextTask(DecoderTask):
@@ -34,6 +35,7 @@ class DataToTextTask(DecoderTask):
         self._source: str = data.source
         settings = {k: v for k, v in config.decode.items() if k != "batch_size"}
         self._search, self._config = BeamSearch(end_tokens(self.tokenizer), **settings), config
+        self._check_room()
         self._pairs: dict[str, Pairs] = {}  # for training, by split
         if config.epochs and not config.eval_only:
             limits = {"train": data.max_examples, "valid": data.max_eval_examples}
@@ -77,6 +79,16 @@ class DataToTextTask(DecoderTask):
             in_prompts(prompts, self._special),
         )  # fmt: skip
 
+    def _check_room(self) -> None:
+        """Raises InputError if what is to be generated leaves a prompt no token."""
+        most = self.max_length - self._special.count - 1
+        if self._search.max_tokens > most:
+            raise InputError(
+                f"config.decode.max_tokens is {self._search.max_tokens}, but of {self.max_length} tokens "
+                "(config.data.max_length, and no more than the model has positions) a prompt needs at "
+                f"least one: lower it to {most} or less"
+            )
+
     def _read(self, split: str) -> Pairs:
         pairs = data_to_text.read(self.name, split, self._source)
         texts = [*dict.fromkeys(pairs.contexts), *pairs.completions]
@@ -87,7 +99,10 @@ class DataToTextTask(DecoderTask):
 
     def _tokenised(self, split: str) -> completions.TokenisedPairs:
         room = self.max_length - self._special.count
-        pairs = completions.tokenise_pairs(self._pairs[split], self.tokenizer, room)
+        try:
+            pairs = completions.tokenise_pairs(self._pairs[split], self.tokenizer, room)
+        except InputError as error:
+            raise InputError(f"config.data.max_length, {self.name} {split}: {error}") from error
         return in_pairs(pairs, self._special)
 
     def prepare(self) -> None:

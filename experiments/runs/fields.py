@@ -191,7 +191,7 @@ PRETRAIN: Fields = {
 SUBSPACE: Fields = {
     "model": Field(Text(empty="none: no Table 7 and no Figure 8"), "the base of the adapters"),
     "comparisons": Field(
-        Several(of=Several(of=Text(), different=False), different=False, empty="none"),
+        Several(of=Several(of=Text(), different=False, size=2), different=False, empty="none"),
         "pairs of names of adapters",
     ),
     "directions": Field(

@@ -2,21 +2,107 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import contextlib
+import os
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 from ml_collections import ConfigDict
 
-from experiments.runs.record import check_record
-from lora_jax import inputs, locking, run_files, run_folder
+from experiments.runs.record import MADE_ANEW, check_record
+from lora_jax import files, inputs, locking, reading, run_files, run_folder
 from lora_jax.adapters import load_adapter
 from lora_jax.errors import InputError
 from lora_jax.files import write_json
 from lora_jax.sharding import hosts
 
+SWEEP = "sweep.json"  # of the folder of a sweep
+EVALUATION = "evaluation.json"  # of that of an evaluation
 _Read = TypeVar("_Read")
 MAY_CHANGE = ("mesh", "verify")  # settings with which a run may be resumed otherwise
+
+
+def check_place(workdir: Path, *, of_sweep: bool = False) -> None:
+    """Raises InputError for a folder that no run can have: a sweep's, or inside that of another run.
+
+    A point of a sweep may be started alone.
+
+    Args:
+      workdir: of the run.
+      of_sweep: whether it is that of a sweep.
+    """
+    hosts.from_main(lambda: _check_place(workdir, of_sweep))
+
+
+def _check_place(workdir: Path, of_sweep: bool) -> None:
+    files.check_folder(workdir)
+    if (workdir / run_folder.SETTINGS).exists() and not of_sweep:  # its own
+        return
+    place = Path(os.path.realpath(workdir))
+    for folder in (place, *place.parents):
+        if folder == place and of_sweep and (folder / SWEEP).is_file():  # its own
+            return
+        what = "a sweep" if (folder / SWEEP).is_file() else "a run" if is_run(folder) else ""
+        if what:
+            lies = f"is {folder}" if folder == place else f"lies in {folder}"
+            raise InputError(
+                f"{workdir} {lies}, the folder of {what}, which holds nothing but its own; use another "
+                "--workdir"
+            )
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a folder is that of a run, or of an evaluation, by its config.json."""
+    file = folder / run_folder.SETTINGS
+    try:
+        names = reading.read_object(file).values.keys() if file.is_file() else set[str]()
+    except (InputError, OSError):  # of another program
+        return False
+    return {"seeds", "method"} <= names or {"seed", "tokenizer"} <= names
+
+
+@contextlib.contextmanager
+def evaluating(workdir: Path, config: ConfigDict) -> Iterator[Callable[[inputs.Inputs], None]]:
+    """The folder of an evaluation: locked, and claimed by its config as that of a run.
+
+    Args:
+      workdir: of the evaluation; it may hold an earlier one of the same config and inputs.
+      config: of the evaluation.
+
+    Yields:
+      What claims the folder, to be called with the inputs once all input has proved good.
+
+    Raises:
+      ValueError: the folder holds a run, or another evaluation.
+    """
+    check_place(workdir)
+    _check_evaluation(workdir, config)
+    with locking.exclusive(workdir):
+        _check_evaluation(workdir, config)
+
+        def claimed(given: inputs.Inputs) -> None:
+            check_inputs(workdir, given)
+            claim(workdir, config, given)
+
+        yield claimed
+
+
+def _check_evaluation(workdir: Path, config: ConfigDict) -> None:
+    finished(workdir, config)
+    path = workdir / EVALUATION
+
+    def there() -> dict[str, Any]:  # what earlier versions have left has no config.json beside
+        record = reading.read_object(path, MADE_ANEW) if path.exists() else None
+        none: dict[str, Any] = {}
+        return none if record is None else record.get("config", dict, none)
+
+    old = {**hosts.from_main(there), **dict.fromkeys(MAY_CHANGE)}
+    here = {**plain(config), **dict.fromkeys(MAY_CHANGE)}
+    if len(old) > len(MAY_CHANGE) and (found := run_folder.changes(old, here, "there", "now")):
+        raise InputError(
+            f"{workdir} holds an evaluation with another config ({found}). Use another --workdir"
+        )
 
 
 def plain(config: ConfigDict) -> dict[str, Any]:
@@ -75,6 +161,10 @@ def read_or_train(
       read: reads data, and refuses those of another run, see `check_inputs`.
       train: makes the record of what was read.
     """
+    check_place(workdir)
+    for seed in config.get("seeds", ()):
+        for name in ("checkpoints", "tensorboard", run_files.ADAPTER):
+            files.check_folder(workdir / f"seed_{seed}" / name)
     if (record := finished(workdir, config)) is not None:
         read()
         return record

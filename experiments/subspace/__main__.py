@@ -21,6 +21,7 @@ from ml_collections import config_flags
 from experiments.runs import command_line
 from experiments.subspace.analysis import analyse
 from lora_jax.errors import InputError
+from lora_jax.reading import read_text
 
 
 def main(_: list[str]) -> None:
@@ -31,7 +32,7 @@ def main(_: list[str]) -> None:
             raise InputError("--workdir=DIR is needed: the folder for figures and tables")
         workdir = Path(_WORKDIR.value)
         analyse(_CONFIG.value, workdir)
-        command_line.say((workdir / "analysis.md").read_text())
+        command_line.say(read_text(workdir / "analysis.md"))
         command_line.say(f"written to {workdir}: analysis.md, figures/, tables/, analysis.json")
 
 

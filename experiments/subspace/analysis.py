@@ -11,13 +11,15 @@ from tqdm import tqdm
 
 from experiments.runs import bases
 from experiments.runs.fields import SUBSPACE, check_config
+from experiments.runs.folder import check_place
 from experiments.subspace import directions, page, tables
 from experiments.subspace.figures import FigureFolder
 from experiments.subspace.tables import Row
-from experiments.subspace.updates import Updates, read
+from experiments.subspace.updates import Updates, check_comparisons, read
 from lora_jax import locking
 from lora_jax.analysis import factor_pairs, similarity
 from lora_jax.analysis.amplification import Amplification, amplification
+from lora_jax.files import check_folder
 
 Tables = dict[str, list[Row]]  # rows by the table's name, a key of `page.SECTIONS`
 
@@ -34,6 +36,7 @@ def analyse(config: ConfigDict, workdir: Path) -> Tables:
         the config is wrong.
     """
     check_config(config, SUBSPACE, ("adapters",))
+    check_place(workdir)
     with locking.exclusive(workdir):
         return _analysed(config, workdir)
 
@@ -42,6 +45,9 @@ def _analysed(config: ConfigDict, workdir: Path) -> Tables:
     updates = read(config)
     kinds = directions.checked_kinds(list(config.directions))
     figures = FigureFolder(workdir / "figures", layers=tuple(config.layers), zoom=config.zoom)
+    figures.check(updates.pairs)
+    check_folder(workdir / "tables")
+    check_comparisons(updates, config.comparisons)
     results: Tables = {
         "spectra": [
             row

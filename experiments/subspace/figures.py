@@ -15,6 +15,7 @@ from experiments.subspace.updates import Pairs
 from lora_jax.analysis import plots, spectra
 from lora_jax.analysis.amplification import Amplification
 from lora_jax.errors import InputError
+from lora_jax.files import check_folder
 
 _SMALL = 16  # maps with up to this many rows get a zoomed triangle beside them
 
@@ -49,6 +50,13 @@ class FigureFolder:
         file = f"{re.sub(r'[:/]', '-', name)}.png"
         plots.save(figure, self._folder / file)
         self._drawn.setdefault(table, []).append(Drawn(file, caption))
+
+    def check(self, pairs: Mapping[str, Pairs]) -> None:
+        """Raises InputError if a layer to draw is not there in an adapter, before anything is drawn."""
+        check_folder(self._folder)
+        for by_weight in pairs.values():
+            for pair in by_weight.values():
+                self._layers_to_draw(len(pair.a))
 
     def _layers_to_draw(self, depth: int) -> list[int]:
         if wrong := [layer for layer in self._layers if not 1 <= layer <= depth]:

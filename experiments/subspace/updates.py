@@ -9,11 +9,12 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from lora_jax.adapters import Adapter, adapter_folder, load_adapter
+from lora_jax.adapters import UNKNOWN_BASE, Adapter, adapter_folder, load_adapter
 from lora_jax.analysis import factor_pairs
 from lora_jax.analysis.factor_pairs import FactorPair
-from lora_jax.errors import InputError
+from lora_jax.errors import InputError, brief
 from lora_jax.expressions import Expression
+from lora_jax.ranges import Text, check
 
 Pairs = Mapping[str, FactorPair]  # by weight
 
@@ -53,6 +54,24 @@ class Updates:
         return {"": pairs[weight]}
 
 
+def check_comparisons(updates: Updates, comparisons: Iterable[tuple[str, str]]) -> None:
+    """Checks all comparisons before any is made.
+
+    Raises:
+      ValueError: a name is unknown, or two adapters are of different bases.
+    """
+    for first, second in comparisons:
+        factor_pairs.shared(updates.select(first), updates.select(second), f"{first} / {second}")
+        names = [text.partition(":")[0] for text in (first, second)]
+        one, other = (updates.adapters[name].base for name in names)
+        if one != other and UNKNOWN_BASE not in (one, other):
+            raise InputError(
+                f"comparisons: the adapters {names[0]!r} and {names[1]!r} are of different bases "
+                f"(fingerprints {one[:12]} and {other[:12]}), so that their directions lie in different "
+                "models; leave the pair out of config.comparisons"
+            )
+
+
 def read(config: ConfigDict) -> Updates:
     """Reads the adapters of a config, with the weights that `config.weights` matches.
 
@@ -64,6 +83,10 @@ def read(config: ConfigDict) -> Updates:
         raise InputError(
             "config.adapters is empty: configs/subspace/folders.py:NAME=FOLDER,NAME=FOLDER names them"
         )
+    if not isinstance(config.adapters, ConfigDict | Mapping):
+        raise InputError(f"config.adapters must be folders by name, got {brief(config.adapters)}")
+    for name, folder in config.adapters.items():
+        check(f"config.adapters.{name}", folder, Text())
     folders = sorted(config.adapters.items(), key=lambda item: _number_aware(item[0]))
     adapters = {name: load_adapter(adapter_folder(Path(folder))) for name, folder in folders}
     pairs_by_path = {
@@ -82,7 +105,7 @@ def read(config: ConfigDict) -> Updates:
 
 def _number_aware(name: str) -> list[str | int]:
     """A sort key that puts r8 before r64."""
-    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
+    return [int(p) if i % 2 else p for i, p in enumerate(re.split(r"([0-9]{1,9})", name))]
 
 
 def _matching(adapter: Adapter, pattern: str, name: str) -> Pairs:

@@ -17,6 +17,7 @@ fsdp and model. Separate machines: `--engine=ray`, see experiments/sweep/ray.py.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from absl import app, flags, logging
@@ -27,25 +28,32 @@ from experiments.runs import command_line, tune
 from experiments.runs.record import shown
 from experiments.runs.text_tables import markdown
 from experiments.sweep.experiment import experiment
+from experiments.sweep.folder import planned_names
 from experiments.sweep.live_table import LiveTable, summary
 from experiments.sweep.local import run_sweep
-from experiments.sweep.points import points
+from experiments.sweep.points import Point, points
 from lora_jax.errors import InputError
 from lora_jax.files import write_text
 from lora_jax.reading import read_object
 from lora_jax.sharding.hosts import is_main
 
 
-def write_report(workdir: Path, experiment_name: str) -> None:
-    """DIR/report.md and DIR/report: tables and curves of all finished points.
+def write_report(workdir: Path, experiment_name: str, members: Sequence[Point] = ()) -> None:
+    """DIR/report.md and DIR/report: tables and curves of all finished points of the sweep.
 
     Runs of experiments.tune are of no table of the paper: theirs is a table of the scores of every point.
+
+    Args:
+      workdir: of the sweep.
+      experiment_name: of its runs.
+      members: its points; those that were planned before count too, and no others that lie there.
     """
     if not is_main():
         return
+    own = {*planned_names(workdir), *(point.name for point in members)}
     if experiment_name == tune.NAME:
         paths = sorted(workdir.glob("points/*/result.json"))
-        finished = [(path.parent.name, read_object(path)) for path in paths]
+        finished = [(p.parent.name, read_object(p)) for p in paths if p.parent.name in own]
         rows = [
             {"run": name, **{key: shown(spread["mean"]) for key, spread in scores.items()}}
             for name, record in finished
@@ -54,7 +62,9 @@ def write_report(workdir: Path, experiment_name: str) -> None:
         write_text(workdir / "report.md", f"# Runs of {workdir.name}\n\n{markdown(rows)}\n")
     else:
         command = f"python -m experiments.report {workdir.name}/points"
-        found = records.find([workdir / "points"])
+        foreign = [path for path in (workdir / "points").glob("*") if path.name not in own]
+        why = "no point of this sweep: plan.json does not name it"
+        found = records.find([workdir / "points"], dict.fromkeys(foreign, why))
         document.write(found, command, workdir / "report.md", only_ours=True)
 
 
@@ -77,8 +87,8 @@ def main(_: list[str]) -> None:
             folder = ray.run_sweep(config, workdir, machines, table)
         else:
             folder = run_sweep(config, workdir, table if is_main() else None)
-        write_report(workdir, config.experiment)
         members = folder.named(members)  # on all hosts
+        write_report(workdir, config.experiment, members)
         if is_main():
             print(summary(folder.statuses(members), varied.smaller_is_better))
             print(f"runs: {workdir}/points   report: {workdir}/report.md")

@@ -23,18 +23,18 @@ from experiments.runs import folder as workdirs
 from experiments.runs.record import MADE_ANEW
 from experiments.sweep import live_table
 from experiments.sweep.experiment import experiment
+from experiments.sweep.identity import identity, lasting, made_from
 from experiments.sweep.live_table import RunStatus
 from experiments.sweep.points import Point
 from experiments.sweep.programs import Program
-from lora_jax import locking, run_files
-from lora_jax.adapters import load_adapter
+from lora_jax import locking
 from lora_jax.errors import FolderInUseError, InputError
-from lora_jax.files import to_json, write_json
+from lora_jax.files import write_json
+from lora_jax.inputs import FILE as INPUTS
 from lora_jax.reading import Record, read_json, read_object
-from lora_jax.run_folder import changes, flat
+from lora_jax.run_folder import RESULT, changes
 from lora_jax.sharding import hosts
 
-_MAY_CHANGE = ("grids", "runs_per_program")  # more points, more memory: the sweep goes on
 _PLAN_LOCK = "plan.lock"
 _PATIENCE = 60.0  # seconds to wait for another program that writes the plan
 _BACK = "Put the file back from a copy, or use another --workdir"
@@ -45,39 +45,48 @@ class SweepFolder:
     """Reads and writes a sweep's folder; of several hosts the first one does."""
 
     def __init__(self, path: Path, config: ConfigDict):
-        """Makes the folder this sweep's.
+        """Looks whether the folder can be this sweep's; it is so from `claim` on.
 
         Raises:
           ValueError: it holds another sweep; the message names the fields.
         """
         self.path = path
         self._method = experiment(config.experiment).method
-        here = workdirs.plain(config)
-        with self.planning():
-            first = hosts.from_main(lambda: self._claim(here))
+        here = self._config = workdirs.plain(config)
+        workdirs.check_place(path, of_sweep=True)
+        first = hosts.from_main(lambda: self._compared(here)[0])
         if not hosts.everywhere(first == here):
             raise InputError("the hosts were started with different configs")
-        if not hosts.everywhere((path / "sweep.json").exists()):
+
+    def claim(self) -> None:
+        """Makes the folder this sweep's, once all its input has proved good; raises as `__init__`."""
+        with self.planning():
+            hosts.from_main(self._claim)
+        if not hosts.everywhere((self.path / "sweep.json").exists()):
             raise InputError(
-                f"the folder {path} is not the same on all hosts; --workdir must be on a file system "
+                f"the folder {self.path} is not the same on all hosts; --workdir must be on a file system "
                 "that they share"
             )
 
-    def _claim(self, config: dict[str, Any]) -> dict[str, Any]:
+    def _claim(self) -> None:
+        config, differs = self._compared(self._config)
+        if differs:  # workers of one sweep all come here
+            write_json(self.path / "sweep.json", config)
+
+    def _compared(self, config: dict[str, Any]) -> tuple[dict[str, Any], bool]:
+        """The config, and whether it must be written; raises InputError for that of another sweep."""
         file = self.path / "sweep.json"
-        if file.exists():
-            other = read_object(file, _BACK).values
-            if not isinstance(other.get("run"), dict):
-                raise Record(file, other, remedy=_BACK).error("run", "none", "an object")
-            if differences := changes(_lasting(other), _lasting(config), "there", "now"):
-                raise InputError(
-                    f"{self.path} holds a sweep with another config ({differences}). Use another "
-                    "--workdir; only grids, runs_per_program and the mesh may change"
-                )
-            if other == config:  # workers of one sweep all come here
-                return config
-        write_json(file, config)
-        return config
+        if not file.exists():
+            return config, True
+        other = read_object(file, _BACK).values
+        if not isinstance(other.get("run"), dict):
+            raise Record(file, other, remedy=_BACK).error("run", "none", "an object")
+        if differences := changes(lasting(other), lasting(config), "there", "now"):
+            raise InputError(
+                f"{self.path} holds a sweep with another config ({differences}). Use another "
+                "--workdir; only grids, runs_per_program and the mesh may change"
+            )
+        return config, other != config
 
     @contextlib.contextmanager
     def planning(self) -> Iterator[None]:
@@ -106,18 +115,43 @@ class SweepFolder:
 
             yield hosts.from_main(take)
 
+    def own(self, points: Iterable[Point]) -> set[str]:
+        """Names of the sweep's points: these, and all that were ever planned, with wider grids too."""
+        return {*hosts.from_main(lambda: planned_names(self.path)), *(p.name for p in points)}
+
     def check(self, points: Iterable[Point]) -> None:
-        """Checks what the finished points among these have left, see `run_files.check`."""
-        done = self.finished()
-        for point in points:
-            if point.name in done:
-                folder = self.path / "points" / point.name
+        """Checks what the sweep's finished points have left: these, and those of wider grids.
 
-                def check(folder: Path = folder) -> None:
-                    record = read_object(folder / "result.json", MADE_ANEW).values
-                    run_files.check(folder, record, load_adapter)
+        Raises:
+          ValueError: a record is not that of its point, or what `run_files.check` raises.
+        """
+        for name in sorted(self.own(points) & self.finished()):
+            folder = self.path / "points" / name
+            workdirs.finished(folder, self._point_config(name))
 
-                hosts.from_main(check)
+    def alike(self, points: Sequence[Point]) -> list[Path]:
+        """Folders of the sweep's points that say what they were made from, which is that of these points.
+
+        Args:
+          points: with the same data, model and start.
+        """
+        wanted = made_from(workdirs.plain(points[0].config))
+        folders = [self.path / "points" / name for name in sorted(self.own(points))]
+        started = [p for p in folders if any((p / name).exists() for name in (INPUTS, RESULT))]
+        return [
+            path
+            for path in started
+            if (path / "config.json").exists() and made_from(self._config_of(path).values) == wanted
+        ]
+
+    def _point_config(self, name: str) -> ConfigDict:
+        folder = self.path / "points" / name
+        return ConfigDict(hosts.from_main(lambda: self._config_of(folder).values))
+
+    def _config_of(self, folder: Path) -> Record:
+        config = read_object(folder / "config.json", _BACK)
+        config.record("data")
+        return config
 
     def named(self, points: Sequence[Point]) -> list[Point]:
         """The points under the names that points of the same config have here already.
@@ -128,8 +162,8 @@ class SweepFolder:
         known = hosts.from_main(self._known)
         result = []
         for point in points:
-            identity = _identity(workdirs.plain(point.config))
-            same = next((name for name, other in known.items() if other == identity), None)
+            same_as = identity(workdirs.plain(point.config))
+            same = next((name for name, other in known.items() if other == same_as), None)
             if same is None and point.name in known:
                 raise InputError(
                     f"{self.path / 'points' / point.name} holds a run with another config; use "
@@ -140,7 +174,7 @@ class SweepFolder:
 
     def _known(self) -> dict[str, str]:
         return {
-            path.parent.name: _identity_of(path)
+            path.parent.name: identity(self._config_of(path.parent).values)
             for path in sorted((self.path / "points").glob("*/config.json"))
         }
 
@@ -151,9 +185,7 @@ class SweepFolder:
 
     def point(self, name: str, mesh: ConfigDict) -> Point:
         """A planned point as it was then, but for the mesh."""
-        file = self.path / "points" / name / "config.json"
-        values = hosts.from_main(lambda: read_object(file, _BACK).values)
-        config = ConfigDict({**values, "mesh": mesh.to_dict()})
+        config = ConfigDict({**self._point_config(name).to_dict(), "mesh": mesh.to_dict()})
         return Point(name, config, self._method(config))
 
     def programs(self) -> list[Program]:
@@ -241,20 +273,12 @@ def _objects(path: Path, remedy: str) -> list[dict[str, Any]]:
     return values
 
 
-def _identity_of(path: Path) -> str:
-    config = read_object(path, _BACK)
-    config.record("data")
-    return _identity(config.values)
-
-
-def _lasting(config: dict[str, Any]) -> dict[str, Any]:
-    kept = {name: value for name, value in config.items() if name not in _MAY_CHANGE}
-    return {**kept, "run": {**kept["run"], **dict.fromkeys(workdirs.MAY_CHANGE)}}
-
-
-def _identity(config: dict[str, Any]) -> str:
-    """What makes a run the same: not where it runs, nor that its rows have the default length."""
-    data = {**config["data"], "row_length": config["data"].get("row_length") or None}
-    fields = flat({**config, "data": data, **dict.fromkeys(workdirs.MAY_CHANGE)})
-    kept = {key: fields[key] for key in sorted(fields) if fields[key] is not None}
-    return to_json(kept, indent=None)
+def planned_names(path: Path) -> list[str]:
+    """Names of all points that the plan of a sweep's folder has; none without a plan."""
+    file = path / "plan.json"
+    programs = _objects(file, _BACK) if file.exists() else []
+    return [
+        name
+        for number, values in enumerate(programs)
+        for name in Record(file, values, f"[{number}].", _BACK).strings("points")
+    ]

@@ -16,11 +16,12 @@ from experiments.sweep.folder import SweepFolder
 from experiments.sweep.live_table import LiveTable, RunStatus
 from experiments.sweep.memory import Memory
 from experiments.sweep.points import Point, compatible, points
-from experiments.sweep.program import folder_of, train_program
+from experiments.sweep.program import train_program
 from experiments.sweep.programs import Program, programs
 from experiments.sweep.shared_base import SharedBase
+from lora_jax.adapters import adapter_folder, load_adapter
 from lora_jax.errors import FolderInUseError, InputError
-from lora_jax.inputs import FILE as INPUTS
+from lora_jax.sharding import hosts
 from lora_jax.sharding.hosts import from_main, is_main
 from lora_jax.sharding.mesh import RUN
 from lora_jax.sweeps.members import Watch
@@ -97,6 +98,7 @@ def planned(config: ConfigDict, folder: SweepFolder, members: Sequence[Point]) -
 
 def _plan(folder: SweepFolder, members: Sequence[Point], most: int, ways: int) -> None:
     """Plans those of the points that no other program on this sweep has planned meanwhile."""
+    folder.claim()
     with folder.planning():
         if new := _new(folder, members):
             more = programs(new, most=most, ways=ways, first=len(folder.programs()))
@@ -114,6 +116,7 @@ def _work(
     folder: SweepFolder,
     members: Sequence[Point],
     only: Collection[str] | None,
+    task: Task | None,
 ) -> Iterator[tuple[SharedBase, list[Program]]]:
     """The unfinished programs of compatible points: those planned before, then new ones."""
     old = [
@@ -123,23 +126,53 @@ def _work(
         started = [
             folder.point(name, config.run.mesh) for program in old for name in program.points
         ]
-        yield _base(config, folder, members, started), old
+        yield _base(config, folder, members, started, task), old
+        task = None
     if only is not None:
         return
     if new := _new(folder, members):
-        base = _base(config, folder, members, new)
+        base = _base(config, folder, members, new, task)
         most = config.runs_per_program or from_main(lambda: Memory(base).runs_that_fit())
         _plan(folder, new, most, base.widest.placement.mesh.shape[RUN])
         names = {point.name for point in new}
         yield base, [program for program in folder.unfinished(new) if names >= set(program.points)]
-    elif not old:
-        check_finished(config, folder, members)
 
 
-def check_finished(config: ConfigDict, folder: SweepFolder, members: Sequence[Point]) -> None:
-    """Raises InputError if compatible points, all finished, were made from other data or weights."""
-    if _with_inputs(folder, members):
-        _check_inputs(folder, members, experiment(config.experiment).task(members[0].config))
+def check_all(
+    config: ConfigDict, folder: SweepFolder, members: Sequence[Point], *, here: bool = True
+) -> dict[str, Task]:
+    """Checks data, models and starts of all points, before the folder is claimed.
+
+    Args:
+      config: of the sweep.
+      folder: of it.
+      members: all points.
+      here: whether this process trains them; else their mesh is that of others.
+
+    Raises:
+      ValueError, OSError: what the points' own command would refuse; or points of the folder were made from
+        other data, tokenizer, weights or start.
+
+    Returns:
+      The task of the first of them that are to be trained together, by the name of their first point.
+    """
+    done, kept = folder.finished(), dict[str, Task]()
+    for together in compatible(members):
+        finished = {point.name for point in together} <= done
+        if finished and not folder.alike(together):  # of an earlier version
+            continue
+        run = together[0].config
+        if not here:
+            run = ConfigDict({**run.to_dict(), "mesh": dict.fromkeys(run.mesh, 1)})
+        with hosts.together():
+            task = experiment(config.experiment).task(run)
+        _check_inputs(folder, together, task)
+        if not finished and not kept:
+            kept[together[0].name] = task
+    for start in sorted({point.config.init_adapter for point in members} - {""}):
+        with hosts.together():
+            load_adapter(adapter_folder(Path(start)))
+    return kept
 
 
 def run_sweep(
@@ -160,11 +193,13 @@ def run_sweep(
       ValueError: bad grids, or another sweep's folder.
     """
     folder, members = opened(config, workdir)
+    tasks = check_all(config, folder, members) if only is None else {}
     board = Board(folder, members, table)
     with table or nullcontext():
         board.show()
         for together in compatible(members):
-            for base, unfinished in _work(config, folder, together, only):
+            task = tasks.pop(together[0].name, None)
+            for base, unfinished in _work(config, folder, together, only, task):
                 for program in unfinished:
                     _train(folder, base, program, board, shared=only is None)
                 del base  # it makes room for that of the next points
@@ -172,24 +207,23 @@ def run_sweep(
 
 
 def _base(
-    config: ConfigDict, folder: SweepFolder, members: Sequence[Point], chosen: Sequence[Point]
+    config: ConfigDict,
+    folder: SweepFolder,
+    members: Sequence[Point],
+    chosen: Sequence[Point],
+    task: Task | None,
 ) -> SharedBase:
-    """What the chosen points share; all members that are started must have been made from the same."""
-    base = SharedBase(config.experiment, chosen)
+    """What the chosen points share; all points of the folder must have been made from the same."""
+    base = SharedBase(config.experiment, chosen, task)
     _check_inputs(folder, members, base.task)
+    folder.claim()
     return base
 
 
 def _check_inputs(folder: SweepFolder, members: Sequence[Point], task: Task) -> None:
     """Raises InputError if points that are started or finished were made from other data or weights."""
-    for path in _with_inputs(folder, members):
+    for path in folder.alike(members):
         workdirs.check_inputs(path, task.inputs)
-
-
-def _with_inputs(folder: SweepFolder, members: Sequence[Point]) -> list[Path]:
-    """The folders of the points that say what they were made from."""
-    folders = [folder_of(folder.path, point) for point in members]
-    return [path for path in folders if (path / INPUTS).exists()]
 
 
 def _train(
@@ -207,7 +241,7 @@ def _train(
 
 
 def opened(config: ConfigDict, workdir: Path) -> tuple[SweepFolder, list[Point]]:
-    """The sweep's folder and its points; bad grids are refused before anything is written."""
+    """The sweep's folder and its points; nothing is written, see `SweepFolder.claim`."""
     members = points(config)
     folder = SweepFolder(workdir, config)
     members = folder.named(members)

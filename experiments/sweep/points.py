@@ -65,13 +65,6 @@ def points(config: ConfigDict) -> list[Point]:
       ValueError: an unknown field, no values, or a value of the wrong type; the message names it.
     """
     check_config(config, SWEEP, ("run", "grids", "labels"))
-    if not config.run.epochs:
-        raise InputError("config.run.epochs is 0: a sweep trains")
-    if config.run.prng != "threefry2x32":
-        raise InputError(
-            f"config.run.prng is {config.run.prng!r}: with it dropout masks depend on the other runs of a "
-            "program; a sweep takes threefry2x32"
-        )
     if not config.grids:
         raise InputError("config.grids is empty: a sweep needs at least one grid of values")
     method = experiment(config.experiment).method
@@ -86,6 +79,7 @@ def points(config: ConfigDict) -> list[Point]:
         for values in _product(grid_name, grid):
             run = _with(config.run, values, f"grids.{grid_name}")
             check_run(run)
+            _check_trains(run, {path: f"grids.{grid_name}.{path}" for path in values})
             name = _name(run, values, varied, labels)
             if len(name.encode()) > _LONGEST:
                 raise InputError(
@@ -99,6 +93,30 @@ def points(config: ConfigDict) -> list[Point]:
                     "labels (config.labels)"
                 )
     return _with_row_lengths(list(by_name.values()))
+
+
+def _check_trains(run: ConfigDict, where: Mapping[str, str]) -> None:
+    """Raises InputError for a run that a sweep cannot train.
+
+    Args:
+      run: its config.
+      where: of the fields that a grid sets, their places in the sweep's config.
+    """
+
+    def error(field: str, why: str) -> InputError:
+        value = flat(run.to_dict()).get(field)
+        return InputError(f"config.{where.get(field, f'run.{field}')} is {value!r}: {why}")
+
+    for path in where:
+        if path.partition(".")[0] in workdirs.MAY_CHANGE:
+            raise error(path, f"it makes no other run; set it for all, in config.run.{path}")
+    if not run.epochs:
+        raise error("epochs", "a sweep trains")
+    if run.eval_only:
+        raise error("eval_only", "a sweep trains; evaluate adapters with the command of the runs")
+    if run.prng != "threefry2x32":
+        why = "with it dropout masks depend on the other runs of a program; a sweep takes threefry2x32"
+        raise error("prng", why)
 
 
 def _product(name: str, grid: Mapping[str, Any]) -> Iterator[dict[str, Any]]:

@@ -51,7 +51,7 @@ from configs.record import tuples
 from experiments.sweep import local, ray_cluster
 from experiments.sweep.folder import SweepFolder
 from experiments.sweep.live_table import LiveTable
-from experiments.sweep.points import Point, compatible
+from experiments.sweep.points import Point
 from experiments.sweep.programs import Program
 from lora_jax import files
 from lora_jax.errors import FileError, MissingFileError
@@ -109,11 +109,10 @@ def run_sweep(
     jax.config.update("jax_platforms", "cpu")
     workdir = workdir.resolve()
     folder, members = local.opened(config, workdir)
+    local.check_all(config, folder, members, here=False)
     local.planned(config, folder, members)
+    folder.claim()
     left = folder.unfinished(members)
-    for together in compatible(members):  # the workers check those that they train, and their like
-        if not folder.unfinished(together):
-            local.check_finished(config, folder, together)
     with table or contextlib.nullcontext():
         show = _shows(folder, members, table)
         show()

@@ -127,7 +127,7 @@ def joined(machines: Machines) -> Iterator[Any]:
     if joins:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         address = machines.address or "local"
-        if host := re.fullmatch(r"(?P<name>[^:/]+):(?P<port>\d+)", address):
+        if host := re.fullmatch(r"(?P<name>[^:/]+):(?P<port>[0-9]{1,5})", address):
             _reach(host["name"], int(host["port"]))
         try:
             with warnings.catch_warnings():

@@ -12,7 +12,7 @@ import optax
 from flax import nnx
 
 from experiments.runs.run import model_record
-from experiments.runs.task import training_batches
+from experiments.runs.task import Task, training_batches
 from experiments.sweep.experiment import experiment
 from experiments.sweep.points import Point
 from experiments.sweep.steps import Steps
@@ -54,19 +54,20 @@ class SharedBase:
       widest: steps with room for every point's rank.
     """
 
-    def __init__(self, experiment_name: str, points: Sequence[Point]):
+    def __init__(self, experiment_name: str, points: Sequence[Point], task: Task | None = None):
         """Reads data and base.
 
         Args:
           experiment_name: `glue` or `nlg`.
           points: that can be one program.
+          task: of one of them or of their like, if its data are read already.
 
         Raises:
           ValueError: unknown experiment, or what its own command would refuse.
         """
         self.points = {point.name: point for point in points}
         self.settings = points[0].settings
-        self.task = experiment(experiment_name).task(points[0].config)
+        self.task = task or experiment(experiment_name).task(points[0].config)
         self.task.prepare()
         self._model: nnx.Module
         self._model, self._key = self.task.model(points[0].seed)

@@ -26,7 +26,7 @@ from lora_jax.analysis.amplification import Amplification
 from lora_jax.analysis.similarity import Matrix, random_mean
 from lora_jax.analysis.spectra import energy
 from lora_jax.errors import InputError
-from lora_jax.files import write_bytes
+from lora_jax.files import make_folder, write_bytes
 
 Maps = Mapping[str, Mapping[str, Float[Matrix, "_m _n"]]]
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -39,7 +39,7 @@ def save(figure: Figure, path: Path) -> Path:
     """Writes a figure as PNG, whole or not at all; makes the folder if needed."""
     content = io.BytesIO()
     figure.savefig(content, format="png", dpi=150)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     write_bytes(path, content.getvalue())
     return path
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+import re
 
 from lora_jax.errors import InputError
 
@@ -51,6 +53,8 @@ CHIPS = (
     Chip("h200", "NVIDIA H200", 141 * _GIB, 989e12, 4800e9, 450e9, 8),
 )
 
+_PODS = {"v4": 4096, "v5e": 256, "v5p": 8960, "v6e": 256}  # chips, from the same pages
+_SHAPE = re.compile(r"(?P<sizes>[0-9]{1,4}(x[0-9]{1,4}){0,2})(_(un)?twisted)?")
 _OTHER_KINDS = {"TPU v5e": "v5e", "TPU v5p": "v5p", "TPU v6e": "v6e"}
 
 
@@ -71,6 +75,28 @@ def by_topology(topology: str) -> Chip:
       ValueError: no chip of `CHIPS` has the name before the colon.
     """
     return by_name(topology.partition(":")[0])
+
+
+def check_topology(topology: str) -> Chip:
+    """The chip of a TPU topology, after a check of its shape.
+
+    libtpu would end the process on a size of 0, and takes slices that are larger than a pod.
+
+    Raises:
+      ValueError: an unknown chip, one that is no TPU, or sizes that no slice of it has.
+    """
+    chip, shape = by_topology(topology), topology.partition(":")[2]
+    if chip.name not in _PODS:
+        raise InputError(f"topology {topology!r}: {chip.name} is no TPU; these are {list(_PODS)}")
+    sizes = _SHAPE.fullmatch(shape)
+    chips = math.prod(int(size) for size in sizes["sizes"].split("x")) if sizes else 0
+    if not 0 < chips <= _PODS[chip.name]:
+        raise InputError(
+            f"topology {topology!r} must be {chip.name}: and the sizes of a slice, one to three positive "
+            f"numbers with x between them and a product of at most {_PODS[chip.name]:,}, such as "
+            f"{chip.name}:2x4"
+        )
+    return chip
 
 
 def by_name(name: str) -> Chip:

@@ -14,7 +14,7 @@ import jax
 from jaxtyping import PyTree
 
 from lora_jax.costs import collectives
-from lora_jax.costs.chips import Chip, by_topology
+from lora_jax.costs.chips import Chip, check_topology
 from lora_jax.costs.collectives import Traffic
 from lora_jax.errors import InputError
 
@@ -67,7 +67,7 @@ def topology_devices(topology: str) -> list[jax.Device]:
       ImportError: libtpu is not installed.
       ValueError: the chip is unknown or has no such topology.
     """
-    chip = by_topology(topology)
+    chip = check_topology(topology)
     try:
         import libtpu  # noqa: F401
     except ImportError as error:

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from lora_jax.data import dart, e2e, webnlg
-from lora_jax.data.pairs import Pairs
+from lora_jax.data.pairs import Pairs, Row
 from lora_jax.data.text_files import find, folder
 from lora_jax.errors import InputError, MissingFileError
 
@@ -115,6 +115,7 @@ def read(dataset: str, split: str, source: str) -> Pairs:
         rows = webnlg.rows(paths)
     elif dataset == "e2e":
         rows = e2e.rows(paths[0], split)
+        _check_other_forms(paths[0], rows, split)
         if ".csv" in paths[0].suffixes:
             notes = (
                 f"{paths[0].name}: blanks around punctuation are derived by rule; fewer than 1 "
@@ -130,6 +131,20 @@ def read(dataset: str, split: str, source: str) -> Pairs:
             )
     contexts, completions, subsets = (list(column) for column in zip(*rows, strict=True))
     return Pairs(contexts, completions, subsets, notes)
+
+
+def _check_other_forms(path: pathlib.Path, rows: Sequence[Row], split: str) -> None:
+    """Raises InputError if a csv of E2E beside the txt that is taken is not of the same inputs."""
+    layout = _LAYOUTS["e2e"]
+    names = [name for name in layout.files[split] if ".csv" in name]
+    if ".csv" in path.suffixes:
+        return
+    for other in find([path.parent / inner for inner in layout.inner], names):
+        if e2e.contexts(other, split) != [row.context for row in rows]:
+            raise InputError(
+                f"{path} and {other} are both there, with different rows: which of them is meant is not "
+                "known. Move one of them away"
+            )
 
 
 def _find(dataset: str, split: str, root: pathlib.Path) -> list[pathlib.Path]:

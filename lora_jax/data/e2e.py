@@ -13,6 +13,7 @@ import csv
 import io
 import pathlib
 import re
+from collections.abc import Iterator
 
 from lora_jax.data.pairs import Row
 from lora_jax.data.text_files import malformed, read_text
@@ -43,6 +44,11 @@ def rows(path: pathlib.Path, split: str) -> list[Row]:
     return _csv(text, path, split) if ".csv" in path.suffixes else _txt(text, path)
 
 
+def contexts(path: pathlib.Path, split: str) -> list[str]:
+    """The contexts of the rows of a csv file alone; raises as `rows`."""
+    return [context for context, _ in _csv_rows(read_text(path), path, split)]
+
+
 def tokenised(text: str, split: str) -> str:
     """Puts the blanks around the punctuation of a csv text that the txt has.
 
@@ -68,8 +74,18 @@ def _txt(text: str, path: pathlib.Path) -> list[Row]:
 
 
 def _csv(text: str, path: pathlib.Path, split: str) -> list[Row]:
+    result = [
+        Row(context, tokenised(reference, split))
+        for context, reference in _csv_rows(text, path, split)
+    ]
+    if not result:
+        raise malformed(path, "line 2", "no rows", "rows of mr and ref")
+    return result
+
+
+def _csv_rows(text: str, path: pathlib.Path, split: str) -> Iterator[tuple[str, str]]:
+    """Context and reference of every row."""
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
-    result = []
     try:
         header = next(reader, [])
         if header != ["mr", "ref"]:
@@ -78,14 +94,10 @@ def _csv(text: str, path: pathlib.Path, split: str) -> list[Row]:
             where = f"line {reader.line_num}"
             if len(row) != 2 or not row[1].strip():
                 raise malformed(path, where, repr(row)[:80], "a row of mr and ref")
-            context = _context(row[0], split, path, where)
-            result.append(Row(context, tokenised(row[1], split)))
+            yield _context(row[0], split, path, where), row[1]
     except csv.Error as error:
         where = f"line {reader.line_num}"
         raise malformed(path, where, f"invalid csv ({error})", "rows of mr and ref") from error
-    if not result:
-        raise malformed(path, "line 2", "no rows", "rows of mr and ref")
-    return result
 
 
 def _context(representation: str, split: str, path: pathlib.Path, where: str) -> str:

@@ -10,6 +10,7 @@ import dataclasses
 import logging
 import math
 import pathlib
+import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -17,10 +18,11 @@ from jaxtyping import Float, Int
 
 from lora_jax.data import glue_tfds
 from lora_jax.data.glue_tasks import HOW_TO_GET, MAX_SCORE, Task
-from lora_jax.data.text_files import folder
+from lora_jax.data.text_files import folder, the_one
 from lora_jax.errors import FileError, InputError, MissingFileError
 from lora_jax.reading import read_text
 
+_NUMBER = re.compile(r"[0-9]{1,9}(\.[0-9]{0,40})?")  # as the scores of STS-B are written
 _REMEDY = (
     "Download the file again; GLUE files are tab separated with no quoting, and test files have no "
     "labels"
@@ -104,16 +106,16 @@ def _find(task: Task, name: str, root: pathlib.Path) -> pathlib.Path:
     paths = [root / task.folder / name, root / "glue" / task.folder / name]
     if root.name == task.folder:  # Only then, so that another task's files are never taken.
         paths.insert(0, root / name)
-    for path in paths:
-        if path.is_file():
-            return path
+    there = [path for path in paths if path.is_file()]
+    if there:
+        return the_one(there)
     if root.is_dir():
         names = sorted(p.name for p in (*root.iterdir(), *paths[0].parent.glob("*.tsv")))
-        there = f"{root} holds: {', '.join(names[:20]) or 'nothing'}"
+        holds = f"{root} holds: {', '.join(names[:20]) or 'nothing'}"
     else:
-        there = f"{root} is not a folder"
+        holds = f"{root} is not a folder"
     raise MissingFileError(
-        f"No GLUE file {task.folder}/{name}. Looked for: {', '.join(map(str, paths))}; {there}. "
+        f"No GLUE file {task.folder}/{name}. Looked for: {', '.join(map(str, paths))}; {holds}. "
         f"{HOW_TO_GET}"
     )
 
@@ -128,6 +130,9 @@ def _read_file(task: Task, path: pathlib.Path) -> Examples:
     wanted = (*task.columns, task.label_column)
     if not set(wanted) <= set(header):
         raise _malformed(path, 1, f"the header {header}", f"a header with {', '.join(wanted)}")
+    if twice := [column for column in wanted if header.count(column) > 1]:
+        found = f"several columns {', '.join(twice)} in the header {header}"
+        raise _malformed(path, 1, found, "one of each")
     places = [header.index(column) for column in wanted]
 
     rows: list[list[str]] = []
@@ -167,10 +172,7 @@ def _label(task: Task, text: str, path: pathlib.Path, number: int) -> float:
         expected = f"one of {', '.join(task.label_values)}"
     else:
         expected = f"a number from 0 to {MAX_SCORE:g}"
-        try:
-            score = float(text)
-        except ValueError:
-            score = math.nan
+        score = float(text) if _NUMBER.fullmatch(text) else math.nan
         if 0.0 <= score <= MAX_SCORE:
             return score
     raise _malformed(path, number, f"{task.label_column} {text!r}", expected)

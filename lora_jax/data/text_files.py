@@ -48,16 +48,41 @@ def find(folders: Iterable[pathlib.Path], names: Sequence[str]) -> list[pathlib.
       names: file names or patterns relative to a folder, best first. A file may also have .gz
         appended; the plain one is taken if both are there. All matches of a pattern are returned,
         sorted by path.
+
+    Raises:
+      InputError: several folders have files of the name, or a packed file has another text than the plain
+        one beside it: which of them is meant is not known.
     """
     folders = list(folders)
     for name in names:
-        for place in folders:
-            plain = {path for path in place.glob(name) if path.is_file()}
-            packed = {path for path in place.glob(f"{name}.gz") if path.is_file()}
-            files = plain | {path for path in packed if path.with_suffix("") not in plain}
-            if files:
-                return sorted(files)
+        found = [files for place in folders if (files := _matching(place, name))]
+        if len({tuple(path.resolve() for path in files) for files in found}) > 1:
+            the_one([files[0] for files in found])
+        if found:
+            return found[0]
     return []
+
+
+def _matching(place: pathlib.Path, name: str) -> list[pathlib.Path]:
+    """The files of a name or pattern in one folder."""
+    plain = {path for path in place.glob(name) if path.is_file()}
+    packed = {path for path in place.glob(f"{name}.gz") if path.is_file()}
+    for path in sorted(packed):
+        if path.with_suffix("") in plain:
+            the_one([path.with_suffix(""), path])
+    return sorted(plain | {path for path in packed if path.with_suffix("") not in plain})
+
+
+def the_one(paths: Sequence[pathlib.Path]) -> pathlib.Path:
+    """The first of several files that may be meant; raises InputError if they are not of one text."""
+    first, *others = paths
+    for other in others:
+        if not first.samefile(other) and read_text(first) != read_text(other):
+            raise InputError(
+                f"{first} and {other} are both there, with different contents: which of them is meant is "
+                "not known. Move one of them away, or name the folder of the other"
+            )
+    return first
 
 
 def read_text(path: pathlib.Path, remedy: str = _REMEDY) -> str:

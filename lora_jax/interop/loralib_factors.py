@@ -11,6 +11,7 @@ from jaxtyping import Float32, Shaped
 from lora_jax.errors import InputError
 from lora_jax.interop.loralib_names import Architecture
 
+MOST_LAYERS = 1000  # of a model; a larger number in a file would only take memory
 Arrays = dict[str, np.ndarray]
 Factors = dict[str, dict[tuple[int, str], np.ndarray]]  # module -> (layer, A or B) -> array
 
@@ -29,11 +30,15 @@ def sort_out(
       ValueError: there are factors of an unknown layer or other keys, the head is not complete, or
         arrays are not weights.
     """
-    pattern = re.compile(re.escape(architecture.root) + r"\.(\d+)\.(.+)\.lora_([AB])")
+    pattern = re.compile(re.escape(architecture.root) + r"\.(0|[1-9][0-9]{0,8})\.(.+)\.lora_([AB])")
     factors: Factors = {}
     head, unknown, rest = {}, [], []
     for key, value in plain.items():
         match = pattern.fullmatch(key)
+        if match and int(match[1]) >= MOST_LAYERS:
+            raise InputError(
+                f"{key}: layer {match[1]} of a model; there are at most {MOST_LAYERS:,}"
+            )
         if match and match[2] in architecture.modules:
             factors.setdefault(match[2], {})[int(match[1]), match[3]] = _checked(key, value)
         elif "lora_" in key:
@@ -60,7 +65,29 @@ def sort_out(
         rows = head[key.removesuffix("bias") + "weight"].shape[0] if key.endswith("bias") else None
         if rows is not None and value.shape != (rows,):
             raise InputError(f"{key} has shape {value.shape}, but its weight has {rows} rows")
+    _check_widths(factors, {key: head[key] for key in architecture.head if key in head})
     return factors, head
+
+
+def _check_widths(factors: Factors, head: Arrays) -> None:
+    """Raises InputError where a matrix of the head does not take what the layer before it gives."""
+    widths = {
+        (f"{module}.lora_A", a.shape[1])
+        for module, by_layer in factors.items()
+        if module.startswith("attention.self.")  # these take the hidden state
+        for (_, side), a in by_layer.items()
+        if side == "A"
+    }
+    before = min(widths, default=None)
+    for key, value in head.items():
+        if not key.endswith("weight"):
+            continue
+        if before is not None and value.shape[1] != before[1]:
+            raise InputError(
+                f"{key} has shape {value.shape}, but {before[0]} is of width {before[1]}: the head is of "
+                "another model, or the checkpoint is broken"
+            )
+        before = (key, value.shape[0])
 
 
 def _checked(key: str, value: Shaped[np.ndarray, ...]) -> Float32[np.ndarray, ...]:

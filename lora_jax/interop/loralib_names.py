@@ -70,7 +70,7 @@ def plain_name(key: str) -> str:
     dict of the inner GPT-2 model starts at `h.`.
     """
     key = key.removeprefix("module.")
-    return f"transformer.{key}" if re.match(r"h\.\d+\.", key) else key
+    return f"transformer.{key}" if re.match(r"h\.[0-9]+\.", key) else key
 
 
 def find(keys: Iterable[str]) -> Architecture:

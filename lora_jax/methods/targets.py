@@ -197,8 +197,12 @@ def in_layers(
 def is_head(path: str) -> bool:
     """Whether one of the names of a path is in HEADS, before the number of a layer."""
     names = path.split("/")
-    numbers = [i for i, name in enumerate(names) if name.isdigit()]
+    numbers = [i for i, name in enumerate(names) if _is_number(name)]
     return any(name in HEADS for name in names[: numbers[0] if numbers else None])
+
+
+def _is_number(name: str) -> bool:
+    return name.isascii() and name.isdecimal()
 
 
 def layer_number(path: str) -> int | None:
@@ -211,7 +215,7 @@ def _layer(path: str) -> tuple[str, int] | None:
     """The path of the list of layers that holds a path, and the number there."""
     names = path.split("/")
     for i, name in enumerate(names):
-        if name.isdigit():
+        if _is_number(name):
             return "/".join(names[:i]), int(name)
     return None
 

@@ -101,6 +101,9 @@ def _lines(path: Path) -> list[str]:
     text = read_text(path, _REMEDY)
     if not text:
         raise FileError(path, "", "an empty file", "one text a line", _REMEDY)
+    if text.replace("\r\n", "\n").count("\r") > text.count("\n"):  # of which one line would be made
+        found = "carriage returns as the ends of lines"
+        raise FileError(path, "", found, "lines that end in a newline", _REMEDY)
     # Only \n ends a line here: splitting at the rarer breaks would shift all lines after them.
     lines = [line.strip() for line in text.removesuffix("\n").split("\n")]
     for number, line in enumerate(lines, start=1):

@@ -23,7 +23,7 @@ from safetensors.numpy import save
 
 from lora_jax import digests, partition
 from lora_jax.errors import InputError
-from lora_jax.files import to_json, write_bytes
+from lora_jax.files import make_folder, to_json, write_bytes
 from lora_jax.gguf.container import SUFFIX
 from lora_jax.models import architectures, config_json
 from lora_jax.models.architectures import ARCHITECTURES, AnyConfig, AnyDecoderConfig
@@ -254,7 +254,7 @@ def save_decoder(folder: Path, model: Decoder, **settings: Any) -> None:
     assert architecture.published is not None
     tensors = to_published(params, architecture.layout)
     config = architecture.published(model.config)
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     write_bytes(folder / "model.safetensors", save(tensors, {"format": "pt"}))
     text = to_json({**config, **settings}) + "\n"
     write_bytes(folder / "config.json", text.encode())

@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import itertools
 import json
+import logging
+import re
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
@@ -20,6 +23,13 @@ from lora_jax.errors import InputError
 # Seconds that a process which ends early waits for the others, which are then ended too. Without an
 # error all processes end together, see `finish`.
 _PATIENCE = 30
+MOST = 2**16  # processes of a run
+_QUIET = 5.0  # seconds without a word while processes join
+_HOSTS = re.compile(
+    r"(?P<address>(\[[0-9a-fA-F:.]+\]|[^\s:,/\[\]]+):(?P<port>[0-9]{1,9})),"
+    r"(?P<index>[0-9]{1,9})/(?P<count>[0-9]{1,9})"
+)
+_LOG = logging.getLogger(__name__)
 _LONGEST_WAIT = 24 * 3600 * 1000  # ms, for work of one process; the wait ends if a process dies
 _numbers = itertools.count()  # of barriers, each of which needs a name of its own
 _Json = TypeVar("_Json")
@@ -50,7 +60,21 @@ def start(address: str, index: int | None = None, count: int | None = None) -> N
                 f"'auto' found no hosts on this machine ({error}); name them: HOST:PORT,INDEX/COUNT"
             ) from error
         return
-    jax.distributed.initialize(address, count, index, shutdown_timeout_seconds=_PATIENCE)
+    what = f"process {index} of {count} waits for the others at {address}"
+    with _told(f"{what}; each is started with --hosts={address},INDEX/{count} or the like"):
+        jax.distributed.initialize(address, count, index, shutdown_timeout_seconds=_PATIENCE)
+
+
+@contextmanager
+def _told(text: str) -> Iterator[None]:
+    """Says what a program waits for, if it does so for some seconds."""
+    timer = threading.Timer(_QUIET, lambda: _LOG.warning("%s", text))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def parse(text: str) -> tuple[str, int | None, int | None]:
@@ -61,13 +85,21 @@ def parse(text: str) -> tuple[str, int | None, int | None]:
     """
     if text == "auto":
         return text, None, None
-    address, _, place = text.partition(",")
-    index, _, count = place.partition("/")
-    if ":" not in address or not (index.isdecimal() and count.isdecimal()):
+    match = _HOSTS.fullmatch(text)
+    if match is None:
         raise InputError(
             f"hosts {text!r} is neither 'auto' nor HOST:PORT,INDEX/COUNT, such as 10.0.0.1:9876,0/4"
         )
-    return address, int(index), int(count)
+    port, index, count = (int(match[name]) for name in ("port", "index", "count"))
+    if not 1 <= port < 2**16:
+        raise InputError(f"hosts {text!r}: the port is from 1 to 65,535, got {port}")
+    if not 1 <= count <= MOST:
+        raise InputError(f"hosts {text!r}: the count is from 1 to {MOST:,}, got {count}")
+    if index >= count:
+        raise InputError(
+            f"hosts {text!r}: the index goes from 0 to the count less one, {count - 1}"
+        )
+    return match["address"], index, count
 
 
 def is_main() -> bool:

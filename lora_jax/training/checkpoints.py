@@ -10,6 +10,7 @@ import contextlib
 import errno
 import logging
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -136,7 +137,9 @@ class Checkpoints:
 
 def _move_damaged(folder: Path) -> None:
     """Moves damaged checkpoints aside and tells what the run goes on from; raises if none is whole."""
-    steps = [int(path.name) for path in folder.glob("*") if path.name.isdecimal()]
+    steps = [
+        int(path.name) for path in folder.glob("*") if re.fullmatch("0|[1-9][0-9]*", path.name)
+    ]
     damaged: dict[int, str] = {}
     newest: int | None = None
     for step in sorted(steps, reverse=True):

@@ -13,6 +13,7 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.summary import scalar
 
+from lora_jax.files import make_folder
 from lora_jax.reading import named
 
 _INTERVAL = 120.0  # seconds between two flushes
@@ -31,7 +32,7 @@ class EventFile:
         Raises:
           OSError: it cannot be written.
         """
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         self._folder, self._flushed = folder, 0.0
         self._writer = EventsWriter(str(folder / "events"))
         for event in (

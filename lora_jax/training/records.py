@@ -17,7 +17,7 @@ from typing import Any
 import jax
 
 from lora_jax import json_lines
-from lora_jax.files import set_aside, write_bytes
+from lora_jax.files import make_folder, set_aside, write_bytes
 from lora_jax.sharding.hosts import is_main
 from lora_jax.summary import Summary
 from lora_jax.training.event_file import EventFile
@@ -52,7 +52,7 @@ class MetricsLog:
         if not self._writes:
             return
         path = Path(folder) / "metrics.jsonl"
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         kept, what = _kept(path, resume_step, lines)
         if what:
             aside = f"kept as {set_aside(path)}" if path.exists() else "gone"

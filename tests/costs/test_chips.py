@@ -40,6 +40,32 @@ def test_topologies():
         chips.by_topology("v7:2x2x1")
 
 
+@pytest.mark.parametrize(
+    "topology", ["v5p:4x4x4", "v5p:2x2", "v4:2x2x1", "v5e:16x16", "v6e:1x1", "v5p:4x4x8_twisted"]
+)
+def test_slices(topology):
+    assert chips.check_topology(topology).name == topology.partition(":")[0]
+
+
+@pytest.mark.parametrize(
+    ("topology", "says"),
+    [
+        ("v5p:0x4", "'v5p:0x4' must be v5p: and the sizes of a slice"),  # libtpu ends the process
+        ("v5p:4x-4", "must be v5p: and the sizes"),
+        ("v5e:64x64", "a product of at most 256"),
+        ("v5p:99999999999x1x1", "must be v5p: and the sizes"),
+        ("v5p:\u0664x4", "must be v5p: and the sizes"),
+        ("v5p", "must be v5p: and the sizes"),
+        ("v5p:2x2x2x2", "must be v5p: and the sizes"),
+        ("h100:2x2", "h100 is no TPU; these are .'v4'"),
+        ("v7:2x2", "unknown chip 'v7'"),
+    ],
+)
+def test_slices_that_no_chip_has(topology, says):
+    with pytest.raises(ValueError, match=says):
+        chips.check_topology(topology)
+
+
 def test_figures_are_in_bytes_and_seconds():
     """A chip does 100 to 1000 operations per byte of its memory, and fills that in 10 ms to 1 s."""
     for chip in chips.CHIPS:

@@ -354,8 +354,8 @@ def test_listed_layers_give_what_older_records_infer(
 def test_a_broken_list_of_layers_is_an_error(tmp_path):
     path = glue_record(tmp_path / "a") / "result.json"
     broken = [
-        ({"path": "x", "parts": []}, "a/result.json is not a run record .* it has no field 'rank'"),
-        (7, "a/result.json is a broken run record"),
+        ({"path": "x", "parts": []}, "a/result.json, layers\\[0\\].rank: found nothing"),
+        (7, "a/result.json, layers\\[0\\]: found 7, expected an object"),
     ]
     for layer, message in broken:
         path.write_text(json.dumps({**json.loads(path.read_text()), "layers": [layer]}))
@@ -429,7 +429,7 @@ def test_set_ups_are_listed(tmp_path):
 
 def test_folders_of_one_name_have_different_labels(tmp_path):
     glue_record(tmp_path / "x/run")
-    glue_record(tmp_path / "y/run")
+    glue_record(tmp_path / "y/run", "rte")
     records = find([tmp_path / "x/run", tmp_path / "y/run"]).records
     assert [record.workdir for record in records] == ["x/run", "y/run"]
 
@@ -440,7 +440,7 @@ def test_a_field_that_is_missing_is_named(tmp_path, field):
     record = json.loads(path.read_text())
     del record[field]
     path.write_text(json.dumps(record))
-    with pytest.raises(ValueError, match=rf"a/result.json is not a run record .*'{field}'"):
+    with pytest.raises(ValueError, match=rf"a/result.json, {field}: found nothing, expected"):
         find([tmp_path])
 
 
@@ -450,12 +450,10 @@ def test_bad_folders_and_files(tmp_path):
     with pytest.raises(ValueError, match=rf"no run record .* in {tmp_path}. Give the --workdir"):
         find([tmp_path])
     (tmp_path / "result.json").write_text("{")
-    with pytest.raises(ValueError, match="result.json is not valid JSON"):
+    with pytest.raises(ValueError, match=r"result.json, line 1: found invalid JSON"):
         find([tmp_path])
     (tmp_path / "result.json").write_text("[]")
-    with pytest.raises(
-        ValueError, match="result.json is not a run record: it holds no JSON object"
-    ):
+    with pytest.raises(ValueError, match=r"result.json: found \[\], expected a JSON object"):
         find([tmp_path])
 
 

@@ -84,8 +84,10 @@ def test_a_folder_in_use_is_refused_before_data_are_read(config, folder, tmp_pat
         with pytest.raises(InputError, match="holds a run with another config"):
             again(other, folder)
         other.eval_only, other.adapter = True, str(folder)
-        with pytest.raises(FolderInUseError):
+        with pytest.raises(InputError, match="holds a run with another config"):
             glue.evaluate(other, folder)
+        with pytest.raises(FolderInUseError, match=f"lies in {folder}, which is in use by process"):
+            locking.exclusive(folder / "seed_0").__enter__()
 
 
 @pytest.fixture(scope="module")
@@ -139,7 +141,7 @@ def test_what_another_has_planned_meanwhile_is_not_planned_again(
         ("sweep.json", "{", r"sweep.json, line 1: found invalid JSON"),
         ("sweep.json", "{}", r"sweep.json, run: found none"),
         ("plan.json", "{}", r"plan.json: found {}, expected a list of objects"),
-        ("plan.json", '[{"name": "000"}]', r"plan.json, \[0\].method: found nothing"),
+        ("plan.json", '[{"name": "000"}]', r"plan.json, \[0\].points: found nothing"),
         ("programs/000/status.json", "[{}]", r"status.json, \[0\].loss: found nothing"),
         ("programs/000/status.json", "\0", r"status.json, line 1: found a NUL character"),
         ("points/rank=1,seed=0/config.json", "[]", r"seed=0/config.json: found \[\]"),

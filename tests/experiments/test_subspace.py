@@ -229,17 +229,46 @@ def test_without_a_base_there_is_no_table_7(folders, tmp_path, file_names):
         ({"directions": ("c",)}, r"config.directions must be a tuple.* each 'a', 'b', .*got"),
         ({"weights": "nothing"}, "matches no adapted layer of large"),
         ({"layers": (3,)}, r"\[3\] are not layers from 1 to 2"),
+        (
+            {"comparisons": (("small", "large", "small"),)},
+            "config.comparisons must be .* a tuple of 2",
+        ),
+        ({"adapters": "x"}, "config.adapters must be folders by name, got 'x'"),
+        (
+            {"adapters": {"small": 3}},
+            "config.adapters.small must be a text that is not empty, got 3",
+        ),
     ],
 )
 def test_wrong_configs_say_what_is_wrong(folders, tmp_path, file_names, change, message):
     config = common.subspace_config(folders, (("small", "large"),))
-    with config.unlocked():
-        config.update(change)
-        if not change.get("adapters", True):
-            config.adapters = {}
+    with config.unlocked(), config.ignore_type():
+        for name, value in change.items():
+            config[name] = value
     with pytest.raises(ValueError, match=message):
         analysis.analyse(config, tmp_path / "out")
-    assert not (tmp_path / "out" / "analysis.json").exists()
+    assert not (tmp_path / "out").exists() and not file_names
+
+
+def test_adapters_of_different_bases_are_not_compared(folders, tmp_path, file_names):
+    adapter = adapters.load_adapter(folders["other"])
+
+    def saved(base):
+        return adapters.save_adapter(
+            tmp_path / "x", adapter.values, adapter.groups, adapter.method, base
+        )
+
+    both = {"large": folders["large"], "x": str(saved("0" * 64))}
+    config = common.subspace_config(both, (("large", "x"),))
+    config.directions, config.layers = ("a",), (1,)
+    with pytest.raises(ValueError, match="'large' and 'x' are of different bases .*000000000000"):
+        analysis.analyse(config, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    config.comparisons = ()
+    analysis.analyse(config, tmp_path / "spectra")  # each for itself
+    saved(adapters.UNKNOWN_BASE)  # of a converted file: not known to be another
+    config.comparisons = (("large", "x"),)
+    analysis.analyse(config, tmp_path / "unknown")
 
 
 def test_updates_are_put_onto_their_own_base_only(folders, tiny_model, tmp_path, file_names):

@@ -283,10 +283,18 @@ def test_folders_without_a_run_are_explained(tmp_path):
     workdirs.claim(tmp_path / "points" / "rank=1,seed=0", roberta_base_lora.get_config("rte"))
     with pytest.raises(ValueError, match=f"one of its points, {tmp_path}/points/rank=1,seed=0"):
         record.get_config(str(tmp_path))
-    for text in ('{"hidden_size": 384}', "[]", '{"task": "rte", "method": {"name": "lora"}}'):
+    for text in ('{"hidden_size": 384}', '{"task": "rte", "method": {"name": "lora"}}'):
         file.write_text(text)
         with pytest.raises(ValueError, match=f"{file} is not the config of a run"):
             record.get_config(str(tmp_path))
+    whole = roberta_base_lora.get_config("rte").to_dict()
+    for part in ("data", "method"):
+        file.write_text(json.dumps({**whole, part: 3}, default=str))
+        with pytest.raises(ValueError, match=f"{file}, {part}: found 3, expected an object"):
+            record.get_config(str(tmp_path))
+    file.write_text("[]")
+    with pytest.raises(ValueError, match=f"{file}: found \\[\\], expected a JSON object"):
+        record.get_config(str(tmp_path))
     file.write_text("{")
-    with pytest.raises(ValueError, match=f"{file} is not valid JSON"):
+    with pytest.raises(ValueError, match=f"{file}, line 1: found invalid JSON"):
         record.get_config(str(tmp_path))

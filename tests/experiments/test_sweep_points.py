@@ -183,7 +183,7 @@ def test_all_of_them_together_are_one_group():
 GROUPS = {
     "method": {"targets": (QUERY, KEY), "bias": ("none", "all")}, "batch_size": (8, 16),
     "epochs": (1, 2), "weight_decay": (0.0, 0.1), "task": ("rte", "mrpc"), "accumulate": (1, 2),
-    "data": {"max_length": (32, 64), "row_length": (64, 0)}, "prng": ("threefry2x32", "rbg"),
+    "data": {"max_length": (32, 64), "row_length": (64, 0)},
     "model": {"hidden_dropout_prob": (0.0, 0.1)}, "adam": {"b2": (0.98, 0.999)},
     "init_adapter": ("", "runs/mnli"), "warmup_ratio": (0.0, 0.1),
 }  # fmt: skip

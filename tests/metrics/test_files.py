@@ -82,3 +82,12 @@ def test_missing_files():
         files.read_hypotheses("nowhere.txt")
     with pytest.raises(ValueError, match="no reference file"):
         files.read_references()
+
+
+def test_carriage_returns_alone_end_no_line(tmp_path):
+    path = tmp_path / "hyps.txt"
+    path.write_bytes(b"a cheap pub\ra pub\r")
+    with pytest.raises(ValueError, match="hyps.txt: found carriage returns as the ends of lines"):
+        files.read_hypotheses(path)
+    path.write_bytes(b"a cheap\rpub\r\nb\r\nc\r\n")  # one inside a text
+    assert files.read_hypotheses(path) == ["a cheap\rpub", "b", "c"]

@@ -274,8 +274,13 @@ def test_processes_agree_on_values_failures_and_configs(root, tmp_path):
         ("localhost", "'localhost' is neither 'auto' nor HOST:PORT,INDEX/COUNT"),
         ("localhost:1,first/2", "is neither 'auto' nor HOST:PORT,INDEX/COUNT"),
         ("localhost:1", "is neither 'auto' nor HOST:PORT,INDEX/COUNT"),
-        ("localhost:1,2/2", "process 2 of 2: the index goes from 0 to the count less one"),
-        ("localhost:1,0/0", "process 0 of 0"),
+        ("localhost:1,2/2", "the index goes from 0 to the count less one, 1"),
+        ("localhost:1,0/0", "the count is from 1 to 65,536, got 0"),
+        ("localhost:99999999,0/2", "the port is from 1 to 65,535, got 99999999"),
+        ("localhost:0,0/2", "the port is from 1 to 65,535, got 0"),
+        ("localhost:1,0/99999999", "the count is from 1 to 65,536, got 99999999"),
+        ("localhost:1,\u0660/2", "is neither 'auto' nor HOST:PORT,INDEX/COUNT"),
+        (":9876,0/2", "is neither 'auto' nor HOST:PORT,INDEX/COUNT"),
     ],
 )
 def test_a_wrong_hosts_text_ends_the_program_at_once(text, says):
