@@ -21,6 +21,7 @@ from lora_jax.methods.bottleneck import MOST_SIZE
 from lora_jax.methods.prefix import MOST_TOKENS
 from lora_jax.methods.selection import MOST_LAYERS
 from lora_jax.ranges import (
+    DROPOUT,
     SEED,
     Flag,
     Number,
@@ -55,7 +56,7 @@ class Field(NamedTuple):
 Fields = Mapping[str, Field]  # by dotted name
 OPEN = ("method",)  # parts of a config that others check: the arguments of a method
 _ALL = Whole(least=0)  # a limit on rows; 0 is all
-_RATE = OrNone(of=Number(least=0, below=1), none="the rate of the model's config.json")
+_RATE = OrNone(of=DROPOUT, none="the rate of the model's config.json")
 _REMAT = Field(OneOf(("none", "full", "dots")), "what the backward pass recomputes, see `Stack`")
 _MODEL = Field(Text(), "a folder, `package:NAME`, or a hub name")
 
@@ -216,7 +217,7 @@ METHOD: Fields = {
     "lora.scaling": Field(OneOf(get_args(Scaling)), "of the update; the second one is rsLoRA's"),
     "lora.init": Field(OneOf(("kaiming", "gaussian")), "initial values of A"),
     "lora.std": _STD,
-    "lora.dropout": Field(Number(least=0, below=1), "on the input of A"),
+    "lora.dropout": Field(DROPOUT, "on the input of A"),
     "lora.magnitude": Field(Flag(), "whether the norms of columns train too (DoRA)"),
     "lora.too_large": Field(
         OrNone(of=OneOf(("error", "cap", "skip")), none="the default of the targets"),

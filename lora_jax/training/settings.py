@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from lora_jax.checks import instance
 from lora_jax.errors import InputError
 from lora_jax.expressions import Expression
 from lora_jax.partition import Labels
@@ -82,6 +83,7 @@ class TrainSettings:
 
     def __post_init__(self) -> None:
         check_settings(self)
+        instance("adam", self.adam, AdamSettings, "AdamSettings(eps=1e-8)")
         if self.base_dtype not in (AUTO, KEEP):
             _check_dtype(self.base_dtype)
 

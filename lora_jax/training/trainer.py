@@ -26,6 +26,7 @@ from lora_jax.errors import DivergedError, InputError
 from lora_jax.files import write_json
 from lora_jax.method import Method
 from lora_jax.partition import Params
+from lora_jax.ranges import SEED, check
 from lora_jax.sharding.hosts import from_main
 from lora_jax.sharding.mesh import RUN
 from lora_jax.training import loop, step
@@ -123,6 +124,7 @@ class Trainer(AdaptedModel):
                 f"mesh: run={ways} splits the runs of a sweep (experiments.sweep); this is one run: use "
                 "data, fsdp or model"
             )
+        seed = check("seed", seed, SEED)
         trainable = self.started(self.settings.init_adapter)
         labels = {path: self.labels[path] for path in trainable}
         schedule, tx = self.settings.optimizer(labels, batches.per_epoch)
@@ -186,7 +188,7 @@ class Trainer(AdaptedModel):
           DivergedError: the loss, the gradient or the parameters were not finite. The best epoch before, if
             there was one, is in the folder, and result.json says at which step the run ended.
         """
-        folder = Path(folder)
+        seed, folder = check("seed", seed, SEED), Path(folder)
         if smaller_is_better is None:
             smaller_is_better = headline == LOSS
         values = {
