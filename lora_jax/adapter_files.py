@@ -26,7 +26,7 @@ from safetensors.numpy import save as to_safetensors
 
 from lora_jax import adapter_description as descriptions
 from lora_jax.adapter_description import AGAIN, FORMAT, OF_DESCRIPTION, OF_TENSORS
-from lora_jax.digests import of_file
+from lora_jax.digests import of_arrays, of_file, of_texts
 from lora_jax.errors import FileError, InputError, MissingFileError
 from lora_jax.files import to_json, write_bytes
 from lora_jax.method import Method
@@ -196,6 +196,13 @@ def load_adapter(folder: str | os.PathLike[str]) -> Adapter:
         method, groups, {name: v for name, v in values.items() if name in groups},
         record.get("base", str), record.get("notes", dict), {name: values[name] for name in state},
     )  # fmt: skip
+
+
+def digest(adapter: Adapter) -> str:
+    """What tells an adapter from others: method, base and all values; not its notes, which may be edited."""
+    description = [adapter.method.to_json(), adapter.base, sorted(adapter.groups.items())]
+    arrays = of_arrays({"values": adapter.values, "state": adapter.state})
+    return of_texts([to_json(description, indent=None), arrays])
 
 
 def _weights(folder: Path, record: Record) -> Path | None:

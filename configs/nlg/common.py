@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
 
 from configs.arguments import parse
 from configs.training import order_fields, training_fields
@@ -108,6 +109,7 @@ def nlg_config(dataset: str, model: str, method: Mapping[str, Any]) -> ConfigDic
             },
             "eval_only": False,
             "adapter": "",  # with eval_only: the run to decode and score
+            "adapter_task": placeholder(str),  # its data set, if it is another one on purpose
             "checkpoint_every": 1000,
         }
     )

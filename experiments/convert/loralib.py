@@ -7,16 +7,18 @@ import functools
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 
 from experiments.convert import state_dicts
 from experiments.runs import bases
+from experiments.runs.origins import NOTE, origin
 from lora_jax import adapters, partition
 from lora_jax.digests import of_file
 from lora_jax.errors import InputError
 from lora_jax.interop import loralib, loralib_export, loralib_names
-from lora_jax.models import hub
+from lora_jax.models import architectures, hub
 from lora_jax.models.decoder import Decoder
 from lora_jax.models.encoder import Classifier
 
@@ -48,7 +50,11 @@ def from_loralib(
     if (output / adapters.DESCRIPTION).exists():
         raise InputError(f"{output} holds an adapter already; choose another --output")
     state = state_dicts.read(checkpoint)
-    notes = {"source": "loralib", "checkpoint": checkpoint.name, "sha256": of_file(checkpoint)}
+    notes: dict[str, Any] = {
+        "source": "loralib",
+        "checkpoint": checkpoint.name,
+        "sha256": of_file(checkpoint),
+    }
     convert = functools.partial(
         loralib.from_state_dict,
         state,
@@ -65,7 +71,9 @@ def from_loralib(
         notes["model"] = model
         with _errors_naming(checkpoint):
             architecture = loralib_names.find(map(loralib_names.plain_name, state)).name
-        converted, base = _convert_for_base(checkpoint, architecture, hub.find(model), convert)
+        folder = hub.find(model)
+        converted, base = _convert_for_base(checkpoint, architecture, folder, convert)
+        notes[NOTE] = origin(architectures.read_config(folder))
     notes["architecture"] = converted.architecture
     return adapters.save_adapter(
         output, converted.values, converted.groups, converted.method, base, notes

@@ -15,6 +15,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from experiments.runs import fields, folder
+from experiments.runs.origins import given, origin
 from experiments.runs.record import by_seed, chosen_adapter, training_record
 from experiments.runs.settings import RunSettings, mesh_for, model_arguments, run_settings
 from experiments.runs.task import Trained
@@ -93,11 +94,15 @@ class ClassificationTask:
         self._special = special_ids(self.method.special_tokens, self._encoder.vocab_size)
         self._room = min(config.data.max_length, self._encoder.max_length - self._special.count)
         self.max_length = self._room + self._special.count
+        self.base = origin(self._encoder, self._tokenizer)
+        adapters, notes = given(self.settings, self.name, self.base)
+        self.notes = {**self.notes, **notes}
         self.inputs = {
             "model": hub.digest(self._folder),
             "tokenizer": tokenizers.digest(self._folder),
             **{f"{split} data": _digest(e) for split, e in problem.evaluations.items()},
             **({} if problem.train is None else {"train data": _digest(problem.train)}),
+            **adapters,
         }
 
     # What follows is made when it is first asked for: a run that is only read back needs none of it.

@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from experiments.runs import fields, folder
 from experiments.runs.decoding import Decoding
 from experiments.runs.language import Validation, end_tokens
+from experiments.runs.origins import given, origin
 from experiments.runs.record import by_seed, chosen_adapter, training_record
 from experiments.runs.settings import RunSettings, mesh_for, model_arguments, run_settings
 from experiments.runs.task import Trained
@@ -23,6 +24,7 @@ from lora_jax.data.batch import Batch
 from lora_jax.data.pairs import Pairs, by_context
 from lora_jax.data.special_tokens import in_pairs, in_prompts, special_ids
 from lora_jax.decoding.beam import BeamSearch
+from lora_jax.inputs import SUBSETS
 from lora_jax.models import hub
 from lora_jax.models.decoder import Decoder
 from lora_jax.partition import Params
@@ -70,7 +72,11 @@ class DataToTextTask:
             self._pairs = {split: self._read(split).take(n) for split, n in limits.items()}
         self.split: str = data.decode_split
         self._test = by_context(self._read(self.split)).take(data.max_prompts)
+        self.base = origin(self._decoder, self.tokenizer)
+        adapters, notes = given(self.settings, self.name, self.base)
+        self.notes.update(notes)
         references = [text for texts in self._test.references for text in ("\n", *texts)]
+        subsets = self._test.subsets  # of which each has scores of its own
         self.inputs = {
             "model": hub.digest(self._folder),
             "tokenizer": tokenizers.digest(self._folder),
@@ -79,6 +85,8 @@ class DataToTextTask:
                 for split, pairs in self._pairs.items()
             },
             "decoded data": digests.of_texts([*self._test.contexts, *references]),
+            **({SUBSETS: digests.of_texts(subsets)} if any(subsets) else {}),
+            **adapters,
         }
 
     # What follows is made when it is first asked for: a run that is only read back needs none of it.
@@ -153,8 +161,9 @@ class DataToTextTask:
         epochs = settings.train.epochs
         scores = {
             "task": self.name,
-            "method": self.method.name if epochs else "none",
+            "method": self.method.name if epochs or settings.train.init_adapter else "none",
             "model": settings.model,
+            "warm_start": settings.train.init_adapter or None,
             "headline": self.headline,
             "split": self.split,
             **scores_record(list(runs.values()), self.notes),

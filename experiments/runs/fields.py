@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, get_args
 
 from ml_collections import ConfigDict
 
+from experiments.runs.options import check_together
 from lora_jax.checks import WIDEST
 from lora_jax.data.data_to_text import DATASETS, SPLITS
 from lora_jax.data.glue_tasks import TASKS
@@ -105,6 +106,11 @@ _RUN: Fields = {
     "seeds": _seeds("one run for each"),
     "eval_only": Field(Flag(), "evaluates `adapter` instead of training"),
     "adapter": Field(Text(empty="none"), "with `eval_only`: the run to evaluate"),
+    "adapter_task": Field(
+        OrNone(of=Text(), none="the run's task"),
+        "with `eval_only`: the task that `adapter` was trained on, if it is another one on purpose",
+        False,
+    ),
     "model.name": _MODEL,
     "model.remat": _REMAT,
     "model.unroll": Field(Whole(most=1000), "layers per iteration of the scan over layers"),
@@ -240,9 +246,10 @@ def check_run(config: ConfigDict) -> None:
     """Checks the config of a run of `experiments.glue`, `experiments.nlg` or `experiments.quickstart`.
 
     Raises:
-      InputError: see `check_config`.
+      InputError: see `check_config` and `check_together`.
     """
     check_config(config, DATA_TO_TEXT if "dataset" in config else GLUE, OPEN)
+    check_together(config)
 
 
 def check_config(

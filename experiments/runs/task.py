@@ -60,7 +60,8 @@ class Task(Protocol):
       train: the training examples; None where a run only evaluates.
       evaluation_batches: in order; `metrics` takes what `function` gives for each.
       notes: on the data, by split.
-      inputs: digests of model, tokenizer and data, see `lora_jax.inputs`.
+      inputs: digests of model, tokenizer, data and given adapters, see `lora_jax.inputs`.
+      base: what the adapters of the runs say of their base, see `origins`.
     """
 
     @property
@@ -104,6 +105,9 @@ class Task(Protocol):
 
     @property
     def inputs(self) -> Mapping[str, str]: ...  # noqa: D102
+
+    @property
+    def base(self) -> Mapping[str, Any]: ...  # noqa: D102
 
     def prepare(self) -> None:
         """Tokenises and packs all texts; what is wrong with them shows here, before a folder is claimed."""

@@ -21,6 +21,7 @@ from experiments.sweep.programs import Program, programs
 from experiments.sweep.shared_base import SharedBase
 from lora_jax.errors import FolderInUseError, InputError
 from lora_jax.inputs import FILE as INPUTS
+from lora_jax.run_folder import RESULT
 from lora_jax.sharding.hosts import from_main, is_main
 from lora_jax.sharding.mesh import RUN
 from lora_jax.sweeps.members import Watch
@@ -189,7 +190,7 @@ def _check_inputs(folder: SweepFolder, members: Sequence[Point], task: Task) -> 
 def _with_inputs(folder: SweepFolder, members: Sequence[Point]) -> list[Path]:
     """The folders of the points that say what they were made from."""
     folders = [folder_of(folder.path, point) for point in members]
-    return [path for path in folders if (path / INPUTS).exists()]
+    return [path for path in folders if any((path / name).exists() for name in (INPUTS, RESULT))]
 
 
 def _train(

@@ -86,6 +86,8 @@ def points(config: ConfigDict) -> list[Point]:
         for values in _product(grid_name, grid):
             run = _with(config.run, values, f"grids.{grid_name}")
             check_run(run)
+            if run.eval_only:
+                raise InputError("config.run.eval_only is True: a sweep trains")
             name = _name(run, values, varied, labels)
             if len(name.encode()) > _LONGEST:
                 raise InputError(

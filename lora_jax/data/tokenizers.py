@@ -23,6 +23,11 @@ ENCODER = ("cls_token", "sep_token", "pad_token", "unk_token")
 DECODER = ("eos_token",)
 
 _SAMPLED = 1000  # texts of a split that are looked at
+_PROBED = 2000  # tokens that `behaviour` looks at
+_PROBES = (
+    "The quick brown fox JUMPS over the lazy dog's 1,234.50 naïve café; it isn't\there yet!",
+    "  two  spaces\nand a new line | name : Blue Spice, food : Café-crème (50 €) 中文 \U0001f600",
+)  # fmt: skip
 _BELONGS = (
     "The tokenizer is not the model's: copy the model's tokenizer files into the folder, or save it "
     "there with tokenizer.save_pretrained(folder)"
@@ -163,6 +168,21 @@ def _check_ids(
 def digest(folder: Path) -> str:
     """What tells the tokenizer of a folder from others: a digest of its files."""
     return digests.of_files(path for name in FILES if (path := folder / name).is_file())
+
+
+def behaviour(tokenizer: PreTrainedTokenizerBase) -> str:
+    """What tells a tokenizer from others that make other ids of a text, whatever its files look like.
+
+    It is a digest of all tokens with their ids, and of what becomes of some texts: of two thousand of the
+    tokens, which shows merges, and of a line that normalisation and the splitting into words change.
+    """
+    ids = sorted(tokenizer.get_vocab().items())
+    texts = [*_PROBES, *(token for token, _ in ids[:: -(-len(ids) // _PROBED) or 1])]
+    whole = [[*tokenizer(text)["input_ids"]] for text in _PROBES]
+    rows = [*_encoded(texts, tokenizer), *whole]
+    return digests.of_texts(
+        [*(f"{i} {token}" for token, i in ids), *(" ".join(map(str, row)) for row in rows)]
+    )
 
 
 def size(tokenizer: PreTrainedTokenizerBase) -> int:

@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from lora_jax.inputs import Inputs
 from lora_jax.partition import Params
 from lora_jax.sweeps.members import Member, Metrics, RunningMembers, Watch
 from lora_jax.sweeps.runs import RunValues
@@ -48,6 +49,7 @@ def fit_runs(
     place: Callable[[Any], Any],
     flops: Callable[[Any], int] = lambda batch: 0,
     watch: Watch = lambda runs, losses: None,
+    inputs: Inputs | None = None,
 ) -> list[Progress]:
     """Trains all members to the end, from the newest checkpoint in `folder` if there is one.
 
@@ -61,11 +63,12 @@ def fit_runs(
       place: puts a batch on the devices, see `Placement.batch`.
       flops: of one run's step with this batch; called once for every shape.
       watch: called with the progress of all members.
+      inputs: what the runs are made from, for the records of checkpoints.
 
     Returns:
       What every member did. Seconds are its share: those of the program by the number of members.
     """
-    program = RunningMembers(members, folder, watch)
+    program = RunningMembers(members, folder, watch, inputs)
     trainable, state = program.restore(arrays.trainable, arrays.state)
     clock, newest = Clock(program.shared, batches.count, flops), Newest()
     settings, shared = members[0].settings, program.shared

@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from lora_jax.data.counts import Counts
 from lora_jax.errors import InputError
+from lora_jax.inputs import Inputs
 from lora_jax.partition import Params
 from lora_jax.sharding.hosts import is_main
 from lora_jax.state import with_types, without_types
@@ -69,6 +70,7 @@ def fit(
     place: Callable[[Any], Any] = lambda batch: batch,
     flops: Callable[[Any], int] = lambda batch: 0,
     on_resume: Callable[[Progress], None] = lambda progress: None,
+    inputs: Inputs | None = None,
 ) -> tuple[Params, Progress]:
     """Trains to the end, from the newest checkpoint in `folder` if there is one.
 
@@ -85,13 +87,14 @@ def fit(
       place: puts a batch on the devices, see `Placement.batch`.
       flops: of a step with this batch; called once for every shape.
       on_resume: called with the progress of the checkpoint that the run goes on from.
+      inputs: what the run is made from, for the records of checkpoints.
 
     Returns:
       The trainable parameters (and what moved) after the last step, and what was done. A run that
       diverges ends with the step that shows it: what comes of that step is neither evaluated nor saved,
       and the newest checkpoint and the best epoch stay as they are.
     """
-    checkpoints = Checkpoints(folder / "checkpoints")
+    checkpoints = Checkpoints(folder / "checkpoints", inputs)
     progress = Progress()
     moved: Params = {}
     if (record := checkpoints.record()) is not None:

@@ -19,11 +19,12 @@ from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Array, Key
 
-from lora_jax import adapters, inputs, locking, run_files, run_folder
+from lora_jax import adapter_files, adapters, inputs, locking, run_files, run_folder
 from lora_jax.checks import json_values
 from lora_jax.costs import flops
 from lora_jax.errors import DivergedError, InputError
 from lora_jax.files import write_json
+from lora_jax.inputs import INIT_ADAPTER, START, Inputs
 from lora_jax.method import Method
 from lora_jax.partition import Params
 from lora_jax.ranges import SEED, check
@@ -101,7 +102,14 @@ class Trainer(AdaptedModel):
         self.settings = settings
 
     def prepare(
-        self, batches: Batches, loss: step.Loss, goal: Goal, *, seed: int, folder: Path
+        self,
+        batches: Batches,
+        loss: step.Loss,
+        goal: Goal,
+        *,
+        seed: int,
+        folder: Path,
+        inputs: Inputs | None = None,
     ) -> Callable[[], Progress]:
         """Checks and builds all that the training of one run needs, and touches no file.
 
@@ -111,6 +119,7 @@ class Trainer(AdaptedModel):
           goal: how the run is judged.
           seed: of dropout.
           folder: of the run: checkpoints, metrics.jsonl, TensorBoard.
+          inputs: what the run is made from, for the records of its checkpoints.
 
         Returns:
           A function that trains, or resumes, in `folder`.
@@ -147,6 +156,7 @@ class Trainer(AdaptedModel):
                 state=self.placement.initial_state(tx.init, placed), frozen=self.frozen,
                 key=self.placement.replicate(dropout_key), folder=folder, on_best=goal.on_best,
                 place=self.placement.batch, flops=flops_of, on_resume=goal.on_resume,
+                inputs=inputs,
             )  # fmt: skip
             return progress
 
@@ -199,6 +209,7 @@ class Trainer(AdaptedModel):
         config = run_folder.plain(json_values(values))
         given = {"training data": batches, "validation data": validation}
         data = {name: mark for name, b in given.items() if (mark := getattr(b, "digest", None))}
+        data |= {START: self.start, **self._init_adapter()}
         if (result := self._finished(folder, config, data)) is not None:
             return result
         if not self.settings.epochs:
@@ -226,7 +237,7 @@ class Trainer(AdaptedModel):
             smaller_is_better=smaller_is_better,
             on_resume=lambda progress: check_best(folder, progress),
         )  # fmt: skip
-        train = self.prepare(batches, loss, goal, seed=seed, folder=folder)
+        train = self.prepare(batches, loss, goal, seed=seed, folder=folder, inputs=data)
         with locking.exclusive(folder):
             result = self._finished(folder, config, data, held=True)
             if result is not None:  # of another program, just now
@@ -250,7 +261,7 @@ class Trainer(AdaptedModel):
         return FitResult(self.load(folder), progress, record)
 
     def _finished(
-        self, folder: Path, config: Mapping[str, Any], data: inputs.Inputs, *, held: bool = False
+        self, folder: Path, config: Mapping[str, Any], data: Inputs, *, held: bool = False
     ) -> FitResult | None:
         """The result of a finished run, read back and checked."""
 
@@ -276,6 +287,13 @@ class Trainer(AdaptedModel):
             "layers": self.layers, **progress.record(), "config": config, "memory": peak_memory(),
             **environment(),
         }  # fmt: skip
+
+    def _init_adapter(self) -> dict[str, str]:
+        """The digest of the adapter whose factors start the run, if there is one."""
+        if not (path := self.settings.init_adapter):
+            return {}
+        folder = adapters.adapter_folder(Path(path))
+        return {INIT_ADAPTER: adapter_files.digest(adapters.load_adapter(folder))}
 
     def _base_of_run(self, folder: Path) -> str:
         """The fingerprint by which the run in a folder knows this base; see `bases`."""
