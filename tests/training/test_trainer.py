@@ -214,7 +214,7 @@ def test_a_folder_is_of_its_data(tmp_path, finished, what):
     }
     if finished:
         record = trainer(epochs=1).fit(ArrayBatches(whole, 8), loss, folder).record
-        assert set(record["inputs"]) == {"training data"}
+        assert set(record["inputs"]) == {"training data", "key of the initial values"}
     else:
         killed = ArrayBatches(whole, 8)
         killed.epoch = lambda *_: (_ for _ in ()).throw(KeyboardInterrupt())
