@@ -26,6 +26,7 @@ from lora_jax.adapter_files import Adapter as Adapter
 from lora_jax.adapter_files import check_values
 from lora_jax.adapter_files import load_adapter as load_adapter
 from lora_jax.adapter_files import save_adapter as save_adapter
+from lora_jax.arguments import MODEL, Kind, takes
 from lora_jax.errors import InputError, InputTypeError
 from lora_jax.fingerprints import accepted
 from lora_jax.fingerprints import base_parameters as base_parameters
@@ -35,6 +36,8 @@ from lora_jax.methods.lora import LoRAInsertion
 from lora_jax.methods.parameters import ParameterInsertion
 from lora_jax.partition import Params
 from lora_jax.sharding.placement import gather
+
+_ADAPTER = Kind((Adapter,), "an Adapter, from lora_jax.load_adapter(folder)")
 
 
 def apply_adapter(
@@ -85,6 +88,7 @@ def apply_adapter(
     return {**replaced, **_replaced(adapter.state, state, where, is_state=True)}
 
 
+@takes(model=MODEL, adapter=_ADAPTER)
 def attach(
     model: nnx.Module, adapter: Adapter, head: str | None = None, where: str = "the adapter"
 ) -> nnx.Module:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from lora_jax.errors import FileError
+from lora_jax.errors import FileError, InputError, brief
 from lora_jax.reading import named
 from lora_jax.sharding.hosts import barrier, is_main
 
@@ -158,11 +158,19 @@ def to_json(value: Any, indent: int | None = 2) -> str:
     Args:
       value: mappings, lists, tuples and JSON's scalars, nested.
       indent: spaces per level; None writes one line.
+
+    Raises:
+      ValueError: two keys of a mapping are one as texts.
     """
 
     def clean(x: Any) -> Any:
         if isinstance(x, Mapping):
-            return {str(k): clean(v) for k, v in x.items()}
+            named = {str(k): clean(v) for k, v in x.items()}
+            if len(named) < len(x):
+                raise InputError(
+                    f"{brief(list(x))} has keys that are one key in JSON, which has texts only"
+                )
+            return named
         if isinstance(x, list | tuple):
             return [clean(v) for v in x]
         if isinstance(x, float) and not math.isfinite(x):

@@ -123,15 +123,16 @@ def _around(processor: Any) -> tuple[str, str] | None:
         return None
     if isinstance(several := processor.get("processors"), list):
         return next((found for one in several if (found := _around(one))), None)
+    names: list[Any]
     if isinstance(template := processor.get("single"), list):
-        named = [part.get("SpecialToken") for part in template if isinstance(part, dict)]
-        found = [part.get("id") for part in named if isinstance(part, dict)]
+        parts = [part.get("SpecialToken") for part in template if isinstance(part, dict)]
+        names = [part.get("id") for part in parts if isinstance(part, dict)]
     else:  # BertProcessing, RobertaProcessing
         pairs = [processor.get(name) for name in ("cls", "sep")]
-        found = [pair[0] for pair in pairs if isinstance(pair, list) and pair]
-    if len(found) < 2 or not all(isinstance(token, str) for token in found):
+        names = [pair[0] for pair in pairs if isinstance(pair, list) and pair]
+    if len(names) < 2 or not all(isinstance(name, str) for name in names):
         return None
-    return found[0], found[-1]
+    return names[0], names[-1]
 
 
 def _ids(record: Record) -> dict[str, int]:

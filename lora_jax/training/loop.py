@@ -7,6 +7,7 @@ that evaluates the trainable parameters.
 from __future__ import annotations
 
 import dataclasses
+import logging
 import time
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from pathlib import Path
@@ -30,6 +31,11 @@ from lora_jax.training.progress import LoopSettings, Progress
 from lora_jax.training.records import MetricsLog
 from lora_jax.training.step import FINITE, TrainStep
 
+_LOG = logging.getLogger(__name__)
+_NO_GRADIENT = (
+    "%s: all gradients of the first step are 0. Does the loss depend on what the method trains, through the "
+    "outputs of the model that it is given?"
+)
 _MOVED = "moved"  # of the model's own state, in checkpoints
 
 
@@ -53,6 +59,24 @@ class Batches(Protocol):
     def count(self, batch: Any) -> Counts:
         """What a batch adds to the progress of a run."""
         ...
+
+
+def whole_epoch(batches: Batches, epoch: int, start: int = 0) -> Iterator[Any]:
+    """The batches of an epoch; raises InputError, at the end, if they are not as many as `per_epoch` says."""
+    number = start
+    for batch in batches.epoch(epoch, start):
+        if number == batches.per_epoch:
+            break
+        number += 1
+        yield batch
+    else:
+        if number == batches.per_epoch:
+            return
+    found = "more" if number == batches.per_epoch else f"{number - start}"
+    raise InputError(
+        f"batches.epoch({epoch}, {start}) gives {found} batches, but per_epoch is {batches.per_epoch}: the "
+        "batches of an epoch are those from number `start` to per_epoch - 1"
+    )
 
 
 def fit(
@@ -113,7 +137,7 @@ def fit(
             epoch, number = divmod(progress.step, batches.per_epoch)
             clock.start()
             bad = None
-            for batch in batches.epoch(epoch, number):
+            for batch in whole_epoch(batches, epoch, number):
                 step_key = jax.random.fold_in(key, progress.step)
                 trainable, state, written, metrics = train_step(
                     trainable, state, {**frozen, **moved}, place(batch), step_key
@@ -121,6 +145,8 @@ def fit(
                 moved = {**moved, **written}
                 clock.tick(batch, metrics["loss"])
                 bar.update()
+                if progress.step == 1 and not float(np.asarray(metrics["grad_norm"])):
+                    _LOG.warning(_NO_GRADIENT, settings.label)
                 done = progress.step % batches.per_epoch == 0
                 saves = done or progress.step % settings.checkpoint_every == 0
                 bad = newest.not_finite(progress, metrics, now=saves)

@@ -20,25 +20,33 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Key
 
 from lora_jax import adapter_files, adapters, inputs, locking, run_files, run_folder
+from lora_jax.arguments import FOLDER, FUNCTION, MODEL, TEXT, Kind, takes
 from lora_jax.checks import json_values
 from lora_jax.costs import flops
 from lora_jax.errors import DivergedError, InputError
 from lora_jax.files import write_json
 from lora_jax.inputs import INIT_ADAPTER, START, Inputs
-from lora_jax.method import Method
+from lora_jax.method import METHOD, Method
 from lora_jax.partition import Params
-from lora_jax.ranges import SEED, check
+from lora_jax.ranges import SEED, Whole, check
 from lora_jax.sharding.hosts import from_main
 from lora_jax.sharding.mesh import RUN
 from lora_jax.training import loop, step
 from lora_jax.training.adapted_model import AdaptedModel
+from lora_jax.training.given import numbers, scalar
 from lora_jax.training.kept import check_best, check_record
-from lora_jax.training.loop import Batches
+from lora_jax.training.loop import Batches, whole_epoch
 from lora_jax.training.progress import Progress
 from lora_jax.training.records import environment, peak_memory
 from lora_jax.training.settings import TrainSettings
 
 LOSS = "loss"
+_SETTINGS = Kind((TrainSettings,), "TrainSettings, such as TrainSettings(epochs=3)")
+_BATCHES = Kind(
+    (Batches,), "batches with per_epoch, epoch and count, such as ArrayBatches(arrays, 32)"
+)
+_BATCHES_OR_NONE = Kind((Batches, type(None)), f"{_BATCHES.words}, or None")
+_FUNCTION_OR_NONE = Kind((*FUNCTION.of, type(None)), f"{FUNCTION.words}, or None")
 _REMEDY = "Use another folder, or the same method and settings to resume it"
 
 
@@ -83,6 +91,7 @@ class FitResult:
 class Trainer(AdaptedModel):
     """An `AdaptedModel` with the settings of its training."""
 
+    @takes(model=MODEL, method=METHOD, settings=_SETTINGS)
     def __init__(
         self,
         model: nnx.Module,
@@ -133,7 +142,7 @@ class Trainer(AdaptedModel):
                 f"mesh: run={ways} splits the runs of a sweep (experiments.sweep); this is one run: use "
                 "data, fsdp or model"
             )
-        seed = check("seed", seed, SEED)
+        seed, loss = check("seed", seed, SEED), scalar(loss)
         trainable = self.started(self.settings.init_adapter)
         labels = {path: self.labels[path] for path in trainable}
         schedule, tx = self.settings.optimizer(labels, batches.per_epoch)
@@ -162,6 +171,10 @@ class Trainer(AdaptedModel):
 
         return train
 
+    @takes(
+        batches=_BATCHES, loss=FUNCTION, folder=FOLDER, validation=_BATCHES_OR_NONE,
+        evaluate=_FUNCTION_OR_NONE, headline=TEXT, label=TEXT,
+    )  # fmt: skip
     def fit(
         self,
         batches: Batches,
@@ -226,7 +239,7 @@ class Trainer(AdaptedModel):
 
         def metrics(trainable: Params) -> dict[str, float]:
             values = {} if mean_loss is None else {LOSS: mean_loss(trainable)}
-            return values | (_numbers(evaluate(self._evaluated(trainable))) if evaluate else {})
+            return values | (numbers(evaluate(self._evaluated(trainable))) if evaluate else {})
 
         def save(trainable: Params, progress: Progress) -> None:
             notes = {"epoch": progress.best, "metrics": progress.history[-1]}
@@ -308,27 +321,22 @@ class Trainer(AdaptedModel):
     def _try_batches(self, *several: Batches) -> None:
         """Places the first and the last batch of an epoch, which may be smaller, before a folder is made."""
         for batches in several:
-            for number in (0, batches.per_epoch - 1):
-                self.placement.batch(next(batches.epoch(0, number)))
+            check("per_epoch of the batches", batches.per_epoch, Whole())
+            for number in dict.fromkeys((0, batches.per_epoch - 1)):
+                of_epoch = whole_epoch(batches, 0, number)
+                self.placement.batch(next(of_epoch))
+            next(of_epoch, None)  # one too many is an error
 
     def _mean_loss(self, loss: step.Loss, batches: Batches) -> Callable[[Params], float]:
         """Builds the mean loss of trainable parameters over the examples of some batches."""
+        loss = scalar(loss)
         predict = self.predictor(lambda model, batch: loss(model, batch, None))
 
         def mean(trainable: Params) -> float:
             of_batch = predict(trainable)
-            pairs = [(batches.count(b).examples, float(of_batch(b))) for b in batches.epoch(0)]
+            pairs = [
+                (batches.count(b).examples, float(of_batch(b))) for b in whole_epoch(batches, 0)
+            ]
             return float(np.average([v for _, v in pairs], weights=[n for n, _ in pairs]))
 
         return mean
-
-
-def _numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
-    """A user's metrics as Python numbers, whatever kind of scalar they are."""
-    numbers = {}
-    for name, value in metrics.items():
-        try:
-            numbers[name] = float(value)
-        except (TypeError, ValueError) as error:
-            raise InputError(f"evaluate: the metric {name!r} is not a number ({error})") from error
-    return numbers
