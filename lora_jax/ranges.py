@@ -66,7 +66,7 @@ def _near(value: Any, allowed: Range) -> str:
 
 
 def _rounded(value: Any, allowed: Range) -> str:
-    """What float32 makes of a number, for a message; "" if it holds the number, or that is not the fault."""
+    """What float32 makes of a number, for a message; "" where that is not the fault."""
     number = finite(value)
     if number is None or not isinstance(allowed, Number | OrNone):
         return ""

@@ -19,7 +19,8 @@ from lora_jax.inputs import Inputs
 from lora_jax.partition import Params
 from lora_jax.sweeps.members import Member, Metrics, RunningMembers, Watch
 from lora_jax.sweeps.runs import RunValues
-from lora_jax.training.loop import Batches, Clock
+from lora_jax.training.clock import Clock
+from lora_jax.training.loop import Batches
 from lora_jax.training.newest import Newest
 from lora_jax.training.progress import Progress
 

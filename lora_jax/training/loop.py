@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import time
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -26,6 +26,7 @@ from lora_jax.partition import Params
 from lora_jax.sharding.hosts import is_main
 from lora_jax.state import with_types, without_types
 from lora_jax.training.checkpoints import Checkpoints
+from lora_jax.training.clock import Clock
 from lora_jax.training.newest import Newest
 from lora_jax.training.progress import LoopSettings, Progress
 from lora_jax.training.records import MetricsLog
@@ -176,61 +177,6 @@ def fit(
         log.close()
         checkpoints.close()
     return {**trainable, **moved}, progress
-
-
-class Clock:
-    """Counts steps, tokens and seconds; lets the device run at most one step behind the host."""
-
-    def __init__(
-        self,
-        progress: Progress,
-        count: Callable[[Any], Counts],
-        flops: Callable[[Any], int],
-    ):
-        """Starts to count into `progress`.
-
-        Args:
-          progress: changed in place.
-          count: what a batch adds, see `Batches.count`.
-          flops: of a step with a batch; called once for every shape.
-        """
-        self._progress = progress
-        self._count = count
-        self._flops = flops
-        self._flops_of_shape: dict[Hashable, int] = {}
-        self._pending: ArrayLike | None = None
-        self._mark = 0.0
-
-    def start(self) -> None:
-        """Before the first batch of an epoch."""
-        self._mark = time.perf_counter()
-
-    def tick(self, batch: Any, loss: ArrayLike) -> None:
-        """After the step on a batch was sent to the device."""
-        progress, counts = self._progress, self._count(batch)
-        progress.step += 1
-        progress.examples += counts.examples
-        progress.tokens += counts.tokens
-        progress.slots += counts.slots
-        new = counts.shape not in self._flops_of_shape
-        if new:
-            self._flops_of_shape[counts.shape] = self._flops(batch)
-        progress.flops += self._flops_of_shape[counts.shape]
-        jax.block_until_ready(loss if new else self._pending)
-        self._pending = loss
-        spent = self._lap()
-        progress.compile_seconds += spent if new else 0.0
-
-    def stop(self) -> None:
-        """After the last batch of an epoch."""
-        jax.block_until_ready(self._pending)
-        self._lap()
-
-    def _lap(self) -> float:
-        now = time.perf_counter()
-        spent, self._mark = now - self._mark, now
-        self._progress.seconds += spent
-        return spent
 
 
 def _log_step(
