@@ -73,7 +73,7 @@ def _said(folder: Path) -> Iterator[Inputs]:
 def write(folder: Path, inputs: Inputs) -> None:
     """Writes what a run is made from into its folder, unless it says so already."""
     path, text = folder / FILE, to_json(inputs) + "\n"
-    if not path.is_file() or path.read_text() != text:
+    if not path.is_file() or path.read_bytes() != text.encode():
         write_text(path, text)
 
 

@@ -139,6 +139,14 @@ def test_finished_points_of_a_sweep_are_of_their_data(tiny_model, tiny_glue, tmp
         with pytest.raises(ValueError, match="holds a run on other inputs: train data"):
             run_sweep(changed, tmp_path / "sweep")
     assert len(list((tmp_path / "sweep/points").iterdir())) == 2
+    for name in ("inputs.json", "result.json"):  # then their results say it, then the checkpoints
+        for path in (tmp_path / "sweep/points").iterdir():
+            (path / name).unlink()
+        with pytest.raises(ValueError, match="holds a run on other inputs: train data"):
+            run_sweep(config, tmp_path / "sweep")
+        assert not list((tmp_path / "sweep/points").glob("*/inputs.json"))
+    monkeypatch.undo()
+    assert len(run_sweep(config, tmp_path / "sweep").finished()) == 2
 
 
 def test_texts_decoded_from_other_inputs_are_not_scored(tiny_nlg, tmp_path):
