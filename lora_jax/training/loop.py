@@ -146,7 +146,7 @@ def fit(
                 moved = {**moved, **written}
                 clock.tick(batch, metrics["loss"])
                 bar.update()
-                if progress.step == 1 and not float(np.asarray(metrics["grad_norm"])):
+                if progress.step == 1 and float(np.asarray(metrics.get("grad_norm", 1))) == 0:
                     _LOG.warning(_NO_GRADIENT, settings.label)
                 done = progress.step % batches.per_epoch == 0
                 saves = done or progress.step % settings.checkpoint_every == 0
