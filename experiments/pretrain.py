@@ -34,7 +34,7 @@ from lora_jax.data.completions import TokenisedPairs, tokenise_pairs
 from lora_jax.data.pairs import Pairs
 from lora_jax.data.tokenizers import DECODER, check_texts, digest, load_tokenizer, size
 from lora_jax.errors import InputError
-from lora_jax.inputs import Inputs
+from lora_jax.inputs import OWN_TOKENIZER, Inputs
 from lora_jax.models import hub
 from lora_jax.models.gpt2 import GPT2, GPT2Config
 from lora_jax.partition import Params
@@ -46,6 +46,7 @@ from lora_jax.tensor_files import Tensors
 from lora_jax.training import Goal, Progress, Trainer, step
 
 _END = "<|endoftext|>"
+_TOKENIZER = "tokenizer"  # folder of a tokenizer that the run makes
 
 
 def read_corpora(config: ConfigDict, split: str) -> list[Pairs]:
@@ -80,6 +81,12 @@ def train_tokenizer(corpora: list[Pairs], vocab_size: int) -> PreTrainedTokenize
     )
 
 
+def _has_tokenizer(workdir: Path) -> bool:
+    """Whether the run of a folder has made its tokenizer; else that may be another config's."""
+    files = (workdir / "config.json", workdir / _TOKENIZER / "tokenizer_config.json")
+    return all(path.exists() for path in files)
+
+
 def get_tokenizer(
     config: ConfigDict, corpora: list[Pairs], folder: Path
 ) -> PreTrainedTokenizerBase:
@@ -88,8 +95,7 @@ def get_tokenizer(
         return load_tokenizer(hub.find(config.tokenizer.name), DECODER)
 
     def make() -> None:
-        claimed = (folder.parent / "config.json").exists()  # else it may be another config's
-        if not (claimed and (folder / "tokenizer_config.json").exists()):
+        if not _has_tokenizer(folder.parent):
             shutil.rmtree(folder, ignore_errors=True)
             beside = folder.with_name(f".{folder.name}.new")
             train_tokenizer(corpora, config.tokenizer.vocab_size).save_pretrained(str(beside))
@@ -131,6 +137,8 @@ def _read(config: ConfigDict, workdir: Path) -> tuple[dict[str, list[Pairs]], In
     }
     if config.tokenizer.name:
         given["tokenizer"] = digest(hub.find(config.tokenizer.name))
+    elif from_main(lambda: _has_tokenizer(workdir)):
+        given[OWN_TOKENIZER] = from_main(lambda: digest(workdir / _TOKENIZER))
     folder.check_inputs(workdir, given)
     return corpora, given
 
@@ -139,7 +147,10 @@ def _pretrain(
     config: ConfigDict, workdir: Path, corpora: Mapping[str, list[Pairs]], given: Inputs
 ) -> dict[str, Any]:
     train, valid = corpora["train"], corpora["valid"]
-    tokenizer = get_tokenizer(config, train, workdir / "tokenizer")
+    tokenizer = get_tokenizer(config, train, workdir / _TOKENIZER)
+    if not config.tokenizer.name:  # it may have been made just now
+        given = {**given, OWN_TOKENIZER: from_main(lambda: digest(workdir / _TOKENIZER))}
+        folder.check_inputs(workdir, given)
     for name, pairs in zip(config.data.corpora, train, strict=True):
         texts = [*dict.fromkeys(pairs.contexts), *pairs.completions]
         check_texts(texts, tokenizer, f"{name} train")
@@ -185,7 +196,7 @@ def _pretrain(
         on_resume=lambda progress: _check_model(workdir, progress),
     )  # fmt: skip
     train_run = trainer.prepare(
-        batches, step.completion_loss(), goal, seed=config.seed, folder=workdir
+        batches, step.completion_loss(), goal, seed=config.seed, folder=workdir, inputs=given
     )
     folder.claim(workdir, config, given)
     run = {**train_run().record(), "shapes": batches.menu.shapes}

@@ -26,10 +26,11 @@ from safetensors.numpy import save as to_safetensors
 
 from lora_jax import adapter_description as descriptions
 from lora_jax.adapter_description import AGAIN, FORMAT, OF_DESCRIPTION, OF_TENSORS
-from lora_jax.digests import of_file
+from lora_jax.arguments import BY_PATH, FOLDER, LABELS, NOTES, TEXT, takes
+from lora_jax.digests import of_arrays, of_file, of_texts
 from lora_jax.errors import FileError, InputError, MissingFileError
 from lora_jax.files import make_folder, to_json, write_bytes
-from lora_jax.method import Method
+from lora_jax.method import METHOD, Method
 from lora_jax.not_adapters import what_else
 from lora_jax.partition import Labels
 from lora_jax.reading import Record, named
@@ -65,6 +66,7 @@ class Adapter:
     state: Arrays = dataclasses.field(default_factory=dict)
 
 
+@takes(folder=FOLDER, trainable=BY_PATH, labels=LABELS, method=METHOD, base=TEXT, notes=NOTES)
 def save_adapter(
     folder: str | os.PathLike[str],
     trainable: Mapping[str, Any],
@@ -149,6 +151,7 @@ def check_values(path: str, value: np.ndarray, *, is_state: bool, where: str) ->
         )
 
 
+@takes(folder=FOLDER)
 def load_adapter(folder: str | os.PathLike[str]) -> Adapter:
     """Reads an adapter folder.
 
@@ -196,6 +199,13 @@ def load_adapter(folder: str | os.PathLike[str]) -> Adapter:
         method, groups, {name: v for name, v in values.items() if name in groups},
         record.get("base", str), record.get("notes", dict), {name: values[name] for name in state},
     )  # fmt: skip
+
+
+def digest(adapter: Adapter) -> str:
+    """What tells an adapter from others: method, base and all values; not its notes, which may be edited."""
+    description = [adapter.method.to_json(), adapter.base, sorted(adapter.groups.items())]
+    arrays = of_arrays({"values": adapter.values, "state": adapter.state})
+    return of_texts([to_json(description, indent=None), arrays])
 
 
 def _weights(folder: Path, record: Record) -> Path | None:

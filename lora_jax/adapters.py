@@ -6,7 +6,8 @@ Loading is strict both ways: the same leaves with the same shapes, onto the same
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +26,18 @@ from lora_jax.adapter_files import Adapter as Adapter
 from lora_jax.adapter_files import check_values
 from lora_jax.adapter_files import load_adapter as load_adapter
 from lora_jax.adapter_files import save_adapter as save_adapter
+from lora_jax.arguments import MODEL, Kind, takes
 from lora_jax.errors import InputError, InputTypeError
 from lora_jax.fingerprints import accepted
 from lora_jax.fingerprints import base_parameters as base_parameters
 from lora_jax.fingerprints import fingerprint as fingerprint
+from lora_jax.method import Method
+from lora_jax.methods.lora import LoRAInsertion
+from lora_jax.methods.parameters import ParameterInsertion
 from lora_jax.partition import Params
 from lora_jax.sharding.placement import gather
+
+_ADAPTER = Kind((Adapter,), "an Adapter, from lora_jax.load_adapter(folder)")
 
 
 def apply_adapter(
@@ -81,6 +88,7 @@ def apply_adapter(
     return {**replaced, **_replaced(adapter.state, state, where, is_state=True)}
 
 
+@takes(model=MODEL, adapter=_ADAPTER)
 def attach(
     model: nnx.Module, adapter: Adapter, head: str | None = None, where: str = "the adapter"
 ) -> nnx.Module:
@@ -144,6 +152,55 @@ def transfer_group(
         )
     replaced = _replaced(values, {path: trainable[path] for path in values}, where)
     return {**trainable, **replaced}
+
+
+def check_base(adapter: Adapter, bases: Collection[str], where: str = "the adapter") -> None:
+    """Raises InputError if an adapter's factors are to start a run on another base than theirs.
+
+    A base that is not known (of a converted adapter) is taken as it is.
+
+    Args:
+      adapter: from `load_adapter`.
+      bases: fingerprints of the model's base, see `fingerprints.accepted`.
+      where: name of the adapter, for messages.
+    """
+    if adapter.base not in (*bases, UNKNOWN_BASE):
+        model = adapter.notes.get("model", "unknown")
+        raise InputError(
+            f"{where} was trained on another base: its fingerprint is {adapter.base[:12]}, the model's is "
+            f"{next(iter(bases))[:12]}. Its factors are an update of that base only: start from the model "
+            f"that it names ({str(model)[:80]}), or with an adapter of this one"
+        )
+
+
+def check_scales(
+    adapter: Adapter, method: Method, adapted: nnx.Module, where: str = "the adapter"
+) -> None:
+    """Raises InputError if the factors of an adapter would have another scale in a run than in their own.
+
+    Their update is scale * A B (section 4.1), so with another alpha it is not the one that was trained.
+
+    Args:
+      adapter: from `load_adapter`, with factors of the model's layers.
+      method: of the run.
+      adapted: the model with that method.
+      where: name of the adapter, for messages.
+    """
+    there, here = _scales(adapter.method, adapted), _scales(method, adapted)
+    for path, scale in here.items():
+        if not math.isclose(there.get(path, scale), scale, rel_tol=1e-6):
+            raise InputError(
+                f"{where} was trained with the scale {there[path]:g} in front of A B, the method here has "
+                f"{scale:g} ({path}): its update would be {scale / there[path]:g} times what was trained. "
+                f"Give the method the alpha and the scaling of the adapter: {adapter.method}"
+            )
+
+
+def _scales(method: Method, adapted: nnx.Module) -> dict[str, float]:
+    """The scale that a method of low-rank updates gives every layer of a model, which has such updates."""
+    of_lora = [i for i in method.insertions if isinstance(i, LoRAInsertion | ParameterInsertion)]
+    rows = [row for insertion in of_lora for row in insertion.matches(adapted)]
+    return {row.path: row.scale for row in rows if row.scale is not None}
 
 
 @contextlib.contextmanager

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from lora_jax.errors import InputError, brief
-from lora_jax.ranges import OneOf, finite, is_whole
+from lora_jax.errors import InputError, InputTypeError, brief
+from lora_jax.ranges import DROPOUT, Number, OneOf, check, is_whole
 
 WIDEST = 1000.0  # standard deviation of initial values; they are far below 1
 
@@ -17,6 +17,22 @@ WIDEST = 1000.0  # standard deviation of initial values; they are far below 1
 # Not np.integer[Any]: beartype cannot read that in a union.
 Integer = int | np.integer  # type: ignore[type-arg]
 Real = float | np.floating  # type: ignore[type-arg]
+
+
+def instance(name: str, value: object, kind: type[Any], such_as: str) -> None:
+    """Raises InputTypeError for an argument that is no instance of a class.
+
+    Args:
+      name: of the argument, for the message.
+      value: what the user gave.
+      kind: the class.
+      such_as: how one gets such an object, for the message.
+    """
+    if not isinstance(value, kind):
+        raise InputTypeError(
+            f"{name} must be of type {kind.__name__} ({such_as}), got {brief(value)} of type "
+            f"{type(value).__name__}"
+        )
 
 
 def integer(
@@ -53,8 +69,7 @@ def not_negative(name: str, value: object, most: float = math.inf) -> float:
     Raises:
       ValueError: the value is not a finite number from 0 to `most`.
     """
-    if (number := finite(value)) is None or number < 0:
-        raise InputError(f"{name} must be a finite number from 0 on, got {brief(value)}")
+    number: float = check(name, value, Number(least=0))
     if number > most:
         raise InputError(f"{name} must be at most {most:g}, got {brief(value)}")
     return number
@@ -70,20 +85,18 @@ def positive(name: str, value: object) -> float:
     Raises:
       ValueError: the value is not a finite number above 0.
     """
-    if (number := finite(value)) is None or number <= 0:
-        raise InputError(f"{name} must be a positive finite number, got {brief(value)}")
+    number: float = check(name, value, Number(above=0))
     return number
 
 
-def below_one(name: str, value: object) -> float:
+def dropout_rate(name: str, value: object) -> float:
     """Returns `value`, a rate of dropout, as a float.
 
     Raises:
-      ValueError: the value is not a number from 0 to below 1.
+      ValueError: the value is not a number from 0 to below 1, as dropout rounds it.
     """
-    if (number := finite(value)) is None or not 0 <= number < 1:
-        raise InputError(f"{name} must be in [0, 1), got {brief(value)}")
-    return number
+    rate: float = check(name, value, DROPOUT)
+    return rate
 
 
 def flag(name: str, value: object) -> bool:

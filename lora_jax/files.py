@@ -228,11 +228,19 @@ def to_json(value: Any, indent: int | None = 2) -> str:
     Args:
       value: mappings, lists, tuples and JSON's scalars, nested.
       indent: spaces per level; None writes one line.
+
+    Raises:
+      ValueError: two keys of a mapping are one as texts.
     """
 
     def clean(x: Any) -> Any:
         if isinstance(x, Mapping):
-            return {str(k): clean(v) for k, v in x.items()}
+            named = {str(k): clean(v) for k, v in x.items()}
+            if len(named) < len(x):
+                raise InputError(
+                    f"{brief(list(x))} has keys that are one key in JSON, which has texts only"
+                )
+            return named
         if isinstance(x, list | tuple):
             return [clean(v) for v in x]
         if isinstance(x, float) and not math.isfinite(x):

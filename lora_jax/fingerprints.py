@@ -11,6 +11,7 @@ import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 
+from lora_jax.arguments import BY_PATH, MODEL, takes
 from lora_jax.errors import InputError
 from lora_jax.expressions import Expression
 from lora_jax.method import Method
@@ -19,6 +20,7 @@ from lora_jax.sharding.placement import gather
 from lora_jax.state import values
 
 
+@takes(params=BY_PATH)
 def fingerprint(params: Mapping[str, Any], dtype: DTypeLike = jnp.bfloat16) -> str:
     """A hash of parameters and statistics (by path), to tell an adapter's base from another.
 
@@ -44,6 +46,7 @@ def rounded(value: Any, dtype: DTypeLike = jnp.bfloat16) -> np.ndarray:
     return result
 
 
+@takes(model=MODEL)
 def base_parameters(model: nnx.Module, head: str | None = None) -> Params:
     """What makes a model, before a method is inserted, the base that it is.
 

@@ -19,6 +19,8 @@ from flax import linen, nnx
 from jaxtyping import Array, Key
 
 from lora_jax import partition, surgery
+from lora_jax.arguments import KEY, MODEL, Kind, takes
+from lora_jax.arguments import check as check_argument
 from lora_jax.errors import InputError, InputTypeError
 from lora_jax.partition import Labels, Params, Rule
 from lora_jax.state import leaves, without_sown
@@ -94,6 +96,7 @@ class Method:
     rules: tuple[Rule, ...]
 
     def __add__(self, other: Method) -> Method:
+        check_argument("+", "the other side", other, METHOD)
         return Method(
             self.spec + other.spec, self.insertions + other.insertions, self.rules + other.rules
         )
@@ -141,12 +144,14 @@ class Method:
           TypeError: the method cannot adapt a layer of that class, or the model is Flax Linen's.
         """
         _refuse_linen(model, self)
+        check_argument("insert", "key", key, KEY)
         adapted = without_sown(nnx.clone(model))
         numbered = sorted(enumerate(self.insertions), key=lambda item: not item[1].changes_paths)
         for number, insertion in numbered:
             insertion.insert(adapted, jax.random.fold_in(key, number))
         return adapted
 
+    @takes(adapted=MODEL)
     def labels(self, adapted: nnx.Module) -> Labels:
         """The group of every parameter of an adapted model, by path.
 
@@ -163,6 +168,7 @@ class Method:
         _refuse_integers(params, labels)
         return labels
 
+    @takes(adapted=MODEL)
     def summary(self, adapted: nnx.Module) -> Summary:
         """What the method did to a model: matched layers, groups, state, counts, bytes. Printable."""
         matched = [row for insertion in self.insertions for row in insertion.matches(adapted)]
@@ -173,6 +179,9 @@ class Method:
     def to_json(self) -> list[dict[str, Any]]:
         """A description that `methods.from_json` turns into an equal method."""
         return [{"name": name, "arguments": dict(arguments)} for name, arguments in self.spec]
+
+
+METHOD = Kind((Method,), 'a Method, such as lora_jax.lora("all-linear")')
 
 
 def trainable(method: Method, adapted: nnx.Module) -> Callable[[Sequence[Any], Any], bool]:
@@ -186,6 +195,7 @@ def trainable(method: Method, adapted: nnx.Module) -> Callable[[Sequence[Any], A
       method: that was inserted.
       adapted: the model.
     """
+    check_argument("trainable", "method", method, METHOD)
     trained = {path for path, group in method.labels(adapted).items() if group != partition.FROZEN}
     return lambda path, _: "/".join(map(str, path)) in trained
 
@@ -214,6 +224,7 @@ def _refuse_linen(model: Any, method: Method) -> None:
     elif isinstance(model, Mapping) and not isinstance(model, nnx.Module):
         call = 'lora_jax.linen.as_nnx(module, {"params": params}, *example_inputs)'
     else:
+        check_argument("insert", "model", model, MODEL)
         return
     raise InputTypeError(
         f"insert takes an nnx.Module, and this is a {type(model).__name__}. For a model of Flax Linen, "

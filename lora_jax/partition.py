@@ -25,6 +25,7 @@ import optax
 from flax import nnx
 
 from lora_jax import patterns
+from lora_jax.arguments import BY_PATH, LABELS, MODEL, takes
 from lora_jax.errors import InputError
 from lora_jax.expressions import Expression
 from lora_jax.state import value, without_sown
@@ -99,6 +100,7 @@ def _inserted_name(path: str, inserted: frozenset[str]) -> str:
     return ""
 
 
+@takes(labels=LABELS)
 def optimizer(
     labels: Mapping[str, str],
     groups: Mapping[str, optax.GradientTransformation] | optax.GradientTransformation,
@@ -175,12 +177,14 @@ class Structure:
     paths: tuple[tuple[Any, ...], ...]
 
 
+@takes(model=MODEL)
 def parameters(model: nnx.Module) -> Params:
     """All `nnx.Param` values of a model by path (arrays, or shapes if the model is abstract)."""
     flat = nnx.to_flat_state(nnx.state(model, nnx.Param))
     return {"/".join(map(str, path)): leaf.get_raw_value() for path, leaf in flat}
 
 
+@takes(model=MODEL, labels=LABELS)
 def split(model: nnx.Module, labels: Mapping[str, str]) -> tuple[Structure, Params, Params]:
     """Splits a model into (structure, trainable, frozen).
 
@@ -206,6 +210,7 @@ def split(model: nnx.Module, labels: Mapping[str, str]) -> tuple[Structure, Para
     return Structure(graphdef, tuple(paths)), trainable, frozen
 
 
+@takes(trainable=BY_PATH, frozen=BY_PATH)
 def join(
     structure: Structure, trainable: Mapping[str, Any], frozen: Mapping[str, Any]
 ) -> nnx.Module:

@@ -22,7 +22,7 @@ from lora_jax.errors import InputError, brief
 
 _RANGE = "range"  # key of a dataclass field's metadata
 LARGEST = 2**31 - 1  # of whole numbers, which programs hold in 32 bits
-_LARGEST_FLOAT = float(np.finfo(np.float32).max)
+_FLOAT32 = np.finfo(np.float32)  # the type of computation
 
 
 @runtime_checkable
@@ -50,8 +50,8 @@ def check(name: str, value: Any, allowed: Range) -> Any:
       InputError: it is something else.
     """
     if not allowed.accepts(value):
-        near = _near(value, allowed)
-        raise InputError(f"{name} must be {allowed}, got {brief(value)}{near}")
+        why = _near(value, allowed) or _rounded(value, allowed)
+        raise InputError(f"{name} must be {allowed}, got {brief(value)}{why}")
     return allowed.plain(value)
 
 
@@ -63,6 +63,17 @@ def _near(value: Any, allowed: Range) -> str:
         value[:100], [c for c in allowed.choices if isinstance(c, str)], 1
     )
     return f". Did you mean {close[0]!r}?" if close else ""
+
+
+def _rounded(value: Any, allowed: Range) -> str:
+    """What float32 makes of a number, for a message; "" where that is not the fault."""
+    number = finite(value)
+    if number is None or not isinstance(allowed, Number | OrNone):
+        return ""
+    held = in_float32(number)
+    if held is None or (number != 0) != (held != 0) or (held == 1) != (number == 1):
+        return f", which is {'infinite' if held is None else f'{held:g}'} in float32"
+    return ""
 
 
 def is_whole(value: object) -> TypeGuard[numbers.Integral]:
@@ -79,6 +90,16 @@ def finite(value: object) -> float | None:
     except OverflowError:  # an integer above all floats
         return None
     return number if math.isfinite(number) else None
+
+
+def in_float32(number: float) -> float | None:
+    """What a finite number is where programs compute; None: infinite.
+
+    Numbers below the smallest one that float32 has in full (2**-126) are 0 there.
+    """
+    if abs(number) > float(_FLOAT32.max):
+        return None
+    return 0.0 if abs(number) < float(_FLOAT32.tiny) else float(np.float32(number))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -104,7 +125,10 @@ class Whole:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Number:
-    """A finite number, with bounds of which `above` and `below` are not in the range themselves."""
+    """A finite number, with bounds of which `above` and `below` are not in the range themselves.
+
+    It must be one for float32, too: not 0 there unless it is 0, and not `above` or `below` when rounded.
+    """
 
     least: float | None = None
     above: float | None = None
@@ -114,13 +138,15 @@ class Number:
     def accepts(self, value: Any) -> bool:
         """See `Range`."""
         number = finite(value)
+        held = None if number is None else in_float32(number)
         return (
             number is not None
-            and abs(number) <= _LARGEST_FLOAT
+            and held is not None
+            and (held != 0 or number == 0)
             and (self.least is None or number >= self.least)
-            and (self.above is None or number > self.above)
+            and (self.above is None or held > self.above)
             and (self.most is None or number <= self.most)
-            and (self.below is None or number < self.below)
+            and (self.below is None or held < self.below)
         )
 
     def plain(self, value: Any) -> float:
@@ -250,6 +276,8 @@ class Several:
         return f"a tuple{different}{empty}, each {self.of}"
 
 
+# `lora_jax.dropout` rounds a rate to 16 bits, so that larger ones would be 1.
+DROPOUT = Number(least=0, most=1 - 2**-16)
 SEED = Whole(least=0, most=2**31 - 2)  # a run's dropout takes the next number
 
 

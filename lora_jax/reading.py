@@ -109,6 +109,19 @@ def _unpacked(path: Path, most: int, remedy: str) -> bytes:
     return data
 
 
+class _Twice(Exception):
+    """A key that an object has twice."""
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object, if every key is in it once: of several values readers take different ones."""
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise _Twice(next(name for name in names if names.count(name) > 1))
+    return values
+
+
 def parse_json(text: str, path: str | os.PathLike[str], remedy: str = AGAIN) -> Any:
     """The value of a JSON text; NaN and infinity, which are not JSON, become None.
 
@@ -118,10 +131,13 @@ def parse_json(text: str, path: str | os.PathLike[str], remedy: str = AGAIN) -> 
       remedy: end of the message for a broken file.
 
     Raises:
-      FileError: it is not JSON, or has half of a surrogate pair in a string.
+      FileError: it is not JSON, has a key twice in an object, or half of a surrogate pair in a string.
     """
     try:
-        value = json.loads(text, parse_constant=lambda name: None)
+        value = json.loads(text, parse_constant=lambda name: None, object_pairs_hook=_once)
+    except _Twice as error:
+        name = str(error)[:80]
+        raise FileError(path, name, "the key twice in one object", "once", remedy) from error
     except json.JSONDecodeError as error:
         found = f"invalid JSON ({error.msg})"
         raise FileError(path, f"line {error.lineno}", found, "JSON", remedy) from error

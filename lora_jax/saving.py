@@ -19,10 +19,11 @@ from flax import nnx
 
 from lora_jax import partition, surgery
 from lora_jax.adapters import adapter_folder, attach, load_adapter, save_adapter
+from lora_jax.arguments import FOLDER, MODEL, NOTES, takes
 from lora_jax.errors import InputError
 from lora_jax.expressions import Expression
 from lora_jax.fingerprints import base_parameters, fingerprint, rounded
-from lora_jax.method import Method
+from lora_jax.method import METHOD, Method
 from lora_jax.partition import FROZEN, Labels
 from lora_jax.sharding.placement import gather
 from lora_jax.state import differing, same_bits, values
@@ -31,6 +32,7 @@ from lora_jax.state import differing, same_bits, values
 _OF_TRAINING = ("deterministic", "dropout", "enabled")
 
 
+@takes(folder=FOLDER, adapted=MODEL, method=METHOD, base=MODEL, notes=NOTES)
 def save(
     folder: str | os.PathLike[str],
     adapted: nnx.Module,
@@ -89,6 +91,7 @@ def save(
     return save_adapter(folder, trainable, labels, method, mark, notes, state=moved)
 
 
+@takes(folder=FOLDER, base=MODEL)
 def load(folder: str | os.PathLike[str], base: nnx.Module) -> nnx.Module:
     """Returns the adapted model of a folder; `base` is left as it is, and its arrays are shared.
 

@@ -30,6 +30,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from lora_jax.arguments import BY_PATH, MODEL, takes
 from lora_jax.errors import InputError
 
 Kind = Literal["parameter", "statistic", "random", "cache", "temporary"]
@@ -72,6 +73,7 @@ def values(model: nnx.Module, *kinds: Kind) -> dict[str, Any]:
     return {path: value(leaf) for path, leaf in leaves(model).items() if kind(leaf) in kinds}
 
 
+@takes(frozen=BY_PATH, model=MODEL)
 def moved(frozen: Mapping[str, Any], model: nnx.Module) -> dict[str, Any]:
     """The state that a model has written since it was joined, by path; {} for most models.
 

@@ -31,6 +31,7 @@ class MatchedLayer:
       parameters: number of values that were added.
       rank: of a low-rank update; None for what has no rank.
       parts: adapted parts of a fused projection; empty for the whole weight.
+      scale: in front of a low-rank update; None for what has no rank.
     """
 
     rule: str
@@ -40,6 +41,7 @@ class MatchedLayer:
     parameters: int
     rank: int | None = None
     parts: tuple[str, ...] = ()
+    scale: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -26,10 +26,12 @@ CASES = {
     "an integer from 2 to 1,000": (Whole(least=2, most=1000), [2, 1000], [1, 1001]),
     "a finite number from 0 on": (
         Number(least=0), [0, 0.0, 1e-3, np.float16(2), Fraction(1, 3), 3e38],
-        [-1e-9, NAN, INF, -INF, "1", None, True, 1e39, 10**400, np.float32("nan"), 1j],
+        [-1e-9, 1e-60, 1e-38, NAN, INF, -INF, "1", None, True, 1e39, 10**400, np.float32("nan"), 1j],
     ),
-    "a positive finite number": (Number(above=0), [5e-324, 1], [0, -1, NAN]),
-    "a number in [0, 1)": (Number(least=0, below=1), [0, 0.999], [1, 1.0, -0.1, NAN]),
+    "a positive finite number": (Number(above=0), [2**-126, 1], [0, -1, 5e-324, 1e-60, NAN]),
+    "a number in [0, 1)": (
+        Number(least=0, below=1), [0, 0.999, 1 - 2**-24], [1, 1.0, 1 - 2**-26, -0.1, NAN]
+    ),
     "a number in (0, 1]": (Number(above=0, most=1), [1e-9, 1], [0, 1.01]),
     "a finite number": (Number(), [-1e30, 0], [NAN, INF]),
     "True or False": (Flag(), [True, False, np.bool_(False)], [0, 1, None, "True"]),
@@ -64,6 +66,26 @@ def test_what_is_in_a_range_and_what_is_not(says):
         with pytest.raises(ValueError, match="^it must be ") as refused:
             check("it", value, allowed)
         assert len(str(refused.value)) < 300
+
+
+@pytest.mark.parametrize("value", [1e-60, 1 - 2**-26, 1e300])
+def test_a_number_that_float32_rounds_to_a_bound_is_told_as_what_it_is_there(value):
+    with np.errstate(over="ignore", under="ignore"):
+        held = np.float32(value)
+    shown = "infinite" if np.isinf(held) else f"{held:g}"
+    for allowed in (Number(above=0, below=1), OrNone(of=Number(above=0, below=1), none="all")):
+        with pytest.raises(ValueError, match=f", which is {shown} in float32$"):
+            check("it", value, allowed)
+
+
+def test_every_number_that_is_accepted_is_in_the_range_for_float32():
+    allowed, rng = Number(above=0, below=1), np.random.default_rng(0)
+    exponents = rng.uniform(-60, 0, 2000)
+    values = [*10**exponents, *(1 - 10 ** (exponents / 4))]
+    taken = [v for v in values if allowed.accepts(v)]
+    assert 0 < len(taken) < len(values)
+    held = np.array(taken, np.float32)
+    assert np.all((held >= 2.0**-126) & (held < 1))
 
 
 def test_the_largest_seed_has_a_next_one():

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
 
 from configs.arguments import parse
 from configs.training import order_fields, training_fields
@@ -68,6 +69,7 @@ def glue_config(task: str, model: str, method: Mapping[str, Any]) -> ConfigDict:
             "init_adapter": "",  # a run whose LoRA factors start this one (MNLI for mrpc, rte, stsb)
             "eval_only": False,
             "adapter": "",  # with eval_only: the run to evaluate
+            "adapter_task": placeholder(str),  # its task, if it is another one on purpose
         }
     )
 

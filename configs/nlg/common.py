@@ -7,6 +7,7 @@ from types import MappingProxyType
 from typing import Any
 
 from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
 
 from configs.arguments import parse
 from configs.training import order_fields, training_fields
@@ -111,6 +112,7 @@ def nlg_config(
             },
             "eval_only": False,
             "adapter": "",  # with eval_only: the run to decode and score
+            "adapter_task": placeholder(str),  # its data set, if it is another one on purpose
             "checkpoint_every": 1000,
         }
     )

@@ -7,18 +7,20 @@ import functools
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 
 from experiments.convert import state_dicts
 from experiments.runs import bases
 from experiments.runs.folder import check_place, is_run
+from experiments.runs.origins import NOTE, origin
 from lora_jax import adapters, locking, partition
 from lora_jax.digests import of_file
 from lora_jax.errors import InputError
 from lora_jax.interop import loralib, loralib_export, loralib_names
 from lora_jax.metrics.files import half_of_pair
-from lora_jax.models import hub
+from lora_jax.models import architectures, hub
 from lora_jax.models.decoder import Decoder
 from lora_jax.models.encoder import Classifier
 
@@ -70,7 +72,11 @@ def _from_loralib(
     ignore_base: bool,
 ) -> Path:
     state = state_dicts.read(checkpoint)
-    notes = {"source": "loralib", "checkpoint": checkpoint.name, "sha256": of_file(checkpoint)}
+    notes: dict[str, Any] = {
+        "source": "loralib",
+        "checkpoint": checkpoint.name,
+        "sha256": of_file(checkpoint),
+    }
     convert = functools.partial(
         loralib.from_state_dict,
         state,
@@ -87,7 +93,9 @@ def _from_loralib(
         notes["model"] = model
         with _errors_naming(checkpoint):
             architecture = loralib_names.find(map(loralib_names.plain_name, state)).name
-        converted, base = _convert_for_base(checkpoint, architecture, hub.find(model), convert)
+        folder = hub.find(model)
+        converted, base = _convert_for_base(checkpoint, architecture, folder, convert)
+        notes[NOTE] = origin(architectures.read_config(folder))
     notes["architecture"] = converted.architecture
     return adapters.save_adapter(
         output, converted.values, converted.groups, converted.method, base, notes

@@ -10,6 +10,8 @@ import jax
 import numpy as np
 from flax import nnx
 
+from experiments.runs import command_line
+from experiments.runs.origins import check, origin
 from lora_jax.adapters import Adapter, attach
 from lora_jax.models import architectures, hub
 from lora_jax.sharding.placement import in_host_memory
@@ -52,6 +54,8 @@ def adapted(name: str, adapter: Adapter, where: str) -> nnx.Module:
     Raises:
       FileNotFoundError, ValueError: the model cannot be read, or it is not the adapter's base.
     """
+    if note := check(adapter, origin(architectures.read_config(hub.find(name))), where):
+        command_line.say(note)
     model = base(name, head_outputs(adapter.values))
     with in_host_memory():
         return attach(model, adapter, hub.HEAD, where)

@@ -15,6 +15,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from experiments.runs import fields, folder
+from experiments.runs.origins import given, origin
 from experiments.runs.record import by_seed, chosen_adapter, training_record
 from experiments.runs.settings import RunSettings, mesh_for, model_arguments, run_settings
 from experiments.runs.task import Trained
@@ -102,12 +103,16 @@ class ClassificationTask:
         self._room = min(config.data.max_length, self._encoder.max_length - self._special.count)
         self.max_length = self._room + self._special.count
         self._check_room()
+        self.base = origin(self._encoder, self._tokenizer)
+        adapters, notes = given(self.settings, self.name, self.base)
+        self.notes = {**self.notes, **notes}
         self.inputs = {
             "model": hub.digest(self._folder),
             "tokenizer": tokenizers.digest(self._folder),
             **{f"{split} data": _digest(e) for split, e in problem.evaluations.items()},
             **({} if problem.train is None else {"train data": _digest(problem.train)}),
             **({"labels": _named(problem)} if "labels" in problem.description else {}),
+            **adapters,
         }
 
     def _check_room(self) -> None:

@@ -19,6 +19,7 @@ from lora_jax.data.pairs import Pairs, by_context
 from lora_jax.data.special_tokens import in_pairs, in_prompts
 from lora_jax.decoding.beam import BeamSearch
 from lora_jax.errors import InputError
+from lora_jax.inputs import SUBSETS
 
 
 class DataToTextTask(DecoderTask):
@@ -43,12 +44,14 @@ class DataToTextTask(DecoderTask):
         self.split = data.decode_split
         self._test = by_context(self._read(self.split)).take(data.max_prompts)
         references = [text for texts in self._test.references for text in ("\n", *texts)]
+        subsets = self._test.subsets  # of which each has scores of its own
         self.inputs |= {
             **{
                 f"{split} data": digests.of_texts([*pairs.contexts, *pairs.completions])
                 for split, pairs in self._pairs.items()
             },
             "decoded data": digests.of_texts([*self._test.contexts, *references]),
+            **({SUBSETS: digests.of_texts(subsets)} if any(subsets) else {}),
         }
 
     # What follows is made when it is first asked for: a run that is only read back needs none of it.

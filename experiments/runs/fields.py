@@ -12,12 +12,14 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from experiments.runs.field import Field, Fields
+from experiments.runs.options import check_together
 from experiments.runs.tune_fields import TUNE_FIELDS
 from lora_jax.data.data_to_text import DATASETS, SPLITS
 from lora_jax.data.glue_tasks import TASKS
 from lora_jax.errors import InputError
 from lora_jax.metrics.classification import CLASSES
 from lora_jax.ranges import (
+    DROPOUT,
     SEED,
     Flag,
     Number,
@@ -35,7 +37,7 @@ from lora_jax.training.settings import AdamSettings, TrainSettings
 
 OPEN = ("method",)  # parts of a config that others check: the arguments of a method
 _ALL = Whole(least=0)  # a limit on rows; 0 is all
-_RATE = OrNone(of=Number(least=0, below=1), none="the rate of the model's config.json")
+_RATE = OrNone(of=DROPOUT, none="the rate of the model's config.json")
 _REMAT = Field(OneOf(("none", "full", "dots")), "what the backward pass recomputes, see `Stack`")
 _MODEL = Field(Text(), "a folder, a GGUF file, `package:NAME`, or a hub name")
 
@@ -84,6 +86,11 @@ _RUN: Fields = {
     "seeds": _seeds("one run for each"),
     "eval_only": Field(Flag(), "evaluates `adapter` instead of training"),
     "adapter": Field(Text(empty="none"), "with `eval_only`: the run to evaluate"),
+    "adapter_task": Field(
+        OrNone(of=Text(), none="the run's task"),
+        "with `eval_only`: the task that `adapter` was trained on, if it is another one on purpose",
+        False,
+    ),
     "model.name": _MODEL,
     "model.remat": _REMAT,
     "model.unroll": Field(Whole(most=1000), "layers per iteration of the scan over layers"),
@@ -235,11 +242,12 @@ def check_run(config: ConfigDict) -> None:
     """Checks the config of a run: of `experiments.glue`, `.quickstart`, `.classify`, `.nlg` or `.tune`.
 
     Raises:
-      InputError: see `check_config`.
+      InputError: see `check_config` and `check_together`.
     """
     of_task = CLASSIFY if config.get("task") == OWN_TEXTS else GLUE
     of_kind = DATA_TO_TEXT if "dataset" in config else TUNE if "samples" in config else of_task
     check_config(config, of_kind, OPEN)
+    check_together(config)
 
 
 def check_config(

@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 from transformers import PreTrainedTokenizerBase
 
 from experiments.runs import fields, folder
+from experiments.runs.origins import given, origin
 from experiments.runs.record import by_seed, chosen_adapter, scores_record, training_record
 from experiments.runs.settings import RunSettings, mesh_for, model_arguments, run_settings
 from lora_jax import methods
@@ -108,9 +109,13 @@ class DecoderTask:
         self.tokenizer = tokenizers.load_tokenizer(
             self._folder, tokenizers.DECODER, self._decoder.vocab_size
         )
+        self.base = origin(self._decoder, self.tokenizer)
+        adapters, notes = given(self.settings, name, self.base)
+        self.notes |= notes
         self.inputs = {
             "model": hub.digest(self._folder),
             "tokenizer": tokenizers.digest(self._folder),
+            **adapters,
         }
 
     def model(self, seed: int) -> tuple[Decoder, jax.Array]:
@@ -132,8 +137,9 @@ class DecoderTask:
         epochs = settings.train.epochs
         scores = {
             "task": self.name,
-            "method": self.method.name if epochs else "none",
+            "method": self.method.name if epochs or settings.train.init_adapter else "none",
             "model": settings.model,
+            "warm_start": settings.train.init_adapter or None,
             "headline": self.headline,
             "split": self.split,
             **scores_record(list(runs.values()), self.notes),

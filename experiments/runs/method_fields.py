@@ -10,7 +10,7 @@ from lora_jax.low_rank.contraction import Scaling
 from lora_jax.methods.bottleneck import MOST_SIZE
 from lora_jax.methods.prefix import MOST_TOKENS
 from lora_jax.methods.selection import MOST_LAYERS
-from lora_jax.ranges import Flag, Number, OneOf, OrNone, Whole
+from lora_jax.ranges import DROPOUT, Flag, Number, OneOf, OrNone, Whole
 
 _STD = Field(Number(least=0, most=WIDEST), "standard deviation of normal initial values")
 # Checked where the methods are made (`lora_jax.methods`), with the same bounds: a test holds them together.
@@ -20,7 +20,7 @@ METHOD: Fields = {
     "lora.scaling": Field(OneOf(get_args(Scaling)), "of the update; the second one is rsLoRA's"),
     "lora.init": Field(OneOf(("kaiming", "gaussian")), "initial values of A"),
     "lora.std": _STD,
-    "lora.dropout": Field(Number(least=0, below=1), "on the input of A"),
+    "lora.dropout": Field(DROPOUT, "on the input of A"),
     "lora.magnitude": Field(Flag(), "whether the norms of columns train too (DoRA)"),
     "lora.too_large": Field(
         OrNone(of=OneOf(("error", "cap", "skip")), none="the default of the targets"),

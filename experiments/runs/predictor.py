@@ -48,7 +48,9 @@ def finished_run(folder: Path, model: str = "") -> tuple[ConfigDict, Record]:
     check_record(record.path, record.values)
     config = config_of_record.get_config(str(folder))
     run_files.check(folder, record.values, load_adapter)
-    config.eval_only, config.adapter, config.verify = True, str(folder), False
+    with config.unlocked():
+        config.eval_only, config.adapter, config.verify = True, str(folder), False
+        config.init_adapter, config.adapter_task = "", record.get("task", str)
     config.seeds = config.seeds[:1]
     if model:
         config.model.name = model

@@ -11,6 +11,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from experiments.runs import command_line, fields, folder
+from experiments.runs.origins import ADAPTER, NOTE
 from experiments.runs.settings import RunSettings
 from experiments.runs.task import Task, Trained, check_updates, training_batches
 from lora_jax import files
@@ -51,7 +52,9 @@ class Run:
             smaller_is_better=task.smaller_is_better,
             on_resume=self.resumed,
         )  # fmt: skip
-        train = self.trainer.prepare(batches, task.loss, goal, seed=self.seed, folder=workdir)
+        train = self.trainer.prepare(
+            batches, task.loss, goal, seed=self.seed, folder=workdir, inputs=task.inputs
+        )
         return lambda: {**train().record(), "shapes": batches.menu.shapes}
 
     def verify(self) -> None:
@@ -101,6 +104,7 @@ def adapter_notes(
     return {
         "task": task.name, "model": settings.model, "seed": seed, "epoch": progress.best,
         "metrics": progress.history[progress.best - 1], **task.description,
+        NOTE: dict(task.base),
     }  # fmt: skip
 
 
@@ -183,11 +187,11 @@ def _train_all(
 
 
 def _best(run: Run) -> Trained:
-    """The run at its best epoch, or untrained where there are no epochs."""
+    """The run at its best epoch, or as it starts where there are no epochs."""
     trainer = run.trainer
     if trainer.settings.epochs:
         return run.trained(trainer.load(run.folder))
-    return run.trained(trainer.placement.put(trainer.trainable))
+    return run.trained(trainer.placement.put(trainer.started(trainer.settings.init_adapter)))
 
 
 def loaded(task: Task, workdir: Path | None) -> tuple[Run, Params]:
@@ -197,5 +201,7 @@ def loaded(task: Task, workdir: Path | None) -> tuple[Run, Params]:
       FileNotFoundError, ValueError: no adapter, or one of another method or base.
     """
     task.prepare()
+    if note := task.notes.get(ADAPTER):
+        command_line.say(note)
     run = Run(task, task.settings.seeds[0], workdir)
     return run, run.trainer.load(Path(task.settings.adapter))

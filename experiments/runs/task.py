@@ -63,7 +63,8 @@ class Task(Protocol):
       evaluation_batches: in order; `metrics` takes what `function` gives for each.
       notes: on the data, by split.
       description: of the data, for records and for the notes of adapters, such as the names of classes.
-      inputs: digests of model, tokenizer and data, see `lora_jax.inputs`.
+      inputs: digests of model, tokenizer, data and given adapters, see `lora_jax.inputs`.
+      base: what the adapters of the runs say of their base, see `origins`.
     """
 
     @property
@@ -110,6 +111,9 @@ class Task(Protocol):
 
     @property
     def inputs(self) -> Mapping[str, str]: ...  # noqa: D102
+
+    @property
+    def base(self) -> Mapping[str, Any]: ...  # noqa: D102
 
     def prepare(self) -> None:
         """Tokenises and packs all texts; what is wrong with them shows here, before a folder is claimed."""

@@ -47,8 +47,10 @@ def train_program(
     """
     steps = base.steps(program.method)
     points = [base.points[name] for name in program.points]
+    own = workdir / "programs" / program.name
+    for folder in (own, *(folder_of(workdir, point) for point in points)):
+        check_inputs(folder, base.task.inputs)
     for point in points:
-        check_inputs(folder_of(workdir, point), base.task.inputs)
         inputs.write(folder_of(workdir, point), base.task.inputs)
     starts = [base.start(point) for point in points]
     filled = [*range(len(points)), *[len(points) - 1] * (program.runs - len(points))]
@@ -60,7 +62,6 @@ def train_program(
         outputs = [predict(batch) for batch in base.task.evaluation_batches]
         return [base.task.metrics([output[i] for output in outputs]) for i in range(len(points))]
 
-    own = workdir / "programs" / program.name
     checkpoints = own / CHECKPOINTS
     progress = fit_runs(
         [
@@ -70,6 +71,7 @@ def train_program(
         steps.train_step(program.runs), batches, evaluate=evaluate, arrays=arrays,
         folder=own, place=steps.placement.batch,
         flops=partial(steps.flops, starts[0].trainable, starts[0].values), watch=watch,
+        inputs=base.task.inputs,
     )  # fmt: skip
     for point, start, run in zip(points, starts, progress, strict=True):
         notes = {"program": program.name, "runs": program.runs, "points": len(points)}

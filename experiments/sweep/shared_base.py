@@ -98,7 +98,11 @@ class SharedBase:
                 for path, value in fresh.items()
             }
             settings = point.settings.train
-            trainable = warm_started(trainable, labels, settings.init_adapter)
+            if settings.init_adapter:
+                trainable = warm_started(
+                    trainable, labels, settings.init_adapter, bases=self.widest.model.bases,
+                    method=point.method, adapted=adapted,
+                )  # fmt: skip
         summary = point.method.summary(adapted)
         return Start(
             trainable=trainable,

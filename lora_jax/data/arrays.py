@@ -13,6 +13,7 @@ from lora_jax import digests
 from lora_jax.checks import integer
 from lora_jax.data.counts import Counts
 from lora_jax.errors import InputError
+from lora_jax.ranges import SEED, check
 
 
 class ArrayBatches:
@@ -53,7 +54,7 @@ class ArrayBatches:
             )
         ((self._examples,),) = set(counts.values())
         self._batch_size = integer("batch_size", batch_size)
-        self._seed = integer("seed", seed, least=0)
+        self._seed = check("seed", seed, SEED)
         whole, rest = divmod(self._examples, self._batch_size)
         self.per_epoch = whole + (rest > 0 and not drop_last)
         if not self.per_epoch:

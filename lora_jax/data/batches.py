@@ -18,6 +18,7 @@ from lora_jax.data.glue import Examples
 from lora_jax.data.packing import Integers, Packable, Shape, TokenisedExamples, place
 from lora_jax.data.shapes import ShapeMenu, cheapest, choose_menu, rounded_up
 from lora_jax.errors import InputError
+from lora_jax.ranges import SEED, check
 
 _SAMPLED = 256  # number of batches from which a run's shapes are chosen
 
@@ -97,7 +98,7 @@ class TrainingBatches:
                              f"and batch_size {batch_size}")  # fmt: skip
         self.examples = examples
         self.batch_size = batch_size
-        self.seed = seed
+        self.seed = check("seed", seed, SEED)
         self.per_epoch = -(-len(examples) // batch_size)
         lengths = examples.lengths
         order = self._order(0, seed)
@@ -194,7 +195,7 @@ class BatchesOfRuns(TrainingBatches):
             parts=parts,
             row_length=row_length,
         )
-        self.seeds = tuple(dict.fromkeys(seeds))
+        self.seeds = tuple(dict.fromkeys(check("seed", seed, SEED) for seed in seeds))
         self._order_of_run = [self.seeds.index(seed) for seed in seeds]
 
     def _stacked(self, orders: Sequence[Integers]) -> Batch:

@@ -32,6 +32,7 @@ from jaxtyping import Int32
 
 from lora_jax.data import sentiment_grammar as grammar
 from lora_jax.errors import InputError
+from lora_jax.ranges import SEED, check
 
 PHENOMENA: tuple[str, ...] = tuple(grammar.TEMPLATES)
 
@@ -71,6 +72,7 @@ def generate(split: str, size: int, seed: int = 0) -> SentimentExamples:
     Raises:
         ValueError: If the split is unknown or the grammar cannot give that many sentences.
     """
+    check("seed", seed, SEED)
     limit = _largest_size(split)
     if not 0 <= size <= limit:
         raise InputError(f"size must be between 0 and {limit} for split {split!r}, got {size}")

@@ -25,6 +25,12 @@ ENCODER = ("cls_token", "sep_token", "pad_token", "unk_token")
 DECODER = ("eos_token",)
 
 _SAMPLED = 1000  # texts of a split that are looked at
+_SPARE_ROWS, _SPARE_SHARE = 128, 0.05  # of an embedding, without a token
+_PROBED = 2000  # tokens that `behaviour` looks at
+_PROBES = (
+    "The quick brown fox JUMPS over the lazy dog's 1,234.50 naïve café; it isn't\there yet!",
+    "  two  spaces\nand a new line | name : Blue Spice, food : Café-crème (50 €) 中文 \U0001f600",
+)  # fmt: skip
 _BELONGS = (
     "The tokenizer is not the model's: copy the model's tokenizer files into the folder, or save it "
     "there with tokenizer.save_pretrained(folder)"
@@ -70,6 +76,8 @@ def load_tokenizer(
             f"{_BELONGS}. If tokens were added on purpose, give the model rows for them: "
             "model.resize_token_embeddings(len(tokenizer)), then save it",
         )  # fmt: skip
+    if vocab_size is not None:
+        _check_count(folder, len(set(ids.values())), vocab_size)
     _check_ids(folder, tokenizer, wanted, "cls_token" in needed)
     return tokenizer
 
@@ -79,6 +87,21 @@ def _read(folder: Path) -> PreTrainedTokenizerBase:
         str(folder), trust_remote_code=False, local_files_only=True
     )
     return tokenizer
+
+
+def _check_count(folder: Path, tokens: int, vocab_size: int) -> None:
+    """Raises FileError if far fewer tokens than the model has rows for show that a file was cut.
+
+    Models have rows to spare: up to a multiple of 128, or some hundred of a large vocabulary.
+    """
+    if vocab_size - tokens > max(_SPARE_ROWS, _SPARE_SHARE * vocab_size):
+        raise FileError(
+            folder, "the tokenizer", f"{tokens:,} tokens",
+            f"about as many as the model has rows for, {vocab_size:,} (vocab_size): its vocabulary was cut, "
+            "or is another model's",
+            f"{_BELONGS}. If the model really has so few tokens, give it as many rows: "
+            "model.resize_token_embeddings(len(tokenizer)), then save it",
+        )  # fmt: skip
 
 
 def _check(
@@ -111,12 +134,29 @@ def _check(
                 folder, "the tokenizer", f"no token {str(token)!r} in its files",
                 f"one, as the {name} of a {kind}", _BELONGS,
             )  # fmt: skip
+    _check_named(folder, tokenizer, vocabulary, "cls_token" in needed)
     if "cls_token" in needed:
         ids = tokenizer("a")["input_ids"]
         if ids[0] != tokenizer.cls_token_id or ids[-1] != tokenizer.sep_token_id:
             raise FileError(
                 folder, "the tokenizer", f"the text 'a' as {tokenizer.convert_ids_to_tokens(ids)}",
                 f"{tokenizer.cls_token} before and {tokenizer.sep_token} behind it", _BELONGS,
+            )  # fmt: skip
+
+
+def _check_named(
+    folder: Path, tokenizer: PreTrainedTokenizerBase, vocabulary: Vocabulary, encoder: bool
+) -> None:
+    """Raises FileError if the configuring files name other special tokens than tokenizer.json."""
+    named = {"unk_token": vocabulary.unknown}
+    if encoder and vocabulary.around:
+        named |= dict(zip(("cls_token", "sep_token"), vocabulary.around, strict=True))
+    for name, expected in named.items():
+        token = getattr(tokenizer, name)
+        if expected is not None and token is not None and str(token) != expected:
+            raise FileError(
+                folder / "tokenizer_config.json", name, repr(str(token)),
+                f"{expected!r}, as in tokenizer.json (or no such key)", _BELONGS,
             )  # fmt: skip
 
 
@@ -174,6 +214,21 @@ def digest(folder: Path) -> str:
     if folder.suffix == SUFFIX:
         return digests.of_files([folder])
     return digests.of_files(path for name in FILES if (path := folder / name).is_file())
+
+
+def behaviour(tokenizer: PreTrainedTokenizerBase) -> str:
+    """What tells a tokenizer from others that make other ids of a text, whatever its files look like.
+
+    It is a digest of all tokens with their ids, and of what becomes of some texts: of two thousand of the
+    tokens, which shows merges, and of a line that normalisation and the splitting into words change.
+    """
+    ids = sorted(tokenizer.get_vocab().items())
+    texts = [*_PROBES, *(token for token, _ in ids[:: -(-len(ids) // _PROBED) or 1])]
+    whole = [[*tokenizer(text)["input_ids"]] for text in _PROBES]
+    rows = [*_encoded(texts, tokenizer), *whole]
+    return digests.of_texts(
+        [*(f"{i} {token}" for token, i in ids), *(" ".join(map(str, row)) for row in rows)]
+    )
 
 
 def size(tokenizer: PreTrainedTokenizerBase) -> int:

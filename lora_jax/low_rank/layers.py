@@ -15,6 +15,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Key
 
 from lora_jax import surgery
+from lora_jax.arguments import Kind, takes
 from lora_jax.errors import InputError, InputTypeError
 from lora_jax.low_rank.creation import new_update
 from lora_jax.low_rank.lora_layer import LoRALayer
@@ -23,10 +24,13 @@ from lora_jax.low_rank.settings import LoRASettings
 from lora_jax.low_rank.updates import LowRankUpdate
 from lora_jax.low_rank.weights import LayerWithWeight, WeightView
 
+_CLASS = Kind((type,), "the class of the layers")
+
 _METHODS = sorted(name for name in vars(LayerWithWeight) if name[0] != "_" and name != "weight")
 _LORA_LAYERS: dict[type, type[LoRALayer]] = {}
 
 
+@takes(base=_CLASS)
 def register(base: type[nnx.Module]) -> Callable[[type[LoRALayer]], type[LoRALayer]]:
     """Class decorator: makes the class the LoRA layer of layers whose class is exactly `base`.
 

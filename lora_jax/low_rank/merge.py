@@ -12,11 +12,13 @@ import jax.numpy as jnp
 from flax import nnx
 
 from lora_jax import surgery
+from lora_jax.arguments import MODEL, takes
 from lora_jax.errors import InputError
 from lora_jax.low_rank.layers import adapted_layers, unadapt
 from lora_jax.low_rank.weights import WeightView
 
 
+@takes(model=MODEL)
 def merge(model: nnx.Module) -> nnx.Module:
     """Returns a copy in which every adapted layer is its original class with the update merged in.
 
@@ -49,6 +51,7 @@ def merge(model: nnx.Module) -> nnx.Module:
     return merged
 
 
+@takes(model=MODEL)
 def strip(model: nnx.Module) -> nnx.Module:
     """Returns the base model: what methods inserted taken out, every layer of its original class.
 

@@ -16,10 +16,12 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Key
 
+from lora_jax.arguments import MODEL, takes
 from lora_jax.low_rank.layers import adapted_layers, factor_path
 from lora_jax.low_rank.updates import DropoutKey, DropoutRate
 
 
+@takes(model=MODEL)
 def seed_dropout(
     model: nnx.Module,
     key: Key[Array, ""] | None,

@@ -10,7 +10,7 @@ import numpy as np
 
 from lora_jax.checks import (
     WIDEST,
-    below_one,
+    dropout_rate,
     integer,
     json_values,
     names,
@@ -66,7 +66,7 @@ class LoRASettings:
         one_of("init", self.init, get_args(Init))
         if not not_negative("std", self.std, WIDEST) and self.init == "gaussian":
             raise InputError("std=0 makes both factors 0, and then nothing ever trains")
-        below_one("dropout", self.dropout)
+        dropout_rate("dropout", self.dropout)
         names("parts", self.parts)
         names("fused", self.fused)
         if not isinstance(self.fused_sizes, list | tuple):

@@ -7,11 +7,13 @@ from contextlib import contextmanager
 
 from flax import nnx
 
+from lora_jax.arguments import MODEL, takes
 from lora_jax.low_rank.layers import adapted_layers
 from lora_jax.low_rank.merge import nothing_inserted
 from lora_jax.low_rank.updates import WeightUpdate
 
 
+@takes(model=MODEL)
 def enable(model: nnx.Module, enabled: bool = True) -> None:
     """Switches the updates of all adapted layers on, or off, in place.
 
@@ -29,6 +31,7 @@ def enable(model: nnx.Module, enabled: bool = True) -> None:
         _set(layer.lora, enabled)
 
 
+@takes(model=MODEL)
 @contextmanager
 def disabled(model: nnx.Module) -> Iterator[nnx.Module]:
     """The model with its updates switched off; afterwards they are as they were.

@@ -226,4 +226,5 @@ def row(path: str, layer: AdaptedLayer, chosen: ChosenLayer) -> MatchedLayer:
         parameters=partition.count(partition.parameters(layer.lora)),
         rank=settings.rank,
         parts=settings.parts,
+        scale=settings.scale,
     )

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from lora_jax import ranges
-from lora_jax.ranges import Number, OrNone, Range, Whole
+from lora_jax.ranges import DROPOUT, Number, OrNone, Range, Whole
 
-# `dropout` rounds a rate to 16 bits, so that larger ones would be 1.
-RATE = Number(least=0, most=1 - 2**-16)
+RATE = DROPOUT
 OPTIONAL_RATE = OrNone(of=RATE, none="the model's other rate")
 # The smallest number that float32 has in full.
 EPSILON = Number(least=2**-126, most=1)

@@ -15,10 +15,12 @@ from typing import Any
 import jax
 import numpy as np
 
+from lora_jax.inputs import Inputs
 from lora_jax.partition import Params
 from lora_jax.sweeps.members import Member, Metrics, RunningMembers, Watch
 from lora_jax.sweeps.runs import RunValues
-from lora_jax.training.loop import Batches, Clock
+from lora_jax.training.clock import Clock
+from lora_jax.training.loop import Batches
 from lora_jax.training.newest import Newest
 from lora_jax.training.progress import Progress
 
@@ -48,6 +50,7 @@ def fit_runs(
     place: Callable[[Any], Any],
     flops: Callable[[Any], int] = lambda batch: 0,
     watch: Watch = lambda runs, losses: None,
+    inputs: Inputs | None = None,
 ) -> list[Progress]:
     """Trains all members to the end, from the newest checkpoint in `folder` if there is one.
 
@@ -61,11 +64,12 @@ def fit_runs(
       place: puts a batch on the devices, see `Placement.batch`.
       flops: of one run's step with this batch; called once for every shape.
       watch: called with the progress of all members.
+      inputs: what the runs are made from, for the records of checkpoints.
 
     Returns:
       What every member did. Seconds are its share: those of the program by the number of members.
     """
-    program = RunningMembers(members, folder, watch)
+    program = RunningMembers(members, folder, watch, inputs)
     trainable, state = program.restore(arrays.trainable, arrays.state)
     clock, newest = Clock(program.shared, batches.count, flops), Newest()
     settings, shared = members[0].settings, program.shared

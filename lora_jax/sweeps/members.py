@@ -12,6 +12,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from jax.typing import ArrayLike
 
+from lora_jax.inputs import Inputs
 from lora_jax.partition import Params
 from lora_jax.sharding.placement import gather
 from lora_jax.training.checkpoints import Checkpoints
@@ -52,13 +53,15 @@ class Watch(Protocol):
 class RunningMembers:
     """Progress, logs and checkpoints of a program's members."""
 
-    def __init__(self, members: Sequence[Member], folder: Path, watch: Watch):
+    def __init__(
+        self, members: Sequence[Member], folder: Path, watch: Watch, inputs: Inputs | None = None
+    ):
         self.members = members
         self.shared = Progress()
         self.runs = [Progress() for _ in members]
         self._losses = [math.nan] * len(members)
         self._watch = watch
-        self._checkpoints = Checkpoints(folder / "checkpoints")
+        self._checkpoints = Checkpoints(folder / "checkpoints", inputs)
         self._logs: list[MetricsLog] = []
 
     @property

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Array, Key
 
-from lora_jax import adapters, files, fingerprints, partition
+from lora_jax import adapters, digests, files, fingerprints, partition
 from lora_jax.errors import InputError
 from lora_jax.low_rank.layers import adapted_layers
 from lora_jax.low_rank.merge import strip
@@ -39,6 +39,7 @@ class AdaptedModel:
       method: what was inserted.
       base: fingerprint of the pre-trained parameters and statistics.
       bases: fingerprints that adapters may name: `base`, and those that earlier versions gave.
+      start: digest of the key for initial values.
       labels: group of every parameter.
       summary: what the method did to the model; printable.
       layers: the layers that LoRA adapts, see `records.lora_layers`.
@@ -83,7 +84,9 @@ class AdaptedModel:
                 else shared.bases
             )
             self.base: str = self.bases[0]
-            adapted = method.insert(model, jax.random.key(0) if key is None else key)
+            key = jax.random.key(0) if key is None else key
+            self.start: str = digests.of_arrays(jax.random.key_data(key))
+            adapted = method.insert(model, key)
             self.labels = method.labels(adapted)
             self.summary = method.summary(adapted)
             self.layers = lora_layers(self.summary)
@@ -190,17 +193,41 @@ class AdaptedModel:
           init_adapter: folder of that run or of its adapter; "" for none.
 
         Raises:
-          FileNotFoundError, ValueError: no adapter there, or its LoRA leaves are not the model's.
+          FileNotFoundError, ValueError: no adapter there, one of another base or of other scales, or its
+            LoRA leaves are not the model's.
         """
-        return warm_started(self.trainable, self.labels, init_adapter)
+        if not init_adapter:
+            return self.trainable
+        return warm_started(
+            self.trainable, self.labels, init_adapter, bases=self.bases, method=self.method,
+            adapted=self.model(self.trainable),
+        )  # fmt: skip
 
 
-def warm_started(trainable: Params, labels: Mapping[str, str], init_adapter: str) -> Params:
-    """The trainable parameters with LoRA's taken from another run, see `AdaptedModel.started`."""
-    if not init_adapter:
-        return trainable
+def warm_started(
+    trainable: Params,
+    labels: Mapping[str, str],
+    init_adapter: str,
+    *,
+    bases: Collection[str],
+    method: Method,
+    adapted: nnx.Module,
+) -> Params:
+    """The trainable parameters with LoRA's taken from another run, see `AdaptedModel.started`.
+
+    Args:
+      trainable: parameters of a run.
+      labels: group of every parameter.
+      init_adapter: folder of the other run or of its adapter.
+      bases: fingerprints that it may name.
+      method: of the run.
+      adapted: the model with it.
+    """
     other = adapters.load_adapter(adapters.adapter_folder(Path(init_adapter)))
-    return adapters.transfer_group(other, trainable, labels, "lora", init_adapter)
+    adapters.check_base(other, bases, init_adapter)
+    started = adapters.transfer_group(other, trainable, labels, "lora", init_adapter)
+    adapters.check_scales(other, method, adapted, init_adapter)
+    return started
 
 
 def _cast(frozen: Params, dtype: str | None, parameters: set[str]) -> Params:

@@ -22,6 +22,7 @@ import orbax.checkpoint as ocp
 from lora_jax.digests import of_file
 from lora_jax.errors import InputError
 from lora_jax.files import check_writable, set_aside, to_json, write_bytes
+from lora_jax.inputs import KEY, Inputs
 from lora_jax.reading import named, read_json, read_object
 from lora_jax.sharding.hosts import from_main, together
 
@@ -34,8 +35,12 @@ _LOG = logging.getLogger(__name__)
 class Checkpoints:
     """The last two checkpoints of a run: training state and a JSON record of its progress."""
 
-    def __init__(self, folder: str | os.PathLike[str]):
+    def __init__(self, folder: str | os.PathLike[str], inputs: Inputs | None = None):
         """Opens the folder, and moves damaged checkpoints aside.
+
+        Args:
+          folder: of the checkpoints.
+          inputs: what the run is made from: every record says it, and `inputs.check` compares it.
 
         Raises:
           InputError: there are checkpoints, but none of them is whole.
@@ -47,6 +52,7 @@ class Checkpoints:
             max_to_keep=2, enable_async_checkpointing=self._asynchronous
         )
         self._folder = Path(folder).absolute()
+        self._inputs = dict(inputs or {})
         # Before Orbax, which reads metadata of all of them, and fails if those of one are damaged.
         from_main(lambda: _move_damaged(self._folder))
         with _disk_errors(self._folder):
@@ -61,6 +67,8 @@ class Checkpoints:
         """
         if step in self._manager.all_steps():
             return
+        if self._inputs:
+            record = {**record, KEY: self._inputs}
         with together():
             check_writable(self._folder)
         with _disk_errors(self._folder):
@@ -83,8 +91,7 @@ class Checkpoints:
         restored = self._manager.restore(
             step, args=ocp.args.Composite(record=ocp.args.JsonRestore())
         )
-        record: dict[str, Any] = restored.record
-        return record
+        return _without_inputs(restored.record)
 
     def restore(self, like: Any) -> tuple[Any, dict[str, Any]] | None:
         """The newest (state, record), or None if there is none; strict about structure and shapes.
@@ -111,7 +118,7 @@ class Checkpoints:
                 f"{self._folder / str(step)} is a checkpoint of another model, method or optimizer: {error}\n"
                 "Resume with those of that run, or train in another folder"
             ) from error
-        return restored.state, restored.record
+        return restored.state, _without_inputs(restored.record)
 
     def close(self) -> None:
         """Waits for unfinished writes."""
@@ -133,6 +140,10 @@ class Checkpoints:
                     path.relative_to(folder).as_posix(): of_file(path) for path in _files(folder)
                 }
                 write_bytes(folder / _DIGESTS, to_json(digests).encode())
+
+
+def _without_inputs(record: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in record.items() if name != KEY}
 
 
 def _move_damaged(folder: Path) -> None:

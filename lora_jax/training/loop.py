@@ -7,8 +7,9 @@ that evaluates the trainable parameters.
 from __future__ import annotations
 
 import dataclasses
+import logging
 import time
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -20,15 +21,22 @@ from tqdm import tqdm
 
 from lora_jax.data.counts import Counts
 from lora_jax.errors import InputError
+from lora_jax.inputs import Inputs
 from lora_jax.partition import Params
 from lora_jax.sharding.hosts import is_main
 from lora_jax.state import with_types, without_types
 from lora_jax.training.checkpoints import Checkpoints
+from lora_jax.training.clock import Clock
 from lora_jax.training.newest import Newest
 from lora_jax.training.progress import LoopSettings, Progress
 from lora_jax.training.records import MetricsLog
 from lora_jax.training.step import FINITE, TrainStep
 
+_LOG = logging.getLogger(__name__)
+_NO_GRADIENT = (
+    "%s: all gradients of the first step are 0. Does the loss depend on what the method trains, through the "
+    "outputs of the model that it is given?"
+)
 _MOVED = "moved"  # of the model's own state, in checkpoints
 
 
@@ -54,6 +62,24 @@ class Batches(Protocol):
         ...
 
 
+def whole_epoch(batches: Batches, epoch: int, start: int = 0) -> Iterator[Any]:
+    """The batches of an epoch; raises InputError, at the end, if they are not as many as `per_epoch` says."""
+    number = start
+    for batch in batches.epoch(epoch, start):
+        if number == batches.per_epoch:
+            break
+        number += 1
+        yield batch
+    else:
+        if number == batches.per_epoch:
+            return
+    found = "more" if number == batches.per_epoch else f"{number - start}"
+    raise InputError(
+        f"batches.epoch({epoch}, {start}) gives {found} batches, but per_epoch is {batches.per_epoch}: the "
+        "batches of an epoch are those from number `start` to per_epoch - 1"
+    )
+
+
 def fit(
     settings: LoopSettings,
     train_step: TrainStep,
@@ -69,6 +95,7 @@ def fit(
     place: Callable[[Any], Any] = lambda batch: batch,
     flops: Callable[[Any], int] = lambda batch: 0,
     on_resume: Callable[[Progress], None] = lambda progress: None,
+    inputs: Inputs | None = None,
 ) -> tuple[Params, Progress]:
     """Trains to the end, from the newest checkpoint in `folder` if there is one.
 
@@ -85,13 +112,14 @@ def fit(
       place: puts a batch on the devices, see `Placement.batch`.
       flops: of a step with this batch; called once for every shape.
       on_resume: called with the progress of the checkpoint that the run goes on from.
+      inputs: what the run is made from, for the records of checkpoints.
 
     Returns:
       The trainable parameters (and what moved) after the last step, and what was done. A run that
       diverges ends with the step that shows it: what comes of that step is neither evaluated nor saved,
       and the newest checkpoint and the best epoch stay as they are.
     """
-    checkpoints = Checkpoints(folder / "checkpoints")
+    checkpoints = Checkpoints(folder / "checkpoints", inputs)
     progress = Progress()
     moved: Params = {}
     if (record := checkpoints.record()) is not None:
@@ -110,7 +138,7 @@ def fit(
             epoch, number = divmod(progress.step, batches.per_epoch)
             clock.start()
             bad = None
-            for batch in batches.epoch(epoch, number):
+            for batch in whole_epoch(batches, epoch, number):
                 step_key = jax.random.fold_in(key, progress.step)
                 trainable, state, written, metrics = train_step(
                     trainable, state, {**frozen, **moved}, place(batch), step_key
@@ -118,6 +146,8 @@ def fit(
                 moved = {**moved, **written}
                 clock.tick(batch, metrics["loss"])
                 bar.update()
+                if progress.step == 1 and float(np.asarray(metrics.get("grad_norm", 1))) == 0:
+                    _LOG.warning(_NO_GRADIENT, settings.label)
                 done = progress.step % batches.per_epoch == 0
                 saves = done or progress.step % settings.checkpoint_every == 0
                 bad = newest.not_finite(progress, metrics, now=saves)
@@ -147,61 +177,6 @@ def fit(
         log.close()
         checkpoints.close()
     return {**trainable, **moved}, progress
-
-
-class Clock:
-    """Counts steps, tokens and seconds; lets the device run at most one step behind the host."""
-
-    def __init__(
-        self,
-        progress: Progress,
-        count: Callable[[Any], Counts],
-        flops: Callable[[Any], int],
-    ):
-        """Starts to count into `progress`.
-
-        Args:
-          progress: changed in place.
-          count: what a batch adds, see `Batches.count`.
-          flops: of a step with a batch; called once for every shape.
-        """
-        self._progress = progress
-        self._count = count
-        self._flops = flops
-        self._flops_of_shape: dict[Hashable, int] = {}
-        self._pending: ArrayLike | None = None
-        self._mark = 0.0
-
-    def start(self) -> None:
-        """Before the first batch of an epoch."""
-        self._mark = time.perf_counter()
-
-    def tick(self, batch: Any, loss: ArrayLike) -> None:
-        """After the step on a batch was sent to the device."""
-        progress, counts = self._progress, self._count(batch)
-        progress.step += 1
-        progress.examples += counts.examples
-        progress.tokens += counts.tokens
-        progress.slots += counts.slots
-        new = counts.shape not in self._flops_of_shape
-        if new:
-            self._flops_of_shape[counts.shape] = self._flops(batch)
-        progress.flops += self._flops_of_shape[counts.shape]
-        jax.block_until_ready(loss if new else self._pending)
-        self._pending = loss
-        spent = self._lap()
-        progress.compile_seconds += spent if new else 0.0
-
-    def stop(self) -> None:
-        """After the last batch of an epoch."""
-        jax.block_until_ready(self._pending)
-        self._lap()
-
-    def _lap(self) -> float:
-        now = time.perf_counter()
-        spent, self._mark = now - self._mark, now
-        self._progress.seconds += spent
-        return spent
 
 
 def _log_step(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -10,6 +11,8 @@ from typing import Any
 import optax
 
 from lora_jax.errors import InputError
+
+_LOG = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -116,6 +119,11 @@ class LoopSettings:
             )
         progress.history.append(metrics)
         score = metrics[self.headline]
+        if math.isnan(score):
+            _LOG.warning(
+                "%s epoch %d: the headline %r is not a number, which counts as worse than every other score",
+                self.label, len(progress.history), self.headline,
+            )  # fmt: skip
         best = progress.history[progress.best - 1][self.headline] if progress.best else score
         better = score < best if self.smaller_is_better else score > best
         if better or not progress.best or (math.isnan(best) and not math.isnan(score)):

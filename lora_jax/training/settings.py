@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from lora_jax.checks import instance
 from lora_jax.errors import InputError
 from lora_jax.expressions import Expression
 from lora_jax.partition import Labels
@@ -51,7 +52,7 @@ class TrainSettings:
       epochs: passes over the data.
       learning_rate: peak of the schedule, which rises linearly from 0 and falls linearly to 0.
       warmup_ratio: share of the updates during which the learning rate rises.
-      warmup_steps: number of these updates where `warmup_ratio` is 0.
+      warmup_steps: number of these updates, where `warmup_ratio` is 0; not both.
       weight_decay: decoupled decay, see `AdamSettings.no_decay`.
       max_grad_norm: gradients are clipped to this global norm; 0 is off.
       accumulate: batches per update, which trains as one batch of all their examples (or tokens) would;
@@ -63,7 +64,8 @@ class TrainSettings:
       prng: generator of the random bits of dropout; `rbg` is faster on accelerators.
       log_every: steps between two lines of the log.
       checkpoint_every: steps between two checkpoints; there is one after every epoch, too.
-      init_adapter: folder of a run whose LoRA factors start this one; "" for none.
+      init_adapter: folder of a run, on the same base and with the same scale (alpha, rank), whose LoRA
+        factors start this one; "" for none.
     """
 
     epochs: int = setting(3, Whole(least=0))
@@ -82,6 +84,12 @@ class TrainSettings:
 
     def __post_init__(self) -> None:
         check_settings(self)
+        if self.warmup_steps and self.warmup_ratio:
+            raise InputError(
+                f"warmup_ratio is {self.warmup_ratio:g} and warmup_steps is {self.warmup_steps}, of which "
+                "the second would be ignored: set the other one to 0"
+            )
+        instance("adam", self.adam, AdamSettings, "AdamSettings(eps=1e-8)")
         if self.base_dtype not in (AUTO, KEEP):
             _check_dtype(self.base_dtype)
 

@@ -19,68 +19,42 @@ from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Array, Key
 
-from lora_jax import adapters, inputs, locking, run_files, run_folder
+from lora_jax import adapter_files, adapters, inputs, locking, run_files, run_folder
+from lora_jax.arguments import FOLDER, FUNCTION, MODEL, TEXT, Kind, takes
 from lora_jax.checks import json_values
 from lora_jax.costs import flops
 from lora_jax.errors import DivergedError, InputError
 from lora_jax.files import write_json
-from lora_jax.method import Method
+from lora_jax.inputs import INIT_ADAPTER, START, Inputs
+from lora_jax.method import METHOD, Method
 from lora_jax.partition import Params
+from lora_jax.ranges import SEED, Whole, check
 from lora_jax.sharding.hosts import from_main
 from lora_jax.sharding.mesh import RUN
 from lora_jax.training import loop, step
 from lora_jax.training.adapted_model import AdaptedModel
+from lora_jax.training.given import numbers, scalar
+from lora_jax.training.goal import FitResult, Goal
 from lora_jax.training.kept import check_best, check_record
-from lora_jax.training.loop import Batches
+from lora_jax.training.loop import Batches, whole_epoch
 from lora_jax.training.progress import Progress
 from lora_jax.training.records import environment, peak_memory
 from lora_jax.training.settings import TrainSettings
 
 LOSS = "loss"
+_SETTINGS = Kind((TrainSettings,), "TrainSettings, such as TrainSettings(epochs=3)")
+_BATCHES = Kind(
+    (Batches,), "batches with per_epoch, epoch and count, such as ArrayBatches(arrays, 32)"
+)
+_BATCHES_OR_NONE = Kind((Batches, type(None)), f"{_BATCHES.words}, or None")
+_FUNCTION_OR_NONE = Kind((*FUNCTION.of, type(None)), f"{FUNCTION.words}, or None")
 _REMEDY = "Use another folder, or the same method and settings to resume it"
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Goal:
-    """How a run is judged after every epoch.
-
-    Attributes:
-      label: shown at the progress bar.
-      headline: the metric that chooses the best epoch.
-      evaluate: metrics of the trainable parameters, with which goes what moved of the model's state.
-      on_best: called after each epoch that is the best so far.
-      smaller_is_better: whether a smaller headline is the better one.
-      on_resume: called with the progress of the checkpoint that a run goes on from; it raises if what
-        `on_best` made is not there any more.
-    """
-
-    label: str
-    headline: str
-    evaluate: Callable[[Params], dict[str, float]]
-    on_best: Callable[[Params, Progress], None]
-    smaller_is_better: bool = False
-    on_resume: Callable[[Progress], None] = lambda progress: None
-
-
-@dataclasses.dataclass(frozen=True)
-class FitResult:
-    """What `Trainer.fit` gives.
-
-    Attributes:
-      best: trainable parameters (and statistics that moved) after the best epoch, as the folder's
-        adapter holds them.
-      progress: what was done, with the metrics of every epoch.
-      record: the content of result.json.
-    """
-
-    best: Params
-    progress: Progress
-    record: dict[str, Any]
 
 
 class Trainer(AdaptedModel):
     """An `AdaptedModel` with the settings of its training."""
 
+    @takes(model=MODEL, method=METHOD, settings=_SETTINGS)
     def __init__(
         self,
         model: nnx.Module,
@@ -100,7 +74,14 @@ class Trainer(AdaptedModel):
         self.settings = settings
 
     def prepare(
-        self, batches: Batches, loss: step.Loss, goal: Goal, *, seed: int, folder: Path
+        self,
+        batches: Batches,
+        loss: step.Loss,
+        goal: Goal,
+        *,
+        seed: int,
+        folder: Path,
+        inputs: Inputs | None = None,
     ) -> Callable[[], Progress]:
         """Checks and builds all that the training of one run needs, and touches no file.
 
@@ -110,6 +91,7 @@ class Trainer(AdaptedModel):
           goal: how the run is judged.
           seed: of dropout.
           folder: of the run: checkpoints, metrics.jsonl, TensorBoard.
+          inputs: what the run is made from, for the records of its checkpoints.
 
         Returns:
           A function that trains, or resumes, in `folder`.
@@ -123,6 +105,7 @@ class Trainer(AdaptedModel):
                 f"mesh: run={ways} splits the runs of a sweep (experiments.sweep); this is one run: use "
                 "data, fsdp or model"
             )
+        seed, loss = check("seed", seed, SEED), scalar(loss)
         trainable = self.started(self.settings.init_adapter)
         labels = {path: self.labels[path] for path in trainable}
         schedule, tx = self.settings.optimizer(labels, batches.per_epoch)
@@ -145,11 +128,16 @@ class Trainer(AdaptedModel):
                 state=self.placement.initial_state(tx.init, placed), frozen=self.frozen,
                 key=self.placement.replicate(dropout_key), folder=folder, on_best=goal.on_best,
                 place=self.placement.batch, flops=flops_of, on_resume=goal.on_resume,
+                inputs=inputs,
             )  # fmt: skip
             return progress
 
         return train
 
+    @takes(
+        batches=_BATCHES, loss=FUNCTION, folder=FOLDER, validation=_BATCHES_OR_NONE,
+        evaluate=_FUNCTION_OR_NONE, headline=TEXT, label=TEXT,
+    )  # fmt: skip
     def fit(
         self,
         batches: Batches,
@@ -186,7 +174,7 @@ class Trainer(AdaptedModel):
           DivergedError: the loss, the gradient or the parameters were not finite. The best epoch before, if
             there was one, is in the folder, and result.json says at which step the run ended.
         """
-        folder = Path(folder)
+        seed, folder = check("seed", seed, SEED), Path(folder)
         if smaller_is_better is None:
             smaller_is_better = headline == LOSS
         values = {
@@ -197,6 +185,7 @@ class Trainer(AdaptedModel):
         config = run_folder.plain(json_values(values))
         given = {"training data": batches, "validation data": validation}
         data = {name: mark for name, b in given.items() if (mark := getattr(b, "digest", None))}
+        data |= {START: self.start, **self._init_adapter()}
         if (result := self._finished(folder, config, data)) is not None:
             return result
         if not self.settings.epochs:
@@ -213,7 +202,7 @@ class Trainer(AdaptedModel):
 
         def metrics(trainable: Params) -> dict[str, float]:
             values = {} if mean_loss is None else {LOSS: mean_loss(trainable)}
-            return values | (_numbers(evaluate(self._evaluated(trainable))) if evaluate else {})
+            return values | (numbers(evaluate(self._evaluated(trainable))) if evaluate else {})
 
         def save(trainable: Params, progress: Progress) -> None:
             notes = {"epoch": progress.best, "metrics": progress.history[-1]}
@@ -224,7 +213,7 @@ class Trainer(AdaptedModel):
             smaller_is_better=smaller_is_better,
             on_resume=lambda progress: check_best(folder, progress),
         )  # fmt: skip
-        train = self.prepare(batches, loss, goal, seed=seed, folder=folder)
+        train = self.prepare(batches, loss, goal, seed=seed, folder=folder, inputs=data)
         with locking.exclusive(folder):
             result = self._finished(folder, config, data, held=True)
             if result is not None:  # of another program, just now
@@ -248,7 +237,7 @@ class Trainer(AdaptedModel):
         return FitResult(self.load(folder), progress, record)
 
     def _finished(
-        self, folder: Path, config: Mapping[str, Any], data: inputs.Inputs, *, held: bool = False
+        self, folder: Path, config: Mapping[str, Any], data: Inputs, *, held: bool = False
     ) -> FitResult | None:
         """The result of a finished run, read back and checked."""
 
@@ -275,6 +264,13 @@ class Trainer(AdaptedModel):
             **environment(),
         }  # fmt: skip
 
+    def _init_adapter(self) -> dict[str, str]:
+        """The digest of the adapter whose factors start the run, if there is one."""
+        if not (path := self.settings.init_adapter):
+            return {}
+        folder = adapters.adapter_folder(Path(path))
+        return {INIT_ADAPTER: adapter_files.digest(adapters.load_adapter(folder))}
+
     def _base_of_run(self, folder: Path) -> str:
         """The fingerprint by which the run in a folder knows this base; see `bases`."""
         there = from_main(lambda: run_folder.setting(folder, "base"))
@@ -288,27 +284,22 @@ class Trainer(AdaptedModel):
     def _try_batches(self, *several: Batches) -> None:
         """Places the first and the last batch of an epoch, which may be smaller, before a folder is made."""
         for batches in several:
-            for number in (0, batches.per_epoch - 1):
-                self.placement.batch(next(batches.epoch(0, number)))
+            check("per_epoch of the batches", batches.per_epoch, Whole())
+            for number in dict.fromkeys((0, batches.per_epoch - 1)):
+                of_epoch = whole_epoch(batches, 0, number)
+                self.placement.batch(next(of_epoch))
+            next(of_epoch, None)  # one too many is an error
 
     def _mean_loss(self, loss: step.Loss, batches: Batches) -> Callable[[Params], float]:
         """Builds the mean loss of trainable parameters over the examples of some batches."""
+        loss = scalar(loss)
         predict = self.predictor(lambda model, batch: loss(model, batch, None))
 
         def mean(trainable: Params) -> float:
             of_batch = predict(trainable)
-            pairs = [(batches.count(b).examples, float(of_batch(b))) for b in batches.epoch(0)]
+            pairs = [
+                (batches.count(b).examples, float(of_batch(b))) for b in whole_epoch(batches, 0)
+            ]
             return float(np.average([v for _, v in pairs], weights=[n for n, _ in pairs]))
 
         return mean
-
-
-def _numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
-    """A user's metrics as Python numbers, whatever kind of scalar they are."""
-    numbers = {}
-    for name, value in metrics.items():
-        try:
-            numbers[name] = float(value)
-        except (TypeError, ValueError) as error:
-            raise InputError(f"evaluate: the metric {name!r} is not a number ({error})") from error
-    return numbers

@@ -16,6 +16,7 @@ from flax import nnx
 from jaxtyping import Array, Key
 
 from lora_jax import partition, state
+from lora_jax.arguments import MODEL, Kind, takes
 from lora_jax.errors import InputError
 from lora_jax.low_rank.layers import adapted_layers
 from lora_jax.low_rank.merge import nothing_inserted
@@ -25,7 +26,10 @@ from lora_jax.verification.program import Call, Comparison
 from lora_jax.verification.report import Verification
 from lora_jax.verification.trial import concluded
 
+_ADAPTATION = Kind((Method, nnx.Module), "a Method, or the model with it inserted")
 
+
+@takes(model=MODEL, adaptation=_ADAPTATION)
 def verify(
     model: nnx.Module,
     adaptation: Method | nnx.Module,

@@ -61,7 +61,7 @@ def test_counts_are_of_the_examples_and_their_shape():
         (np.zeros((0, 2)), {}, "0 examples make no batch"),
         (np.zeros(3), {"batch_size": 0}, "batch_size must be a positive integer"),
         (np.zeros(3), {"batch_size": 4, "drop_last": True}, "3 examples make no batch of 4"),
-        (np.zeros(3), {"seed": -1}, "seed must be an? integer from 0 on"),
+        (np.zeros(3), {"seed": -1}, "seed must be an? integer from 0 to"),
     ],
 )
 def test_arrays_that_make_no_batches(arrays, settings, says):

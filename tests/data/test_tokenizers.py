@@ -15,6 +15,7 @@ from lora_jax.data.packing import TokenisedExamples
 from lora_jax.data.tokenizers import (
     DECODER,
     ENCODER,
+    behaviour,
     check_texts,
     check_types,
     load_tokenizer,
@@ -265,7 +266,7 @@ def test_text_that_becomes_nothing(copied):
     with pytest.raises(
         InputError, match=r"2 of 3 texts have no token at all, such as '(dog|tree)'"
     ):
-        check_texts(["dog", "tree", "a"], load(folder), "e2e train")
+        check_texts(["dog", "tree", "a"], load_tokenizer(folder, DECODER), "e2e train")
 
 
 def test_token_types_without_an_embedding():
@@ -274,3 +275,153 @@ def test_token_types_without_an_embedding():
     check_types(examples, 2, "rte train")
     with pytest.raises(InputError, match=r"rte train: .*token type 1, the model knows 1"):
         check_types(examples, 1, "rte train")
+
+
+def _without_whole(folder):
+    (folder / "tokenizer.json").unlink()
+    return folder / "vocab.txt"
+
+
+def test_a_token_twice_in_vocab_txt_is_refused(copied):
+    """The second line would give `the` the embedding of `cat`."""
+    path = _without_whole(copied("bert"))
+    lines = path.read_text().split("\n")
+    first, second = lines.index("the") + 1, lines.index("cat") + 1
+    path.write_text("\n".join("the" if line == "cat" else line for line in lines))
+    with pytest.raises(
+        FileError, match=rf"vocab.txt, lines {first} and {second}: found the token 'the' twice"
+    ):
+        load(path.parent)
+
+
+@pytest.mark.parametrize("name", ["vocab.json", "tokenizer.json"])
+def test_an_id_or_a_key_twice_is_refused(copied, name):
+    folder = copied("roberta" if name == "vocab.json" else "bert")
+    path = folder / name
+    values = json.loads(path.read_text())
+    ids = values if name == "vocab.json" else values["model"]["vocab"]
+    one, two = list(ids)[-2:]
+    text = json.dumps(values)
+    number = ids[one]
+    ids[two] = number
+    path.write_text(json.dumps(values))
+    with pytest.raises(FileError, match=rf"found the id {number}, that of "):
+        load(folder)
+    ids[two] = number + 1
+    key = json.dumps(two)
+    path.write_text(text.replace(f"{key}: {number + 1}", f"{key}: 3, {key}: {number + 1}"))
+    with pytest.raises(FileError, match="found the key twice in one object, expected once"):
+        load(folder)
+
+
+def test_a_vocab_txt_that_is_not_that_of_tokenizer_json_is_refused(copied):
+    folder = copied("bert")
+    lines = (folder / "vocab.txt").read_text().split("\n")
+    at = lines.index("cat")
+    lines[at], lines[at + 1] = lines[at + 1], lines[at]
+    (folder / "vocab.txt").write_text("\n".join(lines))
+    with pytest.raises(FileError, match=rf"vocab.txt, line {at + 1}: .*as in tokenizer.json"):
+        load(folder)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "rows", "accepted"),
+    [
+        (16_000, 30_522, False),  # half of BERT's
+        (30_522, 30_522, True), (151_643, 152_064, True), (50_257, 50_304, True),
+        (20, 128, True), (1_000, 2_000, False),
+    ],
+)  # fmt: skip
+def test_far_fewer_tokens_than_rows_are_refused(tmp_path, tokens, rows, accepted):
+    from lora_jax.data import tokenizers
+
+    if accepted:
+        tokenizers._check_count(tmp_path, tokens, rows)
+        return
+    with pytest.raises(FileError, match=rf"found {tokens:,} tokens, .*\(vocab_size\).*was cut"):
+        tokenizers._check_count(tmp_path, tokens, rows)
+
+
+def test_a_vocabulary_that_was_cut_is_refused(tmp_path, copied):
+    tiny_folders.write_bert(tmp_path / "large", vocab_size=1000)
+    with pytest.raises(FileError, match=r"found 20 tokens, expected about as many .* 1,000"):
+        load(tmp_path / "large")
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"cls_token": "cat", "sep_token": "the"}, r"cls_token: found 'cat', expected '\[CLS\]'"),
+        ({"sep_token": "the"}, r"sep_token: found 'the', expected '\[SEP\]'"),
+        ({"unk_token": "the"}, r"unk_token: found 'the', expected '\[UNK\]'"),
+    ],
+)
+def test_special_tokens_that_contradict_tokenizer_json_are_refused(copied, changes, says):
+    folder = copied("bert")
+    edit(folder / "tokenizer_config.json", **changes)
+    with pytest.raises(FileError, match=rf"tokenizer_config.json, {says}, as in tokenizer.json"):
+        load(folder)
+
+
+@pytest.mark.parametrize(
+    ("processor", "around"),
+    [
+        (None, None),
+        ({"type": "BertProcessing", "sep": ["[SEP]", 3], "cls": ["[CLS]", 2]}, ("[CLS]", "[SEP]")),
+        ({"type": "RobertaProcessing", "sep": ["</s>", 2], "cls": ["<s>", 0]}, ("<s>", "</s>")),
+        (
+            {"type": "Sequence", "processors": [
+                {"type": "ByteLevel"},
+                {"type": "TemplateProcessing", "single": [
+                    {"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}},
+                    {"SpecialToken": {"id": "</s>", "type_id": 0}},
+                ]},
+            ]},
+            ("<s>", "</s>"),
+        ),
+        ({"type": "ByteLevel"}, None), ({"single": 3}, None), ({"cls": [], "sep": [1]}, None),
+    ],
+)  # fmt: skip
+def test_what_a_post_processor_puts_around_a_text(processor, around):
+    from lora_jax.data import tokenizer_files
+
+    assert tokenizer_files._around(processor) == around
+
+
+@pytest.mark.parametrize("kind", tiny_folders.WRITE)
+def test_tokenizers_of_one_behaviour_have_one_digest(folders, copied, kind):
+    expected = behaviour(load(folders / kind))
+    folder = copied(kind)
+    for name, more in (("tokenizer.json", {}), ("tokenizer_config.json", {"added_note": 1})):
+        if (folder / name).exists():
+            values = json.loads((folder / name).read_text())
+            (folder / name).write_text(json.dumps({**values, **more}, indent=3))
+    load(folder).save_pretrained(folder / "again")
+    assert behaviour(load(folder)) == expected
+    assert behaviour(transformers.AutoTokenizer.from_pretrained(folder / "again")) == expected
+
+
+def test_tokenizers_of_other_behaviour_have_other_digests(copied, folders):
+    folder = copied("bert")
+    found = {behaviour(load(folder))}
+    whole = json.loads((folder / "tokenizer.json").read_text())
+    ids = whole["model"]["vocab"]
+    swapped = {**ids, "cat": ids["dog"], "dog": ids["cat"]}
+    lower = {**whole["normalizer"], "lowercase": not whole["normalizer"]["lowercase"]}
+    (folder / "vocab.txt").unlink()
+    for changed in (
+        {**whole, "model": {**whole["model"], "vocab": swapped}},
+        {**whole, "normalizer": {"type": "Lowercase"}},
+        {**whole, "normalizer": lower, "pre_tokenizer": {"type": "WhitespaceSplit"}},
+    ):
+        (folder / "tokenizer.json").write_text(json.dumps(changed))
+        found.add(
+            behaviour(transformers.PreTrainedTokenizerFast(
+                tokenizer_file=str(folder / "tokenizer.json"), unk_token="[UNK]"))
+        )  # fmt: skip
+    folder = copied("roberta")
+    found.add(behaviour(load(folder)))
+    merges = (folder / "merges.txt").read_text().split("\n")
+    (folder / "merges.txt").write_text("\n".join([merges[0], *merges[-2:0:-1], ""]))
+    found.add(behaviour(load(folder)))
+    assert len(found) == 6

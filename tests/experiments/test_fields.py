@@ -74,6 +74,7 @@ _RUN = {
     "data.order_seed": [-1, 10**20], "data.row_length": [-1, 10**6], "data.source": [""],
     "model.name": [""], "model.remat": ["some"], "model.unroll": [0], "mesh.data": [-2, 10**6],
     "model.hidden_dropout_prob": [1.0, -0.1, NAN], "task": ["rt", ""], "verify": [1], "eval_only": ["yes"],
+    "adapter_task": ["", 3],
 }  # fmt: skip
 _NLG = {
     "decode.beams": [0, 10**6], "decode.length_penalty": [NAN, INF, 1e9], "decode.max_tokens": [0, 10**7],

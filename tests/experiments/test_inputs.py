@@ -13,6 +13,8 @@ from experiments.runs import classification
 from experiments.runs.data_to_text import DataToTextTask
 from experiments.runs.run import run_all
 from experiments.sweep.local import run_sweep
+from lora_jax import adapter_files, inputs
+from lora_jax.adapters import load_adapter, save_adapter
 from tests.experiments.sweep_runs import glue_sweep
 
 pytestmark = pytest.mark.usefixtures("no_java")
@@ -137,6 +139,14 @@ def test_finished_points_of_a_sweep_are_of_their_data(tiny_model, tiny_glue, tmp
         with pytest.raises(ValueError, match="holds a run on other inputs: train data"):
             run_sweep(changed, tmp_path / "sweep")
     assert len(list((tmp_path / "sweep/points").iterdir())) == 2
+    for name in ("inputs.json", "result.json"):  # then their results say it, then the checkpoints
+        for path in (tmp_path / "sweep/points").iterdir():
+            (path / name).unlink()
+        with pytest.raises(ValueError, match="holds a run on other inputs: train data"):
+            run_sweep(config, tmp_path / "sweep")
+        assert not list((tmp_path / "sweep/points").glob("*/inputs.json"))
+    monkeypatch.undo()
+    assert len(run_sweep(config, tmp_path / "sweep").finished()) == 2
 
 
 def test_texts_decoded_from_other_inputs_are_not_scored(tiny_nlg, tmp_path):
@@ -163,3 +173,102 @@ def test_texts_decoded_from_other_inputs_are_not_scored(tiny_nlg, tmp_path):
     with pytest.raises(ValueError, match=r"predictions.jsonl.*inputs"):
         run_all(DataToTextTask, config, run)
     assert nlg.table(first)
+
+
+def _run_with_start(made, root):
+    """A run that starts from the adapter of another, which lies in a folder of its own."""
+    config = minilm.get_config("rte,lora")
+    config.update_from_flattened_dict({
+        **{name: made.config[name] for name in ("epochs", "batch_size", "seeds")},
+        "model.name": str(made.model), "data.source": str(made.data), "data.max_length": 24,
+        "data.max_examples": 16, "data.max_eval_examples": 8, "learning_rate": 0.01,
+    })  # fmt: skip
+    run_all(glue.task, config, root / "first")
+    config.init_adapter, config.seeds = str(root / "first"), (1,)
+    return config, run_all(glue.task, config, root / "run")
+
+
+@pytest.fixture(scope="module")
+def started(made, tmp_path_factory):
+    root = tmp_path_factory.mktemp("started")
+    return root, *_run_with_start(made, root)
+
+
+@pytest.mark.parametrize("state", ["finished", "killed", "killed, without its inputs"])
+def test_the_adapter_that_starts_a_run_is_one_of_its_inputs(started, tmp_path, state):
+    root, config, record = started
+    adapter = load_adapter(root / "first/adapter")
+    assert record["inputs"]["init_adapter"] == adapter_files.digest(adapter)
+    shutil.copytree(root / "run", tmp_path / "run")
+    if state != "finished":
+        (tmp_path / "run/result.json").unlink()
+    if "without" in state:
+        (tmp_path / "run/inputs.json").unlink()
+    assert run_all(glue.task, config, tmp_path / "run")["best"] == record["best"]  # the same
+    kept = tmp_path / "kept"
+    shutil.move(root / "first", kept)
+    try:
+        with pytest.raises(ValueError, match=r"first/adapter.json is missing"):
+            run_all(glue.task, config, tmp_path / "run")
+        values = {path: 2 * value for path, value in adapter.values.items()}
+        save_adapter(
+            root / "first", values, adapter.groups, adapter.method, adapter.base, adapter.notes
+        )
+        with pytest.raises(
+            ValueError, match=r"other inputs: init_adapter \(\w{12} there, \w{12} now\)"
+        ):
+            run_all(glue.task, config, tmp_path / "run")
+    finally:
+        shutil.rmtree(root / "first", ignore_errors=True)
+        shutil.move(kept, root / "first")
+
+
+@pytest.mark.parametrize("state", ["finished", "killed"])
+def test_without_its_list_of_inputs_a_run_is_still_of_them(whole_again, state):
+    made = whole_again
+    (made.run / "inputs.json").unlink()
+    if state == "killed":
+        (made.run / "result.json").unlink()
+    before = {path: path.read_bytes() for path in made.run.rglob("*") if path.is_file()}
+    _edit(made.data / "RTE/train.tsv", _flipped)
+    with pytest.raises(ValueError, match=r"run on other inputs: train data \(\w{12} there"):
+        run_all(glue.task, made.config, made.run)
+    assert {path: path.read_bytes() for path in made.run.rglob("*") if path.is_file()} == before
+
+
+def test_folders_of_earlier_versions_lack_what_came_later(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    inputs.write(tmp_path, {"train data": "a"})
+    inputs.check(tmp_path, {"train data": "a", "init_adapter": "b"}, "")
+    with pytest.raises(ValueError, match="train data"):
+        inputs.check(tmp_path, {"init_adapter": "b"}, "")
+    inputs.write(tmp_path, {"train data": "a", "init_adapter": "c"})
+    with pytest.raises(ValueError, match="init_adapter"):
+        inputs.check(tmp_path, {"train data": "a", "init_adapter": "b"}, "")
+
+
+def test_no_epochs_decode_what_the_adapter_starts(tiny_nlg, tmp_path):
+    """What `init_adapter` starts is decoded: the texts are those of evaluating that adapter."""
+    from configs.nlg import small
+
+    config = small.get_config("e2e,lora")
+    config.update_from_flattened_dict({
+        "model.name": str(tiny_nlg / "gpt2"), "data.source": str(tiny_nlg), "epochs": 1,
+        "decode.beams": 1, "decode.max_tokens": 8, "decode.batch_size": 4, "seeds": (0,),
+        "data.max_prompts": 3, "warmup_steps": 0, "learning_rate": 0.3,
+    })  # fmt: skip
+    run_all(DataToTextTask, config, tmp_path / "trained")
+    config.epochs = 0
+    untrained = run_all(DataToTextTask, config, tmp_path / "untrained")
+    config.init_adapter = str(tmp_path / "trained")
+    started = run_all(DataToTextTask, config, tmp_path / "started")
+    texts = {
+        name: (tmp_path / name / "seed_0/predictions.txt").read_text()
+        for name in ("trained", "untrained", "started")
+    }
+    assert texts["started"] == texts["trained"] != texts["untrained"]
+    assert (untrained["method"], started["method"]) == ("none", "lora")
+    assert started["warm_start"] == config.init_adapter and untrained["warm_start"] is None
+    config.init_adapter = str(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match="nowhere/adapter.json is missing"):
+        run_all(DataToTextTask, config, tmp_path / "lost")

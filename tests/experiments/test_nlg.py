@@ -64,7 +64,7 @@ def finished(config, tmp_path_factory):
 RECORD = {
     "task", "method", "model", "headline", "split", "test", "missing", "notes", "seeds", "config",
     "inputs", "digests",
-    "parameters", "memory", "versions", "device",
+    "parameters", "memory", "versions", "device", "warm_start",
 }  # fmt: skip
 TRAINED = {
     "adapter", "best", "last", "steps", "seconds", "examples_per_second", "tokens_per_second",
@@ -144,11 +144,11 @@ def test_evaluation_reproduces_the_run_and_takes_meteor_where_it_is(
     record = json.loads((tmp_path / "evaluation/evaluation.json").read_text())
     made_from = {name: record.pop(name) for name in ("inputs", "config")}
     assert record == {"adapter": str(folder), **json.loads(json.dumps(found))}
-    assert set(made_from["inputs"]) == {"model", "tokenizer", "decoded data"}
+    assert set(made_from["inputs"]) == {"model", "tokenizer", "decoded data", "adapter"}
 
 
 def test_merged_decode_is_that_of_the_unmerged_model(finished, config, tmp_path):
-    task = DataToTextTask(config(eval_only=True))
+    task = DataToTextTask(config(eval_only=True, adapter=str(finished[0])))
     run = Run(task, 0, tmp_path)
     trained = run.trainer.load(finished[0] / "seed_0")
     found, texts = task.decoding.decode(run.trained(trained))

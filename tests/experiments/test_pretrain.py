@@ -1,6 +1,7 @@
 """Pre-training a tiny GPT-2 on the three corpora, and the data-to-text experiment on that model."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from lora_jax.adapters import load_adapter
 from lora_jax.data import completions, data_to_text
 from lora_jax.data.pairs import by_context
 from lora_jax.metrics import files
+from lora_jax.training.checkpoints import Checkpoints
 
 pytestmark = pytest.mark.usefixtures("no_java")
 
@@ -263,3 +265,49 @@ def test_a_metric_that_one_seed_lacks_is_missing():
 def test_a_seed_that_diverged_is_not_the_best():
     records = {0: seed_record(float("nan"), {}), 1: seed_record(2.0, {})}
     assert chosen_adapter(records, "loss", smaller=True) == {"seed": 1, "epoch": 1}
+
+
+def _permuted(folder):
+    """Reverses the ids of some tokens: the same text becomes other numbers of the same length."""
+    path = folder / "tokenizer.json"
+    values = json.loads(path.read_text())
+    ids = values["model"]["vocab"]
+    some = [token for token, i in ids.items() if 30 <= i < 250]
+    ids |= dict(zip(some, [ids[token] for token in reversed(some)], strict=True))
+    path.write_text(json.dumps(values))
+
+
+def test_a_run_is_of_the_tokenizer_that_it_made(pretrained, config, tmp_path, monkeypatch):
+    _, expected = pretrained
+    assert "tokenizer made here" in expected["inputs"]
+    saved = Checkpoints.save
+
+    def killed(self, step, *arguments):
+        saved(self, step, *arguments)
+        if step == 2:
+            raise KeyboardInterrupt
+
+    run, kept = tmp_path / "run", tmp_path / "kept"
+    values = config(checkpoint_every=1)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Checkpoints, "save", killed)
+        pretrain.pretrain(values, run)
+    shutil.copytree(run / "tokenizer", kept)
+    for without_list in (False, True):
+        _permuted(run / "tokenizer")
+        if without_list:
+            (run / "inputs.json").unlink()
+        with pytest.raises(
+            ValueError, match=r"run on other inputs: tokenizer made here \(\w{12} there"
+        ):
+            pretrain.pretrain(values, run)
+        shutil.rmtree(run / "tokenizer")
+        if not without_list:
+            shutil.copytree(kept, run / "tokenizer")
+    record = pretrain.pretrain(values, run)  # made anew, it is the same
+    assert record["inputs"] == expected["inputs"] and record["best"] == expected["best"]
+    _permuted(run / "tokenizer")
+    with pytest.raises(ValueError, match="run on other inputs: tokenizer made here"):
+        pretrain.pretrain(values, run)
+    shutil.rmtree(run / "tokenizer")
+    assert pretrain.pretrain(values, run)["best"] == record["best"]

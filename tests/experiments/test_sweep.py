@@ -201,19 +201,28 @@ def test_a_point_of_any_method_is_the_run_alone(mixed, text):
 
 def test_warm_starts_are_those_of_the_runs_alone(mixed, tiny_model, tiny_glue, tmp_path):
     start = next(p for name, p in mixed.points.items() if "query" in name and "rank=2" in name)
-    grids = {"a": {"method": {"alpha": (4.0, 16.0)}, "init_adapter": (str(start),)}}
-    config = glue_sweep(tiny_model, tiny_glue, grids, **SHORT, method__rank=2)
+    (settings,) = (
+        load_adapter(start / "adapter").method.to_json()[0]["arguments"]["targets"].values()
+    )
+    alpha = settings["alpha"]
+    grids = {"a": {"learning_rate": (0.02, 0.01), "init_adapter": (str(start),)}}
+    config = glue_sweep(tiny_model, tiny_glue, grids, **SHORT, method__rank=2, method__alpha=alpha)
     config.labels = (("mixed", str(start)),)
     sweep = Sweep(config, tmp_path)
     assert len(sweep.points) == 2
     for name, point in sweep.points.items():
         assert "init_adapter=mixed" in name and record(point)["warm_start"] == str(start)
-    name = sweep.one("alpha=4")
+    name = sweep.one("learning_rate=0.01")
     assert_same(sweep.points[name], sweep.alone(name))
     # Training from where the other run ended, and not from A drawn anew.
     key = "encoder/layers/block/attention/query/lora/a"
     factor, other = (factors(point)[key] for point in (sweep.points[name], start))
     assert 0 < np.abs(factor - other).max() < 0.1 < np.abs(other).max()
+    others = {"a": {"method": {"alpha": (alpha, 2 * alpha)}, "init_adapter": (str(start),)}}
+    config = glue_sweep(tiny_model, tiny_glue, others, **SHORT, method__rank=2)
+    config.labels = (("mixed", str(start)),)
+    with pytest.raises(ValueError, match="its update would be 2 times what was trained"):
+        Sweep(config, tmp_path / "alphas")
 
 
 @pytest.fixture

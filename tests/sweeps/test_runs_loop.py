@@ -17,6 +17,7 @@ from lora_jax.sweeps import members
 from lora_jax.sweeps.loop import Arrays
 from lora_jax.sweeps.members import Member
 from lora_jax.sweeps.runs import RunValues
+from lora_jax.training import clock as running
 from lora_jax.training import loop, records
 from lora_jax.training.checkpoints import Checkpoints
 from lora_jax.training.progress import LoopSettings
@@ -63,7 +64,7 @@ class InMemory(Checkpoints):
 
     kept = {}  # noqa: RUF012
 
-    def __init__(self, folder):
+    def __init__(self, folder, inputs=None):
         self._own = self.kept.setdefault(str(folder), {})
 
     def save(self, step, state, record):
@@ -299,8 +300,8 @@ def test_seconds_are_shared_among_the_members(tmp_path, monkeypatch):
     """A clock that goes on by 1 whenever it is read."""
     now = iter(range(10**6))
     clock = types.SimpleNamespace(perf_counter=lambda: float(next(now)))
-    monkeypatch.setattr(loop, "time", clock)
-    monkeypatch.setattr(members, "time", clock)
+    for module in (loop, running, members):
+        monkeypatch.setattr(module, "time", clock)
     seen = together(tmp_path / "sweep")
     progress, _ = alone(tmp_path / "alone", 0)
     for run in seen.runs:

@@ -39,6 +39,13 @@ from lora_jax.training.optimizer import adamw, linear_schedule
             "prng must be 'threefry2x32', 'rbg' or 'unsafe_rbg', got 'mersenne'",
         ),
         ({"init_adapter": 3}, "init_adapter must be a text"),
+        ({"learning_rate": 1e-60}, "learning_rate .*got 1e-60, which is 0 in float32"),
+        ({"max_grad_norm": 1e-60}, "max_grad_norm .*which is 0 in float32"),
+        (
+            {"adam": {"eps": 1}},
+            r"adam must be of type AdamSettings .*got \{'eps': 1\} of type dict",
+        ),
+        ({"adam": None}, "adam must be of type AdamSettings"),
     ],
 )
 def test_settings_out_of_range_are_named(values, says):
@@ -54,6 +61,9 @@ def test_settings_out_of_range_are_named(values, says):
         ({"b2": -0.1}, "adam.b2 must be"),
         ({"eps": -1.0}, "adam.eps must be"),
         ({"eps": 0.0}, "adam.eps must be a positive finite number"),
+        ({"eps": 1e-60}, "adam.eps .*got 1e-60, which is 0 in float32"),
+        ({"b1": 0.99999999999}, "adam.b1 .*which is 1 in float32"),
+        ({"b2": 0.99999999999}, "adam.b2 .*which is 1 in float32"),
         ({"no_decay": "("}, "adam.no_decay"),
         ({"epsilon": "early"}, "epsilon must be 'after' or 'before', got 'early'"),
     ],
@@ -127,3 +137,16 @@ def test_the_loop_takes_over_its_part():
 def test_an_update_of_more_batches_than_an_epoch_has_is_refused():
     with pytest.raises(ValueError, match="accumulate is 6, but an epoch has 5 batches only"):
         TrainSettings(accumulate=6).optimizer({"a": "lora"}, 5)
+
+
+def test_adam_at_the_ends_of_its_ranges_is_finite():
+    largest = 1 - 2**-24  # below 1 in float32
+    for b1, b2, eps in ((largest, largest, 2**-126), (0.0, 0.0, 2**-126), (largest, 0.0, 1e38)):
+        adam = AdamSettings(b1=b1, b2=b2, eps=eps)
+        for epsilon in ("after", "before"):
+            tx = adamw({"a": "lora"}, 1e-3, b1=adam.b1, b2=adam.b2, eps=adam.eps, epsilon=epsilon)
+            params = {"a": jnp.zeros(3)}
+            state = tx.init(params)
+            for _ in range(3):
+                updates, state = tx.update({"a": jnp.array([0.0, 1.0, -1e-3])}, state, params)
+                assert np.all(np.isfinite(updates["a"])), (b1, b2, eps, epsilon)

@@ -1,6 +1,7 @@
 """The trainer on a model of a user's own: what fit judges by, and what it refuses."""
 
 import json
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -214,7 +215,7 @@ def test_a_folder_is_of_its_data(tmp_path, finished, what):
     }
     if finished:
         record = trainer(epochs=1).fit(ArrayBatches(whole, 8), loss, folder).record
-        assert set(record["inputs"]) == {"training data"}
+        assert set(record["inputs"]) == {"training data", "key of the initial values"}
     else:
         killed = ArrayBatches(whole, 8)
         killed.epoch = lambda *_: (_ for _ in ()).throw(KeyboardInterrupt())
@@ -265,3 +266,24 @@ def test_a_run_that_diverges_is_an_error_and_stays_one(tmp_path):
         trainer(epochs=20, learning_rate=0.3).fit(
             ArrayBatches(data, 8), exploding, tmp_path / "run", validation=ArrayBatches(data, 22)
         )
+
+
+def test_a_run_is_of_the_adapter_and_the_key_that_start_it(batches, tmp_path):
+    start, run = tmp_path / "start", tmp_path / "run"
+    trainer().fit(batches, loss, start)
+    made = trainer(init_adapter=str(start))
+    result = made.fit(batches, loss, run)
+    assert set(result.record["inputs"]) == {
+        "training data", "key of the initial values", "init_adapter"
+    }  # fmt: skip
+    assert made.fit(batches, loss, run).record == result.record
+    key = jax.random.key(7)
+    other = Trainer(Model(nnx.Rngs(0)), METHOD, made.settings, key=key, head="head/.*")
+    with pytest.raises(ValueError, match="on other inputs: key of the initial values"):
+        other.fit(batches, loss, run)
+    shutil.rmtree(start)
+    trainer(learning_rate=0.05).fit(batches, loss, start)
+    for gone in ("", "inputs.json", "result.json"):
+        (run / gone).unlink() if gone else None
+        with pytest.raises(ValueError, match="run on other inputs: init_adapter"):
+            trainer(init_adapter=str(start)).fit(batches, loss, run)
