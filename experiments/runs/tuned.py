@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from experiments.runs import tune_format
+from experiments.runs import origins, tune_format
 from experiments.runs.decoding import merged
 from experiments.runs.tune_data import CHAT, TEXT
 from lora_jax import inputs
@@ -121,6 +121,8 @@ class Tuned:
         with in_host_memory():
             base = hub.load_decoder(folder, config)
             adapter = _adapter(origin.adapter)
+            if adapter:
+                origins.check(adapter, origins.origin(config, self.tokenizer), origin.adapter)
             whole = attach(base, adapter, None, origin.adapter) if adapter else base
         counts = adapter.method.special_tokens if adapter else (0, 0)
         self._special: SpecialIds = special_ids(counts, config.vocab_size)
