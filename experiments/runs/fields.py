@@ -244,10 +244,15 @@ def check_run(config: ConfigDict) -> None:
     Raises:
       InputError: see `check_config` and `check_together`.
     """
+    check_values(config)
+    check_together(config)
+
+
+def check_values(config: ConfigDict) -> None:
+    """Checks every field of the config of a run by itself; InputError as of `check_config`."""
     of_task = CLASSIFY if config.get("task") == OWN_TEXTS else GLUE
     of_kind = DATA_TO_TEXT if "dataset" in config else TUNE if "samples" in config else of_task
     check_config(config, of_kind, OPEN)
-    check_together(config)
 
 
 def check_config(

@@ -10,7 +10,8 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from experiments.runs import folder as workdirs
-from experiments.runs.fields import SWEEP, check_config, check_run
+from experiments.runs.fields import SWEEP, check_config, check_values
+from experiments.runs.options import check_together
 from experiments.runs.settings import RunSettings, run_settings
 from experiments.sweep.experiment import experiment
 from lora_jax.errors import InputError
@@ -78,8 +79,9 @@ def points(config: ConfigDict) -> list[Point]:
     for grid_name, grid in grids.items():
         for values in _product(grid_name, grid):
             run = _with(config.run, values, f"grids.{grid_name}")
-            check_run(run)
+            check_values(run)
             _check_trains(run, {path: f"grids.{grid_name}.{path}" for path in values})
+            check_together(run)
             name = _name(run, values, varied, labels)
             if len(name.encode()) > _LONGEST:
                 raise InputError(

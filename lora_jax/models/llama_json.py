@@ -177,7 +177,11 @@ def published(config: LlamaConfig) -> dict[str, Any]:
     values = {key: getattr(config, key) for key in keys(name).ranges}
     if (scalar := config.query_pre_attn_scalar) is not None and scalar == int(scalar):
         values["query_pre_attn_scalar"] = int(scalar)  # transformers takes no other numbers
-    values["num_key_value_heads"], values["head_dim"] = config.shared_heads, config.head_size
+    values["num_key_value_heads"] = config.shared_heads
+    if config.head_dim is None and "head_dim" not in family.defaults:
+        del values["head_dim"]  # it is what the width and the heads say
+    else:
+        values["head_dim"] = config.head_size
     of_layers = config.layer_kinds or (0,) * config.depth
     kinds = [config.kinds[kind] for kind in of_layers]
     rotary = {FULL if k.window is None else SLIDING: written_rotary(k.rotary) for k in config.kinds}

@@ -12,6 +12,7 @@ from corpus_files import dart_xml, entry, webnlg_json, webnlg_xml, write
 
 from lora_jax.data import data_to_text, e2e
 from lora_jax.data.pairs import Pairs, by_context
+from lora_jax.errors import InputError
 
 # Rows, different contexts, most references of one context; paper.md section 5.6 and SOURCES.md.
 COUNTS = {
@@ -148,9 +149,13 @@ def test_real_webnlg_xml_gives_the_rows_of_the_json(real_data, tmp_path):
     for name, start, end in zip(names, cuts[:-1], cuts[1:], strict=True):
         write(tmp_path / "webnlg_2017/dev" / name, webnlg_xml(entries[start:end]))
     assert data_to_text.read("webnlg", "valid", str(tmp_path)) == expected
-    # A plain file is taken instead of its packed copy, not beside it.
-    write(tmp_path / "webnlg_2017/dev" / f"{names[0]}.gz", "never read")
+    # A plain file is taken instead of its packed copy, not beside it; one of other content is refused.
+    copy = tmp_path / "webnlg_2017/dev" / f"{names[0]}.gz"
+    write(copy, webnlg_xml(entries[:40]))
     assert data_to_text.read("webnlg", "valid", str(tmp_path)) == expected
+    write(copy, webnlg_xml(entries[:39]))
+    with pytest.raises(InputError, match="are both there, with different contents"):
+        data_to_text.read("webnlg", "valid", str(tmp_path))
 
 
 def test_real_dart_xml_gives_the_rows_of_the_json(real_data, tmp_path):

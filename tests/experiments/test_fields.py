@@ -23,7 +23,8 @@ from lora_jax.run_folder import flat
 ROOT = Path(__file__).parents[2]
 _HELPERS = {"__init__", "common", "arguments", "training", "record", "folders", "glue_runs"}
 _ARGUMENTS = {"glue": "rte", "nlg": "e2e", "sweep": "rte", "subspace": "runs/r8"}
-_OF_FILE = {"minilm_weights": "rte,qv,8", "table_18": "small", "tune_rates": "small"}
+_OF_FILE = {"minilm_weights": "rte,qv,8", "table_18": "small", "tune_rates": "small",
+            "smollm2_rates": "lora"}  # fmt: skip
 
 
 def _files():

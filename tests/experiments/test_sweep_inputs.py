@@ -64,7 +64,7 @@ def test_the_report_has_the_sweeps_points_and_no_others(root, tiny_model, monkey
     sweep = root / "sweep"
     shutil.copytree(sweep / "points/learning_rate=0.01", sweep / "points/foreign")
     run_sweep(config(root, tiny_model, MORE), sweep)  # the first two are not in the grids any more
-    write_report(sweep)
+    write_report(sweep, "glue")
     text = (sweep / "report.md").read_text()
     assert "from 3 run records" in text
     assert "- `points/foreign`: no point of this sweep" in text
@@ -74,7 +74,7 @@ def test_the_report_has_the_sweeps_points_and_no_others(root, tiny_model, monkey
     path.write_text(json.dumps(record))
     for act in (
         lambda: run_sweep(config(root, tiny_model, MORE), sweep),
-        lambda: write_report(sweep),
+        lambda: write_report(sweep, "glue"),
     ):
         with pytest.raises(FileError, match=r"learning_rate=0.01/result.json: found content"):
             act()

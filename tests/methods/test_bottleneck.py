@@ -27,7 +27,7 @@ from lora_jax.models.encoder import Classifier, EncoderConfig
 from lora_jax.models.gpt2 import GPT2, GPT2Config
 from lora_jax.models.hub import HEAD
 from lora_jax.models.layouts import LAYOUTS
-from lora_jax.models.sublayer import PreNorm
+from lora_jax.models.sublayer import Context, PreNorm
 from lora_jax.models.tensors import to_published
 from lora_jax.training.optimizer import adamw
 from lora_jax.training.step import classification_loss, completion_loss, make_train_step
@@ -393,8 +393,9 @@ def test_adapter_follows_the_sublayers_dropout():
     """A constant adapter shifts every value alike, so no dropout comes after it."""
     _, model = inserted("gpt2", "houlsby", std=0.0)
     block, plain = first_block(model), first_block(base("gpt2"))
-    x, mask = jnp.ones((1, 5, WIDTH)), jnp.ones((1, 1, 5, 5), bool)
-    for name, args in (("attention", (mask, (KEY, KEY))), ("feed_forward", (KEY,))):
+    x = jnp.ones((1, 5, WIDTH))
+    context = Context(jnp.ones((1, 1, 5, 5), bool), jnp.zeros((1, 5), jnp.int32))
+    for name, args in (("attention", (context, (KEY, KEY))), ("feed_forward", (KEY,))):
         sublayer = getattr(block, name)
         sublayer.adapter.up.bias[...] = jnp.arange(1.0, WIDTH + 1)
         shift = sublayer(x, *args) - getattr(plain, name)(x, *args)

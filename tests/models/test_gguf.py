@@ -69,7 +69,7 @@ def test_values_are_those_of_the_config(files, name):
         assert value == theirs[key] or (value == 0 and theirs[key] is None), key
     silent = {
         # About training, programs or heads; or what transformers says twice.
-        *config_json._WITHOUT_EFFECT, *config_json._FIXED, "initializer_range", "pretraining_tp",
+        *config_json.WITHOUT_EFFECT, *config_json.FIXED, "initializer_range", "pretraining_tp",
         "attention_dropout", "max_window_layers", "_sliding_window_pattern", *unsaid,
     }  # fmt: skip
     left = theirs.keys() - ours.keys() - silent
