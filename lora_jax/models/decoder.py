@@ -6,7 +6,7 @@ logits are computed for the requested tokens only. For decoding see `lora_jax.de
 
 from __future__ import annotations
 
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -21,41 +21,6 @@ from lora_jax.models.sublayer import Context
 from lora_jax.sharding.axes import constrain
 
 
-@runtime_checkable
-class DecoderConfig(Protocol):
-    """What the configurations of all decoders have: a dataclass, whatever its other fields."""
-
-    @property
-    def architecture(self) -> str:
-        """The architecture's name, a key of `architectures.ARCHITECTURES`."""
-        ...
-
-    @property
-    def vocab_size(self) -> int:
-        """Tokens that have an embedding."""
-        ...
-
-    @property
-    def width(self) -> int:
-        """Values of an activation."""
-        ...
-
-    @property
-    def depth(self) -> int:
-        """Number of Transformer layers."""
-        ...
-
-    @property
-    def heads(self) -> int:
-        """Attention heads of a layer: what a mesh axis over heads must divide."""
-        ...
-
-    @property
-    def max_length(self) -> int:
-        """Tokens of the longest example that the model has positions for."""
-        ...
-
-
 class Decoder(nnx.Module):
     """A language model: embeddings, a stack of blocks, a norm, and an output embedding.
 
@@ -67,9 +32,7 @@ class Decoder(nnx.Module):
 
     layers: Any
     norm: Any
-    config: (
-        Any  # a DecoderConfig; a Protocol as a type would keep nnx from seeing that it is static
-    )
+    config: Any  # a dataclass, an `architectures.ModelConfig` with a `vocab_size`
 
     def embed(
         self,
