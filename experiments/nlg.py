@@ -44,7 +44,8 @@ def table(result: dict[str, Any]) -> str:
     lines = [f"{result['task']} {result['split']}  {result['method']}  {result['model']}"]
     for name, value in result["test"].items():
         mean, std = (as_in_paper(name, shown(value[key])) for key in ("mean", "std"))
-        lines.append(f"  {name:18s} {mean:>8s} ±{std}   ({len(value['values'])} seeds)")
+        spread = f" ±{std}   ({count} seeds)" if (count := len(value["values"])) > 1 else ""
+        lines.append(f"  {name:18s} {mean:>8s}{spread}")
     lines += [f"  {name:18s}   missing: {why}" for name, why in result["missing"].items()]
     lines += [f"  note on {name}: {text}" for name, text in result["notes"].items() if text]
     lines.append(f"  {parameters_text(result)}")

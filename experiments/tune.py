@@ -59,7 +59,8 @@ def table(result: dict[str, Any]) -> str:
             f"dropped), {counts['tokens']:,} tokens, {counts['learned']:,} of them counted"
         )
     for name, value in result["test"].items():
-        lines.append(f"  {name:12s} {shown(value['mean']):.4f} ±{shown(value['std']):.4f}")
+        spread = f" ±{shown(value['std']):.4f}" if len(value["values"]) > 1 else ""
+        lines.append(f"  {name:12s} {shown(value['mean']):.4f}{spread}")
     lines += [f"  {name:12s} missing: {why}" for name, why in result["missing"].items()]
     lines += [f"  note on {name}: {text}" for name, text in result["notes"].items() if text]
     lines.append(f"  {parameters_text(result)}")

@@ -47,7 +47,7 @@ def get_config(arg: str = "e2e,lora") -> common.ConfigDict:
     config.seeds = (0,)
     config.epochs = 0 if method == "none" else 1
     config.batch_size = 16
-    config.warmup_steps = 20
+    config.warmup_steps, config.warmup_ratio = 0, 0.1
     config.learning_rate = LEARNING_RATE[method]
     config.data.max_examples = 3000  # of E2E's 42,061 rows
     config.data.max_eval_examples = 500

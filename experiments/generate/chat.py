@@ -41,6 +41,9 @@ def talk(tuned: Tuned, settings: Sampling, seed: int, lines: TextIO) -> None:
             messages, number = [], 0
             note("a new conversation\n")
             continue
+        if line.startswith("/"):
+            note(f"unknown command {line.split()[0]!r}\n{_HELP}")
+            continue
         try:
             turn = Message(USER, line if keeps else _filled(tuned, line))
             asked = [*messages, turn] if keeps else [turn]

@@ -58,6 +58,7 @@ def training_record(runs: Sequence[Record], headline: str) -> dict[str, Any]:
     total = {name: sum(run[name] for run in runs) for name in names}
     devices, chip = jax.device_count(), chips.by_device_kind(jax.devices()[0].device_kind)
     stepping = total["seconds"] - total["compile_seconds"]
+    timed = sum(run["flops"] * _after_compilation(run) for run in runs)
     return {
         "best": over_seeds("best"),
         "last": over_seeds("last"),
@@ -68,11 +69,17 @@ def training_record(runs: Sequence[Record], headline: str) -> dict[str, Any]:
         "padding_efficiency": total["tokens"] / total["slots"],
         # Without compilation; recomputation does not count. MFU is null where the peak is not known.
         "flops": total["flops"],
-        "flops_per_second_and_device": total["flops"] / stepping / devices if stepping else None,
-        "mfu": chips.mfu(total["flops"], stepping, devices, chip) if stepping else None,
+        "flops_per_second_and_device": timed / stepping / devices if timed and stepping else None,
+        "mfu": chips.mfu(timed, stepping, devices, chip) if timed and stepping else None,
         "memory": peak_memory(),
         **environment(),
     }
+
+
+def _after_compilation(run: Record) -> float:
+    """Share of a run's steps that are not the first one of their shape, whose time is compilation's."""
+    steps: int = run["step"]
+    return max(0, steps - len(run.get("shapes", ()))) / steps if steps else 0.0
 
 
 def check_converged(result: Record, folder: Path) -> None:

@@ -67,6 +67,12 @@ def of_run(run: Path) -> Origin:
             "experiments.tune, or --model and --adapter"
         )
     record = read_object(run / RESULT)
+    if "format" not in record.values:
+        raise InputError(
+            f"{run} is the run of another command (task {record.values.get('task')!r}), which says nothing "
+            "of a format of prompts. Of a decoder (experiments.nlg) name --model and --adapter instead; "
+            "classifiers answer by experiments.predict"
+        )
     data = record.text_by_name("format")
     made_from = record.text_by_name("inputs")
     trained = "adapter" in record.values  # else the run had no epochs

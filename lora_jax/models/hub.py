@@ -9,6 +9,7 @@ tensor must be used, known to be unneeded, or it is an error that names it. Its 
 from __future__ import annotations
 
 import functools
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -227,7 +228,7 @@ def _head(make: Callable[[], nnx.Module]) -> partition.Params:
     return values
 
 
-def save_decoder(folder: Path, model: Decoder, **settings: Any) -> None:
+def save_decoder(folder: str | os.PathLike[str], model: Decoder, **settings: Any) -> None:
     """Writes config.json and model.safetensors as Hugging Face has them for the architecture.
 
     `load_decoder` and `from_pretrained` of the classes of transformers read the folder; tokenizer files go
@@ -254,6 +255,7 @@ def save_decoder(folder: Path, model: Decoder, **settings: Any) -> None:
     assert architecture.published is not None
     tensors = to_published(params, architecture.layout)
     config = architecture.published(model.config)
+    folder = Path(folder)
     make_folder(folder)
     write_bytes(folder / "model.safetensors", save(tensors, {"format": "pt"}))
     text = to_json({**config, **settings}) + "\n"

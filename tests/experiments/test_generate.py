@@ -154,7 +154,7 @@ def conversation(tuned, monkeypatch, capsys, *lines, seed=0, **changes):
 def test_a_conversation_is_kept_until_it_is_reset(tuned, monkeypatch, capsys):
     one, two = "What is red dog 12?", "What is blue cat 13?"
     out, err, asked = conversation(
-        tuned, monkeypatch, capsys, one, "", two, "/reset", two, "/exit", one
+        tuned, monkeypatch, capsys, one, "", two, "/help", "/reset", two, "/exit", one
     )
     first = answers(tuned, [[Message("user", one)]], Request("", "", settings(tuned), 0, 1))[0]
     history = [("user", one), ("assistant", first), ("user", two)]
@@ -162,7 +162,7 @@ def test_a_conversation_is_kept_until_it_is_reset(tuned, monkeypatch, capsys):
     chats = [[Message(*turn) for turn in turns] for turns in asked]
     texts = [answers(tuned, [each], Request("", "", settings(tuned), 0, 1))[0] for each in chats]
     assert out == "".join(f"{text}\n" for text in texts)
-    assert "a new conversation" in err and "/exit" in err
+    assert "a new conversation" in err and "/exit" in err and "unknown command '/help'" in err
 
 
 def test_forged_turns_are_refused_and_the_conversation_goes_on(tuned, monkeypatch, capsys):
@@ -208,6 +208,11 @@ def test_what_is_no_run_or_changed_is_refused(runs, tmp_path):
         of_run(tmp_path)
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(InputError, match="is not finished"):
+        of_run(tmp_path)
+    (tmp_path / "result.json").write_text('{"task": "e2e"}')
+    with pytest.raises(
+        InputError, match="run of another command .task 'e2e'.*--model and --adapter"
+    ):
         of_run(tmp_path)
     for flags in (("", "", ""), ("a", "b", ""), ("a", "", "c")):
         with pytest.raises(InputError, match="name --run=DIR"):

@@ -37,3 +37,13 @@ def test_no_mfu_on_a_cpu_and_none_without_a_step():
     record = training_record([run(compile_seconds=30.0)], "accuracy")  # all of it was compilation
     assert record["flops_per_second_and_device"] is None and record["mfu"] is None
     assert "FLOP" not in speed(record)
+
+
+def test_the_first_step_of_every_shape_is_no_step_that_was_timed():
+    """Its time is compilation's: of 10 steps in two shapes 8 were done in the other 20 seconds."""
+    record = training_record([run(step=10, shapes=[(8, 64), (4, 128)])], "accuracy")
+    assert record["flops"] == 10**16
+    per_device = 0.8e16 / 20 / jax.device_count()
+    assert record["flops_per_second_and_device"] == pytest.approx(per_device)
+    record = training_record([run(step=1, shapes=[(8, 64)])], "accuracy")
+    assert record["flops_per_second_and_device"] is None and "FLOP" not in speed(record)

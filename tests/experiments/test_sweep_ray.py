@@ -18,6 +18,7 @@ from configs.sweep.common import sweep_config
 from experiments.runs import classification
 from experiments.sweep import local, ray, ray_cluster
 from experiments.sweep.ray_cluster import Machines, parse_resources
+from lora_jax import locking
 
 ROOT = Path(__file__).parents[2]
 
@@ -98,8 +99,9 @@ def test_records_are_those_of_one_process_though_a_worker_was_killed(config, tmp
 def test_the_command_names_a_program_that_fails_and_only_it_is_repeated(
     config, tiny_glue, tmp_path, cluster
 ):
-    missing, folder = tmp_path / "missing", tmp_path / "sweep"
-    values = config({"data": {"source": (str(missing), str(tiny_glue))}}, epochs=1)
+    other, folder = tmp_path / "other", tmp_path / "sweep"
+    shutil.copytree(tiny_glue, other)
+    values = config({"data": {"source": (str(other), str(tiny_glue))}}, epochs=1)
     text = f"from ml_collections import ConfigDict\nget_config = lambda: ConfigDict({values.to_dict()})"
     (tmp_path / "config.py").write_text(text)
     command = [
@@ -107,16 +109,18 @@ def test_the_command_names_a_program_that_fails_and_only_it_is_repeated(
         "--engine=ray", f"--ray_address={cluster}", "--ray_retries=0",
     ]  # fmt: skip
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300
-    )
+    with locking.taken(
+        folder / "programs/000"
+    ):  # by this process, as a command on the same sweep would
+        done = subprocess.run(
+            command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300
+        )
     assert done.returncode == 1, done.stderr
     assert "error: 1 of 2 programs failed" in done.stderr
-    assert re.search(rf"program 000:(.|\n)*{missing} is not a folder", done.stderr)
-    assert 'shared_base.py", line' in (folder / "programs/000/error.txt").read_text()
+    assert re.search(r"program 000:(.|\n)*FolderInUseError", done.stderr)
+    assert 'local.py", line' in (folder / "programs/000/error.txt").read_text()
     (result,) = (folder / "points").glob("*/result.json")
     before = result.stat().st_mtime_ns, worker_of(folder, "001")
-    shutil.copytree(tiny_glue, missing)
     ray.run_sweep(values, folder, Machines("auto"))
     assert len(list((folder / "points").glob("*/result.json"))) == 2
     assert (result.stat().st_mtime_ns, worker_of(folder, "001")) == before

@@ -18,7 +18,7 @@ torch.set_num_threads(1)
 
 @pytest.mark.parametrize(
     "steps, ratio",
-    [(1, 0.0), (1, 0.06), (10, 0.0), (10, 0.06), (37, 0.06), (50, 0.1), (100, 0.06), (100, 0.07),
+    [(1, 0.0), (2, 0.06), (10, 0.0), (10, 0.06), (37, 0.06), (50, 0.1), (100, 0.06), (100, 0.07),
      (20, 0.5), (20, 1.0)],
 )  # fmt: skip
 def test_schedule_equals_transformers(steps, ratio):
@@ -257,7 +257,7 @@ def test_unknown_place_of_epsilon_is_refused(name):
         adamw(LABELS, 0.1, epsilon=name)
 
 
-@pytest.mark.parametrize(("steps", "warmup"), [(1, 0), (1, 1), (10, 3), (10, 10), (60, 50)])
+@pytest.mark.parametrize(("steps", "warmup"), [(1, 0), (2, 2), (10, 3), (10, 10), (60, 50)])
 def test_warm_up_steps_equal_transformers(steps, warmup):
     peak = 2e-4
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=peak)
@@ -282,3 +282,16 @@ def test_a_warm_up_ratio_goes_before_a_number_of_steps():
 def test_a_warm_up_longer_than_the_run_is_refused(warmup):
     with pytest.raises(ValueError, match=r"warm-up of 11 updates is longer than the run of 10"):
         linear_schedule(1.0, 10, **warmup)
+
+
+def test_every_run_with_a_small_share_of_warm_up_has_an_update_at_the_peak():
+    """One of a single update, too, which transformers trains at rate 0."""
+    for steps in (1, 2, 3, 33, 34):
+        rates = [float(linear_schedule(1.0, steps, 0.03)(step)) for step in range(steps)]
+        assert max(rates) == 1.0 and sum(rate == 0 for rate in rates) <= 1
+
+
+def test_a_run_whose_only_update_would_be_warm_up_is_refused():
+    with pytest.raises(ValueError, match="the warm-up of 1 updates"):
+        linear_schedule(1.0, 1, warmup_steps=1)
+    assert float(linear_schedule(1.0, 2, warmup_steps=2)(1)) == 0.5
