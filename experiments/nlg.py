@@ -19,24 +19,21 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from experiments.paper.scores import as_in_paper
-from experiments.runs import command_line, folder
+from experiments.runs import command_line, evaluation
 from experiments.runs.data_to_text import DataToTextTask
 from experiments.runs.record import check_converged, parameters_text, shown, speed
-from experiments.runs.run import loaded, run_all
+from experiments.runs.run import Run, run_all
 from lora_jax.errors import InputError
-from lora_jax.files import write_json
+from lora_jax.partition import Params
 
 
 def evaluate(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     """Decodes and scores an adapter; writes evaluation.json and the texts."""
-    with folder.evaluating(workdir, config) as claimed:
-        task = DataToTextTask(config)
-        run, trainable = loaded(task, workdir)
-        claimed(task.inputs)
-        result = task.finish(lambda: run.trained(trainable))
-        made_from = {"inputs": dict(task.inputs), "config": folder.plain(config)}
-        write_json(workdir / folder.EVALUATION, {"adapter": config.adapter, **result, **made_from})
-    return result
+
+    def scores(task: DataToTextTask, run: Run, trainable: Params) -> dict[str, Any]:
+        return task.finish(lambda: run.trained(trainable))
+
+    return evaluation.recorded(DataToTextTask, config, workdir, scores)
 
 
 def table(result: dict[str, Any]) -> str:

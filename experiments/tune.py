@@ -19,13 +19,13 @@ from typing import Any
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from experiments.runs import command_line, folder
+from experiments.runs import command_line, evaluation
 from experiments.runs.record import check_converged, parameters_text, shown, speed
-from experiments.runs.run import loaded, run_all
+from experiments.runs.run import Run, run_all
 from experiments.runs.samples import SampledRun
 from experiments.runs.tune import TuneTask
 from lora_jax.errors import InputError
-from lora_jax.files import write_json
+from lora_jax.partition import Params
 
 
 def tune(config: ConfigDict, workdir: Path) -> dict[str, Any]:
@@ -35,17 +35,12 @@ def tune(config: ConfigDict, workdir: Path) -> dict[str, Any]:
 
 def evaluate(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     """The held-out loss of an adapter, and its answers; writes evaluation.json and answers.jsonl."""
-    with folder.evaluating(workdir, config) as claimed:
-        task = TuneTask(config)
-        run, trainable = loaded(task, workdir)
-        claimed(task.inputs)
-        result = {
-            "validation": task.metrics(run.outputs(trainable)),
-            **task.finish(lambda: run.trained(trainable)),
-        }
-        made_from = {"inputs": dict(task.inputs), "config": folder.plain(config)}
-        write_json(workdir / folder.EVALUATION, {"adapter": config.adapter, **result, **made_from})
-    return result
+
+    def scores(task: TuneTask, run: Run, trainable: Params) -> dict[str, Any]:
+        validation = task.metrics(run.outputs(trainable))
+        return {"validation": validation, **task.finish(lambda: run.trained(trainable))}
+
+    return evaluation.recorded(TuneTask, config, workdir, scores)
 
 
 def table(result: dict[str, Any]) -> str:

@@ -38,6 +38,7 @@ class Family:
       windows: tokens that its sliding layers see, without a key.
       pattern: which layers slide where `layer_types` does not say: "none", "all", "after" (those from
         max_window_layers on), or every layer but each n-th one.
+      pattern_key: of config.json, which gives another n; "" if there is none.
       theta: of rotary positions, of layers that see all tokens and of sliding ones.
       gelu: whether its gate is GELU.
     """
@@ -47,6 +48,7 @@ class Family:
     only: tuple[str, ...] = ()
     windows: int | None = None
     pattern: str | int = "none"
+    pattern_key: str = ""
     theta: tuple[float, float] = (10_000.0, 10_000.0)
     gelu: bool = False
 
@@ -81,7 +83,8 @@ FAMILIES: Mapping[str, Family] = {
         defaults={**_GEMMA_DEFAULTS, "max_position_embeddings": 131_072},
         always={**_GEMMA, "head_norms": True},
         only=("attention_bias", "query_pre_attn_scalar", "final_logit_softcapping"),
-        windows=4096, pattern=6, theta=(1_000_000.0, 10_000.0), gelu=True,
+        windows=4096, pattern=6, pattern_key="sliding_window_pattern", theta=(1_000_000.0, 10_000.0),
+        gelu=True,
     ),
 }  # fmt: skip
 
@@ -145,8 +148,8 @@ def _sliding(family: Family, record: Record) -> list[bool]:
         return [kind == SLIDING for kind in types]
     if isinstance(family.pattern, int):
         pattern = family.pattern
-        if family.pattern == 6 and "sliding_window_pattern" in record.values:
-            pattern = record.integer("sliding_window_pattern", most=2**10)
+        if family.pattern_key and family.pattern_key in record.values:
+            pattern = record.integer(family.pattern_key, most=2**10)
         return [bool((layer + 1) % pattern) for layer in range(count)]
     if family.pattern == "all":
         return [record.values.get("sliding_window", family.windows) is not None] * count
