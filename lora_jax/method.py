@@ -23,6 +23,7 @@ from lora_jax.arguments import KEY, MODEL, Kind, takes
 from lora_jax.arguments import check as check_argument
 from lora_jax.errors import InputError, InputTypeError
 from lora_jax.partition import Labels, Params, Rule
+from lora_jax.quantisation.weight import PackedPart, value_counts
 from lora_jax.state import leaves, without_sown
 from lora_jax.summary import MatchedLayer, SkippedLayer, Summary, summarise
 
@@ -165,6 +166,7 @@ class Method:
         ]
         params, inserted = partition.parameters(adapted), surgery.inserted_modules(adapted)
         labels = partition.labels(params, rules, list(inserted))
+        _refuse_packed(adapted, labels)
         _refuse_integers(params, labels)
         return labels
 
@@ -174,7 +176,8 @@ class Method:
         matched = [row for insertion in self.insertions for row in insertion.matches(adapted)]
         skipped = [row for insertion in self.insertions for row in insertion.skipped(adapted)]
         params, labels = partition.parameters(adapted), self.labels(adapted)
-        return summarise(self.name, matched, params, labels, skipped, leaves(adapted))
+        packed = value_counts(adapted)
+        return summarise(self.name, matched, params, labels, skipped, leaves(adapted), packed)
 
     def to_json(self) -> list[dict[str, Any]]:
         """A description that `methods.from_json` turns into an equal method."""
@@ -198,6 +201,18 @@ def trainable(method: Method, adapted: nnx.Module) -> Callable[[Sequence[Any], A
     check_argument("trainable", "method", method, METHOD)
     trained = {path for path, group in method.labels(adapted).items() if group != partition.FROZEN}
     return lambda path, _: "/".join(map(str, path)) in trained
+
+
+def _refuse_packed(adapted: nnx.Module, labels: Labels) -> None:
+    """A packed weight is of integers and their scales."""
+    for path, leaf in leaves(adapted).items():
+        if isinstance(leaf, PackedPart) and labels[path] != partition.FROZEN:
+            raise InputError(
+                f"{path.rpartition('/')[0]} is quantised and would train in the group {labels[path]!r}; a "
+                "packed weight stays as it is. Take a method that inserts something (lora), or train the "
+                "model in floating-point numbers: lora_jax.dequantise(model), or no quantisation in the "
+                "config"
+            )
 
 
 def _refuse_integers(params: Params, labels: Labels) -> None:

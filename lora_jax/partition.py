@@ -227,9 +227,14 @@ def join(
     return model
 
 
-def count(params: Mapping[str, Any]) -> int:
-    """Number of values in a dict of arrays or shapes."""
-    return sum(int(leaf.size) for leaf in params.values())
+def count(params: Mapping[str, Any], packed: Mapping[str, int] | None = None) -> int:
+    """Number of values in a dict of arrays or shapes.
+
+    Args:
+      params: by path.
+      packed: how many values arrays of packed weights stand for, see `quantisation.weight.value_counts`.
+    """
+    return sum(int((packed or {}).get(path, leaf.size)) for path, leaf in params.items())
 
 
 def size_bytes(params: Mapping[str, Any]) -> int:

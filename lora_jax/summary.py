@@ -140,6 +140,7 @@ def summarise(
     labels: Mapping[str, str],
     skipped: Sequence[SkippedLayer] = (),
     leaves: Mapping[str, Any] | None = None,
+    packed: Mapping[str, int] | None = None,
 ) -> Summary:
     """Collects a summary; frozen leaves come last.
 
@@ -150,14 +151,14 @@ def summarise(
       labels: the group of each.
       skipped: layers that the method was to change and did not.
       leaves: of the model's state, see `state.leaves`.
+      packed: values that arrays of packed weights stand for, see `quantisation.weight.value_counts`.
     """
     names = [*sorted(set(labels.values()) - {partition.FROZEN}), partition.FROZEN]
     groups = []
     for name in names:
         members = {path: leaf for path, leaf in params.items() if labels[path] == name}
-        groups.append(
-            Group(name, partition.count(members), partition.size_bytes(members), len(members))
-        )
+        values = partition.count(members, packed)
+        groups.append(Group(name, values, partition.size_bytes(members), len(members)))
     state = _state_groups(leaves or {})
     return Summary(method, tuple(matched), tuple(groups), tuple(skipped), state)
 

@@ -25,6 +25,10 @@ class Inserted(nnx.Module):
         hide_methods(cls, Inserted)
 
 
+class WeightModule(nnx.Module):
+    """Base of weights that are modules: they belong to the layer that holds them, and are no layers."""
+
+
 class _Hidden:
     """A method that is no plain function in its class."""
 
@@ -83,6 +87,8 @@ def _modules(model: nnx.Module) -> tuple[dict[str, nnx.Module], dict[str, Insert
     for path, module in modules.items():
         if any(path[:count] in inserted for count in range(len(path))):
             continue  # inside an inserted one
+        if isinstance(module, WeightModule):
+            continue
         name = "/".join(map(str, path))
         if isinstance(module, Inserted):
             outermost[name] = module
@@ -99,14 +105,21 @@ def replaces(original: type[nnx.Module], changed: type[nnx.Module]) -> None:
 
 
 @functools.cache  # one class for each pair: equal models have equal graph definitions
-def extended(mixin: Any, original: Any) -> type[nnx.Module]:
-    """The class `original` with the methods of `mixin` before its own."""
+def extended(mixin: Any, original: Any, *, of_base: bool = False) -> type[nnx.Module]:
+    """The class `original` with the methods of `mixin` before its own.
+
+    Args:
+      mixin: a class.
+      original: the class of a layer.
+      of_base: whether modules of the new class belong to the pre-trained model (`is_changed`).
+    """
     metaclass: Any = type(original)
     changed: type[nnx.Module] = metaclass(
         f"{mixin.__name__}{original.__name__}", (mixin, original), {},
         pytree=original._pytree__is_pytree,
     )  # fmt: skip
     replaces(original, changed)
+    changed._of_base = of_base  # type: ignore[attr-defined]
     return changed
 
 
@@ -134,8 +147,12 @@ def restore(module: nnx.Module) -> None:
 
 
 def is_changed(module: nnx.Module) -> bool:
-    """Whether the module's class replaces another one."""
-    return _original(type(module)) is not None
+    """Whether a method made the module's class replace another one.
+
+    A base may have such classes too, of layers in another form: they are as pre-trained ones.
+    """
+    kind = type(module)
+    return _original(kind) is not None and not vars(kind).get("_of_base", False)
 
 
 def original_class(module: nnx.Module) -> type[nnx.Module]:

@@ -7,6 +7,7 @@ Without the child the class is the original again.
 
 from __future__ import annotations
 
+import types
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -128,6 +129,22 @@ def lora_layer_of(layer: nnx.Module) -> type[LoRALayer] | None:
     return type(layer) if isinstance(layer, LoRALayer) else _LORA_LAYERS.get(type(layer))
 
 
+def registered() -> Mapping[type, type[LoRALayer]]:
+    """The LoRA layers by the class that they are for."""
+    return types.MappingProxyType(_LORA_LAYERS)
+
+
+def add_form(base: type[nnx.Module], lora_layer: type[LoRALayer]) -> None:
+    """Registers the LoRA layer of a class that was made of a registered one, without its checks.
+
+    Args:
+      base: whose call is that of the other class, whatever it does to its weight.
+      lora_layer: a subclass of both the other class's LoRA layer and `base`.
+    """
+    surgery.replaces(base, lora_layer)
+    _LORA_LAYERS[base] = lora_layer
+
+
 def supported() -> tuple[type, ...]:
     """The layer classes that can be adapted."""
     return tuple(_LORA_LAYERS)
@@ -200,16 +217,6 @@ def examine(layer: LoRALayer, settings: LoRASettings, path: str) -> None:
 AdaptedLayer = LoRALayer | AdaptedParameter
 
 
-def unadapt(layer: nnx.Module | AdaptedParameter) -> None:
-    """Takes the update of an adapted layer away, in place: it is of its original class again."""
-    if isinstance(layer, AdaptedParameter):
-        layer.release()
-        return
-    assert isinstance(layer, LoRALayer)
-    del layer.lora
-    surgery.restore(layer)
-
-
 def delta(layer: AdaptedLayer) -> Float[Array, ...]:
     """What the update adds to an adapted layer's weight, float32, in the weight's shape as stored."""
     return layer.lora.delta(WeightView(layer)).reshape(layer.weight_shape())
@@ -268,7 +275,7 @@ def _refuse_other_stacks(layer: LoRALayer, path: str) -> None:
 
 def _refuse_integers(layer: LoRALayer, path: str) -> None:
     """Merging would round the update away. A layer whose `weight_values` makes numbers of them may."""
-    stored = layer.variable().dtype
+    stored = layer.weight_dtype()
     if jnp.issubdtype(stored, jnp.floating):
         return
     plain = type(layer).weight_values is LoRALayer.weight_values

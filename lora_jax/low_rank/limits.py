@@ -29,7 +29,7 @@ def is_matrix(layer: nnx.Module) -> bool:
 def refusal(layer: nnx.Module, settings: LoRASettings, path: str) -> str | None:
     """Why a supported layer, as it was configured and stored, can have no update; None if it can."""
     try:
-        with _as_lora_layer(layer, path) as lora_layer:
+        with as_lora_layer(layer, path) as lora_layer:
             layers.examine(lora_layer, settings, path)
     except ValueError as error:
         return str(error)
@@ -49,7 +49,7 @@ def rank_limit(layer: nnx.Module, settings: LoRASettings, path: str) -> int:
     Raises:
       ValueError: the layer cannot have an update, or the parts do not fit.
     """
-    with _as_lora_layer(layer, path) as lora_layer:
+    with as_lora_layer(layer, path) as lora_layer:
         layers.examine(lora_layer, settings, path)
         return rank_limit_of(WeightView(lora_layer), settings, path)
 
@@ -69,7 +69,7 @@ def rank_limit_of(weight: WeightView, settings: LoRASettings, path: str) -> int:
 
 def stack_shape(layer: nnx.Module, settings: LoRASettings, path: str) -> Shape:
     """Sizes of the leading axes that a stack of layers added to a supported layer's weight."""
-    with _as_lora_layer(layer, path) as lora_layer:
+    with as_lora_layer(layer, path) as lora_layer:
         layers.examine(lora_layer, settings, path)
         return lora_layer.stack_shape()
 
@@ -82,7 +82,7 @@ def weight_name(layer: nnx.Module) -> str:
 
 
 @contextlib.contextmanager
-def _as_lora_layer(layer: nnx.Module, path: str) -> Iterator[LoRALayer]:
+def as_lora_layer(layer: nnx.Module, path: str) -> Iterator[LoRALayer]:
     """A supported layer as its LoRA layer, for a look; then it is what it was."""
     if isinstance(layer, LoRALayer):
         yield layer

@@ -8,6 +8,7 @@ import jax
 from flax import nnx
 from jaxtyping import Array, Inexact
 
+from lora_jax import surgery
 from lora_jax.low_rank.contraction import Shape
 from lora_jax.low_rank.updates import WeightUpdate
 from lora_jax.low_rank.weights import LayerWithWeight, WeightView
@@ -25,9 +26,17 @@ class WeightInModule(LayerWithWeight):
         """The weight as stored, stack axes included; numbers, where it is stored in another form."""
         return self.variable()[...]
 
+    def replace_weight(self, values: Inexact[Array, ...]) -> None:
+        """Takes the update away and stores another weight, in place: the layer is of its class again."""
+        raise NotImplementedError
+
     def is_abstract(self) -> bool:
         """Whether the weight is a shape without values, as in a model from `nnx.eval_shape`."""
         return isinstance(self.variable().get_raw_value(), jax.ShapeDtypeStruct)
+
+    def weight_dtype(self) -> Any:
+        """Type of the weight as stored."""
+        return self.variable().dtype
 
     def weight_shape(self) -> Shape:
         """Shape of the weight as stored, stack axes included."""
@@ -67,6 +76,12 @@ class LoRALayer(nnx.Module, WeightInModule):
         name = type(self).weight  # an attribute `weight` of the layer may be a Variable
         variable: nnx.Param[Array] = getattr(self, name)
         return variable
+
+    def replace_weight(self, values: Inexact[Array, ...]) -> None:
+        """Takes the update away and stores another weight, in place: the layer is of its class again."""
+        self.variable().set_value(values)
+        del self.lora
+        surgery.restore(self)
 
     def bias_values(self) -> Inexact[Array, ...] | None:
         """The bias of one layer as (*batch, *outputs); None without one."""

@@ -10,20 +10,27 @@ from __future__ import annotations
 
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 
 from lora_jax import surgery
 from lora_jax.arguments import MODEL, takes
 from lora_jax.errors import InputError
-from lora_jax.low_rank.layers import adapted_layers, unadapt
+from lora_jax.low_rank.layers import adapted_layers
 from lora_jax.low_rank.weights import WeightView
 
 
 @takes(model=MODEL)
-def merge(model: nnx.Module) -> nnx.Module:
+def merge(model: nnx.Module, dtype: DTypeLike | None = None) -> nnx.Module:
     """Returns a copy in which every adapted layer is its original class with the update merged in.
 
-    The merged weight is computed in float32 and cast once to the weight's type. Bottleneck adapters
-    and special tokens have no merged form and stay.
+    The merged weight is computed in float32 and cast once to the weight's type. A quantised layer
+    becomes one of floating-point numbers, in the type that its weight had before it was packed:
+    packing the sum would be another rounding (`quantise` packs the result). Bottleneck adapters and
+    special tokens have no merged form and stay.
+
+    Args:
+      model: adapted.
+      dtype: of the merged weights; None for the type of each.
 
     Raises:
       ValueError: the model has no adapted layer, or the type of a weight cannot hold the result.
@@ -38,16 +45,15 @@ def merge(model: nnx.Module) -> nnx.Module:
                 f"the update of {path or type(layer).__name__} is switched off; switch it on before "
                 "merging (lora_jax.enable), or take the base with lora_jax.strip"
             )
-        weight = layer.variable()
-        if not jnp.issubdtype(weight.dtype, jnp.floating):
+        stored = layer.weight_dtype()
+        if not jnp.issubdtype(stored, jnp.floating):
             raise InputError(
-                f"the weight of {path or type(layer).__name__} is stored as {weight.dtype}, which "
+                f"the weight of {path or type(layer).__name__} is stored as {stored}, which "
                 "cannot hold the merged values; keep the model adapted, or merge into a copy of the "
                 "base whose weights are floating-point numbers"
             )
-        total = layer.lora.merged(WeightView(layer)).reshape(weight.shape)
-        weight[...] = total.astype(weight.dtype)
-        unadapt(layer)
+        total = layer.lora.merged(WeightView(layer)).reshape(layer.weight_shape())
+        layer.replace_weight(total.astype(stored if dtype is None else dtype))
     return merged
 
 

@@ -82,6 +82,11 @@ class AdaptedParameter(WeightInModule):
     def bias_values(self) -> None:
         """A parameter has no bias."""
 
+    def replace_weight(self, values: Inexact[Array, ...]) -> None:
+        """Takes the update away and stores another parameter, in place."""
+        self.variable().set_value(values)
+        self.release()
+
     def release(self) -> None:
         """Takes the update away, in place; with the last one the module is of its class again."""
         updates: UpdatedParameters = vars(self.module)["lora"]

@@ -51,15 +51,21 @@ class Layout:
             self, names=self.names[:stacked] + none, split=self.split[:stacked] + none
         )
 
-    def give(self, variable: AnyVariable, positions: Sequence[int | None]) -> None:
+    def give(
+        self,
+        variable: AnyVariable,
+        positions: Sequence[int | None],
+        other: str | None = "rank",
+    ) -> None:
         """Gives a new Variable the names and the sharding of the weight's axes, in place.
 
         Args:
-          variable: of a factor.
-          positions: the weight's axis for each of its axes; None for the rank.
+          variable: of a factor, or of another form of the weight.
+          positions: the weight's axis for each of its axes; None for one of its own.
+          other: the logical name of those, where names are ours.
         """
         if self.flax_key is None:
-            names = tuple("rank" if at is None else self.names[at] for at in positions)
+            names = tuple(other if at is None else self.names[at] for at in positions)
             axes.name(variable, names)
         else:
             names = tuple(None if at is None else self.names[at] for at in positions)

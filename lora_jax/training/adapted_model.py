@@ -19,6 +19,7 @@ from lora_jax.low_rank.layers import adapted_layers
 from lora_jax.low_rank.merge import strip
 from lora_jax.method import Method
 from lora_jax.partition import Params
+from lora_jax.quantisation.weight import value_counts
 from lora_jax.sharding import axes
 from lora_jax.sharding.mesh import REST, make_mesh
 from lora_jax.sharding.placement import Placement, gather, in_host_memory
@@ -68,7 +69,8 @@ class AdaptedModel:
           mesh: from `make_mesh`; if not given, all devices share the examples of every batch.
           head: regular expression for the paths of the task head's leaves, which are not of the base;
             if not given, the method's.
-          dtype: type of the frozen parameters; None leaves the model's. State keeps its types.
+          dtype: type of the frozen parameters; None leaves the model's. State and packed weights keep
+            their types.
           share_frozen_with: the same model on the same mesh, whose frozen part is used.
 
         Raises:
@@ -98,7 +100,8 @@ class AdaptedModel:
             self.trainable: Params = {k: jnp.asarray(v, jnp.float32) for k, v in trainable.items()}
             self.frozen: Params
             if shared is None:
-                self.frozen = self.placement.put(_cast(frozen, dtype, set(self.labels)))
+                plain = set(self.labels) - value_counts(adapted).keys()
+                self.frozen = self.placement.put(_cast(frozen, dtype, plain))
             else:
                 self.frozen = {path: shared.frozen[path] for path in frozen}
 

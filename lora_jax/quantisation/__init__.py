@@ -1,0 +1,1 @@
+"""Weights of frozen layers in four to eight bits: the packed forms, and the layers that hold them."""

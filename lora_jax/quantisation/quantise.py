@@ -1,0 +1,243 @@
+"""Packing the layers of a model that a rule names, and unpacking them again."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from lora_jax import surgery
+from lora_jax.arguments import MODEL, takes
+from lora_jax.errors import InputError, InputTypeError
+from lora_jax.low_rank import limits
+from lora_jax.low_rank.layers import lora_layer_of
+from lora_jax.low_rank.lora_layer import LoRALayer
+from lora_jax.low_rank.settings import LoRASettings
+from lora_jax.low_rank.weights import WeightView
+from lora_jax.methods import targets as names
+from lora_jax.methods.chosen_layers import shared_weights
+from lora_jax.methods.targets import Exclude, Target
+from lora_jax.quantisation.formats import Format
+from lora_jax.quantisation.layers import (
+    packed_weight,
+    quantised_class,
+    quantised_layers,
+    unpack_layer,
+)
+from lora_jax.quantisation.registry import format_of
+from lora_jax.quantisation.weight import PackedWeight, arranged, float_matrices
+
+_ANY = LoRASettings.from_arguments({"rank": 1, "alpha": 1.0}, "")
+
+
+@takes(model=MODEL)
+def quantise(
+    model: nnx.Module,
+    targets: Target | Sequence[Target] = names.ALL_LINEAR,
+    format: str | Format = "nf4",
+    *,
+    exclude: Exclude = None,
+) -> nnx.Module:
+    """Returns a model whose chosen layers hold their weights packed; the other arrays are shared.
+
+    A quantised layer unpacks its weight in its call, one layer at a time; its weight never trains and
+    has no gradient. Methods are inserted as into any model. Works on abstract models too, whose packed
+    arrays are shapes.
+
+        base = lora_jax.quantise(model)  # NF4, every linear layer but heads
+        adapted = lora_jax.lora("all-linear", rank=64).insert(base, key)
+
+    Args:
+      model: pre-trained, without a method.
+      targets: the layers to pack, as in `lora_jax.lora`: paths, ends of paths, regular expressions,
+        classes of layers, or "all-linear".
+      format: a name (`registry.FORMATS`), such as nf4, or a `Format` with settings of its own.
+      exclude: what the targets shall not mean.
+
+    Raises:
+      ValueError: a rule names no layer, a method is inserted, a layer's weight is packed already, is not
+        finite, is shared with another layer, or blocks do not divide its inputs.
+      TypeError: a layer of a class that cannot be packed.
+    """
+    if (path := surgery.changed_module(model)) is not None:
+        raise InputError(
+            f"quantise takes the pre-trained model, and a method was inserted into this one ({path or 'the model'} "
+            "is changed); quantise first, then insert"
+        )
+    packed = nnx.clone(model)
+    modules = surgery.pretrained_modules(packed)
+    for path in chosen_layers(modules, targets, exclude):
+        pack_layer(modules[path], format_of(format), path)
+    return packed
+
+
+def chosen_layers(
+    modules: Mapping[str, nnx.Module],
+    targets: Target | Sequence[Target],
+    exclude: Exclude = None,
+) -> list[str]:
+    """The paths of the layers that targets choose, in path order.
+
+    Args:
+      modules: pre-trained ones by path.
+      targets: see `quantise`.
+      exclude: see `quantise`.
+    """
+    chosen: set[str] = set()
+    for target in names.several(targets, "targets"):
+        found = names.matching(target, modules, "target")
+        if target == names.ALL_LINEAR:
+            found = [path for path in found if not names.is_head(path)]
+        chosen.update(found)
+    for target in names.several(exclude, "exclude"):
+        without = names.matching(target, modules, "exclude")
+        if not chosen.intersection(without):
+            raise InputError(f"the exclude rule {target!r} excludes nothing that the targets name")
+        chosen.difference_update(without)
+    if not chosen:
+        raise InputError("no layer is left to quantise")
+    shared = shared_weights(modules)
+    if odd := sorted(chosen & shared.keys()):
+        raise InputError(f"{odd[0]} cannot be quantised: {shared[odd[0]]}")
+    return sorted(chosen)
+
+
+def pack_layer(layer: nnx.Module, format: Format, path: str) -> None:
+    """Turns a layer into its quantised form, in place.
+
+    Args:
+      layer: of a class that has a LoRA layer.
+      format: of the packed weight.
+      path: of the layer, for messages.
+    """
+    name, weight = describe(layer, format, path)
+    variable = getattr(layer, name)
+    if not isinstance(variable.get_raw_value(), jax.ShapeDtypeStruct):
+        values = float_matrices(weight, variable[...])
+        if not all(np.isfinite(matrix).all() for matrix in values):
+            raise InputError(f"{path}/{name} has values that are not finite; nothing packs them")
+        fill(weight, arranged(weight, [format.pack(matrix) for matrix in values]))
+    replace(layer, name, weight)
+
+
+def describe(layer: nnx.Module, format: Format, path: str) -> tuple[str, PackedWeight]:
+    """The name of a layer's weight, and the packed weight that takes its place.
+
+    Its arrays are shapes, laid out as the weight.
+    """
+    form = lora_layer_of(layer)
+    if isinstance(getattr(layer, form.weight, None) if form else None, PackedWeight):
+        raise InputError(f"{path} is quantised already")
+    if form is None or not (form.in_all_linear or form.gathers):
+        raise InputTypeError(
+            f"{path} is a {type(layer).__name__}; layers that are one product with a matrix, and tables, "
+            "can be quantised: leave it out (exclude)"
+        )
+    if reason := limits.refusal(layer, _ANY, path):
+        raise InputError(f"{path} cannot be quantised: {reason}")
+    with limits.as_lora_layer(layer, path) as lora_layer:
+        assert isinstance(lora_layer, LoRALayer)
+        view = WeightView(lora_layer)
+        stack, roles = lora_layer.stack_shape(), lora_layer.roles()
+        own = view.shape[len(stack) :]
+        dtype, layout = str(lora_layer.weight_dtype()), lora_layer.layout()
+    weight = PackedWeight(format, roles, own, {}, table=form.gathers, dtype=dtype)
+    try:
+        parts = format.parts(weight.matrix[1])
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+    for part_name, part in parts.items():
+        shape = jax.ShapeDtypeStruct((*stack, *weight.arranged_shape(part)), part.dtype)
+        weight.set_array(part_name, shape)
+    weight.lay_out(layout)
+    return form.weight, weight
+
+
+def fill(weight: PackedWeight, arrays: Mapping[str, np.ndarray]) -> None:
+    """Puts arrays into a packed weight of shapes, in place, split over a mesh as its layout says."""
+    layout = weight.layout()
+    for name, part in weight.arrays().items():
+        part.set_value(jnp.asarray(arrays[name]))
+    if layout.sharding is not None:
+        weight.lay_out(layout)
+
+
+def replace(layer: nnx.Module, name: str, weight: PackedWeight) -> None:
+    """Puts a packed weight in the place of a layer's own, in place."""
+    kind = quantised_class(type(layer))
+    delattr(layer, name)
+    setattr(layer, name, weight)
+    surgery.become(layer, kind)
+
+
+@takes(model=MODEL)
+def dequantise(model: nnx.Module, dtype: Any = None) -> nnx.Module:
+    """Returns a model in which every quantised layer has its weight in floating-point numbers again.
+
+    Args:
+      model: with quantised layers, and no method.
+      dtype: of those weights; None for the type that each had.
+
+    Raises:
+      ValueError: no layer is quantised, or a method is inserted.
+    """
+    if (path := surgery.changed_module(model)) is not None:
+        raise InputError(
+            f"{path or 'the model'} is adapted; merge makes a model of floating-point numbers of it"
+        )
+    result = nnx.clone(model)
+    layers = quantised_layers(result)
+    if not layers:
+        raise InputError("the model has no quantised layer")
+    for layer in layers.values():
+        weight = packed_weight(layer)[1]
+        unpack_layer(layer, weight.values().astype(weight.dtype if dtype is None else dtype))
+    return result
+
+
+@dataclasses.dataclass(frozen=True)
+class Errors:
+    """How much packing changed a weight.
+
+    Attributes:
+      relative: root of the mean square of the difference, relative to that of the weight.
+      largest: difference.
+      bits: for each value.
+    """
+
+    relative: float
+    largest: float
+    bits: float
+
+
+@takes(model=MODEL)
+def errors(model: nnx.Module, original: nnx.Module) -> dict[str, Errors]:
+    """How much packing changed the weights of the quantised layers, by path.
+
+    Args:
+      model: quantised.
+      original: the model that it was made of.
+
+    Raises:
+      ValueError: the original has no weight of that shape at a path.
+    """
+    there, result = surgery.pretrained_modules(original), {}
+    for path, layer in quantised_layers(model).items():
+        name, weight = packed_weight(layer)
+        before = getattr(there.get(path), name, None)
+        if before is None or before.shape != weight.shape:
+            raise InputError(f"the original has no weight {path}/{name} of shape {weight.shape}")
+        was = np.asarray(before[...], np.float64)
+        differences = np.asarray(weight.values(), np.float64) - was
+        scale = np.sqrt(np.mean(was**2))
+        result[path] = Errors(
+            relative=float(np.sqrt(np.mean(differences**2)) / scale) if scale else 0.0,
+            largest=float(np.abs(differences).max()),
+            bits=8 * weight.nbytes / weight.size,
+        )
+    return result
