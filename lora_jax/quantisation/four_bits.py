@@ -123,7 +123,10 @@ def chosen(
     codes: UInt8[Array, "*shape"], book: Float32[np.ndarray, 16]
 ) -> Float[Array, "*shape"]:
     """The numbers of a book by code: a tree of choices, which is fused into what uses it."""
-    level = [jnp.float32(value) for value in book]
+    # Zeros of the codes and not of nothing: as constants JAX would take them out of a scan over layers,
+    # and keep sixteen arrays of the size of a weight.
+    zeros = (codes & 0).astype(jnp.float32)
+    level = [zeros + value for value in book]
     for bit in range(4):
         odd = (codes >> bit & 1).astype(bool)
         level = [jnp.where(odd, b, a) for a, b in zip(level[::2], level[1::2], strict=True)]
