@@ -21,7 +21,7 @@ from lora_jax.dropout import DropoutKey, dropout, split_key
 from lora_jax.errors import InputError
 from lora_jax.models import ranges
 from lora_jax.models.attention import attend
-from lora_jax.models.parts import check_compute_dtype, linear, norm, table
+from lora_jax.models.parts import check_base_format, check_compute_dtype, linear, norm, table
 from lora_jax.models.stack import Remat, Stack
 from lora_jax.models.sublayer import (
     AttentionSublayer,
@@ -57,7 +57,8 @@ class EncoderConfig:
     `position_offset` is the index of the first position: 0 for BERT, padding index + 1 = 2 for
     RoBERTa. `classifier_dropout` is the rate of the head; without it that is `hidden_dropout_prob`.
     `unroll` and `remat` say how the stack runs, see `Stack`; `compute_dtype` is the type of
-    activations and matrix products below the head, whatever type the parameters have.
+    activations and matrix products below the head, whatever type the parameters have; `base_format` is
+    the form of the matrices when the model is read, see `base_formats`.
 
     Raises:
       ValueError: a size or rate is out of its range, the heads do not divide the width, positions
@@ -82,9 +83,11 @@ class EncoderConfig:
     unroll: int = 1
     remat: Remat = "none"
     compute_dtype: str = "float32"
+    base_format: str = "float"
 
     def __post_init__(self) -> None:
         check_compute_dtype(self.compute_dtype)
+        check_base_format(self.base_format)
         if self.architecture not in ("bert", "roberta"):
             raise InputError(f"architecture must be 'bert' or 'roberta', got {self.architecture!r}")
         ranges.check(self, RANGES)

@@ -8,6 +8,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import UInt8
 
 from lora_jax.errors import FileError
 from lora_jax.gguf import blocks
@@ -68,6 +69,20 @@ class GgufFiles:
                     name, f"type {kind}", f"one of {', '.join(blocks.READ)}", _OTHER_TYPE
                 )
 
+    def kind(self, name: str) -> str:
+        """The type of a tensor in the file."""
+        return self._file.tensors[self._stored[name]].kind.name
+
+    def packed(self, name: str) -> UInt8[np.ndarray, "rows blocks size"]:
+        """The blocks of a matrix in transformers' order of rows, as bytes."""
+        stored = self._stored[name]
+        entry = self._file.tensors[stored]
+        if self._family.shift(stored):
+            raise self.error(name, "values that are stored shifted", "values as they are")
+        raw = np.concatenate(list(self._file.blocks(stored, _AT_ONCE)))
+        raw = raw.reshape(entry.shape[0], -1, entry.kind.size)
+        return self._in_order(name, raw.reshape(len(raw), -1)).reshape(raw.shape)
+
     def read(self, names: Collection[str], dtype: jax.typing.DTypeLike) -> dict[str, np.ndarray]:
         """The values of these tensors in a type, in the memory of the host.
 
@@ -95,13 +110,16 @@ class GgufFiles:
                     raise self.error(name, "values too large", f"values of {dtype}")
                 raise self.error(name, "values that are not finite", "finite numbers")
             first += len(part)
-        result = result.reshape(entry.shape)
+        return self._in_order(name, result.reshape(entry.shape))
+
+    def _in_order(self, name: str, rows: np.ndarray) -> np.ndarray:
+        """The rows of a tensor in transformers' order."""
         heads = next((n for part, n in self._heads.items() if part in name), 0)
         if not heads or not self._family.permuted:
-            return result
-        if entry.shape[0] % (2 * heads):
-            raise self.error(name, f"{entry.shape[0]} rows", f"pairs of rows for {heads} heads")
-        return halves(result, heads)
+            return rows
+        if len(rows) % (2 * heads):
+            raise self.error(name, f"{len(rows)} rows", f"pairs of rows for {heads} heads")
+        return halves(rows, heads)
 
     def error(self, name: str, found: str, expected: str, remedy: str = "") -> FileError:
         """The error for a tensor; give it to `raise`."""

@@ -22,7 +22,14 @@ from lora_jax.models import ranges
 from lora_jax.models.attention import attend
 from lora_jax.models.cache import Cache, KeysValues, LayerCache, attend_cached
 from lora_jax.models.decoder import Decoder
-from lora_jax.models.parts import check_compute_dtype, linear, norm, table, tied_logits
+from lora_jax.models.parts import (
+    check_base_format,
+    check_compute_dtype,
+    linear,
+    norm,
+    table,
+    tied_logits,
+)
 from lora_jax.models.stack import Remat, Stack
 from lora_jax.models.sublayer import (
     AttentionSublayer,
@@ -56,7 +63,8 @@ class GPT2Config:
 
     The three `pdrop` rates default to 0: the code of the paper's GPT-2 runs (section D.3) has no
     dropout but that of the LoRA branch. `unroll` and `remat` say how the stack runs, see `Stack`;
-    `compute_dtype` is the type of activations and matrix products, whatever type the parameters have.
+    `compute_dtype` is the type of activations and matrix products, whatever type the parameters have;
+    `base_format` is the form of the matrices when the model is read, see `base_formats`.
 
     Raises:
       ValueError: a size or rate is out of its range, the heads do not divide the width, or the type
@@ -80,9 +88,11 @@ class GPT2Config:
     unroll: int = 1
     remat: Remat = "none"
     compute_dtype: str = "float32"
+    base_format: str = "float"
 
     def __post_init__(self) -> None:
         check_compute_dtype(self.compute_dtype)
+        check_base_format(self.base_format)
         ranges.check(self, RANGES)
         if self.n_embd % self.n_head:
             raise InputError(f"n_embd {self.n_embd} is not divisible by n_head {self.n_head}")

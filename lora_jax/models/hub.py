@@ -26,7 +26,7 @@ from lora_jax import digests, partition
 from lora_jax.errors import InputError
 from lora_jax.files import make_folder, to_json, write_bytes
 from lora_jax.gguf.container import SUFFIX
-from lora_jax.models import architectures, config_json
+from lora_jax.models import architectures, base_formats, config_json
 from lora_jax.models.architectures import ARCHITECTURES, AnyConfig, AnyDecoderConfig
 from lora_jax.models.decoder import Decoder
 from lora_jax.models.encoder import Classifier, EncoderConfig
@@ -34,6 +34,8 @@ from lora_jax.models.model_files import AnyFiles, open_files
 from lora_jax.models.places import find as find
 from lora_jax.models.stack import SplitStack
 from lora_jax.models.tensors import Plan, plan, to_published
+from lora_jax.quantisation.layers import quantised_layers
+from lora_jax.quantisation.weight import PackedWeight
 from lora_jax.surgery import Inserted
 
 HEAD = r"head/.*"
@@ -73,6 +75,8 @@ def read_decoder_config(folder: Path, **overrides: Any) -> AnyDecoderConfig:
 def check(folder: Path, config: AnyConfig) -> tuple[str, ...]:
     """Checks the weights of a folder by the headers of the files, without reading a value.
 
+    Whether they can be packed as `config.base_format` says is checked too.
+
     Args:
       folder: from `find`.
       config: as for `load`.
@@ -83,7 +87,10 @@ def check(folder: Path, config: AnyConfig) -> tuple[str, ...]:
     Raises:
       FileNotFoundError, ValueError: as `load`, but for values that are not finite.
     """
-    return _planned(open_files(folder), config, _shapes(config, 2)).heads
+    files = open_files(folder)
+    planned = _planned(files, config, _shapes(config, 2))
+    base_formats.pack(_abstract(config, 2), config.base_format, files, planned)
+    return planned.heads
 
 
 def unused_heads(names: Sequence[str]) -> str:
@@ -130,9 +137,14 @@ def load(
     make = lambda: architecture.make(config, num_outputs, nnx.Rngs(params=key))  # noqa: E731
     shapes, files = _shapes(config, num_outputs), open_files(folder)
     planned = _planned(files, config, shapes, with_head=head == "published")
+    abstract = nnx.eval_shape(make)
+    packed = base_formats.pack(abstract, config.base_format, files, planned)
+    for weight in packed.values():
+        weight.dtype = str(jnp.dtype(dtype))
     new = {} if head == "published" else _head(make)
-    read = _values(files, planned, dtype)
-    structure, _, _ = partition.split(nnx.eval_shape(make), dict.fromkeys(shapes, partition.FROZEN))
+    read = _values(files, planned, dtype, packed)
+    frozen = dict.fromkeys(partition.parameters(abstract), partition.FROZEN)
+    structure, _, _ = partition.split(abstract, frozen)
     model = partition.join(structure, new, read)
     assert isinstance(model, architecture.model)
     return model
@@ -145,15 +157,23 @@ def read_base(
 ) -> partition.Params:
     """The pre-trained leaves by path, without a model around them; see `load`."""
     files = open_files(folder)
-    return _values(files, _planned(files, config, _shapes(config, 2)), dtype)
+    planned = _planned(files, config, _shapes(config, 2))
+    packed = base_formats.pack(_abstract(config, 2), config.base_format, files, planned)
+    return _values(files, planned, dtype, packed)
 
 
 @functools.lru_cache(maxsize=8)
 def _shapes(config: AnyConfig, num_outputs: int) -> Mapping[str, tuple[int, ...]]:
     """The shapes of all leaves by path; nothing is allocated."""
-    make = ARCHITECTURES[config.architecture].make
-    abstract = nnx.eval_shape(lambda: make(config, num_outputs, nnx.Rngs(0)))
+    abstract = _abstract(config, num_outputs)
     return {path: leaf.shape for path, leaf in partition.parameters(abstract).items()}
+
+
+def _abstract(config: AnyConfig, num_outputs: int) -> nnx.Module:
+    """The model in shapes, without a packed weight."""
+    make = ARCHITECTURES[config.architecture].make
+    model: nnx.Module = nnx.eval_shape(lambda: make(config, num_outputs, nnx.Rngs(0)))
+    return model
 
 
 def _planned(
@@ -174,20 +194,31 @@ def _planned(
     return planned
 
 
-def _values(files: AnyFiles, planned: Plan, dtype: jax.typing.DTypeLike) -> partition.Params:
-    """Reads the leaves: those of a head in float32, others in `dtype`."""
-    is_head = {p: bool(re.fullmatch(HEAD, p)) for p in planned.sources}
-    names = [n for p, source in planned.sources.items() if not is_head[p] for n in source.names]
-    values = files.read([*names, *planned.tied], dtype)
-    head = [n for p, source in planned.sources.items() if is_head[p] for n in source.names]
-    values |= files.read(head, jnp.float32)
+def _values(
+    files: AnyFiles,
+    planned: Plan,
+    dtype: jax.typing.DTypeLike,
+    packed: Mapping[str, PackedWeight],
+) -> partition.Params:
+    """Reads the leaves, one after the other: those of a head in float32, packed ones as they are, others in
+    `dtype`.
+    """
     for name, other in planned.tied.items():
+        values = files.read([name, other], dtype)
         if not np.array_equal(values[name], values[other]):
             raise files.error(
                 name, "other values", f"those of {other}",
                 "A model with its own output embedding is not implemented",
             )  # fmt: skip
-    return {path: source.leaf(values) for path, source in planned.sources.items()}
+    leaves: partition.Params = {}
+    for path, source in planned.sources.items():
+        if path in packed:
+            arrays = base_formats.packed_arrays(files, source, packed[path])
+            leaves |= {f"{path}/{name}": jnp.asarray(array) for name, array in arrays.items()}
+        else:
+            kind = jnp.float32 if re.fullmatch(HEAD, path) else dtype
+            leaves[path] = source.leaf(files.read(source.names, kind))
+    return leaves
 
 
 def load_classifier(
@@ -250,6 +281,11 @@ def save_decoder(folder: str | os.PathLike[str], model: Decoder, **settings: Any
         raise InputError(
             f"{sorted(foreign)[:5]} are not part of a published model: merge low-rank updates and "
             "take other inserted modules away before saving; a model with cut layers cannot be saved"
+        )
+    if quantised := list(quantised_layers(model)):
+        raise InputError(
+            f"{quantised[0]} is quantised; lora_jax.dequantise(model) makes a model of floating-point numbers "
+            "of it, which can be saved"
         )
     architecture = ARCHITECTURES[model.config.architecture]
     assert architecture.published is not None

@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple
 
 from lora_jax.errors import InputError
 from lora_jax.models import ranges
-from lora_jax.models.parts import check_compute_dtype
+from lora_jax.models.parts import check_base_format, check_compute_dtype
 from lora_jax.models.rotary import Rotary
 from lora_jax.models.stack import Remat
 from lora_jax.ranges import Flag, Number, OrNone, Range
@@ -70,6 +70,7 @@ class LlamaConfig:
       scaled_embeddings: embeddings are multiplied by sqrt(hidden_size) (Gemma).
       unroll, remat: how the stack runs, see `Stack`.
       compute_dtype: of activations and matrix products, whatever type the parameters have.
+      base_format: of the matrices when the model is read, see `base_formats`.
 
     Raises:
       InputError: a size or rate is out of its range, or sizes do not fit each other.
@@ -104,9 +105,11 @@ class LlamaConfig:
     unroll: int = 1
     remat: Remat = "none"
     compute_dtype: str = "float32"
+    base_format: str = "float"
 
     def __post_init__(self) -> None:
         check_compute_dtype(self.compute_dtype)
+        check_base_format(self.base_format)
         ranges.check(self, RANGES)
         heads, shared = self.num_attention_heads, self.shared_heads
         if self.head_dim is None and self.hidden_size % heads:

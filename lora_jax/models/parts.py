@@ -9,8 +9,13 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from lora_jax.errors import InputError
+from lora_jax.errors import InputError, brief
+from lora_jax.quantisation.registry import FORMATS
 from lora_jax.sharding.axes import named
+
+
+FLOAT, STORED = "float", "stored"
+BASE_FORMATS = (FLOAT, STORED, *FORMATS)  # see `base_formats`
 
 
 @runtime_checkable
@@ -34,6 +39,12 @@ def check_compute_dtype(name: str) -> None:
         raise InputError(
             f"compute_dtype (config.base_dtype) must be 'float32' or 'bfloat16', got {name!r}"
         )
+
+
+def check_base_format(name: str) -> None:
+    """Raises ValueError if the matrices of a model cannot be held in the form `name`."""
+    if name not in BASE_FORMATS:
+        raise InputError(f"base_format must be one of {', '.join(BASE_FORMATS)}; got {brief(name)}")
 
 
 def linear(

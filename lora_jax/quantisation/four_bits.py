@@ -119,9 +119,7 @@ def unpack_scales(arrays: Mapping[str, Array], axis: int) -> Float[Array, ...]:
     return product + arrays["offset"][0]
 
 
-def chosen(
-    codes: UInt8[Array, "*shape"], book: Float32[np.ndarray, 16]
-) -> Float[Array, "*shape"]:
+def chosen(codes: UInt8[Array, "*shape"], book: Float32[np.ndarray, 16]) -> Float[Array, "*shape"]:
     """The numbers of a book by code: a tree of choices, which is fused into what uses it."""
     # Zeros of the codes and not of nothing: as constants JAX would take them out of a scan over layers,
     # and keep sixteen arrays of the size of a weight.
