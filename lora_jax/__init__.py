@@ -32,6 +32,7 @@ from lora_jax.methods import (
     top_layers,
 )
 from lora_jax.partition import FROZEN, Rule, join, optimizer, parameters, split
+from lora_jax.quantisation.quantise import dequantise, quantise
 from lora_jax.saving import load, save
 from lora_jax.state import moved
 from lora_jax.verification.report import Verification
@@ -74,6 +75,9 @@ __all__ = [  # noqa: RUF022 - in groups
     # Merging, and back to the base
     "merge",
     "strip",
+    # Weights in four to eight bits
+    "dequantise",
+    "quantise",
     # Does it do what it should; with the update and without
     "Verification",
     "disabled",

@@ -48,6 +48,7 @@ def glue_config(task: str, model: str, method: Mapping[str, Any]) -> ConfigDict:
                 "hidden_dropout_prob": 0.1,
                 "attention_probs_dropout_prob": 0.1,
                 "unroll": 1,
+                "base_format": "float",
                 "remat": "none",
             },
             "method": dict(method),

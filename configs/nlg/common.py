@@ -85,7 +85,13 @@ def nlg_config(
             # adam.epsilon is "after", as AdamW is defined; in the public GPT-2 code it is "before".
             **training_fields(),
             "dataset": dataset,
-            "model": {"name": model, **dropout, "unroll": 1, "remat": "none"},
+            "model": {
+                "name": model,
+                **dropout,
+                "base_format": "float",
+                "unroll": 1,
+                "remat": "none",
+            },
             "method": dict(method),
             "seeds": (0, 1, 2),  # the paper: mean of 3 seeds; the public command has one seed, 110
             "epochs": 5,  # 0: no adaptation; the base model is decoded

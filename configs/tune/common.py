@@ -51,7 +51,7 @@ def tune_config(model: str, method: Mapping[str, Any], data: str = "") -> Config
     config = ConfigDict(
         {
             **training_fields(),
-            "model": {"name": model, "unroll": 1, "remat": "none"},
+            "model": {"name": model, "base_format": "float", "unroll": 1, "remat": "none"},
             "method": dict(method),
             "seeds": (0,),
             "epochs": 3,  # 0: no adaptation; the model is decoded as it is

@@ -26,6 +26,7 @@ from lora_jax.metrics import files, generation
 from lora_jax.metrics.generation import Scores
 from lora_jax.models.decoder import Decoder
 from lora_jax.partition import Params, Structure
+from lora_jax.quantisation.layers import quantised_layers
 from lora_jax.sharding.hosts import from_main
 from lora_jax.sharding.placement import Placement
 
@@ -66,7 +67,8 @@ class PromptDecoding:
     def continued(self, trained: Trained) -> tuple[Predictions, list[list[int]]]:
         """Decodes all prompts: what was predicted, and the tokens of every text without its end.
 
-        LoRA is merged first. A decoding that was stopped goes on from what lies in the folder.
+        LoRA is merged first, but into no quantised base. A decoding that was stopped goes on from what
+        lies in the folder.
 
         Raises:
           ValueError: the folder holds the predictions of another model or of other settings.
@@ -109,8 +111,13 @@ class PromptDecoding:
 
 
 def merged(model: nnx.Module) -> nnx.Module:
-    """A model with its low-rank updates merged, if it has any."""
-    return merge(model) if layers.adapted_layers(model) else model
+    """A model with its low-rank updates merged, if it has any.
+
+    A quantised base stays packed, and its updates beside it.
+    """
+    if not layers.adapted_layers(model) or quantised_layers(model):
+        return model
+    return merge(model)
 
 
 def _key_of(tokens: jax.Array, seed: int) -> jax.Array:

@@ -18,6 +18,7 @@ from lora_jax.data.data_to_text import DATASETS, SPLITS
 from lora_jax.data.glue_tasks import TASKS
 from lora_jax.errors import InputError
 from lora_jax.metrics.classification import CLASSES
+from lora_jax.models.parts import BASE_FORMATS
 from lora_jax.ranges import (
     DROPOUT,
     SEED,
@@ -92,6 +93,10 @@ _RUN: Fields = {
         False,
     ),
     "model.name": _MODEL,
+    "model.base_format": Field(
+        OneOf(BASE_FORMATS),
+        "of the frozen matrices: packed as they are read (nf4 and others), or as a GGUF file has them",
+    ),
     "model.remat": _REMAT,
     "model.unroll": Field(Whole(most=1000), "layers per iteration of the scan over layers"),
     "data.max_length": Field(Whole(least=3, most=2**16), "tokens of an example; the rest is cut"),

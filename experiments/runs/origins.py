@@ -20,6 +20,7 @@ from lora_jax.data import tokenizers
 from lora_jax.errors import InputError
 from lora_jax.inputs import INIT_ADAPTER
 from lora_jax.models.architectures import ModelConfig
+from lora_jax.models.parts import FLOAT
 from lora_jax.models.settings import computing
 from lora_jax.run_folder import changes, plain
 
@@ -39,6 +40,14 @@ def origin(config: ModelConfig, tokenizer: PreTrainedTokenizerBase | None = None
     settings = plain(computing(config))
     of_tokenizer = {} if tokenizer is None else {_TOKENIZER: tokenizers.behaviour(tokenizer)}
     return {_SETTINGS: settings, **of_tokenizer}
+
+
+def base_format(adapter: Adapter | None) -> str:
+    """The form in which an adapter's base was held when it was trained, see `models.base_formats`."""
+    note = adapter.notes.get(NOTE) if adapter else None
+    settings = note.get(_SETTINGS) if isinstance(note, Mapping) else None
+    found = settings.get("base_format") if isinstance(settings, Mapping) else None
+    return found if isinstance(found, str) else FLOAT
 
 
 def check(adapter: Adapter, here: Origin, where: str) -> str:

@@ -21,6 +21,7 @@ from lora_jax.data.glue import Examples
 from lora_jax.errors import MissingFileError
 from lora_jax.low_rank.layers import adapted_layers
 from lora_jax.low_rank.merge import merge
+from lora_jax.quantisation.layers import quantised_layers
 from lora_jax.reading import Record, read_object
 from lora_jax.run_folder import RESULT
 from lora_jax.sharding.hosts import is_main
@@ -74,7 +75,7 @@ class Predictor:
           read: gives the problem, whose evaluation splits may be any texts, or none.
           folder: of the run.
           merged: whether LoRA is merged first; unmerged outputs are those of the run's evaluation to the
-            last bit, merged ones to rounding, without LoRA's cost.
+            last bit, merged ones to rounding, without LoRA's cost. A quantised base stays packed.
 
         Raises:
           InputError: base or tokenizer are not those that the run was made from.
@@ -84,7 +85,7 @@ class Predictor:
         run, trainable = loaded(self.task, None)
         trainer = run.trainer
         model = trainer.model(trainable)
-        if not (merged and adapted_layers(model)):
+        if not (merged and adapted_layers(model)) or quantised_layers(model):
             self._predict = trainer.predictor(self.task.function)(trainable)
             return
         plain = merge(model)

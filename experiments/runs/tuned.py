@@ -94,7 +94,7 @@ class Tuned:
       form: `text` or `chat`.
       tokenizer: of the model.
       format: how conversations become tokens.
-      model: merged.
+      model: merged, where its base is not quantised.
       longest: positions of the model.
     """
 
@@ -109,7 +109,8 @@ class Tuned:
           FileNotFoundError, ValueError: something is missing, broken, or not what the run was made from.
         """
         folder = hub.find(origin.model)
-        config = hub.read_decoder_config(folder)
+        adapter = _adapter(origin.adapter)
+        config = hub.read_decoder_config(folder, base_format=origins.base_format(adapter))
         _check(origin, {"model": hub.digest(folder), "tokenizer": tokenizers.digest(folder)})
         self.tokenizer: PreTrainedTokenizerBase = tokenizers.load_tokenizer(
             folder, tokenizers.DECODER, config.vocab_size
@@ -126,7 +127,6 @@ class Tuned:
         )
         with in_host_memory():
             base = hub.load_decoder(folder, config)
-            adapter = _adapter(origin.adapter)
             if adapter:
                 origins.check(adapter, origins.origin(config, self.tokenizer), origin.adapter)
             whole = attach(base, adapter, None, origin.adapter) if adapter else base

@@ -13,7 +13,7 @@ from typing import Any
 
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Key
+from jaxtyping import Array, Inexact, Key
 
 from lora_jax import surgery
 from lora_jax.errors import InputError, InputTypeError

@@ -98,11 +98,15 @@ def packed_arrays(files: AnyFiles, source: Source, weight: PackedWeight) -> dict
     """
     matrices = []
     for name in source.names:
-        if isinstance(files, GgufFiles) and isinstance(weight.format, Ggml):
-            if files.kind(name) == weight.format.kind:
-                matrices.append(weight.format.from_blocks(files.packed(name)))
-                continue
+        form = weight.format
+        if (
+            isinstance(files, GgufFiles)
+            and isinstance(form, Ggml)
+            and files.kind(name) == form.kind
+        ):
+            matrices.append(form.from_blocks(files.packed(name)))
+            continue
         values = files.read([name], np.float32)[name]
         rows = values if source.transposed or weight.table else values.T
-        matrices.append(weight.format.pack(np.ascontiguousarray(rows.reshape(weight.matrix))))
+        matrices.append(form.pack(np.ascontiguousarray(rows.reshape(weight.matrix))))
     return arranged(weight, matrices)

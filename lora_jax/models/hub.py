@@ -284,8 +284,8 @@ def save_decoder(folder: str | os.PathLike[str], model: Decoder, **settings: Any
         )
     if quantised := list(quantised_layers(model)):
         raise InputError(
-            f"{quantised[0]} is quantised; lora_jax.dequantise(model) makes a model of floating-point numbers "
-            "of it, which can be saved"
+            f"{quantised[0]} is quantised; lora_jax.dequantise(model) makes a model of floating-point "
+            "numbers of it, which can be saved"
         )
     architecture = ARCHITECTURES[model.config.architecture]
     assert architecture.published is not None

@@ -13,7 +13,6 @@ from lora_jax.errors import InputError, brief
 from lora_jax.quantisation.registry import FORMATS
 from lora_jax.sharding.axes import named
 
-
 FLOAT, STORED = "float", "stored"
 BASE_FORMATS = (FLOAT, STORED, *FORMATS)  # see `base_formats`
 

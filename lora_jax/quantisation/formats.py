@@ -98,7 +98,7 @@ class Format:
         """Bits for each value of a matrix."""
         shapes, parts = self.shapes(rows, inputs), self.parts(inputs)
         size = sum(math.prod(s) * np.dtype(parts[n].dtype).itemsize for n, s in shapes.items())
-        return 8 * size / (rows * inputs)
+        return float(8 * size / (rows * inputs))
 
 
 def divided(name: str, inputs: int, width: int) -> int:

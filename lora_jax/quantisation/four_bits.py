@@ -21,7 +21,7 @@ from lora_jax.quantisation import codebooks
 from lora_jax.quantisation.formats import Format, Part, check_block, divided, joined
 
 Code = Literal["nf4", "fp4"]
-BOOKS: Mapping[str, Float32[np.ndarray, 16]] = {"nf4": codebooks.NF4, "fp4": codebooks.FP4}
+BOOKS: Mapping[str, Float32[np.ndarray, " codes"]] = {"nf4": codebooks.NF4, "fp4": codebooks.FP4}
 MAP = codebooks.dynamic_map()
 NESTED = 256  # blocks that share a scale of their scales
 _LEAST = np.float32(1e-38)
@@ -115,16 +115,18 @@ def unpack_scales(arrays: Mapping[str, Array], axis: int) -> Float[Array, ...]:
     each = each[: codes.size].reshape(shape)
     each = each if axis else jnp.moveaxis(each, -1, 0)
     # A fused multiply-add would round once where bitsandbytes rounds twice.
-    product = jax.lax.optimization_barrier(jnp.asarray(MAP)[codes] * each)
+    product: Array = jax.lax.optimization_barrier(jnp.asarray(MAP)[codes] * each)
     return product + arrays["offset"][0]
 
 
-def chosen(codes: UInt8[Array, "*shape"], book: Float32[np.ndarray, 16]) -> Float[Array, "*shape"]:
+def chosen(
+    codes: UInt8[Array, "*shape"], book: Float32[np.ndarray, " codes"]
+) -> Float[Array, "*shape"]:
     """The numbers of a book by code: a tree of choices, which is fused into what uses it."""
     # Zeros of the codes and not of nothing: as constants JAX would take them out of a scan over layers,
     # and keep sixteen arrays of the size of a weight.
     zeros = (codes & 0).astype(jnp.float32)
-    level = [zeros + value for value in book]
+    level: list[Array] = [zeros + value for value in book]
     for bit in range(4):
         odd = (codes >> bit & 1).astype(bool)
         level = [jnp.where(odd, b, a) for a, b in zip(level[::2], level[1::2], strict=True)]

@@ -103,12 +103,14 @@ class Ggml(Format):
             fields.append(
                 field.astype(np.dtype(dtype).newbyteorder("<"), copy=False).view(np.uint8)
             )
-        return np.concatenate(fields, axis=-1)
+        blocks: np.ndarray = np.concatenate(fields, axis=-1)
+        return blocks
 
 
 def _each(scale: Array, axis: int) -> Array:
     """A scale of every block, for its values."""
-    return jnp.expand_dims(scale, axis + 1).astype(jnp.float32)
+    each: Array = jnp.expand_dims(scale, axis + 1).astype(jnp.float32)
+    return each
 
 
 def _signed(codes: Array, zero: int) -> Array:
@@ -198,13 +200,15 @@ def _q6_k(arrays: Mapping[str, Array], axis: int) -> Array:
 
 def _inverse(scale: np.ndarray) -> np.ndarray:
     with np.errstate(divide="ignore"):
-        return np.where(scale == 0, np.float32(0), np.float32(1) / scale)
+        inverse: np.ndarray = np.where(scale == 0, np.float32(0), np.float32(1) / scale)
+    return inverse
 
 
 def _halves(codes: np.ndarray) -> np.ndarray:
     """Codes below 16, two to a byte: the first half of the block in the low halves."""
     low, high = np.split(codes & np.uint8(15), 2, axis=-1)
-    return low | high << np.uint8(4)
+    packed: np.ndarray = low | high << np.uint8(4)
+    return packed
 
 
 def _signed_codes(blocks: np.ndarray, largest: int) -> tuple[np.ndarray, np.ndarray]:

@@ -66,8 +66,8 @@ def quantise(
     """
     if (path := surgery.changed_module(model)) is not None:
         raise InputError(
-            f"quantise takes the pre-trained model, and a method was inserted into this one ({path or 'the model'} "
-            "is changed); quantise first, then insert"
+            "quantise takes the pre-trained model, and a method was inserted into this one "
+            f"({path or 'the model'} is changed); quantise first, then insert"
         )
     packed = nnx.clone(model)
     modules = surgery.pretrained_modules(packed)

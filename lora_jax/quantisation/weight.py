@@ -128,8 +128,8 @@ class PackedWeight(WeightModule):
 
     def rows(self, indices: Int[Array, "*shape"]) -> Float[Array, "*shape features"]:
         """Rows of a table, unpacked alone."""
-        arrays = self._in_blocks({name: part[...] for name, part in self.arrays().items()})
-        arrays = self.format.without_matrix_parts(arrays, 1)
+        stored = self._in_blocks({name: part[...] for name, part in self.arrays().items()})
+        arrays = self.format.without_matrix_parts(stored, 1)
         chosen = {name: array[indices.reshape(-1)] for name, array in arrays.items()}
         return self.format.unpack(chosen, 1).reshape(*indices.shape, self.matrix[1])
 
@@ -241,7 +241,7 @@ def float_matrices(weight: PackedWeight, values: Any) -> list[Float32[np.ndarray
 
 def value_counts(model: nnx.Module) -> dict[str, int]:
     """How many values of a weight each array of a packed one stands for, by path; 0 for its scales."""
-    counts = {}
+    counts: dict[str, int] = {}
     for keys, module in nnx.iter_modules(model):
         if isinstance(module, PackedWeight):
             path = "/".join(map(str, keys))
