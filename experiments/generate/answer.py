@@ -12,11 +12,13 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from experiments.runs.column_fields import of_run
 from experiments.runs.decoding import PromptDecoding
 from experiments.runs.tune_data import Columns
 from experiments.runs.tuned import Tuned, with_system
 from lora_jax import partition, reading
 from lora_jax.data.conversations import USER, Example, Message
+from lora_jax.data.tables import MissingColumnError
 from lora_jax.decoding import predictions
 from lora_jax.decoding.sampling import Sampling
 from lora_jax.errors import FileError, InputError
@@ -59,7 +61,11 @@ def read(tuned: Tuned, source: str) -> list[Example]:
             raise FileError(path, "", "no prompt", "a prompt in every line")
         return examples
     data = ConfigDict({**tuned.data, "format": tuned.form})
-    return Columns(data).read(source, answered=False)
+    columns = Columns(data)
+    try:
+        return columns.read(source, answered=False)
+    except MissingColumnError as error:
+        raise error.advised(of_run(columns.template.required)) from None
 
 
 def answer_file(tuned: Tuned, request: Request) -> None:

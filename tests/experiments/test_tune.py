@@ -297,10 +297,14 @@ REFUSED = [
     ({"data__train": "x.xlsx"}, r"the suffix '.xlsx', expected a name that ends in .jsonl"),
     (
         {"data__template": "{question}"},
-        r"the columns prompt, completion, expected a column 'question'",
+        r"the columns prompt, completion, expected a column 'question'. Name the file's own: "
+        r"--config.data.template='{COLUMN}'$",
     ),
     ({"data__template": "none"}, r"names no column"),
-    ({"data__completion": "answer"}, r"expected a column 'answer'"),
+    (
+        {"data__completion": "answer"},
+        r"expected a column 'answer'. Name the file's own: --config.data.completion=COLUMN$",
+    ),
     (
         {"data__held_out": 0},
         r"config.data.held_out=0 of 24 examples .*at least one must be held out",
