@@ -21,7 +21,7 @@ from lora_jax.data.conversations import USER, Example, Message
 from lora_jax.data.tables import MissingColumnError
 from lora_jax.decoding import predictions
 from lora_jax.decoding.sampling import Sampling
-from lora_jax.errors import FileError, InputError
+from lora_jax.errors import FileError
 from lora_jax.files import to_json, write_text
 
 
@@ -92,12 +92,7 @@ def answers(
     Raises:
       InputError: there is no room for answers of that length.
     """
-    room = tuned.longest - request.settings.max_tokens + 1
-    if room < 1:
-        raise InputError(
-            f"--max_tokens={request.settings.max_tokens:,} leaves no room for a prompt in the model's "
-            f"{tuned.longest:,} positions; lower it"
-        )
+    room = tuned.room(request.settings)
     whole = [with_system(messages, tuned.data) for messages in conversations]
     prompts = [
         tuned.with_special(np.array(ids, np.int32), room) for ids in tuned.format.prompts(whole)

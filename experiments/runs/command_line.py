@@ -13,7 +13,7 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from experiments.runs import typos
-from lora_jax.errors import DivergedError
+from lora_jax.errors import DivergedError, InputError
 from lora_jax.sharding import hosts
 
 
@@ -32,11 +32,22 @@ def parse_flags(arguments: list[str]) -> list[str]:
         rest = flags.FLAGS(arguments)
         if "config" in flags.FLAGS:
             dict(flags.FLAGS["config"].value or {})  # a file that could not be loaded shows here
-        return rest
     except Exception as error:
         if os.environ.get("LORA_JAX_DEBUG"):
             raise
         sys.exit(f"error: {_config_error(error, arguments)}")
+    if "config" in flags.FLAGS:
+        with readable_errors():
+            refuse_rest(rest)
+    return rest
+
+
+def refuse_rest(arguments: list[str]) -> None:
+    """Raises InputError if a command that takes flags alone got anything else, such as a `=` with blanks."""
+    if arguments[1:]:
+        raise InputError(
+            f"unknown arguments {arguments[1:]}: write --NAME=VALUE without blanks around '='"
+        )
 
 
 def _config_error(error: Exception, arguments: list[str]) -> str:

@@ -237,8 +237,9 @@ def test_limits_are_stratified(tiny_model, tmp_path):
     ("change", "kind", "says"),
     [
         ({"data.train": ()}, InputError, "config.data.train is empty: name the file"),
-        ({"data.text": "review"}, FileError, "columns text, label, expected a column 'review'. Name the file's own: --config.data.text=COLUMN$"),
-        ({"data.label": "stars"}, FileError, "a column 'stars'. Name the file's own: --config.data.label=COLUMN$"),
+        ({"data.text": "review"}, FileError, "columns text, label, expected a column 'review'. "
+         "Name the file's own: --config.data.text=COLUMN$"),
+        ({"data.label": "stars"}, FileError, "Name the file's own: --config.data.label=COLUMN$"),
         ({"data.pair": "text"}, InputError, "must be different columns"),
         ({"data.train": ("/no/rows.csv",)}, FileNotFoundError, "/no/rows.csv is missing"),
         ({"data.train": ("rows.xls",)}, FileError, "'.xls', expected a name that ends in .jsonl"),

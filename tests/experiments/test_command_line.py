@@ -70,6 +70,14 @@ def test_errors_of_ones_own_config_name_the_line(tmp_path, code, says):
             "--config.laers=1: no field 'laers' in config, did you mean 'layers'? config has adapters, ",
         ),
         (
+            ["--config=configs/subspace/folders.py:a=b", "--config.zoom", "=", "2"],
+            "flag --config.zoom==: inv",
+        ),
+        (
+            ["--config=configs/subspace/folders.py:a=b", "--config.zoom=2", "x"],
+            "unknown arguments ['x']: write --NAME=VALUE without blanks",
+        ),
+        (
             ["--config=configs/subspace/folders.py:a=b", "--zoom=1"],
             "unknown flag --zoom, did you mean --config.zoom?",
         ),
