@@ -194,8 +194,8 @@ def main(arguments: list[str]) -> None:
             print(text, end="")
         else:
             write_text(output, text)
-            for name, value in scores.items():
-                command_line.say(f"{name:24s} {class_tables.value(name, value)}")
+            if scores:
+                command_line.say("\n".join(class_tables.plain_lines(scores)))
             command_line.say(f"{len(rows):,} predictions: {output}")
 
 

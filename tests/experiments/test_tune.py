@@ -20,6 +20,7 @@ from configs.tune import small, smollm2
 from experiments import tune
 from experiments.report import records
 from experiments.runs.record import check_converged
+from experiments.runs.samples import shown
 from experiments.runs.tune import TuneTask
 from experiments.runs.tune_data import Columns, read_splits, split
 from experiments.runs.tuned import of_run
@@ -109,7 +110,21 @@ def test_the_record(finished, folder):
         losses = [metrics["loss"] for metrics in run["history"]]
         assert run["best"]["loss"] == min(losses) < run["start"]["loss"]
         assert run["best"]["perplexity"] == pytest.approx(math.exp(min(losses)))
-    assert "20 examples (0 cut, 0 dropped)" in tune.table(result)
+    shares = result["test"]["last_number"]
+    right = f"{100 * shares['mean']:.2f} ±{100 * shares['std']:.2f} % of the answers are right"
+    assert "20 examples (0 cut, 0 dropped)" in tune.table(result) and right in tune.table(result)
+
+
+def test_printed_samples_have_their_references():
+    samples = [
+        {"prompt": "What?\nWhy?", "reference": "word " * 100, "text": "so"},
+        {"prompt": "Who?", "reference": "", "text": "x" * 400},
+    ]
+    text = shown({"epoch": 1, "metrics": {"loss": 0.5}, "samples": samples}, 3)
+    assert text.split("\n") == [
+        "seed 3 epoch 1: loss 0.5", "  > What?", "    Why?", "  < so", f"  = {'word ' * 59}word...",
+        "  > Who?", f"  < {'x' * 300}...",
+    ]  # fmt: skip
 
 
 def test_samples_of_every_epoch_and_before(finished, folder):
@@ -121,7 +136,7 @@ def test_samples_of_every_epoch_and_before(finished, folder):
         assert found[0]["metrics"] == run["start"]
         assert [line["metrics"] for line in found[1:]] == run["history"]
         for line in found:
-            shown = [(s["prompt"], s["reference"]) for s in line["samples"]]
+            pairs = [(s["prompt"], s["reference"]) for s in line["samples"]]
             assert shown == [(e.text, e.reference) for e in held_out]
         texts = [[sample["text"] for sample in line["samples"]] for line in found]
         assert texts[0] != texts[2]  # it learns
