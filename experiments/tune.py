@@ -55,7 +55,9 @@ def table(result: dict[str, Any]) -> str:
         )
     for name, value in result["test"].items():
         spread = f" ±{100 * shown(value['std']):.2f}" if len(value["values"]) > 1 else ""
-        lines.append(f"  {name:12s} {100 * shown(value['mean']):.2f}{spread} % of the answers are right")
+        lines.append(
+            f"  {name:12s} {100 * shown(value['mean']):.2f}{spread} % of the answers are right"
+        )
     lines += [f"  {name:12s} missing: {why}" for name, why in result["missing"].items()]
     lines += [f"  note on {name}: {text}" for name, text in result["notes"].items() if text]
     lines.append(f"  {parameters_text(result)}")

@@ -112,7 +112,7 @@ class SampledRun(Run):
 
 
 def shown(line: dict[str, Any], seed: int) -> str:
-    """A line of the file for a person to read: prompts (>), texts (<), and references (=) where there are any."""
+    """A line of the file for a person to read: prompts (>), texts (<), references (=) if there are any."""
     metrics = ", ".join(f"{name} {value:.4g}" for name, value in line["metrics"].items())
     parts = [f"seed {seed} epoch {line['epoch']}: {metrics}"]
     for each in line["samples"]:

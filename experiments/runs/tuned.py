@@ -20,6 +20,7 @@ from lora_jax.adapters import Adapter, adapter_folder, attach, load_adapter
 from lora_jax.data import tokenizers
 from lora_jax.data.chat_templates import ChatTemplate
 from lora_jax.data.conversations import SYSTEM, USER, Message
+from lora_jax.data.end_tokens import end_tokens
 from lora_jax.data.formats import Format
 from lora_jax.data.special_tokens import SpecialIds, in_prompts, special_ids
 from lora_jax.decoding.sampling import Sampling
@@ -126,7 +127,11 @@ class Tuned:
             self.form, self.tokenizer, "", data["chat_template"]
         )
         self.format: Format = tune_format.make(
-            self.form, self.tokenizer, data["separator"], self._template
+            self.form,
+            self.tokenizer,
+            data["separator"],
+            self._template,
+            end_tokens(folder, config.vocab_size),
         )
         self._check_system(system)
         adapter = _adapter(origin.adapter)

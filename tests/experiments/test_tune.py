@@ -137,7 +137,7 @@ def test_samples_of_every_epoch_and_before(finished, folder):
         assert [line["metrics"] for line in found[1:]] == run["history"]
         for line in found:
             pairs = [(s["prompt"], s["reference"]) for s in line["samples"]]
-            assert shown == [(e.text, e.reference) for e in held_out]
+            assert pairs == [(e.text, e.reference) for e in held_out]
         texts = [[sample["text"] for sample in line["samples"]] for line in found]
         assert texts[0] != texts[2]  # it learns
 
