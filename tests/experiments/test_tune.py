@@ -16,7 +16,7 @@ from pyarrow import parquet
 
 from configs import record
 from configs.sweep.common import sweep_config
-from configs.tune import small, smollm2
+from configs.tune import common, small, smollm2
 from experiments import tune
 from experiments.report import records
 from experiments.runs.record import check_converged
@@ -26,6 +26,7 @@ from experiments.runs.tune_data import Columns, read_splits, split
 from experiments.runs.tuned import of_run
 from experiments.sweep.__main__ import write_report
 from experiments.sweep.local import run_sweep
+from lora_jax import methods
 from lora_jax.adapters import load_adapter
 from lora_jax.data.conversations import Example, Message
 from lora_jax.errors import DivergedError, InputError
@@ -305,6 +306,24 @@ def test_other_methods_tune_too(config, tmp_path, method):
     result = tune.tune(values, tmp_path / "run")
     assert load_adapter(tmp_path / "run/adapter").method.name == method == result["method"]
     assert len(lines(tmp_path / "run/seed_0/answers.jsonl")) == 4
+
+
+def test_words_behind_a_config_are_data_and_method():
+    plain, both = smollm2.get_config(), smollm2.get_config("gsm8k,full")
+    assert plain.to_dict() == smollm2.get_config("lora").to_dict()
+    assert both.to_dict() == smollm2.get_config("full,gsm8k").to_dict()
+    assert both.method.to_dict() == {"name": "full"} and both.metric == "last_number"
+    assert both.learning_rate < plain.learning_rate == smollm2.get_config("dora").learning_rate
+    for make in (smollm2, small):
+        for name in common.METHODS:
+            made = make.get_config(name)
+            assert methods.create(**made.method.to_dict()) and made.learning_rate > 0
+    with pytest.raises(
+        ValueError, match="unknown data or method 'lroa' in 'gsm8k,lroa'; known are"
+    ):
+        smollm2.get_config("gsm8k,lroa")
+    with pytest.raises(ValueError, match="two of a kind"):
+        small.get_config("lora,full")
 
 
 REFUSED = [
