@@ -8,8 +8,8 @@
         --config.data.train=FOLDER/instruction-data.json
 
 Behind the colon: the form of the data, see configs/tune/common.py; without it the columns `prompt` and
-`completion`. The method too, `small.py:full` or `small.py:gsm8k,dora`. GPT-2 has no chat template, so a prompt
-and its completion are texts, one behind the other.
+`completion`. The method too, `small.py:full` or `small.py:gsm8k,dora`. GPT-2 has no chat template, so a
+prompt and its completion are texts, one behind the other.
 """
 
 from configs.nlg.small import LEARNING_RATE, METHODS
