@@ -141,7 +141,9 @@ def test_errors_and_bits_of_nf4(form, error, bits):
     assert form.bits(1024, 4096) == pytest.approx(bits, rel=1e-3)
 
 
-@pytest.mark.parametrize(("form", "bits"), [(Ggml("Q8_0"), 8.5), (Int8(), 8.03125), (Int8(64), 8.5)])
+@pytest.mark.parametrize(
+    ("form", "bits"), [(Ggml("Q8_0"), 8.5), (Int8(), 8.03125), (Int8(64), 8.5)]
+)
 def test_errors_of_integers_are_those_of_rounding(form, bits):
     rows = np.random.default_rng(1).normal(size=(256, 1024)).astype(np.float32)
     arrays = form.pack(rows)

@@ -149,9 +149,7 @@ def test_methods_that_would_train_packed_weights_are_refused(model):
 
 def test_packed_arrays_keep_their_types_and_never_train(model):
     quantised = lora_jax.quantise(model, "all-linear", "q4_0")
-    trainer = AdaptedModel(
-        quantised, lora_jax.lora("all-linear", rank=2), dtype="bfloat16"
-    )
+    trainer = AdaptedModel(quantised, lora_jax.lora("all-linear", rank=2), dtype="bfloat16")
     kinds = {path: value.dtype for path, value in trainer.frozen.items()}
     assert kinds["out/kernel/scale"] == jnp.float16 and kinds["out/kernel/codes"] == jnp.uint8
     assert kinds["out/bias"] == jnp.bfloat16
