@@ -156,6 +156,9 @@ _BEAMS: Fields = {
         Whole(least=0, most=1000), "size of the n-grams that may not occur twice; 0 allows all"
     ),
     "decode.max_tokens": Field(Whole(most=2**16), "of a continuation"),
+    "decode.layers_apart": Field(
+        Flag(), "steps without a scan over layers: on CPUs faster, and longer to compile"
+    ),
     "decode.batch_size": Field(Whole(most=10_000), "prompts, each with `beams` continuations"),
 }
 DATA_TO_TEXT: Fields = {
