@@ -14,7 +14,7 @@ from flax import nnx
 
 from lora_jax import surgery
 from lora_jax.errors import InputError
-from lora_jax.methods.targets import ALL_LINEAR
+from lora_jax.low_rank.targets import ALL_LINEAR
 from lora_jax.models.gguf_files import GgufFiles
 from lora_jax.models.model_files import AnyFiles
 from lora_jax.models.parts import FLOAT, STORED
