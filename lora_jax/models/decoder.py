@@ -79,16 +79,35 @@ class Decoder(nnx.Module):
           columns: its column.
           key: switches dropout on.
         """
+        return self.logits(self.hidden(inputs, rows, columns, key=key))
+
+    def hidden(
+        self,
+        inputs: Inputs,
+        rows: Int[Array | np.ndarray, "*n"],
+        columns: Int[Array | np.ndarray, "*n"],
+        *,
+        key: DropoutKey = None,
+    ) -> Float[Array, "*n embd"]:
+        """What the blocks give for each requested token: `logits` makes its logits of it.
+
+        Args:
+          inputs: packed token rows.
+          rows: row of each requested token; its last axis is shared out over the devices of a mesh.
+          columns: its column.
+          key: switches dropout on.
+        """
         embeddings_key, layers_key = split_key(key, 2)
         tokens, segments, positions = (jnp.asarray(field) for field in inputs[:3])
         length = tokens.shape[1]
         same = segments[:, :, None] == segments[:, None, :]
         context = self.context(tokens, positions, same & jnp.tril(jnp.ones((length, length), bool)))
         x = self.embed(tokens, positions, embeddings_key)
-        hidden = self.layers(x, context, key=layers_key)
-        return self._logits(constrain(hidden[rows, columns], "batch", "width"))
+        hidden = self.layers(x, context, key=layers_key)[rows, columns]
+        return constrain(hidden, *[None] * (hidden.ndim - 2), "batch", "width")
 
-    def _logits(self, hidden: Float[Array, "n ... embd"]) -> Float[Array, "n ... vocab"]:
+    def logits(self, hidden: Float[Array, "n ... embd"]) -> Float[Array, "n ... vocab"]:
+        """Logits (float32) from what the blocks give: the last norm and the output embedding."""
         logits = self.output_logits(self.norm(hidden))
         return constrain(logits, "batch", *[None] * (logits.ndim - 2), "logits")
 
@@ -126,7 +145,7 @@ class Decoder(nnx.Module):
         x, prompt = self.layers.prefill(self.embed(prompts, positions), context)
         cache = empty_cache(prompt, lengths, beams, steps)
         last = jnp.take_along_axis(x, (lengths - 1)[:, None, None], axis=1)[:, 0]
-        return self._logits(last), cache
+        return self.logits(last), cache
 
     def decode_step(
         self, tokens: Int[Array | np.ndarray, "n beams"], cache: Cache
@@ -139,4 +158,4 @@ class Decoder(nnx.Module):
         """
         x = self.embed(tokens, cache.lengths[:, None] + jnp.full_like(tokens, cache.step))
         x, new = self.layers.decode_step(x, cache)
-        return self._logits(x), cache.extended(new)
+        return self.logits(x), cache.extended(new)

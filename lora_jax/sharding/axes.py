@@ -9,6 +9,7 @@ to. Nothing else knows how a model is sharded.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
@@ -131,6 +132,12 @@ def constrain(x: Array, *axes: str | None) -> Array:
         return x
     constrained: Array = jax.lax.with_sharding_constraint(x, spec(axes, mesh.axis_names))
     return constrained
+
+
+def ways(axis: str) -> int:
+    """Number of parts into which a program splits this logical axis; 1 outside a program for a mesh."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return math.prod(mesh.shape[part] for part in RULES[axis] if part in mesh.axis_names)
 
 
 def constrain_parameters(state: _State) -> _State:
