@@ -79,7 +79,8 @@ class Decoder(nnx.Module):
           columns: its column.
           key: switches dropout on.
         """
-        return self.logits(self.hidden(inputs, rows, columns, key=key))
+        hidden = self.hidden(inputs, rows, columns, key=key)
+        return self._logits(constrain(hidden, "batch", "width"))
 
     def hidden(
         self,
@@ -89,11 +90,11 @@ class Decoder(nnx.Module):
         *,
         key: DropoutKey = None,
     ) -> Float[Array, "*n embd"]:
-        """What the blocks give for each requested token: `logits` makes its logits of it.
+        """What the blocks give for each requested token, of which `logits` makes its logits.
 
         Args:
           inputs: packed token rows.
-          rows: row of each requested token; its last axis is shared out over the devices of a mesh.
+          rows: row of each requested token.
           columns: its column.
           key: switches dropout on.
         """
@@ -103,12 +104,15 @@ class Decoder(nnx.Module):
         same = segments[:, :, None] == segments[:, None, :]
         context = self.context(tokens, positions, same & jnp.tril(jnp.ones((length, length), bool)))
         x = self.embed(tokens, positions, embeddings_key)
-        hidden = self.layers(x, context, key=layers_key)[rows, columns]
-        return constrain(hidden, *[None] * (hidden.ndim - 2), "batch", "width")
+        hidden: Array = self.layers(x, context, key=layers_key)[rows, columns]
+        return hidden
 
-    def logits(self, hidden: Float[Array, "n ... embd"]) -> Float[Array, "n ... vocab"]:
+    def logits(self, hidden: Float[Array, "... embd"]) -> Float[Array, "... vocab"]:
         """Logits (float32) from what the blocks give: the last norm and the output embedding."""
-        logits = self.output_logits(self.norm(hidden))
+        return self.output_logits(self.norm(hidden))
+
+    def _logits(self, hidden: Float[Array, "n ... embd"]) -> Float[Array, "n ... vocab"]:
+        logits = self.logits(hidden)
         return constrain(logits, "batch", *[None] * (logits.ndim - 2), "logits")
 
     def prefill(
@@ -145,7 +149,7 @@ class Decoder(nnx.Module):
         x, prompt = self.layers.prefill(self.embed(prompts, positions), context)
         cache = empty_cache(prompt, lengths, beams, steps)
         last = jnp.take_along_axis(x, (lengths - 1)[:, None, None], axis=1)[:, 0]
-        return self.logits(last), cache
+        return self._logits(last), cache
 
     def decode_step(
         self, tokens: Int[Array | np.ndarray, "n beams"], cache: Cache
@@ -158,4 +162,4 @@ class Decoder(nnx.Module):
         """
         x = self.embed(tokens, cache.lengths[:, None] + jnp.full_like(tokens, cache.step))
         x, new = self.layers.decode_step(x, cache)
-        return self.logits(x), cache.extended(new)
+        return self._logits(x), cache.extended(new)

@@ -134,10 +134,22 @@ def constrain(x: Array, *axes: str | None) -> Array:
     return constrained
 
 
-def ways(axis: str) -> int:
-    """Number of parts into which a program splits this logical axis; 1 outside a program for a mesh."""
+def split_over(axis: str) -> tuple[str, ...]:
+    """The mesh axes over which a program splits this logical axis; () outside one for a mesh."""
     mesh = jax.sharding.get_abstract_mesh()
-    return math.prod(mesh.shape[part] for part in RULES[axis] if part in mesh.axis_names)
+    return tuple(part for part in RULES[axis] if part in mesh.axis_names)
+
+
+def ways(axis: str) -> int:
+    """Number of parts into which a program splits this logical axis."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return math.prod(mesh.shape[part] for part in split_over(axis))
+
+
+def gathered(axes: Axes) -> Axes:
+    """The axes of a parameter that every share of a batch has whole: not split as batches are."""
+    batch = set(RULES["batch"])
+    return tuple(None if axis is None or batch & set(RULES[axis]) else axis for axis in axes)
 
 
 def constrain_parameters(state: _State) -> _State:

@@ -26,7 +26,7 @@ from jaxtyping import Array, Float, Int
 
 from lora_jax.data.batch import Batch
 from lora_jax.models.decoder import Decoder
-from lora_jax.sharding.axes import ways
+from lora_jax.sharding.axes import Axes, constrain, gathered, names, split_over, ways
 from lora_jax.state import is_key
 
 _VALUES = 2**25  # of the logits of a chunk on each device: 128 MiB in float32
@@ -97,11 +97,17 @@ def cross_entropies(
 
 
 class _Slots(NamedTuple):
-    """What a scan goes over; the slots that are added to those of a batch have weight 0."""
+    """What a scan goes over; the slots that are added to those of a batch have weight 0.
 
-    hidden: Float[Array, "chunks size width"]
-    weights: Float[Array, "chunks size"]
-    labels: Int[Array, "chunks size"]
+    Each share is one device's part of a chunk, where a mesh splits batches.
+    """
+
+    hidden: Float[Array, "chunks shares size width"]
+    weights: Float[Array, "chunks shares size"]
+    labels: Int[Array, "chunks shares size"]
+
+
+_SLOTS = len(_Slots._fields)
 
 
 class _Parts(NamedTuple):
@@ -116,35 +122,51 @@ def _parts(
     """The loss of a decoder in chunks; None where there is one only."""
     if not isinstance(model, Decoder):
         return None
-    slots = batch.labels.shape[0]
+    slots, shares = batch.labels.shape[0], ways("batch")
     count, size = chunk_shape(slots, model.config.vocab_size, chunk)
     if count == 1:
         return None
 
     def split(part: Any) -> Array:
-        return jnp.pad(jnp.asarray(part), (0, count * size - slots)).reshape(count, size)
+        padded = jnp.pad(jnp.asarray(part), (0, count * size - slots))
+        return padded.reshape(count, shares, size // shares)
 
     hidden = model.hidden(batch.inputs, split(batch.rows), split(batch.columns), key=key)
+    hidden = constrain(hidden, None, "batch", None, "width")
     head, values = _head_of(model, hidden, smoothing)
     return _Parts(head, _Slots(hidden, split(batch.weights), split(batch.labels)), values)
 
 
 def _head_of(
-    model: Decoder, hidden: Float[Array, "chunks size width"], smoothing: float
+    model: Decoder, hidden: Float[Array, "chunks shares size width"], smoothing: float
 ) -> tuple[_Head, list[Array]]:
-    """A model's head for chunks of this shape, and the values of the model that it reads."""
+    """A model's head for parts of this shape, and the values of the model that it reads."""
     structure, state = nnx.split(model)
     leaves, tree = jax.tree.flatten(state)
+    places = [axes for leaf in jax.tree.leaves(state, is_leaf=_is_variable) for axes in _axes(leaf)]
 
     def logits(leaves: list[Array], hidden: Array) -> Array:
         return nnx.merge(structure, jax.tree.unflatten(tree, leaves)).logits(hidden)
 
-    chunk = jax.ShapeDtypeStruct(hidden.shape[1:], hidden.dtype)
-    traced = jax.make_jaxpr(logits)(leaves, chunk)
+    part = jax.ShapeDtypeStruct(hidden.shape[2:], hidden.dtype)
+    traced = jax.make_jaxpr(logits)(leaves, part)
     keep = [False] * len(leaves) + [True]
     live, used = partial_eval.dce_jaxpr(traced.jaxpr, [True], keep)
     function = core.jaxpr_as_fun(core.ClosedJaxpr(live, traced.consts))
-    return _Head(function, smoothing), [v for v, read in zip(leaves, used, strict=False) if read]
+    read = [i for i in range(len(leaves)) if used[i]]
+    head = _Head(function, tuple(places[i] for i in read), smoothing)
+    return head, [jnp.asarray(leaves[i]) for i in read]
+
+
+def _is_variable(leaf: Any) -> bool:
+    return isinstance(leaf, nnx.Variable)
+
+
+def _axes(leaf: Any) -> list[Axes]:
+    """How the arrays of a leaf are split while a batch is computed."""
+    arrays = jax.tree.leaves(leaf)
+    one = _is_variable(leaf) and len(arrays) == 1 and not is_key(arrays[0])
+    return [gathered(names(leaf)) if one else ()] * len(arrays)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,33 +174,42 @@ class _Head:
     """What makes logits of hidden states, as a function of the values that it reads.
 
     Attributes:
-      logits: of the values and the hidden states of a chunk.
+      logits: of the values and the hidden states of a part.
+      places: logical axes of the values, as they are split in the scan: gathered once, before it.
       smoothing: label smoothing of the loss.
     """
 
     logits: Callable[..., Sequence[Array]]
+    places: tuple[Axes, ...]
     smoothing: float
 
-    def of_chunk(self, number: Array, slots: _Slots, values: Sequence[Array]) -> Array:
-        """Weighted losses. Random keys are folded with the chunk's number: each drops its own values."""
+    def gathered(self, values: Sequence[Array]) -> list[Array]:
+        """The values, on every device what it reads for its part of a chunk."""
+        return [
+            constrain(value, *place) if place else value
+            for value, place in zip(values, self.places, strict=True)
+        ]
+
+    def of_part(self, number: Array, slots: _Slots, values: Sequence[Array]) -> Array:
+        """Weighted losses. Random keys are folded with the part's number: each drops its own values."""
         own = [jax.random.fold_in(v, number) if is_key(v) else v for v in values]
-        logits = self.logits(*own, slots.hidden)[0]
+        logits = constrain(self.logits(*own, slots.hidden)[0], None, "logits")
         return cross_entropies(logits, slots.labels, self.smoothing) * slots.weights
 
     def of_all(
         self, hidden: Array, weights: Array, labels: Array, values: Sequence[Array]
     ) -> Array:
-        """Weighted losses (chunks, size)."""
-        of_chunk = jax.checkpoint(lambda number, slots: self.of_chunk(number, slots, values))
-        chunks = jnp.arange(hidden.shape[0]), _Slots(hidden, weights, labels)
-        return jax.lax.map(lambda chunk: of_chunk(*chunk), chunks)
+        """Weighted losses (chunks, shares, size)."""
+        values, slots = self.gathered(values), _Slots(hidden, weights, labels)
+        of_chunk = _by_shares(lambda number, slots: self.of_part(number, slots, values), (0, 0))
+        return jax.lax.map(lambda chunk: jax.checkpoint(of_chunk)(*chunk), (_numbers(slots), slots))
 
     def total(self, *inputs: Array) -> Array:
         """The sum of the losses, of hidden states, weights, labels, and the values that are read."""
 
         @jax.custom_jvp
         def total(*inputs: Array) -> Array:
-            return jnp.sum(self.of_all(*inputs[:3], inputs[3:]))
+            return jnp.sum(self.of_all(*inputs[:_SLOTS], inputs[_SLOTS:]))
 
         @functools.partial(total.defjvp, symbolic_zeros=True)
         def derivative(inputs: tuple[Array, ...], tangents: tuple[Any, ...]) -> tuple[Any, Any]:
@@ -195,32 +226,51 @@ class _Head:
     def with_gradients(
         self, inputs: tuple[Array, ...], varying: list[int]
     ) -> tuple[Array, dict[int, Array]]:
-        """The sum, and its gradients with respect to the inputs at the places `varying`."""
-        count = len(_Slots._fields)
-        chunks, values = _Slots(*inputs[:count]), inputs[count:]
+        """The sum, and its gradients with respect to the inputs at the places `varying`.
+
+        Each share sums its own gradients of the values; the shares are added once, after the scan.
+        """
+        slots, values = _Slots(*inputs[:_SLOTS]), self.gathered(inputs[_SLOTS:])
 
         def loss(number: Array, *inputs: Array) -> Array:
-            return jnp.sum(self.of_chunk(number, _Slots(*inputs[:count]), inputs[count:]))
+            return jnp.sum(self.of_part(number, _Slots(*inputs[:_SLOTS]), inputs[_SLOTS:]))
 
-        differentiated = jax.value_and_grad(loss, argnums=[1 + i for i in varying])
+        differentiated = _by_shares(
+            jax.value_and_grad(loss, argnums=[1 + i for i in varying]),
+            (0, *[0] * _SLOTS, *[None] * len(values)),
+        )
 
-        def counted(sums: Any, number: Array, chunk: _Slots) -> tuple[Any, dict[int, Array]]:
-            value, found = differentiated(number, *chunk, *values)
+        def counted(sums: Any, numbers: Array, chunk: _Slots) -> tuple[Any, dict[int, Array]]:
+            value, found = differentiated(numbers, *chunk, *values)
             gradients = dict(zip(varying, found, strict=True))
-            own = {i: gradients.pop(i) for i in varying if i < count}
+            own = {i: gradients.pop(i) for i in varying if i < _SLOTS}
             return jax.tree.map(jnp.add, sums, (value, gradients)), own
 
-        def unused(sums: Any, number: Array, chunk: _Slots) -> tuple[Any, dict[int, Array]]:
-            return sums, {i: jnp.zeros_like(chunk[i]) for i in varying if i < count}
+        def unused(sums: Any, numbers: Array, chunk: _Slots) -> tuple[Any, dict[int, Array]]:
+            return sums, {i: jnp.zeros_like(chunk[i]) for i in varying if i < _SLOTS}
 
         def step(sums: Any, numbered: tuple[Array, _Slots]) -> tuple[Any, dict[int, Array]]:
             # Slots without an output are the last ones of a batch, at times a chunk or more.
             some = jnp.any(numbered[1].weights != 0)
             return jax.lax.cond(some, counted, unused, sums, *numbered)
 
-        wide = lambda like: jnp.promote_types(like.dtype, jnp.float32)  # noqa: E731
-        zeros = {i: jnp.zeros(inputs[i].shape, wide(inputs[i])) for i in varying if i >= count}
-        start = jnp.zeros((), wide(chunks.weights)), zeros
-        numbered = jnp.arange(chunks.labels.shape[0]), chunks
-        (value, sums), own = jax.lax.scan(step, start, numbered)
-        return value, {**own, **sums}
+        def zeros(value: Array, place: Axes) -> Array:
+            wide = jnp.promote_types(value.dtype, jnp.float32)
+            empty = jnp.zeros((slots.labels.shape[1], *value.shape), wide)
+            return constrain(empty, "batch", *place) if place else empty
+
+        of_values = {i: zeros(inputs[i], self.places[i - _SLOTS]) for i in varying if i >= _SLOTS}
+        start = zeros(jnp.zeros((), slots.weights.dtype), ()), of_values
+        sums, own = jax.lax.scan(step, start, (_numbers(slots), slots))
+        value, gradients = jax.tree.map(lambda shares: jnp.sum(shares, axis=0), sums)
+        return value, {**own, **gradients}
+
+
+def _by_shares(function: Callable[..., Any], in_axes: tuple[int | None, ...]) -> Callable[..., Any]:
+    """The function for all shares of a chunk, each on its own devices."""
+    return jax.vmap(function, in_axes, spmd_axis_name=split_over("batch") or None)
+
+
+def _numbers(slots: _Slots) -> Int[Array, "chunks shares"]:
+    """One for every part."""
+    return jnp.arange(slots.labels[..., 0].size).reshape(slots.labels.shape[:2])
