@@ -49,7 +49,7 @@ def losses(
     if parts is None:
         logits = model(batch.inputs, batch.rows, batch.columns, key=key)  # type: ignore[operator]
         return cross_entropies(logits, jnp.asarray(batch.labels), smoothing) * batch.weights
-    every = parts.head.of_all(*parts.slots, parts.values)
+    every = parts.head.of_all(parts.slots, parts.values)
     return every.reshape(-1)[: batch.labels.shape[0]]
 
 
@@ -196,32 +196,33 @@ class _Head:
         logits = constrain(self.logits(*own, slots.hidden)[0], None, "logits")
         return cross_entropies(logits, slots.labels, self.smoothing) * slots.weights
 
-    def of_all(
-        self, hidden: Array, weights: Array, labels: Array, values: Sequence[Array]
-    ) -> Array:
+    def of_all(self, slots: _Slots, values: Sequence[Array]) -> Array:
         """Weighted losses (chunks, shares, size)."""
-        values, slots = self.gathered(values), _Slots(hidden, weights, labels)
+        values = self.gathered(values)
         of_chunk = _by_shares(lambda number, slots: self.of_part(number, slots, values), (0, 0))
-        return jax.lax.map(lambda chunk: jax.checkpoint(of_chunk)(*chunk), (_numbers(slots), slots))
+        of_chunk = jax.checkpoint(of_chunk)
+        every: Array = jax.lax.map(lambda chunk: of_chunk(*chunk), (_numbers(slots), slots))
+        return every
 
     def total(self, *inputs: Array) -> Array:
         """The sum of the losses, of hidden states, weights, labels, and the values that are read."""
 
         @jax.custom_jvp
         def total(*inputs: Array) -> Array:
-            return jnp.sum(self.of_all(*inputs[:_SLOTS], inputs[_SLOTS:]))
+            return jnp.sum(self.of_all(_Slots(*inputs[:_SLOTS]), inputs[_SLOTS:]))
 
         @functools.partial(total.defjvp, symbolic_zeros=True)
         def derivative(inputs: tuple[Array, ...], tangents: tuple[Any, ...]) -> tuple[Any, Any]:
             varying = [i for i, t in enumerate(tangents) if not isinstance(t, SymbolicZero)]
             value, gradients = self.with_gradients(inputs, varying)
-            changes = [
+            changes = (
                 jnp.sum(gradients[i].astype(jnp.float32) * tangents[i].astype(jnp.float32))
                 for i in varying
-            ]
-            return value, sum(changes).astype(value.dtype)
+            )
+            return value, sum(changes, jnp.zeros_like(value))
 
-        return total(*inputs)
+        result: Array = total(*inputs)
+        return result
 
     def with_gradients(
         self, inputs: tuple[Array, ...], varying: list[int]
@@ -252,7 +253,10 @@ class _Head:
         def step(sums: Any, numbered: tuple[Array, _Slots]) -> tuple[Any, dict[int, Array]]:
             # Slots without an output are the last ones of a batch, at times a chunk or more.
             some = jnp.any(numbered[1].weights != 0)
-            return jax.lax.cond(some, counted, unused, sums, *numbered)
+            result: tuple[Any, dict[int, Array]] = jax.lax.cond(
+                some, counted, unused, sums, *numbered
+            )
+            return result
 
         def zeros(value: Array, place: Axes) -> Array:
             wide = jnp.promote_types(value.dtype, jnp.float32)
