@@ -210,7 +210,8 @@ def test_memory_with_a_frozen_table(optimised, tied):
     plain, chunked = (compiled_memory(model, "frozen", 2048, chunk) for chunk in (ALL, 64))
     assert plain >= 2048 * words * 4
     assert chunked <= 0.05 * plain
-    assert compiled_memory(model, "full", 2048, 64) >= chunked + words * width * 4
+    if tied:
+        assert compiled_memory(model, "full", 2048, 64) >= chunked + words * width * 4
 
 
 def test_flops_are_those_of_the_plain_loss():
