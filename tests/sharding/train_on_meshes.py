@@ -128,7 +128,7 @@ def train(name: str, method: lora_jax.Method, mesh: jax.sharding.Mesh, form: str
     tx = optimizer.adamw(
         {p: labels[p] for p in trainable}, 1e-2, weight_decay=0.1, max_grad_norm=1.0, accumulate=2
     )
-    loss = step.classification_loss if name == "roberta" else step.completion_loss(0.1)
+    loss = step.classification_loss if name == "roberta" else step.completion_loss(0.1, chunk=64)
     train_step = step.make_train_step(structure, loss, tx, placement, trainable)
     placed, frozen = placement.put(trainable), placement.put(frozen)
     wanted = [leaf.sharding for leaf in jax.tree.leaves(placed)]
