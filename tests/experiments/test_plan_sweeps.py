@@ -9,10 +9,10 @@ import jax
 import pytest
 
 from configs.pod import gpt2_large_sweep, gpt3_175b_sweep
-from experiments.pod_plan import abstract_step, tables
-from experiments.pod_plan.figures import StepFigures
-from experiments.pod_plan.planner import Planner
-from experiments.pod_plan.report import report, runs_of, search
+from experiments.plan import abstract_step, tables
+from experiments.plan.figures import StepFigures
+from experiments.plan.planner import Planner
+from experiments.plan.report import report, runs_of, search
 from lora_jax import methods
 from lora_jax.costs import compiled
 from lora_jax.models import gpt2

@@ -11,10 +11,10 @@ import pytest
 from jax.sharding import Mesh
 
 from configs.pod import gpt2_large_lora, gpt3_175b_lora, roberta_large_lora
-from experiments.pod_plan import abstract_step, tables
-from experiments.pod_plan.figures import StepFigures
-from experiments.pod_plan.planner import Planner
-from experiments.pod_plan.report import report, search
+from experiments.plan import abstract_step, tables
+from experiments.plan.figures import StepFigures
+from experiments.plan.planner import Planner
+from experiments.plan.report import report, search
 from lora_jax import methods
 from lora_jax.costs import chips, compiled
 from lora_jax.models import encoder
