@@ -30,7 +30,7 @@ def plan_config(
     """All fields of a plan.
 
     Args:
-      size: name of a model in `models.encoder.SIZES` or `models.gpt2.SIZES`.
+      size: name of a model in the SIZES of `models.encoder`, `models.gpt2` or `models.llama_sizes`.
       method: compared with full fine-tuning.
       mesh: sizes of the mesh's axes; one may be -1. The axis `run` splits the runs of a sweep.
       rows, length: rows of a run's batch over all devices, and tokens per row.
@@ -50,7 +50,8 @@ def plan_config(
         {
             **training_fields(),
             "base_dtype": "bfloat16",
-            "model": {"size": size, "remat": remat, "unroll": 1},
+            # Attention "cudnn": of decoders of the Llama kind, on GPUs.
+            "model": {"size": size, "remat": remat, "unroll": 1, "attention": "xla"},
             "method": dict(method),
             "mesh": {"run": 1, **mesh},
             "runs": runs,

@@ -2,12 +2,13 @@
 
     python -m experiments.plan --config=configs/plan/decoder_lora.py:llama-2-7b --topology=rtx4090:1
     python -m experiments.plan --config=configs/plan/decoder_lora.py:llama-3.1-8b --topology=h100:8 --search
-    python -m experiments.plan --config=configs/plan/decoder_lora.py:qwen2.5-7b --topology=v5e:2x4 --config.rows=8
+    python -m experiments.plan --config=configs/plan/decoder_lora.py --topology=v5e:2x4 --config.rows=8
 
-The argument is the name of a decoder: GPT-2, Llama, Mistral, Qwen, Gemma, SmolLM2 (`experiments.parameters
---models=all` lists them). r = 64 on the seven matrices of every layer as in QLoRA (Dettmers et al. 2023,
-appendix B.2), one row of 2,048 tokens, every token predicted, the layers recomputed in the backward pass. The base is split over the devices of a host; `--config.mesh.data=-1 --config.mesh.fsdp=1`
-copies it to each.
+The argument is the name of a decoder: GPT-2, Llama, Mistral, Qwen, Gemma, SmolLM2
+(`experiments.parameters --models=all` lists them). r = 64 on the seven matrices of every layer as in QLoRA
+(Dettmers et al. 2023, appendix B.2), one row of 2,048 tokens, every token predicted, the layers recomputed
+in the backward pass. The base is split over the devices of a host, which needs a row for each; with
+`--config.mesh.data=-1 --config.mesh.fsdp=1` each has a copy.
 """
 
 from configs.plan.common import ConfigDict, plan_config

@@ -62,6 +62,9 @@ if __name__ == "__main__":
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # for libtpu where there is no TPU
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     os.environ.setdefault(WITHOUT_DRIVER, "1")  # for JAX's plugin for CUDA where there is no GPU
+    os.environ.setdefault(
+        "TF_CPP_MIN_LOG_LEVEL", "3"
+    )  # XLA's words on what does not fit; the table says it
     _CONFIG = config_flags.DEFINE_config_file("config", None, "Plan.")
     _TOPOLOGY = flags.DEFINE_string("topology", None, "TPUs or GPUs, such as v5p:4x4x4 or h100:8.")
     _SEARCH = flags.DEFINE_bool("search", False, "Try meshes, batch sizes and numbers of runs.")

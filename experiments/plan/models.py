@@ -28,7 +28,7 @@ def model_config(config: ConfigDict, base_dtype: str) -> AnyConfig:
       base_dtype: type of computation.
 
     Raises:
-      ValueError: no such model.
+      ValueError: no such model, or it lacks a setting.
     """
     sizes, name = _sizes(), config.model.size
     if name not in sizes:
@@ -36,6 +36,8 @@ def model_config(config: ConfigDict, base_dtype: str) -> AnyConfig:
         meant = f". Did you mean {near[0]!r}?" if near else ""
         raise InputError(f"unknown model {name[:100]!r}; known are {sorted(sizes)}{meant}")
     settings = {k: v for k, v in config.model.items() if k != "size"}
+    if not hasattr(sizes[name], "attention") and settings.pop("attention", "xla") != "xla":
+        raise InputError(f"config.model.attention: {name} has attention of xla only")
     return dataclasses.replace(sizes[name], compute_dtype=base_dtype, **settings)
 
 
