@@ -22,6 +22,14 @@ import contextlib
 import os
 from pathlib import Path
 
+for _name, _value in {
+    "TPU_SKIP_MDS_QUERY": "1",  # for libtpu where there is no TPU
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+    "JAX_SKIP_CUDA_CONSTRAINTS_CHECK": "1",  # for JAX's plugin for CUDA where there is no driver
+    "TF_CPP_MIN_LOG_LEVEL": "3",  # XLA's words on what does not fit: the table says it
+}.items():
+    os.environ.setdefault(_name, _value)
+
 import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
@@ -35,7 +43,6 @@ from experiments.runs import command_line
 from experiments.runs.fields import OPEN, PLAN, check_config
 from experiments.runs.folder import check_place
 from lora_jax import locking
-from lora_jax.costs.topologies import WITHOUT_DRIVER
 
 
 def main(_: list[str]) -> None:
@@ -59,12 +66,6 @@ def main(_: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # for libtpu where there is no TPU
-    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
-    os.environ.setdefault(WITHOUT_DRIVER, "1")  # for JAX's plugin for CUDA where there is no GPU
-    os.environ.setdefault(
-        "TF_CPP_MIN_LOG_LEVEL", "3"
-    )  # XLA's words on what does not fit; the table says it
     _CONFIG = config_flags.DEFINE_config_file("config", None, "Plan.")
     _TOPOLOGY = flags.DEFINE_string("topology", None, "TPUs or GPUs, such as v5p:4x4x4 or h100:8.")
     _SEARCH = flags.DEFINE_bool("search", False, "Try meshes, batch sizes and numbers of runs.")

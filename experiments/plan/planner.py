@@ -27,6 +27,7 @@ from lora_jax.sharding.mesh import AXES, RUN, make_mesh, shares
 
 # Fields of a config that are not of a step, or (the last three) only of a sweep's.
 _NOT_OF_STEP = ("mesh", "verify", "search", "runs", "orders", "single_mesh")
+_NO_BFLOAT16 = "Unsupported algorithm on the current device(s): ALG_DOT_BF16"  # XLA's words
 _LOG = logging.getLogger(__name__)
 
 
@@ -121,7 +122,15 @@ class Planner:
         self, variant: Variant, mesh: Mesh, sizes: dict[str, int], rows: int, runs: int
     ) -> StepFigures:
         step = self._step(variant, mesh, rows, runs)
-        needs = compiled.needs(step.function, step.arguments, self.chip)
+        try:
+            needs = compiled.needs(step.function, step.arguments, self.chip)
+        except jax.errors.JaxRuntimeError as error:
+            if _NO_BFLOAT16 not in str(error):
+                raise
+            raise InputError(
+                f"{self.chip.name} cannot multiply in {variant.base_dtype}, and the program would not "
+                "compile there either: set config.base_dtype=float32"
+            ) from error
         count = len(self.devices)
         return StepFigures(
             topology=self.topology,
