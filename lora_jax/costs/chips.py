@@ -116,8 +116,10 @@ def by_name(name: str) -> Chip:
         if chip.name == name:
             return chip
     names = [chip.name for chip in CHIPS]
-    near = difflib.get_close_matches(name.lower()[:100], names, 1)
-    meant = f" Did you mean {near[0]!r}?" if near else ""
+    given = name.lower()[:100]
+    near = [known for known in names if given and known.startswith(given)]
+    near = near or difflib.get_close_matches(given, names, 1)
+    meant = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
     raise InputError(f"unknown chip {name[:100]!r}; known chips are {names}.{meant}")
 
 

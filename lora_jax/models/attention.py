@@ -61,8 +61,8 @@ def attend(
       rate: dropout rate of the attention weights.
       key: random key of that dropout; None switches it off.
       scores: how products of queries and keys become scores.
-      kernel: by whom it is computed; "cudnn" takes 16-bit types, an even length, and neither a cap nor
-        dropout. Programs for other devices than GPUs are those of "xla".
+      kernel: by whom it is computed; "cudnn" takes 16-bit types. With a cap, with dropout, for an odd
+        length and for other devices than GPUs it is XLA.
     """
     if scores.cap is None and (key is None or rate == 0):
         return _without_dropout(q, k, v, mask, scores, kernel)
@@ -92,7 +92,8 @@ def _without_dropout(
         )
 
     # Without JAX's plugin for CUDA there is no program for GPUs, and no cuDNN to ask for its version.
-    if kernel == "xla" or not any(map(importlib.util.find_spec, _CUDA_PLUGINS)):
+    plugin = any(map(importlib.util.find_spec, _CUDA_PLUGINS))
+    if kernel == "xla" or q.shape[1] % 2 or not plugin:
         return by("xla")
     mixed: jax.Array = jax.lax.platform_dependent(
         cuda=lambda: by("cudnn"), default=lambda: by("xla")
