@@ -91,7 +91,10 @@ def devices(topology: str) -> list[jax.Device]:
     try:
         description = topologies.get_topology_desc(**given)
     except (jax.errors.JaxRuntimeError, ValueError, RuntimeError) as error:
-        raise InputError(f"topology {topology!r} is not one of {chip.name}: {error}") from error
+        hint = f"; the plugin must be of jax's version, {jax.__version__}" if is_gpu(chip) else ""
+        raise InputError(
+            f"topology {topology!r} is not one of {chip.name}: {error}{hint}"
+        ) from error
     return list(description.devices)
 
 
