@@ -7,8 +7,9 @@
 The argument is the name of a decoder: GPT-2, Llama, Mistral, Qwen, Gemma, SmolLM2
 (`experiments.parameters --models=all` lists them). r = 64 on the seven matrices of every layer as in QLoRA
 (Dettmers et al. 2023, appendix B.2), one row of 2,048 tokens, every token predicted, the layers recomputed
-in the backward pass; over a base in bfloat16 and over one in NF4 (QLoRA), beside full fine-tuning. The base is split over the devices of a host, which needs a row for each; with
-`--config.mesh.data=-1 --config.mesh.fsdp=1` each has a copy.
+in the backward pass; over a base in bfloat16 and over one in NF4 (QLoRA), beside full fine-tuning. The base
+is split over the devices of a host, which needs a row for each; with `--config.mesh.data=-1
+--config.mesh.fsdp=1` each has a copy.
 """
 
 from configs.plan.common import ConfigDict, plan_config
