@@ -48,6 +48,19 @@ def write_bytes(path: Path, content: bytes) -> None:
     Raises:
       OSError: the disk is full, or the like; it names the file.
     """
+    write_pieces(path, [content])
+
+
+def write_pieces(path: Path, pieces: Iterable[bytes | memoryview]) -> None:
+    """The same for a file whose parts are made one after the other, and never are in memory together.
+
+    Args:
+      path: of the file.
+      pieces: its content; what they raise leaves no file.
+
+    Raises:
+      OSError: the disk is full, or the like; it names the file.
+    """
     if not is_main():
         return
     check_writable(path)
@@ -55,7 +68,9 @@ def write_bytes(path: Path, content: bytes) -> None:
         raise FileError(path, "", "a folder", "a file, or nothing", OTHER_PLACE)
     beside = path.with_name(f".{path.name}.{platform.node()}.{os.getpid()}")
     try:
-        beside.write_bytes(content)
+        with beside.open("wb") as file:
+            for piece in pieces:
+                file.write(piece)
         beside.replace(path)
     except BaseException as error:
         with contextlib.suppress(OSError):

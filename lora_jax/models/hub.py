@@ -274,7 +274,23 @@ def save_decoder(folder: str | os.PathLike[str], model: Decoder, **settings: Any
       ValueError: a method inserted something or cut the layers, which published files have no place
         for.
     """
-    params = partition.parameters(model)
+    check_plain(model)
+    architecture = ARCHITECTURES[model.config.architecture]
+    assert architecture.published is not None
+    tensors = to_published(partition.parameters(model), architecture.layout)
+    config = architecture.published(model.config)
+    folder = Path(folder)
+    make_folder(folder)
+    write_bytes(folder / "model.safetensors", save(tensors, {"format": "pt"}))
+    text = to_json({**config, **settings}) + "\n"
+    write_bytes(folder / "config.json", text.encode())
+
+
+def check_plain(model: Decoder) -> None:
+    """Raises InputError for a model that published files have no place for.
+
+    A method inserted something or cut the layers, or layers are quantised.
+    """
     modules = {"/".join(map(str, path)): module for path, module in nnx.iter_modules(model)}
     foreign = [path for path, m in modules.items() if isinstance(m, Inserted | SplitStack)]
     if foreign:
@@ -287,12 +303,3 @@ def save_decoder(folder: str | os.PathLike[str], model: Decoder, **settings: Any
             f"{quantised[0]} is quantised; lora_jax.dequantise(model) makes a model of floating-point "
             "numbers of it, which can be saved"
         )
-    architecture = ARCHITECTURES[model.config.architecture]
-    assert architecture.published is not None
-    tensors = to_published(params, architecture.layout)
-    config = architecture.published(model.config)
-    folder = Path(folder)
-    make_folder(folder)
-    write_bytes(folder / "model.safetensors", save(tensors, {"format": "pt"}))
-    text = to_json({**config, **settings}) + "\n"
-    write_bytes(folder / "config.json", text.encode())
