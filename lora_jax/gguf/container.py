@@ -183,8 +183,9 @@ def _alignment(head: Head, found: Value) -> int:
 
 def is_alignment(value: Value) -> bool:
     """Whether tensors can start at multiples of so many bytes: a power of two, not too large."""
-    whole = isinstance(value, int) and not isinstance(value, bool)
-    return whole and 1 <= value <= _MOST_ALIGNMENT and not value & (value - 1)
+    if isinstance(value, bool) or not isinstance(value, int):
+        return False
+    return 1 <= value <= _MOST_ALIGNMENT and not value & (value - 1)
 
 
 def _entry(head: Head, where: str, alignment: int) -> Entry:

@@ -161,7 +161,7 @@ def published_tensors(
         part = leaf.reshape(layout.published_shape(path, leaf.shape))
         return np.ascontiguousarray(part.T if transpose else part)
 
-    tensors = {}
+    tensors: dict[str, Callable[[], np.ndarray]] = {}
     for path, value in params.items():
         template, transpose = layout.source(path)
         stacked = "{}" in template
