@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -110,7 +110,13 @@ def _kind(name: str, entry: Entry, type: str) -> Kind:
     return KINDS[NUMBERS[type.upper()]]
 
 
-def save(path: Path, model: Decoder, base: Path, type: str = STORED) -> list[Written]:
+def save(
+    path: Path,
+    model: Decoder,
+    base: Path,
+    type: str = STORED,
+    values: Mapping[str, Value] | None = None,
+) -> list[Written]:
     """Writes a model of floating-point numbers as a GGUF file, whole or not at all.
 
     Args:
@@ -119,6 +125,7 @@ def save(path: Path, model: Decoder, base: Path, type: str = STORED) -> list[Wri
       base: the GGUF file of its base.
       type: of its matrices, see `TYPES`; `stored` takes those of the base, tensor by tensor. Tables keep
         the base's type where `type` is a packed one.
+      values: of the metadata, that replace those of the base.
 
     Returns:
       What became of each tensor.
@@ -131,8 +138,8 @@ def save(path: Path, model: Decoder, base: Path, type: str = STORED) -> list[Wri
     check_plain(model)
     files = GgufFiles(base)
     architecture = ARCHITECTURES[model.config.architecture]
-    values = published_tensors(partition.parameters(model), architecture.layout)
-    _check_same(files, model, set(values))
+    made = published_tensors(partition.parameters(model), architecture.layout)
+    _check_same(files, model, set(made))
     report: list[Written] = []
     tensors, names = {}, files.published()
     for name, entry in files.container.tensors.items():
@@ -140,9 +147,10 @@ def save(path: Path, model: Decoder, base: Path, type: str = STORED) -> list[Wri
         if published is None:  # factors of rotary periods
             tensors[name] = copied(files.container, name)
             continue
-        one = _One(files, name, published, _kind(name, entry, type), values[published], report)
+        one = _One(files, name, published, _kind(name, entry, type), made[published], report)
         tensors[name] = Tensor(kind=one.kind, shape=entry.shape, data=one.pieces)
     metadata = _metadata(files.container, type, [tensor.kind for tensor in tensors.values()])
+    metadata |= values or {}
     write_pieces(path, encoded(metadata, tensors, files.container.value_types))
     return report
 
