@@ -48,7 +48,9 @@ def write_bytes(path: Path, content: bytes) -> None:
     Raises:
       OSError: the disk is full, or the like; it names the file.
     """
-    write_pieces(path, [content])
+    with _whole(path) as beside:
+        if beside:
+            beside.write_bytes(content)
 
 
 def write_pieces(path: Path, pieces: Iterable[bytes | memoryview]) -> None:
@@ -61,16 +63,25 @@ def write_pieces(path: Path, pieces: Iterable[bytes | memoryview]) -> None:
     Raises:
       OSError: the disk is full, or the like; it names the file.
     """
+    with _whole(path) as beside:
+        if beside:
+            with beside.open("wb") as file:
+                for piece in pieces:
+                    file.write(piece)
+
+
+@contextlib.contextmanager
+def _whole(path: Path) -> Iterator[Path | None]:
+    """Gives a new file, which takes the place of `path` at the end; None but on the first process."""
     if not is_main():
+        yield None
         return
     check_writable(path)
     if path.is_dir():
         raise FileError(path, "", "a folder", "a file, or nothing", OTHER_PLACE)
     beside = path.with_name(f".{path.name}.{platform.node()}.{os.getpid()}")
     try:
-        with beside.open("wb") as file:
-            for piece in pieces:
-                file.write(piece)
+        yield beside
         beside.replace(path)
     except BaseException as error:
         with contextlib.suppress(OSError):
