@@ -21,6 +21,7 @@ from lora_jax.models.gguf_export import STORED, Written
 from lora_jax.models.places import find
 from lora_jax.quantisation.registry import FORMATS
 
+_ENOUGH = 0.9  # of what an adapter changed
 DTYPES = ("float32", "bfloat16", "float16")
 # Beside a model's weights and config.json, for what reads the folder.
 _BESIDE = (*FILES, "tokenizer.model", "chat_template.jinja", "generation_config.json")
@@ -56,9 +57,11 @@ def to_gguf(output: Path, *, run: str, adapter: str, model: str, type: str) -> l
     written = gguf_export.save(output, merged.load(source), source.folder, type, own)
     lines = [f"{output}: {merged.described(source)}", *table(written), *_template_note(source)]
     if any(not one.same and one.kind.lower() in FORMATS for one in written):
+        lines.append("packing the merged weights was another quantisation, with the errors above")
+    if (kept := _kept(written)) is not None and kept < _ENOUGH:
         lines.append(
-            "packing the merged weights was another quantisation, with the errors above; --type=f16 has "
-            "none of them"
+            f"{kept:.0%} of what the adapter changed is left in this file: it is finer than the steps of "
+            "these types. --type=f16 keeps it"
         )
     if type == STORED and all(one.same for one in written):
         lines.append("every tensor is the base's, byte by byte")
@@ -70,9 +73,7 @@ def table(written: Sequence[Written]) -> list[str]:
     groups: dict[tuple[str, str], list[Written]] = {}
     for one in written:
         groups.setdefault((one.group, one.kind), []).append(one)
-    lines = [
-        "tensors                           type   number  copied  change of base  rounding error"
-    ]
+    lines = [f"{'tensors':<32}  type   number  copied  change of base  of it kept  rounding error"]
     for (name, kind), members in groups.items():
         lines.append(_row(name, kind, members))
     return [*lines, _row("all", "", written)]
@@ -80,10 +81,25 @@ def table(written: Sequence[Written]) -> list[str]:
 
 def _row(name: str, kind: str, members: Sequence[Written]) -> str:
     copied = sum(one.same for one in members)
-    figures = [_relative((one.changes, one.squares) for one in members)]
-    figures.append(_relative((one.errors, one.squares) for one in members))
-    shown = "".join(f"{figure:16.6f}" if figure else f"{0:>16}" for figure in figures)
-    return f"{name:<32}  {kind:<6} {len(members):>6}  {copied:>6}{shown}"
+    kept = _kept(members)
+    change, error = (
+        _relative((getattr(one, name), one.squares) for one in members)
+        for name in ("changes", "errors")
+    )
+    return (
+        f"{name:<32}  {kind:<6} {len(members):>6}  {copied:>6}  {_figure(change):>14}  "
+        f"{'' if kept is None else f'{kept:.1%}':>10}  {_figure(error):>14}"
+    )
+
+
+def _figure(value: float) -> str:
+    return f"{value:.6f}" if value else "0"
+
+
+def _kept(members: Sequence[Written]) -> float | None:
+    """The share of the change of the base that is in the file; None if there is no change."""
+    changes = sum(one.changes for one in members)
+    return sum(one.kept for one in members) / changes if changes else None
 
 
 def _relative(pairs: Iterable[tuple[float, float]]) -> float:

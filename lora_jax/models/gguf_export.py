@@ -56,6 +56,8 @@ class Written:
       same: whether it is the base's, byte by byte.
       squares: sum of the squares of the model's values.
       changes: of their differences from those of the base.
+      kept: inner product of these with the differences that are in the file: as large as `changes` where
+        packing loses nothing of them, and 0 where it rounds all back to the base's values.
       errors: of the differences of what is in the file from them.
     """
 
@@ -65,6 +67,7 @@ class Written:
     same: bool
     squares: float
     changes: float
+    kept: float
     errors: float
 
     @property
@@ -202,18 +205,20 @@ class _One:
             )
         before = self.files.read([self.published], np.float32)[self.published]
         same = self.kind == entry.kind and np.array_equal(before, values)
-        errors = 0.0
+        errors = kept = 0.0
         if same:
             yield from copied(self.files.container, self.name).data()
         else:
             stored = self.files.as_stored(self.published, values)
             raw = self._packed(stored)
             yield raw
-            errors = _squares(blocks.dequantise(self.kind.name, raw).reshape(stored.shape) - stored)
+            found = blocks.dequantise(self.kind.name, raw).reshape(stored.shape)
+            was = self.files.as_stored(self.published, before)
+            errors, kept = _squares(found - stored), _product(found - was, stored - was)
         self.report.append(
             Written(
                 name=self.name, kind=self.kind.name, size=values.size, same=same, errors=errors,
-                squares=_squares(values), changes=_squares(values - before),
+                squares=_squares(values), changes=_squares(values - before), kept=kept,
             )
         )  # fmt: skip
 
@@ -241,5 +246,9 @@ class _One:
 
 def _squares(values: np.ndarray) -> float:
     """The sum of the squares."""
-    flat = values.astype(np.float64).ravel()
-    return float(flat @ flat)
+    return _product(values, values)
+
+
+def _product(one: np.ndarray, other: np.ndarray) -> float:
+    """The sum of the products."""
+    return float(np.vdot(one.astype(np.float64), other.astype(np.float64)))

@@ -108,7 +108,11 @@ def test_tensors_are_packed_as_the_gguf_package_packs_them(bases, tmp_path, type
     model = changed(read(base))
     report = {one.name: one for one in save(path, model, base, type)}
     save(tmp_path / "full.gguf", model, base, "f32")
-    full = {t.name: t.data for t in gguf.GGUFReader(tmp_path / "full.gguf").tensors}
+    save(tmp_path / "before.gguf", read(base), base, "f32")
+    full, before = (
+        {t.name: t.data for t in gguf.GGUFReader(tmp_path / f"{name}.gguf").tensors}
+        for name in ("full", "before")
+    )
     found, whole = raw(path), 0.0
     assert list(found) == list(Container(base).tensors)
     for name, (kind, data) in found.items():
@@ -124,6 +128,12 @@ def test_tensors_are_packed_as_the_gguf_package_packs_them(bases, tmp_path, type
         np.testing.assert_array_equal(data, packed.reshape(-1).view(np.uint8), err_msg=name)
         error = gguf.quants.dequantize(packed, wanted).astype(np.float64) - values
         assert report[name].errors == pytest.approx(np.sum(error**2), rel=1e-6)
+        change = values - before[name]
+        kept = np.vdot((error + change).astype(np.float64), change)
+        assert report[name].kept == pytest.approx(kept, rel=1e-3)
+        assert report[name].changes == pytest.approx(
+            np.sum(change.astype(np.float64) ** 2), rel=1e-4
+        )
         whole += np.sum(error**2)
     assert whole > 0
     metadata = Container(path).metadata
