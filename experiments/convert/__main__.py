@@ -4,7 +4,7 @@
     python -m experiments.convert to_hugging_face --run=DIR --output=DIR [--dtype=float32|bfloat16|float16]
 
 merge the adapter of a finished run of experiments.tune into its base (--adapter=DIR and --model=NAME instead
-of --run for others; --model=NAME alone for a model as it is). A GGUF file takes its metadata and its
+of --run for others; --model=NAME alone for a model as it is). A GGUF file takes metadata and
 tokenizer from the base, which must be a GGUF file itself; `stored` is the types of the base's tensors.
 
     python -m experiments.convert from_loralib --checkpoint=roberta_base_lora_mnli.bin --alpha=16 \\
