@@ -48,14 +48,40 @@ def write_bytes(path: Path, content: bytes) -> None:
     Raises:
       OSError: the disk is full, or the like; it names the file.
     """
+    with _whole(path) as beside:
+        if beside:
+            beside.write_bytes(content)
+
+
+def write_pieces(path: Path, pieces: Iterable[bytes | memoryview]) -> None:
+    """The same for a file whose parts are made one after the other, and never are in memory together.
+
+    Args:
+      path: of the file.
+      pieces: its content; what they raise leaves no file.
+
+    Raises:
+      OSError: the disk is full, or the like; it names the file.
+    """
+    with _whole(path) as beside:
+        if beside:
+            with beside.open("wb") as file:
+                for piece in pieces:
+                    file.write(piece)
+
+
+@contextlib.contextmanager
+def _whole(path: Path) -> Iterator[Path | None]:
+    """Gives a new file, which takes the place of `path` at the end; None but on the first process."""
     if not is_main():
+        yield None
         return
     check_writable(path)
     if path.is_dir():
         raise FileError(path, "", "a folder", "a file, or nothing", OTHER_PLACE)
     beside = path.with_name(f".{path.name}.{platform.node()}.{os.getpid()}")
     try:
-        beside.write_bytes(content)
+        yield beside
         beside.replace(path)
     except BaseException as error:
         with contextlib.suppress(OSError):

@@ -1,4 +1,11 @@
-"""Converts adapters from and to the checkpoints of loralib, the code of the paper's authors.
+"""Converts: adapters from and to loralib, and tuned models for llama.cpp and transformers.
+
+    python -m experiments.convert to_gguf --run=DIR --output=FILE.gguf [--type=stored|f16|q8_0|...]
+    python -m experiments.convert to_hugging_face --run=DIR --output=DIR [--dtype=float32|bfloat16|float16]
+
+merge the adapter of a finished run of experiments.tune into its base (--adapter=DIR and --model=NAME instead
+of --run for others; --model=NAME alone for a model as it is). A GGUF file takes metadata and
+tokenizer from the base, which must be a GGUF file itself; `stored` is the types of the base's tensors.
 
     python -m experiments.convert from_loralib --checkpoint=roberta_base_lora_mnli.bin --alpha=16 \\
         --model=roberta-base --output=DIR
@@ -21,9 +28,11 @@ from pathlib import Path
 
 from absl import app, flags
 
+from experiments.convert.exports import DTYPES, to_gguf, to_hugging_face
 from experiments.convert.loralib import from_loralib, to_loralib
 from experiments.runs import command_line
 from lora_jax.errors import InputError
+from lora_jax.models.gguf_export import STORED, TYPES
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -47,23 +56,41 @@ def main(arguments: Sequence[str]) -> None:
             for name, layer in settings.items():
                 kind = "MergedLinear" if "enable_lora" in layer else "Linear"
                 print(f"  {name}: {kind}({', '.join(f'{k}={v}' for k, v in layer.items())})")
+        elif command in ("to_gguf", "to_hugging_face") and FLAGS.output:
+            for line in _exported(command):
+                print(line)
         else:
             raise InputError(
-                "give one of two commands: from_loralib --checkpoint=FILE --alpha=NUMBER "
-                "--output=DIR, or to_loralib --adapter=DIR --output=FILE"
+                "give one of four commands: from_loralib --checkpoint=FILE --alpha=NUMBER "
+                "--output=DIR, to_loralib --adapter=DIR --output=FILE, to_gguf --run=DIR "
+                "--output=FILE.gguf, or to_hugging_face --run=DIR --output=DIR"
             )
+
+
+def _exported(command: str) -> list[str]:
+    """Merges and writes a model; what was written, in lines."""
+    output = Path(FLAGS.output)
+    names = {name: getattr(FLAGS, name) or "" for name in ("run", "adapter", "model")}
+    if command == "to_gguf":
+        return to_gguf(output, type=FLAGS.type, **names)
+    return to_hugging_face(output, dtype=FLAGS.dtype, **names)
 
 
 if __name__ == "__main__":
     FLAGS = flags.FLAGS
     flags.DEFINE_string("checkpoint", None, "from_loralib: the state dict to convert.")
-    flags.DEFINE_string("output", None, "The adapter folder or state dict file to write.")
-    flags.DEFINE_string("model", None, "from_loralib: folder or hub name of the base.")
+    flags.DEFINE_string("output", None, "The folder or file to write.")
+    flags.DEFINE_string("model", None, "Folder, GGUF file, package:NAME or hub name of the base.")
     flags.DEFINE_float("alpha", None, "from_loralib: lora_alpha of the run.")
     flags.DEFINE_float("dropout", 0.0, "from_loralib: lora_dropout of the run.")
     flags.DEFINE_list("parts", ["q", "v"], "from_loralib: the adapted parts of GPT-2's c_attn.")
     flags.DEFINE_boolean("ignore_base", False, "from_loralib: leave out base weights.")
-    flags.DEFINE_string("adapter", None, "to_loralib: adapter or run folder.")
+    flags.DEFINE_string("adapter", None, "Adapter or run folder.")
+    flags.DEFINE_string(
+        "run", None, "to_gguf, to_hugging_face: folder of a run of experiments.tune."
+    )
+    flags.DEFINE_string("type", STORED, f"to_gguf: {', '.join(TYPES)}.")
+    flags.DEFINE_enum("dtype", "float32", DTYPES, "to_hugging_face: type of the weights.")
     flags.DEFINE_string("architecture", None, "to_loralib: roberta, bert or gpt2.")
     flags.DEFINE_string("prefix", "", "to_loralib: text before every key, for example module.")
     app.run(main, flags_parser=command_line.parse_flags)

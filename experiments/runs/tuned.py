@@ -116,7 +116,7 @@ class Tuned:
         folder = hub.find(origin.model)
         adapter = _adapter(origin.adapter)
         config = hub.read_decoder_config(folder, base_format=origins.base_format(adapter))
-        _check(origin, {"model": hub.digest(folder), "tokenizer": tokenizers.digest(folder)})
+        check_unchanged(origin, folder)
         self.tokenizer: PreTrainedTokenizerBase = tokenizers.load_tokenizer(
             folder, tokenizers.DECODER, config.vocab_size
         )
@@ -243,8 +243,16 @@ def _model(folder: Path, config: AnyDecoderConfig, adapter: Adapter | None, name
     return model
 
 
-def _check(origin: Origin, here: inputs.Inputs) -> None:
-    """Raises InputError if a run was made from another model or tokenizer than those of this name now."""
+def check_unchanged(origin: Origin, folder: Path) -> None:
+    """Raises InputError if a run was made from another model or tokenizer than those of this name now.
+
+    Args:
+      origin: of the run.
+      folder: of the model.
+    """
+    if not origin.made_from:
+        return
+    here: inputs.Inputs = {"model": hub.digest(folder), "tokenizer": tokenizers.digest(folder)}
     differing = [k for k, v in here.items() if origin.made_from.get(k, v) != v]
     if differing:
         raise InputError(

@@ -18,12 +18,13 @@ from lora_jax.gguf.kinds import KINDS, Kind
 from lora_jax.reading import AGAIN, check_file, named
 
 SUFFIX = ".gguf"
-_MAGIC = b"GGUF"
 _OLD = (b"lmgg", b"tjgg", b"fmgg", b"algg", b"GGML", b"ggml", b"ggjt", b"ggmf", b"ggla")
 _CONVERT = "Convert the model again with llama.cpp's convert_hf_to_gguf.py"
 _MOST_VALUES = 2**40  # of a tensor
+ALIGNMENT, USUAL_ALIGNMENT = "general.alignment", 32  # its key; bytes without it
+MAGIC, VERSIONS = b"GGUF", (2, 3)
+DIMENSIONS = 4  # ggml's GGML_MAX_DIMS
 _MOST_ALIGNMENT = 2**20
-_DIMENSIONS = 4  # ggml's GGML_MAX_DIMS
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -57,6 +58,7 @@ class Container:
     Attributes:
       path: of the file.
       metadata: values by key, in the order of the file.
+      value_types: numbers of their types in the file, of which some share one here.
       tensors: by name, in the order of the file.
     """
 
@@ -74,7 +76,9 @@ class Container:
             with path.open("rb", buffering=2**20) as file:
                 head = Head(path, file, size)
                 tensors, keys = _counts(head)
-                self.metadata = _metadata(head, keys)
+                typed = _metadata(head, keys)
+                self.metadata = {key: value for key, (_, value) in typed.items()}
+                self.value_types = {key: kind for key, (kind, _) in typed.items()}
                 self.tensors = _tensors(head, tensors, self.metadata)
         except OSError as error:
             raise named(error, path) from error
@@ -115,15 +119,15 @@ def _counts(head: Head) -> tuple[int, int]:
     magic = head.take(min(4, head.size), "the first bytes")
     if magic in _OLD:
         raise head.error("the first bytes", f"an old GGML file ({magic!r})", "GGUF", _CONVERT)
-    if magic != _MAGIC:
-        raise head.error("the first bytes", repr(magic), repr(_MAGIC))
+    if magic != MAGIC:
+        raise head.error("the first bytes", repr(magic), repr(MAGIC))
     version = head.number("<I", "the version")
     if version and version & 0xFFFF == 0:
         raise head.error(
             "the version", "big-endian byte order", "little-endian",
             f"{_CONVERT}, without --bigendian",
         )  # fmt: skip
-    if version not in (2, 3):
+    if version not in VERSIONS:
         raise head.error("the version", f"{version}", "2 or 3", _CONVERT)
     tensors = head.number("<Q", "the number of tensors")
     keys = head.number("<Q", "the number of keys")
@@ -132,8 +136,8 @@ def _counts(head: Head) -> tuple[int, int]:
     return tensors, keys
 
 
-def _metadata(head: Head, count: int) -> dict[str, Value]:
-    values: dict[str, Value] = {}
+def _metadata(head: Head, count: int) -> dict[str, tuple[int, Value]]:
+    values: dict[str, tuple[int, Value]] = {}
     for number in range(count):
         key = head.text(f"the key of value {number}", MOST_NAME)
         if key in values:
@@ -144,7 +148,7 @@ def _metadata(head: Head, count: int) -> dict[str, Value]:
 
 def _tensors(head: Head, count: int, metadata: dict[str, Value]) -> dict[str, Entry]:
     """The entries of the tensors, whose bytes lie inside the file and do not overlap."""
-    alignment = _alignment(head, metadata.get("general.alignment", 32))
+    alignment = _alignment(head, metadata.get(ALIGNMENT, USUAL_ALIGNMENT))
     entries: dict[str, Entry] = {}
     for number in range(count):
         name = head.text(f"the name of tensor {number}", MOST_NAME)
@@ -171,21 +175,24 @@ def _tensors(head: Head, count: int, metadata: dict[str, Value]) -> dict[str, En
 
 def _alignment(head: Head, found: Value) -> int:
     """Bytes of which every tensor starts at a multiple."""
-    if (
-        isinstance(found, bool)
-        or not isinstance(found, int)
-        or not 1 <= found <= _MOST_ALIGNMENT
-        or found & (found - 1)
-    ):
-        raise head.error("general.alignment", brief(found, 40), "a power of two")
+    if not is_alignment(found):
+        raise head.error(ALIGNMENT, brief(found, 40), "a power of two")
+    assert isinstance(found, int)
     return found
+
+
+def is_alignment(value: Value) -> bool:
+    """Whether tensors can start at multiples of so many bytes: a power of two, not too large."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        return False
+    return 1 <= value <= _MOST_ALIGNMENT and not value & (value - 1)
 
 
 def _entry(head: Head, where: str, alignment: int) -> Entry:
     """A tensor's entry; its start is as the file has it, from the first byte of all tensors on."""
     dimensions = head.number("<I", where)
-    if not 1 <= dimensions <= _DIMENSIONS:
-        raise head.error(where, f"{dimensions} axes", f"1 to {_DIMENSIONS}")
+    if not 1 <= dimensions <= DIMENSIONS:
+        raise head.error(where, f"{dimensions} axes", f"1 to {DIMENSIONS}")
     sizes = [head.number("<Q", where) for _ in range(dimensions)]
     if not 0 < math.prod(sizes) <= _MOST_VALUES:
         raise head.error(where, f"the shape {sizes}"[:80], f"1 to 2**40 values, got {sizes}"[:80])

@@ -21,11 +21,11 @@ MOST_TEXT = 2**26  # bytes of a string; a chat template has some thousands
 MOST_NAME = 2**16  # bytes of a key or of a tensor's name
 
 # The types of values in the metadata, by their number: NumPy's name of those with a fixed size.
-_FIXED = {
+FIXED = {
     0: "<u1", 1: "<i1", 2: "<u2", 3: "<i2", 4: "<u4", 5: "<i4", 6: "<f4", 7: "?", 10: "<u8",
     11: "<i8", 12: "<f8",
 }  # fmt: skip
-_STRING, _ARRAY = 8, 9
+BOOL, STRING, ARRAY = 7, 8, 9
 
 Value = bool | int | float | str | list[str] | np.ndarray
 
@@ -87,23 +87,25 @@ class Head:
         except UnicodeDecodeError as error:
             raise self.error(where, "bytes that are not UTF-8", "UTF-8 text") from error
 
-    def value(self, where: str) -> Value:
+    def value(self, where: str) -> tuple[int, Value]:
         """A value of the metadata, with its type before it.
 
         Returns:
-          A number, a string, a list of strings, or an array of numbers.
+          The number of the type; a number, a string, a list of strings, or an array of numbers.
 
         Raises:
           FileError: an unknown type, an array of arrays, or more than the file has room for.
         """
         kind = self.number("<I", where)
-        if kind == _ARRAY:
-            return self._array(where)
-        return self.text(where) if kind == _STRING else self._numbers(kind, 1, where)[0].item()
+        if kind == ARRAY:
+            return kind, self._array(where)
+        if kind == STRING:
+            return kind, self.text(where)
+        return kind, self._numbers(kind, 1, where)[0].item()
 
     def _array(self, where: str) -> list[str] | np.ndarray:
         kind, count = self.number("<I", where), self.number("<Q", where)
-        if kind != _STRING:
+        if kind != STRING:
             return self._numbers(kind, count, where)
         self.check_room(8 * count, where)
         self._strings += count
@@ -135,12 +137,12 @@ class Head:
         return texts
 
     def _numbers(self, kind: int, count: int, where: str) -> np.ndarray:
-        if kind not in _FIXED:
-            what = "an array of arrays" if kind == _ARRAY else f"type {kind}"
+        if kind not in FIXED:
+            what = "an array of arrays" if kind == ARRAY else f"type {kind}"
             raise self.error(where, what, "a number, a string, or an array of them")
-        dtype: np.dtype[Any] = np.dtype(_FIXED[kind])
+        dtype: np.dtype[Any] = np.dtype(FIXED[kind])
         self.check_room(dtype.itemsize * count, where)
         data = self.take(dtype.itemsize * count, where)
-        if kind == 7 and data.strip(b"\0\1"):
+        if kind == BOOL and data.strip(b"\0\1"):
             raise self.error(where, "a byte other than 0 and 1", "true or false")
         return np.frombuffer(data, dtype)

@@ -57,3 +57,4 @@ KINDS: Mapping[int, Kind] = {
     40: Kind("NVFP4", 64, 36),
     41: Kind("Q1_0", 128, 18),
 }
+NUMBERS: Mapping[str, int] = {kind.name: number for number, kind in KINDS.items()}

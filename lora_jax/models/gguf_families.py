@@ -123,3 +123,9 @@ def halves(rows: np.ndarray, heads: int) -> np.ndarray:
     """
     pairs = rows.reshape(heads, -1, 2, *rows.shape[1:])
     return pairs.swapaxes(1, 2).reshape(rows.shape)
+
+
+def neighbours(rows: np.ndarray, heads: int) -> np.ndarray:
+    """Rows of queries or keys in llama.cpp's order, from transformers': the inverse of `halves`."""
+    pairs = rows.reshape(heads, 2, -1, *rows.shape[1:])
+    return pairs.swapaxes(1, 2).reshape(rows.shape)

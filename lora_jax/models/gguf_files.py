@@ -14,7 +14,7 @@ from lora_jax.errors import FileError
 from lora_jax.gguf import blocks
 from lora_jax.gguf.container import Container
 from lora_jax.models import gguf_config
-from lora_jax.models.gguf_families import ROPE_FACTORS, halves
+from lora_jax.models.gguf_families import ROPE_FACTORS, halves, neighbours
 
 _AT_ONCE = 2**18  # values that are unpacked at once: they fit a processor's cache
 _OTHER_TYPE = (
@@ -27,6 +27,7 @@ class GgufFiles:
 
     Attributes:
       folder: the file.
+      container: what the file holds, by llama.cpp's names.
       shapes: of every tensor, (out, in) of a matrix.
     """
 
@@ -38,48 +39,64 @@ class GgufFiles:
             not implemented, or with a tensor that the architecture does not have.
         """
         self.folder = path
-        self._file = Container(path)
-        architecture, self._family = gguf_config.family_of(self._file)
-        config = gguf_config.from_container(self._file)
+        self.container = Container(path)
+        architecture, self._family = gguf_config.family_of(self.container)
+        config = gguf_config.from_container(self.container)
         self._heads = {
             "self_attn.q_proj": config.get("num_attention_heads", int),
             "self_attn.k_proj": config.get("num_key_value_heads", int),
         }
         self._stored: dict[str, str] = {}
-        for name in self._file.tensors:
+        for name in self.container.tensors:
             if name == ROPE_FACTORS and self._family.permuted:
                 continue  # the configuration has what it says
             published = self._family.published(name)
             if published is None:
-                raise self._file.error(
+                raise self.container.error(
                     f"tensor {name}", "this tensor", f"those of a {architecture} model",
                     "What it is for is not implemented",
                 )  # fmt: skip
             self._stored[published] = name
         self.shapes: Mapping[str, tuple[int, ...]] = {
-            name: self._file.tensors[stored].shape for name, stored in self._stored.items()
+            name: self.container.tensors[stored].shape for name, stored in self._stored.items()
         }
 
     def check_types(self, names: Collection[str]) -> None:
         """Raises FileError if one of these tensors is of a type that is not read."""
         for name in names:
-            kind = self._file.tensors[self._stored[name]].kind.name
+            kind = self.container.tensors[self._stored[name]].kind.name
             if kind not in blocks.READ:
                 raise self.error(
                     name, f"type {kind}", f"one of {', '.join(blocks.READ)}", _OTHER_TYPE
                 )
 
+    def published(self) -> dict[str, str]:
+        """transformers' names by llama.cpp's, in the order of the file."""
+        return {stored: name for name, stored in self._stored.items()}
+
+    def as_stored(self, name: str, values: np.ndarray) -> np.ndarray:
+        """The values of a tensor as the file would have them: the inverse of reading, before packing.
+
+        Args:
+          name: transformers' name of the tensor.
+          values: float32, in transformers' order.
+        """
+        if heads := self._permuted_heads(name):
+            values = neighbours(values, heads)
+        shift = self._family.shift(self._stored[name])
+        return values + np.float32(shift) if shift else values
+
     def kind(self, name: str) -> str:
         """The type of a tensor in the file."""
-        return self._file.tensors[self._stored[name]].kind.name
+        return self.container.tensors[self._stored[name]].kind.name
 
     def packed(self, name: str) -> UInt8[np.ndarray, "rows blocks size"]:
         """The blocks of a matrix in transformers' order of rows, as bytes."""
         stored = self._stored[name]
-        entry = self._file.tensors[stored]
+        entry = self.container.tensors[stored]
         if self._family.shift(stored):
             raise self.error(name, "values that are stored shifted", "values as they are")
-        raw = np.concatenate(list(self._file.blocks(stored, _AT_ONCE)))
+        raw = np.concatenate(list(self.container.blocks(stored, _AT_ONCE)))
         raw = raw.reshape(entry.shape[0], -1, entry.kind.size)
         return self._in_order(name, raw.reshape(len(raw), -1)).reshape(raw.shape)
 
@@ -96,10 +113,10 @@ class GgufFiles:
     def _value(self, name: str, dtype: np.dtype) -> np.ndarray:
         """The values of a tensor in transformers' order, unpacked a part at a time."""
         stored = self._stored[name]
-        entry, shift = self._file.tensors[stored], self._family.shift(stored)
+        entry, shift = self.container.tensors[stored], self._family.shift(stored)
         result = np.empty((entry.blocks, entry.kind.values), dtype)
         first = 0
-        for raw in self._file.blocks(stored, _AT_ONCE // entry.kind.values):
+        for raw in self.container.blocks(stored, _AT_ONCE // entry.kind.values):
             part = blocks.dequantise(entry.kind.name, raw)
             part = part - np.float32(shift) if shift else part
             into = result[first : first + len(part)]
@@ -114,13 +131,18 @@ class GgufFiles:
 
     def _in_order(self, name: str, rows: np.ndarray) -> np.ndarray:
         """The rows of a tensor in transformers' order."""
-        heads = next((n for part, n in self._heads.items() if part in name), 0)
-        if not heads or not self._family.permuted:
+        if not (heads := self._permuted_heads(name)):
             return rows
         if len(rows) % (2 * heads):
             raise self.error(name, f"{len(rows)} rows", f"pairs of rows for {heads} heads")
         return halves(rows, heads)
 
+    def _permuted_heads(self, name: str) -> int:
+        """The heads whose rows llama.cpp's converter reorders; 0 if it leaves the tensor as it is."""
+        if not self._family.permuted:
+            return 0
+        return next((n for part, n in self._heads.items() if part in name), 0)
+
     def error(self, name: str, found: str, expected: str, remedy: str = "") -> FileError:
         """The error for a tensor; give it to `raise`."""
-        return self._file.error(f"tensor {self._stored[name]}", found, expected, remedy)
+        return self.container.error(f"tensor {self._stored[name]}", found, expected, remedy)

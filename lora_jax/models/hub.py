@@ -32,11 +32,9 @@ from lora_jax.models.decoder import Decoder
 from lora_jax.models.encoder import Classifier, EncoderConfig
 from lora_jax.models.model_files import AnyFiles, open_files
 from lora_jax.models.places import find as find
-from lora_jax.models.stack import SplitStack
+from lora_jax.models.plain import check_plain
 from lora_jax.models.tensors import Plan, plan, to_published
-from lora_jax.quantisation.layers import quantised_layers
 from lora_jax.quantisation.weight import PackedWeight
-from lora_jax.surgery import Inserted
 
 HEAD = r"head/.*"
 
@@ -274,22 +272,10 @@ def save_decoder(folder: str | os.PathLike[str], model: Decoder, **settings: Any
       ValueError: a method inserted something or cut the layers, which published files have no place
         for.
     """
-    params = partition.parameters(model)
-    modules = {"/".join(map(str, path)): module for path, module in nnx.iter_modules(model)}
-    foreign = [path for path, m in modules.items() if isinstance(m, Inserted | SplitStack)]
-    if foreign:
-        raise InputError(
-            f"{sorted(foreign)[:5]} are not part of a published model: merge low-rank updates and "
-            "take other inserted modules away before saving; a model with cut layers cannot be saved"
-        )
-    if quantised := list(quantised_layers(model)):
-        raise InputError(
-            f"{quantised[0]} is quantised; lora_jax.dequantise(model) makes a model of floating-point "
-            "numbers of it, which can be saved"
-        )
+    check_plain(model)
     architecture = ARCHITECTURES[model.config.architecture]
     assert architecture.published is not None
-    tensors = to_published(params, architecture.layout)
+    tensors = to_published(partition.parameters(model), architecture.layout)
     config = architecture.published(model.config)
     folder = Path(folder)
     make_folder(folder)

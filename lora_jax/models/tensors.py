@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -148,7 +149,19 @@ def to_published(
     params: Mapping[str, jax.Array | np.ndarray], layout: Layout
 ) -> dict[str, np.ndarray]:
     """Published tensors from our leaves by path: the inverse of `Source.leaf`."""
-    tensors = {}
+    return {name: make() for name, make in published_tensors(params, layout).items()}
+
+
+def published_tensors(
+    params: Mapping[str, jax.Array | np.ndarray], layout: Layout
+) -> dict[str, Callable[[], np.ndarray]]:
+    """The same, each one to be made when it is needed."""
+
+    def make(leaf: np.ndarray, path: str, transpose: bool) -> np.ndarray:
+        part = leaf.reshape(layout.published_shape(path, leaf.shape))
+        return np.ascontiguousarray(part.T if transpose else part)
+
+    tensors: dict[str, Callable[[], np.ndarray]] = {}
     for path, value in params.items():
         template, transpose = layout.source(path)
         stacked = "{}" in template
@@ -156,8 +169,7 @@ def to_published(
         for layer, leaf in enumerate(parts):
             is_head = path.rpartition("/")[0] in layout.head
             name = ("" if is_head else layout.prefix) + template.format(layer)
-            part = leaf.reshape(layout.published_shape(path, leaf.shape))
-            tensors[name] = np.ascontiguousarray(part.T if transpose else part)
+            tensors[name] = functools.partial(make, leaf, path, transpose)
     return tensors
 
 

