@@ -138,9 +138,7 @@ def load(
     shapes, files = _shapes(config, num_outputs), open_files(folder)
     planned = _planned(files, config, shapes, with_head=head == "published")
     abstract = nnx.eval_shape(make)
-    packed = base_formats.pack(abstract, config.base_format, files, planned)
-    for weight in packed.values():
-        weight.dtype = str(jnp.dtype(dtype))
+    packed = base_formats.pack(abstract, config.base_format, files, planned, dtype)
     new = {} if head == "published" else _head(make)
     read = _values(files, planned, dtype, packed)
     frozen = dict.fromkeys(partition.parameters(abstract), partition.FROZEN)
