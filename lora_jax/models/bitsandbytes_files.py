@@ -8,14 +8,18 @@ Four bits: `x.weight`, `x.weight.absmax`, `.quant_map`, with double quantisation
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import numpy as np
 
-from lora_jax.errors import FileError, InputError
-from lora_jax.models.packed_matrices import FourBitMatrix, Int8Matrix, PackedMatrix, count_of_blocks
+from lora_jax.errors import InputError
+from lora_jax.models import config_json
+from lora_jax.models.packed_matrices import FourBitMatrix, Int8Matrix, PackedMatrix
+from lora_jax.models.packed_parts import REMEDY, Parts
+from lora_jax.models.quantization_json import quantised_bits
 from lora_jax.quantisation.four_bits import BOOKS, MAP, NESTED, FourBits
+from lora_jax.quantisation.int8 import Int8
 from lora_jax.reading import Record, as_object, parse_json
 from lora_jax.tensor_files import Tensors
 
@@ -30,7 +34,6 @@ _NESTED_KEYS = {"nested_blocksize", "nested_dtype", "nested_offset"}
 _DTYPES = ("float32", "float16", "bfloat16")
 _MOST_STATE = 2**16  # bytes of the JSON of a matrix
 _ROW = 0  # weight_format: rows as they are
-REMEDY = "Save the model again with transformers and bitsandbytes, or take it in float32, float16 or bfloat16"
 Found = tuple[dict[str, PackedMatrix], set[str]]
 
 
@@ -57,10 +60,30 @@ def find(files: Mapping[str, Tensors]) -> Found:
     small = _small(files, beside)
     matrices: dict[str, PackedMatrix] = {}
     for weight, parts in four.items():
-        matrices[weight] = _four_bits(_Parts(files, small, weight), parts)
+        matrices[weight] = _four_bits(Parts(files, small, weight), parts)
     for weight in eight:
-        matrices[weight] = _int8(_Parts(files, small, weight))
+        matrices[weight] = _int8(Parts(files, small, weight))
     return matrices, beside
+
+
+def check_config(folder: Path, bits: Collection[int]) -> None:
+    """Raises FileError if config.json says that other matrices are packed than there are.
+
+    Args:
+      folder: of the model.
+      bits: of the packed matrices in its files.
+    """
+    if not (folder / "config.json").is_file():
+        return
+    record = config_json.read(folder)
+    said = quantised_bits(record)
+    if said is not None and set(bits) != {said}:
+        there = " and ".join(f"{n} bits" for n in sorted(bits)) or "none"
+        raise record.error(
+            "quantization_config",
+            f"{said} bits",
+            f"what bitsandbytes has packed in the files: {there}",
+        )
 
 
 def _small(files: Mapping[str, Tensors], names: set[str]) -> dict[str, np.ndarray]:
@@ -77,47 +100,7 @@ def _small(files: Mapping[str, Tensors], names: set[str]) -> dict[str, np.ndarra
     return {name: value for file, some in by_file.items() for name, value in file.items(names=some)}
 
 
-class _Parts:
-    """The tensors of one matrix, which are checked as they are taken."""
-
-    def __init__(self, files: Mapping[str, Tensors], small: Mapping[str, np.ndarray], weight: str):
-        self.files, self._small, self.weight = files, small, weight
-
-    def check(self, name: str, kind: str, count: int, why: str = "") -> None:
-        """Raises FileError if a tensor is not there, or of another type or number of values."""
-        if name not in self.files:
-            beside = next(other for other in self.files if self._is_part(other))
-            raise FileError(
-                self.files[beside].path, f"tensor {name}", "nothing",
-                f"it, as there is {beside}", f"A part of a packed matrix is missing. {REMEDY}",
-            )  # fmt: skip
-        file = self.files[name]
-        shape, found = file.shapes[name], file.types[name]
-        if found != kind:
-            raise self.error(name, f"type {found}", f"{kind}{why}")
-        if int(np.prod(shape, dtype=object)) != count or len(shape) > 2:
-            raise self.error(name, f"shape {shape}", f"{count:,} values{why}")
-
-    def _is_part(self, name: str) -> bool:
-        stem = self.weight.removesuffix("weight")
-        return name.startswith(f"{self.weight}.") or name in (f"{stem}SCB", f"{stem}weight_format")
-
-    def check_map(self, name: str, numbers: np.ndarray) -> None:
-        """Raises FileError if a tensor has other numbers than these, to bitsandbytes' own tolerance."""
-        self.check(name, "F32", len(numbers))
-        if not np.allclose(self._small[name].reshape(-1), numbers, rtol=0, atol=1e-6):
-            raise self.error(name, "other numbers", "those that bitsandbytes packs with")
-
-    def small(self, name: str) -> np.ndarray:
-        """The values of a small tensor."""
-        return self._small[name].reshape(-1)
-
-    def error(self, name: str, found: str, expected: str, remedy: str = REMEDY) -> FileError:
-        """The error for a tensor; give it to `raise`."""
-        return FileError(self.files[name].path, f"tensor {name}", found, expected, remedy)
-
-
-def _four_bits(parts: _Parts, there: set[str]) -> FourBitMatrix:
+def _four_bits(parts: Parts, there: set[str]) -> FourBitMatrix:
     """The matrix of four bits that some parts beside its weight belong to."""
     weight = parts.weight
     states = sorted(part for part in there if part.startswith("quant_state."))
@@ -131,7 +114,7 @@ def _four_bits(parts: _Parts, there: set[str]) -> FourBitMatrix:
     double = "nested_absmax" in there or "nested_quant_map" in there
     form, shape = _settings(state, key.removeprefix("bitsandbytes__"), double)
     count = shape[0] * shape[1]
-    blocks = count_of_blocks(count, form.block)
+    blocks = -(-count // form.block)
     storage = (
         f", as quant_state has shape {list(shape)}; quant_storage other than uint8 is not read"
     )
@@ -141,7 +124,7 @@ def _four_bits(parts: _Parts, there: set[str]) -> FourBitMatrix:
     parts.check_map(f"{weight}.quant_map", BOOKS[form.code])
     if double:
         nested = f"{weight}.nested_absmax"
-        parts.check(nested, "F32", count_of_blocks(blocks, NESTED), scales)
+        parts.check(nested, "F32", -(-blocks // NESTED), scales)
         parts.check_map(f"{weight}.nested_quant_map", MAP)
     return FourBitMatrix(
         name=weight, files=parts.files, rows=shape[0], inputs=shape[1], format=form,
@@ -149,7 +132,7 @@ def _four_bits(parts: _Parts, there: set[str]) -> FourBitMatrix:
     )  # fmt: skip
 
 
-def _state(parts: _Parts, name: str) -> Record:
+def _state(parts: Parts, name: str) -> Record:
     """The settings of a matrix: JSON in a tensor of bytes."""
     file = parts.files[name]
     shape = file.shapes[name]
@@ -179,7 +162,8 @@ def _settings(state: Record, code: str, double: bool) -> tuple[FourBits, tuple[i
             raise state.error("nested_blocksize", str(nested), f"{NESTED}")
         if (dtype := state.get("nested_dtype", str)) != "float32":
             raise state.error("nested_dtype", repr(dtype), "'float32'")
-        state.get("nested_offset", float)
+        if abs(offset := state.get("nested_offset", float)) > np.finfo(np.float32).max:
+            raise state.error("nested_offset", repr(offset), "a number of float32")
     shape = state.get("shape", list)
     if len(shape) != 2 or any(type(n) is not int or not 0 < n < 2**31 for n in shape):
         raise state.error("shape", repr(shape)[:80], "outputs and inputs of a matrix")
@@ -190,7 +174,7 @@ def _settings(state: Record, code: str, double: bool) -> tuple[FourBits, tuple[i
         raise state.error("blocksize", str(block), str(error)) from error
 
 
-def _int8(parts: _Parts) -> Int8Matrix:
+def _int8(parts: Parts) -> Int8Matrix:
     """The matrix of LLM.int8 that some parts beside its weight belong to."""
     weight = parts.weight
     stem, files = weight.removesuffix("weight"), parts.files
@@ -206,4 +190,4 @@ def _int8(parts: _Parts) -> Int8Matrix:
             raise parts.error(
                 mark, f"{number}", f"{_ROW}, rows as they are: others are of one kind of GPU"
             )
-    return Int8Matrix(name=weight, files=files, rows=shape[0], inputs=shape[1])
+    return Int8Matrix(name=weight, files=files, rows=shape[0], inputs=shape[1], format=Int8())

@@ -7,13 +7,14 @@ that is in no list is one that transformers does not know either: it has no effe
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from lora_jax.errors import FileError, MissingFileError, brief
 from lora_jax.gguf.container import SUFFIX
 from lora_jax.models import encoder, gguf_config, gpt2
+from lora_jax.models.quantization_json import OTHER_PACKING, quantised_bits
 from lora_jax.ranges import Range
 from lora_jax.reading import Record, read_object
 
@@ -42,14 +43,9 @@ FIXED: Mapping[str, tuple[Any, ...]] = {
     "compression_config": (None, {}),
 }
 
-_OTHER_PACKING = (
-    "Quantised bases are read as bitsandbytes packs them, and from GGUF; take the model so, or in float32, "
-    "float16 or bfloat16"
-)
-
 # Why a value is refused, and what to do; keys that are not here need no more than their value.
 _REMEDIES = {
-    "compression_config": _OTHER_PACKING,
+    "compression_config": OTHER_PACKING,
     "auto_map": "The model has code of its own, which is never run here",
     "is_decoder": "An encoder that was trained as a decoder sees only tokens to the left, which is "
     "another model",
@@ -183,48 +179,6 @@ def check_fixed(record: Record, keys: Keys) -> None:
                 record.path, key, f"{key} {value!r}", " or ".join(dict.fromkeys(shown)),
                 _REMEDIES.get(key, "Other values are not implemented"),
             )  # fmt: skip
-
-
-def quantised_bits(record: Record) -> int | None:
-    """Bits of the matrices that bitsandbytes has packed as config.json says; None: none are packed.
-
-    Raises:
-      FileError: they are packed by another program, or in a way that is not implemented.
-    """
-    if record.values.get("quantization_config") in (None, {}):
-        return None
-    packing = record.record("quantization_config", _OTHER_PACKING)
-    four, eight = (packing.get(f"load_in_{bits}bit", bool, False) for bits in (4, 8))
-    method = packing.get("quant_method", str, "bitsandbytes" if four or eight else "")
-    if method != "bitsandbytes":
-        raise packing.error("quant_method", repr(method), "'bitsandbytes'")
-    if four == eight:
-        found = f"{four} both there and in load_in_8bit"
-        raise packing.error("load_in_4bit", found, "true in one of them")
-    storage = packing.get("bnb_4bit_quant_storage", str, "uint8")
-    if four and storage != "uint8":
-        raise packing.error("bnb_4bit_quant_storage", repr(storage), "'uint8'")
-    return 4 if four else 8
-
-
-def check_packed(folder: Path, bits: Collection[int]) -> None:
-    """Raises FileError if config.json says that other matrices are packed than there are.
-
-    Args:
-      folder: of the model.
-      bits: of the packed matrices in its files.
-    """
-    if not (folder / "config.json").is_file():
-        return
-    record = read(folder)
-    said = quantised_bits(record)
-    if said is not None and set(bits) != {said}:
-        there = " and ".join(f"{n} bits" for n in sorted(bits)) or "none"
-        raise record.error(
-            "quantization_config",
-            f"{said} bits",
-            f"what bitsandbytes has packed in the files: {there}",
-        )
 
 
 def fields(record: Record, keys: Keys) -> dict[str, Any]:

@@ -26,17 +26,15 @@ from lora_jax import digests, partition
 from lora_jax.errors import InputError
 from lora_jax.files import make_folder, to_json, write_bytes
 from lora_jax.gguf.container import SUFFIX
-from lora_jax.models import architectures, base_formats, config_json
+from lora_jax.models import architectures, base_formats, config_json, published
+from lora_jax.models.any_files import AnyFiles
 from lora_jax.models.architectures import ARCHITECTURES, AnyConfig, AnyDecoderConfig
 from lora_jax.models.decoder import Decoder
 from lora_jax.models.encoder import Classifier, EncoderConfig
-from lora_jax.models.model_files import AnyFiles, open_files
+from lora_jax.models.model_files import open_files
 from lora_jax.models.places import find as find
-from lora_jax.models.stack import SplitStack
-from lora_jax.models.tensors import Plan, plan, to_published
-from lora_jax.quantisation.layers import quantised_layers
+from lora_jax.models.tensors import Plan, plan
 from lora_jax.quantisation.weight import PackedWeight
-from lora_jax.surgery import Inserted
 
 HEAD = r"head/.*"
 
@@ -261,7 +259,7 @@ def save_decoder(folder: str | os.PathLike[str], model: Decoder, **settings: Any
     """Writes config.json and model.safetensors as Hugging Face has them for the architecture.
 
     `load_decoder` and `from_pretrained` of the classes of transformers read the folder; tokenizer files go
-    beside them.
+    beside them. The matrices of a quantised model are written as bitsandbytes packs them.
 
     Args:
       folder: is made if it is not there.
@@ -269,26 +267,10 @@ def save_decoder(folder: str | os.PathLike[str], model: Decoder, **settings: Any
       settings: further values of config.json, such as `eos_token_id`.
 
     Raises:
-      ValueError: a method inserted something or cut the layers, which published files have no place
-        for.
+      ValueError: a method inserted something or cut the layers, or layers are packed in forms that
+        published files have no place for.
     """
-    params = partition.parameters(model)
-    modules = {"/".join(map(str, path)): module for path, module in nnx.iter_modules(model)}
-    foreign = [path for path, m in modules.items() if isinstance(m, Inserted | SplitStack)]
-    if foreign:
-        raise InputError(
-            f"{sorted(foreign)[:5]} are not part of a published model: merge low-rank updates and "
-            "take other inserted modules away before saving; a model with cut layers cannot be saved"
-        )
-    if quantised := list(quantised_layers(model)):
-        raise InputError(
-            f"{quantised[0]} is quantised; lora_jax.dequantise(model) makes a model of floating-point "
-            "numbers of it, which can be saved"
-        )
-    architecture = ARCHITECTURES[model.config.architecture]
-    assert architecture.published is not None
-    tensors = to_published(params, architecture.layout)
-    config = architecture.published(model.config)
+    tensors, config = published.tensors(model), published.config(model)
     folder = Path(folder)
     make_folder(folder)
     write_bytes(folder / "model.safetensors", save(tensors, {"format": "pt"}))

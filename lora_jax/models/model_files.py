@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +16,7 @@ import numpy as np
 from lora_jax.errors import FileError, InputError, MissingFileError
 from lora_jax.gguf.container import SUFFIX
 from lora_jax.models import bitsandbytes_files, config_json
+from lora_jax.models.any_files import AnyFiles
 from lora_jax.models.config_json import without_config
 from lora_jax.models.gguf_files import GgufFiles
 from lora_jax.models.layouts import LAYOUTS
@@ -29,47 +29,6 @@ _QUANTISED = (
     "Quantised bases are read as bitsandbytes packs them, and from GGUF; take the model so, or in float32, "
     "float16 or bfloat16"
 )
-
-
-@runtime_checkable
-class AnyFiles(Protocol):
-    """The tensors of a model under the names of transformers; some of its matrices may be packed.
-
-    Attributes:
-      folder: of the model, or its file.
-      shapes: of every tensor.
-    """
-
-    folder: Path
-    shapes: Mapping[str, tuple[int, ...]]
-
-    def check_types(self, names: Collection[str]) -> None:
-        """Raises FileError if one of these tensors is of a type that is not read."""
-        ...
-
-    def read(self, names: Collection[str], dtype: jax.typing.DTypeLike) -> dict[str, np.ndarray]:
-        """The values of these tensors in a type; raises FileError for one that is not finite."""
-        ...
-
-    def kind(self, name: str) -> str:
-        """How a tensor is stored, for messages."""
-        ...
-
-    def format(self, name: str) -> Format | None:
-        """The packed form of a tensor; None for one that is not packed."""
-        ...
-
-    def unpacked_type(self, name: str) -> str | None:
-        """The type that a packed tensor's values are rounded to; None where the files do not say."""
-        ...
-
-    def arrays(self, name: str) -> dict[str, np.ndarray]:
-        """The arrays of a packed tensor, as `Format.pack` gives them."""
-        ...
-
-    def error(self, name: str, found: str, expected: str, remedy: str = "") -> FileError:
-        """The error for a tensor; give it to `raise`."""
-        ...
 
 
 class ModelFiles:
@@ -99,7 +58,7 @@ class ModelFiles:
         self._packed, beside = bitsandbytes_files.find(self._files)
         # Conv1D stores (in, out); bitsandbytes packs the rows of outputs all the same.
         self._turned = bool(self._packed) and _has_conv1d(folder)
-        config_json.check_packed(folder, {packed.bits for packed in self._packed.values()})
+        bitsandbytes_files.check_config(folder, {packed.bits for packed in self._packed.values()})
         self.shapes: Mapping[str, tuple[int, ...]] = {
             name: self._shape(name) for name in self._files if name not in beside
         }

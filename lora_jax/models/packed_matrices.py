@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from typing import ClassVar
 
@@ -122,7 +121,7 @@ class Int8Matrix(PackedMatrix):
     """One of LLM.int8."""
 
     bits: ClassVar[int] = 8
-    format: Int8 = Int8()
+    format: Int8
 
     @property
     def kind(self) -> str:
@@ -145,8 +144,3 @@ class Int8Matrix(PackedMatrix):
         values *= arrays["absmax"]
         values *= STEP
         return values
-
-
-def count_of_blocks(count: int, block: int) -> int:
-    """Blocks of so many values; the last one may be shorter."""
-    return math.ceil(count / block)
