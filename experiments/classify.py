@@ -97,8 +97,7 @@ def main(_: list[str]) -> None:
         command_line.join_hosts(_HOSTS.value)
         if config.eval_only:
             result = evaluation.evaluate(task, config, Path(workdir) if workdir else None)
-            for name, value in result.items():
-                command_line.say(f"{name:24s} {value:.6f}")
+            command_line.say("\n".join(class_tables.plain_lines(result)))
             return
         if not workdir:
             raise InputError("--workdir=DIR is needed: the folder for checkpoints and results")

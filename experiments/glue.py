@@ -18,7 +18,7 @@ import numpy as np
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from experiments.runs import command_line, evaluation
+from experiments.runs import class_tables, command_line, evaluation
 from experiments.runs.classification import ClassificationTask, Outputs, Problem
 from experiments.runs.record import check_converged, parameters_text, shown, speed
 from experiments.runs.run import run_all
@@ -92,8 +92,8 @@ def main(_: list[str]) -> None:
     with command_line.readable_errors():
         command_line.join_hosts(_HOSTS.value)
         if config.eval_only:
-            for name, value in evaluate(config, Path(folder) if folder else None).items():
-                command_line.say(f"{name:24s} {value:.6f}")
+            scores = evaluate(config, Path(folder) if folder else None)
+            command_line.say("\n".join(class_tables.plain_lines(scores)))
             return
         if not folder:
             raise InputError("--workdir=DIR is needed: the folder for checkpoints and results")

@@ -188,8 +188,7 @@ def models_report(names: Sequence[str], rank: int, output_format: str) -> str:
 def main(arguments: list[str]) -> None:
     """Runs the command."""
     with command_line.readable_errors():
-        if len(arguments) > 1:
-            raise InputError(f"unknown arguments {arguments[1:]}; see --help")
+        command_line.refuse_rest(arguments)
         if _OUTPUT.value:
             files.check_output(Path(_OUTPUT.value), flag="--output")
         if _MODELS.value:

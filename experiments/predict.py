@@ -38,7 +38,7 @@ from lora_jax.data.tables import Table
 from lora_jax.errors import InputError
 from lora_jax.files import check_output, to_json, write_text
 from lora_jax.metrics import glue as glue_metrics
-from lora_jax.reading import Record
+from lora_jax.reading import Record, check_file
 
 INPUT = "input"  # name of the split of a file
 
@@ -171,17 +171,20 @@ def predict_lines(
             yield {"error": str(error)}
 
 
-def main(_: list[str]) -> None:
+def main(arguments: list[str]) -> None:
     """Runs the command."""
     logging.set_verbosity(logging.WARNING)
     run, source, output = Path(_RUN.value or ""), _INPUT.value, _OUTPUT.value
     suffix = Path(output).suffix.lower() if output else ".jsonl"
     with command_line.readable_errors():
+        command_line.refuse_rest(arguments)
         if suffix not in (".jsonl", ".csv") or (source == "-" and suffix == ".csv"):
             wanted = ".jsonl" if source == "-" else ".jsonl or .csv"
             raise InputError(f"--output={output}: the name must end in {wanted}")
         if output:
             check_output(Path(output), [source] if source not in ("", "-") else [], "--output")
+        if source not in ("", "-"):
+            check_file(Path(source))
         if source == "-":
             _answer_lines(run, output)
             return
@@ -191,8 +194,8 @@ def main(_: list[str]) -> None:
             print(text, end="")
         else:
             write_text(output, text)
-            for name, value in scores.items():
-                command_line.say(f"{name:24s} {class_tables.value(name, value)}")
+            if scores:
+                command_line.say("\n".join(class_tables.plain_lines(scores)))
             command_line.say(f"{len(rows):,} predictions: {output}")
 
 

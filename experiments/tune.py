@@ -54,8 +54,10 @@ def table(result: dict[str, Any]) -> str:
             f"dropped), {counts['tokens']:,} tokens, {counts['learned']:,} of them counted"
         )
     for name, value in result["test"].items():
-        spread = f" ±{shown(value['std']):.4f}" if len(value["values"]) > 1 else ""
-        lines.append(f"  {name:12s} {shown(value['mean']):.4f}{spread}")
+        spread = f" ±{100 * shown(value['std']):.2f}" if len(value["values"]) > 1 else ""
+        lines.append(
+            f"  {name:12s} {100 * shown(value['mean']):.2f}{spread} % of the answers are right"
+        )
     lines += [f"  {name:12s} missing: {why}" for name, why in result["missing"].items()]
     lines += [f"  note on {name}: {text}" for name, text in result["notes"].items() if text]
     lines.append(f"  {parameters_text(result)}")
@@ -83,8 +85,12 @@ def main(_: list[str]) -> None:
             )
         if config.eval_only:
             result = evaluate(config, Path(workdir))
-            for name, value in (result["validation"] | result["test"]).items():
+            for name, value in result["validation"].items():
                 command_line.say(f"{name:12s} {value:.12g}")
+            for name, value in result["test"].items():
+                command_line.say(f"{name:12s} {100 * value:.2f} % of the answers are right")
+            for name, why in result["missing"].items():
+                command_line.say(f"{name:12s} missing: {why}")
             return
         result = tune(config, Path(workdir))
         command_line.say(table(result))

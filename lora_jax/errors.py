@@ -6,8 +6,9 @@ errors of Python that one would expect: `except ValueError` catches an `InputErr
 
 from __future__ import annotations
 
+import difflib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 
@@ -138,6 +139,12 @@ def brief(value: object, length: int = 80) -> str:
         return "an integer of more digits than Python writes out"
     except RecursionError:
         return "a value nested too deep to write out"
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """For a message: `, did you mean 'rank'?`, or "" if none of the known names is like this one."""
+    near = difflib.get_close_matches(name, list(known), n=1)
+    return f", did you mean {near[0]!r}?" if near else ""
 
 
 def _short(text: str, length: int = 160) -> str:

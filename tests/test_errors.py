@@ -6,6 +6,7 @@ import pytest
 
 from experiments.sweep.ray import ProgramsFailed
 from lora_jax import errors
+from lora_jax.data.tables import MissingColumnError
 from lora_jax.metrics.java import JavaError
 
 ERRORS = [
@@ -14,6 +15,7 @@ ERRORS = [
     errors.MissingFileError("a is missing"),
     errors.FileError("f.json", "key", "x" * 500, "a number", "Get it again"),
     errors.FileError("f.json", "", "nothing", "a number"),
+    MissingColumnError("f.csv", ["a", "b"], "c", "Name it"),
     errors.SettingError("f.json", "method[0]", errors.InputError("rank 0")),
     errors.FolderInUseError("in use", "folder"),
     errors.DivergedError({"seed 1": 3}, "folder"),

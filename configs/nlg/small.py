@@ -34,7 +34,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "full": {"name": "full"},
     "none": common.LORA,  # untrained factors change nothing
 }  # fmt: skip
-_LEARNING_RATE = {
+LEARNING_RATE = {
     "lora": 5e-3, "lora_all": 2e-3, "lora_prefix_embed": 5e-3, "lora_prefix_layer": 5e-3,
     "adapter_h": 5e-3, "adapter_p": 5e-3, "adapter_l": 5e-3, "adapter_d": 5e-3,
     "prefix_embed": 2e-2, "prefix_layer": 2e-2,
@@ -50,5 +50,5 @@ def get_config(arg: str = "e2e,lora") -> common.ConfigDict:
     config.epochs = 0 if method == "none" else 1
     config.batch_size = 16
     config.warmup_steps = 200
-    config.learning_rate = _LEARNING_RATE[method]
+    config.learning_rate = LEARNING_RATE[method]
     return config

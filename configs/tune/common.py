@@ -35,28 +35,57 @@ def lora(rank: int = 16, alpha: float = 32.0) -> dict[str, Any]:
     return {"name": "lora", "targets": "all-linear", "rank": rank, "alpha": alpha, "dropout": 0.0}
 
 
-def tune_config(model: str, method: Mapping[str, Any], data: str = "") -> ConfigDict:
+METHODS = ("lora", "dora", "full", "bitfit", "top2", "adapter_h", "adapter_l", "prefix_layer")
+
+
+def parse(argument: str) -> tuple[str, str]:
+    """Splits `data`, `method` or `data,method` into the two; "" and `lora` where they are not named.
+
+    Raises:
+      ValueError: a word that is neither, or two of a kind.
+    """
+    words = [word for word in argument.split(",") if word]
+    for word in words:
+        if word not in DATA and word not in METHODS:
+            known = f"known are the data {', '.join(filter(None, DATA))}, the methods {', '.join(METHODS)}"
+            raise ValueError(f"unknown data or method {word!r} in {argument!r}; {known}")
+    data, method = ([word for word in words if word in kind] for kind in (DATA, METHODS))
+    if len(data) > 1 or len(method) > 1:
+        raise ValueError(f"{argument!r} names two of a kind; give one form of data and one method")
+    return "".join(data), method[0] if method else "lora"
+
+
+def tune_config(
+    model: str,
+    argument: str,
+    methods: Mapping[str, Mapping[str, Any]],
+    rates: Mapping[str, float],
+) -> ConfigDict:
     """All fields, with common values of instruction tuning with LoRA.
 
     Args:
       model: a folder, `package:NAME`, or a hub name.
-      method: name of a method and its arguments, see `lora_jax.methods`.
-      data: a key of `DATA`.
+      argument: see `parse`.
+      methods: arguments of those of `METHODS` that are not LoRA's, as the model needs them.
+      rates: their learning rates, and that of `lora`.
 
     Raises:
-      ValueError: unknown data.
+      ValueError: see `parse`.
     """
-    if data not in DATA:
-        raise ValueError(f"unknown data {data!r}; known are {[name for name in DATA if name]}")
+    data, name = parse(argument)
+    if name in ("lora", "dora"):
+        method, rate = {**lora(), **({"magnitude": True} if name == "dora" else {})}, rates["lora"]
+    else:
+        method, rate = dict(methods[name]), rates[name]
     config = ConfigDict(
         {
             **training_fields(),
             "model": {"name": model, "base_format": "float", "unroll": 1, "remat": "none"},
-            "method": dict(method),
+            "method": method,
             "seeds": (0,),
             "epochs": 3,  # 0: no adaptation; the model is decoded as it is
             "batch_size": 8,
-            "learning_rate": 2e-4,
+            "learning_rate": rate,
             "warmup_ratio": 0.03,
             "max_grad_norm": 1.0,
             "label_smoothing": 0.0,

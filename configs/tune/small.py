@@ -8,17 +8,19 @@
         --config.data.train=FOLDER/instruction-data.json
 
 Behind the colon: the form of the data, see configs/tune/common.py; without it the columns `prompt` and
-`completion`. GPT-2 has no chat template, so a prompt and its completion are texts, one behind the other.
+`completion`. The method too, `small.py:full` or `small.py:gsm8k,dora`. GPT-2 has no chat template, so a
+prompt and its completion are texts, one behind the other.
 """
 
+from configs.nlg.small import LEARNING_RATE, METHODS
 from configs.tune import common
 
 
 def get_config(arg: str = "") -> common.ConfigDict:
-    """Returns the config for data of a form: `instructions`, `gsm8k` or one's own."""
-    config = common.tune_config("runs/small_gpt2/model", common.lora(), arg)
+    """Returns the config for data of a form (`instructions`, `gsm8k` or one's own) and a method."""
+    rates = {**LEARNING_RATE, "lora": 2e-3}
+    config = common.tune_config("runs/small_gpt2/model", arg, METHODS, rates)
     config.data.format = "text"
-    if not arg:
+    if not common.parse(arg)[0]:
         config.data.separator = "\n"
-    config.learning_rate = 2e-3
     return config

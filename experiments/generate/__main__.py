@@ -7,7 +7,8 @@
 DIR is the --workdir of a finished run of experiments.tune: its record names the model and the format. --input
 is a .txt file with a prompt in every line, or a table (.jsonl, .json, .csv, .tsv, .parquet) with the columns
 of the run. Answers are JSON lines, in --output or else on stdout. In a conversation the model writes word by
-word; /reset begins a new one, /exit or Ctrl-D ends, Ctrl-C stops an answer. Stdout has the texts alone.
+word; /reset begins a new one, /exit or Ctrl-D ends, Ctrl-C stops an answer. --system="Be brief." is a system
+message for models with a chat template. Stdout has the texts alone.
 """
 
 from __future__ import annotations
@@ -22,10 +23,12 @@ from experiments.generate.answer import Request, answer_file
 from experiments.generate.chat import talk
 from experiments.runs import command_line
 from experiments.runs.tuned import Origin, Tuned, of_names, of_run
+from lora_jax.data.text_files import folder
 from lora_jax.decoding.sampling import Sampling
 from lora_jax.errors import InputError
 from lora_jax.files import check_output
 from lora_jax.ranges import SEED, Number, Range, Whole, check
+from lora_jax.reading import check_file
 
 _RANGES: dict[str, Range] = {
     "temperature": Number(least=0, most=100),
@@ -62,8 +65,7 @@ def main(arguments: list[str]) -> None:
     """Runs the command."""
     logging.set_verbosity(logging.WARNING)
     with command_line.readable_errors():
-        if len(arguments) > 1:
-            raise InputError(f"unknown arguments {arguments[1:]}; see --help")
+        command_line.refuse_rest(arguments)
         values = {
             name: check(f"--{name}", flags.FLAGS[name].value, allowed)
             for name, allowed in _RANGES.items()
@@ -72,9 +74,12 @@ def main(arguments: list[str]) -> None:
             raise InputError("--output is for the answers to a file of prompts: name it in --input")
         if _OUTPUT.value:
             check_output(Path(_OUTPUT.value), [_INPUT.value], "--output")
-        tuned = Tuned(origin(_RUN.value, _MODEL.value, _ADAPTER.value), _FORMAT.value)
-        settings = sampling(values, tuned.format.ends)
+        if _INPUT.value:
+            check_file(folder(_INPUT.value))
+        named = origin(_RUN.value, _MODEL.value, _ADAPTER.value)
+        tuned = Tuned(named, _FORMAT.value, _SYSTEM.value)
         try:
+            settings = sampling(values, tuned.format.ends)
             if _INPUT.value:
                 seed, size = values["seed"], values["batch_size"]
                 answer_file(tuned, Request(_INPUT.value, _OUTPUT.value, settings, seed, size))
@@ -107,6 +112,9 @@ if __name__ == "__main__":
     _FORMAT = flags.DEFINE_enum(
         "format", "", ["", "text", "chat"], "Instead of the run's: prompts as texts, or by the chat template."
     )  # fmt: skip
+    _SYSTEM = flags.DEFINE_string(
+        "system", None, "System message of a chat instead of the run's; empty: none."
+    )
     _INPUT = flags.DEFINE_string("input", "", "File of prompts; without it the terminal is read.")
     _OUTPUT = flags.DEFINE_string("output", "", "File for the answers to --input.")
     _define_numbers()

@@ -12,14 +12,16 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from experiments.runs.column_fields import of_run
 from experiments.runs.decoding import PromptDecoding
 from experiments.runs.tune_data import Columns
 from experiments.runs.tuned import Tuned, with_system
 from lora_jax import partition, reading
 from lora_jax.data.conversations import USER, Example, Message
+from lora_jax.data.tables import MissingColumnError
 from lora_jax.decoding import predictions
 from lora_jax.decoding.sampling import Sampling
-from lora_jax.errors import FileError, InputError
+from lora_jax.errors import FileError
 from lora_jax.files import to_json, write_text
 
 
@@ -59,7 +61,11 @@ def read(tuned: Tuned, source: str) -> list[Example]:
             raise FileError(path, "", "no prompt", "a prompt in every line")
         return examples
     data = ConfigDict({**tuned.data, "format": tuned.form})
-    return Columns(data).read(source, answered=False)
+    columns = Columns(data)
+    try:
+        return columns.read(source, answered=False)
+    except MissingColumnError as error:
+        raise error.advised(of_run(columns.template.required)) from None
 
 
 def answer_file(tuned: Tuned, request: Request) -> None:
@@ -86,12 +92,7 @@ def answers(
     Raises:
       InputError: there is no room for answers of that length.
     """
-    room = tuned.longest - request.settings.max_tokens + 1
-    if room < 1:
-        raise InputError(
-            f"--max_tokens={request.settings.max_tokens:,} leaves no room for a prompt in the model's "
-            f"{tuned.longest:,} positions; lower it"
-        )
+    room = tuned.room(request.settings)
     whole = [with_system(messages, tuned.data) for messages in conversations]
     prompts = [
         tuned.with_special(np.array(ids, np.int32), room) for ids in tuned.format.prompts(whole)

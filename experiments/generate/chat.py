@@ -27,7 +27,11 @@ def talk(tuned: Tuned, settings: Sampling, seed: int, lines: TextIO) -> None:
       settings: of the choice of tokens.
       seed: of the draws; with the same lines it gives the same answers.
       lines: of the user, such as stdin.
+
+    Raises:
+      InputError: there is no room for answers of that length.
     """
+    tuned.room(settings)
     talker = tuned.stream(settings)
     keeps = tuned.form == CHAT
     note = sys.stderr.write

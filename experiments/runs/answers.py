@@ -8,12 +8,13 @@ from typing import Any
 
 import numpy as np
 
+from experiments.runs.column_fields import of_run
 from experiments.runs.text_tables import csv_text
 from lora_jax.data import labelled_texts
 from lora_jax.data.glue import Examples
 from lora_jax.data.labelled_texts import Columns, LabelledTexts
 from lora_jax.data.labels import Labels
-from lora_jax.data.tables import Table
+from lora_jax.data.tables import MissingColumnError, Table
 from lora_jax.errors import FileError
 from lora_jax.files import to_json
 from lora_jax.reading import read_text
@@ -28,7 +29,10 @@ def read_input(path: Path, columns: Columns) -> LabelledTexts:
       MissingFileError, FileError, OSError: see `labelled_texts.read`.
     """
     if path.suffix.lower() != ".txt":
-        return labelled_texts.read([path], columns, labelled=False)
+        try:
+            return labelled_texts.read([path], columns, labelled=False)
+        except MissingColumnError as error:
+            raise error.advised(of_run(columns.of_texts)) from None
     lines = [line.removesuffix("\r") for line in read_text(path).removesuffix("\n").split("\n")]
     rows = [
         texts_of_line(line, columns, path, f"line {number}") for number, line in enumerate(lines, 1)

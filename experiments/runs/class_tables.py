@@ -21,6 +21,12 @@ def value(name: str, score: float | None) -> str:
     return f"{number:.4g}" if name == "mse" else f"{100 * number:.2f}"
 
 
+def plain_lines(scores: Mapping[str, float | None]) -> list[str]:
+    """The scores of one evaluation, in percent as those of a run are; a mean squared error is none."""
+    lines = [f"  {_NAMES.get(name, name):24s} {value(name, s):>8s}" for name, s in scores.items()]
+    return [f"  scores in %{', but for MSE' if 'mse' in scores else ''}:", *lines]
+
+
 def score_lines(
     columns: Mapping[str, Mapping[str, float | None]], spreads: Mapping[str, Mapping[str, Any]]
 ) -> list[str]:

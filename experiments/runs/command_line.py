@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import sys
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
 from absl import flags
+from ml_collections import ConfigDict
 
-from lora_jax.errors import DivergedError
+from experiments.runs import typos
+from lora_jax.errors import DivergedError, InputError
 from lora_jax.sharding import hosts
-from lora_jax.sharding.mesh import AXES
 
 
 def say(text: object) -> None:
@@ -32,26 +32,35 @@ def parse_flags(arguments: list[str]) -> list[str]:
         rest = flags.FLAGS(arguments)
         if "config" in flags.FLAGS:
             dict(flags.FLAGS["config"].value or {})  # a file that could not be loaded shows here
-        return rest
     except Exception as error:
         if os.environ.get("LORA_JAX_DEBUG"):
             raise
         sys.exit(f"error: {_config_error(error, arguments)}")
+    if "config" in flags.FLAGS:
+        with readable_errors():
+            refuse_rest(rest)
+    return rest
+
+
+def refuse_rest(arguments: list[str]) -> None:
+    """Raises InputError if a command that takes flags alone got anything else, such as a `=` with blanks."""
+    if arguments[1:]:
+        raise InputError(
+            f"unknown arguments {arguments[1:]}: write --NAME=VALUE without blanks around '='"
+        )
 
 
 def _config_error(error: Exception, arguments: list[str]) -> str:
     """What went wrong with the config that a command line names."""
-    if isinstance(error, AttributeError):  # from ml_collections, which names the field only
-        named = re.search(r"\w+", str(error))  # in quotes of several kinds, with advice behind
-        field = named[0] if named else str(error)
-        named_by = [a for a in arguments if f".{field}=" in a or a.endswith(f".{field}")]
-        mesh = any(".mesh." in a for a in named_by)
-        known = (
-            f"a mesh has {', '.join(AXES)}" if mesh else "see the file of --config and its imports"
-        )
-        if named_by:
-            return f"{named_by[0]}: no field {field!r} in the config; {known}"
     file = _config_file(arguments)
+    config = _loaded(file)
+    if config is not None:
+        if unknown := typos.unknown_field(config, arguments):
+            return unknown
+        if isinstance(error, flags.UnrecognizedFlagError):
+            name = error.flagname
+            if "Did you mean" not in str(error) and (meant := typos.instead(config, name)):
+                return f"unknown flag --{name}, did you mean {meant}?"
     path = Path(file.partition(":")[0])
     if file and not path.is_file():
         there = "is a folder" if path.is_dir() else "does not exist"
@@ -60,6 +69,16 @@ def _config_error(error: Exception, arguments: list[str]) -> str:
     if own is None:
         return f"{' '.join(str(error).split())}; --help lists all flags"
     return f"--config={file}: {own}"
+
+
+def _loaded(file: str) -> ConfigDict | None:
+    """The config of a file, without what the command line changes; None if it cannot be had."""
+    if not file:
+        return None
+    with contextlib.suppress(Exception):  # of the user's own code, told elsewhere
+        config = flags.FLAGS["config"].parser.parse(file)
+        return config if isinstance(config, ConfigDict) else None
+    return None
 
 
 def _config_file(arguments: list[str]) -> str:

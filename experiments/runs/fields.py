@@ -16,7 +16,7 @@ from experiments.runs.options import check_together
 from experiments.runs.tune_fields import TUNE_FIELDS
 from lora_jax.data.data_to_text import DATASETS, SPLITS
 from lora_jax.data.glue_tasks import TASKS
-from lora_jax.errors import InputError
+from lora_jax.errors import InputError, did_you_mean
 from lora_jax.metrics.classification import CLASSES
 from lora_jax.models.parts import BASE_FORMATS
 from lora_jax.ranges import (
@@ -156,6 +156,9 @@ _BEAMS: Fields = {
         Whole(least=0, most=1000), "size of the n-grams that may not occur twice; 0 allows all"
     ),
     "decode.max_tokens": Field(Whole(most=2**16), "of a continuation"),
+    "decode.layers_apart": Field(
+        Flag(), "steps without a scan over layers: on CPUs faster, and longer to compile"
+    ),
     "decode.batch_size": Field(Whole(most=10_000), "prompts, each with `beams` continuations"),
 }
 DATA_TO_TEXT: Fields = {
@@ -282,7 +285,10 @@ def check_config(
         if name.partition(".")[0] in open_parts:
             continue
         if name not in fields:
-            raise InputError(f"{where} has an unknown field {name!r}; known are {sorted(fields)}")
+            guess = did_you_mean(name, fields) or ";"
+            raise InputError(
+                f"{where} has an unknown field {name!r}{guess} known are {sorted(fields)}"
+            )
         plain = check(f"{where}.{name}", value, fields[name].allowed)
         if type(plain) is not type(value):
             _set(config, name, plain)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from experiments.runs.classification import Outputs, Problem
+from experiments.runs.column_fields import named_by
 from lora_jax import adapter_description
 from lora_jax.adapters import DESCRIPTION, adapter_folder
 from lora_jax.data import held_out, labelled_texts, labels
@@ -93,9 +95,9 @@ def problem(config: ConfigDict) -> Problem:
     if data.classes and config.labels == "numbers":
         raise InputError("config.data.classes names classes, but config.labels is 'numbers'")
     files = tuple(data.train) if not (config.eval_only and data.held_out) else ()
-    train = labelled_texts.read(files, columns) if files else None
+    train = _read(files, columns) if files else None
     kind = labels_of_adapter(Path(config.adapter)) if config.eval_only else _labels(config, train)
-    given = labelled_texts.read(data.held_out, columns) if data.held_out else None
+    given = _read(data.held_out, columns) if data.held_out else None
     for rows in (train, given):
         if rows is not None:
             rows.encoded(kind)  # before the split, so that the first of all bad labels is told
@@ -124,6 +126,12 @@ def problem(config: ConfigDict) -> Problem:
         description=_description(kind, columns, train, given),
         notes={name: note for name, note in notes.items() if note},
     )
+
+
+def _read(files: Sequence[str], columns: Columns) -> LabelledTexts:
+    flags = {name: f"--config.data.{name}=COLUMN" for name in ("text", "pair", "label")}
+    with named_by({flag: [getattr(columns, name)] for name, flag in flags.items()}):
+        return labelled_texts.read(files, columns)
 
 
 def _report(kind: Labels, targets: np.ndarray, outputs: Outputs) -> dict[str, Any]:

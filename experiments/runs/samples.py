@@ -112,14 +112,20 @@ class SampledRun(Run):
 
 
 def shown(line: dict[str, Any], seed: int) -> str:
-    """A line of the file for a person to read."""
+    """A line of the file for a person to read: prompts (>), texts (<), references (=) if there are any."""
     metrics = ", ".join(f"{name} {value:.4g}" for name, value in line["metrics"].items())
     parts = [f"seed {seed} epoch {line['epoch']}: {metrics}"]
     for each in line["samples"]:
         parts.append(f"  > {_brief(each['prompt'])}\n  < {_brief(each['text'])}")
+        if each["reference"]:
+            parts.append(f"  = {_brief(each['reference'])}")
     return "\n".join(parts)
 
 
 def _brief(text: str, most: int = 300) -> str:
-    one_line = text.replace("\n", "\n    ")
-    return one_line if len(one_line) <= most else f"{one_line[:most]}..."
+    """A text, its further lines indented; a long one up to the end of a word."""
+    text = text.strip()
+    if len(text) > most:
+        kept = text[:most]
+        text = f"{kept[: kept.rfind(' ')] if ' ' in kept[most // 2 :] else kept}..."
+    return text.replace("\n", "\n    ")

@@ -22,6 +22,7 @@ from lora_jax.data import conversations, tokenizers, tuning
 from lora_jax.data.batch import Batch
 from lora_jax.data.completions import TokenisedPairs
 from lora_jax.data.conversations import Example
+from lora_jax.data.end_tokens import end_tokens
 from lora_jax.data.formats import Format
 from lora_jax.data.special_tokens import in_pairs, in_prompts
 from lora_jax.data.tuning import Counted
@@ -72,7 +73,8 @@ class TuneTask(DecoderTask):
     def format(self) -> Format:
         """How conversations become tokens."""
         separator = self._config.data.separator
-        return tune_format.make(self.columns.form, self.tokenizer, separator, self._template)
+        ends = end_tokens(self._folder, self._decoder.vocab_size)
+        return tune_format.make(self.columns.form, self.tokenizer, separator, self._template, ends)
 
     @functools.cached_property
     def _rows(self) -> Mapping[str, tuple[TokenisedPairs, Counted]]:

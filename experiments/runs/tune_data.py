@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from ml_collections import ConfigDict
 
+from experiments.runs.column_fields import named_by
 from lora_jax.data import conversations, held_out, text_templates
 from lora_jax.data.conversations import ASSISTANT, Example
 from lora_jax.data.tables import Table, read_table
@@ -42,6 +43,17 @@ class Columns:
                 "config.data.system is a message, which the format 'text' has no place for; write it into "
                 "config.data.template, or set config.data.format='chat'"
             )
+
+    @property
+    def flags(self) -> dict[str, Sequence[str]]:
+        """Columns by what names them on the command line of experiments.tune, for `named_by`."""
+        prompt, chats = self.template.required, "--config.data.messages=COLUMN"
+        columns: dict[str, Sequence[str]] = {
+            "--config.data.template='{COLUMN}'": prompt,
+            "--config.data.completion=COLUMN": [self._completion],
+        }
+        # A file that lacks the column of messages is read as one of prompts, so it may be that one.
+        return columns | ({chats: [*prompt, self._completion]} if self.form != TEXT else {})
 
     def read(self, path: str, answered: bool = True) -> list[Example]:
         """The examples of a file.
@@ -104,6 +116,11 @@ def read_splits(data: ConfigDict, columns: Columns) -> Splits:
     Raises:
       MissingFileError, FileError, OSError, InputError: see `Columns.read` and `split`.
     """
+    with named_by(columns.flags):
+        return _read_splits(data, columns)
+
+
+def _read_splits(data: ConfigDict, columns: Columns) -> Splits:
     train = columns.read(data.train)
     if data.validation:
         validation = columns.read(data.validation)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -14,7 +14,11 @@ from lora_jax.data.formats import Format, PlainFormat
 
 
 def make(
-    form: str, tokenizer: PreTrainedTokenizerBase, separator: str, template: ChatTemplate | None
+    form: str,
+    tokenizer: PreTrainedTokenizerBase,
+    separator: str,
+    template: ChatTemplate | None,
+    ends: Sequence[int] = (),
 ) -> Format:
     """The format of a name.
 
@@ -23,14 +27,15 @@ def make(
       tokenizer: of the model.
       separator: between prompt and completion, of `text`.
       template: of `chat`.
+      ends: the model's own end tokens, see `end_tokens`.
 
     Raises:
       FileError: the chat template cannot be used.
     """
     if form == CHAT:
         assert template is not None
-        return ChatFormat(tokenizer, template)
-    return PlainFormat(tokenizer, separator)
+        return ChatFormat(tokenizer, template, ends)
+    return PlainFormat(tokenizer, separator, ends)
 
 
 def chat_template(

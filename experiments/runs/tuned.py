@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,13 +19,15 @@ from lora_jax import inputs
 from lora_jax.adapters import Adapter, adapter_folder, attach, load_adapter
 from lora_jax.data import tokenizers
 from lora_jax.data.chat_templates import ChatTemplate
-from lora_jax.data.conversations import Message
+from lora_jax.data.conversations import SYSTEM, USER, Message
+from lora_jax.data.end_tokens import end_tokens
 from lora_jax.data.formats import Format
 from lora_jax.data.special_tokens import SpecialIds, in_prompts, special_ids
 from lora_jax.decoding.sampling import Sampling
 from lora_jax.decoding.streaming import Stream
 from lora_jax.errors import InputError, MissingFileError
 from lora_jax.models import hub
+from lora_jax.models.architectures import AnyDecoderConfig
 from lora_jax.models.decoder import Decoder
 from lora_jax.reading import read_object
 from lora_jax.run_folder import RESULT, SETTINGS
@@ -94,16 +97,18 @@ class Tuned:
       form: `text` or `chat`.
       tokenizer: of the model.
       format: how conversations become tokens.
-      model: merged, where its base is not quantised.
+      model: merged, where its base is not quantised; read when it is first asked for, so that all else is
+        checked before.
       longest: positions of the model.
     """
 
-    def __init__(self, origin: Origin, form: str = ""):
-        """Loads the model, the adapter and the format.
+    def __init__(self, origin: Origin, form: str = "", system: str | None = None):
+        """Reads all but the weights of the model.
 
         Args:
-          origin: of them.
+          origin: of model, adapter and format.
           form: `text` or `chat`; "" for that of the run, or else `chat` if the tokenizer has a template.
+          system: system message of `chat`; "" for none, None for that of the run.
 
         Raises:
           FileNotFoundError, ValueError: something is missing, broken, or not what the run was made from.
@@ -117,25 +122,59 @@ class Tuned:
         )
         has_template = CHAT if self.tokenizer.chat_template else TEXT
         self.form = form or origin.form or has_template
-        data = {**_PLAIN, **origin.data}
+        given = {} if system is None else {"system": system}
+        data = {**_PLAIN, **origin.data, **given}
         self.data: Mapping[str, str] = data
         self._template: ChatTemplate | None = tune_format.chat_template(
             self.form, self.tokenizer, "", data["chat_template"]
         )
         self.format: Format = tune_format.make(
-            self.form, self.tokenizer, data["separator"], self._template
+            self.form,
+            self.tokenizer,
+            data["separator"],
+            self._template,
+            end_tokens(folder, config.vocab_size),
         )
-        with in_host_memory():
-            base = hub.load_decoder(folder, config)
-            if adapter:
-                origins.check(adapter, origins.origin(config, self.tokenizer), origin.adapter)
-            whole = attach(base, adapter, None, origin.adapter) if adapter else base
+        self._check_system(system)
+        if adapter:
+            origins.check(adapter, origins.origin(config, self.tokenizer), origin.adapter)
+        hub.check(folder, config)
         counts = adapter.method.special_tokens if adapter else (0, 0)
         self._special: SpecialIds = special_ids(counts, config.vocab_size)
-        model = merged(whole)
-        model.eval()
-        assert isinstance(model, Decoder)
-        self.model, self.longest = model, config.max_length
+        self._read = lambda: _model(folder, config, adapter, origin.adapter)
+        self.longest: int = config.max_length
+
+    @functools.cached_property
+    def model(self) -> Decoder:
+        """Base and adapter, merged."""
+        return self._read()
+
+    def _check_system(self, system: str | None) -> None:
+        """Raises InputError or FileError for a system message that the format cannot take."""
+        if not system:
+            return
+        if self.form != CHAT:
+            why = "the model has no chat template" if not self.tokenizer.chat_template else (
+                "the run was trained with it, or --format asks for it"
+            )  # fmt: skip
+            raise InputError(
+                f"--system is a message, which the format 'text' has no place for ({why}); write it into the "
+                "prompts"
+            )
+        turn = Message(USER, "a")
+        with_it, without = self.format.prompts([[Message(SYSTEM, system), turn], [turn]])
+        if with_it == without:
+            raise InputError("--system: the model's chat template leaves system messages out")
+
+    def room(self, settings: Sampling) -> int:
+        """Tokens of the longest prompt that leaves room for an answer; InputError if there are none."""
+        room = self.longest - settings.max_tokens + 1
+        if room < 1 + self.special_count:
+            raise InputError(
+                f"--max_tokens={settings.max_tokens:,} leaves no room for a prompt in the model's "
+                f"{self.longest:,} positions; lower it"
+            )
+        return room
 
     def prompt(self, messages: Sequence[Message]) -> np.ndarray:
         """The tokens of a conversation in which the model is to speak next."""
@@ -194,6 +233,16 @@ def _adapter(folder: str) -> Adapter | None:
     return load_adapter(adapter_folder(Path(folder))) if folder else None
 
 
+def _model(folder: Path, config: AnyDecoderConfig, adapter: Adapter | None, name: str) -> Decoder:
+    with in_host_memory():
+        base = hub.load_decoder(folder, config)
+        whole = attach(base, adapter, None, name) if adapter else base
+    model = merged(whole)
+    model.eval()
+    assert isinstance(model, Decoder)
+    return model
+
+
 def _check(origin: Origin, here: inputs.Inputs) -> None:
     """Raises InputError if a run was made from another model or tokenizer than those of this name now."""
     differing = [k for k, v in here.items() if origin.made_from.get(k, v) != v]
@@ -210,8 +259,8 @@ def key_of(seed: int, number: int) -> jax.Array:
 
 
 def with_system(messages: Sequence[Message], data: Mapping[str, Any]) -> list[Message]:
-    """A conversation with the system message that the run was trained with, if it was and has none."""
+    """A conversation behind the system message of `Tuned.data`, if there is one and it has none itself."""
     system = str(data["system"])
-    if system and not any(message.role == "system" for message in messages):
-        return [Message("system", system), *messages]
+    if system and not any(message.role == SYSTEM for message in messages):
+        return [Message(SYSTEM, system), *messages]
     return list(messages)

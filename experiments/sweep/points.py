@@ -14,7 +14,7 @@ from experiments.runs.fields import SWEEP, check_config, check_values
 from experiments.runs.options import check_together
 from experiments.runs.settings import RunSettings, run_settings
 from experiments.sweep.experiment import experiment
-from lora_jax.errors import InputError
+from lora_jax.errors import InputError, did_you_mean
 from lora_jax.files import to_json
 from lora_jax.method import Method
 from lora_jax.run_folder import flat
@@ -145,7 +145,8 @@ def _with(run: ConfigDict, values: Mapping[str, Any], where: str) -> ConfigDict:
                 break
         # A method's arguments have defaults that its config need not name.
         if at is None or (last not in at and parents != ["method"]):
-            raise InputError(f"config.{where}: the run's config has no field {path!r}")
+            guess = did_you_mean(path, flat(result.to_dict()))
+            raise InputError(f"config.{where}: the run's config has no field {path!r}{guess}")
         if path == "seeds" and type(value) is not int:
             raise InputError(f"config.{where}.seeds: {value!r} does not fit, a seed is an integer")
         try:

@@ -101,7 +101,7 @@ class TrainingBatches:
         self.seed = check("seed", seed, SEED)
         self.per_epoch = -(-len(examples) // batch_size)
         lengths = examples.lengths
-        order = self._order(0, seed)
+        order = self.order(0, seed)
         sample = [order[number] for number in range(min(self.per_epoch, _SAMPLED))]
         if row_length and max(lengths) > row_length:
             raise InputError(
@@ -126,7 +126,7 @@ class TrainingBatches:
         settings = [self.batch_size, self.seed, self.menu.shapes]
         return of_examples and digests.of_texts([of_examples, *map(str, settings)])
 
-    def _order(self, epoch: int, seed: int) -> grain.MapDataset:
+    def order(self, epoch: int, seed: int) -> grain.MapDataset:
         """The indices of the examples of every batch of an epoch."""
         shuffling = int(np.random.SeedSequence([seed, epoch]).generate_state(1)[0])
         order = grain.MapDataset.range(len(self.examples)).shuffle(seed=shuffling)
@@ -148,7 +148,7 @@ class TrainingBatches:
           epoch: number of the epoch, from 0.
           start: number of the first batch wanted.
         """
-        return _ahead(self._order(epoch, self.seed)[start:].map(self._packed))
+        return _ahead(self.order(epoch, self.seed)[start:].map(self._packed))
 
     def count(self, batch: Batch) -> Counts:
         """Examples and tokens of a batch, see `count_packed`."""
@@ -209,7 +209,7 @@ class BatchesOfRuns(TrainingBatches):
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """Iterates over the batches of an epoch; arguments as of `TrainingBatches.epoch`."""
-        orders = [self._order(epoch, seed) for seed in self.seeds]
+        orders = [self.order(epoch, seed) for seed in self.seeds]
         numbers = grain.MapDataset.range(start, self.per_epoch)
         return _ahead(
             numbers.map(lambda number: self._stacked([order[number] for order in orders]))

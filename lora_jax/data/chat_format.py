@@ -21,12 +21,18 @@ class ChatFormat:
     must begin with the one before, as text and as tokens, or generation would not begin where training did.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, template: ChatTemplate):
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        template: ChatTemplate,
+        ends: Sequence[int] = (),
+    ):
         """Takes the tokenizer and finds out by which token the template ends a turn.
 
         Args:
           tokenizer: the model's.
           template: its own or another one.
+          ends: ids of tokens that end a text besides the template's, see `end_tokens`.
 
         Raises:
           FileError: the template cannot be used.
@@ -39,7 +45,8 @@ class ChatFormat:
         self._begin = [] if begin is None else [begin]
         probe = Example((Message(USER, "a"), Message(ASSISTANT, "b")), template.source)
         ids, own = self.rows([probe])[0]
-        self.ends: tuple[int, ...] = (ids[int(np.flatnonzero(own)[-1])],)
+        end = ids[int(np.flatnonzero(own)[-1])]
+        self.ends: tuple[int, ...] = tuple(dict.fromkeys((end, *ends)))
 
     def rows(self, examples: Sequence[Example]) -> list[Tokens]:
         """See `Format`.

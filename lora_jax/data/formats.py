@@ -36,7 +36,7 @@ class Format(Protocol):
     """How conversations are written for a model.
 
     Attributes:
-      ends: ids of the tokens that end a turn of the assistant.
+      ends: ids of the tokens that end a turn of the assistant; it is taught to write the first of them.
     """
 
     @property
@@ -64,17 +64,21 @@ class PlainFormat:
     tokenizer does that (Llama's and Gemma's do, GPT-2's does not).
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, separator: str = ""):
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, separator: str = "", ends: Sequence[int] = ()
+    ):
         """Takes the model's tokenizer.
 
         Args:
           tokenizer: with an end token.
           separator: between prompt and completion.
+          ends: ids of tokens that end a text besides the tokenizer's, see `end_tokens`.
         """
         self._tokenizer, self._separator = tokenizer, separator
         end = tokenizer.eos_token_id
         assert isinstance(end, int), "load_tokenizer makes sure of it"
-        self.ends: tuple[int, ...] = (end,)
+        self._end = end
+        self.ends: tuple[int, ...] = tuple(dict.fromkeys((end, *ends)))
         self._begin = [begin] if (begin := begin_token(tokenizer)) is not None else []
         # SentencePiece puts a blank in front of a text; behind other text there is none.
         first, behind = encode(["a", f"{_BREAK}a"], tokenizer)
@@ -88,7 +92,7 @@ class PlainFormat:
         texts = [b + example.reference for (_, b), example in zip(heads, examples, strict=True)]
         rows = []
         for prompt, completion in zip(prompts, self._continued(texts), strict=True):
-            ids = [*prompt, *completion, *self.ends]
+            ids = [*prompt, *completion, self._end]
             rows.append(Tokens(ids, np.arange(len(ids)) >= len(prompt)))
         return rows
 

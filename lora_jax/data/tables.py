@@ -10,7 +10,7 @@ import csv
 import dataclasses
 import io
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,35 @@ REMEDY = "Repair this place, or name another file"
 _SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
 FORMATS = "a name that ends in .jsonl, .json, .csv or .tsv (each also with .gz), or in .parquet"
 _Numbered = Iterable[tuple[int, dict[str, Any]]]  # number of the line, item or row, and its values
+
+
+class MissingColumnError(FileError):
+    """A table has no column of a name; the message lists those that it has.
+
+    Attributes:
+      columns: that there are.
+      column: the missing one.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        columns: Sequence[str],
+        column: str,
+        remedy: str = "Name another one",
+    ):
+        """Makes the message; the remedy is a sentence without its full stop."""
+        self.columns, self.column = tuple(columns), column
+        there = f"the columns {', '.join(columns)}"
+        super().__init__(path, "", there, f"a column {short(column)}", remedy)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """For errors that cross from one process to another."""
+        return type(self), (self.path, self.columns, self.column, self._remedy)
+
+    def advised(self, remedy: str) -> MissingColumnError:
+        """The same error with another remedy, for callers who know what names the column."""
+        return MissingColumnError(self.path, self.columns, self.column, remedy)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,14 +92,13 @@ class Table:
         return FileError(self.path, self.place(row, column), found, expected, REMEDY)
 
     def check_columns(self, names: Iterable[str]) -> None:
-        """Raises FileError, which lists the columns that there are, if one of these is missing."""
+        """Raises FileError if one of these has a type that is not read, and MissingColumnError."""
         for name in names:
             if name in self.unread:
                 found = f"the type {self.unread[name]} in column {short(name)}"
                 raise FileError(self.path, "", found, "texts, numbers or lists", REMEDY)
             if name not in self.columns:
-                there = f"the columns {', '.join(self.columns)}"
-                raise FileError(self.path, "", there, f"a column {short(name)}", "Name another one")
+                raise MissingColumnError(self.path, self.columns, name)
 
     def values(self, column: str) -> list[Any]:
         """The values of a column, None where a row has none.

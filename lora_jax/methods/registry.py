@@ -8,7 +8,7 @@ import operator
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from lora_jax.errors import InputError, InputTypeError, brief
+from lora_jax.errors import InputError, InputTypeError, brief, did_you_mean
 from lora_jax.method import Method
 from lora_jax.methods.bottleneck import adapter_d, adapter_h, adapter_l, adapter_p
 from lora_jax.methods.lora import lora
@@ -44,13 +44,17 @@ def create(name: str, plus: Mapping[str, Any] | None = None, **arguments: Any) -
       TypeError: unknown or missing arguments.
     """
     if not isinstance(name, str) or name not in CONSTRUCTORS:
-        raise InputError(f"unknown method {brief(name)}; known methods are {sorted(CONSTRUCTORS)}")
+        guess = did_you_mean(name, CONSTRUCTORS) if isinstance(name, str) else ""
+        raise InputError(
+            f"unknown method {brief(name)}; known methods are {sorted(CONSTRUCTORS)}{guess}"
+        )
     known = inspect.signature(CONSTRUCTORS[name]).parameters
     unknown = sorted(set(arguments) - set(known))
     missing = [p.name for p in known.values() if p.default is p.empty and p.name not in arguments]
     if unknown or missing:
+        guess = did_you_mean(str(unknown[0]), known) if unknown else ""
         raise InputTypeError(
-            f"method {name!r} takes {list(known)}; unknown {brief(unknown)}, missing {missing}"
+            f"method {name!r} takes {list(known)}; unknown {brief(unknown)}, missing {missing}{guess}"
         )
     method = CONSTRUCTORS[name](**arguments)
     if not plus:
@@ -58,6 +62,11 @@ def create(name: str, plus: Mapping[str, Any] | None = None, **arguments: Any) -
     if not isinstance(plus, Mapping) or "name" not in plus or not all(map(_is_text, plus)):
         raise InputError(f"plus must hold the `name` of a method and arguments, got {brief(plus)}")
     return method + create(**plus)
+
+
+def arguments_of(name: str) -> tuple[str, ...]:
+    """Names of the arguments of a method's constructor, a key of `CONSTRUCTORS`."""
+    return tuple(inspect.signature(CONSTRUCTORS[name]).parameters)
 
 
 def from_json(description: Sequence[Mapping[str, Any]]) -> Method:

@@ -39,7 +39,7 @@ def dynamic_map() -> Float32[np.ndarray, " codes"]:
     return np.sort(np.concatenate([positive, -positive, ends]))
 
 
-def _evenly(parts: int) -> Float32[np.ndarray, " parts+1"]:
+def _evenly(parts: int) -> Float32[np.ndarray, " bounds"]:
     """Bounds of equal parts from 0.1 to 1, counted from the nearer end as PyTorch's linspace does."""
     first, last = float(np.float32(0.1)), 1.0
     step = float(np.float32((last - first) / parts))
@@ -82,6 +82,6 @@ def nearest_of_map(
     return chosen
 
 
-def _midpoints(book: Float32[np.ndarray, " codes"]) -> Float32[np.ndarray, " codes-1"]:
+def _midpoints(book: Float32[np.ndarray, " codes"]) -> Float32[np.ndarray, " bounds"]:
     middle: np.ndarray = (book[:-1] + book[1:]) / np.float32(2)
     return middle

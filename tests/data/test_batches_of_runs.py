@@ -72,7 +72,7 @@ def test_a_runs_batches_are_those_alone_but_for_padding_behind(kind, parts):
                 longer += len(mine.inputs.tokens) > len(expected.inputs.tokens)
             # No more rows than some run needs: that one has them alone, too.
             assert rows[1] <= max(data.menu.choose(
-                data._lengths[data._order(epoch, seed)[number]].tolist())[0] for seed in SEEDS
+                data._lengths[data.order(epoch, seed)[number]].tolist())[0] for seed in SEEDS
             )  # fmt: skip
     assert longer or parts > 1  # the padding is there
 

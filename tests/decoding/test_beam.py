@@ -197,6 +197,21 @@ def test_neighbours_and_padding_do_not_matter(models):
         np.testing.assert_allclose(alone.scores[0], together.scores[i], rtol=0, atol=2e-5)
 
 
+def test_steps_with_layers_apart_find_the_same(models):
+    scanned = BeamSearch((3, 7), beams=4, length_penalty=0.8, no_repeat_ngram=3, max_tokens=8)
+    apart = dataclasses.replace(scanned, layers_apart=True)
+    _, ours = models(17, 3)
+    _, prompts, lengths = random_prompts(17, 6, 5)
+    one, other = (
+        jax.jit(lambda m, p, n, s=s: beam_search(m, p, n, s))(ours, prompts, lengths)
+        for s in (scanned, apart)
+    )
+    np.testing.assert_array_equal(one.tokens, other.tokens)
+    np.testing.assert_array_equal(one.lengths, other.lengths)
+    np.testing.assert_allclose(one.scores, other.scores, rtol=1e-5)
+    assert list(ours.apart().layers.parts()) == ["block_0", "block_1"]
+
+
 @pytest.mark.parametrize("wrong", [{"beams": 0}, {"max_tokens": 0}, {"no_repeat_ngram": -1}])
 def test_wrong_settings_are_errors(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
@@ -220,5 +235,5 @@ def test_more_tokens_than_positions_are_an_error(models, width, steps):
 def test_defaults_are_table_11s():
     assert dataclasses.asdict(BeamSearch((50256, 628))) == {
         "end_tokens": (50256, 628), "beams": 10, "length_penalty": 0.9, "no_repeat_ngram": 4,
-        "max_tokens": 64,
+        "max_tokens": 64, "layers_apart": False,
     }  # fmt: skip

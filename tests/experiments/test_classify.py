@@ -12,7 +12,7 @@ from configs.glue import minilm as glue_configs
 from experiments import classify, glue
 from experiments.report.document import document, tables
 from experiments.report.records import find
-from experiments.runs import own_texts
+from experiments.runs import class_tables, own_texts
 from experiments.runs.run import run_all
 from lora_jax.errors import FileError, InputError
 from tests.experiments.own_rows import CLASSES, config, rows, write
@@ -185,7 +185,10 @@ def test_evaluation_takes_the_classes_of_the_adapter(finished, tmp_path):
     values.data.train, values.data.held_out = (), (str(one),)
     found = classify.evaluation.evaluate(classify.task, values, tmp_path / "evaluation")
     logits = np.loadtxt(tmp_path / "evaluation/outputs_held_out.tsv")
-    assert logits.shape == (3, 3) and found["accuracy"] == np.mean(logits.argmax(-1) == 2)
+    right = np.mean(logits.argmax(-1) == 2)
+    shown = class_tables.plain_lines(found)
+    assert shown[:2] == ["  scores in %:", f"  {'accuracy':24s} {100 * right:8.2f}"]
+    assert logits.shape == (3, 3) and found["accuracy"] == right
 
 
 def test_regression_on_large_numbers(tiny_model, tmp_path):
@@ -237,7 +240,9 @@ def test_limits_are_stratified(tiny_model, tmp_path):
     ("change", "kind", "says"),
     [
         ({"data.train": ()}, InputError, "config.data.train is empty: name the file"),
-        ({"data.text": "review"}, FileError, "columns text, label, expected a column 'review'"),
+        ({"data.text": "review"}, FileError, "columns text, label, expected a column 'review'. "
+         "Name the file's own: --config.data.text=COLUMN$"),
+        ({"data.label": "stars"}, FileError, "Name the file's own: --config.data.label=COLUMN$"),
         ({"data.pair": "text"}, InputError, "must be different columns"),
         ({"data.train": ("/no/rows.csv",)}, FileNotFoundError, "/no/rows.csv is missing"),
         ({"data.train": ("rows.xls",)}, FileError, "'.xls', expected a name that ends in .jsonl"),

@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from configs.tune import smollm2
+from experiments.runs import typos
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -63,10 +66,43 @@ def test_errors_of_ones_own_config_name_the_line(tmp_path, code, says):
             "flag --config.seed=x: inv",
         ),
         (
-            ["--config=configs/subspace/folders.py:a=b", "--config.nope=1"],
-            "--config.nope=1: no field",
+            ["--config=configs/subspace/folders.py:a=b", "--config.laers=1"],
+            "--config.laers=1: no field 'laers' in config, did you mean 'layers'? config has adapters, ",
+        ),
+        (
+            ["--config=configs/subspace/folders.py:a=b", "--config.zoom", "=", "2"],
+            "flag --config.zoom==: inv",
+        ),
+        (
+            ["--config=configs/subspace/folders.py:a=b", "--config.zoom=2", "x"],
+            "unknown arguments ['x']: write --NAME=VALUE without blanks",
+        ),
+        (
+            ["--config=configs/subspace/folders.py:a=b", "--zoom=1"],
+            "unknown flag --zoom, did you mean --config.zoom?",
         ),
     ],
 )
 def test_flags(arguments, says):
     assert message(*arguments).startswith(says)
+
+
+@pytest.mark.parametrize(
+    ("argument", "says"),
+    [
+        ("--config.data.chat_templat=x", "no field 'chat_templat' in config.data, did you mean "
+         "'chat_template'? config.data has chat_template, completion, "),
+        ("--config.dta.train=x", "no field 'dta' in config, did you mean 'data'? config has accumulate, "),
+        ("--config.train=x", "no field 'train' in config, did you mean --config.data.train? config has "),
+        ("--noconfig.eval_ony", "no field 'eval_ony' in config, did you mean 'eval_only'? config has "),
+        ("--config.method.rnak=4", "no field 'rnak' in config.method, did you mean 'rank'? config.method has "
+         "alpha, dropout, name, rank, targets. lora also takes scaling, "),
+        ("--config.xyzzy=4", "no field 'xyzzy' in config; config has accumulate, "),
+        ("--config.epochs.x=4", "config.epochs is a value and has no fields"),
+    ],
+)  # fmt: skip
+def test_unknown_fields_are_named_with_those_that_are_there(argument, says):
+    arguments = ["x", "--config=y", "--config.seeds[0]=3", "--config.epochs=1", argument]
+    found = typos.unknown_field(smollm2.get_config(), arguments)
+    assert found.startswith(f"{argument}: {says}") and "\n" not in found
+    assert typos.unknown_field(smollm2.get_config(), arguments[:-1]) is None

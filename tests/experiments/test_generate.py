@@ -1,5 +1,6 @@
 """What tuned models write: files of prompts, conversations at a terminal, streaming, refusals."""
 
+import dataclasses
 import io
 import json
 import os
@@ -227,6 +228,58 @@ def test_what_is_no_run_or_changed_is_refused(runs, tmp_path):
         path.write_text(before)
 
 
+def test_a_system_message_is_that_of_the_flag(runs, tuned, plain, monkeypatch, capsys, tmp_path):
+    turn = Message("user", "What is red?")
+    brief = Tuned(of_run(runs / "chat_run"), system="Be brief.")
+    _, _, asked = conversation(brief, monkeypatch, capsys, turn.content)
+    assert asked == [[("system", "Be brief."), tuple(turn)]]
+    own = [Message("system", "Be long."), turn]
+    (tmp_path / "a.jsonl").write_text(
+        json.dumps({"messages": [message._asdict() for message in own]}) + "\n"
+        + json.dumps({"messages": [turn._asdict()]}) + "\n"
+    )  # fmt: skip
+    answer_file(brief, Request(str(tmp_path / "a.jsonl"), "", settings(brief), 0, 2))
+    texts = [json.loads(line)["text"] for line in capsys.readouterr().out.splitlines()]
+    both = [own, [Message("system", "Be brief."), turn]]
+    assert texts == answers(tuned, both, Request("", "", settings(tuned), 0, 2))
+    brief.close()
+    with pytest.raises(
+        InputError, match="--system .* 'text' has no place for .the model has no chat"
+    ):
+        Tuned(of_run(runs / "plain_run"), system="Be brief.")
+    with pytest.raises(InputError, match="the system's text has the special token '<.im_end.>'"):
+        Tuned(of_run(runs / "chat_run"), system="a<|im_end|>")
+    silent = tune_files.CHATML.replace(
+        "message in messages", "message in messages if message.role != 'system'"
+    )
+    origin = of_run(runs / "chat_run")
+    deaf = dataclasses.replace(origin, data={**origin.data, "chat_template": silent})
+    with pytest.raises(InputError, match="chat template leaves system messages out"):
+        Tuned(deaf, system="Be brief.")
+
+
+def test_what_is_wrong_is_told_before_weights_are_read(runs, tmp_path, monkeypatch):
+    def load(*_):
+        raise AssertionError("weights were read")
+
+    monkeypatch.setattr("experiments.runs.tuned.hub.load_decoder", load)
+    tuned = Tuned(of_run(runs / "chat_run"))
+    prompts = tmp_path / "a.csv"
+    prompts.write_text("question\nWhat is red?\n")
+    request = Request(str(prompts), "", settings(tuned), 0, 4)
+    with pytest.raises(InputError, match="expected a column 'prompt'. Name the file's columns as"):
+        answer_file(tuned, request)
+    prompts.write_text("prompt\na<|im_end|>\n")
+    with pytest.raises(InputError, match="has the special token"):
+        answer_file(tuned, request)
+    prompts.write_text("prompt\na\n")
+    with pytest.raises(InputError, match="max_tokens=129 leaves no room"):
+        answer_file(tuned, request._replace(settings=settings(tuned, max_tokens=129)))
+    with pytest.raises(InputError, match="max_tokens=129 leaves no room"):
+        chat.talk(tuned, settings(tuned, max_tokens=129), 0, io.StringIO())
+    tuned.close()
+
+
 def test_the_command_writes_texts_alone_to_stdout(runs, tmp_path):
     def run(*arguments, text=""):
         return subprocess.run(
@@ -244,3 +297,5 @@ def test_the_command_writes_texts_alone_to_stdout(runs, tmp_path):
     done = run(f"--run={runs / 'chat_run'}", "--top_p=0")
     assert done.returncode == 1 and done.stdout == ""
     assert done.stderr.splitlines()[-1] == "error: --top_p must be a number in (0, 1], got 0.0"
+    done = run("--model=no_such_model", "--input=/no/file.txt")
+    assert done.returncode == 1 and done.stderr == "error: /no/file.txt is missing\n"

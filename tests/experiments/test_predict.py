@@ -136,7 +136,9 @@ def test_bad_input_is_named(made, tmp_path):
     with pytest.raises(FileError, match="line 2, column 'label': found the label 'bird'"):
         predict.predict_rows(made.run, str(table))
     table = write(tmp_path / "b.csv", [{"body": "x"}])
-    with pytest.raises(FileError, match="the columns body, expected a column 'text'"):
+    with pytest.raises(
+        FileError, match="body, expected a column 'text'. Name the file's columns as .*: text$"
+    ):
         predict.predict_rows(made.run, str(table))
 
 

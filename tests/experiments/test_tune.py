@@ -16,15 +16,17 @@ from pyarrow import parquet
 
 from configs import record
 from configs.sweep.common import sweep_config
-from configs.tune import small, smollm2
+from configs.tune import common, small, smollm2
 from experiments import tune
 from experiments.report import records
 from experiments.runs.record import check_converged
+from experiments.runs.samples import shown
 from experiments.runs.tune import TuneTask
 from experiments.runs.tune_data import Columns, read_splits, split
 from experiments.runs.tuned import of_run
 from experiments.sweep.__main__ import write_report
 from experiments.sweep.local import run_sweep
+from lora_jax import methods
 from lora_jax.adapters import load_adapter
 from lora_jax.data.conversations import Example, Message
 from lora_jax.errors import DivergedError, InputError
@@ -109,7 +111,21 @@ def test_the_record(finished, folder):
         losses = [metrics["loss"] for metrics in run["history"]]
         assert run["best"]["loss"] == min(losses) < run["start"]["loss"]
         assert run["best"]["perplexity"] == pytest.approx(math.exp(min(losses)))
-    assert "20 examples (0 cut, 0 dropped)" in tune.table(result)
+    shares = result["test"]["last_number"]
+    right = f"{100 * shares['mean']:.2f} ±{100 * shares['std']:.2f} % of the answers are right"
+    assert "20 examples (0 cut, 0 dropped)" in tune.table(result) and right in tune.table(result)
+
+
+def test_printed_samples_have_their_references():
+    samples = [
+        {"prompt": "What?\nWhy?", "reference": "word " * 100, "text": "so"},
+        {"prompt": "Who?", "reference": "", "text": "x" * 400},
+    ]
+    text = shown({"epoch": 1, "metrics": {"loss": 0.5}, "samples": samples}, 3)
+    assert text.split("\n") == [
+        "seed 3 epoch 1: loss 0.5", "  > What?", "    Why?", "  < so", f"  = {'word ' * 59}word...",
+        "  > Who?", f"  < {'x' * 300}...",
+    ]  # fmt: skip
 
 
 def test_samples_of_every_epoch_and_before(finished, folder):
@@ -121,8 +137,8 @@ def test_samples_of_every_epoch_and_before(finished, folder):
         assert found[0]["metrics"] == run["start"]
         assert [line["metrics"] for line in found[1:]] == run["history"]
         for line in found:
-            shown = [(s["prompt"], s["reference"]) for s in line["samples"]]
-            assert shown == [(e.text, e.reference) for e in held_out]
+            pairs = [(s["prompt"], s["reference"]) for s in line["samples"]]
+            assert pairs == [(e.text, e.reference) for e in held_out]
         texts = [[sample["text"] for sample in line["samples"]] for line in found]
         assert texts[0] != texts[2]  # it learns
 
@@ -292,15 +308,37 @@ def test_other_methods_tune_too(config, tmp_path, method):
     assert len(lines(tmp_path / "run/seed_0/answers.jsonl")) == 4
 
 
+def test_words_behind_a_config_are_data_and_method():
+    plain, both = smollm2.get_config(), smollm2.get_config("gsm8k,full")
+    assert plain.to_dict() == smollm2.get_config("lora").to_dict()
+    assert both.to_dict() == smollm2.get_config("full,gsm8k").to_dict()
+    assert both.method.to_dict() == {"name": "full"} and both.metric == "last_number"
+    assert both.learning_rate < plain.learning_rate == smollm2.get_config("dora").learning_rate
+    for make in (smollm2, small):
+        for name in common.METHODS:
+            made = make.get_config(name)
+            assert methods.create(**made.method.to_dict()) and made.learning_rate > 0
+    with pytest.raises(
+        ValueError, match="unknown data or method 'lroa' in 'gsm8k,lroa'; known are"
+    ):
+        smollm2.get_config("gsm8k,lroa")
+    with pytest.raises(ValueError, match="two of a kind"):
+        small.get_config("lora,full")
+
+
 REFUSED = [
     ({"data__train": "/no/file.jsonl"}, r"/no/file.jsonl is missing"),
     ({"data__train": "x.xlsx"}, r"the suffix '.xlsx', expected a name that ends in .jsonl"),
     (
         {"data__template": "{question}"},
-        r"the columns prompt, completion, expected a column 'question'",
+        r"the columns prompt, completion, expected a column 'question'. Name the file's own: "
+        r"--config.data.template='{COLUMN}'$",
     ),
     ({"data__template": "none"}, r"names no column"),
-    ({"data__completion": "answer"}, r"expected a column 'answer'"),
+    (
+        {"data__completion": "answer"},
+        r"expected a column 'answer'. Name the file's own: --config.data.completion=COLUMN$",
+    ),
     (
         {"data__held_out": 0},
         r"config.data.held_out=0 of 24 examples .*at least one must be held out",

@@ -344,7 +344,7 @@ def test_a_second_method_by_name():
     first = {"name": "lora", "targets": ".*/query", "rank": 2, "head": "head/.*"}
     method = methods.create(**first, plus={"name": "bitfit"})
     assert method == lora_jax.lora(".*/query", rank=2, head="head/.*") + lora_jax.bitfit()
-    with pytest.raises(ValueError, match="unknown method 'bitfat'"):
+    with pytest.raises(ValueError, match="unknown method 'bitfat'; .*, did you mean 'bitfit'"):
         methods.create(**first, plus={"name": "bitfat"})
 
 

@@ -1,0 +1,102 @@
+"""Factors that start from what packing lost: LoftQ (Li et al. 2023, arXiv 2310.08659, algorithm 1).
+
+Packing and the best low-rank matrix for its error take turns: Q = pack(W - AB), AB = SVD_r(W - Q). After
+one step Q is pack(W), the base that `quantise` gives; after more it is a base of its own, made for these
+factors, and has to be saved with them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float, Key
+
+from lora_jax import surgery
+from lora_jax.arguments import KEY, MODEL, takes
+from lora_jax.checks import integer
+from lora_jax.errors import InputError
+from lora_jax.low_rank.dora import DoRAUpdate
+from lora_jax.low_rank.layers import LoRALayer, adapted_layers
+from lora_jax.low_rank.updates import LowRankUpdate
+from lora_jax.low_rank.weights import WeightView
+from lora_jax.method import Method
+from lora_jax.methods.targets import ALL_LINEAR, Exclude, Target
+from lora_jax.quantisation.formats import Format
+from lora_jax.quantisation.layers import is_quantised, packed_weight
+from lora_jax.quantisation.quantise import fill, quantise
+from lora_jax.quantisation.weight import arranged, float_matrices
+
+
+@takes(model=MODEL, key=KEY)
+def loftq(
+    model: nnx.Module,
+    method: Method,
+    key: Key[Array, ""],
+    targets: Target | Sequence[Target] = ALL_LINEAR,
+    format: str | Format = "nf4",
+    *,
+    exclude: Exclude = None,
+    steps: int = 1,
+) -> nnx.Module:
+    """Returns the quantised and adapted model, whose updates start at the error of packing.
+
+    The first output is not that of the quantised base but nearer to that of `model`.
+
+    Args:
+      model: pre-trained, in floating-point numbers.
+      method: with low-rank updates.
+      key: for what the method inserts besides.
+      targets: the layers to quantise, see `quantise`.
+      format: of their weights, see `quantise`.
+      exclude: see `quantise`.
+      steps: how often both take turns; the paper's T, of 1 and 5 there.
+
+    Raises:
+      ValueError: no layer is both quantised and adapted; for others see `quantise` and `Method.insert`.
+    """
+    integer("steps", steps, least=1, most=1000)
+    adapted = method.insert(quantise(model, targets, format, exclude=exclude), key)
+    originals = surgery.pretrained_modules(model)
+    found = False
+    for path, layer in adapted_layers(adapted).items():
+        if not isinstance(layer, LoRALayer) or not is_quantised(layer):
+            continue
+        found = True
+        name, _ = packed_weight(layer)
+        whole = jnp.asarray(getattr(originals[path], name)[...], jnp.float32)
+        for step in range(steps):
+            _take_turns(layer, whole, pack=step > 0)
+    if not found:
+        raise InputError(
+            f"{method.name} adapts no layer that is quantised; name the same layers in its targets and in "
+            "those of loftq"
+        )
+    return adapted
+
+
+def _take_turns(layer: LoRALayer, whole: Float[Array, ...], pack: bool) -> None:
+    """Packs what the update leaves of the weight, and sets the update to what packing lost, in place."""
+    view, (_, weight) = WeightView(layer), packed_weight(layer)
+    if pack:
+        left = np.asarray(whole - layer.lora.delta(view).reshape(whole.shape))
+        matrices = float_matrices(weight, left)
+        fill(weight, arranged(weight, [weight.format.pack(matrix) for matrix in matrices]))
+    lost = (whole - weight.values()).reshape(view.shape)
+    axis = view.roles.outputs[0]
+    for pair, part in layer.lora.pairs_with_weights(view).values():
+        _set_nearest(pair, part, part.sliced(lost, axis))
+        if isinstance(pair, DoRAUpdate):
+            pair.magnitude[...] = pair.norms(part)
+
+
+def _set_nearest(pair: LowRankUpdate, weight: WeightView, target: Float[Array, ...]) -> None:
+    """Sets the factors so that scale A B is the matrix of their rank nearest to a target, in place."""
+    matrices, rank = weight.roles.to_matrices(target), pair.rank
+    u, s, v = jnp.linalg.svd(matrices, full_matrices=False)
+    root = jnp.sqrt(s[:, None, :rank])
+    pair.a[...] = (u[..., :rank] * root).reshape(pair.a.shape)
+    b = jnp.swapaxes(root, 1, 2) * v[:, :rank] / pair.scale
+    pair.b[...] = b.reshape(pair.b.shape)

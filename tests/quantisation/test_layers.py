@@ -1,0 +1,204 @@
+"""Quantised layers against the same layers with the unpacked weight: outputs, gradients, merging, memory."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+import lora_jax
+from lora_jax import partition
+from lora_jax.errors import InputError, InputTypeError
+from lora_jax.low_rank.layers import adapted_layers
+from lora_jax.quantisation.ggml import Ggml
+from lora_jax.quantisation.layers import is_quantised, packed_weight, quantised_layers
+from lora_jax.quantisation.loftq import loftq
+from lora_jax.quantisation.quantise import errors
+from lora_jax.quantisation.registry import FORMATS
+from lora_jax.training.adapted_model import AdaptedModel
+
+TOKENS = jnp.arange(12).reshape(3, 4)
+EVERY = ("all-linear", "table")
+METHODS = {
+    "lora": lora_jax.lora("all-linear", rank=4, alpha=8) + lora_jax.lora("table", rank=2),
+    "dora": lora_jax.lora("all-linear", rank=4, magnitude=True),
+    "parts": lora_jax.lora({"fused": {"parts": ("q", "v"), "fused": ("q", "k", "v"), "rank": 3}}),
+}
+
+
+class Model(nnx.Module):
+    """Every kind of layer that can be quantised, with biases, a tied table and a stack."""
+
+    def __init__(self, rngs):
+        self.table = nnx.Embed(96, 128, rngs=rngs)
+        self.fused = nnx.LinearGeneral(128, (3, 64), rngs=rngs)
+        self.einsum = nnx.Einsum("abc,cde->abde", (64, 4, 32), rngs=rngs)
+        self.experts = nnx.Einsum("abe,bed->abd", (4, 32, 64), bias_shape=(4, 64), rngs=rngs)
+        self.stack = nnx.vmap(lambda r: nnx.Linear(64, 64, rngs=r))(nnx.Rngs(0).fork(split=3))
+        self.norm = nnx.LayerNorm(64, rngs=rngs)
+        self.out = nnx.Linear(64, 128, rngs=rngs)
+
+    def __call__(self, tokens):
+        x = self.fused(self.table(tokens))
+        x = self.experts(self.einsum(jax.nn.gelu(x[..., 0, :] * x[..., 2, :])).reshape(-1, 4, 32))
+        graph, layers = nnx.split(self.stack)
+
+        def run(x, layer):
+            return jax.nn.gelu(nnx.merge(graph, layer)(x)), None
+
+        x, _ = jax.lax.scan(run, self.norm(x.mean(axis=1)), layers)
+        return self.table.attend(self.out(x))
+
+
+@pytest.fixture(scope="module")
+def model():
+    return Model(nnx.Rngs(1))
+
+
+def gradients(adapted, method):
+    structure, trainable, frozen = lora_jax.split(adapted, method.labels(adapted))
+    key = jax.random.key(5)
+    trainable = {
+        path: value + 0.05 * jax.random.normal(jax.random.fold_in(key, i), value.shape)
+        for i, (path, value) in enumerate(sorted(trainable.items()))
+    }
+
+    def loss(trainable):
+        return jnp.mean(lora_jax.join(structure, trainable, frozen)(TOKENS) ** 2)
+
+    return jax.value_and_grad(loss)(trainable), lora_jax.join(structure, trainable, frozen)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("form", ["nf4", "int8", "q4_1", "q8_0"])
+def test_outputs_gradients_and_merging_are_those_of_the_unpacked_weights(model, form, method):
+    method = METHODS[method]
+    # Rows of 32 inputs: of the forms of bitsandbytes only int8 of whole rows fits the experts.
+    exclude = "experts" if form in ("nf4", "fp4", "int8_blocks") else None
+    quantised = lora_jax.quantise(model, EVERY, form, exclude=exclude)
+    plain = lora_jax.dequantise(quantised)
+    np.testing.assert_allclose(quantised(TOKENS), plain(TOKENS), rtol=1e-5, atol=1e-5)
+    adapted = method.insert(quantised, jax.random.key(0))
+    (loss, found), trained = gradients(adapted, method)
+    (expected_loss, expected), reference = gradients(
+        method.insert(plain, jax.random.key(0)), method
+    )
+    np.testing.assert_allclose(loss, expected_loss, rtol=1e-5)
+    assert found.keys() == expected.keys()
+    for path, gradient in expected.items():
+        scale = float(jnp.abs(gradient).max())
+        np.testing.assert_allclose(found[path], gradient, atol=1e-5 * scale + 1e-9, err_msg=path)
+    merged = lora_jax.merge(trained)
+    assert type(merged.fused) is nnx.LinearGeneral
+    # Layers without an update stay packed.
+    assert set(quantised_layers(merged)) == set(quantised_layers(quantised)) - set(
+        adapted_layers(trained)
+    )
+    outputs = trained(TOKENS)
+    np.testing.assert_allclose(merged(TOKENS), outputs, atol=1e-5 * float(jnp.abs(outputs).max()))
+    np.testing.assert_allclose(reference(TOKENS), outputs, rtol=1e-4, atol=1e-4)
+
+
+def test_a_model_in_shapes_is_quantised_like_one_with_values(model):
+    abstract = lora_jax.quantise(nnx.eval_shape(lambda: Model(nnx.Rngs(1))), EVERY, "q4_0")
+    concrete = lora_jax.quantise(model, EVERY, "q4_0")
+    shapes = {p: (v.shape, v.dtype) for p, v in lora_jax.parameters(abstract).items()}
+    assert shapes == {p: (v.shape, v.dtype) for p, v in lora_jax.parameters(concrete).items()}
+
+
+def test_verify_strip_and_the_summary_know_quantised_layers(model):
+    quantised = lora_jax.quantise(model, EVERY, "q8_0")
+    method = lora_jax.lora("all-linear", rank=4)
+    adapted = method.insert(quantised, jax.random.key(0))
+    assert lora_jax.verify(quantised, adapted, TOKENS).passed
+    counts = method.summary(adapted).counts()
+    assert counts["frozen"] == partition.count(lora_jax.parameters(model))
+    stripped = lora_jax.strip(adapted)
+    assert is_quantised(stripped.out) and lora_jax.fingerprint(
+        lora_jax.base_parameters(stripped)
+    ) == lora_jax.fingerprint(lora_jax.base_parameters(quantised))
+
+
+def test_what_is_stored_makes_the_fingerprint(model):
+    prints = {
+        form: lora_jax.fingerprint(
+            lora_jax.base_parameters(lora_jax.quantise(model, "out", FORMATS[form]))
+        )
+        for form in ("nf4", "fp4", "int8", "q4_0")
+    }
+    assert len(set(prints.values())) == len(prints)
+
+
+def test_an_adapter_goes_onto_its_packed_base_only(model, tmp_path):
+    quantised = lora_jax.quantise(model, "all-linear", "q8_0")
+    method = lora_jax.lora("all-linear", rank=2)
+    adapted = method.insert(quantised, jax.random.key(0))
+    _, trained = gradients(adapted, method)
+    lora_jax.save(tmp_path / "adapter", trained, method, base=quantised)
+    again = lora_jax.load(tmp_path / "adapter", quantised)
+    np.testing.assert_array_equal(again(TOKENS), trained(TOKENS))
+    with pytest.raises(ValueError, match="another base"):
+        lora_jax.load(tmp_path / "adapter", model)
+
+
+def test_methods_that_would_train_packed_weights_are_refused(model):
+    quantised = lora_jax.quantise(model, "all-linear", "q8_0")
+    with pytest.raises(InputError, match="kernel is quantised and would train in the group 'base'"):
+        lora_jax.full().labels(lora_jax.full().insert(quantised, jax.random.key(0)))
+
+
+def test_packed_arrays_keep_their_types_and_never_train(model):
+    quantised = lora_jax.quantise(model, "all-linear", "q4_0")
+    trainer = AdaptedModel(quantised, lora_jax.lora("all-linear", rank=2), dtype="bfloat16")
+    kinds = {path: value.dtype for path, value in trainer.frozen.items()}
+    assert kinds["out/kernel/scale"] == jnp.float16 and kinds["out/kernel/codes"] == jnp.uint8
+    assert kinds["out/bias"] == jnp.bfloat16
+    assert not any("/kernel/" in path for path in trainer.trainable)
+
+
+def test_errors_of_packing_are_counted(model):
+    quantised = lora_jax.quantise(model, "out", "nf4")
+    (found,) = errors(quantised, model).values()
+    packed = packed_weight(quantised.out)[1]
+    was, now = (np.asarray(v, np.float64) for v in (model.out.kernel[...], packed.values()))
+    np.testing.assert_allclose(found.relative, np.linalg.norm(now - was) / np.linalg.norm(was))
+    np.testing.assert_allclose(found.largest, np.abs(now - was).max())
+    assert found.bits == pytest.approx(8 * packed.nbytes / was.size)
+
+
+@pytest.mark.parametrize("steps", [1, 4])
+def test_loftq_starts_at_the_best_matrix_of_the_rank(model, steps):
+    method = lora_jax.lora("out", rank=8, alpha=4)
+    adapted = loftq(model, method, jax.random.key(0), "out", "nf4", steps=steps)
+    whole = np.asarray(model.out.kernel[...], np.float64)
+    packed = np.asarray(packed_weight(adapted.out)[1].values(), np.float64)
+    update = np.asarray(lora_jax.low_rank.layers.delta(adapted.out), np.float64)
+    u, s, v = np.linalg.svd(whole - packed)
+    nearest = u[:, :8] * s[:8] @ v[:8]
+    np.testing.assert_allclose(update, nearest, atol=1e-5)
+    one = lora_jax.quantise(model, "out", "nf4")
+    alone = np.asarray(packed_weight(one.out)[1].values(), np.float64)
+    assert (np.array_equal(alone, packed)) == (steps == 1)
+    error = np.linalg.norm(whole - packed - update)
+    assert error < np.linalg.norm(whole - alone)
+
+
+def test_what_cannot_be_quantised_is_refused(model):
+    quantised = lora_jax.quantise(model, "out", "q8_0")
+    with pytest.raises(InputError, match="out is quantised already"):
+        lora_jax.quantise(quantised, "out", "q8_0")
+    with pytest.raises(InputError, match="quantise first, then insert"):
+        adapted = lora_jax.lora("out", rank=2).insert(model, jax.random.key(0))
+        lora_jax.quantise(adapted)
+    with pytest.raises(InputTypeError, match="norm is a LayerNorm"):
+        lora_jax.quantise(model, "norm")
+    with pytest.raises(InputError, match=r"experts: nf4 packs blocks of 64 .* rows of 32 inputs"):
+        lora_jax.quantise(model)
+    with pytest.raises(InputError, match="no quantised layer"):
+        lora_jax.dequantise(model)
+    with pytest.raises(InputError, match="read from files that have it"):
+        lora_jax.quantise(nnx.Linear(256, 8, rngs=nnx.Rngs(0)), nnx.Linear, Ggml("Q6_K"))
+    broken = nnx.clone(model)
+    broken.out.kernel[...] = broken.out.kernel[...].at[0, 0].set(jnp.nan)
+    with pytest.raises(InputError, match="out/kernel has values that are not finite"):
+        lora_jax.quantise(broken, "out", "q8_0")
