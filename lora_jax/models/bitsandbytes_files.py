@@ -162,7 +162,7 @@ def _settings(state: Record, code: str, double: bool) -> tuple[FourBits, tuple[i
             raise state.error("nested_blocksize", str(nested), f"{NESTED}")
         if (dtype := state.get("nested_dtype", str)) != "float32":
             raise state.error("nested_dtype", repr(dtype), "'float32'")
-        if abs(offset := state.get("nested_offset", float)) > np.finfo(np.float32).max:
+        if abs(offset := state.get("nested_offset", float)) > float(np.finfo(np.float32).max):
             raise state.error("nested_offset", repr(offset), "a number of float32")
     shape = state.get("shape", list)
     if len(shape) != 2 or any(type(n) is not int or not 0 < n < 2**31 for n in shape):
