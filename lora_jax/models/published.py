@@ -9,7 +9,6 @@ from flax import nnx
 
 from lora_jax import partition, surgery
 from lora_jax.errors import InputError
-from lora_jax.low_rank.layers import lora_layer_of
 from lora_jax.models.architectures import ARCHITECTURES
 from lora_jax.models.decoder import Decoder
 from lora_jax.models.layouts import Layout
@@ -107,10 +106,9 @@ def _skipped(model: Decoder, layout: Layout) -> list[str]:
     modules, packed = surgery.pretrained_modules(model), quantised_layers(model)
     names = {name.removesuffix(".weight") for name in layout.tied}  # a tied head is a layer there
     for path, module in modules.items():
-        form = lora_layer_of(module)
-        if form is None or not form.in_all_linear or form.gathers:
+        if not isinstance(module, nnx.Linear | nnx.LinearGeneral):
             continue
-        template = layout.source(f"{path}/{form.weight}")[0].removesuffix(".weight")
+        template = layout.source(f"{path}/kernel")[0].removesuffix(".weight")
         name = template.rpartition("{}.")[2]
         if path in packed:
             names.discard(name)

@@ -79,7 +79,7 @@ def distance(found, expected, before=None):
 
 def make_run(structure, frozen, adamw):
     def loss(factors, tokens):
-        zeros = np.zeros_like(tokens)
+        zeros = np.zeros(tokens.shape, np.int32)
         inputs = Inputs(tokens, zeros + 1, zeros + np.arange(TOKENS), zeros)
         logits = partition.join(structure, factors, frozen)(inputs, ROW, COLUMN)
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, tokens[:, 1:].reshape(-1))
@@ -129,6 +129,6 @@ def test_five_steps_over_packed_weights_equal_peft(case):
     assert worst < GRADIENT_TOLERANCE
     np.testing.assert_allclose(our_losses, their_losses, rtol=1e-5)
     # Adam divides by the root of the second moment, so gradients near zero make their rounding count.
-    assert max(reached) < 2e-3
+    assert max(reached) < 2e-4
     for n, before in packed.items():
         assert torch.equal(before, dict(reference.named_parameters())[n])
