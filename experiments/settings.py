@@ -38,7 +38,7 @@ _SECTIONS: Mapping[str, tuple[str, Fields]] = {
     "Pre-training": ("experiments.pretrain", fields.PRETRAIN),
     "Sweeps": ("experiments.sweep; `run` has the fields of a run, `grids` tuples of values", fields.SWEEP),
     "Subspace analysis": ("experiments.subspace; `adapters` has a folder by name", fields.SUBSPACE),
-    "Plans": ("experiments.pod_plan", fields.PLAN),
+    "Plans": ("experiments.plan", fields.PLAN),
 }  # fmt: skip
 
 

@@ -1,1 +1,1 @@
-"""Plans for TPU pods, see experiments.pod_plan."""
+"""Plans for TPU pods, see experiments.plan."""

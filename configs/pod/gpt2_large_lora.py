@@ -1,13 +1,13 @@
 """GPT-2 large with LoRA on one TPU host: is there room, and for which batch?
 
-    python -m experiments.pod_plan --config=configs/pod/gpt2_large_lora.py --topology=v5e:2x4
+    python -m experiments.plan --config=configs/pod/gpt2_large_lora.py --topology=v5e:2x4
 
 The method of Table 3 (r = 4 on q and v). A batch of 32 rows of 512 tokens, of which 250 are
 completions: about nine E2E examples to a row.
 """
 
 from configs.nlg.common import LORA
-from configs.pod.common import ConfigDict, plan_config
+from configs.plan.common import ConfigDict, plan_config
 
 
 def get_config() -> ConfigDict:

@@ -1,6 +1,6 @@
 """A sweep of 64 LoRA runs over one GPT-2 large on 16 TPU v5e chips.
 
-    python -m experiments.pod_plan --config=configs/pod/gpt2_large_sweep.py --topology=v5e:4x4
+    python -m experiments.plan --config=configs/pod/gpt2_large_sweep.py --topology=v5e:4x4
 
 64 runs of rank 64 (smaller ranks are padded to it) on q and v, four on each chip, each with a batch of
 its own of 16 rows of 512 tokens, of which 250 are completions. Compiled: 8.03 of 16 GiB, 1.44 of them
@@ -11,7 +11,7 @@ Other meshes: `--config.mesh.run=4 --config.mesh.data=4`, or `--search`.
 """
 
 from configs.nlg.common import LORA
-from configs.pod.common import ConfigDict, plan_config
+from configs.plan.common import ConfigDict, plan_config
 
 
 def get_config() -> ConfigDict:

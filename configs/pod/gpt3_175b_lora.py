@@ -1,12 +1,12 @@
 """GPT-3 175B with LoRA on 64 TPU v5p chips: the paper's claim of a third of the memory (section 4.2).
 
-    python -m experiments.pod_plan --config=configs/pod/gpt3_175b_lora.py --topology=v5p:4x4x4
+    python -m experiments.plan --config=configs/pod/gpt3_175b_lora.py --topology=v5p:4x4x4
 
 r = 8 on q and v, the paper's 37.7M row of Table 4. A batch of 16 rows of 2,048 tokens, every token
 predicted. Variants: `:qv4`, the r = 4 of section 4.2 (18.9M), and `:v2`, Table 4's 4.7M row.
 """
 
-from configs.pod.common import ConfigDict, plan_config
+from configs.plan.common import ConfigDict, plan_config
 
 _RANKS = {"qv8": (8, ("q", "v")), "qv4": (4, ("q", "v")), "v2": (2, ("v",))}
 

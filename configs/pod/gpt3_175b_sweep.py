@@ -1,6 +1,6 @@
 """A sweep of 8 LoRA runs over one GPT-3 175B on 64 TPU v5p chips.
 
-    python -m experiments.pod_plan --config=configs/pod/gpt3_175b_sweep.py --topology=v5p:4x4x4
+    python -m experiments.plan --config=configs/pod/gpt3_175b_sweep.py --topology=v5p:4x4x4
 
 8 runs of rank 64 (smaller ranks are padded to it) on q and v, each with a batch of its own of 16 rows
 of 2,048 tokens, every token predicted. Compiled for fsdp=16 x model=4: 56.4 of 95 GiB, 5.15 of them the
@@ -9,8 +9,8 @@ base. It is gathered once for all runs: 110 GiB, where 8 steps of one run at a t
 `--config.mesh.run=4`: two runs on each quarter of the slice, and a copy of the base on each.
 """
 
+from configs.plan.common import ConfigDict, plan_config
 from configs.pod import gpt3_175b_lora
-from configs.pod.common import ConfigDict, plan_config
 
 
 def get_config() -> ConfigDict:

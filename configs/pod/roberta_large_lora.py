@@ -1,13 +1,13 @@
 """RoBERTa-large with LoRA on one TPU host: is there room, and for which batch?
 
-    python -m experiments.pod_plan --config=configs/pod/roberta_large_lora.py --topology=v5e:2x4
+    python -m experiments.plan --config=configs/pod/roberta_large_lora.py --topology=v5e:2x4
 
 The method of Table 2 (r = 8 on query and value). A batch of 64 rows of 512 tokens with 12 examples
 each: MNLI's mean length is 40 tokens.
 """
 
 from configs.glue.common import QUERY_VALUE
-from configs.pod.common import ConfigDict, plan_config
+from configs.plan.common import ConfigDict, plan_config
 
 
 def get_config() -> ConfigDict:

@@ -6,7 +6,7 @@ from typing import Any
 
 from experiments.report.record import Record, weights_label
 from experiments.report.tables import MISSING
-from lora_jax.methods.targets import by_target
+from lora_jax.low_rank.targets import by_target
 
 # Arguments of `lora` beside targets and rank; a record without a field had the default.
 _DEFAULTS = {"alpha": None, "scaling": "alpha/r", "dropout": 0.0, "init": "kaiming", "std": 0.02}

@@ -11,7 +11,7 @@ from typing import Any
 
 from experiments.report.adapted_layers import FUSED, LETTERS, AdaptedLayer
 from lora_jax.expressions import Expression
-from lora_jax.methods.targets import by_target
+from lora_jax.low_rank.targets import by_target
 
 _BLOCK = "layers/block"
 _FEED_FORWARD = (f"{_BLOCK}/feed_forward/up", f"{_BLOCK}/feed_forward/down")

@@ -19,6 +19,7 @@ from lora_jax.data.glue_tasks import TASKS
 from lora_jax.errors import InputError, did_you_mean
 from lora_jax.metrics.classification import CLASSES
 from lora_jax.models.parts import BASE_FORMATS
+from lora_jax.quantisation.registry import FORMATS
 from lora_jax.ranges import (
     DROPOUT,
     SEED,
@@ -40,6 +41,13 @@ OPEN = ("method",)  # parts of a config that others check: the arguments of a me
 _ALL = Whole(least=0)  # a limit on rows; 0 is all
 _RATE = OrNone(of=DROPOUT, none="the rate of the model's config.json")
 _REMAT = Field(OneOf(("none", "full", "dots")), "what the backward pass recomputes, see `Stack`")
+_ATTENTION = Field(
+    OneOf(("xla", "cudnn")), "of Llama's kind: cudnn holds no scores on GPUs, in bfloat16", False
+)
+_BASE_FORMAT = Field(
+    OneOf(BASE_FORMATS),
+    "of the frozen matrices: packed as they are read (nf4 and others), or as a GGUF file has them",
+)
 _MODEL = Field(Text(), "a folder, a GGUF file, `package:NAME`, or a hub name")
 
 
@@ -93,10 +101,7 @@ _RUN: Fields = {
         False,
     ),
     "model.name": _MODEL,
-    "model.base_format": Field(
-        OneOf(BASE_FORMATS),
-        "of the frozen matrices: packed as they are read (nf4 and others), or as a GGUF file has them",
-    ),
+    "model.base_format": _BASE_FORMAT,
     "model.remat": _REMAT,
     "model.unroll": Field(Whole(most=1000), "layers per iteration of the scan over layers"),
     "data.max_length": Field(Whole(least=3, most=2**16), "tokens of an example; the rest is cut"),
@@ -169,6 +174,7 @@ DATA_TO_TEXT: Fields = {
     "model.attn_pdrop": Field(_RATE, "of GPT-2: dropout of attention weights", False),
     "model.resid_pdrop": Field(_RATE, "of GPT-2: dropout of what joins the residual stream", False),
     "model.attention_dropout": Field(_RATE, "of Llama's kind: dropout of attention weights", False),
+    "model.attention": _ATTENTION,
     "data.source": Field(Text(), "the folder of the original files"),
     "data.max_prompts": Field(_ALL, "distinct inputs of the decoded split; 0 is all"),
     "data.decode_split": Field(OneOf(SPLITS), "the split that is decoded and scored"),
@@ -181,7 +187,7 @@ TUNE: Fields = {
     "label_smoothing": DATA_TO_TEXT["label_smoothing"],
     **{
         f"model.{name}": DATA_TO_TEXT[f"model.{name}"]
-        for name in ("embd_pdrop", "attn_pdrop", "resid_pdrop", "attention_dropout")
+        for name in ("embd_pdrop", "attn_pdrop", "resid_pdrop", "attention_dropout", "attention")
     },
 }
 PRETRAIN: Fields = {
@@ -230,9 +236,14 @@ _SIZES = Several(of=Whole(most=2**20), empty="those of the plan")
 PLAN: Fields = {
     **_OPTIMISATION,
     **_MESH,
-    "model.size": Field(Text(), "a model of the paper, such as roberta-large or gpt3-175b"),
+    "model.size": Field(Text(), "an encoder, GPT-2 or GPT-3, or a decoder such as llama-2-7b"),
+    "model.base_format": _BASE_FORMAT,
+    "model.attention": _ATTENTION,
     "model.remat": _REMAT,
     "model.unroll": Field(Whole(most=1000), "layers per iteration of the scan over layers"),
+    "packed": Field(
+        Several(of=OneOf(tuple(FORMATS)), empty="none"), "forms of the base, planned beside the float one"
+    ),
     "runs": Field(Whole(most=2**16), "of a sweep's program; 1 is a run alone"),
     "orders": Field(OneOf(("own", "shared")), "a batch for each run, or one for all"),
     "rows": Field(Whole(most=2**20), "of a run's batch"),

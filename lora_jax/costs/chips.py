@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import math
-import re
+import difflib
 
 from lora_jax.errors import InputError
 
@@ -14,16 +13,20 @@ class Chip:
     """One accelerator, as its maker specifies it.
 
     Attributes:
-      name: short name; for a TPU the beginning of its topologies' names ("v5p:4x4x4").
+      name: short name: the beginning of its topologies' names ("v5p:4x4x4", "h100:8").
       device_kind: `jax.Device.device_kind`; for second names of some chips see `by_device_kind`.
-      memory_bytes: high-bandwidth memory, nominal; libtpu 0.0.52 leaves a program 15.75 GiB on v5e,
-        95.73 on v5p and 31.24 on v6e.
+      memory_bytes: of a TPU nominal: libtpu 0.0.52 leaves a program 15.75 GiB on v5e, 95.73 on v5p and
+        31.24 on v6e. Of a GPU what CUDA reports, of which its context and libraries take some hundred
+        MiB.
       peak_flops: FLOPs per second of dense matrix products in bfloat16.
       memory_bandwidth: bytes per second.
       interconnect_bandwidth: bytes per second that a chip can send over all its links together (ICI,
-        NVLink), which is half of a "bidirectional" figure.
+        NVLink; without these PCIe), which is half of a "bidirectional" figure.
       host_chips: largest number of chips of one host machine; the virtual machines of larger v5e and
         v6e slices have 4 of the 8.
+      float16_flops: as `peak_flops`, in float16; None where that is no type of the chip's products.
+      float32_flops: as `peak_flops`, of float32 at JAX's default precision: a GPU multiplies in TF32
+        where it has that, a TPU in bfloat16, which None stands for.
     """
 
     name: str
@@ -33,28 +36,54 @@ class Chip:
     memory_bandwidth: float
     interconnect_bandwidth: float
     host_chips: int
+    float16_flops: float | None = None
+    float32_flops: float | None = None
+
+    def peak(self, dtype: str) -> float:
+        """FLOPs per second of dense matrix products in a type: bfloat16, float16 or float32.
+
+        Raises:
+          ValueError: the chip has no products in it.
+        """
+        peaks = {
+            "bfloat16": self.peak_flops,
+            "float16": self.float16_flops,
+            "float32": self.float32_flops or self.peak_flops,
+        }
+        found = peaks.get(dtype)
+        if found is None:
+            known = [name for name, flops in peaks.items() if flops]
+            raise InputError(f"{self.name} has no products in {dtype}; it has those in {known}")
+        return found
 
 
-_GIB = 2**30
+_MIB, _GIB = 2**20, 2**30
 
 # TPUs: the pages "TPU v4", "TPU v5e", "TPU v5p", "TPU v6e" of Google Cloud's documentation, section
 # System architecture (cloud.google.com/tpu/docs/v5p and so on). The ICI figure of v4 is not there: it
 # is 6 links of 50 GB/s in each direction (Jouppi et al. 2023, "TPU v4").
-# GPUs: NVIDIA's data sheets of A100 (SXM), H100 (SXM) and H200; dense figures, half of "with sparsity".
-# Hosts of GPUs: DGX and HGX machines. A sheet's GB of memory are GiB, as the drivers report them.
+# GPUs: NVIDIA's data sheets of A100 (SXM), H100 (SXM), H200, HGX B200, L40S and T4, and the tables of the
+# white papers "Ampere GA102" (RTX 3090) and "Ada GPU architecture" (RTX 4090), with accumulation in
+# float32; dense figures, half of "with sparsity". T4 has no bfloat16: XLA multiplies in float32 there.
+# Memory: of A100, H100, H200 and B200 as XLA's descriptions of them have it (openxla/xla,
+# xla/backends/gpu/target_config/specs); of the others the least that messages of PyTorch in public logs
+# show under Linux ("a total capacity of 23.52 GiB"). Hosts of GPUs: DGX and HGX machines, or 8 cards.
 CHIPS = (
     Chip("v4", "TPU v4", 32 * _GIB, 275e12, 1200e9, 300e9, 4),
     Chip("v5e", "TPU v5 lite", 16 * _GIB, 197e12, 819e9, 200e9, 8),
     Chip("v5p", "TPU v5", 95 * _GIB, 459e12, 2765e9, 600e9, 4),
     Chip("v6e", "TPU v6 lite", 32 * _GIB, 918e12, 1638e9, 400e9, 8),
-    Chip("a100-40", "NVIDIA A100-SXM4-40GB", 40 * _GIB, 312e12, 1555e9, 300e9, 8),
-    Chip("a100-80", "NVIDIA A100-SXM4-80GB", 80 * _GIB, 312e12, 2039e9, 300e9, 8),
-    Chip("h100", "NVIDIA H100 80GB HBM3", 80 * _GIB, 989e12, 3350e9, 450e9, 8),
-    Chip("h200", "NVIDIA H200", 141 * _GIB, 989e12, 4800e9, 450e9, 8),
-)
+    Chip("a100-40", "NVIDIA A100-SXM4-40GB", 42_331_013_120, 312e12, 1555e9, 300e9, 8, 312e12, 156e12),
+    Chip("a100-80", "NVIDIA A100-SXM4-80GB", 85_100_068_864, 312e12, 2039e9, 300e9, 8, 312e12, 156e12),
+    Chip("h100", "NVIDIA H100 80GB HBM3", 84_942_979_072, 989e12, 3350e9, 450e9, 8, 989e12, 494e12),
+    Chip("h200", "NVIDIA H200", 151_397_597_184, 989e12, 4800e9, 450e9, 8, 989e12, 494e12),
+    Chip("b200", "NVIDIA B200", 191_514_411_008, 2250e12, 7700e9, 900e9, 8, 2250e12, 1100e12),
+    Chip("rtx4090", "NVIDIA GeForce RTX 4090", 24_080 * _MIB, 165.2e12, 1008e9, 32e9, 8, 165.2e12, 82.6e12),
+    Chip("rtx3090", "NVIDIA GeForce RTX 3090", 24_121 * _MIB, 71e12, 936e9, 32e9, 8, 71e12, 35.6e12),
+    Chip("l40s", "NVIDIA L40S", 45_461 * _MIB, 362e12, 864e9, 32e9, 8, 362e12, 183e12),
+    Chip("t4", "Tesla T4", 14_930 * _MIB, 8.1e12, 320e9, 16e9, 8, 65e12, 8.1e12),
+)  # fmt: skip
 
-_PODS = {"v4": 4096, "v5e": 256, "v5p": 8960, "v6e": 256}  # chips, from the same pages
-_SHAPE = re.compile(r"(?P<sizes>[0-9]{1,4}(x[0-9]{1,4}){0,2})(_(un)?twisted)?")
 _OTHER_KINDS = {"TPU v5e": "v5e", "TPU v5p": "v5p", "TPU v6e": "v6e"}
 
 
@@ -69,34 +98,12 @@ def by_device_kind(kind: str) -> Chip | None:
 
 
 def by_topology(topology: str) -> Chip:
-    """The chip of a topology such as `v5p:4x4x4`, or `v5p` alone.
+    """The chip of a topology such as `v5p:4x4x4` or `h100:8`, or the name alone.
 
     Raises:
       ValueError: no chip of `CHIPS` has the name before the colon.
     """
     return by_name(topology.partition(":")[0])
-
-
-def check_topology(topology: str) -> Chip:
-    """The chip of a TPU topology, after a check of its shape.
-
-    libtpu would end the process on a size of 0, and takes slices that are larger than a pod.
-
-    Raises:
-      ValueError: an unknown chip, one that is no TPU, or sizes that no slice of it has.
-    """
-    chip, shape = by_topology(topology), topology.partition(":")[2]
-    if chip.name not in _PODS:
-        raise InputError(f"topology {topology!r}: {chip.name} is no TPU; these are {list(_PODS)}")
-    sizes = _SHAPE.fullmatch(shape)
-    chips = math.prod(int(size) for size in sizes["sizes"].split("x")) if sizes else 0
-    if not 0 < chips <= _PODS[chip.name]:
-        raise InputError(
-            f"topology {topology!r} must be {chip.name}: and the sizes of a slice, one to three positive "
-            f"numbers with x between them and a product of at most {_PODS[chip.name]:,}, such as "
-            f"{chip.name}:2x4"
-        )
-    return chip
 
 
 def by_name(name: str) -> Chip:
@@ -108,7 +115,12 @@ def by_name(name: str) -> Chip:
     for chip in CHIPS:
         if chip.name == name:
             return chip
-    raise InputError(f"unknown chip {name!r}; known chips are {[chip.name for chip in CHIPS]}")
+    names = [chip.name for chip in CHIPS]
+    given = name.lower()[:100]
+    near = [known for known in names if given and known.startswith(given)]
+    near = near or difflib.get_close_matches(given, names, 1)
+    meant = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
+    raise InputError(f"unknown chip {name[:100]!r}; known chips are {names}.{meant}")
 
 
 def mfu(flops: float, seconds: float, devices: int, chip: Chip | None) -> float | None:

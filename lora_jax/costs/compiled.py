@@ -14,9 +14,8 @@ import jax
 from jaxtyping import PyTree
 
 from lora_jax.costs import collectives
-from lora_jax.costs.chips import Chip, check_topology
+from lora_jax.costs.chips import Chip
 from lora_jax.costs.collectives import Traffic
-from lora_jax.errors import InputError
 
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
@@ -60,29 +59,6 @@ class Needs:
         return sum(moved.bytes for moved in self.traffic.values())
 
 
-def topology_devices(topology: str) -> list[jax.Device]:
-    """The devices of a TPU topology such as "v5p:4x4x4", to compile for without a TPU.
-
-    Raises:
-      ImportError: libtpu is not installed.
-      ValueError: the chip is unknown or has no such topology.
-    """
-    chip = check_topology(topology)
-    try:
-        import libtpu  # noqa: F401
-    except ImportError as error:
-        raise ImportError(
-            "compiling for TPUs needs the package libtpu (no TPU): pip install libtpu"
-        ) from error
-    from jax.experimental import topologies
-
-    try:
-        description = topologies.get_topology_desc(platform="tpu", topology_name=topology)
-    except (jax.errors.JaxRuntimeError, ValueError, RuntimeError) as error:
-        raise InputError(f"topology {topology!r} is not one of {chip.name}: {error}") from error
-    return list(description.devices)
-
-
 def argument_bytes(arguments: PyTree) -> int:
     """Bytes that one device holds of a tree of shapes (`jax.ShapeDtypeStruct`) with shardings."""
     return sum(
@@ -107,7 +83,8 @@ def needs(function: Jitted, arguments: tuple[PyTree, ...], chip: Chip | None) ->
     begin = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         # The text of some TPU programs cannot be had from the compiled object (libtpu 0.0.52).
-        options: Any = {"xla_dump_to": folder, "xla_dump_hlo_as_text": True}
+        dump: Any = {"xla_dump_to": folder, "xla_dump_hlo_as_text": True}
+        options = dump if _platform(arguments) == "tpu" else None
         try:
             compiled = lowered.compile(compiler_options=options)
         except jax.errors.JaxRuntimeError as error:
@@ -138,6 +115,12 @@ def needs(function: Jitted, arguments: tuple[PyTree, ...], chip: Chip | None) ->
         traffic=collectives.traffic(text),
         compile_seconds=compile_seconds,
     )
+
+
+def _platform(arguments: PyTree) -> str:
+    """The platform of the devices that the arguments lie on."""
+    first = jax.tree.leaves(arguments)[0]
+    return str(next(iter(first.sharding.device_set)).platform)
 
 
 _OUT_OF_MEMORY = (  # both figures include the arguments

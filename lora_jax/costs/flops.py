@@ -30,9 +30,10 @@ _OPAQUE = ("custom_lin", "pallas_call")
 def count(jaxpr: core.Jaxpr | core.ClosedJaxpr) -> int:
     """FLOPs of the products in a jaxpr and in all jaxprs inside it.
 
-    The body of a scan counts as often as it runs; of a conditional the most expensive branch counts;
-    condition and body of a while loop count once, because its length is not known; the body of a
-    shard_map counts on every device; the padding of a convolution counts as data.
+    The body of a scan counts as often as it runs; of a conditional the most expensive branch counts,
+    of `jax.lax.platform_dependent` the one for all other platforms; condition and body of a while loop
+    count once, because its length is not known; the body of a shard_map counts on every device; the
+    padding of a convolution counts as data.
 
     Raises:
       ValueError: there is a kernel or a differentiated `jax.custom_vjp`, whose products cannot be
@@ -104,6 +105,8 @@ def _equation(equation: core.JaxprEqn) -> int:
         return _dot_general(equation)
     if name == "conv_general_dilated":
         return _convolution(equation)
+    if name == "cond" and params.get("branches_platforms"):
+        return count(params["branches"][-1])  # the same without the kernel of a platform
     inner = [count(jaxpr) for jaxpr in inner_jaxprs(list(params.values()))]
     if name == "cond":
         return max(inner)

@@ -12,8 +12,8 @@ from jaxtyping import Array, Float, Key
 
 from lora_jax import surgery
 from lora_jax.errors import InputError, InputTypeError
+from lora_jax.low_rank import targets
 from lora_jax.method import Insertion
-from lora_jax.methods import targets
 from lora_jax.sharding.axes import named, names
 from lora_jax.summary import MatchedLayer
 

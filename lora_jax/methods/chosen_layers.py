@@ -10,11 +10,11 @@ from flax import nnx
 from lora_jax import partition, patterns, surgery
 from lora_jax.errors import InputError
 from lora_jax.expressions import Expression
-from lora_jax.low_rank import limits
+from lora_jax.low_rank import limits, targets
 from lora_jax.low_rank.layers import AdaptedLayer, lora_layer_of
 from lora_jax.low_rank.parameters import ReadsUpdated
 from lora_jax.low_rank.settings import LoRASettings
-from lora_jax.methods import targets
+from lora_jax.low_rank.sharing import shared_weights
 from lora_jax.summary import MatchedLayer, SkippedLayer
 
 
@@ -186,29 +186,6 @@ def _fitted(path: str, layer: nnx.Module, settings: LoRASettings) -> LoRASetting
     if lora_layer_of(layer) is None:
         return settings  # which `adapt` refuses
     return settings.fitted(limits.rank_limit(layer, settings, path), path)
-
-
-def shared_weights(modules: Mapping[str, nnx.Module]) -> dict[str, str]:
-    """The layers that hold a Variable which another layer holds too, with a text that names both.
-
-    A shared Variable would be merged twice. A layer that is used twice is one layer, and fine.
-    """
-    return {
-        path: f"{' and '.join(sorted(name for _, name in held))} are one Variable, so their layers "
-        "cannot have separate updates; share the whole layer instead of its weight"
-        for held in shared_variables(modules)
-        for path, _ in held
-    }
-
-
-def shared_variables(modules: Mapping[str, nnx.Module]) -> list[list[tuple[str, str]]]:
-    """The Variables that several modules hold: the path of each module, and of the Variable in it."""
-    holders: dict[int, list[tuple[str, str]]] = {}
-    for path, module in modules.items():
-        for name, value in vars(module).items():
-            if isinstance(value, nnx.Variable):
-                holders.setdefault(id(value), []).append((path, f"{path}/{name}"))
-    return [held for held in holders.values() if len(held) > 1]
 
 
 def row(path: str, layer: AdaptedLayer, chosen: ChosenLayer) -> MatchedLayer:

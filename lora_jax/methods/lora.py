@@ -18,11 +18,8 @@ from lora_jax.low_rank import flax_layers as _flax_layers  # noqa: F401 - regist
 from lora_jax.low_rank.contraction import Init, Scaling
 from lora_jax.low_rank.layers import LoRALayer, adapt
 from lora_jax.low_rank.settings import LoRASettings, TooLarge
-from lora_jax.method import Insertion, LayerRule, Method
-from lora_jax.methods import common
-from lora_jax.methods.chosen_layers import Chooser, row, shared_weights
-from lora_jax.methods.parameters import ParameterInsertion
-from lora_jax.methods.targets import (
+from lora_jax.low_rank.sharing import shared_weights
+from lora_jax.low_rank.targets import (
     ALL_LINEAR,
     Exclude,
     Layers,
@@ -32,6 +29,10 @@ from lora_jax.methods.targets import (
     layer_numbers,
     several,
 )
+from lora_jax.method import Insertion, LayerRule, Method
+from lora_jax.methods import common
+from lora_jax.methods.chosen_layers import Chooser, row
+from lora_jax.methods.parameters import ParameterInsertion
 from lora_jax.partition import Rule
 from lora_jax.summary import MatchedLayer, SkippedLayer
 from lora_jax.surgery import pretrained_modules

@@ -16,9 +16,10 @@ from lora_jax.low_rank import limits
 from lora_jax.low_rank.layers import adapted_layers
 from lora_jax.low_rank.parameters import AdaptedParameter, adapt_parameter
 from lora_jax.low_rank.settings import LoRASettings
+from lora_jax.low_rank.sharing import shared_variables
 from lora_jax.low_rank.weights import WeightView
 from lora_jax.method import Insertion
-from lora_jax.methods.chosen_layers import Choice, ChosenLayer, row, shared_variables
+from lora_jax.methods.chosen_layers import Choice, ChosenLayer, row
 from lora_jax.summary import MatchedLayer, SkippedLayer
 
 

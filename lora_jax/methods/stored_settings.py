@@ -7,10 +7,10 @@ from collections.abc import Collection
 from lora_jax import patterns
 from lora_jax.errors import InputError
 from lora_jax.low_rank.settings import LoRASettings
+from lora_jax.low_rank.targets import is_open, layer_number
 from lora_jax.method import Method
 from lora_jax.methods.lora import LoRAInsertion
 from lora_jax.methods.parameters import ParameterInsertion
-from lora_jax.methods.targets import is_open, layer_number
 
 
 def settings_of_layer(

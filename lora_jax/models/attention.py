@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -33,6 +35,10 @@ class Scores:
 
 
 PLAIN = Scores()
+# By whom scores, softmax and mix are computed: by XLA as three operations, or on GPUs by cuDNN as one that
+# never holds the scores.
+Kernel = Literal["xla", "cudnn"]
+_CUDA_PLUGINS = ("jax_cuda12_plugin", "jax_cuda13_plugin")
 
 
 def attend(
@@ -43,6 +49,7 @@ def attend(
     rate: float,
     key: DropoutKey,
     scores: Scores = PLAIN,
+    kernel: Kernel = "xla",
 ) -> Float[Array, "rows length heads size"]:
     """Scaled dot-product attention.
 
@@ -54,9 +61,11 @@ def attend(
       rate: dropout rate of the attention weights.
       key: random key of that dropout; None switches it off.
       scores: how products of queries and keys become scores.
+      kernel: by whom it is computed; "cudnn" takes 16-bit types. With a cap, with dropout, for an odd
+        length and for other devices than GPUs it is XLA.
     """
     if scores.cap is None and (key is None or rate == 0):
-        return jax.nn.dot_product_attention(q, k, v, mask=mask, scale=scores.scale)
+        return _without_dropout(q, k, v, mask, scores, kernel)
     shared, length, size = k.shape[2], q.shape[1], q.shape[3]
     # Heads as leading batch axes: faster.
     q = jnp.moveaxis(q.reshape(*q.shape[:2], shared, -1, size), 1, 3)
@@ -67,3 +76,26 @@ def attend(
     weights = dropout(jax.nn.softmax(products, axis=-1), rate, key)
     mixed = jnp.einsum("bhgqk,bhkd->bhgqd", weights.astype(v.dtype), v)
     return jnp.moveaxis(mixed, 3, 1).reshape(len(q), length, -1, size)
+
+
+def _without_dropout(
+    q: Float[Array, "rows length heads size"],
+    k: Float[Array, "rows length shared size"],
+    v: Float[Array, "rows length shared size"],
+    mask: Bool[Array, "#rows 1 length length"],
+    scores: Scores,
+    kernel: Kernel,
+) -> Float[Array, "rows length heads size"]:
+    def by(implementation: Kernel) -> jax.Array:
+        return jax.nn.dot_product_attention(
+            q, k, v, mask=mask, scale=scores.scale, implementation=implementation
+        )
+
+    # Without JAX's plugin for CUDA there is no program for GPUs, and no cuDNN to ask for its version.
+    plugin = any(map(importlib.util.find_spec, _CUDA_PLUGINS))
+    if kernel == "xla" or q.shape[1] % 2 or not plugin:
+        return by("xla")
+    mixed: jax.Array = jax.lax.platform_dependent(
+        cuda=lambda: by("cudnn"), default=lambda: by("xla")
+    )
+    return mixed

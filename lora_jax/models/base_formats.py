@@ -16,7 +16,7 @@ from flax import nnx
 
 from lora_jax import surgery
 from lora_jax.errors import FileError, InputError
-from lora_jax.methods.targets import ALL_LINEAR
+from lora_jax.low_rank.targets import ALL_LINEAR
 from lora_jax.models.any_files import AnyFiles
 from lora_jax.models.parts import FLOAT, STORED
 from lora_jax.models.tensors import Plan, Source

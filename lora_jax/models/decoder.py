@@ -79,17 +79,40 @@ class Decoder(nnx.Module):
           columns: its column.
           key: switches dropout on.
         """
+        hidden = self.hidden(inputs, rows, columns, key=key)
+        return self._logits(constrain(hidden, "batch", "width"))
+
+    def hidden(
+        self,
+        inputs: Inputs,
+        rows: Int[Array | np.ndarray, "*n"],
+        columns: Int[Array | np.ndarray, "*n"],
+        *,
+        key: DropoutKey = None,
+    ) -> Float[Array, "*n embd"]:
+        """What the blocks give for each requested token, of which `logits` makes its logits.
+
+        Args:
+          inputs: packed token rows.
+          rows: row of each requested token.
+          columns: its column.
+          key: switches dropout on.
+        """
         embeddings_key, layers_key = split_key(key, 2)
         tokens, segments, positions = (jnp.asarray(field) for field in inputs[:3])
         length = tokens.shape[1]
         same = segments[:, :, None] == segments[:, None, :]
         context = self.context(tokens, positions, same & jnp.tril(jnp.ones((length, length), bool)))
         x = self.embed(tokens, positions, embeddings_key)
-        hidden = self.layers(x, context, key=layers_key)
-        return self._logits(constrain(hidden[rows, columns], "batch", "width"))
+        hidden: Array = self.layers(x, context, key=layers_key)[rows, columns]
+        return hidden
+
+    def logits(self, hidden: Float[Array, "... embd"]) -> Float[Array, "... vocab"]:
+        """Logits (float32) from what the blocks give: the last norm and the output embedding."""
+        return self.output_logits(self.norm(hidden))
 
     def _logits(self, hidden: Float[Array, "n ... embd"]) -> Float[Array, "n ... vocab"]:
-        logits = self.output_logits(self.norm(hidden))
+        logits = self.logits(hidden)
         return constrain(logits, "batch", *[None] * (logits.ndim - 2), "logits")
 
     def prefill(

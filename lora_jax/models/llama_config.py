@@ -8,10 +8,11 @@ from typing import Literal, NamedTuple
 
 from lora_jax.errors import InputError
 from lora_jax.models import ranges
+from lora_jax.models.attention import Kernel
 from lora_jax.models.parts import check_base_format, check_compute_dtype
 from lora_jax.models.rotary import Rotary
 from lora_jax.models.stack import Remat
-from lora_jax.ranges import Flag, Number, OrNone, Range
+from lora_jax.ranges import Flag, Number, OneOf, OrNone, Range, check
 
 Activation = Literal["silu", "gelu_pytorch_tanh"]
 _CAP = OrNone(of=Number(above=0, most=10_000), none="no cap")
@@ -36,6 +37,11 @@ RANGES: Mapping[str, Range] = {
     "attn_logit_softcapping": _CAP,
     "final_logit_softcapping": _CAP,
 }
+
+
+_CUDNN: Mapping[str, object] = {  # what its kernel can do
+    "compute_dtype": "bfloat16", "attention_dropout": 0.0, "attn_logit_softcapping": None,
+}  # fmt: skip
 
 
 class LayerKind(NamedTuple):
@@ -71,6 +77,7 @@ class LlamaConfig:
       unroll, remat: how the stack runs, see `Stack`.
       compute_dtype: of activations and matrix products, whatever type the parameters have.
       base_format: of the matrices when the model is read, see `base_formats`.
+      attention: by whom attention is computed in training, "xla" or on GPUs "cudnn", see `attend`.
 
     Raises:
       InputError: a size or rate is out of its range, or sizes do not fit each other.
@@ -106,11 +113,13 @@ class LlamaConfig:
     remat: Remat = "none"
     compute_dtype: str = "float32"
     base_format: str = "float"
+    attention: Kernel = "xla"
 
     def __post_init__(self) -> None:
         check_compute_dtype(self.compute_dtype)
         check_base_format(self.base_format)
         ranges.check(self, RANGES)
+        self._check_attention()
         heads, shared = self.num_attention_heads, self.shared_heads
         if self.head_dim is None and self.hidden_size % heads:
             raise InputError(
@@ -127,6 +136,14 @@ class LlamaConfig:
             raise InputError(
                 f"{len(self.layer_kinds)} kinds of layers for {self.num_hidden_layers} layers"
             )
+
+    def _check_attention(self) -> None:
+        check("attention", self.attention, OneOf(("xla", "cudnn")))
+        if self.attention == "xla":
+            return
+        for name, needed in _CUDNN.items():
+            if (found := getattr(self, name)) != needed:
+                raise InputError(f"attention 'cudnn' needs {name} {needed!r}, got {found!r}")
 
     @property
     def head_size(self) -> int:

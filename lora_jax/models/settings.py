@@ -11,7 +11,7 @@ from lora_jax.models.architectures import ModelConfig
 WITHOUT_EFFECT = (
     "hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout", "embd_pdrop",
     "attn_pdrop", "resid_pdrop", "attention_dropout", "initializer_range", "unroll", "remat",
-    "compute_dtype",
+    "compute_dtype", "attention",
 )  # fmt: skip
 
 

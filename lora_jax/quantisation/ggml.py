@@ -114,7 +114,8 @@ def _each(scale: Array, axis: int) -> Array:
 
 
 def _signed(codes: Array, zero: int) -> Array:
-    return (codes.astype(jnp.int8) - jnp.int8(zero)).astype(jnp.float32)
+    signed: Array = (codes.astype(jnp.int8) - jnp.int8(zero)).astype(jnp.float32)
+    return signed
 
 
 def _fifth(high: Array, axis: int) -> Array:

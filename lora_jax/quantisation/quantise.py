@@ -15,13 +15,13 @@ from lora_jax import surgery
 from lora_jax.arguments import MODEL, takes
 from lora_jax.errors import InputError, InputTypeError
 from lora_jax.low_rank import limits
+from lora_jax.low_rank import targets as names
 from lora_jax.low_rank.layers import lora_layer_of
 from lora_jax.low_rank.lora_layer import LoRALayer
 from lora_jax.low_rank.settings import LoRASettings
+from lora_jax.low_rank.sharing import shared_weights
+from lora_jax.low_rank.targets import Exclude, Target
 from lora_jax.low_rank.weights import WeightView
-from lora_jax.methods import targets as names
-from lora_jax.methods.chosen_layers import shared_weights
-from lora_jax.methods.targets import Exclude, Target
 from lora_jax.quantisation.formats import Format
 from lora_jax.quantisation.layers import (
     packed_weight,

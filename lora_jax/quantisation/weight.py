@@ -171,12 +171,12 @@ class PackedWeight(WeightModule):
         if self.table:
             return (*lead, *roles.inputs, None)
         along = roles.inputs[0] if len(roles.inputs) == 1 else None
-        if (
-            self.format.width(self.matrix[1]) == self.matrix[1]
-        ):  # one block, so its values are split
-            inputs: tuple[int | None, ...] = (None, along)
-        else:
-            inputs = (along, None)
+        blocks = self.matrix[1] // self.format.width(self.matrix[1])
+        values = self._parts()["codes"].count
+        assert isinstance(values, int)
+        # Blocks are split over a mesh if they can be as often as their values; else the values are.
+        of_blocks = blocks & -blocks >= values & -values
+        inputs = (along, None) if of_blocks else (None, along)
         return (*lead, *(inputs if extent == "values" else inputs[:1]), *roles.outputs)
 
     def arranged_shape(self, part: Part) -> Shape:

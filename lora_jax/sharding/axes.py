@@ -9,6 +9,7 @@ to. Nothing else knows how a model is sharded.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
@@ -131,6 +132,24 @@ def constrain(x: Array, *axes: str | None) -> Array:
         return x
     constrained: Array = jax.lax.with_sharding_constraint(x, spec(axes, mesh.axis_names))
     return constrained
+
+
+def split_over(axis: str) -> tuple[str, ...]:
+    """The mesh axes over which a program splits this logical axis; () outside one for a mesh."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return tuple(part for part in RULES[axis] if part in mesh.axis_names)
+
+
+def ways(axis: str) -> int:
+    """Number of parts into which a program splits this logical axis."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return math.prod(mesh.shape[part] for part in split_over(axis))
+
+
+def gathered(axes: Axes) -> Axes:
+    """The axes of a parameter that every share of a batch has whole: not split as batches are."""
+    batch = set(RULES["batch"])
+    return tuple(None if axis is None or batch & set(RULES[axis]) else axis for axis in axes)
 
 
 def constrain_parameters(state: _State) -> _State:

@@ -22,6 +22,7 @@ from lora_jax.low_rank import seeding
 from lora_jax.partition import Params, Structure
 from lora_jax.sharding.placement import Placement
 from lora_jax.state import moved
+from lora_jax.training import chunked_loss
 
 Metrics = dict[str, jax.Array]
 FINITE = "finite"  # the metric by which a run is known to have diverged
@@ -50,33 +51,39 @@ def regression_loss(model: nnx.Module, batch: Batch, key: jax.Array | None) -> F
 
 
 def completion_losses(
-    model: nnx.Module, batch: Batch, key: jax.Array | None, smoothing: float = 0.0
+    model: nnx.Module,
+    batch: Batch,
+    key: jax.Array | None,
+    smoothing: float = 0.0,
+    chunk: int | None = None,
 ) -> Float[Array, " slots"]:
     """Cross-entropy of every completion token, smoothed as the public GPT-2 code does.
 
     (1 - e) * (-log p[target]) + e * mean over the vocabulary of -log p; unused slots give 0.
+
+    Args:
+      model: a decoder, whose logits are computed chunk by chunk, or another model with its arguments.
+      batch: packed.
+      key: switches dropout on.
+      smoothing: e.
+      chunk: most slots whose logits are held at once; None: see `chunked_loss.chunk_shape`.
     """
-    logits = model(batch.inputs, batch.rows, batch.columns, key=key)
-    log_sum = jax.nn.logsumexp(logits, axis=-1)
-    target = jnp.take_along_axis(logits, batch.labels[:, None], axis=-1)[:, 0]
-    losses = log_sum - (1 - smoothing) * target
-    if smoothing:
-        losses = losses - smoothing * jnp.mean(logits, axis=-1)
-    return losses * batch.weights
+    return chunked_loss.losses(model, batch, key, smoothing, chunk)
 
 
-def completion_loss(smoothing: float = 0.0) -> Loss:
+def completion_loss(smoothing: float = 0.0, chunk: int | None = None) -> Loss:
     """Mean loss of a batch's completion tokens (the paper's GPT-2 runs; no token of the context).
 
     Args:
       smoothing: label smoothing e, 0.1 in Table 11.
+      chunk: see `completion_losses`.
     """
     if not 0 <= smoothing < 1:
         raise InputError(f"label smoothing must be in [0, 1), got {smoothing!r}")
 
     def loss(model: nnx.Module, batch: Batch, key: jax.Array | None) -> Float[Array, ""]:
-        losses = completion_losses(model, batch, key, smoothing)
-        return jnp.sum(losses) / (jnp.sum(batch.weights) + 1e-4)  # the public code's constant
+        total = chunked_loss.total(model, batch, key, smoothing, chunk)
+        return total / (jnp.sum(batch.weights) + 1e-4)  # the public code's constant
 
     return loss
 

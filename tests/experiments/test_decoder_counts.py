@@ -16,6 +16,7 @@ from lora_jax.models.llama_sizes import SIZES
 # What the files of the weights hold (of Gemma 3's larger models the part that reads texts).
 TOTALS = {
     "smollm2-135m": 134_515_008, "llama-2-7b": 6_738_415_616, "llama-2-13b": 13_015_864_320,
+    "llama-65b": 65_285_660_672,
     "llama-2-70b": 68_976_648_192, "llama-3-8b": 8_030_261_248, "llama-3-70b": 70_553_706_496,
     "llama-3.2-1b": 1_235_814_400, "mistral-7b": 7_241_732_096, "qwen2.5-0.5b": 494_032_768,
     "qwen2.5-1.5b": 1_543_714_304, "qwen2.5-3b": 3_085_938_688, "qwen2.5-7b": 7_615_616_512,

@@ -42,10 +42,10 @@ def _check(path, config):
     if kind == "sweep":
         fields.check_config(config, fields.SWEEP, ("run", "grids", "labels"))
         fields.check_run(config.run)
-    elif kind in ("pretrain", "subspace", "pod"):
+    elif kind in ("pretrain", "subspace", "pod", "plan"):
         of_kind = {
             "pretrain": (fields.PRETRAIN, ()), "subspace": (fields.SUBSPACE, ("adapters",)),
-            "pod": (fields.PLAN, fields.OPEN),
+            "pod": (fields.PLAN, fields.OPEN), "plan": (fields.PLAN, fields.OPEN),
         }  # fmt: skip
         fields.check_config(config, *of_kind[kind])
     else:
@@ -81,6 +81,7 @@ _NLG = {
     "decode.beams": [0, 10**6], "decode.length_penalty": [NAN, INF, 1e9], "decode.max_tokens": [0, 10**7],
     "decode.no_repeat_ngram": [-1], "decode.batch_size": [0, 10**6], "label_smoothing": [1.0, -0.1, NAN],
     "dataset": ["e3e"], "data.decode_split": ["dev"], "data.max_prompts": [-1], "model.embd_pdrop": [1.0],
+    "model.attention": ["flash", ""],
 }  # fmt: skip
 _CLASSIFY = {
     "labels": ["class", ""], "headline": ["f1", "mse"], "data.train": ["", ("a", "a"), ("",)],

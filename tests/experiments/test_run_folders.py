@@ -166,7 +166,7 @@ def test_a_point_s_name_that_is_too_long_for_a_folder(tiny_model, tiny_glue):
 
 
 def test_plans_of_a_pod_are_made_again_where_their_file_is_damaged(tmp_path, caplog):
-    planner = pytest.importorskip("experiments.pod_plan.planner")
+    planner = pytest.importorskip("experiments.plan.planner")
     names = [field.name for field in planner.dataclasses.fields(planner.StepFigures)]
     lines = [json.dumps({"key": key, "plan": dict.fromkeys(names, 1)}) for key in "abc"]
     path = tmp_path / "plans.jsonl"

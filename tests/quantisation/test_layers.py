@@ -10,9 +10,9 @@ import lora_jax
 from lora_jax import partition
 from lora_jax.errors import InputError, InputTypeError
 from lora_jax.low_rank.layers import adapted_layers
+from lora_jax.methods.loftq import loftq
 from lora_jax.quantisation.ggml import Ggml
 from lora_jax.quantisation.layers import is_quantised, packed_weight, quantised_layers
-from lora_jax.quantisation.loftq import loftq
 from lora_jax.quantisation.quantise import errors
 from lora_jax.quantisation.registry import FORMATS
 from lora_jax.training.adapted_model import AdaptedModel

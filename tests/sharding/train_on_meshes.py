@@ -64,6 +64,7 @@ METHODS = {
         "adapter_l": lora_jax.adapter_l(4),
         "bitfit": lora_jax.bitfit(),
         "full": lora_jax.full(),
+        **{f"lora over {form}": lora_jax.lora(QV, rank=2, alpha=8.0) for form in ("int8", "q4_1")},
     },
 }  # fmt: skip
 VOCABULARY = 97  # odd, as the published ones
@@ -114,17 +115,20 @@ def batches(name: str, method: lora_jax.Method) -> list[Batch]:
     return result
 
 
-def train(name: str, method: lora_jax.Method, mesh: jax.sharding.Mesh) -> dict:
-    """Losses, trained leaves and predictions."""
+def train(name: str, method: lora_jax.Method, mesh: jax.sharding.Mesh, form: str = "") -> dict:
+    """Losses, trained leaves and predictions, over a base that is packed in a form, if one is named."""
     make = {"roberta": roberta, "gpt2": gpt2}[name]
-    model = method.insert(make(nnx.Rngs(0)), jax.random.key(1))
+    base = make(nnx.Rngs(0))
+    if form:
+        base = lora_jax.quantise(base, format=form)
+    model = method.insert(base, jax.random.key(1))
     labels = method.labels(model)
     structure, trainable, frozen = lora_jax.split(model, labels)
     placement = Placement(mesh, axes.of_model(model))
     tx = optimizer.adamw(
         {p: labels[p] for p in trainable}, 1e-2, weight_decay=0.1, max_grad_norm=1.0, accumulate=2
     )
-    loss = step.classification_loss if name == "roberta" else step.completion_loss(0.1)
+    loss = step.classification_loss if name == "roberta" else step.completion_loss(0.1, chunk=64)
     train_step = step.make_train_step(structure, loss, tx, placement, trainable)
     placed, frozen = placement.put(trainable), placement.put(frozen)
     wanted = [leaf.sharding for leaf in jax.tree.leaves(placed)]
@@ -164,12 +168,13 @@ def compare(name: str) -> dict:
     """Differences of every mesh and method from one device."""
     result, begin = {}, time.perf_counter()
     for method_name, method in METHODS[name].items():
-        one = train(name, method, make_mesh({}, jax.devices()[:1]))
+        form = method_name.partition(" over ")[2]
+        one = train(name, method, make_mesh({}, jax.devices()[:1]), form)
         moved = {p: far(one["trained"][p], one["start"][p]) for p in one["trained"]}
         rows = {}
         for mesh_name in MESHES if method_name == "lora" else (ALL_AXES,):
             sizes = MESHES[mesh_name]
-            other = train(name, method, make_mesh(sizes))
+            other = train(name, method, make_mesh(sizes), form)
             print(method_name, mesh_name, f"{time.perf_counter() - begin:.1f} s", flush=True)
             rows[mesh_name] = {
                 "loss": far(other["losses"], one["losses"]),

@@ -11,10 +11,11 @@ import pytest
 from jax.sharding import Mesh
 
 from configs.pod import gpt2_large_lora, gpt3_175b_lora, roberta_large_lora
-from experiments.pod_plan import abstract_step, tables
-from experiments.pod_plan.figures import StepFigures
-from experiments.pod_plan.planner import Planner
-from experiments.pod_plan.report import report, search
+from experiments.plan import abstract_step, models, tables
+from experiments.plan.figures import StepFigures
+from experiments.plan.planner import Planner
+from experiments.plan.report import report, search
+from experiments.plan.variants import Variant, compared, configured
 from lora_jax import methods
 from lora_jax.costs import chips, compiled
 from lora_jax.models import encoder
@@ -22,6 +23,7 @@ from lora_jax.models import gpt2 as gpt2_model
 from lora_jax.sharding.mesh import make_mesh
 
 TOPOLOGY = "v5e:2x2"
+FULL = Variant(name="full", method=methods.full(), base_dtype="bfloat16")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -64,9 +66,9 @@ def one_device():
 
 def test_lora_against_full_on_a_host(planner, gpt2, capsys):
     """Arguments by hand: the base in bfloat16 over fsdp x model, Adam's moments for what trains."""
-    method = methods.create(**gpt2.method.to_dict())
+    method = configured(gpt2, None)
     lora = planner.figures(method, gpt2.mesh.to_dict(), 8)
-    full = planner.figures(methods.full(), gpt2.mesh.to_dict(), 8)
+    full = planner.figures(FULL, gpt2.mesh.to_dict(), 8)
     d, layers, rank = 256, 3, 4
     factors = layers * 2 * 2 * d * rank
     assert lora.trainable == factors
@@ -78,7 +80,7 @@ def test_lora_against_full_on_a_host(planner, gpt2, capsys):
     weights = matrices // 4 + embeddings // 2 + vectors + split_vectors // 2
     by_hand = {"lora": 2 * weights + 3 * 4 * factors // 2 + batch, "full": 3 * 4 * weights + batch}
     mesh = make_mesh(gpt2.mesh.to_dict(), planner.devices)
-    for name, trained, found in (("lora", method, lora), ("full", methods.full(), full)):
+    for name, trained, found in (("lora", method, lora), ("full", FULL, full)):
         step = abstract_step.build(gpt2, trained, mesh, 8)
         counters = 100  # of the optimizer, and the key: a few words
         assert compiled.argument_bytes(step.arguments) - by_hand[name] in range(counters)
@@ -90,7 +92,7 @@ def test_lora_against_full_on_a_host(planner, gpt2, capsys):
     # 3 products per weight; LoRA does without those of the weights' gradients
     assert 0.6 < lora.flops / full.flops < 0.75
     assert lora.compute_seconds == lora.flops / (4 * 197e12)
-    text = tables.comparison(lora, full, planner.chip)
+    text = tables.comparison({"lora": lora, "full": full}, planner.chip)
     assert f"| trained values | {factors:,} | {full.trainable:,} |" in text
     assert "| fits v5e (16.00 GiB) | yes | yes |  |" in text
     title = tables.title(lora, gpt2)
@@ -108,7 +110,7 @@ def test_search_ranks_what_fits(gpt2):
     pytest.importorskip("libtpu", reason="compiling for TPUs needs libtpu")
     gpt2.search.model, gpt2.search.rows = (1, 3, 4), (4, 6)
     planner = Planner(gpt2, TOPOLOGY, None)
-    method = methods.create(**gpt2.method.to_dict())
+    method = configured(gpt2, None)
     found = [(mesh, rows) for mesh, rows in planner.candidates(method)]
     # 3 divides neither heads nor devices; 6 rows do not divide by 4
     assert found == [
@@ -142,12 +144,33 @@ def test_ranking_puts_the_fastest_that_fits_first():
 
 
 def test_what_does_not_fit_has_no_traffic_in_the_table():
-    text = tables.comparison(
-        step(8, 2**33, True, 1.0), step(8, 2**35, False, 1.0), chips.by_name("v5e")
-    )
+    steps = {"lora": step(8, 2**33, True, 1.0), "full": step(8, 2**35, False, 1.0)}
+    text = tables.comparison(steps, chips.by_name("v5e"))
     assert "| fits v5e (16.00 GiB) | yes | no |  |" in text
     assert "| all-gather, sent per device and step | 1.00 MiB | - | - |" in text
-    assert "by products" in text and "by links" not in text
+    assert "| at least, by links | 0.5 s | - | - |" in text
+
+
+def test_three_variants_on_a_gpu():
+    """Ratios to the last one; the share of a GPU's memory that JAX must be given, rounded up."""
+    first, second, last = (step(8, n * 2**30, n < 40, 2.0) for n in (8, 10, 40))
+    steps = {"a": first, "b": second, "full": last}
+    text = tables.comparison(steps, chips.by_name("rtx4090"))
+    head, _, *rows = text.splitlines()
+    assert head == "|  | a | b | full | a / full | b / full |"
+    assert {row.count("|") for row in rows} == {7}
+    assert "| peak, per device | 8.00 GiB | 10.00 GiB | 40.00 GiB | 0.200 | 0.250 |" in rows
+    assert "| fits rtx4090 (23.52 GiB) | yes | yes | no |  |  |" in rows
+    assert "| XLA_PYTHON_CLIENT_MEM_FRACTION at least | 0.35 | 0.43 | - |  |  |" in rows
+    assert "MEM_FRACTION" not in tables.comparison(steps, chips.by_name("v5e"))
+
+
+def test_what_a_plan_compares():
+    config = roberta_large_lora.get_config()
+    own, full = compared(config, "head/.*")
+    assert (own.name, full.name) == ("lora", "full") and own == configured(config, "head/.*")
+    assert own.base_dtype == full.base_dtype == "bfloat16"
+    assert str(own.method) != str(full.method)
 
 
 @pytest.mark.parametrize(
@@ -164,16 +187,16 @@ def test_what_does_not_fit_has_no_traffic_in_the_table():
 def test_wrong_meshes_are_refused_before_anything_is_compiled(planner, gpt2, mesh, message):
     planner._compile = None
     with pytest.raises(ValueError, match=message):
-        planner.figures(methods.full(), mesh, 8)
+        planner.figures(FULL, mesh, 8)
 
 
 def test_rows_and_heads_that_do_not_divide(planner, gpt2):
     with pytest.raises(ValueError, match=r"data x fsdp = 4 does not divide the batch's 6 rows"):
-        planner.figures(methods.full(), {"data": 4}, 6)
+        planner.figures(FULL, {"data": 4}, 6)
     with pytest.raises(ValueError, match="model=8 does not divide the model's 4 attention heads"):
-        abstract_step.build(gpt2, methods.full(), _fake(model=8), 8)
+        abstract_step.build(gpt2, FULL, _fake(model=8), 8)
     with pytest.raises(ValueError, match=r"fsdp=3 does not divide the axis 'embed' of .*has 256"):
-        abstract_step.build(gpt2, methods.full(), _fake(fsdp=3), 9)
+        abstract_step.build(gpt2, FULL, _fake(fsdp=3), 9)
 
 
 def _fake(**sizes):
@@ -191,16 +214,16 @@ def test_configs_of_the_three_models(small_models):
     ):
         config = module.get_config()
         assert config.model.size == size and config.base_dtype == "bfloat16"
-        assert abstract_step.head_pattern(config) == heads
+        assert models.head_pattern(config) == heads
         small_plan(config)
-        method = methods.create(head=heads, **config.method.to_dict())
+        method = configured(config, heads)
         step = abstract_step.build(config, method, one_device(), 8)
         assert 0 < step.trainable < step.total / 3 and step.flops > 0
     with pytest.raises(ValueError, match=r"unknown variant 'x'; known are \['qv8', 'qv4', 'v2'\]"):
         gpt3_175b_lora.get_config("x")
     config.model.size = "gpt5"
     with pytest.raises(ValueError, match="unknown model 'gpt5'; known are .*gpt3-175b"):
-        abstract_step.model_config(config)
+        models.model_config(config, "bfloat16")
 
 
 @pytest.mark.parametrize("runs", [1, 2])
@@ -208,7 +231,7 @@ def test_the_step_of_a_plan_runs(gpt2, runs):
     """The compiled program is the trainer's: it takes the plan's arguments and trains."""
     small_plan(gpt2)
     gpt2.base_dtype = "float32"
-    method = methods.create(**gpt2.method.to_dict())
+    method = configured(gpt2, None)
     step = abstract_step.build(gpt2, method, one_device(), 8)
     if runs > 1:
         step = abstract_step.build_runs(gpt2, method, one_device(), 8, runs)

@@ -9,11 +9,11 @@ import jax
 import pytest
 
 from configs.pod import gpt2_large_sweep, gpt3_175b_sweep
-from experiments.pod_plan import abstract_step, tables
-from experiments.pod_plan.figures import StepFigures
-from experiments.pod_plan.planner import Planner
-from experiments.pod_plan.report import report, runs_of, search
-from lora_jax import methods
+from experiments.plan import abstract_step, tables
+from experiments.plan.figures import StepFigures
+from experiments.plan.planner import Planner
+from experiments.plan.report import report, runs_of, search
+from experiments.plan.variants import configured
 from lora_jax.costs import compiled
 from lora_jax.models import gpt2
 from lora_jax.sharding.mesh import make_mesh
@@ -52,7 +52,7 @@ def sweep(tmp_path):
 def steps_of(planner, runs, **mesh):
     """The abstract steps of several runs and of one."""
     config = planner.config
-    method = methods.create(**config.method.to_dict())
+    method = configured(config, None)
     over = make_mesh(mesh, planner.devices)
     alone = make_mesh({"fsdp": 2, "model": 2}, planner.devices)
     several = abstract_step.build_runs(config, method, over, 8, runs)
@@ -107,12 +107,12 @@ def test_the_axis_of_runs_splits_all_but_the_base(sweep):
 def test_a_sweep_beside_one_run_at_a_time(sweep):
     config = sweep.config
     text = report(sweep, config, None)
-    method = methods.create(**config.method.to_dict())
+    method = configured(config, None)
     program = sweep.figures(method, config.mesh.to_dict(), 8, 4)
     one = sweep.single(method, config.mesh.to_dict(), 8)
     keys = [json.loads(json.loads(k)["key"]) for k in sweep.path.read_text().splitlines()]
     assert len(keys) == 2  # the report compiled both
-    plain, *_, sizes, rows = keys[0]  # as before there were sweeps
+    _, plain, *_, sizes, rows = keys[0]  # as before there were sweeps, but for the compiler
     assert sizes == {"data": 1, "fsdp": 2, "model": 2} and rows == 8
     assert not {"mesh", "runs", "orders", "single_mesh", "search"} & plain.keys()
     assert keys[1][-2:] == [4, "own"]
@@ -136,7 +136,7 @@ def test_a_sweep_beside_one_run_at_a_time(sweep):
 
 
 def test_sweeps_that_cannot_be(sweep):
-    method, sweep._compile = methods.create(**sweep.config.method.to_dict()), None
+    method, sweep._compile = configured(sweep.config, None), None
     with pytest.raises(ValueError, match="run=4 does not divide the sweep's 6 runs"):
         sweep.figures(method, {"run": 4}, 8, 6)
     with pytest.raises(ValueError, match="this is one run: set config.runs to a multiple of 4"):
@@ -160,7 +160,7 @@ def test_a_search_of_sweeps(sweep):
     config = sweep.config
     config.search.update({"runs": (2, 1), "rows": (2,), "model": (1, 2), "run": ()})
     sweep.figures = lambda method, mesh, rows, runs: (mesh, rows, runs)
-    method = methods.create(**config.method.to_dict())
+    method = configured(config, None)
     found = [(list(mesh.items()), runs) for mesh, _, runs in search(sweep, method)]
     rest = [[("data", 2), ("fsdp", 1), ("model", 2)], [("data", 1), ("fsdp", 2), ("model", 2)]]
     assert found == [  # two rows: data x fsdp is 2 at most
@@ -190,7 +190,7 @@ def test_the_ranking_of_sweeps_shows_runs():
 def test_configs_of_the_sweeps():
     for module in (gpt2_large_sweep, gpt3_175b_sweep):
         config = small_plan(module)
-        method = methods.create(**config.method.to_dict())
+        method = configured(config, None)
         step = abstract_step.build_runs(
             config, method, make_mesh({}, jax.devices()[:1]), 8, config.runs
         )

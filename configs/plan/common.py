@@ -25,12 +25,13 @@ def plan_config(
     search_runs: Sequence[int] = (),
     run_axis: Sequence[int] = (),
     single_mesh: Mapping[str, int] | None = None,
+    packed: Sequence[str] = (),
     **training: Any,
 ) -> ConfigDict:
     """All fields of a plan.
 
     Args:
-      size: name of a model in `models.encoder.SIZES` or `models.gpt2.SIZES`.
+      size: name of a model in the SIZES of `models.encoder`, `models.gpt2` or `models.llama_sizes`.
       method: compared with full fine-tuning.
       mesh: sizes of the mesh's axes; one may be -1. The axis `run` splits the runs of a sweep.
       rows, length: rows of a run's batch over all devices, and tokens per row.
@@ -44,13 +45,22 @@ def plan_config(
         `runs`, and every size that divides runs and devices.
       single_mesh: the mesh of one run at a time, which a sweep is compared with. Axes that are missing or
         0 are those of `mesh`, with `run` joined to `data`.
+      packed: forms of the base that the method is planned over, beside one of floating-point numbers.
       training: values for fields of `training_fields`.
     """
     return ConfigDict(
         {
             **training_fields(),
             "base_dtype": "bfloat16",
-            "model": {"size": size, "remat": remat, "unroll": 1},
+            # Attention "cudnn": of decoders of the Llama kind, on GPUs.
+            "model": {
+                "size": size,
+                "base_format": "float",
+                "remat": remat,
+                "unroll": 1,
+                "attention": "xla",
+            },
+            "packed": tuple(packed),
             "method": dict(method),
             "mesh": {"run": 1, **mesh},
             "runs": runs,

@@ -1,4 +1,4 @@
-"""Compiles train steps for a TPU topology, and searches meshes, batch sizes and numbers of runs."""
+"""Compiles train steps for a topology, and searches meshes, batch sizes and numbers of runs."""
 
 from __future__ import annotations
 
@@ -9,27 +9,25 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from experiments.pod_plan.abstract_step import (
-    AbstractStep,
-    build,
-    build_runs,
-    model_config,
-)
-from experiments.pod_plan.figures import StepFigures
+from experiments.plan import models
+from experiments.plan.abstract_step import AbstractStep, build, build_runs
+from experiments.plan.figures import StepFigures
+from experiments.plan.variants import Variant
 from experiments.runs import folder
 from lora_jax import files, json_lines
-from lora_jax.costs import chips, compiled
+from lora_jax.costs import compiled, topologies
 from lora_jax.costs.chips import Chip
 from lora_jax.errors import InputError
 from lora_jax.files import to_json
-from lora_jax.method import Method
 from lora_jax.sharding.mesh import AXES, RUN, make_mesh, shares
 
 # Fields of a config that are not of a step, or (the last three) only of a sweep's.
-_NOT_OF_STEP = ("mesh", "verify", "search", "runs", "orders", "single_mesh")
+_NOT_OF_STEP = ("mesh", "verify", "search", "packed", "runs", "orders", "single_mesh")
+_NO_BFLOAT16 = "Unsupported algorithm on the current device(s): ALG_DOT_BF16"  # XLA's words
 _LOG = logging.getLogger(__name__)
 
 
@@ -39,20 +37,20 @@ class Planner:
     def __init__(self, config: ConfigDict, topology: str, workdir: Path | None):
         self.config = config
         self.topology = topology
-        self.chip: Chip = chips.by_topology(topology)
-        self.devices = compiled.topology_devices(topology)
+        self.chip: Chip = topologies.check(topology)
+        self.devices = topologies.devices(topology)
         self.path = None if workdir is None else workdir / "plans.jsonl"
         self.known: dict[str, dict[str, Any]] = {}
         if self.path is not None and self.path.exists():
             self.known = _known(self.path)
 
     def figures(
-        self, method: Method, mesh: dict[str, int], rows: int, runs: int = 1
+        self, variant: Variant, mesh: dict[str, int], rows: int, runs: int = 1
     ) -> StepFigures:
         """Compiles one step: of a run alone, or of a program of several runs.
 
         Args:
-          method: what is trained.
+          variant: what is trained, over what base.
           mesh: size of each axis.
           rows: token rows of a run's batch.
           runs: of the program.
@@ -70,10 +68,16 @@ class Planner:
         _check_runs(devices, runs)
         sizes = {axis: devices.shape[axis] for axis in (AXES if runs > 1 else AXES[1:])}
         plain = {k: v for k, v in folder.plain(self.config).items() if k not in _NOT_OF_STEP}
+        plain["base_dtype"] = variant.base_dtype
+        plain["base_format"] = variant.base_format
         of_sweep = [runs, self._orders()] if runs > 1 else []
-        key = to_json([plain, self.topology, str(method), sizes, rows, *of_sweep], indent=None)
+        made_by = ["jax", jax.__version__]
+        key = to_json(
+            [made_by, plain, self.topology, str(variant.method), sizes, rows, *of_sweep],
+            indent=None,
+        )
         if key not in self.known:
-            self.known[key] = dataclasses.asdict(self._compile(method, devices, sizes, rows, runs))
+            self.known[key] = dataclasses.asdict(self._compile(variant, devices, sizes, rows, runs))
             if self.path is not None:
                 files.make_folder(self.path.parent)
                 with json_lines.Appender(self.path) as file:
@@ -90,7 +94,7 @@ class Planner:
         sizes["data"] *= shape[RUN]
         return {axis: self.config.single_mesh.get(axis, 0) or size for axis, size in sizes.items()}
 
-    def single(self, method: Method, mesh: dict[str, int], rows: int) -> StepFigures:
+    def single(self, variant: Variant, mesh: dict[str, int], rows: int) -> StepFigures:
         """One run at a time on the slice of a sweep.
 
         Raises:
@@ -98,7 +102,7 @@ class Planner:
         """
         single = self.single_mesh(mesh)
         try:
-            return self.figures(method, single, rows)
+            return self.figures(variant, single, rows)
         except ValueError as error:
             raise InputError(
                 f"one run at a time: {error}. Its mesh is {single}: set config.single_mesh, whose zeros "
@@ -110,22 +114,30 @@ class Planner:
             raise InputError(f"config.orders must be own or shared, got {self.config.orders!r}")
         return self.config.orders
 
-    def _step(self, method: Method, mesh: Mesh, rows: int, runs: int) -> AbstractStep:
+    def _step(self, variant: Variant, mesh: Mesh, rows: int, runs: int) -> AbstractStep:
         if runs > 1:
-            return build_runs(self.config, method, mesh, rows, runs)
-        return build(self.config, method, mesh, rows)
+            return build_runs(self.config, variant, mesh, rows, runs)
+        return build(self.config, variant, mesh, rows)
 
     def _compile(
-        self, method: Method, mesh: Mesh, sizes: dict[str, int], rows: int, runs: int
+        self, variant: Variant, mesh: Mesh, sizes: dict[str, int], rows: int, runs: int
     ) -> StepFigures:
-        step = self._step(method, mesh, rows, runs)
-        needs = compiled.needs(step.function, step.arguments, self.chip)
+        step = self._step(variant, mesh, rows, runs)
+        try:
+            needs = compiled.needs(step.function, step.arguments, self.chip)
+        except jax.errors.JaxRuntimeError as error:
+            if _NO_BFLOAT16 not in str(error):
+                raise
+            raise InputError(
+                f"{self.chip.name} cannot multiply in {variant.base_dtype}, and the program would not "
+                "compile there either: set config.base_dtype=float32"
+            ) from error
         count = len(self.devices)
         return StepFigures(
             topology=self.topology,
             devices=count,
             mesh=sizes,
-            method=str(method),
+            method=str(variant.method),
             rows=rows,
             tokens=runs * rows * self.config.length,
             trainable=step.trainable,
@@ -136,14 +148,14 @@ class Planner:
             fits=needs.fits,
             traffic={kind: traffic.bytes for kind, traffic in needs.traffic.items()},
             flops=step.flops,
-            compute_seconds=step.flops / (count * self.chip.peak_flops),
+            compute_seconds=step.flops / (count * self.chip.peak(variant.base_dtype)),
             link_seconds=needs.sent / self.chip.interconnect_bandwidth,
             compile_seconds=needs.compile_seconds,
             runs=runs,
             frozen=compiled.argument_bytes(step.frozen),
         )
 
-    def candidates(self, method: Method, runs: int = 1) -> Iterator[tuple[dict[str, int], int]]:
+    def candidates(self, variant: Variant, runs: int = 1) -> Iterator[tuple[dict[str, int], int]]:
         """Meshes and batch sizes of a search, without those that cannot fit.
 
         Arguments alone (weights, optimizer state) may be more than a device has: no need to compile.
@@ -153,7 +165,7 @@ class Planner:
                 if rows % (mesh["data"] * mesh["fsdp"]):
                     continue
                 try:
-                    step = self._step(method, make_mesh(mesh, self.devices), rows, runs)
+                    step = self._step(variant, make_mesh(mesh, self.devices), rows, runs)
                 except ValueError:  # a width that the mesh does not divide
                     continue
                 if compiled.argument_bytes(step.arguments) < self.chip.memory_bytes:
@@ -161,7 +173,7 @@ class Planner:
 
     def _meshes(self, runs: int) -> Iterator[dict[str, int]]:
         """Divisions of the devices, with the sizes of model and run that config.search names."""
-        count, heads = len(self.devices), model_config(self.config).heads
+        count, heads = len(self.devices), models.heads(self.config)
         for model in self.config.search.model:
             if heads % model or count % model:
                 continue

@@ -20,10 +20,10 @@ from lora_jax.checks import integer
 from lora_jax.errors import InputError
 from lora_jax.low_rank.dora import DoRAUpdate
 from lora_jax.low_rank.layers import LoRALayer, adapted_layers
+from lora_jax.low_rank.targets import ALL_LINEAR, Exclude, Target
 from lora_jax.low_rank.updates import LowRankUpdate
 from lora_jax.low_rank.weights import WeightView
 from lora_jax.method import Method
-from lora_jax.methods.targets import ALL_LINEAR, Exclude, Target
 from lora_jax.quantisation.formats import Format
 from lora_jax.quantisation.layers import is_quantised, packed_weight
 from lora_jax.quantisation.quantise import fill, quantise

@@ -12,14 +12,16 @@ from flax import nnx
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from experiments.pod_plan.shapes import abstract_batch, first_run, placed
+from experiments.plan import models
+from experiments.plan.shapes import abstract_batch, first_run, placed
+from experiments.plan.variants import Variant
 from experiments.runs.settings import train_settings
 from lora_jax import partition
 from lora_jax.costs import flops
 from lora_jax.costs.compiled import Jitted
-from lora_jax.errors import InputError
-from lora_jax.method import Method
-from lora_jax.models import encoder, gpt2, hub
+from lora_jax.models.parts import FLOAT
+from lora_jax.quantisation.quantise import quantise
+from lora_jax.quantisation.weight import value_counts
 from lora_jax.sharding import axes
 from lora_jax.sharding.mesh import check_heads
 from lora_jax.sharding.placement import Placement
@@ -28,7 +30,6 @@ from lora_jax.sweeps.common_method import common_method
 from lora_jax.sweeps.runs import run_values, stack
 from lora_jax.training import step
 
-_CLASSES = 2
 _PER_EPOCH = 1000  # numbers of the schedule, which cost nothing
 
 
@@ -52,26 +53,6 @@ class AbstractStep:
     total: int
 
 
-def model_config(config: ConfigDict) -> encoder.EncoderConfig | gpt2.GPT2Config:
-    """Sizes and settings of the plan's model.
-
-    Raises:
-      ValueError: no such model.
-    """
-    sizes: dict[str, Any] = {**encoder.SIZES, **gpt2.SIZES}
-    if config.model.size not in sizes:
-        raise InputError(f"unknown model {config.model.size!r}; known are {sorted(sizes)}")
-    settings = {k: v for k, v in config.model.items() if k != "size"}
-    return dataclasses.replace(
-        sizes[config.model.size], compute_dtype=str(config.base_dtype), **settings
-    )
-
-
-def is_classifier(config: ConfigDict) -> bool:
-    """Whether the plan's model is an encoder with a task head."""
-    return config.model.size in encoder.SIZES
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Parts:
     """A model with a method, in shapes, as the steps of one run and of several take it."""
@@ -83,6 +64,7 @@ class _Parts:
     frozen: dict[str, Any]
     placement: Placement
     loss: step.Loss
+    packed: dict[str, int]
 
     def optimizer(self, learning_rate: Any = None) -> optax.GradientTransformation:
         """AdamW as the config says, with its learning rate or this one."""
@@ -94,48 +76,48 @@ class _Parts:
         return placed(self.frozen, self.placement.shardings(self.frozen))
 
 
-def _abstract_model(config: ConfigDict, method: Method) -> nnx.Module:
+def _abstract_model(config: ConfigDict, variant: Variant) -> nnx.Module:
     """The plan's model with a method.
 
     Raises:
       ValueError: no such model.
     """
-    sizes = model_config(config)
-
-    def make() -> nnx.Module:
-        rngs = nnx.Rngs(0)
-        if isinstance(sizes, encoder.EncoderConfig):
-            return encoder.Classifier(sizes, _CLASSES, rngs)
-        return gpt2.GPT2(sizes, rngs)
-
-    return nnx.eval_shape(lambda: method.insert(make(), jax.random.key(0)))
+    sizes = models.model_config(config, variant.base_dtype)
+    base = nnx.eval_shape(lambda: models.make(sizes))
+    if variant.base_format != FLOAT:
+        base = quantise(base, format=variant.base_format)
+    return nnx.eval_shape(lambda: variant.method.insert(base, jax.random.key(0)))
 
 
-def _parts(config: ConfigDict, method: Method, mesh: Mesh) -> _Parts:
-    check_heads(model_config(config).heads, mesh)
-    model = _abstract_model(config, method)
-    labels = method.labels(model)
+def _parts(config: ConfigDict, variant: Variant, mesh: Mesh) -> _Parts:
+    check_heads(models.heads(config), mesh)
+    model = _abstract_model(config, variant)
+    labels = variant.method.labels(model)
     structure, *both = partition.split(model, labels)
-    types = (jnp.float32, jnp.dtype(config.base_dtype))
+    types, packed = (jnp.float32, jnp.dtype(variant.base_dtype)), value_counts(model)
     trainable, frozen = (
-        {path: jax.ShapeDtypeStruct(leaf.shape, dtype) for path, leaf in part.items()}
+        {
+            path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype if path in packed else dtype)
+            for path, leaf in part.items()
+        }
         for part, dtype in zip(both, types, strict=True)
     )
-    loss = step.classification_loss if is_classifier(config) else step.completion_loss()
+    classifies = models.is_classifier(config)
+    loss = step.classification_loss if classifies else step.completion_loss()
     placement = Placement(mesh, axes.of_model(model))
     return _Parts(
         config=config, structure=structure, labels=labels, trainable=trainable, frozen=frozen,
-        placement=placement, loss=loss,
+        placement=placement, loss=loss, packed=packed,
     )  # fmt: skip
 
 
-def build(config: ConfigDict, method: Method, mesh: Mesh, rows: int) -> AbstractStep:
-    """The train step of `method` for batches of `rows` token rows.
+def build(config: ConfigDict, variant: Variant, mesh: Mesh, rows: int) -> AbstractStep:
+    """The train step of a variant for batches of `rows` token rows.
 
     Raises:
       ValueError: the mesh does not fit the model.
     """
-    parts = _parts(config, method, mesh)
+    parts = _parts(config, variant, mesh)
     placement, trainable, tx = parts.placement, parts.trainable, parts.optimizer()
     function = step.make_train_step(parts.structure, parts.loss, tx, placement, trainable)
     state = jax.eval_shape(tx.init, trainable)
@@ -152,14 +134,14 @@ def build(config: ConfigDict, method: Method, mesh: Mesh, rows: int) -> Abstract
     values = partition.count(trainable)
     return AbstractStep(
         function=function, arguments=arguments, frozen=arguments[2], flops=count, trainable=values,
-        total=values + partition.count(parts.frozen),
+        total=values + partition.count(parts.frozen, parts.packed),
     )  # fmt: skip
 
 
 def build_runs(
-    config: ConfigDict, method: Method, mesh: Mesh, rows: int, runs: int
+    config: ConfigDict, variant: Variant, mesh: Mesh, rows: int, runs: int
 ) -> AbstractStep:
-    """The train step of a sweep's program: `runs` runs of `method`, each with `rows` token rows.
+    """The train step of a sweep's program: `runs` runs of a variant, each with `rows` token rows.
 
     The method's rank is that of all runs: the largest one of the sweep, to which others are padded.
     With `config.orders` "shared" all runs have the same batch, else each has its own.
@@ -167,9 +149,9 @@ def build_runs(
     Raises:
       ValueError: the mesh does not fit the model.
     """
-    common = common_method([method])
+    common = dataclasses.replace(variant, method=common_method([variant.method]))
     parts = _parts(config, common, mesh)
-    of_run = run_values(_abstract_model(config, method), config.learning_rate)
+    of_run = run_values(_abstract_model(config, variant), config.learning_rate)
     values = stack([of_run] * runs)
     placement, of_runs = parts.placement, parts.placement.of_runs()
     each, batch_of_each_run = placement.each_run, config.orders != "shared"
@@ -199,10 +181,5 @@ def build_runs(
     trained = partition.count(trainable)
     return AbstractStep(
         function=function, arguments=arguments, frozen=arguments[3], flops=count,
-        trainable=trained, total=trained + partition.count(parts.frozen),
+        trainable=trained, total=trained + partition.count(parts.frozen, parts.packed),
     )  # fmt: skip
-
-
-def head_pattern(config: ConfigDict) -> str | None:
-    """The head's leaves, where there is one."""
-    return hub.HEAD if is_classifier(config) else None

@@ -1,0 +1,1 @@
+"""Plans for TPUs and GPUs, see experiments.plan."""

@@ -1,0 +1,1 @@
+"""What a run needs of TPUs or GPUs, by compilation (`python -m experiments.plan`)."""
