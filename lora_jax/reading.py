@@ -242,9 +242,10 @@ class Record:
             raise self.error(key, repr(value)[:80], f"an integer from {least} to {most}")
         return value
 
-    def record(self, key: str) -> Record:
-        """An object inside."""
-        return Record(self.path, self.get(key, dict), f"{self.where}{key}.", self._remedy)
+    def record(self, key: str, remedy: str | None = None) -> Record:
+        """An object inside; `remedy` is the end of the messages about its values."""
+        remedy = self._remedy if remedy is None else remedy
+        return Record(self.path, self.get(key, dict), f"{self.where}{key}.", remedy)
 
     def strings(self, key: str, default: Any = _REQUIRED) -> list[str]:
         """A list of strings."""

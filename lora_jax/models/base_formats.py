@@ -9,24 +9,31 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
 from lora_jax import surgery
-from lora_jax.errors import InputError
+from lora_jax.errors import FileError, InputError
 from lora_jax.low_rank.targets import ALL_LINEAR
-from lora_jax.models.gguf_files import GgufFiles
-from lora_jax.models.model_files import AnyFiles
+from lora_jax.models.any_files import AnyFiles
 from lora_jax.models.parts import FLOAT, STORED
 from lora_jax.models.tensors import Plan, Source
 from lora_jax.quantisation.formats import Format
-from lora_jax.quantisation.ggml import KINDS, Ggml
+from lora_jax.quantisation.ggml import KINDS
 from lora_jax.quantisation.quantise import chosen_layers, describe, replace
 from lora_jax.quantisation.registry import FORMATS, format_of
 from lora_jax.quantisation.weight import PackedWeight, arranged
 
 
-def pack(model: nnx.Module, name: str, files: AnyFiles, planned: Plan) -> dict[str, PackedWeight]:
+def pack(
+    model: nnx.Module,
+    name: str,
+    files: AnyFiles,
+    planned: Plan,
+    dtype: jax.typing.DTypeLike = jnp.float32,
+) -> dict[str, PackedWeight]:
     """Gives the layers of a model in shapes their packed weights, in place.
 
     Args:
@@ -34,6 +41,7 @@ def pack(model: nnx.Module, name: str, files: AnyFiles, planned: Plan) -> dict[s
       name: see `parts.BASE_FORMATS`.
       files: that hold the weights.
       planned: which tensors become which leaves.
+      dtype: of the weights that they stand for, where the files do not say it of packed ones.
 
     Returns:
       The packed weights, of shapes, by the path of the leaf whose place they take.
@@ -52,40 +60,60 @@ def pack(model: nnx.Module, name: str, files: AnyFiles, planned: Plan) -> dict[s
         formats = dict.fromkeys(chosen_layers(modules, ALL_LINEAR), format_of(name))
     weights = {}
     for path, format in formats.items():
-        weight_name, weight = describe(modules[path], format, path)
+        try:
+            weight_name, weight = describe(modules[path], format, path)
+        except InputError as error:
+            if name != STORED:
+                raise
+            raise _unfit(files, planned, path, error) from error
         replace(modules[path], weight_name, weight)
-        weights[f"{path}/{weight_name}"] = weight
+        leaf = f"{path}/{weight_name}"
+        tensors = planned.sources[leaf].names
+        given = {files.unpacked_type(t) if files.format(t) == format else None for t in tensors}
+        weight.dtype = (given.pop() if len(given) == 1 else None) or str(jnp.dtype(dtype))
+        weights[leaf] = weight
     return weights
 
 
 def _stored(files: AnyFiles, planned: Plan) -> dict[str, Format]:
     """The formats that a file has, by the path of the layer."""
-    if not isinstance(files, GgufFiles):
-        raise InputError(
-            f"{files.folder}: base_format='stored' is for GGUF files, which have packed weights; choose one "
-            f"of {', '.join(FORMATS)} to pack the weights of this folder"
-        )
     formats: dict[str, Format] = {}
     for path, source in planned.sources.items():
-        kinds = {tensor: files.kind(tensor) for tensor in source.names}
-        found = sorted(set(kinds.values()) & KINDS.keys())
+        kinds = {tensor: _kind(files, tensor) for tensor in source.names}
+        found = [form for tensor in source.names if (form := files.format(tensor)) is not None]
         if not found:
             continue
         if len(set(kinds.values())) > 1:
             odd = next(tensor for tensor, kind in kinds.items() if kind != kinds[source.names[0]])
             raise files.error(
-                odd, f"type {kinds[odd]}", f"{kinds[source.names[0]]}, as {source.names[0]}",
-                "The layers of a stack are one array here, and this file mixes types (as Q4_K_M does): take "
-                "one that does not (llama-quantize --pure), or read it into floating-point numbers and pack "
-                "those: base_format='nf4', or 'float'",
+                odd, kinds[odd], f"{kinds[source.names[0]]}, as {source.names[0]}",
+                "The layers of a stack are one array here, and this file mixes types (as Q4_K_M and dynamic "
+                "four bits do): take one that does not (llama-quantize --pure), or read it into "
+                "floating-point numbers and pack those: base_format='nf4', or 'float'",
             )  # fmt: skip
-        formats[path.rpartition("/")[0]] = Ggml(found[0])
+        formats[path.rpartition("/")[0]] = found[0]
     if not formats:
         raise InputError(
-            f"{files.folder} has no packed tensor that this reads; base_format='stored' needs a file of type "
-            f"{', '.join(KINDS)}"
+            f"{files.folder} has no packed tensor that this reads; base_format='stored' needs a GGUF file of "
+            f"type {', '.join(KINDS)}, or a folder that bitsandbytes has packed. Choose one of "
+            f"{', '.join(FORMATS)} to pack the weights when they are read"
         )
     return formats
+
+
+def _kind(files: AnyFiles, tensor: str) -> str:
+    """What must be the same in all layers of a stack."""
+    given = files.unpacked_type(tensor) if files.format(tensor) is not None else None
+    return f"{files.kind(tensor)}, unpacked to {given}" if given else files.kind(tensor)
+
+
+def _unfit(files: AnyFiles, planned: Plan, path: str, error: InputError) -> FileError:
+    """The error for a layer whose packed form no layer here can have."""
+    source = next(s for leaf, s in planned.sources.items() if leaf.rpartition("/")[0] == path)
+    return files.error(
+        source.names[0], f"{_kind(files, source.names[0])}, shape {files.shapes[source.names[0]]}",
+        f"blocks that rows consist of ({error})", "Read it with base_format='float'",
+    )  # fmt: skip
 
 
 def packed_arrays(files: AnyFiles, source: Source, weight: PackedWeight) -> dict[str, np.ndarray]:
@@ -98,15 +126,10 @@ def packed_arrays(files: AnyFiles, source: Source, weight: PackedWeight) -> dict
     """
     matrices = []
     for name in source.names:
-        form = weight.format
-        if (
-            isinstance(files, GgufFiles)
-            and isinstance(form, Ggml)
-            and files.kind(name) == form.kind
-        ):
-            matrices.append(form.from_blocks(files.packed(name)))
+        if files.format(name) == weight.format:
+            matrices.append(files.arrays(name))
             continue
         values = files.read([name], np.float32)[name]
         rows = values if source.transposed or weight.table else values.T
-        matrices.append(form.pack(np.ascontiguousarray(rows.reshape(weight.matrix))))
+        matrices.append(weight.format.pack(np.ascontiguousarray(rows.reshape(weight.matrix))))
     return arranged(weight, matrices)

@@ -14,6 +14,7 @@ from typing import Any
 from lora_jax.errors import FileError, MissingFileError, brief
 from lora_jax.gguf.container import SUFFIX
 from lora_jax.models import encoder, gguf_config, gpt2
+from lora_jax.models.quantization_json import OTHER_PACKING, quantised_bits
 from lora_jax.ranges import Range
 from lora_jax.reading import Record, read_object
 
@@ -28,6 +29,7 @@ WITHOUT_EFFECT = (
     "transformers_version", "architectures", "output_hidden_states", "output_attentions",
     "return_dict", "dtype", "torch_dtype", "chunk_size_feed_forward", "id2label", "label2id",
     "num_labels", "problem_type", "use_cache", "_name_or_path", "tie_last_hidden_states",
+    "quantization_config",  # how matrices are stored: `quantised_bits` has looked at it
 )  # fmt: skip
 
 # What changes the model wherever it stands, and of which nothing but this is implemented.
@@ -38,16 +40,12 @@ FIXED: Mapping[str, tuple[Any, ...]] = {
     "pruned_heads": ({}, [], None),
     "per_layer_config": (None, {}),
     "auto_map": (None, {}),
-    "quantization_config": (None, {}),
     "compression_config": (None, {}),
 }
 
 # Why a value is refused, and what to do; keys that are not here need no more than their value.
 _REMEDIES = {
-    "quantization_config": "Quantised bases are not read yet; take the model in float32, float16 or "
-    "bfloat16",
-    "compression_config": "Quantised bases are not read yet; take the model in float32, float16 or "
-    "bfloat16",
+    "compression_config": OTHER_PACKING,
     "auto_map": "The model has code of its own, which is never run here",
     "is_decoder": "An encoder that was trained as a decoder sees only tokens to the left, which is "
     "another model",
@@ -170,6 +168,7 @@ def check_classifier(folder: Path) -> None:
 
 def check_fixed(record: Record, keys: Keys) -> None:
     """Raises FileError if a key that changes the model has a value that is not implemented."""
+    quantised_bits(record)
     for key, allowed in keys.fixed.items():
         value = record.values.get(key, allowed[0])
         if not any(type(value) is type(right) and value == right for right in allowed):

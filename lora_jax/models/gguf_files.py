@@ -15,6 +15,7 @@ from lora_jax.gguf import blocks
 from lora_jax.gguf.container import Container
 from lora_jax.models import gguf_config
 from lora_jax.models.gguf_families import ROPE_FACTORS, halves, neighbours
+from lora_jax.quantisation.ggml import KINDS, Ggml
 
 _AT_ONCE = 2**18  # values that are unpacked at once: they fit a processor's cache
 _OTHER_TYPE = (
@@ -87,8 +88,23 @@ class GgufFiles:
         return values + np.float32(shift) if shift else values
 
     def kind(self, name: str) -> str:
-        """The type of a tensor in the file."""
-        return self.container.tensors[self._stored[name]].kind.name
+        """How a tensor is stored."""
+        return f"type {self.container.tensors[self._stored[name]].kind.name}"
+
+    def format(self, name: str) -> Ggml | None:
+        """The packed form of a tensor; None for one that is not packed."""
+        kind = self.container.tensors[self._stored[name]].kind.name
+        return Ggml(kind) if kind in KINDS else None
+
+    def unpacked_type(self, name: str) -> str | None:
+        """None: the file does not say to what a packed tensor's values are rounded."""
+        return None
+
+    def arrays(self, name: str) -> dict[str, np.ndarray]:
+        """The arrays of a packed tensor, as `Format.pack` gives them."""
+        form = self.format(name)
+        assert form is not None
+        return form.from_blocks(self.packed(name))
 
     def packed(self, name: str) -> UInt8[np.ndarray, "rows blocks size"]:
         """The blocks of a matrix in transformers' order of rows, as bytes."""

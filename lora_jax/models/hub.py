@@ -26,14 +26,14 @@ from lora_jax import digests, partition
 from lora_jax.errors import InputError
 from lora_jax.files import make_folder, to_json, write_bytes
 from lora_jax.gguf.container import SUFFIX
-from lora_jax.models import architectures, base_formats, config_json
+from lora_jax.models import architectures, base_formats, config_json, published
+from lora_jax.models.any_files import AnyFiles
 from lora_jax.models.architectures import ARCHITECTURES, AnyConfig, AnyDecoderConfig
 from lora_jax.models.decoder import Decoder
 from lora_jax.models.encoder import Classifier, EncoderConfig
-from lora_jax.models.model_files import AnyFiles, open_files
+from lora_jax.models.model_files import open_files
 from lora_jax.models.places import find as find
-from lora_jax.models.plain import check_plain
-from lora_jax.models.tensors import Plan, plan, to_published
+from lora_jax.models.tensors import Plan, plan
 from lora_jax.quantisation.weight import PackedWeight
 
 HEAD = r"head/.*"
@@ -136,9 +136,7 @@ def load(
     shapes, files = _shapes(config, num_outputs), open_files(folder)
     planned = _planned(files, config, shapes, with_head=head == "published")
     abstract = nnx.eval_shape(make)
-    packed = base_formats.pack(abstract, config.base_format, files, planned)
-    for weight in packed.values():
-        weight.dtype = str(jnp.dtype(dtype))
+    packed = base_formats.pack(abstract, config.base_format, files, planned, dtype)
     new = {} if head == "published" else _head(make)
     read = _values(files, planned, dtype, packed)
     frozen = dict.fromkeys(partition.parameters(abstract), partition.FROZEN)
@@ -261,7 +259,7 @@ def save_decoder(folder: str | os.PathLike[str], model: Decoder, **settings: Any
     """Writes config.json and model.safetensors as Hugging Face has them for the architecture.
 
     `load_decoder` and `from_pretrained` of the classes of transformers read the folder; tokenizer files go
-    beside them.
+    beside them. The matrices of a quantised model are written as bitsandbytes packs them.
 
     Args:
       folder: is made if it is not there.
@@ -269,14 +267,10 @@ def save_decoder(folder: str | os.PathLike[str], model: Decoder, **settings: Any
       settings: further values of config.json, such as `eos_token_id`.
 
     Raises:
-      ValueError: a method inserted something or cut the layers, which published files have no place
-        for.
+      ValueError: a method inserted something or cut the layers, or layers are packed in forms that
+        published files have no place for.
     """
-    check_plain(model)
-    architecture = ARCHITECTURES[model.config.architecture]
-    assert architecture.published is not None
-    tensors = to_published(partition.parameters(model), architecture.layout)
-    config = architecture.published(model.config)
+    tensors, config = published.tensors(model), published.config(model)
     folder = Path(folder)
     make_folder(folder)
     write_bytes(folder / "model.safetensors", save(tensors, {"format": "pt"}))

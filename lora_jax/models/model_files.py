@@ -1,6 +1,7 @@
 """The safetensors of a model folder: one file, or the shards that an index names.
 
-Names, types and shapes are read from the headers; values only when they are asked for.
+Names, types and shapes are read from the headers; values only when they are asked for. Matrices that
+bitsandbytes has packed have the names and shapes of those that they stand for.
 """
 
 from __future__ import annotations
@@ -14,14 +15,18 @@ import numpy as np
 
 from lora_jax.errors import FileError, InputError, MissingFileError
 from lora_jax.gguf.container import SUFFIX
+from lora_jax.models import bitsandbytes_files, config_json
+from lora_jax.models.any_files import AnyFiles
 from lora_jax.models.config_json import without_config
 from lora_jax.models.gguf_files import GgufFiles
+from lora_jax.models.layouts import LAYOUTS
+from lora_jax.quantisation.formats import Format
 from lora_jax.reading import read_object
 from lora_jax.tensor_files import FLOATING, Tensors
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 _QUANTISED = (
-    "Bases are read in floating point only; quantised ones come later: take the model in float32, "
+    "Quantised bases are read as bitsandbytes packs them, and from GGUF; take the model so, or in float32, "
     "float16 or bfloat16"
 )
 
@@ -31,15 +36,16 @@ class ModelFiles:
 
     Attributes:
       folder: of the model.
-      shapes: of every tensor.
+      shapes: of every tensor; of a packed one those that it stands for.
     """
 
     def __init__(self, folder: Path):
-        """Reads the headers.
+        """Reads the headers, and the settings of packed matrices.
 
         Raises:
           MissingFileError: no weights, or a shard is missing.
-          FileError, OSError: a file is broken, the index does not fit the shards, or both are there.
+          FileError, OSError: a file is broken, the index does not fit the shards, or both are there; a
+            packed matrix is not whole, or config.json says that other ones are packed.
         """
         self.folder = folder
         self._files = _indexed(folder) if (folder / INDEX).exists() else {}
@@ -49,13 +55,42 @@ class ModelFiles:
                 raise MissingFileError(f"{path} is missing. {_without_weights(folder)}")
             file = Tensors(path)
             self._files = dict.fromkeys(file.types, file)
+        self._packed, beside = bitsandbytes_files.find(self._files)
+        # Conv1D stores (in, out); bitsandbytes packs the rows of outputs all the same.
+        self._turned = bool(self._packed) and _has_conv1d(folder)
+        bitsandbytes_files.check_config(folder, {packed.bits for packed in self._packed.values()})
         self.shapes: Mapping[str, tuple[int, ...]] = {
-            name: file.shapes[name] for name, file in self._files.items()
+            name: self._shape(name) for name in self._files if name not in beside
         }
 
+    def _shape(self, name: str) -> tuple[int, ...]:
+        if name not in self._packed:
+            return self._files[name].shapes[name]
+        shape = self._packed[name].rows, self._packed[name].inputs
+        return shape[::-1] if self._turned else shape
+
+    def kind(self, name: str) -> str:
+        """How a tensor is stored."""
+        packed = self._packed.get(name)
+        return packed.kind if packed else f"type {self._files[name].types[name]}"
+
+    def format(self, name: str) -> Format | None:
+        """The packed form of a tensor; None for one that is not packed."""
+        return self._packed[name].format if name in self._packed else None
+
+    def unpacked_type(self, name: str) -> str | None:
+        """The type that bitsandbytes rounds a packed tensor's values to."""
+        return self._packed[name].type
+
+    def arrays(self, name: str) -> dict[str, np.ndarray]:
+        """The arrays of a packed tensor, as `Format.pack` gives them."""
+        return self._packed[name].arrays()
+
     def check_types(self, names: Collection[str]) -> None:
-        """Raises FileError if one of these tensors is not of a floating type."""
+        """Raises FileError if one of these tensors is neither of a floating type nor packed."""
         for name in names:
+            if name in self._packed:
+                continue
             file = self._files[name]
             if (kind := file.types[name]) not in FLOATING:
                 raise FileError(
@@ -69,23 +104,35 @@ class ModelFiles:
         Raises:
           FileError: one of them is not finite, in the file or in this type.
         """
-        wanted, values = set(names), {}
-        for file in dict.fromkeys(self._files[name] for name in names):
-            for name, value in file.items(names=wanted):
-                with np.errstate(over="ignore"):  # is found as infinity
-                    converted = value.astype(dtype, copy=False)
-                if not np.isfinite(converted).all():
-                    file.check_finite(name, value)
-                    raise self.error(name, "values too large", f"values of {jnp.dtype(dtype)}")
-                values[name] = converted
+        values = {}
+        plain = {name for name in names if name not in self._packed}
+        for file in dict.fromkeys(self._files[name] for name in plain):
+            for name, value in file.items(names=plain):
+                values[name] = self._converted(name, value, dtype)
+        for name in set(names) - plain:
+            value = self._packed[name].values()
+            values[name] = self._converted(name, value.T if self._turned else value, dtype)
         return values
+
+    def _converted(self, name: str, value: np.ndarray, dtype: jax.typing.DTypeLike) -> np.ndarray:
+        """A tensor's value in a type; raises FileError if it is not finite."""
+        with np.errstate(over="ignore"):  # is found as infinity
+            converted = value.astype(dtype, copy=False)
+        if not np.isfinite(converted).all():
+            if name not in self._packed:
+                self._files[name].check_finite(name, value)
+            raise self.error(name, "values too large", f"values of {jnp.dtype(dtype)}")
+        return converted
 
     def error(self, name: str, found: str, expected: str, remedy: str = "") -> FileError:
         """The error for a tensor; give it to `raise`."""
         return FileError(self._files[name].path, f"tensor {name}", found, expected, remedy)
 
 
-AnyFiles = ModelFiles | GgufFiles
+def _has_conv1d(folder: Path) -> bool:
+    """Whether transformers' model has Conv1D in the place of linear layers."""
+    name = config_json.read(folder).values.get("model_type")
+    return isinstance(name, str) and name in LAYOUTS and not LAYOUTS[name].transposed
 
 
 def open_files(place: Path) -> AnyFiles:

@@ -11,11 +11,8 @@ from lora_jax.quantisation.layers import quantised_layers
 from lora_jax.surgery import Inserted
 
 
-def check_plain(model: Decoder) -> None:
-    """Raises InputError for a model that published files have no place for.
-
-    A method inserted something or cut the layers, or layers are quantised.
-    """
+def check_whole(model: Decoder) -> None:
+    """Raises InputError for a model into which a method inserted something, or whose layers it cut."""
     modules = {"/".join(map(str, path)): module for path, module in nnx.iter_modules(model)}
     foreign = [path for path, m in modules.items() if isinstance(m, Inserted | SplitStack)]
     if foreign:
@@ -23,6 +20,11 @@ def check_plain(model: Decoder) -> None:
             f"{sorted(foreign)[:5]} are not part of a published model: merge low-rank updates and "
             "take other inserted modules away before saving; a model with cut layers cannot be saved"
         )
+
+
+def check_plain(model: Decoder) -> None:
+    """Raises InputError for such a model, and for one with quantised layers."""
+    check_whole(model)
     if quantised := list(quantised_layers(model)):
         raise InputError(
             f"{quantised[0]} is quantised; lora_jax.dequantise(model) makes a model of floating-point "

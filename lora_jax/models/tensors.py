@@ -167,10 +167,15 @@ def published_tensors(
         stacked = "{}" in template
         parts = np.asarray(value) if stacked else np.asarray(value)[None]
         for layer, leaf in enumerate(parts):
-            is_head = path.rpartition("/")[0] in layout.head
-            name = ("" if is_head else layout.prefix) + template.format(layer)
+            name = published_name(path, layout, layer)
             tensors[name] = functools.partial(make, leaf, path, transpose)
     return tensors
+
+
+def published_name(path: str, layout: Layout, layer: int = 0) -> str:
+    """The whole published name of one of our leaves, or of one layer of it."""
+    is_head = path.rpartition("/")[0] in layout.head
+    return ("" if is_head else layout.prefix) + layout.source(path)[0].format(layer)
 
 
 def _modern(name: str) -> str:

@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Float32
 
 from lora_jax.quantisation.formats import Format, Part, check_block, divided
 
-_STEP = np.float32(7.874015718698502e-3)  # 1 / 127 as bitsandbytes writes it
+STEP = np.float32(7.874015718698502e-3)  # 1 / 127 as bitsandbytes writes it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,4 +55,4 @@ class Int8(Format):
     def unpack(self, arrays: Mapping[str, Array], axis: int) -> Float[Array, ...]:
         """The values; see the base class."""
         codes = arrays["codes"].astype(jnp.float32)
-        return codes * jnp.expand_dims(arrays["absmax"], axis + 1) * _STEP
+        return codes * jnp.expand_dims(arrays["absmax"], axis + 1) * STEP

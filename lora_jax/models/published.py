@@ -1,0 +1,110 @@
+"""A decoder as Hugging Face's files have it: tensors and config.json."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from flax import nnx
+
+from lora_jax import partition, surgery
+from lora_jax.errors import InputError
+from lora_jax.models.architectures import ARCHITECTURES
+from lora_jax.models.decoder import Decoder
+from lora_jax.models.layouts import Layout
+from lora_jax.models.plain import check_whole
+from lora_jax.models.quantization_json import KEY, quantization_config
+from lora_jax.models.tensors import published_name, to_published
+from lora_jax.quantisation import bitsandbytes
+from lora_jax.quantisation.formats import Format
+from lora_jax.quantisation.layers import packed_weight, quantised_layers
+from lora_jax.quantisation.weight import PackedWeight
+
+_REMEDY = (
+    "lora_jax.dequantise(model) makes a model of floating-point numbers of it, which can be saved"
+)
+
+
+def tensors(model: Decoder) -> dict[str, np.ndarray]:
+    """The published tensors by name; packed matrices are several each, as bitsandbytes has them.
+
+    Raises:
+      ValueError: a method inserted something or cut the layers, or a layer is packed in a form that
+        bitsandbytes has not.
+    """
+    check_whole(model)
+    packed = _packed(model)
+    layout = ARCHITECTURES[model.config.architecture].layout
+    leaves = {
+        path: value
+        for path, value in partition.parameters(model).items()
+        if path.rpartition("/")[0] not in packed
+    }
+    result = to_published(leaves, layout)
+    for path, weight in packed.items():
+        for layer, matrix in enumerate(weight.to_rows()):
+            module = published_name(path, layout, layer).removesuffix("weight")
+            parts = bitsandbytes.tensors(weight.format, matrix, weight.matrix, weight.dtype)
+            result |= {module + name: value for name, value in parts.items()}
+    return result
+
+
+def config(model: Decoder) -> dict[str, Any]:
+    """What config.json says of the model.
+
+    Raises:
+      ValueError: a layer is packed in a form that bitsandbytes has not, or layers in several ones.
+    """
+    architecture = ARCHITECTURES[model.config.architecture]
+    assert architecture.published is not None
+    values: dict[str, Any] = architecture.published(model.config)
+    if format := _format(_packed(model)):
+        skipped = _skipped(model, architecture.layout)
+        values[KEY] = quantization_config(format, skipped, model.config.compute_dtype)
+    return values
+
+
+def _packed(model: Decoder) -> dict[str, PackedWeight]:
+    """The packed weights by the path of the leaf whose place they take."""
+    weights = {}
+    for path, layer in quantised_layers(model).items():
+        name, weight = packed_weight(layer)
+        if not bitsandbytes.has(weight.format):
+            raise InputError(
+                f"{path} is packed as {weight.format}, and bitsandbytes has NF4, FP4 and int8 by rows only; "
+                f"{_REMEDY}"
+            )
+        if weight.table:
+            raise InputError(
+                f"{path} is a packed table; packed files of transformers have linear layers only. {_REMEDY}"
+            )
+        weights[f"{path}/{name}"] = weight
+    return weights
+
+
+def _format(packed: dict[str, PackedWeight]) -> Format | None:
+    """The form of all packed weights; None if there are none."""
+    by_format = {weight.format: path for path, weight in packed.items()}
+    if len(by_format) > 1:
+        (first, one), (second, other), *_ = by_format.items()
+        raise InputError(
+            f"{one} is packed as {first}, {other} as {second}; config.json has a place for one form. "
+            f"{_REMEDY}"
+        )
+    return next(iter(by_format), None)
+
+
+def _skipped(model: Decoder, layout: Layout) -> list[str]:
+    """Ends of the names of linear layers that transformers shall not take for packed ones."""
+    modules, packed = surgery.pretrained_modules(model), quantised_layers(model)
+    names = {name.removesuffix(".weight") for name in layout.tied}  # a tied head is a layer there
+    for path, module in modules.items():
+        if not isinstance(module, nnx.Linear | nnx.LinearGeneral):
+            continue
+        template = layout.source(f"{path}/kernel")[0].removesuffix(".weight")
+        name = template.rpartition("{}.")[2]
+        if path in packed:
+            names.discard(name)
+        else:
+            names.add(name)
+    return sorted(names)
