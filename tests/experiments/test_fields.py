@@ -75,13 +75,13 @@ _RUN = {
     "data.order_seed": [-1, 10**20], "data.row_length": [-1, 10**6], "data.source": [""],
     "model.name": [""], "model.remat": ["some"], "model.unroll": [0], "mesh.data": [-2, 10**6],
     "model.hidden_dropout_prob": [1.0, -0.1, NAN], "task": ["rt", ""], "verify": [1], "eval_only": ["yes"],
-    "adapter_task": ["", 3],
+    "adapter_task": ["", 3], "model.base_format": ["int3", "", 4],
 }  # fmt: skip
 _NLG = {
     "decode.beams": [0, 10**6], "decode.length_penalty": [NAN, INF, 1e9], "decode.max_tokens": [0, 10**7],
     "decode.no_repeat_ngram": [-1], "decode.batch_size": [0, 10**6], "label_smoothing": [1.0, -0.1, NAN],
     "dataset": ["e3e"], "data.decode_split": ["dev"], "data.max_prompts": [-1], "model.embd_pdrop": [1.0],
-    "model.attention": ["flash", ""],
+    "model.attention": ["flash", ""], "decode.layers_apart": ["yes"],
 }  # fmt: skip
 _CLASSIFY = {
     "labels": ["class", ""], "headline": ["f1", "mse"], "data.train": ["", ("a", "a"), ("",)],
