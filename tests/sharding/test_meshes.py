@@ -9,7 +9,7 @@ SLOW = ("data", "data x fsdp", "data x model", "fsdp x model")  # each compiles 
 MESHES = (*CORE, *(pytest.param(mesh, marks=pytest.mark.slow) for mesh in SLOW))
 CASES = {
     "roberta": ("lora everywhere", "adapter_h", "prefix_layer + top", "full"),
-    "gpt2": ("lora + prefix_embed", "adapter_l", "bitfit", "full"),
+    "gpt2": ("lora + prefix_embed", "adapter_l", "bitfit", "full", "lora over q4_1"),
 }
 # Bytes of the frozen part on one device, as a share of all. Tables and matrices are split by fsdp,
 # matrices by model; vectors (a tenth of so small a model) and, by model, the tables stay whole.
