@@ -32,10 +32,11 @@ METHODS: dict[str, dict[str, Any]] = {
     "prefix_layer": {"name": "prefix_layer", "prefix": 8, "infix": 4},
     "none": LORA,  # untrained factors change nothing
 }  # fmt: skip
-# The best of a sweep for each, see docs/measured.md.
+# The best of a sweep for the first six (docs/measured.md), each the highest that was tried; those of
+# adapter_l and prefix_layer are guesses.
 LEARNING_RATE = {
-    "lora": 2e-3, "lora_all": 1e-3, "full": 5e-5, "bitfit": 5e-3, "top2": 5e-4, "adapter_h": 2e-3,
-    "adapter_l": 2e-3, "prefix_layer": 1e-2, "none": 0.0,
+    "lora": 1e-2, "lora_all": 3e-3, "full": 3e-4, "bitfit": 1e-2, "top2": 1e-3, "adapter_h": 1e-2,
+    "adapter_l": 1e-2, "prefix_layer": 1e-2, "none": 0.0,
 }  # fmt: skip
 
 
