@@ -6,6 +6,7 @@ import math
 from collections.abc import Collection, Mapping
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from lora_jax.errors import InputError, InputTypeError, brief
@@ -33,6 +34,29 @@ def instance(name: str, value: object, kind: type[Any], such_as: str) -> None:
             f"{name} must be of type {kind.__name__} ({such_as}), got {brief(value)} of type "
             f"{type(value).__name__}"
         )
+
+
+def floating(name: str, dtype: Any) -> Any:
+    """Returns a floating-point type as jax.numpy's, None as it is.
+
+    Args:
+      name: of the argument, for the message.
+      dtype: what the user gave.
+
+    Raises:
+      InputError: no type, or one of other numbers.
+    """
+    if dtype is None:
+        return None
+    try:
+        found = jnp.dtype(dtype)
+    except TypeError:
+        found = np.dtype(object)
+    if not jnp.issubdtype(found, jnp.floating):
+        raise InputError(
+            f"{name} must be a floating-point type such as 'float32' or 'bfloat16'; got {brief(dtype)}"
+        )
+    return found
 
 
 def integer(

@@ -14,6 +14,7 @@ from jax.typing import DTypeLike
 
 from lora_jax import surgery
 from lora_jax.arguments import MODEL, takes
+from lora_jax.checks import floating
 from lora_jax.errors import InputError
 from lora_jax.low_rank.layers import adapted_layers
 from lora_jax.low_rank.weights import WeightView
@@ -33,8 +34,10 @@ def merge(model: nnx.Module, dtype: DTypeLike | None = None) -> nnx.Module:
       dtype: of the merged weights; None for the type of each.
 
     Raises:
-      ValueError: the model has no adapted layer, or the type of a weight cannot hold the result.
+      ValueError: the model has no adapted layer, or the type of a weight, or `dtype`, cannot hold the
+        result.
     """
+    dtype = floating("dtype", dtype)
     merged = nnx.clone(model)
     layers = adapted_layers(merged)
     if not layers:

@@ -13,6 +13,7 @@ from flax import nnx
 
 from lora_jax import surgery
 from lora_jax.arguments import MODEL, takes
+from lora_jax.checks import floating
 from lora_jax.errors import InputError, InputTypeError
 from lora_jax.low_rank import limits
 from lora_jax.low_rank import targets as names
@@ -130,6 +131,12 @@ def describe(layer: nnx.Module, format: Format, path: str) -> tuple[str, PackedW
 
     Its arrays are shapes, laid out as the weight.
     """
+    path = path or "the model"
+    if hasattr(layer, "without_lora_layer"):
+        raise InputTypeError(
+            f"{path} is of Flax Linen, whose own modules read their weights; only models of Flax NNX are "
+            "quantised"
+        )
     form = lora_layer_of(layer)
     if isinstance(getattr(layer, form.weight, None) if form else None, PackedWeight):
         raise InputError(f"{path} is quantised already")
@@ -184,8 +191,9 @@ def dequantise(model: nnx.Module, dtype: Any = None) -> nnx.Module:
       dtype: of those weights; None for the type that each had.
 
     Raises:
-      ValueError: no layer is quantised, or a method is inserted.
+      ValueError: no layer is quantised, a method is inserted, or `dtype` is of other numbers.
     """
+    dtype = floating("dtype", dtype)
     if (path := surgery.changed_module(model)) is not None:
         raise InputError(
             f"{path or 'the model'} is adapted; merge makes a model of floating-point numbers of it"

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
+from flax import linen, nnx
 
 import lora_jax
 from lora_jax import partition
@@ -183,6 +183,7 @@ def test_loftq_starts_at_the_best_matrix_of_the_rank(model, steps):
     assert error < np.linalg.norm(whole - alone)
 
 
+@pytest.mark.wrong_types
 def test_what_cannot_be_quantised_is_refused(model):
     quantised = lora_jax.quantise(model, "out", "q8_0")
     with pytest.raises(InputError, match="out is quantised already"):
@@ -198,6 +199,16 @@ def test_what_cannot_be_quantised_is_refused(model):
         lora_jax.dequantise(model)
     with pytest.raises(InputError, match="read from files that have it"):
         lora_jax.quantise(nnx.Linear(256, 8, rngs=nnx.Rngs(0)), nnx.Linear, Ggml("Q6_K"))
+    adapted = lora_jax.lora("out", rank=2).insert(quantised, jax.random.key(0))
+    for dtype in ("int8", "flot32", 3):
+        with pytest.raises(InputError, match="dtype must be a floating-point type"):
+            lora_jax.dequantise(quantised, dtype)
+        with pytest.raises(InputError, match="dtype must be a floating-point type"):
+            lora_jax.merge(adapted, dtype)
+    dense = linen.Dense(8)
+    variables = dense.init(jax.random.key(0), jnp.ones((2, 64)))
+    with pytest.raises(InputTypeError, match="is of Flax Linen"):
+        lora_jax.quantise(lora_jax.linen.as_nnx(dense, variables, jnp.ones((2, 64))))
     broken = nnx.clone(model)
     broken.out.kernel[...] = broken.out.kernel[...].at[0, 0].set(jnp.nan)
     with pytest.raises(InputError, match="out/kernel has values that are not finite"):
