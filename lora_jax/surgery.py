@@ -152,7 +152,12 @@ def is_changed(module: nnx.Module) -> bool:
     A base may have such classes too, of layers in another form: they are as pre-trained ones.
     """
     kind = type(module)
-    return _original(kind) is not None and not vars(kind).get("_of_base", False)
+    return _original(kind) is not None and not is_of_base(kind)
+
+
+def is_of_base(kind: type) -> bool:
+    """Whether a class was made by `extended` for modules of the pre-trained model."""
+    return bool(vars(kind).get("_of_base", False))
 
 
 def original_class(module: nnx.Module) -> type[nnx.Module]:

@@ -146,8 +146,8 @@ def add_form(base: type[nnx.Module], lora_layer: type[LoRALayer]) -> None:
 
 
 def supported() -> tuple[type, ...]:
-    """The layer classes that can be adapted."""
-    return tuple(_LORA_LAYERS)
+    """The layer classes that can be adapted, without those made of them (`add_form`)."""
+    return tuple(kind for kind in _LORA_LAYERS if not surgery.is_of_base(kind))
 
 
 def adapt(layer: nnx.Module, settings: LoRASettings, key: Key[Array, ""], path: str = "") -> None:

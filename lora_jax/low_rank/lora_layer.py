@@ -15,6 +15,14 @@ from lora_jax.low_rank.weights import LayerWithWeight, WeightView
 from lora_jax.sharding.layout import Layout, layout_of
 
 
+def store(variable: nnx.Param[Array], values: Inexact[Array, ...]) -> None:
+    """Gives a parameter other values, of its own type or of another, in place."""
+    if values.dtype == variable.dtype:
+        variable[...] = values  # split over a mesh as it was
+    else:
+        variable.set_value(values)
+
+
 class WeightInModule(LayerWithWeight):
     """A weight that is a Variable of a module of Flax NNX."""
 
@@ -79,7 +87,7 @@ class LoRALayer(nnx.Module, WeightInModule):
 
     def replace_weight(self, values: Inexact[Array, ...]) -> None:
         """Takes the update away and stores another weight, in place: the layer is of its class again."""
-        self.variable().set_value(values)
+        store(self.variable(), values)
         del self.lora
         surgery.restore(self)
 

@@ -19,7 +19,7 @@ from lora_jax import surgery
 from lora_jax.errors import InputError, InputTypeError
 from lora_jax.low_rank.contraction import Contraction
 from lora_jax.low_rank.creation import new_update
-from lora_jax.low_rank.lora_layer import WeightInModule
+from lora_jax.low_rank.lora_layer import WeightInModule, store
 from lora_jax.low_rank.settings import LoRASettings
 from lora_jax.low_rank.updates import WeightUpdate
 from lora_jax.low_rank.weights import WeightView
@@ -84,7 +84,7 @@ class AdaptedParameter(WeightInModule):
 
     def replace_weight(self, values: Inexact[Array, ...]) -> None:
         """Takes the update away and stores another parameter, in place."""
-        self.variable().set_value(values)
+        store(self.variable(), values)
         self.release()
 
     def release(self) -> None:

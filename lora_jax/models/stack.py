@@ -106,7 +106,8 @@ class Stack(nnx.Module):
         last = first + self.depth
         prompt = KeysValues(*(part[first:last] for part in cache.prompt))
         layers = LayerCache(jnp.arange(first, last), prompt, self._kinds())
-        return self._scan(lambda block, x, layer: block.decode_step(x, layer, cache), x, layers)
+        step = lambda block, x, layer: block.decode_step(x, layer, cache)  # noqa: E731
+        return self._scan(step, x, layers, straight=self.depth == 1)
 
     def _kinds(self) -> Int[Array, " depth"] | None:
         return jnp.array(self.kinds, jnp.int32) if self.kinds else None
@@ -116,11 +117,12 @@ class Stack(nnx.Module):
         run: Callable[[Any, Array, Any], tuple[Array, _Output]],
         x: Array,
         layers: _Layers,
+        straight: bool = False,
     ) -> tuple[Array, _Output]:
         """Scans `run(block, x, layer) -> (x, output)` over the blocks; outputs get a layer axis.
 
         `layers` is a tree with a leading layer axis, of which every block gets its slice. What the
-        blocks write of their state is written back.
+        blocks write of their state is written back. A single block may run `straight`.
         """
         graphdef, state = nnx.split(without_sown(self.block))
 
@@ -139,7 +141,7 @@ class Stack(nnx.Module):
             body = jax.checkpoint(
                 body, policy=jax.checkpoint_policies.dots_with_no_batch_dims_saveable
             )
-        if self.depth == 1:  # without the loop, and without its copy of the block
+        if straight:  # without the loop, and without its copy of the block
             only = jax.tree.map(lambda leaf: leaf[0], (state, layers))
             x, outputs = body(x, only)
             output, written = jax.tree.map(lambda leaf: leaf[None], outputs)

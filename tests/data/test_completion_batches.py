@@ -306,7 +306,7 @@ def test_real_e2e_batches_are_dense(real_data, corpus, width):
         rows, batch_size=8, epochs=5, seed=0, hidden_size=width, max_length=512
     )
     lengths, real, computed, padded, used = rows.lengths, 0, 0, 0, set()
-    for number, indices in enumerate(data._order(1, 0)):
+    for number, indices in enumerate(data.order(1, 0)):
         shape = data.menu.choose(lengths[indices].tolist())
         slots = max(data.slots, rows.slots([indices]))
         used.add((*shape, slots))

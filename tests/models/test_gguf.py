@@ -241,7 +241,7 @@ def test_values_that_are_not_finite_are_refused(write):
     path = write("llama", kinds={"blk.1.ffn_up.weight": Q8_0})
     files = GgufFiles(path)
     key = "model.layers.1.mlp.up_proj.weight"
-    start = files._file.tensors["blk.1.ffn_up.weight"].start
+    start = files.container.tensors["blk.1.ffn_up.weight"].start
     data = bytearray(path.read_bytes())
     data[start + 34 : start + 36] = b"\x00\x7e"  # the scale of the second block: NaN
     path.write_bytes(data)
