@@ -52,5 +52,4 @@ def get_config(arg: str = "e2e,lora") -> common.ConfigDict:
     config.learning_rate = LEARNING_RATE[method]
     config.data.max_examples = 3000  # of E2E's 42,061 rows
     config.data.max_eval_examples = 500
-    config.decode.layers_apart = True  # for CPUs
     return config

@@ -39,8 +39,8 @@ class BeamSearch:
       length_penalty: exponent; larger favours longer texts. The public README uses 0.8.
       no_repeat_ngram: size of the n-grams that may not occur twice; 0 allows all.
       max_tokens: length of the longest continuation.
-      layers_apart: whether steps run without a scan over layers: the same numbers, on a CPU in two thirds
-        of the time, and several times as long to compile.
+      layers_apart: whether steps run without a scan over layers: the same numbers. On two CPU cores it was
+        not faster (docs/measured.md).
 
     Raises:
       ValueError: a number is too small.
