@@ -32,6 +32,7 @@ from lora_jax.models.architectures import ARCHITECTURES, AnyConfig, AnyDecoderCo
 from lora_jax.models.decoder import Decoder
 from lora_jax.models.encoder import Classifier, EncoderConfig
 from lora_jax.models.model_files import open_files
+from lora_jax.models.parts import FLOAT
 from lora_jax.models.places import find as find
 from lora_jax.models.tensors import Plan, plan
 from lora_jax.quantisation.weight import PackedWeight
@@ -87,7 +88,7 @@ def check(folder: Path, config: AnyConfig) -> tuple[str, ...]:
     """
     files = open_files(folder)
     planned = _planned(files, config, _shapes(config, 2))
-    base_formats.pack(_abstract(config, 2), config.base_format, files, planned)
+    _packed(config, files, planned)
     return planned.heads
 
 
@@ -154,8 +155,7 @@ def read_base(
     """The pre-trained leaves by path, without a model around them; see `load`."""
     files = open_files(folder)
     planned = _planned(files, config, _shapes(config, 2))
-    packed = base_formats.pack(_abstract(config, 2), config.base_format, files, planned)
-    return _values(files, planned, dtype, packed)
+    return _values(files, planned, dtype, _packed(config, files, planned))
 
 
 @functools.lru_cache(maxsize=8)
@@ -163,6 +163,13 @@ def _shapes(config: AnyConfig, num_outputs: int) -> Mapping[str, tuple[int, ...]
     """The shapes of all leaves by path; nothing is allocated."""
     abstract = _abstract(config, num_outputs)
     return {path: leaf.shape for path, leaf in partition.parameters(abstract).items()}
+
+
+def _packed(config: AnyConfig, files: AnyFiles, planned: Plan) -> dict[str, PackedWeight]:
+    """The packed weights in shapes, see `base_formats.pack`; without any no model is made for them."""
+    if config.base_format == FLOAT:
+        return {}
+    return base_formats.pack(_abstract(config, 2), config.base_format, files, planned)
 
 
 def _abstract(config: AnyConfig, num_outputs: int) -> nnx.Module:

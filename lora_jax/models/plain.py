@@ -10,6 +10,11 @@ from lora_jax.models.stack import SplitStack
 from lora_jax.quantisation.layers import quantised_layers
 from lora_jax.surgery import Inserted
 
+# What to do about packed layers that files have no place for.
+UNPACK = (
+    "lora_jax.dequantise(model) makes a model of floating-point numbers of it, which can be saved"
+)
+
 
 def check_whole(model: Decoder) -> None:
     """Raises InputError for a model into which a method inserted something, or whose layers it cut."""
@@ -26,7 +31,4 @@ def check_plain(model: Decoder) -> None:
     """Raises InputError for such a model, and for one with quantised layers."""
     check_whole(model)
     if quantised := list(quantised_layers(model)):
-        raise InputError(
-            f"{quantised[0]} is quantised; lora_jax.dequantise(model) makes a model of floating-point "
-            "numbers of it, which can be saved"
-        )
+        raise InputError(f"{quantised[0]} is quantised; {UNPACK}")

@@ -12,17 +12,13 @@ from lora_jax.errors import InputError
 from lora_jax.models.architectures import ARCHITECTURES
 from lora_jax.models.decoder import Decoder
 from lora_jax.models.layouts import Layout
-from lora_jax.models.plain import check_whole
+from lora_jax.models.plain import UNPACK, check_whole
 from lora_jax.models.quantization_json import KEY, quantization_config
 from lora_jax.models.tensors import published_name, to_published
 from lora_jax.quantisation import bitsandbytes
 from lora_jax.quantisation.formats import Format
 from lora_jax.quantisation.layers import packed_weight, quantised_layers
 from lora_jax.quantisation.weight import PackedWeight
-
-_REMEDY = (
-    "lora_jax.dequantise(model) makes a model of floating-point numbers of it, which can be saved"
-)
 
 
 def tensors(model: Decoder) -> dict[str, np.ndarray]:
@@ -72,11 +68,11 @@ def _packed(model: Decoder) -> dict[str, PackedWeight]:
         if not bitsandbytes.has(weight.format):
             raise InputError(
                 f"{path} is packed as {weight.format}, and bitsandbytes has NF4, FP4 and int8 by rows only; "
-                f"{_REMEDY}"
+                f"{UNPACK}"
             )
         if weight.table:
             raise InputError(
-                f"{path} is a packed table; packed files of transformers have linear layers only. {_REMEDY}"
+                f"{path} is a packed table; packed files of transformers have linear layers only. {UNPACK}"
             )
         weights[f"{path}/{name}"] = weight
     return weights
@@ -89,7 +85,7 @@ def _format(packed: dict[str, PackedWeight]) -> Format | None:
         (first, one), (second, other), *_ = by_format.items()
         raise InputError(
             f"{one} is packed as {first}, {other} as {second}; config.json has a place for one form. "
-            f"{_REMEDY}"
+            f"{UNPACK}"
         )
     return next(iter(by_format), None)
 

@@ -72,8 +72,9 @@ def quantise(
         )
     packed = nnx.clone(model)
     modules = surgery.pretrained_modules(packed)
-    for path in chosen_layers(modules, targets, exclude):
-        pack_layer(modules[path], format_of(format), path)
+    chosen, form = chosen_layers(modules, targets, exclude), format_of(format)
+    for path in chosen:
+        pack_layer(modules[path], form, path)
     return packed
 
 
