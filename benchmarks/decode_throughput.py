@@ -42,7 +42,7 @@ _PROMPTS = flags.DEFINE_integer("prompts", 64, "Distinct test inputs.")
 _BATCH = flags.DEFINE_integer("batch", 16, "Prompts per batch.")
 _ROUNDS = flags.DEFINE_integer("rounds", 3, "Timed rounds.")
 _ALL_STEPS = flags.DEFINE_bool("all_steps", False, "No end token: every search takes all steps.")
-_APART = flags.DEFINE_bool("layers_apart", False, "Ours without a scan over layers.")
+_APART = flags.DEFINE_bool("layers_apart", False, "Ours with arrays of its own for every layer.")
 _OUTPUT = flags.DEFINE_string("output", "", "JSON file for the record.")
 
 
@@ -70,6 +70,8 @@ def ours(
       compilation took.
     """
     model = hub.load_decoder(folder, hub.read_decoder_config(folder))
+    if _APART.value:
+        model = model.apart()
     frozen = dict.fromkeys(partition.parameters(model), partition.FROZEN)
     structure, _, params = partition.split(model, frozen)
 
@@ -132,7 +134,7 @@ def main(_: list[str]) -> None:
     test = by_context(data_to_text.read("e2e", "test", _DATA.value)).take(_PROMPTS.value)
     prompts = completions.prompts(test, tokenizer, 448)
     ends = () if _ALL_STEPS.value else end_tokens(tokenizer)
-    settings = BeamSearch(ends, layers_apart=_APART.value)
+    settings = BeamSearch(ends)
     our_pass, compilation = ours(folder, prompts, settings)
     contenders = {"ours": our_pass, "transformers": torch_pass(folder, prompts, settings)}
     tokens = {name: decode() for name, decode in contenders.items()}

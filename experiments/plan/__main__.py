@@ -12,8 +12,9 @@ and prints what each device needs. `--topology` names a slice of TPUs (v4, v5e, 
 the slice's) or a host with GPUs, `h100:8`, or several, `h100:2x8` (a100-40, a100-80, h100, h200, b200,
 rtx4090, rtx3090, l40s, t4). With `config.runs` above 1 it is the step of a sweep's program, that many
 runs over one frozen base (experiments.sweep), beside one run at a time. `--search` tries mesh shapes,
-batch sizes and numbers of runs for the config's method and ranks those that fit. With `--workdir=DIR`
-the figures go to DIR/plans.jsonl, and what is there already is not compiled again.
+batch sizes and numbers of runs for the config's method and ranks those that fit. `--largest` finds the
+largest batch of each variant that fits. With `--workdir=DIR` the figures go to DIR/plans.jsonl, and what
+is there already is not compiled again.
 """
 
 from __future__ import annotations
@@ -34,11 +35,12 @@ import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from experiments.plan.largest import report_largest
 from experiments.plan.models import head_pattern
 from experiments.plan.planner import Planner
 from experiments.plan.report import report, search
 from experiments.plan.tables import ranking
-from experiments.plan.variants import configured
+from experiments.plan.variants import compared, configured
 from experiments.runs import command_line
 from experiments.runs.fields import OPEN, PLAN, check_config
 from experiments.runs.folder import check_place
@@ -61,6 +63,8 @@ def main(_: list[str]) -> None:
             planner = Planner(config, _TOPOLOGY.value or "", workdir)
             if _SEARCH.value:
                 print(ranking(search(planner, configured(config, head))))
+            elif _LARGEST.value:
+                print(report_largest(planner, compared(config, head), config.mesh.to_dict()))
             else:
                 print(report(planner, config, head))
 
@@ -69,6 +73,7 @@ if __name__ == "__main__":
     _CONFIG = config_flags.DEFINE_config_file("config", None, "Plan.")
     _TOPOLOGY = flags.DEFINE_string("topology", None, "TPUs or GPUs, such as v5p:4x4x4 or h100:8.")
     _SEARCH = flags.DEFINE_bool("search", False, "Try meshes, batch sizes and numbers of runs.")
+    _LARGEST = flags.DEFINE_bool("largest", False, "The largest batch of each variant that fits.")
     _WORKDIR = flags.DEFINE_string("workdir", "", "Folder for the figures.")
     flags.mark_flags_as_required(["config", "topology"])
     app.run(main, flags_parser=command_line.parse_flags)

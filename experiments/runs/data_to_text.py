@@ -34,7 +34,8 @@ class DataToTextTask(DecoderTask):
         super().__init__(config, config.dataset)
         data = config.data
         self._source: str = data.source
-        settings = {k: v for k, v in config.decode.items() if k != "batch_size"}
+        for_search = ("beams", "length_penalty", "no_repeat_ngram", "max_tokens")
+        settings = {name: config.decode[name] for name in for_search}
         self._search, self._config = BeamSearch(end_tokens(self.tokenizer), **settings), config
         self._check_room()
         self._pairs: dict[str, Pairs] = {}  # for training, by split

@@ -162,7 +162,7 @@ _BEAMS: Fields = {
     ),
     "decode.max_tokens": Field(Whole(most=2**16), "of a continuation"),
     "decode.layers_apart": Field(
-        Flag(), "steps without a scan over layers, for measurements", False
+        Flag(), "every layer as arrays of its own, without a scan: compiles longer", False
     ),
     "decode.batch_size": Field(Whole(most=10_000), "prompts, each with `beams` continuations"),
 }

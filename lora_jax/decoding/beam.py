@@ -39,8 +39,6 @@ class BeamSearch:
       length_penalty: exponent; larger favours longer texts. The public README uses 0.8.
       no_repeat_ngram: size of the n-grams that may not occur twice; 0 allows all.
       max_tokens: length of the longest continuation.
-      layers_apart: whether steps run without a scan over layers: the same numbers. On two CPU cores it was
-        not faster (docs/measured.md).
 
     Raises:
       ValueError: a number is too small.
@@ -52,7 +50,6 @@ class BeamSearch:
     length_penalty: float | Float[Array, ""] = 0.9
     no_repeat_ngram: int = 4
     max_tokens: int = 64
-    layers_apart: bool = False
 
     def __post_init__(self) -> None:
         for name, least in (("beams", 1), ("max_tokens", 1), ("no_repeat_ngram", 0)):
@@ -121,14 +118,12 @@ def beam_search(
             f"{settings.beams} beams are more than the {model.config.vocab_size} tokens"
         )
 
-    stepping = model.apart() if settings.layers_apart else model
-
     def unfinished(state: _State) -> Bool[Array, ""]:
         return (state.step < settings.max_tokens) & jnp.any(_may_win(state, settings))
 
     def advance(state: _State) -> _State:
         newest = jax.lax.dynamic_index_in_dim(state.tokens, state.step - 1, axis=2, keepdims=False)
-        logits, cache = stepping.decode_step(newest, state.cache)
+        logits, cache = model.decode_step(newest, state.cache)
         logits = ban_repeats(logits, state.tokens, state.step, settings.no_repeat_ngram)
         # The best `beams` overall are among the best `beams` of each.
         values, tokens = jax.lax.top_k(jax.nn.log_softmax(logits), settings.beams)

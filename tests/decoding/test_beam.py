@@ -198,13 +198,12 @@ def test_neighbours_and_padding_do_not_matter(models):
 
 
 def test_steps_with_layers_apart_find_the_same(models):
-    scanned = BeamSearch((3, 7), beams=4, length_penalty=0.8, no_repeat_ngram=3, max_tokens=8)
-    apart = dataclasses.replace(scanned, layers_apart=True)
+    settings = BeamSearch((3, 7), beams=4, length_penalty=0.8, no_repeat_ngram=3, max_tokens=8)
     _, ours = models(17, 3)
     _, prompts, lengths = random_prompts(17, 6, 5)
     one, other = (
-        jax.jit(lambda m, p, n, s=s: beam_search(m, p, n, s))(ours, prompts, lengths)
-        for s in (scanned, apart)
+        jax.jit(lambda m, p, n: beam_search(m, p, n, settings))(model, prompts, lengths)
+        for model in (ours, ours.apart())
     )
     np.testing.assert_array_equal(one.tokens, other.tokens)
     np.testing.assert_array_equal(one.lengths, other.lengths)
@@ -235,5 +234,5 @@ def test_more_tokens_than_positions_are_an_error(models, width, steps):
 def test_defaults_are_table_11s():
     assert dataclasses.asdict(BeamSearch((50256, 628))) == {
         "end_tokens": (50256, 628), "beams": 10, "length_penalty": 0.9, "no_repeat_ngram": 4,
-        "max_tokens": 64, "layers_apart": False,
+        "max_tokens": 64,
     }  # fmt: skip
