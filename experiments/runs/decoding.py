@@ -47,7 +47,6 @@ class PromptDecoding:
         *,
         batch_size: int,
         depends_on: Mapping[str, Any],
-        layers_apart: bool = False,
         seed: int = 0,
     ):
         """Takes what is to be continued.
@@ -58,11 +57,10 @@ class PromptDecoding:
           prompts: token ids of every input.
           batch_size: prompts decoded at once.
           depends_on: JSON values that the results depend on, besides prompts and model.
-          layers_apart: see `Decoder.apart`; the program compiles longer, and every step is faster.
         seed: of sampling.
         """
         self.search, self.prompts, self.tokenizer = search, list(prompts), tokenizer
-        self._batch_size, self._seed, self._layers_apart = batch_size, seed, layers_apart
+        self._batch_size, self._seed = batch_size, seed
         self._depends_on = {**depends_on, "inputs": digests.of_sequences(self.prompts)}
         self._searches: dict[Structure, Callable[..., Continuations]] = {}
 
@@ -76,9 +74,6 @@ class PromptDecoding:
           ValueError: the folder holds the predictions of another model or of other settings.
         """
         model = merged(trained.model)
-        if self._layers_apart:  # here, so that the layers are arguments of the program
-            assert isinstance(model, Decoder)
-            model = model.apart()
         all_frozen = dict.fromkeys(partition.parameters(model), partition.FROZEN)
         structure, _, params = partition.split(model, all_frozen)
         search = self._search(structure, trained.placement)
@@ -153,9 +148,8 @@ class Decoding(PromptDecoding):
             "split": config.data.decode_split,
         }
         super().__init__(
-            tokenizer, search, prompts, batch_size=config.decode.batch_size, depends_on=depends_on,
-            layers_apart=config.decode.layers_apart,
-        )  # fmt: skip
+            tokenizer, search, prompts, batch_size=config.decode.batch_size, depends_on=depends_on
+        )
         self.test = test
         self._dataset: str = config.dataset
 

@@ -161,9 +161,6 @@ _BEAMS: Fields = {
         Whole(least=0, most=1000), "size of the n-grams that may not occur twice; 0 allows all"
     ),
     "decode.max_tokens": Field(Whole(most=2**16), "of a continuation"),
-    "decode.layers_apart": Field(
-        Flag(), "every layer as arrays of its own, without a scan: compiles longer", False
-    ),
     "decode.batch_size": Field(Whole(most=10_000), "prompts, each with `beams` continuations"),
 }
 DATA_TO_TEXT: Fields = {

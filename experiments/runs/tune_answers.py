@@ -36,7 +36,7 @@ class Answers(PromptDecoding):
         decode = config.decode.to_dict()
         super().__init__(
             tokenizer, search, prompts, batch_size=decode["batch_size"], depends_on=decode,
-            layers_apart=decode["layers_apart"], seed=decode["seed"],
+            seed=decode["seed"],
         )  # fmt: skip
         self._examples, self._metric = list(examples), str(config.metric)
 

@@ -151,12 +151,6 @@ class Decoder(nnx.Module):
         last = jnp.take_along_axis(x, (lengths - 1)[:, None, None], axis=1)[:, 0]
         return self._logits(last), cache
 
-    def apart(self) -> Decoder:
-        """The same model, each of whose layers has leaves of its own; see `SplitStack.apart`."""
-        copy = nnx.clone(self)
-        copy.layers = self.layers.apart()
-        return copy
-
     def decode_step(
         self, tokens: Int[Array | np.ndarray, "n beams"], cache: Cache
     ) -> tuple[Float[Array, "n beams vocab"], Cache]:

@@ -107,7 +107,7 @@ class Stack(nnx.Module):
         prompt = KeysValues(*(part[first:last] for part in cache.prompt))
         layers = LayerCache(jnp.arange(first, last), prompt, self._kinds())
         step = lambda block, x, layer: block.decode_step(x, layer, cache)  # noqa: E731
-        return self._scan(step, x, layers, straight=self.depth == 1)
+        return self._scan(step, x, layers)
 
     def _kinds(self) -> Int[Array, " depth"] | None:
         return jnp.array(self.kinds, jnp.int32) if self.kinds else None
@@ -117,12 +117,11 @@ class Stack(nnx.Module):
         run: Callable[[Any, Array, Any], tuple[Array, _Output]],
         x: Array,
         layers: _Layers,
-        straight: bool = False,
     ) -> tuple[Array, _Output]:
         """Scans `run(block, x, layer) -> (x, output)` over the blocks; outputs get a layer axis.
 
         `layers` is a tree with a leading layer axis, of which every block gets its slice. What the
-        blocks write of their state is written back. A single block may run `straight`.
+        blocks write of their state is written back.
         """
         graphdef, state = nnx.split(without_sown(self.block))
 
@@ -141,12 +140,7 @@ class Stack(nnx.Module):
             body = jax.checkpoint(
                 body, policy=jax.checkpoint_policies.dots_with_no_batch_dims_saveable
             )
-        if straight:  # without the loop, and without its copy of the block
-            only = jax.tree.map(lambda leaf: leaf[0], (state, layers))
-            x, outputs = body(x, only)
-            output, written = jax.tree.map(lambda leaf: leaf[None], outputs)
-        else:
-            x, (output, written) = jax.lax.scan(body, x, (state, layers), unroll=self.unroll)
+        x, (output, written) = jax.lax.scan(body, x, (state, layers), unroll=self.unroll)
         if written:
             write(self.block, written)
         return x, output
@@ -154,10 +148,6 @@ class Stack(nnx.Module):
     def cut(self, last: int) -> SplitStack:
         """The same blocks as two stacks, `first` and the `last` ones; see `SplitStack.cut`."""
         return SplitStack({_FIRST: self}).cut(last)
-
-    def apart(self) -> SplitStack:
-        """The same blocks, each with leaves of its own; see `SplitStack.apart`."""
-        return SplitStack({_FIRST: self}).apart()
 
     def part(self, start: int, stop: int) -> Stack:
         """The blocks from `start` to `stop` as a stack of their own."""
@@ -212,19 +202,6 @@ class SplitStack(nnx.Module):
             else:
                 parts[name] = part
             below -= part.depth
-        return SplitStack(parts)
-
-    def apart(self) -> SplitStack:
-        """Every block with leaves of its own, run one after the other without a scan.
-
-        A scan copies each block's slice before it is used, which on a CPU takes longer than the products
-        of a few tokens; straight-line code takes longer to compile.
-        """
-        parts, start = {}, 0
-        for part in self.parts().values():
-            for i in range(part.depth):
-                parts[f"block_{start + i}"] = part.part(i, i + 1)
-            start += part.depth
         return SplitStack(parts)
 
     def __call__(self, x: Activations, *args: PyTree, key: DropoutKey = None) -> Activations:

@@ -197,20 +197,6 @@ def test_neighbours_and_padding_do_not_matter(models):
         np.testing.assert_allclose(alone.scores[0], together.scores[i], rtol=0, atol=2e-5)
 
 
-def test_steps_with_layers_apart_find_the_same(models):
-    settings = BeamSearch((3, 7), beams=4, length_penalty=0.8, no_repeat_ngram=3, max_tokens=8)
-    _, ours = models(17, 3)
-    _, prompts, lengths = random_prompts(17, 6, 5)
-    one, other = (
-        jax.jit(lambda m, p, n: beam_search(m, p, n, settings))(model, prompts, lengths)
-        for model in (ours, ours.apart())
-    )
-    np.testing.assert_array_equal(one.tokens, other.tokens)
-    np.testing.assert_array_equal(one.lengths, other.lengths)
-    np.testing.assert_allclose(one.scores, other.scores, rtol=1e-5)
-    assert list(ours.apart().layers.parts()) == ["block_0", "block_1"]
-
-
 @pytest.mark.parametrize("wrong", [{"beams": 0}, {"max_tokens": 0}, {"no_repeat_ngram": -1}])
 def test_wrong_settings_are_errors(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):

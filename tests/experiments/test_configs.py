@@ -300,7 +300,6 @@ def test_table_11(model, dataset):
     }  # fmt: skip
     assert decoding(config) == {
         "beams": 10, "length_penalty": penalty, "no_repeat_ngram": 4, "max_tokens": 64,
-        "layers_apart": False,
     }  # fmt: skip
     assert config.model.name == model and len(config.seeds) == 3
     assert config.data.max_length == 512 and config.data.decode_split == "test"

@@ -81,7 +81,7 @@ _NLG = {
     "decode.beams": [0, 10**6], "decode.length_penalty": [NAN, INF, 1e9], "decode.max_tokens": [0, 10**7],
     "decode.no_repeat_ngram": [-1], "decode.batch_size": [0, 10**6], "label_smoothing": [1.0, -0.1, NAN],
     "dataset": ["e3e"], "data.decode_split": ["dev"], "data.max_prompts": [-1], "model.embd_pdrop": [1.0],
-    "model.attention": ["flash", ""], "decode.layers_apart": ["yes"],
+    "model.attention": ["flash", ""],
 }  # fmt: skip
 _CLASSIFY = {
     "labels": ["class", ""], "headline": ["f1", "mse"], "data.train": ["", ("a", "a"), ("",)],
