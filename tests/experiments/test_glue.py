@@ -284,7 +284,8 @@ def test_words_that_the_tokenizer_does_not_know(config, tmp_path, tiny_model):
     assert not (tmp_path / "run").exists()
 
 
-ALIKE = ("adapter_p", "adapter_l", "lora_prefix_embed")  # as others here, but for one module
+# As others here, but for one module; or as decoders show in test_nlg.py.
+ALIKE = ("adapter_p", "adapter_l", "lora_prefix_embed", "lora_prefix_layer", "prefix_layer", "top2")
 
 
 @pytest.mark.parametrize(

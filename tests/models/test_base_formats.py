@@ -97,7 +97,7 @@ def test_a_folder_is_packed_when_it_is_read(tmp_path):
         hub.save_decoder(tmp_path / "new", read(tmp_path, "q4_0"))
 
 
-@pytest.mark.parametrize("remat", ["none", "full"])
+@pytest.mark.parametrize("remat", ["none", pytest.param("full", marks=pytest.mark.slow)])
 def test_a_step_keeps_no_unpacked_copy_of_the_base(remat):
     """Temporary memory over a packed base is that over a floating-point one, to half a layer's weights."""
     sizes = GPT2Config(128, 6, 2, vocab_size=64, n_positions=32, remat=remat)

@@ -71,7 +71,12 @@ def gradients(adapted, method):
 
 @pytest.mark.parametrize(
     ("form", "method"),
-    [*[("nf4", name) for name in METHODS], ("int8", "lora"), ("q4_1", "dora"), ("q8_0", "parts")],
+    [
+        *[("nf4", name) for name in METHODS],
+        ("int8", "lora"),
+        ("q8_0", "parts"),
+        pytest.param("q4_1", "dora", marks=pytest.mark.slow),
+    ],
 )
 def test_outputs_gradients_and_merging_are_those_of_the_unpacked_weights(model, form, method):
     method = METHODS[method]
