@@ -17,6 +17,7 @@ from lora_jax.checks import floating
 from lora_jax.errors import InputError, InputTypeError
 from lora_jax.low_rank import limits
 from lora_jax.low_rank import targets as names
+from lora_jax.low_rank.contraction import Shape
 from lora_jax.low_rank.layers import lora_layer_of
 from lora_jax.low_rank.lora_layer import LoRALayer
 from lora_jax.low_rank.settings import LoRASettings
@@ -32,6 +33,7 @@ from lora_jax.quantisation.layers import (
 )
 from lora_jax.quantisation.registry import format_of
 from lora_jax.quantisation.weight import PackedWeight, arranged, float_matrices
+from lora_jax.sharding.layout import Layout
 
 _ANY = LoRASettings.from_arguments({"rank": 1, "alpha": 1.0}, "")
 
@@ -155,15 +157,30 @@ def describe(layer: nnx.Module, format: Format, path: str) -> tuple[str, PackedW
         own = view.shape[len(stack) :]
         dtype, layout = str(lora_layer.weight_dtype()), lora_layer.layout()
     weight = PackedWeight(format, roles, own, {}, table=form.gathers, dtype=dtype)
+    set_shapes(weight, stack, layout, path)
+    return form.weight, weight
+
+
+def set_shapes(weight: PackedWeight, stack: Shape, layout: Layout, path: str) -> None:
+    """Gives a packed weight its arrays as shapes, in place.
+
+    Args:
+      weight: without arrays.
+      stack: sizes of the axes of a stack of layers.
+      layout: of the weight that it stands for.
+      path: of the layer, for messages.
+
+    Raises:
+      ValueError: blocks do not divide the inputs.
+    """
     try:
-        parts = format.parts(weight.matrix[1])
+        parts = weight.format.parts(weight.matrix[1])
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
-    for part_name, part in parts.items():
+    for name, part in parts.items():
         shape = jax.ShapeDtypeStruct((*stack, *weight.arranged_shape(part)), part.dtype)
-        weight.set_array(part_name, shape)
+        weight.set_array(name, shape)
     weight.lay_out(layout)
-    return form.weight, weight
 
 
 def fill(weight: PackedWeight, arrays: Mapping[str, np.ndarray]) -> None:
