@@ -93,6 +93,7 @@ def nlg_config(
                 "remat": "none",
             },
             "method": dict(method),
+            "loftq": False,
             "seeds": (0, 1, 2),  # the paper: mean of 3 seeds; the public command has one seed, 110
             "epochs": 5,  # 0: no adaptation; the base model is decoded
             "batch_size": 8,

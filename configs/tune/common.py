@@ -82,6 +82,7 @@ def tune_config(
             **training_fields(),
             "model": {"name": model, "base_format": "float", "unroll": 1, "remat": "none"},
             "method": method,
+            "loftq": False,
             "seeds": (0,),
             "epochs": 3,  # 0: no adaptation; the model is decoded as it is
             "batch_size": 8,

@@ -25,6 +25,8 @@ from lora_jax.data.batch import Batch
 from lora_jax.data.batches import evaluation_batches
 from lora_jax.data.completions import TokenisedPairs
 from lora_jax.data.special_tokens import special_ids
+from lora_jax.method import Method
+from lora_jax.methods import loftq
 from lora_jax.models import hub
 from lora_jax.models.decoder import Decoder
 from lora_jax.partition import Params
@@ -126,6 +128,13 @@ class DecoderTask:
     def start(self, seed: int) -> tuple[Params, jax.Array]:
         """The same without the pre-trained part: nothing besides the key."""
         return {}, jax.random.key(seed)
+
+    def factors(self, model: nnx.Module, method: Method, key: jax.Array) -> Params:
+        """Initial values of low-rank updates that are not the method's: LoftQ's, if the config says so."""
+        if not self.settings.config.get("loftq"):
+            return {}
+        with in_host_memory():
+            return loftq.start(model, method, key, hub.leaf_reader(self._folder, self._decoder))
 
     def record(
         self,
