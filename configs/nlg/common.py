@@ -91,6 +91,7 @@ def nlg_config(
                 "base_format": "float",
                 "unroll": 1,
                 "remat": "none",
+                "attention": "xla",
             },
             "method": dict(method),
             "loftq": False,

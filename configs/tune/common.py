@@ -80,7 +80,13 @@ def tune_config(
     config = ConfigDict(
         {
             **training_fields(),
-            "model": {"name": model, "base_format": "float", "unroll": 1, "remat": "none"},
+            "model": {
+                "name": model,
+                "base_format": "float",
+                "unroll": 1,
+                "remat": "none",
+                "attention": "xla",
+            },
             "method": method,
             "loftq": False,
             "seeds": (0,),
