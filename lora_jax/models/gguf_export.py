@@ -22,6 +22,8 @@ from lora_jax.gguf import blocks
 from lora_jax.gguf.container import SUFFIX, Container, Entry
 from lora_jax.gguf.header import Value
 from lora_jax.gguf.kinds import KINDS, NUMBERS, Kind
+from lora_jax.gguf.layouts import LAYOUTS
+from lora_jax.gguf.packing import PACK
 from lora_jax.gguf.writing import Tensor, copied, encoded
 from lora_jax.models.architectures import ARCHITECTURES, read_config
 from lora_jax.models.decoder import Decoder
@@ -29,7 +31,6 @@ from lora_jax.models.gguf_files import GgufFiles
 from lora_jax.models.plain import check_plain
 from lora_jax.models.settings import computing
 from lora_jax.models.tensors import published_tensors
-from lora_jax.quantisation.ggml import KINDS as PACKED
 from lora_jax.quantisation.ggml import Ggml
 from lora_jax.quantisation.measured import Measured, measured
 
@@ -171,7 +172,7 @@ def _metadata(file: Container, type: str, kinds: Iterable[Kind]) -> dict[str, Va
     metadata = {k: v for k, v in file.metadata.items() if not k.startswith("quantize.")}
     if type != STORED:
         metadata[_FILE_TYPE] = _FILE_TYPES[type.upper()]
-    if any(kind.name in PACKED for kind in kinds):
+    if any(kind.name in LAYOUTS for kind in kinds):
         metadata[_VERSION] = _LAYOUT
     return metadata
 
@@ -217,7 +218,7 @@ class _One:
         if self.kind.name in _FLOATS:
             with np.errstate(over="ignore"):
                 raw = values.reshape(-1, 1).astype(_FLOATS[self.kind.name]).view(np.uint8)
-        elif self.kind.name in PACKED and PACKED[self.kind.name].pack is not None:
+        elif self.kind.name in PACK:
             form = Ggml(self.kind.name)
             with np.errstate(over="ignore", invalid="ignore"):
                 arrays = form.pack(values.reshape(-1, values.shape[-1]))

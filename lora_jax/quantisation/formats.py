@@ -12,7 +12,6 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Literal
 
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float32, Shaped
 
@@ -124,21 +123,3 @@ def check_block(block: Any, name: str) -> None:
         raise InputError(
             f"block of {name} must be one of {', '.join(map(str, allowed))}; got {brief(block)}"
         )
-
-
-def low_then_high(packed: Array, axis: int) -> Array:
-    """The low halves of bytes along an axis, then the high ones: twice as long."""
-    return jnp.concatenate([packed & 15, packed >> 4], axis=axis)
-
-
-def grouped(values: Array, axis: int, groups: int) -> Array:
-    """An axis as two: groups, and what each has."""
-    axis %= values.ndim
-    shape = (*values.shape[:axis], groups, values.shape[axis] // groups, *values.shape[axis + 1 :])
-    return values.reshape(shape)
-
-
-def joined(values: Array, axis: int) -> Array:
-    """An axis and the next one as one."""
-    shape = values.shape
-    return values.reshape(*shape[:axis], shape[axis] * shape[axis + 1], *shape[axis + 2 :])
