@@ -64,7 +64,10 @@ def pack(
             weight_name, weight = describe(modules[path], format, path)
         except InputError as error:
             if name != STORED:
-                raise
+                raise InputError(
+                    f"base_format={name!r} does not fit {files.folder}: {error}. base_format='int8' fits "
+                    "every width"
+                ) from error
             raise _unfit(files, planned, path, error) from error
         replace(modules[path], weight_name, weight)
         leaf = f"{path}/{weight_name}"

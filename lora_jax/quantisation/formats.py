@@ -17,6 +17,7 @@ from jaxtyping import Array, Float, Float32, Shaped
 
 from lora_jax.errors import InputError, brief
 
+BLOCKS = (32, 64, 128, 256, 512, 1024, 2048, 4096)  # sizes that bitsandbytes has
 Extent = Literal["values", "block", "matrix"]
 Packed = Mapping[str, Shaped[np.ndarray, "..."]]
 
@@ -118,8 +119,6 @@ def divided(name: str, inputs: int, width: int) -> int:
 
 def check_block(block: Any, name: str) -> None:
     """Raises InputError for a block size that the format does not have."""
-    allowed = (32, 64, 128, 256, 512, 1024, 2048, 4096)
-    if isinstance(block, bool) or block not in allowed:
-        raise InputError(
-            f"block of {name} must be one of {', '.join(map(str, allowed))}; got {brief(block)}"
-        )
+    if isinstance(block, bool) or block not in BLOCKS:
+        known = ", ".join(map(str, BLOCKS))
+        raise InputError(f"block of {name} must be one of {known}; got {brief(block)}")

@@ -123,8 +123,11 @@ def pack_layer(layer: nnx.Module, format: Format, path: str) -> None:
     variable = getattr(layer, name)
     if not isinstance(variable.get_raw_value(), jax.ShapeDtypeStruct):
         values = float_matrices(weight, variable[...])
-        if not all(np.isfinite(matrix).all() for matrix in values):
-            raise InputError(f"{path}/{name} has values that are not finite; nothing packs them")
+        if odd := sum(int((~np.isfinite(matrix)).sum()) for matrix in values):
+            raise InputError(
+                f"{path}/{name} has {odd:,} of {variable.size:,} values that are not finite, which no packed "
+                "form holds: take the model's weights again, or leave the layer out (exclude)"
+            )
         fill(weight, arranged(weight, [format.pack(matrix) for matrix in values]))
     replace(layer, name, weight)
 
@@ -142,7 +145,10 @@ def describe(layer: nnx.Module, format: Format, path: str) -> tuple[str, PackedW
         )
     form = lora_layer_of(layer)
     if isinstance(getattr(layer, form.weight, None) if form else None, PackedWeight):
-        raise InputError(f"{path} is quantised already")
+        raise InputError(
+            f"{path} is quantised already: leave it out (exclude), or pack its values anew, "
+            "lora_jax.quantise(lora_jax.dequantise(model), ...)"
+        )
     if form is None or not (form.in_all_linear or form.gathers):
         raise InputTypeError(
             f"{path} is a {type(layer).__name__}; layers that are one product with a matrix, and tables, "
@@ -219,7 +225,9 @@ def dequantise(model: nnx.Module, dtype: Any = None) -> nnx.Module:
     result = nnx.clone(model)
     layers = quantised_layers(result)
     if not layers:
-        raise InputError("the model has no quantised layer")
+        raise InputError(
+            "the model has no quantised layer: its weights are floating-point numbers already"
+        )
     for layer in layers.values():
         weight = packed_weight(layer)[1]
         unpack_layer(layer, weight.values().astype(weight.dtype if dtype is None else dtype))
