@@ -32,6 +32,7 @@ from lora_jax.methods import (
     top_layers,
 )
 from lora_jax.partition import FROZEN, Rule, join, optimizer, parameters, split
+from lora_jax.quantisation.merging import merge_packed
 from lora_jax.quantisation.quantise import dequantise, quantise
 from lora_jax.saving import load, save
 from lora_jax.state import moved
@@ -77,6 +78,7 @@ __all__ = [  # noqa: RUF022 - in groups
     "strip",
     # Weights in four to eight bits
     "dequantise",
+    "merge_packed",
     "quantise",
     # Does it do what it should; with the update and without
     "Verification",

@@ -210,8 +210,8 @@ def _refuse_packed(adapted: nnx.Module, labels: Labels) -> None:
             raise InputError(
                 f"{path.rpartition('/')[0]} is quantised and would train in the group {labels[path]!r}; a "
                 "packed weight stays as it is. Take a method that inserts something (lora), or train the "
-                "model in floating-point numbers: lora_jax.dequantise(model), or no quantisation in the "
-                "config"
+                "model in floating-point numbers: lora_jax.dequantise(model), or in a config "
+                "model.base_format='float'"
             )
 
 

@@ -38,12 +38,12 @@ def tokenizer(chat: bool = True):
     return made
 
 
-def write_model(folder: pathlib.Path, chat: bool = True) -> pathlib.Path:
+def write_model(folder: pathlib.Path, chat: bool = True, width: int = 16) -> pathlib.Path:
     """A random two-layer GPT-2 with its tokenizer, as a model folder."""
     made = tokenizer(chat)
     torch.manual_seed(0)
     config = transformers.GPT2Config(
-        vocab_size=len(made), n_embd=16, n_layer=2, n_head=2, n_positions=128, initializer_range=0.3,
+        vocab_size=len(made), n_embd=width, n_layer=2, n_head=2, n_positions=128, initializer_range=0.3,
         bos_token_id=0, eos_token_id=0,
     )  # fmt: skip
     transformers.GPT2LMHeadModel(config).save_pretrained(folder)

@@ -91,8 +91,10 @@ def nlg_config(
                 "base_format": "float",
                 "unroll": 1,
                 "remat": "none",
+                "attention": "xla",
             },
             "method": dict(method),
+            "loftq": False,
             "seeds": (0, 1, 2),  # the paper: mean of 3 seeds; the public command has one seed, 110
             "epochs": 5,  # 0: no adaptation; the base model is decoded
             "batch_size": 8,

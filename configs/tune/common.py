@@ -80,8 +80,15 @@ def tune_config(
     config = ConfigDict(
         {
             **training_fields(),
-            "model": {"name": model, "base_format": "float", "unroll": 1, "remat": "none"},
+            "model": {
+                "name": model,
+                "base_format": "float",
+                "unroll": 1,
+                "remat": "none",
+                "attention": "xla",
+            },
             "method": method,
+            "loftq": False,
             "seeds": (0,),
             "epochs": 3,  # 0: no adaptation; the model is decoded as it is
             "batch_size": 8,

@@ -5,7 +5,10 @@
 
 merge the adapter of a finished run of experiments.tune into its base (--adapter=DIR and --model=NAME instead
 of --run for others; --model=NAME alone for a model as it is). A GGUF file takes metadata and
-tokenizer from the base, which must be a GGUF file itself; `stored` is the types of the base's tensors.
+tokenizer from the base, which must be a GGUF file itself; `stored` is the types of the base's tensors. A base
+that was held packed is unpacked first: what is written is a float merge. `to_hugging_face --packed=same` (or
+nf4, int8, ...) packs the merged matrices as bitsandbytes does, which is another quantisation: its errors are
+printed.
 
     python -m experiments.convert from_loralib --checkpoint=roberta_base_lora_mnli.bin --alpha=16 \\
         --model=roberta-base --output=DIR
@@ -28,7 +31,7 @@ from pathlib import Path
 
 from absl import app, flags
 
-from experiments.convert.exports import DTYPES, to_gguf, to_hugging_face
+from experiments.convert.exports import DTYPES, PACKED, to_gguf, to_hugging_face
 from experiments.convert.loralib import from_loralib, to_loralib
 from experiments.runs import command_line
 from lora_jax.errors import InputError
@@ -73,7 +76,7 @@ def _exported(command: str) -> list[str]:
     names = {name: getattr(FLAGS, name) or "" for name in ("run", "adapter", "model")}
     if command == "to_gguf":
         return to_gguf(output, type=FLAGS.type, **names)
-    return to_hugging_face(output, dtype=FLAGS.dtype, **names)
+    return to_hugging_face(output, dtype=FLAGS.dtype, packed=FLAGS.packed, **names)
 
 
 if __name__ == "__main__":
@@ -91,6 +94,9 @@ if __name__ == "__main__":
     )
     flags.DEFINE_string("type", STORED, f"to_gguf: {', '.join(TYPES)}.")
     flags.DEFINE_enum("dtype", "float32", DTYPES, "to_hugging_face: type of the weights.")
+    flags.DEFINE_string(
+        "packed", "", f"to_hugging_face: packs the merged matrices again: {', '.join(PACKED)}."
+    )
     flags.DEFINE_string("architecture", None, "to_loralib: roberta, bert or gpt2.")
     flags.DEFINE_string("prefix", "", "to_loralib: text before every key, for example module.")
     app.run(main, flags_parser=command_line.parse_flags)

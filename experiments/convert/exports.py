@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import jax.numpy as jnp
-import numpy as np
 
-from experiments.convert import merged
+from experiments.convert import merged, reports
 from experiments.runs.folder import check_place
 from lora_jax import files, partition
 from lora_jax.data.tokenizer_files import FILES
@@ -17,11 +15,14 @@ from lora_jax.errors import InputError
 from lora_jax.gguf.container import SUFFIX
 from lora_jax.models import config_json, gguf_export, hub
 from lora_jax.models.decoder import Decoder
-from lora_jax.models.gguf_export import STORED, Written
+from lora_jax.models.gguf_export import STORED
 from lora_jax.models.places import find
+from lora_jax.quantisation import bitsandbytes
 from lora_jax.quantisation.registry import FORMATS
+from lora_jax.quantisation.weight import value_counts
 
-_ENOUGH = 0.9  # of what an adapter changed
+SAME = "same"  # --packed: in the form of the base
+PACKED = (SAME, *(name for name, form in FORMATS.items() if bitsandbytes.has(form)))
 DTYPES = ("float32", "bfloat16", "float16")
 # Beside a model's weights and config.json, for what reads the folder.
 _BESIDE = (*FILES, "tokenizer.model", "chat_template.jinja", "generation_config.json")
@@ -55,60 +56,19 @@ def to_gguf(output: Path, *, run: str, adapter: str, model: str, type: str) -> l
     files.make_folder(output.parent)
     own = {"tokenizer.chat_template": source.chat_template} if source.chat_template else {}
     written = gguf_export.save(output, merged.load(source), source.folder, type, own)
-    lines = [f"{output}: {merged.described(source)}", *table(written), *_template_note(source)]
+    rows = reports.of_gguf(written)
+    lines = [f"{output}: {merged.described(source)}", *reports.table(rows), *_template_note(source)]
     if any(not one.same and one.kind.lower() in FORMATS for one in written):
         lines.append("packing the merged weights was another quantisation, with the errors above")
-    if (kept := _kept(written)) is not None and kept < _ENOUGH:
-        lines.append(
-            f"{kept:.0%} of what the adapter changed is left in this file: it is finer than the steps of "
-            "these types. --type=f16 keeps it"
-        )
+    lines += reports.too_little(rows, "--type=f16")
     if type == STORED and all(one.same for one in written):
         lines.append("every tensor is the base's, byte by byte")
     return lines
 
 
-def table(written: Sequence[Written]) -> list[str]:
-    """What became of the tensors: a line for those of every name and type, and one for all."""
-    groups: dict[tuple[str, str], list[Written]] = {}
-    for one in written:
-        groups.setdefault((one.group, one.kind), []).append(one)
-    lines = [f"{'tensors':<32}  type   number  copied  change of base  of it kept  rounding error"]
-    for (name, kind), members in groups.items():
-        lines.append(_row(name, kind, members))
-    return [*lines, _row("all", "", written)]
-
-
-def _row(name: str, kind: str, members: Sequence[Written]) -> str:
-    copied = sum(one.same for one in members)
-    kept = _kept(members)
-    change, error = (
-        _relative((getattr(one, name), one.squares) for one in members)
-        for name in ("changes", "errors")
-    )
-    return (
-        f"{name:<32}  {kind:<6} {len(members):>6}  {copied:>6}  {_figure(change):>14}  "
-        f"{'' if kept is None else f'{kept:.1%}':>10}  {_figure(error):>14}"
-    )
-
-
-def _figure(value: float) -> str:
-    return f"{value:.6f}" if value else "0"
-
-
-def _kept(members: Sequence[Written]) -> float | None:
-    """The share of the change of the base that is in the file; None if there is no change."""
-    changes = sum(one.changes for one in members)
-    return sum(one.kept for one in members) / changes if changes else None
-
-
-def _relative(pairs: Iterable[tuple[float, float]]) -> float:
-    """Root of the sums of squares of something and of the weights that it is relative to."""
-    parts, wholes = zip(*pairs, strict=True)
-    return float(np.sqrt(sum(parts) / sum(wholes))) if sum(wholes) else 0.0
-
-
-def to_hugging_face(output: Path, *, run: str, adapter: str, model: str, dtype: str) -> list[str]:
+def to_hugging_face(
+    output: Path, *, run: str, adapter: str, model: str, dtype: str, packed: str = ""
+) -> list[str]:
     """Writes a decoder with its adapter merged, and its tokenizer, as a folder of transformers.
 
     Args:
@@ -116,7 +76,8 @@ def to_hugging_face(output: Path, *, run: str, adapter: str, model: str, dtype: 
       run: folder of a run of experiments.tune; "" for none.
       adapter: folder of an adapter or of another run; "" for none.
       model: the base; "" for the one that run or adapter name.
-      dtype: of the weights, one of `DTYPES`.
+      dtype: of the weights that are not packed, one of `DTYPES`.
+      packed: form that merged matrices are packed in, one of `PACKED`; "" for none.
 
     Returns:
       What was written, in lines.
@@ -126,30 +87,55 @@ def to_hugging_face(output: Path, *, run: str, adapter: str, model: str, dtype: 
     """
     if dtype not in DTYPES:
         raise InputError(f"--dtype must be one of {', '.join(DTYPES)}; got {dtype!r}")
+    if packed and packed not in PACKED:
+        raise InputError(
+            f"--packed must be one of {', '.join(PACKED)}; got {packed!r}: folders of transformers have no "
+            "other packed form. GGUF's blocks are written by to_gguf --type"
+        )
     check_place(output)
     if output.exists() and any(output.iterdir()):
         raise InputError(f"--output={output} is there and not empty; choose another folder")
     source = merged.source(run, adapter, model)
-    cast = _cast(merged.load(source), dtype)
+    report: list[reports.Matrix] = []
+    if packed:
+        form = None if packed == SAME else packed
+        merged.check_packed(source, form, PACKED[1:])
+        made, again = merged.load_packed(source, form)
+        report = reports.of_packed(again)
+    else:
+        made = merged.load(source)
+    cast = _cast(made, dtype)
     there = config_json.read(source.folder).values
     ids = {name: there[name] for name in config_json.TOKEN_IDS if name in there}
     files.make_folder(output.parent)
     with files.replaced_folder(output) as new:
         hub.save_decoder(new, cast, **ids, dtype=dtype)
         _add_tokenizer(source, new)
+    what = merged.described(source, unpacked=not packed)
     return [
-        f"{output}: {merged.described(source)}, {dtype}; transformers reads it with from_pretrained",
+        f"{output}: {what}, {dtype}; transformers reads it with from_pretrained",
+        *(_packing(report) if packed else []),
         *_template_note(source),
     ]
 
 
+def _packing(report: list[reports.Matrix]) -> list[str]:
+    """What packing did, and that it was done."""
+    return [
+        *reports.table(report),
+        "packing the merged weights was another quantisation, with the errors above; a float merge, the "
+        "default, has none",
+        *reports.too_little(report, "Leaving --packed out"),
+    ]
+
+
 def _cast(model: Decoder, dtype: str) -> Decoder:
-    """The model with its weights in another type."""
-    params = partition.parameters(model)
+    """The model with its weights in another type, but for those that are packed."""
+    params, packed = partition.parameters(model), value_counts(model)
     structure, _, _ = partition.split(model, dict.fromkeys(params, partition.FROZEN))
     result = {}
     for path, value in params.items():
-        result[path] = value.astype(jnp.dtype(dtype))
+        result[path] = value if path in packed else value.astype(jnp.dtype(dtype))
         if not jnp.isfinite(result[path]).all():
             raise InputError(f"{path} has values too large for {dtype}; choose bfloat16 or float32")
     cast = partition.join(structure, {}, result)

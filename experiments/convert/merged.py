@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -14,6 +14,7 @@ from experiments.runs import origins, tuned
 from lora_jax.adapters import Adapter, adapter_folder, attach, load_adapter
 from lora_jax.data import tokenizers
 from lora_jax.errors import InputError
+from lora_jax.gguf.container import SUFFIX
 from lora_jax.low_rank.layers import adapted_layers
 from lora_jax.low_rank.merge import merge
 from lora_jax.methods.added_biases import BiasInsertion
@@ -23,8 +24,9 @@ from lora_jax.methods.selection import CutInsertion
 from lora_jax.models import hub
 from lora_jax.models.architectures import AnyDecoderConfig
 from lora_jax.models.decoder import Decoder
-from lora_jax.models.parts import FLOAT
+from lora_jax.models.parts import FLOAT, STORED
 from lora_jax.quantisation.layers import quantised_layers
+from lora_jax.quantisation.merging import Repacked, merge_packed
 from lora_jax.quantisation.quantise import dequantise
 from lora_jax.sharding.placement import in_host_memory
 
@@ -135,9 +137,67 @@ def load(source: Source) -> Decoder:
     return model
 
 
-def described(source: Source) -> str:
-    """What is merged, in words."""
+def check_packed(source: Source, form: str | None, known: Collection[str]) -> None:
+    """Checks whether the adapter can be merged into packed weights, before a weight is read.
+
+    Args:
+      source: of base and adapter.
+      form: name of a packed form; None for that of the base.
+      known: the names of the forms that the folder to be written can have.
+
+    Raises:
+      InputError: no adapter, the base is not packed, or is in a form that is not known.
+    """
+    if source.form == FLOAT or not source.adapter:
+        lacks = "no adapter to merge" if not source.adapter else "a base that was not held packed"
+        raise InputError(
+            f"--packed merges an adapter into the packed base that it was trained over, and this is {lacks}. "
+            "Leave --packed out, and pack the folder when it is read (config.model.base_format=nf4)"
+        )
+    of_gguf = source.form == STORED and source.folder.suffix == SUFFIX
+    if form is None and (of_gguf or source.form not in (STORED, *known)):
+        there = "GGUF's blocks" if of_gguf else repr(source.form)
+        raise InputError(
+            f"the base is packed in {there}, which folders of transformers do not have: name a form, "
+            f"--packed={next(iter(known))} (or {', '.join(known)}), write a GGUF file (to_gguf), or leave "
+            "--packed out"
+        )
+
+
+def load_packed(source: Source, form: str | None) -> tuple[Decoder, list[Repacked]]:
+    """The model with its adapter merged into packed weights, and what packing them again did.
+
+    Tables become floating-point numbers, as published folders have them.
+
+    Args:
+      source: of a base that was held packed, with an adapter.
+      form: name of a packed form; None for that of the base.
+
+    Raises:
+      InputError: see `check_packed` and `merge_packed`.
+    """
+    assert source.adapter is not None
+    with in_host_memory():
+        base = hub.load_decoder(source.folder, source.config)
+        attached = attach(base, source.adapter, None, source.where)
+        model, report = merge_packed(attached, form, tables=False)
+    assert isinstance(model, Decoder)
+    model.eval()
+    return model, report
+
+
+def described(source: Source, *, unpacked: bool = True) -> str:
+    """What is merged, in words.
+
+    Args:
+      source: of it.
+      unpacked: whether a packed base was unpacked.
+    """
     if not source.adapter:
         return f"{source.folder}, without an adapter"
-    packed = "" if source.form == FLOAT else f", held as {source.form} and unpacked"
+    packed = (
+        ""
+        if source.form == FLOAT
+        else f", held as {source.form}{' and unpacked' if unpacked else ''}"
+    )
     return f"{source.where} merged into {source.folder}{packed}"

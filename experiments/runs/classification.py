@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from flax import nnx
 from ml_collections import ConfigDict
 
 from experiments.runs import fields, folder
@@ -26,6 +27,7 @@ from lora_jax.data.glue import Examples
 from lora_jax.data.special_tokens import in_examples, special_ids
 from lora_jax.errors import InputError
 from lora_jax.files import to_json
+from lora_jax.method import Method
 from lora_jax.models import hub
 from lora_jax.models.encoder import Classifier
 from lora_jax.partition import Params
@@ -180,6 +182,10 @@ class ClassificationTask:
         keys = _keys(seed)
         with in_host_memory():
             return hub.new_head(self._encoder, self.problem.num_outputs, keys[0]), keys[1]
+
+    def factors(self, model: nnx.Module, method: Method, key: jax.Array) -> Params:
+        """None besides the method's own, see `Task.factors`."""
+        return {}
 
     def logits(self, outputs: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
         """One run's logits (examples, outputs) of every dev split, in the order of the data.

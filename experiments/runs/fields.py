@@ -48,6 +48,11 @@ _BASE_FORMAT = Field(
     OneOf(BASE_FORMATS),
     "of the frozen matrices: packed as they are read (nf4 and others), or as a GGUF file has them",
 )
+_LOFTQ = Field(
+    Flag(),
+    "LoRA's factors start at what packing lost (LoftQ, one step); over a packed `model.base_format`",
+    False,
+)
 _MODEL = Field(Text(), "a folder, a GGUF file, `package:NAME`, or a hub name")
 
 
@@ -167,6 +172,7 @@ DATA_TO_TEXT: Fields = {
     **_RUN,
     "dataset": Field(OneOf(DATASETS), "the corpus"),
     "label_smoothing": Field(Number(least=0, below=1), "of the training loss"),
+    "loftq": _LOFTQ,
     "model.embd_pdrop": Field(_RATE, "of GPT-2: dropout of embeddings", False),
     "model.attn_pdrop": Field(_RATE, "of GPT-2: dropout of attention weights", False),
     "model.resid_pdrop": Field(_RATE, "of GPT-2: dropout of what joins the residual stream", False),
@@ -182,6 +188,7 @@ TUNE: Fields = {
     **_BEAMS,
     **TUNE_FIELDS,
     "label_smoothing": DATA_TO_TEXT["label_smoothing"],
+    "loftq": _LOFTQ,
     **{
         f"model.{name}": DATA_TO_TEXT[f"model.{name}"]
         for name in ("embd_pdrop", "attn_pdrop", "resid_pdrop", "attention_dropout", "attention")

@@ -40,6 +40,7 @@ class Run:
         self.trainer = Trainer(
             model, task.method, task.settings.train, key=key, mesh=task.mesh, head=task.head
         )
+        self.trainer.trainable |= task.factors(model, task.method, key)
         self._predict = self.trainer.predictor(task.function)
 
     def prepare(self) -> Callable[[], dict[str, Any]]:

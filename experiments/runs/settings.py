@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 from lora_jax.sharding.mesh import check_heads, make_mesh
 from lora_jax.training.settings import AdamSettings, TrainSettings
 
+XLA = "xla"  # attention as every model has it
 _TRAIN = tuple(field.name for field in dataclasses.fields(TrainSettings) if field.name != "adam")
 
 
@@ -31,6 +32,8 @@ def train_settings(config: ConfigDict) -> TrainSettings:
 def model_arguments(config: ConfigDict) -> dict[str, Any]:
     """What the config says of the model besides its name, and the type of computation."""
     chosen = {k: v for k, v in config.model.to_dict().items() if k != "name" and v is not None}
+    if chosen.get("attention") == XLA:  # what every model has; only some have the field
+        del chosen["attention"]
     return {**chosen, "compute_dtype": train_settings(config).dtype}
 
 

@@ -131,6 +131,16 @@ class Task(Protocol):
         """The same without the pre-trained part: the leaves of a fresh head, and the key."""
         ...
 
+    def factors(self, model: nnx.Module, method: Method, key: jax.Array) -> Params:
+        """Initial values of a method's low-rank updates that are not its own, by path.
+
+        Args:
+          model: from `model`.
+          method: of the run.
+          key: for what it inserts.
+        """
+        ...
+
     def metrics(self, outputs: Sequence[np.ndarray]) -> dict[str, float]:
         """The scores of one run, from what `function` gave for every evaluation batch."""
         ...

@@ -97,6 +97,7 @@ class SharedBase:
                 path: jnp.asarray(head.get(path, value), jnp.float32)
                 for path, value in fresh.items()
             }
+            trainable |= self.task.factors(self._model, point.method, key)
             settings = point.settings.train
             if settings.init_adapter:
                 trainable = warm_started(

@@ -11,12 +11,13 @@ from __future__ import annotations
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
+from jaxtyping import Array, Inexact
 
 from lora_jax import surgery
 from lora_jax.arguments import MODEL, takes
 from lora_jax.checks import floating
 from lora_jax.errors import InputError
-from lora_jax.low_rank.layers import adapted_layers
+from lora_jax.low_rank.layers import AdaptedLayer, adapted_layers
 from lora_jax.low_rank.weights import WeightView
 
 
@@ -43,21 +44,35 @@ def merge(model: nnx.Module, dtype: DTypeLike | None = None) -> nnx.Module:
     if not layers:
         raise nothing_inserted()
     for path, layer in layers.items():
-        if not layer.lora.enabled:
-            raise InputError(
-                f"the update of {path or type(layer).__name__} is switched off; switch it on before "
-                "merging (lora_jax.enable), or take the base with lora_jax.strip"
-            )
         stored = layer.weight_dtype()
-        if not jnp.issubdtype(stored, jnp.floating):
-            raise InputError(
-                f"the weight of {path or type(layer).__name__} is stored as {stored}, which "
-                "cannot hold the merged values; keep the model adapted, or merge into a copy of the "
-                "base whose weights are floating-point numbers"
-            )
-        total = layer.lora.merged(WeightView(layer)).reshape(layer.weight_shape())
+        total = merged_values(layer, path)
         layer.replace_weight(total.astype(stored if dtype is None else dtype))
     return merged
+
+
+def merged_values(layer: AdaptedLayer, path: str) -> Inexact[Array, ...]:
+    """The weight of an adapted layer with its update, float32, in the shape of the weight.
+
+    Args:
+      layer: with an update.
+      path: of the layer, for messages.
+
+    Raises:
+      ValueError: the update is switched off, or the weight is of integers.
+    """
+    if not layer.lora.enabled:
+        raise InputError(
+            f"the update of {path or type(layer).__name__} is switched off; switch it on before "
+            "merging (lora_jax.enable), or take the base with lora_jax.strip"
+        )
+    stored = layer.weight_dtype()
+    if not jnp.issubdtype(stored, jnp.floating):
+        raise InputError(
+            f"the weight of {path or type(layer).__name__} is stored as {stored}, which "
+            "cannot hold the merged values; keep the model adapted, or merge into a copy of the "
+            "base whose weights are floating-point numbers"
+        )
+    return layer.lora.merged(WeightView(layer)).reshape(layer.weight_shape())
 
 
 @takes(model=MODEL)

@@ -7,7 +7,7 @@ factors, and has to be saved with them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax.numpy as jnp
 import numpy as np
@@ -24,6 +24,7 @@ from lora_jax.low_rank.targets import ALL_LINEAR, Exclude, Target
 from lora_jax.low_rank.updates import LowRankUpdate
 from lora_jax.low_rank.weights import WeightView
 from lora_jax.method import Method
+from lora_jax.partition import Params, parameters
 from lora_jax.quantisation.formats import Format
 from lora_jax.quantisation.layers import is_quantised, packed_weight
 from lora_jax.quantisation.quantise import fill, quantise
@@ -59,22 +60,61 @@ def loftq(
     """
     integer("steps", steps, least=1, most=1000)
     adapted = method.insert(quantise(model, targets, format, exclude=exclude), key)
-    originals = surgery.pretrained_modules(model)
-    found = False
+    held = surgery.parameters_of(surgery.pretrained_modules(model))
+
+    def original(path: str) -> Array:
+        module, name = held[path]
+        value: Array = getattr(module, name)[...]
+        return value
+
+    _correct(adapted, method, original, steps)
+    return adapted
+
+
+def start(
+    base: nnx.Module, method: Method, key: Key[Array, ""], original: Callable[[str], Array]
+) -> Params:
+    """The parameters of low-rank updates after one step, by path, over a base that is packed already.
+
+    One step leaves the base as it is: adapters over it are read back onto the same base, packed anew.
+
+    Args:
+      base: quantised, without a method.
+      method: with low-rank updates.
+      key: for what the method inserts besides.
+      original: gives a weight of floating-point numbers by its path; called for one after the other.
+
+    Raises:
+      ValueError: no layer is both quantised and adapted; for others see `Method.insert`.
+    """
+    adapted = method.insert(base, key)
+    changed = _correct(adapted, method, original, 1)
+    return {
+        path: value
+        for path, value in parameters(adapted).items()
+        if any(path.startswith(f"{layer}/lora/".removeprefix("/")) for layer in changed)
+    }
+
+
+def _correct(
+    adapted: nnx.Module, method: Method, original: Callable[[str], Array], steps: int
+) -> list[str]:
+    """Lets packing and updates take turns in every layer that has both, in place; paths of these."""
+    changed = []
     for path, layer in adapted_layers(adapted).items():
         if not isinstance(layer, LoRALayer) or not is_quantised(layer):
             continue
-        found = True
         name, _ = packed_weight(layer)
-        whole = jnp.asarray(getattr(originals[path], name)[...], jnp.float32)
+        whole = jnp.asarray(original(f"{path}/{name}".removeprefix("/")), jnp.float32)
         for step in range(steps):
             _take_turns(layer, whole, pack=step > 0)
-    if not found:
+        changed.append(path)
+    if not changed:
         raise InputError(
-            f"{method.name} adapts no layer that is quantised; name the same layers in its targets and in "
-            "those of loftq"
+            f"{method.name} adapts no layer that is quantised, so there is no error of packing to start "
+            "from: let its targets name quantised layers"
         )
-    return adapted
+    return changed
 
 
 def _take_turns(layer: LoRALayer, whole: Float[Array, ...], pack: bool) -> None:

@@ -16,12 +16,12 @@ from flax import nnx
 
 from lora_jax import surgery
 from lora_jax.errors import FileError, InputError
+from lora_jax.gguf.layouts import LAYOUTS
 from lora_jax.low_rank.targets import ALL_LINEAR
 from lora_jax.models.any_files import AnyFiles
 from lora_jax.models.parts import FLOAT, STORED
 from lora_jax.models.tensors import Plan, Source
 from lora_jax.quantisation.formats import Format
-from lora_jax.quantisation.ggml import KINDS
 from lora_jax.quantisation.quantise import chosen_layers, describe, replace
 from lora_jax.quantisation.registry import FORMATS, format_of
 from lora_jax.quantisation.weight import PackedWeight, arranged
@@ -64,7 +64,10 @@ def pack(
             weight_name, weight = describe(modules[path], format, path)
         except InputError as error:
             if name != STORED:
-                raise
+                raise InputError(
+                    f"base_format={name!r} does not fit {files.folder}: {error}. base_format='int8' fits "
+                    "every width"
+                ) from error
             raise _unfit(files, planned, path, error) from error
         replace(modules[path], weight_name, weight)
         leaf = f"{path}/{weight_name}"
@@ -95,7 +98,7 @@ def _stored(files: AnyFiles, planned: Plan) -> dict[str, Format]:
     if not formats:
         raise InputError(
             f"{files.folder} has no packed tensor that this reads; base_format='stored' needs a GGUF file of "
-            f"type {', '.join(KINDS)}, or a folder that bitsandbytes has packed. Choose one of "
+            f"type {', '.join(LAYOUTS)}, or a folder that bitsandbytes has packed. Choose one of "
             f"{', '.join(FORMATS)} to pack the weights when they are read"
         )
     return formats

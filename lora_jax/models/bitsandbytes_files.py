@@ -18,6 +18,7 @@ from lora_jax.models import config_json
 from lora_jax.models.packed_matrices import FourBitMatrix, Int8Matrix, PackedMatrix
 from lora_jax.models.packed_parts import REMEDY, Parts
 from lora_jax.models.quantization_json import quantised_bits
+from lora_jax.quantisation.formats import BLOCKS
 from lora_jax.quantisation.four_bits import BOOKS, MAP, NESTED, FourBits
 from lora_jax.quantisation.int8 import Int8
 from lora_jax.reading import Record, as_object, parse_json
@@ -171,7 +172,8 @@ def _settings(state: Record, code: str, double: bool) -> tuple[FourBits, tuple[i
     try:
         return FourBits("fp4" if code == "fp4" else "nf4", block, double), (shape[0], shape[1])
     except InputError as error:
-        raise state.error("blocksize", str(block), str(error)) from error
+        sizes = f"one of {', '.join(map(str, BLOCKS))}"
+        raise state.error("blocksize", str(block), sizes) from error
 
 
 def _int8(parts: Parts) -> Int8Matrix:

@@ -22,6 +22,8 @@ from lora_jax.gguf import blocks
 from lora_jax.gguf.container import SUFFIX, Container, Entry
 from lora_jax.gguf.header import Value
 from lora_jax.gguf.kinds import KINDS, NUMBERS, Kind
+from lora_jax.gguf.layouts import LAYOUTS
+from lora_jax.gguf.packing import PACK
 from lora_jax.gguf.writing import Tensor, copied, encoded
 from lora_jax.models.architectures import ARCHITECTURES, read_config
 from lora_jax.models.decoder import Decoder
@@ -29,8 +31,8 @@ from lora_jax.models.gguf_files import GgufFiles
 from lora_jax.models.plain import check_plain
 from lora_jax.models.settings import computing
 from lora_jax.models.tensors import published_tensors
-from lora_jax.quantisation.ggml import KINDS as PACKED
 from lora_jax.quantisation.ggml import Ggml
+from lora_jax.quantisation.measured import Measured, measured
 
 # Of `general.file_type` (llama.cpp's llama_ftype), by the type of most matrices.
 _FILE_TYPES = {
@@ -46,7 +48,7 @@ _PACK = "Write --type=f16 (or f32) and pack that file with llama.cpp's llama-qua
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Written:
+class Written(Measured):
     """What became of one tensor.
 
     Attributes:
@@ -54,21 +56,12 @@ class Written:
       kind: its type.
       size: number of its values.
       same: whether it is the base's, byte by byte.
-      squares: sum of the squares of the model's values.
-      changes: of their differences from those of the base.
-      kept: inner product of these with the differences that are in the file: as large as `changes` where
-        packing loses nothing of them, and 0 where it rounds all back to the base's values.
-      errors: of the differences of what is in the file from them.
     """
 
     name: str
     kind: str
     size: int
     same: bool
-    squares: float
-    changes: float
-    kept: float
-    errors: float
 
     @property
     def group(self) -> str:
@@ -179,7 +172,7 @@ def _metadata(file: Container, type: str, kinds: Iterable[Kind]) -> dict[str, Va
     metadata = {k: v for k, v in file.metadata.items() if not k.startswith("quantize.")}
     if type != STORED:
         metadata[_FILE_TYPE] = _FILE_TYPES[type.upper()]
-    if any(kind.name in PACKED for kind in kinds):
+    if any(kind.name in LAYOUTS for kind in kinds):
         metadata[_VERSION] = _LAYOUT
     return metadata
 
@@ -205,20 +198,19 @@ class _One:
             )
         before = self.files.read([self.published], np.float32)[self.published]
         same = self.kind == entry.kind and np.array_equal(before, values)
-        errors = kept = 0.0
+        after = was = stored = values  # of bytes that are the base's
         if same:
             yield from copied(self.files.container, self.name).data()
         else:
             stored = self.files.as_stored(self.published, values)
+            was = self.files.as_stored(self.published, before)
             raw = self._packed(stored)
             yield raw
-            found = blocks.dequantise(self.kind.name, raw).reshape(stored.shape)
-            was = self.files.as_stored(self.published, before)
-            errors, kept = _squares(found - stored), _product(found - was, stored - was)
+            after = blocks.dequantise(self.kind.name, raw).reshape(stored.shape)
         self.report.append(
             Written(
-                name=self.name, kind=self.kind.name, size=values.size, same=same, errors=errors,
-                squares=_squares(values), changes=_squares(values - before), kept=kept,
+                name=self.name, kind=self.kind.name, size=values.size, same=same,
+                **measured(stored, was, after),
             )
         )  # fmt: skip
 
@@ -226,7 +218,7 @@ class _One:
         if self.kind.name in _FLOATS:
             with np.errstate(over="ignore"):
                 raw = values.reshape(-1, 1).astype(_FLOATS[self.kind.name]).view(np.uint8)
-        elif self.kind.name in PACKED and PACKED[self.kind.name].pack is not None:
+        elif self.kind.name in PACK:
             form = Ggml(self.kind.name)
             with np.errstate(over="ignore", invalid="ignore"):
                 arrays = form.pack(values.reshape(-1, values.shape[-1]))
@@ -242,13 +234,3 @@ class _One:
                 f"values that {self.kind.name} holds", "Write --type=f32 or bf16",
             )  # fmt: skip
         return raw
-
-
-def _squares(values: np.ndarray) -> float:
-    """The sum of the squares."""
-    return _product(values, values)
-
-
-def _product(one: np.ndarray, other: np.ndarray) -> float:
-    """The sum of the products."""
-    return float(np.vdot(one.astype(np.float64), other.astype(np.float64)))

@@ -13,9 +13,10 @@ from jaxtyping import UInt8
 from lora_jax.errors import FileError
 from lora_jax.gguf import blocks
 from lora_jax.gguf.container import Container
+from lora_jax.gguf.layouts import LAYOUTS
 from lora_jax.models import gguf_config
 from lora_jax.models.gguf_families import ROPE_FACTORS, halves, neighbours
-from lora_jax.quantisation.ggml import KINDS, Ggml
+from lora_jax.quantisation.ggml import Ggml
 
 _AT_ONCE = 2**18  # values that are unpacked at once: they fit a processor's cache
 _OTHER_TYPE = (
@@ -94,7 +95,7 @@ class GgufFiles:
     def format(self, name: str) -> Ggml | None:
         """The packed form of a tensor; None for one that is not packed."""
         kind = self.container.tensors[self._stored[name]].kind.name
-        return Ggml(kind) if kind in KINDS else None
+        return Ggml(kind) if kind in LAYOUTS else None
 
     def unpacked_type(self, name: str) -> str | None:
         """None: the file does not say to what a packed tensor's values are rounded."""

@@ -158,6 +158,20 @@ def read_base(
     return _values(files, planned, dtype, _packed(config, files, planned))
 
 
+def leaf_reader(
+    folder: Path, config: AnyConfig, dtype: jax.typing.DTypeLike = jnp.float32
+) -> Callable[[str], Array]:
+    """A function that reads single pre-trained leaves by path, in floating-point numbers; see `load`."""
+    files = open_files(folder)
+    planned = _planned(files, config, _shapes(config, 2))
+
+    def read(path: str) -> Array:
+        source = planned.sources[path]
+        return source.leaf(files.read(source.names, dtype))
+
+    return read
+
+
 @functools.lru_cache(maxsize=8)
 def _shapes(config: AnyConfig, num_outputs: int) -> Mapping[str, tuple[int, ...]]:
     """The shapes of all leaves by path; nothing is allocated."""

@@ -143,7 +143,10 @@ class LlamaConfig:
             return
         for name, needed in _CUDNN.items():
             if (found := getattr(self, name)) != needed:
-                raise InputError(f"attention 'cudnn' needs {name} {needed!r}, got {found!r}")
+                field = "compute_dtype (config.base_dtype)" if name == "compute_dtype" else name
+                raise InputError(
+                    f"attention 'cudnn' needs {field} {needed!r}, got {found!r}; set that, or attention 'xla'"
+                )
 
     @property
     def head_size(self) -> int:

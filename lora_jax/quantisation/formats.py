@@ -12,12 +12,12 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Literal
 
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float32, Shaped
 
 from lora_jax.errors import InputError, brief
 
+BLOCKS = (32, 64, 128, 256, 512, 1024, 2048, 4096)  # sizes that bitsandbytes has
 Extent = Literal["values", "block", "matrix"]
 Packed = Mapping[str, Shaped[np.ndarray, "..."]]
 
@@ -119,26 +119,6 @@ def divided(name: str, inputs: int, width: int) -> int:
 
 def check_block(block: Any, name: str) -> None:
     """Raises InputError for a block size that the format does not have."""
-    allowed = (32, 64, 128, 256, 512, 1024, 2048, 4096)
-    if isinstance(block, bool) or block not in allowed:
-        raise InputError(
-            f"block of {name} must be one of {', '.join(map(str, allowed))}; got {brief(block)}"
-        )
-
-
-def low_then_high(packed: Array, axis: int) -> Array:
-    """The low halves of bytes along an axis, then the high ones: twice as long."""
-    return jnp.concatenate([packed & 15, packed >> 4], axis=axis)
-
-
-def grouped(values: Array, axis: int, groups: int) -> Array:
-    """An axis as two: groups, and what each has."""
-    axis %= values.ndim
-    shape = (*values.shape[:axis], groups, values.shape[axis] // groups, *values.shape[axis + 1 :])
-    return values.reshape(shape)
-
-
-def joined(values: Array, axis: int) -> Array:
-    """An axis and the next one as one."""
-    shape = values.shape
-    return values.reshape(*shape[:axis], shape[axis] * shape[axis + 1], *shape[axis + 2 :])
+    if isinstance(block, bool) or block not in BLOCKS:
+        known = ", ".join(map(str, BLOCKS))
+        raise InputError(f"block of {name} must be one of {known}; got {brief(block)}")

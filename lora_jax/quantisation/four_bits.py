@@ -17,8 +17,9 @@ import numpy as np
 from jaxtyping import Array, Float, Float32, UInt8
 
 from lora_jax.errors import InputError, brief
+from lora_jax.gguf.layouts import joined
 from lora_jax.quantisation import codebooks
-from lora_jax.quantisation.formats import Format, Part, check_block, divided, joined
+from lora_jax.quantisation.formats import Format, Part, check_block, divided
 
 Code = Literal["nf4", "fp4"]
 BOOKS: Mapping[str, Float32[np.ndarray, " codes"]] = {"nf4": codebooks.NF4, "fp4": codebooks.FP4}

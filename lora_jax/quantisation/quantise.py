@@ -17,6 +17,7 @@ from lora_jax.checks import floating
 from lora_jax.errors import InputError, InputTypeError
 from lora_jax.low_rank import limits
 from lora_jax.low_rank import targets as names
+from lora_jax.low_rank.contraction import Shape
 from lora_jax.low_rank.layers import lora_layer_of
 from lora_jax.low_rank.lora_layer import LoRALayer
 from lora_jax.low_rank.settings import LoRASettings
@@ -32,6 +33,7 @@ from lora_jax.quantisation.layers import (
 )
 from lora_jax.quantisation.registry import format_of
 from lora_jax.quantisation.weight import PackedWeight, arranged, float_matrices
+from lora_jax.sharding.layout import Layout
 
 _ANY = LoRASettings.from_arguments({"rank": 1, "alpha": 1.0}, "")
 
@@ -121,8 +123,11 @@ def pack_layer(layer: nnx.Module, format: Format, path: str) -> None:
     variable = getattr(layer, name)
     if not isinstance(variable.get_raw_value(), jax.ShapeDtypeStruct):
         values = float_matrices(weight, variable[...])
-        if not all(np.isfinite(matrix).all() for matrix in values):
-            raise InputError(f"{path}/{name} has values that are not finite; nothing packs them")
+        if odd := sum(int((~np.isfinite(matrix)).sum()) for matrix in values):
+            raise InputError(
+                f"{path}/{name} has {odd:,} of {variable.size:,} values that are not finite, which no packed "
+                "form holds: take the model's weights again, or leave the layer out (exclude)"
+            )
         fill(weight, arranged(weight, [format.pack(matrix) for matrix in values]))
     replace(layer, name, weight)
 
@@ -140,7 +145,10 @@ def describe(layer: nnx.Module, format: Format, path: str) -> tuple[str, PackedW
         )
     form = lora_layer_of(layer)
     if isinstance(getattr(layer, form.weight, None) if form else None, PackedWeight):
-        raise InputError(f"{path} is quantised already")
+        raise InputError(
+            f"{path} is quantised already: leave it out (exclude), or pack its values anew, "
+            "lora_jax.quantise(lora_jax.dequantise(model), ...)"
+        )
     if form is None or not (form.in_all_linear or form.gathers):
         raise InputTypeError(
             f"{path} is a {type(layer).__name__}; layers that are one product with a matrix, and tables, "
@@ -155,15 +163,30 @@ def describe(layer: nnx.Module, format: Format, path: str) -> tuple[str, PackedW
         own = view.shape[len(stack) :]
         dtype, layout = str(lora_layer.weight_dtype()), lora_layer.layout()
     weight = PackedWeight(format, roles, own, {}, table=form.gathers, dtype=dtype)
+    set_shapes(weight, stack, layout, path)
+    return form.weight, weight
+
+
+def set_shapes(weight: PackedWeight, stack: Shape, layout: Layout, path: str) -> None:
+    """Gives a packed weight its arrays as shapes, in place.
+
+    Args:
+      weight: without arrays.
+      stack: sizes of the axes of a stack of layers.
+      layout: of the weight that it stands for.
+      path: of the layer, for messages.
+
+    Raises:
+      ValueError: blocks do not divide the inputs.
+    """
     try:
-        parts = format.parts(weight.matrix[1])
+        parts = weight.format.parts(weight.matrix[1])
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
-    for part_name, part in parts.items():
+    for name, part in parts.items():
         shape = jax.ShapeDtypeStruct((*stack, *weight.arranged_shape(part)), part.dtype)
-        weight.set_array(part_name, shape)
+        weight.set_array(name, shape)
     weight.lay_out(layout)
-    return form.weight, weight
 
 
 def fill(weight: PackedWeight, arrays: Mapping[str, np.ndarray]) -> None:
@@ -202,7 +225,9 @@ def dequantise(model: nnx.Module, dtype: Any = None) -> nnx.Module:
     result = nnx.clone(model)
     layers = quantised_layers(result)
     if not layers:
-        raise InputError("the model has no quantised layer")
+        raise InputError(
+            "the model has no quantised layer: its weights are floating-point numbers already"
+        )
     for layer in layers.values():
         weight = packed_weight(layer)[1]
         unpack_layer(layer, weight.values().astype(weight.dtype if dtype is None else dtype))

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from lora_jax.errors import InputError, brief
+from lora_jax.gguf.packing import PACK
 from lora_jax.quantisation.formats import Format
 from lora_jax.quantisation.four_bits import FourBits
-from lora_jax.quantisation.ggml import KINDS, Ggml
+from lora_jax.quantisation.ggml import Ggml
 from lora_jax.quantisation.int8 import Int8
 
 FORMATS: Mapping[str, Format] = {
@@ -16,7 +17,7 @@ FORMATS: Mapping[str, Format] = {
     "fp4": FourBits("fp4"),
     "int8": Int8(),
     "int8_blocks": Int8(64),
-    **{kind.lower(): Ggml(kind) for kind, entry in KINDS.items() if entry.pack},
+    **{kind.lower(): Ggml(kind) for kind in PACK},
 }
 
 

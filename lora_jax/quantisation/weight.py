@@ -18,8 +18,9 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Float32, Int
 
+from lora_jax.gguf.layouts import grouped
 from lora_jax.low_rank.contraction import Contraction, Shape
-from lora_jax.quantisation.formats import Extent, Format, Part, grouped
+from lora_jax.quantisation.formats import Extent, Format, Part
 from lora_jax.sharding.layout import Layout, layout_of
 from lora_jax.surgery import WeightModule
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import types
 
+import bitsandbytes_folders
 import gguf
 import gguf_models
 import jax
@@ -100,16 +101,29 @@ def test_a_run_becomes_a_gguf_file_that_computes_the_same(run, tuned, tmp_path):
 def test_stored_says_what_packing_did(run, tmp_path):
     lines = exports.to_gguf(tmp_path / "x.gguf", run=str(run), adapter="", model="", type="stored")
     rows = {tuple(line.split()[:2]): line.split()[2:] for line in lines[2:-2]}
-    number, copied, change, kept, error = rows["attn_q.weight", "Q8_0"]
+    number, copied, change, kept, error, mean, worst = rows["attn_q.weight", "Q8_0"]
+    assert float(mean) <= float(worst) < 2 * float(error)
     assert (number, copied) == ("3", "0") and float(change) > 0 and float(error) > 1e-3
     assert 0 < float(kept[:-1]) < 110
-    assert rows["attn_norm.weight", "F32"] == ["3", "3", "0", "0"]  # no change, no error
+    assert rows["attn_norm.weight", "F32"] == ["3", "3", "0", "0", "0", "0"]  # no change, no error
     assert any("another quantisation, with the errors above" in line for line in lines)
     before, after = (
         {name: entry.kind for name, entry in Container(path).tensors.items()}
         for path in (run.parent / "base.gguf", tmp_path / "x.gguf")
     )
     assert before == after
+    # Bit for bit the sum, packed by the `gguf` package, and what `merge_packed` gives.
+    source = merged.source(str(run), "", "")
+    whole = partition.parameters(merged.load(source))["layers/block/attention/value/kernel"]
+    theirs = {t.name: t for t in gguf.GGUFReader(tmp_path / "x.gguf").tensors}
+    for layer, matrix in enumerate(np.asarray(whole)):
+        found = theirs[f"blk.{layer}.attn_v.weight"].data
+        np.testing.assert_array_equal(found, gguf.quants.quantize(matrix.T.copy(), Q8_0))
+    packed, _ = merged.load_packed(source, None)
+    config = hub.read_decoder_config(tmp_path / "x.gguf", base_format="stored")
+    again = partition.parameters(hub.load_decoder(tmp_path / "x.gguf", config))
+    for path, value in partition.parameters(packed).items():
+        np.testing.assert_array_equal(again[path], value, err_msg=path)
 
 
 def test_a_small_change_that_packing_undoes_is_told(run, tmp_path):
@@ -120,7 +134,7 @@ def test_a_small_change_that_packing_undoes_is_told(run, tmp_path):
     lj.save(tmp_path / "small", adapted, method, base, {"model": str(run.parent / "base.gguf")})
     path = tmp_path / "x.gguf"
     lines = exports.to_gguf(path, run="", adapter=str(tmp_path / "small"), model="", type="stored")
-    assert "of what the adapter changed is left in this file" in lines[-1]
+    assert "of what the adapter changed is left: " in lines[-1]
 
 
 def test_a_run_becomes_a_folder_that_transformers_reads(run, tuned, tmp_path):
@@ -161,6 +175,42 @@ def test_a_folder_without_and_with_an_adapter_on_a_packed_base(tmp_path):
     wanted = logits(adapted)
     found = of_torch(tmp_path / "int8")
     np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-4 * np.abs(wanted).max())
+
+
+@pytest.mark.parametrize(
+    ("form", "into"), [("int8", "same"), ("nf4_single", "same"), ("q8_0", "nf4_single")]
+)
+def test_an_adapter_is_merged_into_the_packed_form(tmp_path, form, into):
+    """Again packed: bit for bit the merged weights packed, written, read back, and by transformers."""
+    base = tune_files.write_model(tmp_path / "gpt2", width=64)
+    config = hub.read_decoder_config(base, base_format=form)
+    model, method = hub.load_decoder(base, config), lj.lora("qkv", rank=2)
+    adapted = method.insert(model, KEY)
+    adapted.layers.block.attention.qkv.lora.b[...] += 0.3
+    notes = {"model": str(base), NOTE: origin(config)}
+    lj.save(tmp_path / "adapter", adapted, method, model, notes)
+    names = {"run": "", "adapter": str(tmp_path / "adapter"), "model": ""}
+    lines = exports.to_hugging_face(tmp_path / "new", **names, dtype="float32", packed=into)
+    assert f"held as {form}, float32" in lines[0]
+    rows = {line.split()[0]: line.split() for line in lines[2:]}
+    assert 50 < float(rows["layers/block/attention/qkv"][5][:-1]) < 120  # of the change is kept
+    assert any("another quantisation" in line for line in lines)
+    whole, name = lj.merge(adapted, jnp.float32), form if into == "same" else into
+    if into == "same":  # other layers stay as they are
+        wanted = lj.quantise(whole, "qkv", name)
+    else:
+        wanted = lj.quantise(lj.dequantise(whole, jnp.float32), "all-linear", name)
+    stored = hub.read_decoder_config(tmp_path / "new", base_format="stored")
+    again = hub.load_decoder(tmp_path / "new", stored)
+    found, expected = partition.parameters(again), partition.parameters(wanted)
+    assert found.keys() == expected.keys()
+    for path, value in expected.items():
+        np.testing.assert_array_equal(found[path], value, err_msg=path)
+    np.testing.assert_array_equal(logits(again), logits(wanted))
+    with torch.no_grad():
+        given = torch.tensor(TOKENS[None], dtype=torch.long)
+        theirs = bitsandbytes_folders.load(tmp_path / "new")(given).logits[0].numpy()
+    np.testing.assert_allclose(theirs, logits(wanted), rtol=0, atol=1e-4 * np.abs(theirs).max())
 
 
 def test_a_template_of_the_run_goes_into_the_file(run, tmp_path, monkeypatch):
@@ -210,6 +260,12 @@ REFUSED = {
     "no run": ("to_gguf", {"run": "gpt2"}, "gpt2 is not finished|gpt2 is no run"),
     "bottleneck": ("to_gguf", {"adapter": "adapter_h", "model": "base.gguf"}, "has bottleneck adapters"),
     "prefix": ("to_hugging_face", {"adapter": "prefix_embed", "model": "base.gguf"}, "special tokens"),
+    "packed float": ("to_hugging_face", {"adapter": "lora", "model": "base.gguf", "packed": "nf4"},
+                     "a base that was not held packed. Leave --packed out.*base_format=nf4"),
+    "packed alone": ("to_hugging_face", {"model": "base.gguf", "packed": "same"}, "no adapter to merge"),
+    "packed form": ("to_hugging_face", {"packed": "q8_0"}, "got 'q8_0'.*to_gguf --type"),
+    "packed blocks": ("to_hugging_face", {"adapter": "stored", "packed": "same"},
+                      "packed in GGUF's blocks.*name a form, --packed=nf4"),
     "unknown": ("to_hugging_face", {"adapter": "adapter_h"}, "does not say what its base was"),
     "not empty": ("to_hugging_face", {"output": "gpt2", "model": "base.gguf"}, "not empty"),
     "file": ("to_hugging_face", {"output": "base.gguf", "model": "base.gguf"}, "a file in its place"),
@@ -230,8 +286,15 @@ def places(tmp_path_factory):
     for name, method in (
         ("adapter_h", lj.adapter_h(size=2)),
         ("prefix_embed", lj.prefix_embed(prefix=2, infix=0)),
+        ("lora", lj.lora("value", rank=1)),
     ):
         lj.save(root / name, method.insert(model, KEY), method, model)
+    kinds = {f"blk.{i}.attn_v.weight": Q8_0 for i in range(3)}
+    gguf_models.write(root / "q8.gguf", "llama", kinds=kinds)
+    config = hub.read_decoder_config(root / "q8.gguf", base_format="stored")
+    model = hub.load_decoder(root / "q8.gguf", config)
+    method, notes = lj.lora("value", rank=1), {"model": str(root / "q8.gguf"), NOTE: origin(config)}
+    lj.save(root / "stored", method.insert(model, KEY), method, model, notes)
     return root
 
 
@@ -239,8 +302,17 @@ def places(tmp_path_factory):
 def test_refusals_come_before_the_model_is_loaded(places, monkeypatch, case):
     command, flags, message = REFUSED[case]
     monkeypatch.setattr(merged, "load", lambda source: pytest.fail("loaded"))
+    monkeypatch.setattr(merged, "load_packed", lambda source, form: pytest.fail("loaded"))
     usual = {"output": "new.gguf" if command == "to_gguf" else "new", "type": "f16"}
-    given = {**usual, "dtype": "float32", "run": None, "adapter": None, "model": None, **flags}
+    given = {
+        **usual,
+        "dtype": "float32",
+        "packed": "",
+        "run": None,
+        "adapter": None,
+        "model": None,
+        **flags,
+    }
     for name in ("output", "run", "adapter", "model"):
         given[name] = given[name] and str(places / given[name])
     monkeypatch.setattr(__main__, "FLAGS", types.SimpleNamespace(**given), raising=False)

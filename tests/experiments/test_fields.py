@@ -81,7 +81,7 @@ _NLG = {
     "decode.beams": [0, 10**6], "decode.length_penalty": [NAN, INF, 1e9], "decode.max_tokens": [0, 10**7],
     "decode.no_repeat_ngram": [-1], "decode.batch_size": [0, 10**6], "label_smoothing": [1.0, -0.1, NAN],
     "dataset": ["e3e"], "data.decode_split": ["dev"], "data.max_prompts": [-1], "model.embd_pdrop": [1.0],
-    "model.attention": ["flash", ""],
+    "model.attention": ["flash", ""], "loftq": [1, "yes"],
 }  # fmt: skip
 _CLASSIFY = {
     "labels": ["class", ""], "headline": ["f1", "mse"], "data.train": ["", ("a", "a"), ("",)],
@@ -95,7 +95,7 @@ _TUNE = {
     "data.loss": ["prompts"], "data.max_prompts": [-1], "samples.count": [-1, 10**4],
     "samples.max_tokens": [0],
     "decode.method": ["argmax"], "decode.temperature": [-0.1, NAN], "decode.top_k": [-1], "decode.seed": [-1],
-    "decode.top_p": [0.0, 1.1], "decode.beams": [0], "label_smoothing": [1.0],
+    "decode.top_p": [0.0, 1.1], "decode.beams": [0], "label_smoothing": [1.0], "loftq": ["yes"],
 }  # fmt: skip
 _KINDS = {
     "glue": ("minilm.py", _RUN, glue.task), "nlg": ("small.py", _NLG, nlg.DataToTextTask),

@@ -6,7 +6,7 @@ import gguf
 import numpy as np
 import pytest
 
-from lora_jax.gguf import blocks
+from lora_jax.gguf import blocks, layouts
 from lora_jax.gguf.kinds import KINDS
 
 NUMBERS = {kind.name: number for number, kind in KINDS.items()}
@@ -46,16 +46,12 @@ def test_values_are_those_of_gguf(name):
 
 
 @pytest.mark.parametrize("name", PACKED)
-def test_the_parts_are_small_integers_and_a_scale_for_each_group(name):
-    """What a device keeps: y = scale q + offset, of which scale and offset are few."""
-    parts = blocks.unpack(name, random_blocks(name))
-    values = KINDS[NUMBERS[name]].values
-    assert parts.quants.itemsize == 1 and parts.quants.size == 500 * values
-    assert parts.scales.shape == parts.quants.shape[:2]
-    bits = int(name[1])
-    low, high = int(parts.quants.min()), int(parts.quants.max())
-    assert high - low == 2**bits - 1
-    assert low == (0 if parts.offsets is not None else -(2 ** (bits - 1)))
+def test_fields_are_all_of_a_block_and_become_it_again(name):
+    raw = random_blocks(name)
+    arrays = layouts.fields(name, raw)
+    assert sum(array.nbytes for array in arrays.values()) == raw.nbytes
+    np.testing.assert_array_equal(layouts.blocks(name, arrays), raw)
+    assert layouts.width(name) == KINDS[NUMBERS[name]].values
 
 
 @pytest.mark.parametrize("name", PACKED)

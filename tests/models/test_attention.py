@@ -64,7 +64,10 @@ SIZES = {
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"compute_dtype": "float32"}, "'cudnn' needs compute_dtype 'bfloat16', got 'float32'"),
+        (
+            {"compute_dtype": "float32"},
+            r"'cudnn' needs compute_dtype .* 'bfloat16', got 'float32'; set that",
+        ),
         ({"attention_dropout": 0.1}, "'cudnn' needs attention_dropout 0.0, got 0.1"),
         ({"attn_logit_softcapping": 50.0}, "'cudnn' needs attn_logit_softcapping None, got 50.0"),
         ({"attention": "cuDNN"}, "attention must be 'xla' or 'cudnn', got 'cuDNN'"),

@@ -134,3 +134,12 @@ def test_encoders_and_gpt2_are_packed_too():
         packed = lora_jax.quantise(from_shapes(make))
         assert not any("head" in path or "embed" in path for path in quantised_layers(packed))
         assert len(quantised_layers(packed)) in (4, 7)
+
+
+def test_a_form_that_does_not_fit_is_refused_with_one_that_does(tmp_path):
+    gguf_models.write(tmp_path / "model.gguf", "llama")  # of width 32
+    with pytest.raises(
+        InputError, match=r"base_format='nf4' does not fit .*rows of 32.*'int8' fits"
+    ):
+        read(tmp_path / "model.gguf", "nf4")
+    assert quantised_layers(read(tmp_path / "model.gguf", "int8"))

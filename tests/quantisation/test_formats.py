@@ -8,9 +8,11 @@ import pytest
 from gguf import GGMLQuantizationType
 
 from lora_jax.errors import InputError
+from lora_jax.gguf.layouts import LAYOUTS
+from lora_jax.gguf.packing import PACK
 from lora_jax.quantisation import codebooks
 from lora_jax.quantisation.four_bits import FourBits, pack_scales
-from lora_jax.quantisation.ggml import KINDS, Ggml
+from lora_jax.quantisation.ggml import Ggml
 from lora_jax.quantisation.int8 import Int8
 from lora_jax.quantisation.registry import FORMATS, format_of
 
@@ -35,7 +37,7 @@ def unpacked(form, arrays, axis):
 def random_blocks(kind, blocks=3):
     """Bytes (rows, blocks, size) whose scales are finite numbers."""
     form = Ggml(kind)
-    size = sum(count * np.dtype(dtype).itemsize for _, dtype, count in KINDS[kind].fields)
+    size = sum(count * np.dtype(dtype).itemsize for _, dtype, count in LAYOUTS[kind].fields)
     arrays = form.from_blocks(RNG.integers(0, 256, (ROWS, blocks, size), dtype=np.uint8))
     for name in {"scale", "least"} & arrays.keys():
         arrays[name] = RNG.normal(size=arrays[name].shape).astype(np.float16)
@@ -43,7 +45,7 @@ def random_blocks(kind, blocks=3):
 
 
 @pytest.mark.parametrize("axis", [0, 1])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", LAYOUTS)
 def test_values_of_ggufs_blocks_are_those_of_ggml(kind, axis):
     form, arrays = random_blocks(kind)
     raw = form.to_blocks(arrays)
@@ -51,7 +53,7 @@ def test_values_of_ggufs_blocks_are_those_of_ggml(kind, axis):
     np.testing.assert_array_equal(unpacked(form, arrays, axis), reference)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", LAYOUTS)
 def test_blocks_become_arrays_and_the_same_blocks_again(kind):
     form, arrays = random_blocks(kind)
     again = form.from_blocks(form.to_blocks(arrays))
@@ -61,7 +63,7 @@ def test_blocks_become_arrays_and_the_same_blocks_again(kind):
         assert again[name].dtype == array.dtype
 
 
-@pytest.mark.parametrize("kind", [name for name, kind in KINDS.items() if kind.pack])
+@pytest.mark.parametrize("kind", PACK)
 @pytest.mark.parametrize("size", [1.0, 1e-3, 300.0])
 def test_weights_are_packed_as_ggml_packs_them(kind, size):
     rows = (size * RNG.normal(size=(ROWS, 256))).astype(np.float32)

@@ -11,7 +11,10 @@ MESHES = (*CORE, *(pytest.param(mesh, marks=pytest.mark.slow) for mesh in SLOW))
 CASES = {
     "roberta": ("lora everywhere", "adapter_h", "prefix_layer + top", "full"),
     "gpt2": ("lora + prefix_embed", "adapter_l", "bitfit", "full", "lora over q4_1"),
+    "llama": ("dora over q8_0",),
 }
+# The method that trains on every mesh; that of llama over a packed base.
+FIRST = {"roberta": "lora", "gpt2": "lora", "llama": "lora over nf4"}
 # Bytes of the frozen part on one device, as a share of all. Tables and matrices are split by fsdp,
 # matrices by model; vectors (a tenth of so small a model) and, by model, the tables stay whole.
 FROZEN = {
@@ -29,22 +32,28 @@ LOSS = 5e-6
 # Values move by 2e-2. Adam divides a gradient by its own size, so where a gradient is nearly zero its
 # rounding is seen: not with LoRA, whose gradients are all of a size; up to 1.7e-5 with biases of keys
 # (whose gradient is zero but for rounding) and rare words.
-TRAINED = {"lora": 2e-6, "lora + prefix_embed": 2e-6, "adapter_h": 2e-6, "adapter_l": 2e-6}
+TRAINED = {
+    "lora": 2e-6,
+    "lora over nf4": 2e-6,
+    "lora + prefix_embed": 2e-6,
+    "adapter_h": 2e-6,
+    "adapter_l": 2e-6,
+}
 TRAINED_ELSE = 1e-4
 
 
 @pytest.fixture(scope="module")
 def records(on_eight_devices):
-    """Of both models, from one start of the program."""
+    """Of all models, from one start of the program."""
     return on_eight_devices("train_on_meshes.py", *CASES)
 
 
 def cases():
     for model, others in CASES.items():
         for mesh in CORE:
-            yield model, "lora", mesh
+            yield model, FIRST[model], mesh
         for mesh in SLOW:
-            yield pytest.param(model, "lora", mesh, marks=pytest.mark.slow)
+            yield pytest.param(model, FIRST[model], mesh, marks=pytest.mark.slow)
         for method in others:
             marks = [pytest.mark.slow] * (method in SLOW_METHODS)
             yield pytest.param(model, method, "data x fsdp x model", marks=marks)
@@ -68,14 +77,15 @@ def test_a_mesh_gives_what_one_device_gives(model, method, mesh, records):
 @pytest.mark.parametrize("mesh", MESHES)
 @pytest.mark.parametrize("model", CASES)
 def test_a_device_holds_its_share(model, mesh, records):
-    record = records[model]["lora"]["meshes"][mesh]
+    record = records[model][FIRST[model]]["meshes"][mesh]
     least, most = FROZEN[mesh]
+    most += 0.1 * (model == "llama")  # beside packed matrices its table counts for more
     assert least <= record["bytes"] <= most
     # Adam's moments and the mean gradient of the factors lie as the factors do.
     assert record["state_bytes"] == 1 if mesh == "data" else record["state_bytes"] < 0.95
 
 
-@pytest.mark.parametrize("model", CASES)
+@pytest.mark.parametrize("model", ["roberta", "gpt2"])
 def test_state_of_full_fine_tuning_is_split(model, records):
     """Here the trained part is all of the model, so its state shrinks as the frozen part does."""
     record = records[model]["full"]["meshes"]["data x fsdp x model"]
@@ -85,6 +95,7 @@ def test_state_of_full_fine_tuning_is_split(model, records):
 @pytest.mark.parametrize("model", CASES)
 def test_every_listed_case_ran(model, records):
     slow = bool(os.environ.get("LORA_JAX_SLOW"))
-    assert set(records[model]) == {"lora", *CASES[model]} - (set() if slow else {*SLOW_METHODS})
+    first = FIRST[model]
+    assert set(records[model]) == {first, *CASES[model]} - (set() if slow else {*SLOW_METHODS})
     meshes = (*CORE, *SLOW) if slow else CORE
-    assert set(records[model]["lora"]["meshes"]) == set(meshes)
+    assert set(records[model][first]["meshes"]) == set(meshes)

@@ -26,6 +26,8 @@ from lora_jax.data.packing import TokenisedExamples
 from lora_jax.data.special_tokens import in_examples, in_pairs, special_ids
 from lora_jax.models.encoder import Classifier, EncoderConfig
 from lora_jax.models.gpt2 import GPT2, GPT2Config
+from lora_jax.models.llama import Llama
+from lora_jax.models.llama_config import LlamaConfig
 from lora_jax.sharding import axes
 from lora_jax.sharding.mesh import make_mesh
 from lora_jax.sharding.placement import Placement, gather
@@ -41,7 +43,8 @@ MESHES = {
     "fsdp x model": {"fsdp": 2, "model": 4},
     "data x fsdp x model": {"data": 2, "fsdp": 2, "model": 2},
 }
-ALL_AXES = "data x fsdp x model"  # the mesh of methods other than LoRA
+EVERYWHERE = ("lora", "lora over nf4")  # methods that train on every mesh
+ALL_AXES = "data x fsdp x model"  # the mesh of the other methods
 if not os.environ.get("LORA_JAX_SLOW"):  # as tests/sharding/test_meshes.py asks for
     MESHES = {name: MESHES[name] for name in ("fsdp", "model", ALL_AXES)}
 # Modules whose sharding other cases show: adapters and heads those of `adapter_h`.
@@ -67,6 +70,10 @@ METHODS = {
         "bitfit": lora_jax.bitfit(),
         "full": lora_jax.full(),
         "lora over q4_1": lora_jax.lora(QV, rank=2, alpha=8.0),
+    },
+    "llama": {
+        "lora over nf4": lora_jax.lora("all-linear", rank=2, alpha=8.0),
+        "dora over q8_0": lora_jax.lora("all-linear", rank=2, alpha=8.0, magnitude=True),
     },
 }  # fmt: skip
 VOCABULARY = 97  # odd, as the published ones
@@ -97,6 +104,16 @@ def gpt2(rngs: nnx.Rngs) -> GPT2:
     return GPT2(sizes, rngs)
 
 
+def llama(rngs: nnx.Rngs) -> Llama:
+    """With a tied table, and pairs of query heads that share keys."""
+    sizes = LlamaConfig(
+        vocab_size=VOCABULARY, hidden_size=64, intermediate_size=128, num_hidden_layers=2,
+        num_attention_heads=8, num_key_value_heads=4, max_position_embeddings=32,
+        tie_word_embeddings=True, initializer_range=0.1, remat="full",
+    )  # fmt: skip
+    return Llama(sizes, rngs)
+
+
 def batches(name: str, method: lora_jax.Method) -> list[Batch]:
     """Batches of 7 rows, which divide by nothing; with the method's special tokens."""
     special = special_ids(method.special_tokens, VOCABULARY)
@@ -119,7 +136,7 @@ def batches(name: str, method: lora_jax.Method) -> list[Batch]:
 
 def train(name: str, method: lora_jax.Method, mesh: jax.sharding.Mesh, form: str = "") -> dict:
     """Losses, trained leaves and predictions, over a base that is packed in a form, if one is named."""
-    make = {"roberta": roberta, "gpt2": gpt2}[name]
+    make = {"roberta": roberta, "gpt2": gpt2, "llama": llama}[name]
     base = make(nnx.Rngs(0))
     if form:
         base = lora_jax.quantise(base, format=form)
@@ -176,7 +193,7 @@ def compare(name: str) -> dict:
         one = train(name, method, make_mesh({}, jax.devices()[:1]), form)
         moved = {p: far(one["trained"][p], one["start"][p]) for p in one["trained"]}
         rows = {}
-        for mesh_name in MESHES if method_name == "lora" else (ALL_AXES,):
+        for mesh_name in MESHES if method_name in EVERYWHERE else (ALL_AXES,):
             sizes = MESHES[mesh_name]
             other = train(name, method, make_mesh(sizes), form)
             print(method_name, mesh_name, f"{time.perf_counter() - begin:.1f} s", flush=True)
