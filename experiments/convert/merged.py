@@ -19,7 +19,7 @@ from lora_jax.low_rank.merge import merge
 from lora_jax.methods.added_biases import BiasInsertion
 from lora_jax.methods.bottleneck import BottleneckInsertion
 from lora_jax.methods.prefix import SpecialTokensInsertion
-from lora_jax.methods.selection import CutInsertion
+from lora_jax.methods.cuts import CutInsertion
 from lora_jax.models import hub
 from lora_jax.models.architectures import AnyDecoderConfig
 from lora_jax.models.decoder import Decoder

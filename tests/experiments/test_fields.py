@@ -229,6 +229,8 @@ def test_the_page_has_every_number_and_choice_of_the_methods():
         "fused_sizes",
         "axes",
         "exclude",
+        "cut",
+        "pattern",
         "tokens",
         "activation",
     }
