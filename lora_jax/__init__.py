@@ -30,6 +30,7 @@ from lora_jax.methods import (
     lora,
     prefix_embed,
     prefix_layer,
+    token_rows,
     top_layers,
 )
 from lora_jax.partition import FROZEN, Rule, join, optimizer, parameters, split
@@ -56,6 +57,7 @@ __all__ = [  # noqa: RUF022 - in groups
     "lora",
     "prefix_embed",
     "prefix_layer",
+    "token_rows",
     "top_layers",
     # Partition: parameters by path, labels, the optimizer, the train step's parts, state that moves
     "FROZEN",

@@ -22,6 +22,10 @@ METHOD: Fields = {
     "lora.std": _STD,
     "lora.dropout": Field(DROPOUT, "on the input of A"),
     "lora.magnitude": Field(Flag(), "whether the norms of columns train too (DoRA)"),
+    "lora.b_bias": Field(Flag(), "whether B has a bias that trains"),
+    "lora.lookup_only": Field(
+        Flag(), "of a table that is the output layer too: whether the output layer stays as it is"
+    ),
     "lora.too_large": Field(
         OrNone(of=OneOf(("error", "cap", "skip")), none="the default of the targets"),
         "what becomes of a layer that is smaller than the rank",

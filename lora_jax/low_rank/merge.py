@@ -16,7 +16,7 @@ from lora_jax import surgery
 from lora_jax.arguments import MODEL, takes
 from lora_jax.checks import floating
 from lora_jax.errors import InputError
-from lora_jax.low_rank.layers import adapted_layers
+from lora_jax.low_rank.layers import AdaptedLayer, adapted_layers
 from lora_jax.low_rank.weights import WeightView
 
 
@@ -55,9 +55,35 @@ def merge(model: nnx.Module, dtype: DTypeLike | None = None) -> nnx.Module:
                 "cannot hold the merged values; keep the model adapted, or merge into a copy of the "
                 "base whose weights are floating-point numbers"
             )
+        _refuse_lookups(path, layer)
+        _add_to_bias(path, layer)
         total = layer.lora.merged(WeightView(layer)).reshape(layer.weight_shape())
         layer.replace_weight(total.astype(stored if dtype is None else dtype))
     return merged
+
+
+def _refuse_lookups(path: str, layer: AdaptedLayer) -> None:
+    """The output layer would take the merged table, too."""
+    if any(pair.lookup_only for pair in layer.lora.pairs().values()):
+        raise InputError(
+            f"the update of {path} is for lookups only (lookup_only), and its table is the output layer too: "
+            "no one table is both. Keep the model adapted"
+        )
+
+
+def _add_to_bias(path: str, layer: AdaptedLayer) -> None:
+    """Adds the bias of B to the layer's, in place."""
+    delta = layer.lora.bias_delta(WeightView(layer))
+    if delta is None:
+        return
+    bias = getattr(layer, "bias", None)
+    if not isinstance(bias, nnx.Variable):
+        raise InputError(
+            f"the update of {path or type(layer).__name__} has a bias (b_bias), and the layer has none that "
+            "could take it in; keep the model adapted"
+        )
+    total = bias[...].astype(jnp.float32) + delta.reshape(bias.shape)
+    bias[...] = total.astype(bias.dtype)
 
 
 @takes(model=MODEL)

@@ -15,6 +15,7 @@ from lora_jax.methods.lora import lora
 from lora_jax.methods.prefix import prefix_embed, prefix_layer
 from lora_jax.methods.registry import CONSTRUCTORS, create, from_json
 from lora_jax.methods.selection import bitfit, full, head_only, leaves, top_layers
+from lora_jax.methods.token_rows import token_rows
 
 __all__ = [
     "CONSTRUCTORS",
@@ -32,5 +33,6 @@ __all__ = [
     "lora",
     "prefix_embed",
     "prefix_layer",
+    "token_rows",
     "top_layers",
 ]

@@ -87,6 +87,8 @@ def lora(
     fused: Sequence[str] = (),
     fused_sizes: Sequence[int] = (),
     magnitude: bool = False,
+    b_bias: bool = False,
+    lookup_only: bool = False,
     axes: str = "",
     too_large: TooLarge | None = None,
     exclude: Exclude = None,
@@ -115,6 +117,9 @@ def lora(
       fused: names of all its parts, in order.
       fused_sizes: sizes of the parts where they are not equal.
       magnitude: trains the norm of every output's weights too: DoRA, see `low_rank.dora`.
+      b_bias: B has a bias, so that the update is scale * (x A B + bias): PEFT's `lora_bias`.
+      lookup_only: of a table of embeddings that is the output layer too, adapts the lookups only. PEFT
+        does so unless `ensure_weight_tying`; such an update cannot be merged.
       axes: makes the targets parameters that a module contracts in its own code, such as tensors of
         experts, and tells the roles of their axes: `bio` for (experts, inputs, outputs), `io` for a
         matrix, also of a table (rows, features) that is used in two ways. The targets then are paths of
@@ -143,7 +148,7 @@ def lora(
     shared = {
         "rank": rank, "alpha": alpha, "scaling": scaling, "init": init, "std": std,
         "dropout": dropout, "parts": parts, "fused": fused, "fused_sizes": fused_sizes,
-        "magnitude": magnitude, "axes": axes,
+        "magnitude": magnitude, "b_bias": b_bias, "lookup_only": lookup_only, "axes": axes,
     }  # fmt: skip
     settings = {}
     for target, own in per_target.items():

@@ -14,6 +14,7 @@ from lora_jax.methods.bottleneck import adapter_d, adapter_h, adapter_l, adapter
 from lora_jax.methods.lora import lora
 from lora_jax.methods.prefix import prefix_embed, prefix_layer
 from lora_jax.methods.selection import bitfit, full, head_only, leaves, top_layers
+from lora_jax.methods.token_rows import token_rows
 
 MOST_PARTS = 100  # of a combined method
 CONSTRUCTORS: Mapping[str, Callable[..., Method]] = {
@@ -29,6 +30,7 @@ CONSTRUCTORS: Mapping[str, Callable[..., Method]] = {
     "adapter_d": adapter_d,
     "prefix_embed": prefix_embed,
     "prefix_layer": prefix_layer,
+    "token_rows": token_rows,
 }
 
 

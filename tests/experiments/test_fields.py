@@ -231,6 +231,7 @@ def test_the_page_has_every_number_and_choice_of_the_methods():
         "exclude",
         "cut",
         "pattern",
+        "rows",
         "tokens",
         "activation",
     }
