@@ -14,7 +14,6 @@ from lora_jax.interop.peft.layers import uncut
 from lora_jax.interop.peft.names import Leaf, Names, width
 from lora_jax.interop.peft.reading import BaseLeaf
 from lora_jax.interop.peft.tensors import Arrays, factor_names
-from lora_jax.low_rank.contraction import scale
 from lora_jax.low_rank.settings import LoRASettings
 from lora_jax.methods.stored_settings import settings_of_layer
 
@@ -145,7 +144,8 @@ def _blocks(
         for side in factors.keys() - {"a", "b"}:
             factors[side][rows] = sides[side].reshape(-1)
         done += own.rank
-    alpha = first.scale / scale(rank, 1.0, first.scaling)
+    growth = rank / first.rank
+    alpha = first.alpha * (growth if first.scaling == "alpha/r" else growth**0.5)  # the same scale
     joined = dataclasses.replace(
         first, rank=rank, alpha=alpha, parts=(), fused=(), fused_sizes=()
     )  # fmt: skip

@@ -67,8 +67,12 @@ def new_config(
     }
     if any(s.b_bias for s in matrices):
         config["lora_bias"] = True
-    if any(t in saved or (t in every and not every[t].lookup_only) for t in names.tied.values()):
-        config["ensure_weight_tying"] = True
+    for theirs, table in names.tied.items():
+        if table in saved:
+            config["ensure_weight_tying"] = True
+        elif table in every and not every[table].lookup_only:
+            config["ensure_weight_tying"] = True
+            config["target_modules"].append(theirs)  # GPT-2's table alone would not tell PEFT
     if rows:
         config["trainable_token_indices"] = dict(rows)
     return config
