@@ -16,6 +16,7 @@ from jaxtyping import Float
 
 A = Float[np.ndarray, "r inputs"]
 B = Float[np.ndarray, "outputs r"]
+Twice = tuple[Float[np.ndarray, "2*r inputs"], Float[np.ndarray, "outputs 2*r"]]
 
 
 def first_factors(
@@ -38,7 +39,7 @@ def first_factors(
     return root[:, None] * v[:rank], u[:, :rank] * root
 
 
-def with_first(a: A, b: B, first: tuple[A, B]) -> tuple[A, B]:
+def with_first(a: A, b: B, first: tuple[A, B]) -> Twice:
     """The factors of rank 2r, in the type of the given ones."""
     a0, b0 = (factor.astype(a.dtype) for factor in first)
     return np.concatenate([a, a0]), np.concatenate([b, -b0], axis=1)

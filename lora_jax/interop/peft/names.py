@@ -95,8 +95,11 @@ def is_bare(architecture: str, tensors: list[str]) -> bool:
       architecture: of the base.
       tensors: names in the adapter without PEFT's own prefix.
     """
-    prefix = LAYOUTS[architecture].prefix
-    return not any(name.startswith(prefix) for name in tensors)
+    layout = LAYOUTS[architecture]
+    inner = tuple({f"{name.partition('.')[0]}." for name in layout.names.values()})
+    return any(name.startswith(inner) for name in tensors) and not any(
+        name.startswith(layout.prefix) for name in tensors
+    )
 
 
 def names(architecture: str, depth: int, shapes: Mapping[str, Shape], *, bare: bool) -> Names:

@@ -30,7 +30,7 @@ _FACTOR = re.compile(
     r"|lora_magnitude_vector(\.weight)?)"
 )
 _ROWS = ".token_adapter.trainable_tokens_delta"
-_WRAPPED = re.compile(r"(?P<module>.+)\.(modules_to_save|original_module)\.(?P<leaf>\w+(\.\w+)*)")
+_WRAPPED = re.compile(r"(?P<module>.+)\.(modules_to_save|original_module)\.(?P<leaf>.+)")
 
 
 @dataclasses.dataclass
@@ -90,9 +90,7 @@ def sort_out(tensors: Mapping[str, np.ndarray], names: Names, ignore: Sequence[s
     if left:
         raise InputError(_unknown(left, names))
     for name in found.copies:
-        match = _WRAPPED.fullmatch(name)
-        assert match is not None
-        same = f"{match['module']}.{match['leaf']}"
+        same = wrapped_parameter(name, names)
         if same not in found.whole or not np.array_equal(found.whole[same], tensors[name]):
             raise InputError(f"{name} is not what {same} is; the file is broken. Save it again in PEFT")
     for module, factors in (found.factors | found.tied).items():
@@ -115,7 +113,7 @@ def _place(name: str, value: np.ndarray, names: Names, found: Sorted) -> bool:
     if name.endswith(_ROWS) and name.removesuffix(_ROWS) in names.weights:
         found.rows[name.removesuffix(_ROWS)] = value
         return True
-    if (match := _WRAPPED.fullmatch(name)) and f"{match['module']}.{match['leaf']}" in names.leaves:
+    if wrapped_parameter(name, names):
         if ".original_module." in name:
             found.inert[name] = value
         else:
@@ -134,6 +132,20 @@ def _place(name: str, value: np.ndarray, names: Names, found: Sorted) -> bool:
         )
     found.whole[bare] = value
     return True
+
+
+def wrapped_parameter(name: str, names: Names) -> str | None:
+    """The parameter that a name means in which PEFT left its wrapper; None if it means none.
+
+    With bias="all" the file has such names besides the plain ones: `classifier.original_module.bias`,
+    `classifier.modules_to_save.bias`, `pooler.modules_to_save.default.dense.bias`.
+    """
+    match = _WRAPPED.fullmatch(name)
+    if match is None:
+        return None
+    leaf = match["leaf"]
+    found = (f"{match['module']}.{end}" for end in (leaf, leaf.partition(".")[2]))
+    return next((plain for plain in found if plain in names.leaves), None)
 
 
 def _check_numbers(name: str, value: np.ndarray) -> None:

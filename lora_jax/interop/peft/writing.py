@@ -13,7 +13,7 @@ from lora_jax.interop.peft.modules import factor_tensors, modules_of
 from lora_jax.interop.peft.names import Names
 from lora_jax.interop.peft.new_config import new_config
 from lora_jax.interop.peft.reading import NOTE, BaseLeaf, from_tensors
-from lora_jax.interop.peft.tensors import PREFIX, Arrays
+from lora_jax.interop.peft.tensors import PREFIX, Arrays, wrapped_parameter
 from lora_jax.interop.peft.whole import rows, whole_parameters, wrapped
 
 
@@ -102,7 +102,7 @@ def _with_stored_names(
         leaf = names.leaves[same]
         tensors[name] = whole[same] if same in whole else leaf.theirs(base(leaf)).astype(kind)
     for name in note.get("copies", ()):
-        tensors[name] = whole[name.replace(".modules_to_save.", ".")]
+        tensors[name] = whole[str(wrapped_parameter(name, names))]
     for name, kept in note.get("inert", {}).items():
         tensors[name] = np.asarray(kept["values"], kept["type"])
     return _named(tensors)
