@@ -35,7 +35,9 @@ class TokenRows(surgery.Inserted):
       numbers: of the rows.
     """
 
-    def __init__(self, values: Float[Array, "rows features"], numbers: tuple[int, ...], axis: str | None):
+    def __init__(
+        self, values: Float[Array, "rows features"], numbers: tuple[int, ...], axis: str | None
+    ):
         self.values = nnx.Param(values, **named(None, axis))
         self.numbers = numbers
 
@@ -107,7 +109,9 @@ class RowsInsertion(Insertion):
                     "an nnx.Linear without a bias, that no other method changes"
                 )
             if values.ndim != 2 or max(numbers) >= len(values):
-                raise InputError(f"{path} has {len(values)} rows, and row {max(numbers)} is asked for")
+                raise InputError(
+                    f"{path} has {len(values)} rows, and row {max(numbers)} is asked for"
+                )
             rows = values[jnp.array(numbers)].astype(jnp.float32)
             module.rows = TokenRows(rows, numbers, axis)
             surgery.become(module, surgery.extended(mixin, type(module)))
@@ -147,8 +151,14 @@ def token_rows(rows: Mapping[str, Sequence[Integer]], head: str | None = None) -
     chosen = []
     for target, numbers in rows.items():
         patterns.check(target, "token_rows", names=True)
-        if not isinstance(numbers, Sequence) or isinstance(numbers, str) or not 0 < len(numbers) <= _MOST:
-            raise InputError(f"token_rows of {target!r} must be a list of numbers, got {brief(numbers)}")
+        if (
+            not isinstance(numbers, Sequence)
+            or isinstance(numbers, str)
+            or not 0 < len(numbers) <= _MOST
+        ):
+            raise InputError(
+                f"token_rows of {target!r} must be a list of numbers, got {brief(numbers)}"
+            )
         checked = tuple(integer("the number of a token", n, least=0) for n in numbers)
         if len(set(checked)) < len(checked):
             raise InputError(f"token_rows of {target!r} names a token twice")

@@ -174,20 +174,26 @@ CASES = [
     case("roberta", True, bias="lora_only", use_dora=True, target_modules="all-linear"),
     case("roberta", True, target_modules=["word_embeddings", "key"], lora_dropout=0.1),
     case("bert", True, target_modules=["query", "dense"], layers_to_transform=[1]),
-    case("bert", True, trainable_token_indices=[3, 9], exclude_modules=["layer.0.attention.self.key"]),
+    case(
+        "bert", True, trainable_token_indices=[3, 9], exclude_modules=["layer.0.attention.self.key"]
+    ),
     case("gpt2", bias="all", use_dora=True),
     case("gpt2", lora_bias=True, target_modules=["c_attn", "mlp.c_proj"]),
     case("gpt2", target_modules=["wte", "c_attn"]),
     case("gpt2", trainable_token_indices={"wte": [3, 9]}),
     case("gpt2", init_lora_weights="pissa"),
     case(
-        "llama", rank_pattern={"v_proj": 2, "layers.1.self_attn.q_proj": 1},
-        alpha_pattern={"v_proj": 5, "layers.0.*q_proj": 7}, use_rslora=True,
+        "llama",
+        rank_pattern={"v_proj": 2, "layers.1.self_attn.q_proj": 1},
+        alpha_pattern={"v_proj": 5, "layers.0.*q_proj": 7},
+        use_rslora=True,
     ),  # fmt: skip
     case("llama", target_modules=["embed_tokens", "lm_head", "q_proj"], use_dora=True),
     case("llama", modules_to_save=["lm_head", "layers.1.input_layernorm"]),
     case("llama", trainable_token_indices={"embed_tokens": [3, 9], "lm_head": [4]}),
-    case("llama", target_modules=["v_proj"], target_parameters=["q_proj.weight", "down_proj.weight"]),
+    case(
+        "llama", target_modules=["v_proj"], target_parameters=["q_proj.weight", "down_proj.weight"]
+    ),
     case("llama", init_lora_weights="olora", target_modules=r".*\.1\..*(q|up)_proj"),
     case("llama", init_lora_weights="orthogonal", rank_pattern={"q_proj": 4, "v_proj": 2}),
     case("tied", target_modules=["embed_tokens"]),
@@ -234,7 +240,8 @@ OURS = [
 
 
 @pytest.mark.parametrize(
-    ("name", "with_head", "method"), [pytest.param(*row, id=f"{row[0]} {row[2].name} {i}") for i, row in enumerate(OURS)]
+    ("name", "with_head", "method"),
+    [pytest.param(*row, id=f"{row[0]} {row[2].name} {i}") for i, row in enumerate(OURS)],
 )
 def test_adapters_trained_here(name, with_head, method, bases, tmp_path):
     folder = trained_here(name, with_head, method, bases, tmp_path / "ours")
@@ -302,7 +309,10 @@ def saved(tmp_path_factory):
 
 
 def test_a_plain_encoder_with_a_head_of_six_classes(saved, bases, tmp_path):
-    tensors = {k.replace("model.bert.", "model."): v for k, v in load_file(saved / "bert" / WEIGHTS).items()}
+    tensors = {
+        k.replace("model.bert.", "model."): v
+        for k, v in load_file(saved / "bert" / WEIGHTS).items()
+    }
     there = rewritten(saved / "bert", tmp_path / "peft", tensors)
     from_peft(str(there), tmp_path / "ours", model=str(bases / "bert"))
     expected = logits_of(trained("bert", True))
@@ -368,7 +378,11 @@ SETTINGS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("settings", "message"), SETTINGS, ids=[next(iter(s)) + str(i) for i, (s, _) in enumerate(SETTINGS)])
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    SETTINGS,
+    ids=[next(iter(s)) + str(i) for i, (s, _) in enumerate(SETTINGS)],
+)
 def test_settings_without_a_counterpart(settings, message, saved, bases, tmp_path):
     there = rewritten(saved / "llama", tmp_path / "peft", **settings)
     with pytest.raises(ValueError, match=message):
@@ -390,7 +404,9 @@ TENSORS = [
 
 @pytest.mark.parametrize(("change", "message"), TENSORS)
 def test_tensors_without_a_counterpart(change, message, saved, bases, tmp_path):
-    there = rewritten(saved / "llama", tmp_path / "peft", change(load_file(saved / "llama" / WEIGHTS)))
+    there = rewritten(
+        saved / "llama", tmp_path / "peft", change(load_file(saved / "llama" / WEIGHTS))
+    )
     with pytest.raises(ValueError, match=message):
         from_peft(str(there), tmp_path / "ours", model=str(bases / "llama"))
 

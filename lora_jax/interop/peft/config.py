@@ -75,7 +75,9 @@ class PeftConfig:
 
     def rank(self, module: str) -> int:
         """r of a module, by its name in transformers."""
-        value: int = _pattern(self.get("rank_pattern", {}), module, self.get("r", 8), "rank_pattern")
+        value: int = _pattern(
+            self.get("rank_pattern", {}), module, self.get("r", 8), "rank_pattern"
+        )
         return value
 
     def alpha(self, module: str) -> float:
@@ -126,7 +128,9 @@ def read(values: Mapping[str, Any], ignore: Sequence[str] = ()) -> PeftConfig:
             )
     for key, why in _ABSENT.items():
         if values.get(key) not in (None, False, [], {}):
-            raise InputError(f"{key}={brief(values[key])}: {why}, and we have no such thing. {_REMEDY}")
+            raise InputError(
+                f"{key}={brief(values[key])}: {why}, and we have no such thing. {_REMEDY}"
+            )
     config = PeftConfig(values)
     _check_types(config)
     _check_initial(config)
@@ -149,7 +153,13 @@ def _check_types(config: PeftConfig) -> None:
         number = isinstance(value, bool) and kind not in (bool, (bool, str))
         if value is not None and (not isinstance(value, kind) or number):
             raise InputError(f"{key}={brief(value)}: not of the type that PEFT writes")
-    for key in ("target_modules", "target_parameters", "modules_to_save", "exclude_modules", "layers_pattern"):
+    for key in (
+        "target_modules",
+        "target_parameters",
+        "modules_to_save",
+        "exclude_modules",
+        "layers_pattern",
+    ):
         value = config.values.get(key)
         if isinstance(value, list) and not all(isinstance(item, str) for item in value):
             raise InputError(f"{key}={brief(value)}: not a list of names")

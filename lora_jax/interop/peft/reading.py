@@ -96,7 +96,9 @@ def from_tensors(
     stacked = {
         path: np.stack(parts) if _is_stacked(path) else parts[0] for path, parts in values.items()
     }
-    return Converted(method, stacked, _groups(stacked, saved, names, runs), _note(config, found, saved, names))
+    return Converted(
+        method, stacked, _groups(stacked, saved, names, runs), _note(config, found, saved, names)
+    )
 
 
 def _is_stacked(path: str) -> bool:
@@ -182,7 +184,11 @@ def _split_whole(found: Sorted, settings: PeftConfig, names: Names, base: BaseLe
         else:
             result.leaves.append(name)
     heads = [name for name in names.leaves if names.of_head(name)]
-    wanted = [*trained, *(n for n in saved if not names.of_head(n)), *(heads if result.head else [])]
+    wanted = [
+        *trained,
+        *(n for n in saved if not names.of_head(n)),
+        *(heads if result.head else []),
+    ]
     if missing := [name for name in wanted if name not in found.whole]:
         raise InputError(
             f"{len(missing)} parameters that train are not in the file: {some(missing)}. PEFT before 0.21 does "
@@ -201,7 +207,11 @@ def _is_saved(name: str, settings: PeftConfig) -> bool:
 
 
 def _trained_biases(found: Sorted, settings: PeftConfig, names: Names) -> list[str]:
-    biases = [n for n, leaf in names.leaves.items() if leaf.path.endswith("/bias") and not names.of_head(n)]
+    biases = [
+        n
+        for n, leaf in names.leaves.items()
+        if leaf.path.endswith("/bias") and not names.of_head(n)
+    ]
     if settings.bias == "lora_only":
         return [name for name in biases if name.removesuffix(".bias") in found.factors]
     return biases if settings.bias == "all" else []
@@ -266,7 +276,9 @@ def _check_targets(found: Sorted, settings: PeftConfig, names: Names) -> None:
             f"the file has factors of {some(extra)}, which target_modules does not name: PEFT leaves them out "
             "when it loads. Correct target_modules in adapter_config.json, or leave the tensors out"
         )
-    if missing := [module for module in names.weights if module in wanted and module not in found.factors]:
+    if missing := [
+        module for module in names.weights if module in wanted and module not in found.factors
+    ]:
         raise InputError(
             f"target_modules names {len(missing)} modules without factors in the file: {some(missing)}; it is "
             "incomplete, or the adapter is of another model"
@@ -308,11 +320,15 @@ def _with_rows(
     for module, value in found.rows.items():
         weight, rows = names.weights[module], settings.tokens(module)
         if rows is None or value.shape != (len(rows), weight.published[-1]):
-            raise InputError(f"{module}: {value.shape} trained rows, but trainable_token_indices is {rows}")
+            raise InputError(
+                f"{module}: {value.shape} trained rows, but trainable_token_indices is {rows}"
+            )
         chosen[weight.module] = rows
         values[f"{weight.module}/rows/values"] = [value]
     if settings.values.get("trainable_token_indices") is not None and not chosen:
-        raise InputError("trainable_token_indices is given, but the file has no trained rows of a table here")
+        raise InputError(
+            "trainable_token_indices is given, but the file has no trained rows of a table here"
+        )
     return method + methods.token_rows(chosen) if chosen else method
 
 

@@ -53,7 +53,9 @@ def wrapped(name: str, modules: Mapping[str, Module]) -> str:
 
 def rows(adapter: Adapter, names: Names) -> tuple[dict[str, list[int]], Arrays]:
     """Trained rows: their numbers by module, and the tensors by name."""
-    chosen = [c for i in adapter.method.insertions if isinstance(i, RowsInsertion) for c in i.chosen]
+    chosen = [
+        c for i in adapter.method.insertions if isinstance(i, RowsInsertion) for c in i.chosen
+    ]
     numbers: dict[str, list[int]] = {}
     tensors: Arrays = {}
     for path, value in adapter.values.items():
