@@ -83,7 +83,9 @@ def _of_peft(command: str) -> str:
     output = Path(FLAGS.output)
     if command == "to_peft":
         config = to_peft(Path(FLAGS.adapter), output, model=FLAGS.model)
-        named = ", ".join(f"{key}={config.get(key)}" for key in ("r", "lora_alpha", "target_modules"))
+        named = ", ".join(
+            f"{key}={config.get(key)}" for key in ("r", "lora_alpha", "target_modules")
+        )
         return f"adapter of PEFT: {output} ({named})"
     folder = from_peft(
         FLAGS.adapter, output, model=FLAGS.model, subfolder=FLAGS.subfolder, ignore=FLAGS.ignore
