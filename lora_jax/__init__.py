@@ -8,6 +8,7 @@ structure, trainable, frozen = lora_jax.split(adapted, method.labels(adapted))
 """
 
 from lora_jax import linen
+from lora_jax.adapter_set import AdapterSet
 from lora_jax.adapters import attach, load_adapter, save_adapter
 from lora_jax.fingerprints import base_parameters, fingerprint
 from lora_jax.low_rank.contraction import Contraction
@@ -42,7 +43,8 @@ from lora_jax.verification.verify import verify
 
 __version__ = "0.2.0.dev0"
 
-__all__ = [  # noqa: RUF022 - in groups
+__all__ = [
+    "AdapterSet",  # noqa: RUF022 - in groups
     # Methods: what is inserted, and what trains
     "Method",
     "Rule",

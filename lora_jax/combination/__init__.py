@@ -4,7 +4,7 @@
 base is needed. `rules` has the rules (PEFT's definitions), `pairs` the updates as matrices.
 """
 
-from lora_jax.combination.combine import WAYS, combine, reduce
-from lora_jax.combination.distances import distances
+from lora_jax.combination.combining import WAYS, combine, reduce
+from lora_jax.combination.exactness import distances
 
 __all__ = ["WAYS", "combine", "distances", "reduce"]

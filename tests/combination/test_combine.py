@@ -15,7 +15,7 @@ from flax import nnx
 import lora_jax
 from lora_jax import combination
 from lora_jax.adapters import Adapter, attach
-from lora_jax.combination.combine import OF_FACTORS, OF_UPDATES, WAYS
+from lora_jax.combination.combining import OF_FACTORS, OF_UPDATES, WAYS
 from lora_jax.errors import InputError
 from lora_jax.fingerprints import base_parameters, fingerprint
 

@@ -147,19 +147,20 @@ def _combined(
     weighted: Weighted, given: Settings, random: np.random.Generator, name: str
 ) -> tuple[A, B]:
     """The factors of one update."""
-    if given.by == "cat":
-        return _concatenated(weighted)
-    if given.by == "svd":
+    if given.by in ("cat", "svd"):
         a, b = _concatenated(weighted)
-        thin = a.shape[-1] <= min(a.shape[1], b.shape[2])  # no matrix of the layer's size is formed
+        thin = a.shape[-1] <= min(a.shape[1], b.shape[2])
+        if given.by == "cat" and thin:
+            return a, b
+        # Where it is thin no matrix of the layer's size is formed.
         found = spectra.delta_svd(FactorPair(a, b, 1.0)) if thin else _svd(np.matmul(a, b))
-        return _nearest(found, weighted, given)
+        return _nearest(found, len(found.values[0]) if given.by == "cat" else None, weighted, given)
     rule = rules.rules(given.density or 1.0, given.signs, random)[given.by.removesuffix("_svd")]
     if given.by in OF_FACTORS:
         return _of_factors(weighted, rule, name)
     deltas = np.stack([pair.scale * np.matmul(pair.a, pair.b) for pair, _ in weighted])
     delta = _by_layer(rule, deltas, np.array([weight for _, weight in weighted]))
-    return _nearest(_svd(delta), weighted, given)
+    return _nearest(_svd(delta), None, weighted, given)
 
 
 def _concatenated(weighted: Weighted) -> tuple[A, B]:
@@ -194,11 +195,20 @@ def _svd(deltas: Float[np.ndarray, "layers inputs outputs"]) -> spectra.DeltaSVD
     return spectra.DeltaSVD(u, values, np.swapaxes(vt, -1, -2))
 
 
-def _nearest(found: spectra.DeltaSVD, weighted: Weighted, given: Settings) -> tuple[A, B]:
-    """The nearest factors of the chosen rank: A has unit columns, B the singular values (as PEFT)."""
+def _nearest(
+    found: spectra.DeltaSVD, rank: int | None, weighted: Weighted, given: Settings
+) -> tuple[A, B]:
+    """The nearest factors of a rank: A has unit columns, B the singular values (as PEFT).
+
+    Args:
+      found: the SVD of the update.
+      rank: None is the settings' own.
+      weighted: what is combined.
+      given: the settings.
+    """
     if given.energy is not None:
         rank = max(1, int(spectra.rank_for_energy(found.values, given.energy).max()))
-    else:
+    elif rank is None:
         rank = given.rank or max(pair.a.shape[-1] for pair, _ in weighted)
     a = found.inputs[..., :rank]
     b = found.values[..., :rank, None] * np.swapaxes(found.outputs, -1, -2)[..., :rank, :]
