@@ -8,6 +8,7 @@ structure, trainable, frozen = lora_jax.split(adapted, method.labels(adapted))
 """
 
 from lora_jax import linen
+from lora_jax.adapter_set import AdapterSet
 from lora_jax.adapters import attach, load_adapter, save_adapter
 from lora_jax.fingerprints import base_parameters, fingerprint
 from lora_jax.low_rank.contraction import Contraction
@@ -26,9 +27,11 @@ from lora_jax.methods import (
     bitfit,
     full,
     head_only,
+    leaves,
     lora,
     prefix_embed,
     prefix_layer,
+    token_rows,
     top_layers,
 )
 from lora_jax.partition import FROZEN, Rule, join, optimizer, parameters, split
@@ -41,7 +44,8 @@ from lora_jax.verification.verify import verify
 
 __version__ = "0.2.0.dev0"
 
-__all__ = [  # noqa: RUF022 - in groups
+__all__ = [
+    "AdapterSet",
     # Methods: what is inserted, and what trains
     "Method",
     "Rule",
@@ -52,9 +56,11 @@ __all__ = [  # noqa: RUF022 - in groups
     "bitfit",
     "full",
     "head_only",
+    "leaves",
     "lora",
     "prefix_embed",
     "prefix_layer",
+    "token_rows",
     "top_layers",
     # Partition: parameters by path, labels, the optimizer, the train step's parts, state that moves
     "FROZEN",

@@ -258,7 +258,8 @@ def _shown(arguments: Mapping[str, Any]) -> str:
     parts = []
     for name, value in arguments.items():
         if isinstance(value, Mapping):
-            parts += [f"{key!r}: {_shown(inner)}" for key, inner in value.items()]
+            inner = {k: _shown(v) if isinstance(v, Mapping) else v for k, v in value.items()}
+            parts += [f"{key!r}: {text}" for key, text in inner.items()]
         elif value is not None and value != []:
             parts.append(f"{name}={value}")
     return ", ".join(parts)

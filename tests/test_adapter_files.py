@@ -375,8 +375,8 @@ def touch(folder, *names):
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        (["adapter_config.json", "adapter_model.safetensors"], "of PEFT .*merge_and_unload"),
-        (["adapter_model.bin"], r"of PEFT .*merge_and_unload"),
+        (["adapter_config.json", "adapter_model.safetensors"], "of PEFT .*from_peft --adapter="),
+        (["adapter_model.bin"], r"of PEFT .*from_peft --adapter="),
         (["config.json", "model.safetensors"], "is the folder of a model .*Name it as the model"),
         (["config.json", "pytorch_model.bin"], "folder of a model .*from_loralib .*pytorch_model.bin"),
         (["model.safetensors.index.json", "config.json"], "is the folder of a model"),

@@ -1,4 +1,4 @@
-"""Converts: adapters from and to loralib, and tuned models for llama.cpp and transformers.
+"""Converts: adapters from and to PEFT and loralib, and tuned models for llama.cpp and transformers.
 
     python -m experiments.convert to_gguf --run=DIR --output=FILE.gguf [--type=stored|f16|q8_0|...]
     python -m experiments.convert to_hugging_face --run=DIR --output=DIR [--dtype=float32|bfloat16|float16]
@@ -9,6 +9,13 @@ tokenizer from the base, which must be a GGUF file itself; `stored` is the types
 that was held packed is unpacked first: what is written is a float merge. `to_hugging_face --packed=same` (or
 nf4, int8, ...) packs the merged matrices as bitsandbytes does, which is another quantisation: its errors are
 printed.
+
+    python -m experiments.convert from_peft --adapter=FOLDER --model=BASE --output=DIR [--subfolder=NAME]
+    python -m experiments.convert to_peft --adapter=DIR --model=BASE --output=FOLDER
+
+read and write adapter folders of PEFT's LORA (docs/peft.md). FOLDER may be a hub name, and without --model the
+base is the one that the adapter names. Whatever has no counterpart is refused by its name; --ignore=NAME,NAME
+(regular expressions) leaves out unknown keys of adapter_config.json and unknown tensors.
 
     python -m experiments.convert from_loralib --checkpoint=roberta_base_lora_mnli.bin --alpha=16 \\
         --model=roberta-base --output=DIR
@@ -33,6 +40,7 @@ from absl import app, flags
 
 from experiments.convert.exports import DTYPES, PACKED, to_gguf, to_hugging_face
 from experiments.convert.loralib import from_loralib, to_loralib
+from experiments.convert.peft import from_peft, to_peft
 from experiments.runs import command_line
 from lora_jax.errors import InputError
 from lora_jax.models.gguf_export import STORED, TYPES
@@ -59,15 +67,33 @@ def main(arguments: Sequence[str]) -> None:
             for name, layer in settings.items():
                 kind = "MergedLinear" if "enable_lora" in layer else "Linear"
                 print(f"  {name}: {kind}({', '.join(f'{k}={v}' for k, v in layer.items())})")
+        elif command in ("from_peft", "to_peft") and FLAGS.adapter and FLAGS.output:
+            print(_of_peft(command))
         elif command in ("to_gguf", "to_hugging_face") and FLAGS.output:
             for line in _exported(command):
                 print(line)
         else:
             raise InputError(
-                "give one of four commands: from_loralib --checkpoint=FILE --alpha=NUMBER "
-                "--output=DIR, to_loralib --adapter=DIR --output=FILE, to_gguf --run=DIR "
+                "give one of six commands: from_peft --adapter=FOLDER --model=BASE --output=DIR, "
+                "to_peft --adapter=DIR --model=BASE --output=FOLDER, from_loralib --checkpoint=FILE "
+                "--alpha=NUMBER --output=DIR, to_loralib --adapter=DIR --output=FILE, to_gguf --run=DIR "
                 "--output=FILE.gguf, or to_hugging_face --run=DIR --output=DIR"
             )
+
+
+def _of_peft(command: str) -> str:
+    """Reads or writes an adapter folder of PEFT; what was done, in a line."""
+    output = Path(FLAGS.output)
+    if command == "to_peft":
+        config = to_peft(Path(FLAGS.adapter), output, model=FLAGS.model)
+        named = ", ".join(
+            f"{key}={config.get(key)}" for key in ("r", "lora_alpha", "target_modules")
+        )
+        return f"adapter of PEFT: {output} ({named})"
+    folder = from_peft(
+        FLAGS.adapter, output, model=FLAGS.model, subfolder=FLAGS.subfolder, ignore=FLAGS.ignore
+    )
+    return f"adapter: {folder}"
 
 
 def _exported(command: str) -> list[str]:
@@ -88,7 +114,9 @@ if __name__ == "__main__":
     flags.DEFINE_float("dropout", 0.0, "from_loralib: lora_dropout of the run.")
     flags.DEFINE_list("parts", ["q", "v"], "from_loralib: the adapted parts of GPT-2's c_attn.")
     flags.DEFINE_boolean("ignore_base", False, "from_loralib: leave out base weights.")
-    flags.DEFINE_string("adapter", None, "Adapter or run folder.")
+    flags.DEFINE_string("adapter", None, "Adapter or run folder; from_peft: PEFT's, or a hub name.")
+    flags.DEFINE_string("subfolder", "", "from_peft: folder of a second adapter in it.")
+    flags.DEFINE_list("ignore", [], "from_peft: unknown keys and tensors that may be left out.")
     flags.DEFINE_string(
         "run", None, "to_gguf, to_hugging_face: folder of a run of experiments.tune."
     )

@@ -19,8 +19,9 @@ from lora_jax.low_rank.layers import adapted_layers
 from lora_jax.low_rank.merge import merge
 from lora_jax.methods.added_biases import BiasInsertion
 from lora_jax.methods.bottleneck import BottleneckInsertion
+from lora_jax.methods.cuts import CutInsertion
 from lora_jax.methods.prefix import SpecialTokensInsertion
-from lora_jax.methods.selection import CutInsertion
+from lora_jax.methods.token_rows import RowsInsertion
 from lora_jax.models import hub
 from lora_jax.models.architectures import AnyDecoderConfig
 from lora_jax.models.decoder import Decoder
@@ -34,6 +35,7 @@ _LEFT: Mapping[type, str] = {
     BottleneckInsertion: "bottleneck adapters",
     SpecialTokensInsertion: "special tokens of its own (a prefix or an infix)",
     BiasInsertion: "biases that the base's layers do not have",
+    RowsInsertion: "rows of tokens of their own",
     CutInsertion: "layers cut off the stack of the others",
 }
 

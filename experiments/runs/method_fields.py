@@ -8,8 +8,8 @@ from experiments.runs.fields import Field, Fields
 from lora_jax.checks import WIDEST
 from lora_jax.low_rank.contraction import Scaling
 from lora_jax.methods.bottleneck import MOST_SIZE
+from lora_jax.methods.cuts import MOST_LAYERS
 from lora_jax.methods.prefix import MOST_TOKENS
-from lora_jax.methods.selection import MOST_LAYERS
 from lora_jax.ranges import DROPOUT, Flag, Number, OneOf, OrNone, Whole
 
 _STD = Field(Number(least=0, most=WIDEST), "standard deviation of normal initial values")
@@ -22,6 +22,10 @@ METHOD: Fields = {
     "lora.std": _STD,
     "lora.dropout": Field(DROPOUT, "on the input of A"),
     "lora.magnitude": Field(Flag(), "whether the norms of columns train too (DoRA)"),
+    "lora.b_bias": Field(Flag(), "whether B has a bias that trains"),
+    "lora.lookup_only": Field(
+        Flag(), "of a table that is the output layer too: whether the output layer stays as it is"
+    ),
     "lora.too_large": Field(
         OrNone(of=OneOf(("error", "cap", "skip")), none="the default of the targets"),
         "what becomes of a layer that is smaller than the rank",

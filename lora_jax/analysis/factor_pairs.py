@@ -88,7 +88,7 @@ def from_adapter(adapter: Adapter) -> dict[str, FactorPair]:
             )
         a, b = sides["a"], sides["b"]
         settings = settings_of_layer(adapter.method, layer, a.shape[-1], paths, part)
-        pairs[name] = _pair(a, b, settings.scale, _stack_axes(a, b, name))
+        pairs[name] = _pair(a, b, settings.scale, stack_axes(a, b, name))
     return pairs
 
 
@@ -145,7 +145,7 @@ def _pair(
     )
 
 
-def _stack_axes(a: np.ndarray, b: np.ndarray, name: str) -> int:
+def stack_axes(a: np.ndarray, b: np.ndarray, name: str) -> int:
     """How many leading axes hold layers: b's rank axis follows them, and a has the same ones."""
     rank = a.shape[-1]
     possible = [

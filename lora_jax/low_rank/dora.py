@@ -102,6 +102,8 @@ class DoRAUpdate(LowRankUpdate):
         self, weight: WeightView, query: Float[Array, "... features"], base: BaseCall
     ) -> Float[Array, "... rows"]:
         """(q * m / norm) (W + scale * A B)^T."""
+        if self.lookup_only:
+            return base(query)
         return super().attend(weight, query * self.ratio(weight).astype(query.dtype), base)
 
     def merged(self, weight: WeightView) -> Float[Array, ...]:

@@ -210,8 +210,22 @@ def refuse_names_of_attributes(layer: nnx.Module, path: str) -> None:
 def examine(layer: LoRALayer, settings: LoRASettings, path: str) -> None:
     """Raises ValueError if a layer, as it was configured and stored, cannot have an update."""
     layer.check(settings)
+    _refuse_options(layer, settings, path)
     _refuse_other_stacks(layer, path)
     _refuse_integers(layer, path)
+
+
+def _refuse_options(layer: LoRALayer, settings: LoRASettings, path: str) -> None:
+    """A bias of B needs outputs in the order of the layer's bias, a table has none."""
+    name, roles = path or type(layer).__name__, layer.roles()
+    in_order = roles.batch + roles.inputs + roles.outputs == tuple(range(roles.ndim))
+    if settings.b_bias and (layer.gathers or not in_order):
+        raise InputError(
+            f"{name} cannot have b_bias: that is for linear layers whose outputs are the last axes of the "
+            "kernel; leave b_bias out for this layer"
+        )
+    if settings.lookup_only and not layer.gathers:
+        raise InputError(f"lookup_only is for tables, such as nnx.Embed; {name} is none")
 
 
 AdaptedLayer = LoRALayer | AdaptedParameter

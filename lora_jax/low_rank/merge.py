@@ -46,6 +46,7 @@ def merge(model: nnx.Module, dtype: DTypeLike | None = None) -> nnx.Module:
     for path, layer in layers.items():
         stored = layer.weight_dtype()
         total = merged_values(layer, path)
+        add_to_bias(layer, path)
         layer.replace_weight(total.astype(stored if dtype is None else dtype))
     return merged
 
@@ -58,8 +59,9 @@ def merged_values(layer: AdaptedLayer, path: str) -> Inexact[Array, ...]:
       path: of the layer, for messages.
 
     Raises:
-      ValueError: the update is switched off, or the weight is of integers.
+      ValueError: the update is switched off or for lookups only, or the weight is of integers.
     """
+    _refuse_lookups(path, layer)
     if not layer.lora.enabled:
         raise InputError(
             f"the update of {path or type(layer).__name__} is switched off; switch it on before "
@@ -73,6 +75,38 @@ def merged_values(layer: AdaptedLayer, path: str) -> Inexact[Array, ...]:
             "base whose weights are floating-point numbers"
         )
     return layer.lora.merged(WeightView(layer)).reshape(layer.weight_shape())
+
+
+def _refuse_lookups(path: str, layer: AdaptedLayer) -> None:
+    """The output layer would take the merged table, too."""
+    if any(pair.lookup_only for pair in layer.lora.pairs().values()):
+        raise InputError(
+            f"the update of {path} is for lookups only (lookup_only), and its table is the output layer too: "
+            "no one table is both. Keep the model adapted"
+        )
+
+
+def add_to_bias(layer: AdaptedLayer, path: str) -> None:
+    """Adds the bias of B, if there is one, to the layer's, in place.
+
+    Args:
+      layer: with an update.
+      path: of the layer, for messages.
+
+    Raises:
+      ValueError: the layer has no bias.
+    """
+    delta = layer.lora.bias_delta(WeightView(layer))
+    if delta is None:
+        return
+    bias = getattr(layer, "bias", None)
+    if not isinstance(bias, nnx.Variable):
+        raise InputError(
+            f"the update of {path or type(layer).__name__} has a bias (b_bias), and the layer has none that "
+            "could take it in; keep the model adapted"
+        )
+    total = bias[...].astype(jnp.float32) + delta.reshape(bias.shape)
+    bias[...] = total.astype(bias.dtype)
 
 
 @takes(model=MODEL)

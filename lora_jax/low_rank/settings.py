@@ -42,6 +42,8 @@ class LoRASettings:
       magnitude: whether the norms of the weight's columns train too (DoRA).
       too_large: what becomes of a layer whose matrix is smaller than the rank: an error, an update of
         the largest rank that it allows with the same scale (see `capped`), or no update.
+      b_bias: whether B has a bias: scale * (x A B + bias), PEFT's `lora_bias`.
+      lookup_only: of a table whose transpose is the output layer too: the output layer stays as it is.
       axes: of a parameter that is adapted without a layer, a letter for the role of each axis, see
         `Contraction.from_letters`; empty for layers.
     """
@@ -56,6 +58,8 @@ class LoRASettings:
     fused: tuple[str, ...] = ()
     fused_sizes: tuple[int, ...] = ()
     magnitude: bool = False
+    b_bias: bool = False
+    lookup_only: bool = False
     too_large: TooLarge = "error"
     axes: str = ""
 
@@ -73,14 +77,21 @@ class LoRASettings:
             raise InputError(f"fused_sizes must be a list of sizes, got {brief(self.fused_sizes)}")
         for size in self.fused_sizes:
             integer("a size in fused_sizes", size, most=LARGEST)
-        if not isinstance(self.magnitude, bool):
-            raise InputError(f"magnitude must be True or False, got {brief(self.magnitude)}")
+        for name in ("magnitude", "b_bias", "lookup_only"):
+            if not isinstance(getattr(self, name), bool):
+                raise InputError(f"{name} must be True or False, got {brief(getattr(self, name))}")
+        if self.b_bias and self.magnitude:
+            raise InputError("b_bias and magnitude (DoRA) have no meaning together; choose one")
         one_of("too_large", self.too_large, get_args(TooLarge))
         if self.axes != "":
             Contraction.from_letters(self.axes)
             if self.dropout:
                 raise InputError(
                     f"dropout={self.dropout} needs a layer with inputs; a parameter with axes has none"
+                )
+            if self.b_bias or self.lookup_only:
+                raise InputError(
+                    "b_bias and lookup_only need a layer; a parameter with axes has none"
                 )
 
     @classmethod
@@ -115,7 +126,7 @@ class LoRASettings:
         adapter without it has the same bytes.
         """
         arguments = dataclasses.asdict(self)
-        for name in ("magnitude", "too_large", "axes"):
+        for name in ("magnitude", "b_bias", "lookup_only", "too_large", "axes"):
             if arguments[name] == getattr(LoRASettings, name):
                 del arguments[name]
         return arguments
@@ -159,6 +170,8 @@ class LoRASettings:
     def __str__(self) -> str:
         parts = f", {','.join(self.parts)} of {','.join(self.fused)}" if self.parts else ""
         magnitude = ", magnitude" if self.magnitude else ""
+        magnitude += ", bias of B" if self.b_bias else ""
+        magnitude += ", lookups only" if self.lookup_only else ""
         magnitude += f", axes {self.axes}, formed at every read" if self.axes else ""
         scale = f"scale {self.scale:g} ({self.scaling})"
         dropout = f"dropout {self.dropout:g}"

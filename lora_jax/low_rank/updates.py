@@ -80,6 +80,10 @@ class WeightUpdate(Inserted):
         """What the update adds to the weight, float32, in the shape of its view."""
         return self.merged(weight) - weight.values()
 
+    def bias_delta(self, weight: WeightView) -> Float[Array, ...] | None:
+        """What the update adds to the layer's bias, float32 (*stack, *batch, *outputs); None: nothing."""
+        return None
+
     def pairs(self) -> dict[str, LowRankUpdate]:
         """The factor pairs by the name of their part; "" for the pair of a whole weight."""
         raise NotImplementedError
@@ -100,10 +104,14 @@ class LowRankUpdate(WeightUpdate):
       alpha: the constant of section 4.1.
       scale: alpha/r or alpha/sqrt(r).
       dropout: rate on the input of A, on this branch only (as loralib).
+      b_bias: (*stack, *batch, *outputs), added to x A B; only where the settings ask for it.
+      lookup_only: whether a table that is the output layer too is updated for lookups only.
       deterministic: switches dropout off; set by `model.eval()`, taken back by `model.train()`.
     """
 
     deterministic: bool = False
+    lookup_only: bool = False
+    b_bias: nnx.LoRAParam[Array]
 
     def __init__(self, a: Array, b: Array, *, alpha: float, scale: float, dropout: float):
         self.a = nnx.LoRAParam(a)
@@ -132,7 +140,7 @@ class LowRankUpdate(WeightUpdate):
           ValueError: the rank, alpha or dropout rate is out of range.
         """
         roles = weight.roles
-        _, inputs, outputs = roles.sizes(weight.shape)
+        batch, inputs, outputs = roles.sizes(weight.shape)
         fan_in, fan_out = math.prod(inputs), math.prod(outputs)
         rank = contraction.check_rank(settings.rank, min(fan_in, fan_out), path)
         shape_a, shape_b = contraction.factor_shapes(roles, weight.shape, rank)
@@ -146,12 +154,19 @@ class LowRankUpdate(WeightUpdate):
         pair = cls(a, b, alpha=float(settings.alpha), scale=settings.scale, dropout=dropout_rate)
         weight.layout.give(pair.a, (*roles.batch, *roles.inputs, None))
         weight.layout.give(pair.b, (*roles.batch, None, *roles.outputs))
+        if settings.b_bias:
+            pair.b_bias = nnx.LoRAParam(jnp.zeros(batch + outputs, jnp.float32))
+            weight.layout.give(pair.b_bias, (*roles.batch, *roles.outputs))
+        if settings.lookup_only:
+            pair.lookup_only = True
         return pair
 
     def restart(self, weight: WeightView) -> None:
         """Sets the factor that starts at zero to zero, in place: the layer is the pre-trained one."""
         zero = self.a if weight.gathers else self.b
         zero[...] = jnp.zeros_like(zero[...])
+        if hasattr(self, "b_bias"):
+            self.b_bias[...] = jnp.zeros_like(self.b_bias[...])
 
     def randomise(self, weight: WeightView, key: Key[Array, ""], share: float) -> None:
         """Sets random values, in place, whose product is a share of the weight.
@@ -169,6 +184,9 @@ class LowRankUpdate(WeightUpdate):
         std_b = share * size * math.sqrt(fan_in / self.rank) / self.scale
         self.a[...] = jax.random.normal(key_a, self.a.shape) / math.sqrt(fan_in)
         self.b[...] = std_b * jax.random.normal(key_b, self.b.shape)
+        if hasattr(self, "b_bias"):
+            of_bias = jax.random.normal(jax.random.fold_in(key, 2), self.b_bias.shape)
+            self.b_bias[...] = share * size / self.scale * of_bias
 
     @property
     def rank(self) -> int:
@@ -187,8 +205,10 @@ class LowRankUpdate(WeightUpdate):
     def attend(
         self, weight: WeightView, query: Float[Array, "... features"], base: BaseCall
     ) -> Float[Array, "... rows"]:
-        """q W^T + scale * (q B^T) A^T, without dropout."""
+        """q W^T + scale * (q B^T) A^T, without dropout; q W^T where the update is for lookups only."""
         logits = base(query)
+        if self.lookup_only:
+            return logits
         a, b = (factor.astype(logits.dtype) for factor in (self.a[...], self.b[...] * self.scale))
         sharding = sharding_of(logits)
         return logits + automatically(
@@ -203,6 +223,12 @@ class LowRankUpdate(WeightUpdate):
         """scale * A B."""
         return self.scaled_product(weight)
 
+    def bias_delta(self, weight: WeightView) -> Float[Array, ...] | None:
+        """scale * the bias of B."""
+        if not hasattr(self, "b_bias"):
+            return None
+        return self.scale * self.b_bias[...].astype(jnp.float32)
+
     def scaled_product(self, weight: WeightView) -> Float[Array, ...]:
         """scale * A B in the shape of the weight's view, float32."""
         roles = weight.roles
@@ -212,7 +238,7 @@ class LowRankUpdate(WeightUpdate):
     def low_rank_output(
         self, weight: WeightView, inputs: Num[Array, ...], outputs: Inexact[Array, ...]
     ) -> Inexact[Array, ...]:
-        """scale * x A B, computed in the type of the layer's outputs and split over a mesh as they are.
+        """scale * (x A B + the bias of B), in the type of the layer's outputs, split over a mesh as they are.
 
         Args:
           weight: that the pair is for.
@@ -223,7 +249,10 @@ class LowRankUpdate(WeightUpdate):
         if not weight.gathers:  # a gathered A stays float32, and so do the sums of its gradient
             a, inputs = a.astype(dtype), inputs.astype(dtype)
         b = self.b[...].astype(dtype)
-        return automatically(weight.low_rank_output, sharding_of(outputs), inputs, a, b)
+        result = automatically(weight.low_rank_output, sharding_of(outputs), inputs, a, b)
+        if (bias := self.bias_delta(weight)) is not None:
+            result = result + weight.on_outputs(bias, outputs.ndim).astype(dtype)
+        return result
 
     def drop(self, inputs: Num[Array, ...]) -> Num[Array, ...]:
         """The branch's inputs, with dropout if this layer holds a key and is not deterministic."""
@@ -299,6 +328,16 @@ class FusedUpdate(WeightUpdate):
         return self._joined(
             weight, lambda part: jnp.zeros(part.shape, jnp.float32), lambda u, part: u.delta(part)
         )
+
+    def bias_delta(self, weight: WeightView) -> Float[Array, ...] | None:
+        """Those of all parts, joined; zero for a part without a bias."""
+        axis, pieces, found = len(weight.roles.batch), [], False
+        for _, update, part in self._all_parts(weight):
+            own = None if update is None else update.bias_delta(part)
+            batch, _, outputs = part.roles.sizes(part.shape)
+            pieces.append(jnp.zeros(batch + outputs, jnp.float32) if own is None else own)
+            found = found or own is not None
+        return jnp.concatenate(pieces, axis=axis) if found else None
 
     def _joined(
         self,

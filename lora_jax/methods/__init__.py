@@ -14,7 +14,8 @@ from lora_jax.methods.common import HEAD
 from lora_jax.methods.lora import lora
 from lora_jax.methods.prefix import prefix_embed, prefix_layer
 from lora_jax.methods.registry import CONSTRUCTORS, create, from_json
-from lora_jax.methods.selection import bitfit, full, head_only, top_layers
+from lora_jax.methods.selection import bitfit, full, head_only, leaves, top_layers
+from lora_jax.methods.token_rows import token_rows
 
 __all__ = [
     "CONSTRUCTORS",
@@ -28,8 +29,10 @@ __all__ = [
     "from_json",
     "full",
     "head_only",
+    "leaves",
     "lora",
     "prefix_embed",
     "prefix_layer",
+    "token_rows",
     "top_layers",
 ]

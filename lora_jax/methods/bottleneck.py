@@ -25,7 +25,8 @@ from lora_jax.methods.bottleneck_layers import (
     Norm,
     Place,
 )
-from lora_jax.methods.selection import MOST_LAYERS, CutInsertion, last_layers
+from lora_jax.methods.cuts import MOST_LAYERS, CutInsertion
+from lora_jax.methods.selection import last_layers
 from lora_jax.models.sublayer import Sublayer
 from lora_jax.partition import Rule
 from lora_jax.sharding.axes import Axes

@@ -12,7 +12,7 @@ from flax import nnx
 from jaxtyping import Array, Key
 
 from lora_jax import patterns
-from lora_jax.checks import Integer, Real
+from lora_jax.checks import Integer, Real, integer
 from lora_jax.errors import InputError, brief
 from lora_jax.low_rank import flax_layers as _flax_layers  # noqa: F401 - registers Flax's layers
 from lora_jax.low_rank.contraction import Init, Scaling
@@ -32,6 +32,7 @@ from lora_jax.low_rank.targets import (
 from lora_jax.method import Insertion, LayerRule, Method
 from lora_jax.methods import common
 from lora_jax.methods.chosen_layers import Chooser, row
+from lora_jax.methods.cuts import MOST_LAYERS, CutInsertion
 from lora_jax.methods.parameters import ParameterInsertion
 from lora_jax.partition import Rule
 from lora_jax.summary import MatchedLayer, SkippedLayer
@@ -86,10 +87,13 @@ def lora(
     fused: Sequence[str] = (),
     fused_sizes: Sequence[int] = (),
     magnitude: bool = False,
+    b_bias: bool = False,
+    lookup_only: bool = False,
     axes: str = "",
     too_large: TooLarge | None = None,
     exclude: Exclude = None,
     layers: Layers = None,
+    cut: Sequence[Integer] = (),
     bias: Literal["none", "all", "lora_only"] = "none",
     head: str | None = None,
 ) -> Method:
@@ -113,6 +117,9 @@ def lora(
       fused: names of all its parts, in order.
       fused_sizes: sizes of the parts where they are not equal.
       magnitude: trains the norm of every output's weights too: DoRA, see `low_rank.dora`.
+      b_bias: B has a bias, so that the update is scale * (x A B + bias): PEFT's `lora_bias`.
+      lookup_only: of a table of embeddings that is the output layer too, adapts the lookups only. PEFT
+        does so unless `ensure_weight_tying`; such an update cannot be merged.
       axes: makes the targets parameters that a module contracts in its own code, such as tensors of
         experts, and tells the roles of their axes: `bio` for (experts, inputs, outputs), `io` for a
         matrix, also of a table (rows, features) that is used in two ways. The targets then are paths of
@@ -123,6 +130,9 @@ def lora(
       exclude: what the targets shall not mean, in the same syntax.
       layers: numbers of the layers to adapt, where a number is the first integer of a path;
         negative ones count from the end. None is all layers.
+      cut: where to cut a scanned stack of layers so that its parts have updates of their own: a cut
+        before the last N layers for every N. The parts are `first` and `last_N`, so a target such as
+        `last_2/block/attention/query` means the query of the last two layers only.
       bias: which bias vectors train: none, all, or those of the adapted layers.
       head: regular expression for the task head's leaves.
 
@@ -138,7 +148,7 @@ def lora(
     shared = {
         "rank": rank, "alpha": alpha, "scaling": scaling, "init": init, "std": std,
         "dropout": dropout, "parts": parts, "fused": fused, "fused_sizes": fused_sizes,
-        "magnitude": magnitude, "axes": axes,
+        "magnitude": magnitude, "b_bias": b_bias, "lookup_only": lookup_only, "axes": axes,
     }  # fmt: skip
     settings = {}
     for target, own in per_target.items():
@@ -168,10 +178,11 @@ def lora(
         resolved[ALL_LINEAR]["too_large"] = settings[ALL_LINEAR].too_large
     arguments: dict[str, Any] = {"targets": resolved, "bias": bias, "head": head}
     # What came after the first adapters were saved is left out where it has its default.
-    narrowing = {"exclude": excluded, "layers": numbers}
+    cuts = tuple(CutInsertion(integer("a number in cut", last, most=MOST_LAYERS)) for last in cut)
+    narrowing = {"exclude": excluded, "layers": numbers, "cut": [c.last for c in cuts]}
     arguments |= {name: value for name, value in narrowing.items() if value}
     insertions = tuple(insertion for insertion in (chooser, of_parameters) if insertion.targets)
-    return common.method("lora", arguments, insertions, *rules)
+    return common.method("lora", arguments, (*cuts, *insertions), *rules)
 
 
 def _check_parameters(insertion: ParameterInsertion, of_layers: LoRAInsertion, bias: str) -> None:

@@ -13,12 +13,14 @@ from lora_jax.method import Method
 from lora_jax.methods.bottleneck import adapter_d, adapter_h, adapter_l, adapter_p
 from lora_jax.methods.lora import lora
 from lora_jax.methods.prefix import prefix_embed, prefix_layer
-from lora_jax.methods.selection import bitfit, full, head_only, top_layers
+from lora_jax.methods.selection import bitfit, full, head_only, leaves, top_layers
+from lora_jax.methods.token_rows import token_rows
 
 MOST_PARTS = 100  # of a combined method
 CONSTRUCTORS: Mapping[str, Callable[..., Method]] = {
     "full": full,
     "head_only": head_only,
+    "leaves": leaves,
     "bitfit": bitfit,
     "top_layers": top_layers,
     "lora": lora,
@@ -28,6 +30,7 @@ CONSTRUCTORS: Mapping[str, Callable[..., Method]] = {
     "adapter_d": adapter_d,
     "prefix_embed": prefix_embed,
     "prefix_layer": prefix_layer,
+    "token_rows": token_rows,
 }
 
 

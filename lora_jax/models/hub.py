@@ -30,6 +30,7 @@ from lora_jax.models import architectures, base_formats, config_json, published
 from lora_jax.models.any_files import AnyFiles
 from lora_jax.models.architectures import ARCHITECTURES, AnyConfig, AnyDecoderConfig
 from lora_jax.models.decoder import Decoder
+from lora_jax.models.decoder_classifier import DecoderClassifier
 from lora_jax.models.encoder import Classifier, EncoderConfig
 from lora_jax.models.model_files import open_files
 from lora_jax.models.parts import FLOAT
@@ -259,6 +260,18 @@ def load_decoder(
     model = load(folder, config, 0, jax.random.key(0), dtype)
     assert isinstance(model, Decoder)
     return model
+
+
+def load_decoder_classifier(
+    folder: Path,
+    config: AnyDecoderConfig,
+    num_outputs: int,
+    key: Key[Array, ""],
+    dtype: jax.typing.DTypeLike = jnp.float32,
+) -> DecoderClassifier:
+    """A classifier with a pre-trained decoder and a fresh head; see `load`."""
+    decoder = load_decoder(folder, config, dtype)
+    return DecoderClassifier(decoder, num_outputs, nnx.Rngs(params=key))
 
 
 def new_head(config: EncoderConfig, num_outputs: int, key: Key[Array, ""]) -> partition.Params:

@@ -23,7 +23,7 @@ class Layout:
       head: published names of a head, by our module path: the whole name, without the prefix.
       tied: published names of tensors that must be equal to another one, which is used.
       needed: why a model without certain tensors is refused, by the beginning of their names.
-      transposed: kernels are stored (out, in), as PyTorch's Linear has them.
+      transposed: kernels are stored (out, in), as PyTorch's Linear has them; those of heads always are.
       fused: our modules whose outputs (parts, width) are one axis in the published tensor.
     """
 
@@ -43,7 +43,7 @@ class Layout:
             return self.names[path], False
         module, _, leaf = path.rpartition("/")
         name = f"{self.head.get(module) or self.names[module]}.{_PUBLISHED_LEAF[leaf]}"
-        return name, leaf == "kernel" and self.transposed
+        return name, leaf == "kernel" and (self.transposed or module in self.head)
 
     def published_shape(self, path: str, shape: tuple[int, ...]) -> tuple[int, ...]:
         """Published shape of one layer's leaf with our `shape`, before kernels are transposed."""
@@ -101,6 +101,8 @@ _GEMMA = {
     "layers/block/feed_forward/post_norm": "layers.{}.post_feedforward_layernorm",
 }
 
+_SCORE = {"head/score": "score"}  # of a decoder in a classifier
+
 _BUFFERS = r"embeddings\.(position_ids|token_type_ids)"  # of old and of some new versions
 _NO_POOLER = (
     "BERT's classifier stands on the pre-trained pooler, and this folder has none (it is of a masked "
@@ -130,6 +132,7 @@ LAYOUTS: Mapping[str, Layout] = {
         names=_GPT2,
         heads=r"score\..*|classifier\..*|multiple_choice_head\..*|qa_outputs\..*",
         buffers=r"h\.[0-9]+\.attn\.(bias|masked_bias)",
+        head=_SCORE,
         tied={"lm_head.weight": "wte.weight"},
         transposed=False,  # GPT-2's Conv1D stores (in, out)
         fused=("layers/block/attention/qkv",),
@@ -140,7 +143,7 @@ LAYOUTS: Mapping[str, Layout] = {
             names=names,
             heads=r"score\..*|qa_outputs\..*",
             buffers=r"(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq",  # of old versions
-            head={"lm_head": "lm_head"},
+            head={"lm_head": "lm_head", **_SCORE},
             tied={"lm_head.weight": "embed_tokens.weight"},
         )
         for names, families in (

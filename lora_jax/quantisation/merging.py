@@ -14,7 +14,7 @@ from lora_jax import surgery
 from lora_jax.arguments import MODEL, takes
 from lora_jax.errors import InputError
 from lora_jax.low_rank.layers import adapted_layers
-from lora_jax.low_rank.merge import merge, merged_values
+from lora_jax.low_rank.merge import add_to_bias, merge, merged_values
 from lora_jax.quantisation.formats import Format
 from lora_jax.quantisation.layers import packed_weight, quantised_layers, unpack_layer
 from lora_jax.quantisation.measured import Measured, measured
@@ -81,6 +81,7 @@ def merge_packed(
         total = weight.values()
         if path in updated:
             total = merged_values(updated[path], path)
+            add_to_bias(updated[path], path)
             delattr(layer, "lora")
             surgery.restore(layer)
         if weight.table and not tables:

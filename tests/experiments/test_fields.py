@@ -229,6 +229,9 @@ def test_the_page_has_every_number_and_choice_of_the_methods():
         "fused_sizes",
         "axes",
         "exclude",
+        "cut",
+        "pattern",
+        "rows",
         "tokens",
         "activation",
     }

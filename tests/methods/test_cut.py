@@ -18,7 +18,7 @@ from random_models import with_norms_near_one
 import lora_jax
 from lora_jax import adapters, methods, partition
 from lora_jax.data.batch import Batch, Inputs
-from lora_jax.methods.selection import CutInsertion
+from lora_jax.methods.cuts import CutInsertion
 from lora_jax.models.encoder import Classifier, EncoderConfig
 from lora_jax.models.gpt2 import GPT2, SIZES, GPT2Config
 from lora_jax.training import optimizer, step

@@ -1,0 +1,1 @@
+"""Adapter folders from the command line: listed, checked, compared, combined, reduced."""

@@ -1,0 +1,197 @@
+"""Converts adapter folders of PEFT to ours and back."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+from safetensors.numpy import save as to_safetensors
+
+from experiments.convert import state_dicts
+from experiments.runs.folder import check_place, is_run
+from experiments.runs.origins import NOTE, origin
+from lora_jax import adapters, files, locking, partition
+from lora_jax.digests import of_file
+from lora_jax.errors import InputError, MissingFileError
+from lora_jax.interop import peft
+from lora_jax.interop.peft.names import Leaf
+from lora_jax.interop.peft.tensors import PREFIX
+from lora_jax.models import architectures, hub
+from lora_jax.models.architectures import AnyConfig
+from lora_jax.models.encoder import EncoderConfig
+from lora_jax.reading import read_object
+
+WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
+_HEADS = ("classifier.weight", "classifier.out_proj.weight", "score.weight")
+
+
+def from_peft(
+    adapter: str,
+    output: Path,
+    *,
+    model: str | None = None,
+    subfolder: str = "",
+    ignore: Sequence[str] = (),
+) -> Path:
+    """Converts an adapter folder of PEFT to one of ours, and returns that.
+
+    Args:
+      adapter: the folder, or its name on the hub.
+      output: the folder to write.
+      model: folder or hub name of the base; None for the one that the adapter names.
+      subfolder: of a second adapter, which PEFT saves in a folder of its name.
+      ignore: regular expressions for unknown keys and names of tensors that may be left out.
+
+    Raises:
+      FileNotFoundError, ImportError, ValueError: the input is bad; nothing is written then.
+    """
+    check_place(output)
+    if is_run(output):
+        raise InputError(f"{output} is the folder of a run; choose another --output")
+    if (output / adapters.DESCRIPTION).exists():
+        raise InputError(f"{output} holds an adapter already; choose another --output")
+    with locking.exclusive(output):
+        return _from_peft(_folder(adapter, subfolder), output, model, ignore)
+
+
+def _folder(adapter: str, subfolder: str) -> Path:
+    """The folder with the files."""
+    found = hub.find(adapter)
+    inside = sorted(path.parent.name for path in found.glob(f"*/{peft.CONFIG}"))
+    folder = found / subfolder if subfolder else found
+    if not (folder / peft.CONFIG).is_file():
+        others = (
+            f". It has adapters in {', '.join(inside)}: name one, --subfolder=NAME"
+            if inside
+            else ""
+        )
+        raise MissingFileError(
+            f"{folder} holds no {peft.CONFIG}, so it is no adapter of PEFT{others}"
+        )
+    return folder
+
+
+def _from_peft(folder: Path, output: Path, model: str | None, ignore: Sequence[str]) -> Path:
+    config = read_object(folder / peft.CONFIG).values
+    weights = next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
+    if weights is None:
+        raise MissingFileError(f"{folder} holds neither {' nor '.join(WEIGHTS)}")
+    tensors = state_dicts.read(weights)
+    name = model or config.get("base_model_name_or_path")
+    if not isinstance(name, str) or not name:
+        raise InputError(f"{folder} does not say what its base is: name it, --model=NAME")
+    place = hub.find(name)
+    plain = [key.removeprefix(PREFIX) for key in tensors]
+    base = Base(
+        place, _head_outputs(tensors), decoder_head=any(n.startswith("score.") for n in plain)
+    )
+    with _errors_naming(folder):
+        names = base.names(bare=peft.is_bare(base.config.architecture, plain))
+        converted = peft.from_tensors(config, tensors, names, base.leaf, ignore)
+        fingerprint = base.fingerprint()
+        notes = {
+            "source": "peft", "sha256": of_file(weights), "model": name,
+            NOTE: origin(base.config), peft.NOTE: converted.note,
+        }  # fmt: skip
+        adapter = adapters.Adapter(
+            converted.method, converted.groups, converted.values, fingerprint, notes
+        )
+        adapters.attach(base.model, adapter, hub.HEAD)
+    return adapters.save_adapter(
+        output, converted.values, converted.groups, converted.method, fingerprint, notes
+    )
+
+
+def _head_outputs(tensors: Mapping[str, np.ndarray]) -> int:
+    found = [len(v) for n, v in tensors.items() if n.removeprefix(PREFIX) in _HEADS]
+    return found[0] if found else 2
+
+
+class Base:
+    """A base model, the names of its parameters, and their values."""
+
+    def __init__(self, folder: Path, outputs: int, *, decoder_head: bool):
+        """Reads the model.
+
+        Args:
+          folder: from `hub.find`.
+          outputs: of its head.
+          decoder_head: whether a decoder has a head for classification.
+        """
+        self.config: AnyConfig = architectures.read_config(folder)
+        self.model: nnx.Module
+        key = jax.random.key(0)
+        if decoder_head and not isinstance(self.config, EncoderConfig):
+            self.model = hub.load_decoder_classifier(folder, self.config, outputs, key)
+        else:
+            self.model = hub.load(folder, self.config, outputs, key)
+        self._params = partition.parameters(self.model)
+
+    def names(self, *, bare: bool) -> peft.Names:
+        """Names in transformers, of a model without a head around it or with one."""
+        shapes = {path: tuple(leaf.shape) for path, leaf in self._params.items()}
+        return peft.names(self.config.architecture, self.config.depth, shapes, bare=bare)
+
+    def leaf(self, leaf: Leaf) -> np.ndarray:
+        """The values of a parameter, or of one layer of it."""
+        value = self._params[leaf.path]
+        return np.asarray(value if leaf.layer is None else value[leaf.layer])
+
+    def fingerprint(self) -> str:
+        """Of the base, without a head."""
+        return adapters.fingerprint(adapters.base_parameters(self.model, hub.HEAD))
+
+
+@contextmanager
+def _errors_naming(path: Path) -> Iterator[None]:
+    """Puts a folder's name in front of the errors about its content."""
+    try:
+        yield
+    except ValueError as error:
+        raise InputError(f"{path}: {error}") from error
+
+
+def to_peft(adapter: Path, output: Path, *, model: str | None = None) -> dict[str, Any]:
+    """Writes an adapter as a folder of PEFT, and returns its settings.
+
+    Args:
+      adapter: an adapter folder, or a run folder with one.
+      output: the folder to write, which is not there yet or empty.
+      model: folder or hub name of the base; None for the one that the adapter names.
+
+    Raises:
+      FileNotFoundError, ValueError: the input is bad; nothing is written then.
+    """
+    check_place(output)
+    if output.exists() and any(output.iterdir()):
+        raise InputError(f"--output={output} is there and not empty; choose another folder")
+    loaded = adapters.load_adapter(adapters.adapter_folder(adapter))
+    name = model or loaded.notes.get("model")
+    if not isinstance(name, str):
+        raise InputError(f"{adapter} does not say what its base was: name it, --model=NAME")
+    score = loaded.values.get("head/score/kernel")
+    head = next(
+        (v for p, v in loaded.values.items() if p in ("head/output/kernel", "head/score/kernel")),
+        None,
+    )
+    base = Base(
+        hub.find(name), 2 if head is None else head.shape[-1], decoder_head=score is not None
+    )
+    with _errors_naming(adapter):
+        adapters.attach(base.model, loaded, hub.HEAD)
+        note = loaded.notes.get(peft.NOTE)
+        encoder = isinstance(base.config, EncoderConfig)
+        bare = note.get("prefix") == "" if isinstance(note, Mapping) else encoder and head is None
+        config, tensors = peft.to_tensors(loaded, base.names(bare=bare), base.leaf, name)
+    files.make_folder(output.parent)
+    with files.replaced_folder(output) as new:
+        text = json.dumps(config, indent=2, sort_keys=True)
+        files.write_bytes(new / peft.CONFIG, text.encode())
+        files.write_bytes(new / WEIGHTS[0], to_safetensors(tensors, {"format": "pt"}))
+    return config
