@@ -10,9 +10,9 @@ tokenizer from the base, which must be a GGUF file itself; `stored` is the types
     python -m experiments.convert from_peft --adapter=FOLDER --model=BASE --output=DIR [--subfolder=NAME]
     python -m experiments.convert to_peft --adapter=DIR --model=BASE --output=FOLDER
 
-read and write adapter folders of PEFT's LORA (docs/peft.md). FOLDER may be a hub name, and without --model the
-base is the one that the adapter names. Whatever has no counterpart is refused by its name; --ignore=NAME,NAME
-(regular expressions) leaves out unknown keys of adapter_config.json and unknown tensors.
+read and write adapter folders of PEFT's LORA (docs/peft.md). FOLDER may be a hub name, and without --model
+the base is the one that the adapter names. Whatever has no counterpart is refused by its name;
+--ignore=NAME,NAME (regular expressions) leaves out unknown keys of adapter_config.json and unknown tensors.
 
     python -m experiments.convert from_loralib --checkpoint=roberta_base_lora_mnli.bin --alpha=16 \\
         --model=roberta-base --output=DIR
@@ -83,7 +83,9 @@ def _of_peft(command: str) -> str:
     output = Path(FLAGS.output)
     if command == "to_peft":
         config = to_peft(Path(FLAGS.adapter), output, model=FLAGS.model)
-        named = ", ".join(f"{key}={config.get(key)}" for key in ("r", "lora_alpha", "target_modules"))
+        named = ", ".join(
+            f"{key}={config.get(key)}" for key in ("r", "lora_alpha", "target_modules")
+        )
         return f"adapter of PEFT: {output} ({named})"
     folder = from_peft(
         FLAGS.adapter, output, model=FLAGS.model, subfolder=FLAGS.subfolder, ignore=FLAGS.ignore

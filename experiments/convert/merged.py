@@ -18,8 +18,8 @@ from lora_jax.low_rank.layers import adapted_layers
 from lora_jax.low_rank.merge import merge
 from lora_jax.methods.added_biases import BiasInsertion
 from lora_jax.methods.bottleneck import BottleneckInsertion
-from lora_jax.methods.prefix import SpecialTokensInsertion
 from lora_jax.methods.cuts import CutInsertion
+from lora_jax.methods.prefix import SpecialTokensInsertion
 from lora_jax.methods.token_rows import RowsInsertion
 from lora_jax.models import hub
 from lora_jax.models.architectures import AnyDecoderConfig

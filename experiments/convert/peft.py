@@ -66,8 +66,14 @@ def _folder(adapter: str, subfolder: str) -> Path:
     inside = sorted(path.parent.name for path in found.glob(f"*/{peft.CONFIG}"))
     folder = found / subfolder if subfolder else found
     if not (folder / peft.CONFIG).is_file():
-        others = f". It has adapters in {', '.join(inside)}: name one, --subfolder=NAME" if inside else ""
-        raise MissingFileError(f"{folder} holds no {peft.CONFIG}, so it is no adapter of PEFT{others}")
+        others = (
+            f". It has adapters in {', '.join(inside)}: name one, --subfolder=NAME"
+            if inside
+            else ""
+        )
+        raise MissingFileError(
+            f"{folder} holds no {peft.CONFIG}, so it is no adapter of PEFT{others}"
+        )
     return folder
 
 
@@ -76,13 +82,17 @@ def _from_peft(folder: Path, output: Path, model: str | None, ignore: Sequence[s
     weights = next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
     if weights is None:
         raise MissingFileError(f"{folder} holds neither {' nor '.join(WEIGHTS)}")
+    with _errors_naming(folder):
+        peft.read_config(config, ignore)  # before a model is read
     tensors = state_dicts.read(weights)
     name = model or config.get("base_model_name_or_path")
     if not isinstance(name, str) or not name:
         raise InputError(f"{folder} does not say what its base is: name it, --model=NAME")
     place = hub.find(name)
     plain = [key.removeprefix(PREFIX) for key in tensors]
-    base = Base(place, _head_outputs(tensors), decoder_head=any(n.startswith("score.") for n in plain))
+    base = Base(
+        place, _head_outputs(tensors), decoder_head=any(n.startswith("score.") for n in plain)
+    )
     with _errors_naming(folder):
         names = base.names(bare=peft.is_bare(base.config.architecture, plain))
         converted = peft.from_tensors(config, tensors, names, base.leaf, ignore)
@@ -168,8 +178,13 @@ def to_peft(adapter: Path, output: Path, *, model: str | None = None) -> dict[st
     if not isinstance(name, str):
         raise InputError(f"{adapter} does not say what its base was: name it, --model=NAME")
     score = loaded.values.get("head/score/kernel")
-    head = next((v for p, v in loaded.values.items() if p in ("head/output/kernel", "head/score/kernel")), None)
-    base = Base(hub.find(name), 2 if head is None else head.shape[-1], decoder_head=score is not None)
+    head = next(
+        (v for p, v in loaded.values.items() if p in ("head/output/kernel", "head/score/kernel")),
+        None,
+    )
+    base = Base(
+        hub.find(name), 2 if head is None else head.shape[-1], decoder_head=score is not None
+    )
     with _errors_naming(adapter):
         adapters.attach(base.model, loaded, hub.HEAD)
         note = loaded.notes.get(peft.NOTE)

@@ -8,8 +8,8 @@ from experiments.runs.fields import Field, Fields
 from lora_jax.checks import WIDEST
 from lora_jax.low_rank.contraction import Scaling
 from lora_jax.methods.bottleneck import MOST_SIZE
-from lora_jax.methods.prefix import MOST_TOKENS
 from lora_jax.methods.cuts import MOST_LAYERS
+from lora_jax.methods.prefix import MOST_TOKENS
 from lora_jax.ranges import DROPOUT, Flag, Number, OneOf, OrNone, Whole
 
 _STD = Field(Number(least=0, most=WIDEST), "standard deviation of normal initial values")

@@ -90,7 +90,9 @@ class LoRASettings:
                     f"dropout={self.dropout} needs a layer with inputs; a parameter with axes has none"
                 )
             if self.b_bias or self.lookup_only:
-                raise InputError("b_bias and lookup_only need a layer; a parameter with axes has none")
+                raise InputError(
+                    "b_bias and lookup_only need a layer; a parameter with axes has none"
+                )
 
     @classmethod
     def from_arguments(cls, arguments: Mapping[str, Any], where: str) -> LoRASettings:

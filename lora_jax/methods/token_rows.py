@@ -35,7 +35,9 @@ class TokenRows(surgery.Inserted):
       numbers: of the rows.
     """
 
-    def __init__(self, values: Float[Array, "rows features"], numbers: tuple[int, ...], axis: str | None):
+    def __init__(
+        self, values: Float[Array, "rows features"], numbers: tuple[int, ...], axis: str | None
+    ):
         self.values = nnx.Param(values, **named(None, axis))
         self.numbers = numbers
 
@@ -95,11 +97,12 @@ class RowsInsertion(Insertion):
     def insert(self, model: nnx.Module, key: Key[Array, ""]) -> None:
         """Adds the rows, in place; they start as they were pre-trained."""
         for path, (module, numbers) in self._modules(model).items():
+            mixin: Any
             if type(module) is nnx.Embed:
                 weight, mixin = module.embedding, TableWithRows
                 values, axis = weight[...], names(weight)[-1]
             elif type(module) is nnx.Linear and module.bias is None:
-                weight, mixin = module.kernel, OutputWithRows  # type: ignore[assignment]
+                weight, mixin = module.kernel, OutputWithRows
                 values, axis = weight[...].T, names(weight)[0]
             else:
                 raise InputTypeError(
@@ -107,10 +110,13 @@ class RowsInsertion(Insertion):
                     "an nnx.Linear without a bias, that no other method changes"
                 )
             if values.ndim != 2 or max(numbers) >= len(values):
-                raise InputError(f"{path} has {len(values)} rows, and row {max(numbers)} is asked for")
+                raise InputError(
+                    f"{path} has {len(values)} rows, and row {max(numbers)} is asked for"
+                )
             rows = values[jnp.array(numbers)].astype(jnp.float32)
             module.rows = TokenRows(rows, numbers, axis)
-            surgery.become(module, surgery.extended(mixin, type(module)))
+            original: Any = type(module)
+            surgery.become(module, surgery.extended(mixin, original))
 
     def matches(self, model: nnx.Module) -> list[MatchedLayer]:
         """One row per table."""
@@ -147,8 +153,14 @@ def token_rows(rows: Mapping[str, Sequence[Integer]], head: str | None = None) -
     chosen = []
     for target, numbers in rows.items():
         patterns.check(target, "token_rows", names=True)
-        if not isinstance(numbers, Sequence) or isinstance(numbers, str) or not 0 < len(numbers) <= _MOST:
-            raise InputError(f"token_rows of {target!r} must be a list of numbers, got {brief(numbers)}")
+        if (
+            not isinstance(numbers, Sequence)
+            or isinstance(numbers, str)
+            or not 0 < len(numbers) <= _MOST
+        ):
+            raise InputError(
+                f"token_rows of {target!r} must be a list of numbers, got {brief(numbers)}"
+            )
         checked = tuple(integer("the number of a token", n, least=0) for n in numbers)
         if len(set(checked)) < len(checked):
             raise InputError(f"token_rows of {target!r} names a token twice")

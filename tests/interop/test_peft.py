@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 import json
@@ -18,7 +19,8 @@ from ml_dtypes import bfloat16
 from safetensors.numpy import load_file, save_file
 
 import lora_jax
-from experiments.convert.peft import Base, from_peft, to_peft
+from experiments.convert import peft as convert
+from experiments.convert.peft import from_peft, to_peft
 from lora_jax import adapters, partition
 from lora_jax.data.batch import Inputs
 from lora_jax.models import hub
@@ -69,10 +71,17 @@ def bases(tmp_path_factory):
     return root
 
 
+read_base = functools.cache(convert.Base)
+
+
+@pytest.fixture(autouse=True)
+def _read_once(monkeypatch):
+    """A base is only read; its head would be compiled each time."""
+    monkeypatch.setattr(convert, "Base", read_base)
+
+
 def model_of(name, with_head):
     """A copy, since PEFT changes it."""
-    import copy
-
     return copy.deepcopy(_random(name)[with_head])
 
 
@@ -103,7 +112,7 @@ def head_of(adapter):
 def our_logits(folder, base, name):
     adapter = adapters.load_adapter(folder)
     head = head_of(adapter)
-    whole = Base(
+    whole = read_base(
         base, 2 if head is None else head.shape[-1],
         decoder_head=head is not None and name not in ENCODERS,
     )  # fmt: skip
@@ -174,20 +183,26 @@ CASES = [
     case("roberta", True, bias="lora_only", use_dora=True, target_modules="all-linear"),
     case("roberta", True, target_modules=["word_embeddings", "key"], lora_dropout=0.1),
     case("bert", True, target_modules=["query", "dense"], layers_to_transform=[1]),
-    case("bert", True, trainable_token_indices=[3, 9], exclude_modules=["layer.0.attention.self.key"]),
+    case(
+        "bert", True, trainable_token_indices=[3, 9], exclude_modules=["layer.0.attention.self.key"]
+    ),
     case("gpt2", bias="all", use_dora=True),
     case("gpt2", lora_bias=True, target_modules=["c_attn", "mlp.c_proj"]),
     case("gpt2", target_modules=["wte", "c_attn"]),
     case("gpt2", trainable_token_indices={"wte": [3, 9]}),
     case("gpt2", init_lora_weights="pissa"),
     case(
-        "llama", rank_pattern={"v_proj": 2, "layers.1.self_attn.q_proj": 1},
-        alpha_pattern={"v_proj": 5, "layers.0.*q_proj": 7}, use_rslora=True,
-    ),  # fmt: skip
+        "llama",
+        rank_pattern={"v_proj": 2, "layers.1.self_attn.q_proj": 1},
+        alpha_pattern={"v_proj": 5, "layers.0.*q_proj": 7},
+        use_rslora=True,
+    ),
     case("llama", target_modules=["embed_tokens", "lm_head", "q_proj"], use_dora=True),
     case("llama", modules_to_save=["lm_head", "layers.1.input_layernorm"]),
     case("llama", trainable_token_indices={"embed_tokens": [3, 9], "lm_head": [4]}),
-    case("llama", target_modules=["v_proj"], target_parameters=["q_proj.weight", "down_proj.weight"]),
+    case(
+        "llama", target_modules=["v_proj"], target_parameters=["q_proj.weight", "down_proj.weight"]
+    ),
     case("llama", init_lora_weights="olora", target_modules=r".*\.1\..*(q|up)_proj"),
     case("llama", init_lora_weights="orthogonal", rank_pattern={"q_proj": 4, "v_proj": 2}),
     case("tied", target_modules=["embed_tokens"]),
@@ -234,7 +249,8 @@ OURS = [
 
 
 @pytest.mark.parametrize(
-    ("name", "with_head", "method"), [pytest.param(*row, id=f"{row[0]} {row[2].name} {i}") for i, row in enumerate(OURS)]
+    ("name", "with_head", "method"),
+    [pytest.param(*row, id=f"{row[0]} {row[2].name} {i}") for i, row in enumerate(OURS)],
 )
 def test_adapters_trained_here(name, with_head, method, bases, tmp_path):
     folder = trained_here(name, with_head, method, bases, tmp_path / "ours")
@@ -250,7 +266,7 @@ def test_adapters_trained_here(name, with_head, method, bases, tmp_path):
 
 def trained_here(name, with_head, method, bases, folder):
     """An adapter folder with random leaves."""
-    base = Base(bases / name, 6, decoder_head=with_head and name not in ENCODERS)
+    base = read_base(bases / name, 6, decoder_head=with_head and name not in ENCODERS)
     model = method.insert(base.model, jax.random.key(0))
     labels = method.labels(model)
     _, trainable, _ = partition.split(model, labels)
@@ -302,7 +318,10 @@ def saved(tmp_path_factory):
 
 
 def test_a_plain_encoder_with_a_head_of_six_classes(saved, bases, tmp_path):
-    tensors = {k.replace("model.bert.", "model."): v for k, v in load_file(saved / "bert" / WEIGHTS).items()}
+    tensors = {
+        k.replace("model.bert.", "model."): v
+        for k, v in load_file(saved / "bert" / WEIGHTS).items()
+    }
     there = rewritten(saved / "bert", tmp_path / "peft", tensors)
     from_peft(str(there), tmp_path / "ours", model=str(bases / "bert"))
     expected = logits_of(trained("bert", True))
@@ -368,7 +387,11 @@ SETTINGS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("settings", "message"), SETTINGS, ids=[next(iter(s)) + str(i) for i, (s, _) in enumerate(SETTINGS)])
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    SETTINGS,
+    ids=[next(iter(s)) + str(i) for i, (s, _) in enumerate(SETTINGS)],
+)
 def test_settings_without_a_counterpart(settings, message, saved, bases, tmp_path):
     there = rewritten(saved / "llama", tmp_path / "peft", **settings)
     with pytest.raises(ValueError, match=message):
@@ -377,20 +400,23 @@ def test_settings_without_a_counterpart(settings, message, saved, bases, tmp_pat
 
 
 Q = "base_model.model.model.layers.0.self_attn.q_proj"
+A, TABLE = f"{Q}.lora_A.weight", "base_model.model.model.embed_tokens.weight"
 TENSORS = [
-    (lambda t: {**t, "base_model.model.qa_outputs.weight": t[f"{Q}.lora_A.weight"]}, r"qa_outputs.weight.*none for tokens or spans"),
-    (lambda t: {**t, f"{Q}.lora_E": t[f"{Q}.lora_A.weight"]}, r"no place in a llama model here: .*lora_E"),
+    (lambda t: {**t, "base_model.model.qa_outputs.weight": t[A]}, r"qa_outputs.*none for tokens or spans"),
+    (lambda t: {**t, f"{Q}.lora_E": t[A]}, r"no place in a llama model here: .*lora_E"),
     (lambda t: {k: v for k, v in t.items() if k != f"{Q}.lora_B.weight"}, r"q_proj lacks lora_B"),
-    (lambda t: {k.removeprefix("base_model.model."): v for k, v in t.items()}, r"do not begin with base_model.model."),
-    (lambda t: {**t, f"{Q}.lora_A.weight": t[f"{Q}.lora_A.weight"][:, :8]}, r"the base needs \(r, 16\)"),
-    (lambda t: {**t, "base_model.model.model.embed_tokens.weight": np.zeros((41, 16), np.float32)}, r"vocabulary was resized"),
-    (lambda t: {**t, f"{Q}.lora_A.weight": t[f"{Q}.lora_A.weight"] * np.float32("nan")}, r"not finite"),
+    (lambda t: {k.removeprefix("base_model."): v for k, v in t.items()}, r"do not begin with base_model"),
+    (lambda t: {**t, A: t[A][:, :8]}, r"the base needs \(r, 16\)"),
+    (lambda t: {**t, TABLE: np.zeros((41, 16), np.float32)}, r"vocabulary was resized"),
+    (lambda t: {**t, A: t[A] * np.float32("nan")}, r"not finite"),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize(("change", "message"), TENSORS)
 def test_tensors_without_a_counterpart(change, message, saved, bases, tmp_path):
-    there = rewritten(saved / "llama", tmp_path / "peft", change(load_file(saved / "llama" / WEIGHTS)))
+    there = rewritten(
+        saved / "llama", tmp_path / "peft", change(load_file(saved / "llama" / WEIGHTS))
+    )
     with pytest.raises(ValueError, match=message):
         from_peft(str(there), tmp_path / "ours", model=str(bases / "llama"))
 

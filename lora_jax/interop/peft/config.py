@@ -75,7 +75,9 @@ class PeftConfig:
 
     def rank(self, module: str) -> int:
         """r of a module, by its name in transformers."""
-        value: int = _pattern(self.get("rank_pattern", {}), module, self.get("r", 8), "rank_pattern")
+        value: int = _pattern(
+            self.get("rank_pattern", {}), module, self.get("r", 8), "rank_pattern"
+        )
         return value
 
     def alpha(self, module: str) -> float:
@@ -126,7 +128,9 @@ def read(values: Mapping[str, Any], ignore: Sequence[str] = ()) -> PeftConfig:
             )
     for key, why in _ABSENT.items():
         if values.get(key) not in (None, False, [], {}):
-            raise InputError(f"{key}={brief(values[key])}: {why}, and we have no such thing. {_REMEDY}")
+            raise InputError(
+                f"{key}={brief(values[key])}: {why}, and we have no such thing. {_REMEDY}"
+            )
     config = PeftConfig(values)
     _check_types(config)
     _check_initial(config)
@@ -149,10 +153,23 @@ def _check_types(config: PeftConfig) -> None:
         number = isinstance(value, bool) and kind not in (bool, (bool, str))
         if value is not None and (not isinstance(value, kind) or number):
             raise InputError(f"{key}={brief(value)}: not of the type that PEFT writes")
-    for key in ("target_modules", "target_parameters", "modules_to_save", "exclude_modules", "layers_pattern"):
+    for key in (
+        "target_modules",
+        "target_parameters",
+        "modules_to_save",
+        "exclude_modules",
+        "layers_pattern",
+    ):
         value = config.values.get(key)
         if isinstance(value, list) and not all(isinstance(item, str) for item in value):
             raise InputError(f"{key}={brief(value)}: not a list of names")
+    tokens = config.values.get("trainable_token_indices")
+    lists = list(tokens.values()) if isinstance(tokens, dict) else [tokens or []]
+    if not all(isinstance(found, list) and all(type(i) is int for i in found) for found in lists):
+        raise InputError(f"trainable_token_indices={brief(tokens)}: not lists of numbers")
+    layers = config.values.get("layers_to_transform")
+    if isinstance(layers, list) and not all(type(layer) is int for layer in layers):
+        raise InputError(f"layers_to_transform={brief(layers)}: not a list of numbers")
     for key in ("rank_pattern", "alpha_pattern"):
         for name, value in config.get(key, {}).items():
             if isinstance(value, bool) or not isinstance(value, int | float):

@@ -114,7 +114,9 @@ def _modules_to_save(
         module, _, leaf = name.rpartition(".")
         if names.of_head(name):
             found[name.partition(".")[0]] = None
-        elif not (leaf == "bias" and (bias == "all" or (bias == "lora_only" and module in modules))):
+        elif not (
+            leaf == "bias" and (bias == "all" or (bias == "lora_only" and module in modules))
+        ):
             found[module] = None
     if clash := [module for module in found if module in modules]:
         raise InputError(
@@ -134,5 +136,3 @@ def _task(names: Names, whole: Arrays) -> str | None:
 def _others(names: Names) -> set[str]:
     """Modules without a weight that could be adapted, whose names could be taken for others'."""
     return {name.rpartition(".")[0] for name in names.leaves} | set(names.tied)
-
-

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,8 @@ from lora_jax.errors import InputError
 from lora_jax.interop.peft import initial, targets
 from lora_jax.interop.peft.config import PeftConfig, read
 from lora_jax.interop.peft.layers import Runs, Spec, lora_of, runs_of
-from lora_jax.interop.peft.names import HEAD, Leaf, Names, outputs
+from lora_jax.interop.peft.names import HEAD, Names, outputs
+from lora_jax.interop.peft.saved import BaseLeaf, Whole, check_tied, split_whole
 from lora_jax.interop.peft.tensors import Arrays, Sorted, plain, sort_out
 from lora_jax.low_rank.contraction import scale
 from lora_jax.method import Method
@@ -23,7 +24,6 @@ from lora_jax.patterns import some
 
 NOTE = "peft"  # key of an adapter's notes
 _HEAD = r"head/.*"
-BaseLeaf = Callable[[Leaf], np.ndarray]  # one layer of a leaf of the base, float32, in our shape
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,10 +64,10 @@ def from_tensors(
     """
     settings = read(config, ignore)
     found = sort_out(plain(tensors), names, ignore)
-    _check_tied(found, settings, names)
+    check_tied(found, settings, names)
     _check_targets(found, settings, names)
     specs = {m: _spec(m, found, settings, names) for m in names.weights if m in found.factors}
-    saved = _split_whole(found, settings, names, base)
+    saved = split_whole(found, settings, names, base)
     marks = _marks(specs, saved.leaves, names)
     runs = runs_of(marks)
     values: dict[str, list[np.ndarray]] = {}
@@ -96,7 +96,9 @@ def from_tensors(
     stacked = {
         path: np.stack(parts) if _is_stacked(path) else parts[0] for path, parts in values.items()
     }
-    return Converted(method, stacked, _groups(stacked, saved, names, runs), _note(config, found, saved, names))
+    return Converted(
+        method, stacked, _groups(stacked, saved, names, runs), _note(config, found, saved, names)
+    )
 
 
 def _is_stacked(path: str) -> bool:
@@ -152,105 +154,6 @@ def _factors(
     return ours
 
 
-@dataclasses.dataclass
-class _Whole:
-    """Names of whole parameters in the file: of the head, biases, others, and copies of the base's."""
-
-    head: list[str] = dataclasses.field(default_factory=list)
-    biases: list[str] = dataclasses.field(default_factory=list)
-    leaves: list[str] = dataclasses.field(default_factory=list)
-    base: list[str] = dataclasses.field(default_factory=list)
-
-
-def _split_whole(found: Sorted, settings: PeftConfig, names: Names, base: BaseLeaf) -> _Whole:
-    """What the whole parameters are; all that train must be there."""
-    trained = _trained_biases(found, settings, names)
-    saved = [name for name in names.leaves if _is_saved(name, settings)]
-    result = _Whole()
-    in_order = [name for name in names.leaves if name in found.whole]
-    for name in (*in_order, *(found.whole.keys() - names.leaves.keys())):
-        value = found.whole[name]
-        if name.removesuffix(".weight") in names.tied:
-            _check_copy(name, value, found, names, base)
-            result.base.append(name)
-        elif names.of_head(name):
-            result.head.append(name)
-        elif name in trained and name not in saved:
-            result.biases.append(name)
-        elif name not in saved and _is_of_base(value, names.leaves[name], base):
-            result.base.append(name)
-        else:
-            result.leaves.append(name)
-    heads = [name for name in names.leaves if names.of_head(name)]
-    wanted = [*trained, *(n for n in saved if not names.of_head(n)), *(heads if result.head else [])]
-    if missing := [name for name in wanted if name not in found.whole]:
-        raise InputError(
-            f"{len(missing)} parameters that train are not in the file: {some(missing)}. PEFT before 0.21 does "
-            "not save the biases of bias='lora_only' (peft issue 3306): they are lost. If the base's own "
-            "shall stand in, as PEFT has them after loading, set bias to none in adapter_config.json"
-        )
-    _check_tables(result.leaves, settings, names)
-    return result
-
-
-def _is_saved(name: str, settings: PeftConfig) -> bool:
-    """Whether modules_to_save names a module that holds the parameter; PEFT compares ends of text."""
-    parts = name.split(".")[:-1]
-    holders = [".".join(parts[: i + 1]) for i in range(len(parts))]
-    return any(h.endswith(m) for m in settings.get("modules_to_save", []) for h in holders)
-
-
-def _trained_biases(found: Sorted, settings: PeftConfig, names: Names) -> list[str]:
-    biases = [n for n, leaf in names.leaves.items() if leaf.path.endswith("/bias") and not names.of_head(n)]
-    if settings.bias == "lora_only":
-        return [name for name in biases if name.removesuffix(".bias") in found.factors]
-    return biases if settings.bias == "all" else []
-
-
-def _is_of_base(value: np.ndarray, leaf: Leaf, base: BaseLeaf) -> bool:
-    return np.array_equal(leaf.theirs(base(leaf)).astype(value.dtype), value)
-
-
-def _check_copy(name: str, value: np.ndarray, found: Sorted, names: Names, base: BaseLeaf) -> None:
-    """A whole output embedding in a model whose output embedding is its table must be that table."""
-    table = f"{names.tied[name.removesuffix('.weight')]}.weight"
-    same = np.array_equal(found.whole[table], value) if table in found.whole else _is_of_base(
-        value, names.leaves[table], base
-    )  # fmt: skip
-    if not same:
-        raise InputError(
-            f"{name} is not {table}, but in this base the output embedding is the table of tokens, and here "
-            "they cannot be taken apart. Save the base with tie_word_embeddings false and both tensors, and "
-            "name that as the model"
-        )
-
-
-def _check_tables(leaves: Sequence[str], settings: PeftConfig, names: Names) -> None:
-    for name in leaves:
-        tied = name.removesuffix(".weight") in names.tied.values()
-        if tied and not settings.get("ensure_weight_tying", False):
-            raise InputError(
-                f"{name} was trained without the output embedding, which in this base is the same table "
-                "(ensure_weight_tying is false); here they cannot be taken apart. Save the base with "
-                "tie_word_embeddings false and name that as the model"
-            )
-
-
-def _check_tied(found: Sorted, settings: PeftConfig, names: Names) -> None:
-    """Factors of a tied output embedding must be those of the table, turned round."""
-    for module, factors in found.tied.items():
-        table = found.factors.get(names.tied[module])
-        same = table is not None and settings.get("ensure_weight_tying", False) and (
-            np.array_equal(factors["a"], table["b"].T) and np.array_equal(factors["b"], table["a"].T)
-        )  # fmt: skip
-        if not same:
-            raise InputError(
-                f"{module} has an update of its own, but in this base it is {names.tied[module]}; a table has "
-                "one update here, for lookups and for logits. Train with ensure_weight_tying=True and both "
-                "as targets, or save the base with tie_word_embeddings false"
-            )
-
-
 def _check_targets(found: Sorted, settings: PeftConfig, names: Names) -> None:
     """The factors must be those of the modules that the settings name, no more and no fewer."""
     if not found.factors:
@@ -263,13 +166,15 @@ def _check_targets(found: Sorted, settings: PeftConfig, names: Names) -> None:
         return
     if extra := [module for module in found.factors if module not in wanted]:
         raise InputError(
-            f"the file has factors of {some(extra)}, which target_modules does not name: PEFT leaves them out "
-            "when it loads. Correct target_modules in adapter_config.json, or leave the tensors out"
+            f"the file has factors of {some(extra)}, which target_modules does not name: PEFT leaves them "
+            "out when it loads. Correct target_modules in adapter_config.json, or leave the tensors out"
         )
-    if missing := [module for module in names.weights if module in wanted and module not in found.factors]:
+    if missing := [
+        module for module in names.weights if module in wanted and module not in found.factors
+    ]:
         raise InputError(
-            f"target_modules names {len(missing)} modules without factors in the file: {some(missing)}; it is "
-            "incomplete, or the adapter is of another model"
+            f"target_modules names {len(missing)} modules without factors in the file: {some(missing)}; it "
+            "is incomplete, or the adapter is of another model"
         )
 
 
@@ -308,15 +213,19 @@ def _with_rows(
     for module, value in found.rows.items():
         weight, rows = names.weights[module], settings.tokens(module)
         if rows is None or value.shape != (len(rows), weight.published[-1]):
-            raise InputError(f"{module}: {value.shape} trained rows, but trainable_token_indices is {rows}")
+            raise InputError(
+                f"{module}: {value.shape} trained rows, but trainable_token_indices is {rows}"
+            )
         chosen[weight.module] = rows
         values[f"{weight.module}/rows/values"] = [value]
     if settings.values.get("trainable_token_indices") is not None and not chosen:
-        raise InputError("trainable_token_indices is given, but the file has no trained rows of a table here")
+        raise InputError(
+            "trainable_token_indices is given, but the file has no trained rows of a table here"
+        )
     return method + methods.token_rows(chosen) if chosen else method
 
 
-def _groups(values: Arrays, saved: _Whole, names: Names, runs: Runs) -> Labels:
+def _groups(values: Arrays, saved: Whole, names: Names, runs: Runs) -> Labels:
     biases = {names.leaves[name].path for name in saved.biases}
     groups = {}
     for path in values:
@@ -332,7 +241,7 @@ def _groups(values: Arrays, saved: _Whole, names: Names, runs: Runs) -> Labels:
     return groups
 
 
-def _note(config: Mapping[str, Any], found: Sorted, saved: _Whole, names: Names) -> dict[str, Any]:
+def _note(config: Mapping[str, Any], found: Sorted, saved: Whole, names: Names) -> dict[str, Any]:
     """What is needed to write the same files again."""
     note: dict[str, Any] = {"config": dict(config), "prefix": names.prefix}
     if saved.base:

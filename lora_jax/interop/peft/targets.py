@@ -61,7 +61,9 @@ def _in_layers(config: PeftConfig, module: str) -> bool:
     number = found["layer"] if found else None
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
         parts = module.split(".")
-        places = [i for i, part in enumerate(parts[:-1]) if part == pattern and parts[i + 1].isdigit()]
+        places = [
+            i for i, part in enumerate(parts[:-1]) if part == pattern and parts[i + 1].isdigit()
+        ]
         number = parts[places[0] + 1] if places else None
         if places:
             break

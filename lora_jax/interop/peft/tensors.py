@@ -7,7 +7,6 @@ import re
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from jaxtyping import Shaped
 
 from lora_jax.errors import InputError
 from lora_jax.interop.peft.names import Leaf, Names, outputs
@@ -92,7 +91,9 @@ def sort_out(tensors: Mapping[str, np.ndarray], names: Names, ignore: Sequence[s
     for name in found.copies:
         same = wrapped_parameter(name, names)
         if same not in found.whole or not np.array_equal(found.whole[same], tensors[name]):
-            raise InputError(f"{name} is not what {same} is; the file is broken. Save it again in PEFT")
+            raise InputError(
+                f"{name} is not what {same} is; the file is broken. Save it again in PEFT"
+            )
     for module, factors in (found.factors | found.tied).items():
         _check_factors(module, factors, names)
     return found
@@ -164,7 +165,12 @@ def _check_factors(module: str, factors: Arrays, names: Names) -> None:
     inputs, out = weight.shape[0], int(np.prod(outputs(weight)))
     if module in names.tied:
         inputs, out = out, inputs
-    if a.ndim != 2 or b.ndim != 2 or (a.shape[1], b.shape[0]) != (inputs, out) or len(a) != b.shape[1]:
+    if (
+        a.ndim != 2
+        or b.ndim != 2
+        or (a.shape[1], b.shape[0]) != (inputs, out)
+        or len(a) != b.shape[1]
+    ):
         raise InputError(
             f"{module}: lora_A is {a.shape} and lora_B {b.shape}, the base needs (r, {inputs}) and "
             f"({out}, r): the adapter is of another model"
@@ -190,9 +196,7 @@ def _unknown(left: Sequence[str], names: Names) -> str:
             ". Of heads there are those for classification of whole texts (classifier of encoders, score of "
             "decoders) and a language model's lm_head, none for tokens or spans"
         )
-    return (
-        f"{what}. To read the rest without them: ignore=[...] (--ignore=...), regular expressions of names"
-    )
+    return f"{what}. To read the rest without them: ignore=[...] (--ignore=...), regular expressions of names"
 
 
 def _kind(module: str) -> str:

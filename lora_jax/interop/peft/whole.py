@@ -39,8 +39,8 @@ def whole_parameters(adapter: Adapter, names: Names) -> Arrays:
             result[name] = names.leaves[name].theirs(np.asarray(part))
     if left:
         raise InputError(
-            f"{len(left)} leaves of the adapter ({adapter.method}) have no place in an adapter of PEFT's LORA: "
-            f"{some(left)}. {REMEDY}"
+            f"{len(left)} leaves of the adapter ({adapter.method}) have no place in an adapter of PEFT's "
+            f"LORA: {some(left)}. {REMEDY}"
         )
     return result
 
@@ -53,7 +53,9 @@ def wrapped(name: str, modules: Mapping[str, Module]) -> str:
 
 def rows(adapter: Adapter, names: Names) -> tuple[dict[str, list[int]], Arrays]:
     """Trained rows: their numbers by module, and the tensors by name."""
-    chosen = [c for i in adapter.method.insertions if isinstance(i, RowsInsertion) for c in i.chosen]
+    chosen = [
+        c for i in adapter.method.insertions if isinstance(i, RowsInsertion) for c in i.chosen
+    ]
     numbers: dict[str, list[int]] = {}
     tensors: Arrays = {}
     for path, value in adapter.values.items():

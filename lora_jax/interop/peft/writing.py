@@ -90,7 +90,10 @@ def _with_stored_names(
 ) -> Arrays:
     """All tensors as PEFT saved them, also those that say nothing new."""
     halved = str(config.get("init_lora_weights")).lower() in ("pissa", "olora")
-    modules, whole = modules_of(adapter, names, base, halved=halved), whole_parameters(adapter, names)
+    modules, whole = (
+        modules_of(adapter, names, base, halved=halved),
+        whole_parameters(adapter, names),
+    )
     tensors = rows(adapter, names)[1]
     tensors |= factor_tensors(modules, names, tied=bool(config.get("ensure_weight_tying")))
     tensors |= {wrapped(name, modules): value for name, value in whole.items()}
