@@ -8,6 +8,7 @@ import functools
 import json
 import pathlib
 import shutil
+import types
 
 import jax
 import numpy as np
@@ -19,6 +20,7 @@ from ml_dtypes import bfloat16
 from safetensors.numpy import load_file, save_file
 
 import lora_jax
+from experiments.convert import __main__
 from experiments.convert import peft as convert
 from experiments.convert.peft import from_peft, to_peft
 from lora_jax import adapters, partition
@@ -189,7 +191,6 @@ CASES = [
     case("gpt2", bias="all", use_dora=True),
     case("gpt2", lora_bias=True, target_modules=["c_attn", "mlp.c_proj"]),
     case("gpt2", target_modules=["wte", "c_attn"]),
-    case("gpt2", trainable_token_indices={"wte": [3, 9]}),
     case("gpt2", init_lora_weights="pissa"),
     case(
         "llama",
@@ -204,7 +205,6 @@ CASES = [
         "llama", target_modules=["v_proj"], target_parameters=["q_proj.weight", "down_proj.weight"]
     ),
     case("llama", init_lora_weights="olora", target_modules=r".*\.1\..*(q|up)_proj"),
-    case("llama", init_lora_weights="orthogonal", rank_pattern={"q_proj": 4, "v_proj": 2}),
     case("tied", target_modules=["embed_tokens"]),
     case("tied", target_modules=["embed_tokens", "lm_head"], ensure_weight_tying=True),
     case("tied", modules_to_save=["embed_tokens"], ensure_weight_tying=True),
@@ -419,6 +419,33 @@ def test_tensors_without_a_counterpart(change, message, saved, bases, tmp_path):
     )
     with pytest.raises(ValueError, match=message):
         from_peft(str(there), tmp_path / "ours", model=str(bases / "llama"))
+
+
+def test_a_head_for_tokens(bases, saved, tmp_path):
+    """It has the names of one for whole texts, and another place in the model."""
+    there = rewritten(saved / "bert", tmp_path / "peft", task_type="TOKEN_CLS")
+    with pytest.raises(ValueError, match=r"the head \(classifier.* is for every token.*--ignore="):
+        from_peft(str(there), tmp_path / "ours", model=str(bases / "bert"))
+    from_peft(str(there), tmp_path / "ours", model=str(bases / "bert"), ignore=["classifier.*"])
+    adapter = adapters.load_adapter(tmp_path / "ours")
+    assert adapter.method.head is None and len(adapter.values) == 4
+
+
+def test_the_commands(saved, bases, tmp_path, monkeypatch, capsys):
+    flags = {"model": str(bases / "bert"), "subfolder": "", "ignore": []}
+
+    def command(name, adapter, output):
+        given = types.SimpleNamespace(adapter=str(adapter), output=str(output), **flags)
+        monkeypatch.setattr(__main__, "FLAGS", given, raising=False)
+        __main__.main(["convert", name])
+        return capsys.readouterr().out
+
+    assert "adapter: " in command("from_peft", saved / "bert", tmp_path / "run/adapter")
+    said = command("to_peft", tmp_path / "run", tmp_path / "peft")
+    assert "(r=3, lora_alpha=8, target_modules=[" in said
+    assert_same_tensors(saved / "bert", tmp_path / "peft")
+    with pytest.raises(SystemExit, match="holds an adapter already"):
+        command("from_peft", saved / "bert", tmp_path / "run/adapter")
 
 
 def test_what_is_ignored_on_request(saved, bases, tmp_path):

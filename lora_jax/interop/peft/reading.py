@@ -11,13 +11,12 @@ import numpy as np
 
 from lora_jax import methods
 from lora_jax.errors import InputError
-from lora_jax.interop.peft import initial, targets
+from lora_jax.interop.peft.adapted import check_targets, factors_of, spec_of
 from lora_jax.interop.peft.config import PeftConfig, read
 from lora_jax.interop.peft.layers import Runs, Spec, lora_of, runs_of
-from lora_jax.interop.peft.names import HEAD, Names, outputs
+from lora_jax.interop.peft.names import HEAD, Names
 from lora_jax.interop.peft.saved import BaseLeaf, Whole, check_tied, split_whole
 from lora_jax.interop.peft.tensors import Arrays, Sorted, plain, sort_out
-from lora_jax.low_rank.contraction import scale
 from lora_jax.method import Method
 from lora_jax.partition import Labels
 from lora_jax.patterns import some
@@ -63,10 +62,10 @@ def from_tensors(
       InputError: something of it has no counterpart here, or does not fit; the message names it.
     """
     settings = read(config, ignore)
-    found = sort_out(plain(tensors), names, ignore)
+    found = sort_out(_of_task(plain(tensors), settings, names, ignore), names, ignore)
     check_tied(found, settings, names)
-    _check_targets(found, settings, names)
-    specs = {m: _spec(m, found, settings, names) for m in names.weights if m in found.factors}
+    check_targets(found, settings, names)
+    specs = {m: spec_of(m, found, settings, names) for m in names.weights if m in found.factors}
     saved = split_whole(found, settings, names, base)
     marks = _marks(specs, saved.leaves, names)
     runs = runs_of(marks)
@@ -81,7 +80,7 @@ def from_tensors(
                 continue
             path = runs.path(f"{weight.module}/", run).rstrip("/")
             by_path[path] = spec
-            for side, value in _factors(module, spec, found, settings, names, base).items():
+            for side, value in factors_of(module, spec, found, settings, names, base).items():
                 values.setdefault(f"{path}/lora/{side}", []).append(value)
     for name in (*saved.head, *saved.biases, *saved.leaves):
         leaf = names.leaves[name]
@@ -101,81 +100,21 @@ def from_tensors(
     )
 
 
+def _of_task(tensors: Arrays, settings: PeftConfig, names: Names, ignore: Sequence[str]) -> Arrays:
+    """The tensors without a head for tokens, which has the names of one for whole texts."""
+    if settings.values.get("task_type") != "TOKEN_CLS":
+        return tensors
+    heads = [name for name in tensors if names.of_head(name)]
+    if left := [name for name in heads if not any(re.fullmatch(p, name) for p in ignore)]:
+        raise InputError(
+            f"task_type is TOKEN_CLS: the head ({some(left)}) is for every token, and heads here are for "
+            f"whole texts. To read the rest without it: --ignore={left[0].partition('.')[0]}.*"
+        )
+    return {name: value for name, value in tensors.items() if name not in heads}
+
+
 def _is_stacked(path: str) -> bool:
     return "/block/" in path
-
-
-def _spec(module: str, found: Sorted, settings: PeftConfig, names: Names) -> Spec:
-    """The settings of a module, which must be those of its factors."""
-    factors, weight = found.factors[module], names.weights[module]
-    rank, alpha, twice = len(factors["a"]), settings.alpha(module), 1
-    if (expected := settings.rank(module)) != rank:
-        raise InputError(
-            f"{module}: its factors are of rank {rank}, r and rank_pattern say {expected}; the two "
-            "files do not belong together, or rank_pattern was lost"
-        )
-    if settings.initial and not weight.is_table:
-        twice = 2
-    if twice == 2:  # the scale in front stays
-        alpha = alpha * (2 if settings.scaling == "alpha/r" else 2**0.5)
-    magnitude, b_bias = settings.get("use_dora", False), settings.get("lora_bias", False)
-    for side, wanted in (("magnitude", magnitude), ("b_bias", b_bias)):
-        if (side in factors) != (wanted and not (side == "b_bias" and weight.is_table)):
-            raise InputError(
-                f"{module}: use_dora={magnitude} and lora_bias={b_bias}, but its tensors are "
-                f"{sorted(factors)}; the two files do not belong together"
-            )
-    tied = module in names.tied.values() and not settings.get("ensure_weight_tying", False)
-    return Spec(
-        rank=twice * rank, alpha=alpha, scaling=settings.scaling, magnitude=magnitude,
-        b_bias=b_bias and not weight.is_table, lookup_only=weight.is_table and tied,
-        dtype=str(factors["a"].dtype),
-    )  # fmt: skip
-
-
-def _factors(
-    module: str, spec: Spec, found: Sorted, settings: PeftConfig, names: Names, base: BaseLeaf
-) -> Arrays:
-    """The factors of a module in our shapes, one layer."""
-    factors, weight = dict(found.factors[module]), names.weights[module]
-    if settings.initial and not weight.is_table:
-        rank = spec.rank // 2
-        matrix = base(weight).reshape(weight.shape[0], -1).T
-        first = initial.first_factors(
-            settings.initial, matrix, rank,
-            scale(rank, settings.alpha(module), settings.scaling),  # type: ignore[arg-type]
-        )  # fmt: skip
-        factors["a"], factors["b"] = initial.with_first(factors["a"], factors["b"], first)
-    out = outputs(weight)
-    shapes = {"b": (spec.rank, *out), "b_bias": out, "magnitude": out}
-    ours = {"a": np.ascontiguousarray(factors.pop("a").T)}
-    for side, value in factors.items():
-        ours[side] = np.ascontiguousarray(value.T).reshape(shapes[side])
-    return ours
-
-
-def _check_targets(found: Sorted, settings: PeftConfig, names: Names) -> None:
-    """The factors must be those of the modules that the settings name, no more and no fewer."""
-    if not found.factors:
-        raise InputError(
-            "no tensor is a factor of LoRA (lora_A, lora_B, lora_embedding_A, lora_embedding_B) of a layer; "
-            "an adapter without factors cannot be read"
-        )
-    wanted = targets.chosen(settings, names.weights)
-    if wanted is None:
-        return
-    if extra := [module for module in found.factors if module not in wanted]:
-        raise InputError(
-            f"the file has factors of {some(extra)}, which target_modules does not name: PEFT leaves them "
-            "out when it loads. Correct target_modules in adapter_config.json, or leave the tensors out"
-        )
-    if missing := [
-        module for module in names.weights if module in wanted and module not in found.factors
-    ]:
-        raise InputError(
-            f"target_modules names {len(missing)} modules without factors in the file: {some(missing)}; it "
-            "is incomplete, or the adapter is of another model"
-        )
 
 
 def _marks(specs: Mapping[str, Spec], leaves: Sequence[str], names: Names) -> list[object]:

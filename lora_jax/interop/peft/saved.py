@@ -123,6 +123,7 @@ def check_tied(found: Sorted, settings: PeftConfig, names: Names) -> None:
         if not same:
             raise InputError(
                 f"{module} has an update of its own, but in this base it is {names.tied[module]}; "
-                "a table has one update here, for lookups and for logits. Train with "
-                "ensure_weight_tying=True and both as targets, or save the base with tie_word_embeddings false"
+                "a table has one update, for lookups and for logits. Train with "
+                "ensure_weight_tying=True and both as targets, or save the base with "
+                "tie_word_embeddings false"
             )
