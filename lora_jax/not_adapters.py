@@ -26,8 +26,8 @@ def what_else(path: Path) -> str | None:
     names = {entry.name for entry in path.iterdir()}
     if found := [name for name in _OF_PEFT if name in names]:
         return (
-            f"{path} is an adapter of PEFT (it holds {found[0]}), whose files are others. {_OWN}. Convert it: "
-            f"python -m experiments.convert from_peft --adapter={path} --model=BASE --output=DIR"
+            f"{path} is an adapter of PEFT (it holds {found[0]}), whose files are others. {_OWN}. Convert "
+            f"it: python -m experiments.convert from_peft --adapter={path} --model=BASE --output=DIR"
         )
     if found := [name for name in _OF_MODEL if name in names]:
         loralib = f". If {found[0]} is a state dict of loralib, {_convert(path / found[0])}"

@@ -13,9 +13,9 @@ printed.
     python -m experiments.convert from_peft --adapter=FOLDER --model=BASE --output=DIR [--subfolder=NAME]
     python -m experiments.convert to_peft --adapter=DIR --model=BASE --output=FOLDER
 
-read and write adapter folders of PEFT's LORA (docs/peft.md). FOLDER may be a hub name, and without --model the
-base is the one that the adapter names. Whatever has no counterpart is refused by its name; --ignore=NAME,NAME
-(regular expressions) leaves out unknown keys of adapter_config.json and unknown tensors.
+read and write adapter folders of PEFT's LORA (docs/peft.md). FOLDER may be a hub name, and without --model
+the base is the one that the adapter names. Whatever has no counterpart is refused by its name;
+--ignore=NAME,NAME (regular expressions) leaves out unknown keys of adapter_config.json and unknown tensors.
 
     python -m experiments.convert from_loralib --checkpoint=roberta_base_lora_mnli.bin --alpha=16 \\
         --model=roberta-base --output=DIR

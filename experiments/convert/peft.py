@@ -82,6 +82,8 @@ def _from_peft(folder: Path, output: Path, model: str | None, ignore: Sequence[s
     weights = next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
     if weights is None:
         raise MissingFileError(f"{folder} holds neither {' nor '.join(WEIGHTS)}")
+    with _errors_naming(folder):
+        peft.read_config(config, ignore)  # before a model is read
     tensors = state_dicts.read(weights)
     name = model or config.get("base_model_name_or_path")
     if not isinstance(name, str) or not name:

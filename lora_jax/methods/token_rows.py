@@ -97,11 +97,12 @@ class RowsInsertion(Insertion):
     def insert(self, model: nnx.Module, key: Key[Array, ""]) -> None:
         """Adds the rows, in place; they start as they were pre-trained."""
         for path, (module, numbers) in self._modules(model).items():
+            mixin: Any
             if type(module) is nnx.Embed:
                 weight, mixin = module.embedding, TableWithRows
                 values, axis = weight[...], names(weight)[-1]
             elif type(module) is nnx.Linear and module.bias is None:
-                weight, mixin = module.kernel, OutputWithRows  # type: ignore[assignment]
+                weight, mixin = module.kernel, OutputWithRows
                 values, axis = weight[...].T, names(weight)[0]
             else:
                 raise InputTypeError(
@@ -114,7 +115,8 @@ class RowsInsertion(Insertion):
                 )
             rows = values[jnp.array(numbers)].astype(jnp.float32)
             module.rows = TokenRows(rows, numbers, axis)
-            surgery.become(module, surgery.extended(mixin, type(module)))
+            original: Any = type(module)
+            surgery.become(module, surgery.extended(mixin, original))
 
     def matches(self, model: nnx.Module) -> list[MatchedLayer]:
         """One row per table."""

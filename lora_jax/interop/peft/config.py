@@ -163,6 +163,13 @@ def _check_types(config: PeftConfig) -> None:
         value = config.values.get(key)
         if isinstance(value, list) and not all(isinstance(item, str) for item in value):
             raise InputError(f"{key}={brief(value)}: not a list of names")
+    tokens = config.values.get("trainable_token_indices")
+    lists = list(tokens.values()) if isinstance(tokens, dict) else [tokens or []]
+    if not all(isinstance(found, list) and all(type(i) is int for i in found) for found in lists):
+        raise InputError(f"trainable_token_indices={brief(tokens)}: not lists of numbers")
+    layers = config.values.get("layers_to_transform")
+    if isinstance(layers, list) and not all(type(layer) is int for layer in layers):
+        raise InputError(f"layers_to_transform={brief(layers)}: not a list of numbers")
     for key in ("rank_pattern", "alpha_pattern"):
         for name, value in config.get(key, {}).items():
             if isinstance(value, bool) or not isinstance(value, int | float):

@@ -8,6 +8,7 @@ layers has an update of its own. So nothing is padded, and no number changes.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -59,7 +60,7 @@ class Runs:
     def layers(self) -> list[range]:
         """The layers of every run."""
         ends = (0, *self.starts, self.depth)
-        return [range(*pair) for pair in zip(ends, ends[1:], strict=False)]
+        return [range(*pair) for pair in itertools.pairwise(ends)]
 
     def path(self, path: str, run: range) -> str:
         """A path in a run of one below the uncut stack."""

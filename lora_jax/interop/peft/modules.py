@@ -12,7 +12,7 @@ from lora_jax.adapter_files import Adapter
 from lora_jax.errors import InputError
 from lora_jax.interop.peft.layers import uncut
 from lora_jax.interop.peft.names import Leaf, Names, width
-from lora_jax.interop.peft.reading import BaseLeaf
+from lora_jax.interop.peft.saved import BaseLeaf
 from lora_jax.interop.peft.tensors import Arrays, factor_names
 from lora_jax.low_rank.settings import LoRASettings
 from lora_jax.methods.stored_settings import settings_of_layer
@@ -127,13 +127,13 @@ def _blocks(
     sizes = first.fused_sizes or (leaf.shape[1] // parts,) * parts
     ends = np.cumsum((0, *sizes)) * (outputs // leaf.shape[1])
     rank, kind = sum(s.rank for s in settings.values()), next(iter(pairs.values()))["a"].dtype
-    factors = {"a": np.zeros((rank, inputs), kind), "b": np.zeros((outputs, rank), kind)}
+    factors: Arrays = {"a": np.zeros((rank, inputs), kind), "b": np.zeros((outputs, rank), kind)}
     if first.magnitude:
         norms = np.linalg.norm(base(leaf).reshape(inputs, -1), axis=0)
         factors["magnitude"] = norms.astype(kind)
     if first.b_bias:
         factors["b_bias"] = np.zeros(outputs, kind)
-    done = 0
+    done, others = 0, factors.keys() - {"a", "b"}
     for number, part in enumerate(first.fused):
         if part not in pairs:
             continue
@@ -141,7 +141,7 @@ def _blocks(
         columns, rows = slice(done, done + own.rank), slice(ends[number], ends[number + 1])
         factors["a"][columns] = sides["a"].T
         factors["b"][rows, columns] = sides["b"].reshape(own.rank, -1).T
-        for side in factors.keys() - {"a", "b"}:
+        for side in others:
             factors[side][rows] = sides[side].reshape(-1)
         done += own.rank
     growth = rank / first.rank

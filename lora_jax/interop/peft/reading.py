@@ -4,26 +4,25 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from lora_jax import methods
 from lora_jax.errors import InputError
-from lora_jax.interop.peft import initial, targets
+from lora_jax.interop.peft.adapted import check_targets, factors_of, spec_of
 from lora_jax.interop.peft.config import PeftConfig, read
 from lora_jax.interop.peft.layers import Runs, Spec, lora_of, runs_of
-from lora_jax.interop.peft.names import HEAD, Leaf, Names, outputs
+from lora_jax.interop.peft.names import HEAD, Names
+from lora_jax.interop.peft.saved import BaseLeaf, Whole, check_tied, split_whole
 from lora_jax.interop.peft.tensors import Arrays, Sorted, plain, sort_out
-from lora_jax.low_rank.contraction import scale
 from lora_jax.method import Method
 from lora_jax.partition import Labels
 from lora_jax.patterns import some
 
 NOTE = "peft"  # key of an adapter's notes
 _HEAD = r"head/.*"
-BaseLeaf = Callable[[Leaf], np.ndarray]  # one layer of a leaf of the base, float32, in our shape
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,11 +62,11 @@ def from_tensors(
       InputError: something of it has no counterpart here, or does not fit; the message names it.
     """
     settings = read(config, ignore)
-    found = sort_out(plain(tensors), names, ignore)
-    _check_tied(found, settings, names)
-    _check_targets(found, settings, names)
-    specs = {m: _spec(m, found, settings, names) for m in names.weights if m in found.factors}
-    saved = _split_whole(found, settings, names, base)
+    found = sort_out(_of_task(plain(tensors), settings, names, ignore), names, ignore)
+    check_tied(found, settings, names)
+    check_targets(found, settings, names)
+    specs = {m: spec_of(m, found, settings, names) for m in names.weights if m in found.factors}
+    saved = split_whole(found, settings, names, base)
     marks = _marks(specs, saved.leaves, names)
     runs = runs_of(marks)
     values: dict[str, list[np.ndarray]] = {}
@@ -81,7 +80,7 @@ def from_tensors(
                 continue
             path = runs.path(f"{weight.module}/", run).rstrip("/")
             by_path[path] = spec
-            for side, value in _factors(module, spec, found, settings, names, base).items():
+            for side, value in factors_of(module, spec, found, settings, names, base).items():
                 values.setdefault(f"{path}/lora/{side}", []).append(value)
     for name in (*saved.head, *saved.biases, *saved.leaves):
         leaf = names.leaves[name]
@@ -101,188 +100,21 @@ def from_tensors(
     )
 
 
+def _of_task(tensors: Arrays, settings: PeftConfig, names: Names, ignore: Sequence[str]) -> Arrays:
+    """The tensors without a head for tokens, which has the names of one for whole texts."""
+    if settings.values.get("task_type") != "TOKEN_CLS":
+        return tensors
+    heads = [name for name in tensors if names.of_head(name)]
+    if left := [name for name in heads if not any(re.fullmatch(p, name) for p in ignore)]:
+        raise InputError(
+            f"task_type is TOKEN_CLS: the head ({some(left)}) is for every token, and heads here are for "
+            f"whole texts. To read the rest without it: --ignore={left[0].partition('.')[0]}.*"
+        )
+    return {name: value for name, value in tensors.items() if name not in heads}
+
+
 def _is_stacked(path: str) -> bool:
     return "/block/" in path
-
-
-def _spec(module: str, found: Sorted, settings: PeftConfig, names: Names) -> Spec:
-    """The settings of a module, which must be those of its factors."""
-    factors, weight = found.factors[module], names.weights[module]
-    rank, alpha, twice = len(factors["a"]), settings.alpha(module), 1
-    if (expected := settings.rank(module)) != rank:
-        raise InputError(
-            f"{module}: its factors are of rank {rank}, r and rank_pattern say {expected}; the two "
-            "files do not belong together, or rank_pattern was lost"
-        )
-    if settings.initial and not weight.is_table:
-        twice = 2
-    if twice == 2:  # the scale in front stays
-        alpha = alpha * (2 if settings.scaling == "alpha/r" else 2**0.5)
-    magnitude, b_bias = settings.get("use_dora", False), settings.get("lora_bias", False)
-    for side, wanted in (("magnitude", magnitude), ("b_bias", b_bias)):
-        if (side in factors) != (wanted and not (side == "b_bias" and weight.is_table)):
-            raise InputError(
-                f"{module}: use_dora={magnitude} and lora_bias={b_bias}, but its tensors are "
-                f"{sorted(factors)}; the two files do not belong together"
-            )
-    tied = module in names.tied.values() and not settings.get("ensure_weight_tying", False)
-    return Spec(
-        rank=twice * rank, alpha=alpha, scaling=settings.scaling, magnitude=magnitude,
-        b_bias=b_bias and not weight.is_table, lookup_only=weight.is_table and tied,
-        dtype=str(factors["a"].dtype),
-    )  # fmt: skip
-
-
-def _factors(
-    module: str, spec: Spec, found: Sorted, settings: PeftConfig, names: Names, base: BaseLeaf
-) -> Arrays:
-    """The factors of a module in our shapes, one layer."""
-    factors, weight = dict(found.factors[module]), names.weights[module]
-    if settings.initial and not weight.is_table:
-        rank = spec.rank // 2
-        matrix = base(weight).reshape(weight.shape[0], -1).T
-        first = initial.first_factors(
-            settings.initial, matrix, rank,
-            scale(rank, settings.alpha(module), settings.scaling),  # type: ignore[arg-type]
-        )  # fmt: skip
-        factors["a"], factors["b"] = initial.with_first(factors["a"], factors["b"], first)
-    out = outputs(weight)
-    shapes = {"b": (spec.rank, *out), "b_bias": out, "magnitude": out}
-    ours = {"a": np.ascontiguousarray(factors.pop("a").T)}
-    for side, value in factors.items():
-        ours[side] = np.ascontiguousarray(value.T).reshape(shapes[side])
-    return ours
-
-
-@dataclasses.dataclass
-class _Whole:
-    """Names of whole parameters in the file: of the head, biases, others, and copies of the base's."""
-
-    head: list[str] = dataclasses.field(default_factory=list)
-    biases: list[str] = dataclasses.field(default_factory=list)
-    leaves: list[str] = dataclasses.field(default_factory=list)
-    base: list[str] = dataclasses.field(default_factory=list)
-
-
-def _split_whole(found: Sorted, settings: PeftConfig, names: Names, base: BaseLeaf) -> _Whole:
-    """What the whole parameters are; all that train must be there."""
-    trained = _trained_biases(found, settings, names)
-    saved = [name for name in names.leaves if _is_saved(name, settings)]
-    result = _Whole()
-    in_order = [name for name in names.leaves if name in found.whole]
-    for name in (*in_order, *(found.whole.keys() - names.leaves.keys())):
-        value = found.whole[name]
-        if name.removesuffix(".weight") in names.tied:
-            _check_copy(name, value, found, names, base)
-            result.base.append(name)
-        elif names.of_head(name):
-            result.head.append(name)
-        elif name in trained and name not in saved:
-            result.biases.append(name)
-        elif name not in saved and _is_of_base(value, names.leaves[name], base):
-            result.base.append(name)
-        else:
-            result.leaves.append(name)
-    heads = [name for name in names.leaves if names.of_head(name)]
-    wanted = [
-        *trained,
-        *(n for n in saved if not names.of_head(n)),
-        *(heads if result.head else []),
-    ]
-    if missing := [name for name in wanted if name not in found.whole]:
-        raise InputError(
-            f"{len(missing)} parameters that train are not in the file: {some(missing)}. PEFT before 0.21 does "
-            "not save the biases of bias='lora_only' (peft issue 3306): they are lost. If the base's own "
-            "shall stand in, as PEFT has them after loading, set bias to none in adapter_config.json"
-        )
-    _check_tables(result.leaves, settings, names)
-    return result
-
-
-def _is_saved(name: str, settings: PeftConfig) -> bool:
-    """Whether modules_to_save names a module that holds the parameter; PEFT compares ends of text."""
-    parts = name.split(".")[:-1]
-    holders = [".".join(parts[: i + 1]) for i in range(len(parts))]
-    return any(h.endswith(m) for m in settings.get("modules_to_save", []) for h in holders)
-
-
-def _trained_biases(found: Sorted, settings: PeftConfig, names: Names) -> list[str]:
-    biases = [
-        n
-        for n, leaf in names.leaves.items()
-        if leaf.path.endswith("/bias") and not names.of_head(n)
-    ]
-    if settings.bias == "lora_only":
-        return [name for name in biases if name.removesuffix(".bias") in found.factors]
-    return biases if settings.bias == "all" else []
-
-
-def _is_of_base(value: np.ndarray, leaf: Leaf, base: BaseLeaf) -> bool:
-    return np.array_equal(leaf.theirs(base(leaf)).astype(value.dtype), value)
-
-
-def _check_copy(name: str, value: np.ndarray, found: Sorted, names: Names, base: BaseLeaf) -> None:
-    """A whole output embedding in a model whose output embedding is its table must be that table."""
-    table = f"{names.tied[name.removesuffix('.weight')]}.weight"
-    same = np.array_equal(found.whole[table], value) if table in found.whole else _is_of_base(
-        value, names.leaves[table], base
-    )  # fmt: skip
-    if not same:
-        raise InputError(
-            f"{name} is not {table}, but in this base the output embedding is the table of tokens, and here "
-            "they cannot be taken apart. Save the base with tie_word_embeddings false and both tensors, and "
-            "name that as the model"
-        )
-
-
-def _check_tables(leaves: Sequence[str], settings: PeftConfig, names: Names) -> None:
-    for name in leaves:
-        tied = name.removesuffix(".weight") in names.tied.values()
-        if tied and not settings.get("ensure_weight_tying", False):
-            raise InputError(
-                f"{name} was trained without the output embedding, which in this base is the same table "
-                "(ensure_weight_tying is false); here they cannot be taken apart. Save the base with "
-                "tie_word_embeddings false and name that as the model"
-            )
-
-
-def _check_tied(found: Sorted, settings: PeftConfig, names: Names) -> None:
-    """Factors of a tied output embedding must be those of the table, turned round."""
-    for module, factors in found.tied.items():
-        table = found.factors.get(names.tied[module])
-        same = table is not None and settings.get("ensure_weight_tying", False) and (
-            np.array_equal(factors["a"], table["b"].T) and np.array_equal(factors["b"], table["a"].T)
-        )  # fmt: skip
-        if not same:
-            raise InputError(
-                f"{module} has an update of its own, but in this base it is {names.tied[module]}; a table has "
-                "one update here, for lookups and for logits. Train with ensure_weight_tying=True and both "
-                "as targets, or save the base with tie_word_embeddings false"
-            )
-
-
-def _check_targets(found: Sorted, settings: PeftConfig, names: Names) -> None:
-    """The factors must be those of the modules that the settings name, no more and no fewer."""
-    if not found.factors:
-        raise InputError(
-            "no tensor is a factor of LoRA (lora_A, lora_B, lora_embedding_A, lora_embedding_B) of a layer; "
-            "an adapter without factors cannot be read"
-        )
-    wanted = targets.chosen(settings, names.weights)
-    if wanted is None:
-        return
-    if extra := [module for module in found.factors if module not in wanted]:
-        raise InputError(
-            f"the file has factors of {some(extra)}, which target_modules does not name: PEFT leaves them out "
-            "when it loads. Correct target_modules in adapter_config.json, or leave the tensors out"
-        )
-    if missing := [
-        module for module in names.weights if module in wanted and module not in found.factors
-    ]:
-        raise InputError(
-            f"target_modules names {len(missing)} modules without factors in the file: {some(missing)}; it is "
-            "incomplete, or the adapter is of another model"
-        )
 
 
 def _marks(specs: Mapping[str, Spec], leaves: Sequence[str], names: Names) -> list[object]:
@@ -332,7 +164,7 @@ def _with_rows(
     return method + methods.token_rows(chosen) if chosen else method
 
 
-def _groups(values: Arrays, saved: _Whole, names: Names, runs: Runs) -> Labels:
+def _groups(values: Arrays, saved: Whole, names: Names, runs: Runs) -> Labels:
     biases = {names.leaves[name].path for name in saved.biases}
     groups = {}
     for path in values:
@@ -348,7 +180,7 @@ def _groups(values: Arrays, saved: _Whole, names: Names, runs: Runs) -> Labels:
     return groups
 
 
-def _note(config: Mapping[str, Any], found: Sorted, saved: _Whole, names: Names) -> dict[str, Any]:
+def _note(config: Mapping[str, Any], found: Sorted, saved: Whole, names: Names) -> dict[str, Any]:
     """What is needed to write the same files again."""
     note: dict[str, Any] = {"config": dict(config), "prefix": names.prefix}
     if saved.base:

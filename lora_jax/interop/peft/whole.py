@@ -39,8 +39,8 @@ def whole_parameters(adapter: Adapter, names: Names) -> Arrays:
             result[name] = names.leaves[name].theirs(np.asarray(part))
     if left:
         raise InputError(
-            f"{len(left)} leaves of the adapter ({adapter.method}) have no place in an adapter of PEFT's LORA: "
-            f"{some(left)}. {REMEDY}"
+            f"{len(left)} leaves of the adapter ({adapter.method}) have no place in an adapter of PEFT's "
+            f"LORA: {some(left)}. {REMEDY}"
         )
     return result
 
