@@ -44,8 +44,7 @@ from lora_jax.verification.verify import verify
 
 __version__ = "0.2.0.dev0"
 
-__all__ = [
-    "AdapterSet",
+__all__ = [  # noqa: RUF022 - in groups
     # Methods: what is inserted, and what trains
     "Method",
     "Rule",
@@ -71,7 +70,8 @@ __all__ = [
     "seed_dropout",
     "split",
     "trainable",
-    # Adapter folders
+    # Adapter folders; several adapters by name
+    "AdapterSet",
     "attach",
     "base_parameters",
     "fingerprint",
