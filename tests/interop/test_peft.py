@@ -96,7 +96,8 @@ def logits_of(model):
 
 def trained(name, with_head, **settings):
     """A model of PEFT whose trained parameters have moved."""
-    config = peft.LoraConfig(r=3, **({"task_type": "SEQ_CLS"} if with_head else {}), **settings)
+    task = {"task_type": "SEQ_CLS"} if with_head else {}
+    config = peft.LoraConfig(**{"r": 3, **task, **settings})
     torch.manual_seed(1)
     model = peft.get_peft_model(model_of(name, with_head), config)
     with torch.no_grad():
@@ -191,7 +192,7 @@ CASES = [
     case("gpt2", bias="all", use_dora=True),
     case("gpt2", lora_bias=True, target_modules=["c_attn", "mlp.c_proj"]),
     case("gpt2", target_modules=["wte", "c_attn"]),
-    case("gpt2", init_lora_weights="pissa"),
+    case("gpt2", init_lora_weights="pissa", r=2),  # where singular values are well apart
     case(
         "llama",
         rank_pattern={"v_proj": 2, "layers.1.self_attn.q_proj": 1},

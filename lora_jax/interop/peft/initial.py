@@ -5,8 +5,10 @@ PEFT then trains A and B on W - s B0 A0 and saves them alone. On the base as it 
     s (B A - B0 A0),
 
 which has rank 2r: factors (A, A0) and (B, -B0). A0 and B0 follow from W, as PEFT computes them
-(`pissa_init` and `olora_init` of its `tuners/lora/layer.py`). PiSSA: Meng et al. 2024, arXiv 2404.02948;
-OLoRA: Büyükakyüz 2024, arXiv 2406.01775.
+(`pissa_init` and `olora_init` of its `tuners/lora/layer.py`), to the rounding of an SVD in float32: where the
+singular values r and r+1 are near each other, PEFT's own product is off by more than its last digits.
+
+PiSSA: Meng et al. 2024, arXiv 2404.02948; OLoRA: Büyükakyüz 2024, arXiv 2406.01775.
 """
 
 from __future__ import annotations
