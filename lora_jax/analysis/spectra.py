@@ -10,7 +10,6 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
-from scipy.special import xlogy
 
 from lora_jax.analysis.factor_pairs import FactorPair
 from lora_jax.analysis.similarity import Matrix
@@ -72,6 +71,8 @@ def _relative(values: Float[Matrix, "layers k"]) -> Float[np.ndarray, "layers k"
 
 def entropy_rank(values: Float[Matrix, "layers k"]) -> Float[np.ndarray, " layers"]:
     """exp of the entropy of the normalised singular values (Roy & Vetterli 2007), from 1 to k."""
+    from scipy.special import xlogy  # not of the core, which needs the rest of this module
+
     shares = _relative(values)
     shares = shares / shares.sum(axis=-1, keepdims=True)
     ranks: np.ndarray = np.exp(-xlogy(shares, shares).sum(axis=-1))

@@ -19,6 +19,7 @@ from lora_jax.method import Method
 from lora_jax.methods.cuts import CutInsertion
 from lora_jax.methods.lora import LoRAInsertion
 from lora_jax.methods.stored_settings import settings_of_layer
+from lora_jax.patterns import some
 
 LORA = "lora"  # group of the factors
 _BIASES = ("none", "lora_only", "all")
@@ -171,6 +172,17 @@ def _method(adapter: Adapter, targets: dict[str, Any], keep: bool) -> Method:
     of_lora = [part["arguments"] for part in described if part["name"] == "lora"]
     others = [part for part in described if part["name"] != "lora"] if keep else []
     biases = {arguments.get("bias", "none") for arguments in of_lora} if keep else set()
+    layers = {
+        re.escape(match["layer"] or "")
+        for path in adapter.values
+        if (match := _LEAF.fullmatch(path))
+    }
+    if "lora_only" in biases and layers != targets.keys():
+        raise InputError(
+            "the adapter that the rest is taken of trains the biases of the layers that it adapts "
+            f"(bias='lora_only'), and the result adapts others too: {some(sorted(layers ^ targets.keys()))}. "
+            "Reduce the others to its layers, or take another one"
+        )
     heads = {arguments.get("head") for arguments in of_lora} - {None} if keep else set()
     lora = methods.lora(
         targets, bias=max(biases, key=_BIASES.index, default="none"), head=max(heads, default=None),

@@ -206,6 +206,20 @@ def test_the_result_is_an_adapter_of_the_base(tmp_path):
     assert loaded.notes["model"] == "m" and loaded.notes["combination"]["by"] == "cat"
 
 
+def test_biases_of_adapted_layers_need_the_same_layers():
+    """Else the result would have to train biases that no adapter has."""
+    method = lora_jax.lora("second", rank=2, bias="lora_only")
+    model = method.insert(MODEL, jax.random.key(0))
+    labels = method.labels(model)
+    values = {path: np.asarray(v) for path, v in lora_jax.split(model, labels)[1].items()}
+    own = Adapter(method, {path: labels[path] for path in values}, values, BASE, {})
+    with pytest.raises(InputError, match=r"bias='lora_only'.*first, table"):
+        combination.combine({"own": own, "other": adapter(1, 2, 8.0)}, rest="own")
+    same = combination.combine({"own": own, "other": adapter(1, 2, 8.0, ("second",))}, rest="own")
+    fitted = attach(Model(), same, head="head/.*")
+    np.testing.assert_array_equal(fitted.second.bias[...], values["second/bias"])
+
+
 def test_task_arithmetic_takes_a_task_out():
     one, other = adapter(1, 2, 8.0), adapter(2, 4, 4.0)
     both = combination.combine({"one": one, "other": other})
