@@ -65,6 +65,12 @@ class Adapter:
     notes: dict[str, Any]
     state: Arrays = dataclasses.field(default_factory=dict)
 
+    def save(self, folder: str | os.PathLike[str]) -> Path:
+        """Writes it as an adapter folder, see `save_adapter`."""
+        return save_adapter(
+            folder, self.values, self.groups, self.method, self.base, self.notes, state=self.state
+        )
+
 
 @takes(folder=FOLDER, trainable=BY_PATH, labels=LABELS, method=METHOD, base=TEXT, notes=NOTES)
 def save_adapter(

@@ -18,7 +18,7 @@ from flax import nnx
 from jaxtyping import Array, Key
 
 from lora_jax import partition, surgery
-from lora_jax.adapters import Adapter, apply_adapter, attach, load_adapter, save_adapter
+from lora_jax.adapters import Adapter, apply_adapter, attach, load_adapter
 from lora_jax.arguments import KEY, MODEL, TEXT, takes
 from lora_jax.combination import combine
 from lora_jax.errors import InputError
@@ -136,11 +136,7 @@ class AdapterSet:
 
     def save(self, name: str, folder: str | os.PathLike[str]) -> Path:
         """Writes one adapter as a folder of its own; see `save_adapter`."""
-        adapter = self[name]
-        return save_adapter(
-            folder, adapter.values, adapter.groups, adapter.method, adapter.base, adapter.notes,
-            state=adapter.state,
-        )  # fmt: skip
+        return self[name].save(folder)
 
     def model(self, chosen: Chosen | None = None) -> nnx.Module:
         """A model with one adapter, with the weighted sum of several, or the base (None).

@@ -36,7 +36,7 @@ _USAGE = (
 
 def main(arguments: Sequence[str]) -> None:
     """Runs the command that the first argument names."""
-    command, *places = [*arguments[1:], ""] if len(arguments) < 2 else arguments[1:]
+    command, *places = arguments[1:] or [""]
     with command_line.readable_errors():
         if command in ("list", "check") and places:
             text, errors = listing.listed(listing.found(places))

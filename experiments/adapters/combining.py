@@ -9,7 +9,7 @@ from typing import Any
 from experiments.runs import text_tables
 from experiments.runs.folder import check_place
 from lora_jax import combination
-from lora_jax.adapters import Adapter, load_adapter, save_adapter
+from lora_jax.adapters import Adapter, load_adapter
 from lora_jax.errors import InputError
 
 
@@ -80,10 +80,7 @@ def _check_output(output: Path) -> None:
 
 
 def _written(result: Adapter, output: Path) -> list[str]:
-    save_adapter(
-        output, result.values, result.groups, result.method, result.base, result.notes,
-        state=result.state,
-    )  # fmt: skip
+    result.save(output)
     return [f"adapter: {output} ({result.method})"]
 
 

@@ -75,7 +75,7 @@ def updates(adapter: Adapter) -> str:
     """A table of an adapter's updates: rank, norm, and how many directions hold nine tenths of its energy."""
     rows = []
     for name, pair in from_adapter(adapter).items():
-        values = spectra.delta_svd(pair).values if _is_thin(pair) else _dense(pair)
+        values = spectra.any_delta_svd(pair).values
         norms = np.linalg.norm(values, axis=-1)
         used = spectra.rank_for_energy(values, 0.9)
         rows.append(
@@ -84,15 +84,6 @@ def updates(adapter: Adapter) -> str:
         )  # fmt: skip
     head = ("update", "layers", "rank", "scale", "norm", "largest singular value", "rank for 90%")
     return text_tables.pipe_table(head, rows)
-
-
-def _is_thin(pair: FactorPair) -> bool:
-    return pair.rank <= min(pair.a.shape[1], pair.b.shape[2])
-
-
-def _dense(pair: FactorPair) -> np.ndarray:
-    values: np.ndarray = pair.scale * np.linalg.svd(np.matmul(pair.a, pair.b), compute_uv=False)
-    return values
 
 
 def _span(values: np.ndarray, form: str) -> str:
@@ -108,7 +99,7 @@ def compared(one: Adapter, other: Adapter) -> str:
     up to a factor, near 0 if they are unrelated. Layers that only one of them adapts have a dash.
 
     Raises:
-      InputError: the adapters are of different bases, or adapt no layer in common.
+      InputError: the adapters are of different bases.
     """
     if one.base != other.base and UNKNOWN_BASE not in (one.base, other.base):
         raise InputError(

@@ -12,8 +12,8 @@ from typing import Any
 import jax
 
 from experiments.convert import state_dicts
+from experiments.convert.outputs import check_adapter_folder
 from experiments.runs import bases
-from experiments.runs.folder import check_place, is_run
 from experiments.runs.origins import NOTE, origin
 from lora_jax import adapters, locking, partition
 from lora_jax.digests import of_file
@@ -49,11 +49,7 @@ def from_loralib(
     Raises:
       FileNotFoundError, ImportError, ValueError: the input is bad; nothing is written then.
     """
-    check_place(output)
-    if is_run(output):
-        raise InputError(f"{output} is the folder of a run; choose another --output")
-    if (output / adapters.DESCRIPTION).exists():
-        raise InputError(f"{output} holds an adapter already; choose another --output")
+    check_adapter_folder(output)
     with locking.exclusive(output):
         return _from_loralib(
             checkpoint, output, alpha=alpha, model=model, dropout=dropout, parts=parts,

@@ -14,7 +14,8 @@ from flax import nnx
 from safetensors.numpy import save as to_safetensors
 
 from experiments.convert import state_dicts
-from experiments.runs.folder import check_place, is_run
+from experiments.convert.outputs import check_adapter_folder
+from experiments.runs.folder import check_place
 from experiments.runs.origins import NOTE, origin
 from lora_jax import adapters, files, locking, partition
 from lora_jax.digests import of_file
@@ -51,11 +52,7 @@ def from_peft(
     Raises:
       FileNotFoundError, ImportError, ValueError: the input is bad; nothing is written then.
     """
-    check_place(output)
-    if is_run(output):
-        raise InputError(f"{output} is the folder of a run; choose another --output")
-    if (output / adapters.DESCRIPTION).exists():
-        raise InputError(f"{output} holds an adapter already; choose another --output")
+    check_adapter_folder(output)
     with locking.exclusive(output):
         return _from_peft(_folder(adapter, subfolder), output, model, ignore)
 

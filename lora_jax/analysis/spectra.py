@@ -49,6 +49,19 @@ def delta_svd(pair: FactorPair) -> DeltaSVD:
     return DeltaSVD(inputs @ u, pair.scale * values, outputs @ np.swapaxes(vt, -1, -2))
 
 
+def any_delta_svd(pair: FactorPair) -> DeltaSVD:
+    """As `delta_svd`, of factors of any rank: the update is formed where that is larger than a side."""
+    if pair.rank <= min(pair.a.shape[1], pair.b.shape[2]):
+        return delta_svd(pair)
+    return matrix_svd(pair.scale * np.matmul(pair.a, pair.b))
+
+
+def matrix_svd(deltas: Float[Matrix, "layers inputs outputs"]) -> DeltaSVD:
+    """The thin SVD of updates that are given as matrices."""
+    u, values, vt = np.linalg.svd(np.asarray(deltas, np.float64), full_matrices=False)
+    return DeltaSVD(u, values, np.swapaxes(vt, -1, -2))
+
+
 def energy(values: Float[Matrix, "layers k"]) -> Float[np.ndarray, "layers k"]:
     """The share of the squared Frobenius norm in the first 1, 2, ..., k directions."""
     squares = _relative(values) ** 2

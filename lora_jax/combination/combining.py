@@ -13,7 +13,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
 
 from lora_jax.adapter_files import UNKNOWN_BASE, Adapter, digest
 from lora_jax.analysis import spectra
@@ -149,18 +148,16 @@ def _combined(
     """The factors of one update."""
     if given.by in ("cat", "svd"):
         a, b = _concatenated(weighted)
-        thin = a.shape[-1] <= min(a.shape[1], b.shape[2])
-        if given.by == "cat" and thin:
+        if given.by == "cat" and a.shape[-1] <= min(a.shape[1], b.shape[2]):
             return a, b
-        # Where it is thin no matrix of the layer's size is formed.
-        found = spectra.delta_svd(FactorPair(a, b, 1.0)) if thin else _svd(np.matmul(a, b))
+        found = spectra.any_delta_svd(FactorPair(a, b, 1.0))
         return _nearest(found, len(found.values[0]) if given.by == "cat" else None, weighted, given)
     rule = rules.rules(given.density or 1.0, given.signs, random)[given.by.removesuffix("_svd")]
     if given.by in OF_FACTORS:
         return _of_factors(weighted, rule, name)
     deltas = np.stack([pair.scale * np.matmul(pair.a, pair.b) for pair, _ in weighted])
     delta = _by_layer(rule, deltas, np.array([weight for _, weight in weighted]))
-    return _nearest(_svd(delta), None, weighted, given)
+    return _nearest(spectra.matrix_svd(delta), None, weighted, given)
 
 
 def _concatenated(weighted: Weighted) -> tuple[A, B]:
@@ -188,11 +185,6 @@ def _by_layer(rule: rules.Rule, tensors: np.ndarray, weights: np.ndarray) -> np.
     """A rule on every layer by itself: shares of values and votes are of one matrix."""
     layers = [rule(tensors[:, layer], weights) for layer in range(tensors.shape[1])]
     return np.stack(layers).astype(np.float32)
-
-
-def _svd(deltas: Float[np.ndarray, "layers inputs outputs"]) -> spectra.DeltaSVD:
-    u, values, vt = np.linalg.svd(deltas.astype(np.float64), full_matrices=False)
-    return spectra.DeltaSVD(u, values, np.swapaxes(vt, -1, -2))
 
 
 def _nearest(

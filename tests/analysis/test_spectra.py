@@ -299,3 +299,14 @@ def test_figures_do_not_depend_on_the_size_of_the_update(size):
     values = jnp.asarray([[4.0, 3.0, 2.0, 1.0]])
     for figure in (spectra.energy, spectra.stable_rank, spectra.rank_for_energy):
         np.testing.assert_allclose(figure(values * size), figure(values), rtol=1e-6)
+
+
+@pytest.mark.parametrize("rank", [3, 9])  # of 5 x 7 matrices
+def test_updates_of_any_rank(rank):
+    random = np.random.default_rng(rank)
+    a, b = random.standard_normal((2, 5, rank)), random.standard_normal((2, rank, 7))
+    pair = FactorPair(a.astype(np.float32), b.astype(np.float32), 0.5)
+    found = spectra.any_delta_svd(pair)
+    again = (found.inputs * found.values[:, None]) @ np.swapaxes(found.outputs, -1, -2)
+    np.testing.assert_allclose(again, 0.5 * pair.a @ pair.b, atol=1e-5)
+    np.testing.assert_array_equal(np.sort(found.values)[:, ::-1], found.values)
