@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from flax import nnx
+from jax.typing import DTypeLike
 
 from lora_jax.errors import InputTypeError
 
@@ -56,6 +57,27 @@ def hide_methods(changed: type, family: type) -> None:
             continue
         if not any(name in vars(base) for base in theirs):
             setattr(changed, name, _Hidden(method))
+
+
+class Absorbable(Inserted):
+    """Base of what a weight of the module that it was inserted into can take in; see `absorb`."""
+
+    def put_into(self, module: Any, dtype: DTypeLike | None) -> None:
+        """Writes into the module's weight what this module would do, in place.
+
+        Args:
+          module: that this one was inserted into.
+          dtype: of the weight afterwards; None for the type that it has.
+        """
+        raise NotImplementedError
+
+
+class Divided(nnx.Module):
+    """Base of a module that stands in the place of another one, as several parts of it; see `undivide`."""
+
+    def whole(self) -> nnx.Module | None:
+        """The module in whose place this one stands; None while its parts differ in more than values."""
+        raise NotImplementedError
 
 
 def pretrained_modules(model: nnx.Module) -> dict[str, nnx.Module]:
@@ -174,6 +196,39 @@ def changed_module(model: nnx.Module) -> str | None:
         if isinstance(module, Inserted) or is_changed(module):
             return "/".join(map(str, path))
     return None
+
+
+def absorb(model: nnx.Module, dtype: DTypeLike | None = None) -> bool:
+    """Lets weights take in all that they can, in place; returns whether there was something.
+
+    Args:
+      model: with inserted modules.
+      dtype: of the weights that take something in; None for the type of each.
+    """
+    found = [
+        (module, name, child)
+        for module in pretrained_modules(model).values()
+        for name, child in vars(module).items()
+        if isinstance(child, Absorbable)
+    ]
+    for module, name, child in found:
+        child.put_into(module, dtype)
+        delattr(module, name)
+        restore(module)
+    return bool(found)
+
+
+def undivide(model: nnx.Module) -> bool:
+    """Puts divided modules together again where their parts are alike; returns whether there was one."""
+    found = [
+        (module, name, whole)
+        for module in pretrained_modules(model).values()
+        for name, child in vars(module).items()
+        if isinstance(child, Divided) and (whole := child.whole()) is not None
+    ]
+    for module, name, whole in found:
+        setattr(module, name, whole)
+    return bool(found)
 
 
 def _original(changed: type[nnx.Module]) -> type[nnx.Module] | None:

@@ -23,7 +23,7 @@ from pathlib import Path
 from absl import app, flags
 
 from experiments.adapters import combining, listing
-from experiments.runs import command_line
+from experiments.runs import command_line, named_adapters
 from lora_jax.adapters import load_adapter
 from lora_jax.combination import WAYS
 from lora_jax.errors import InputError
@@ -56,11 +56,11 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def _made(command: str) -> list[str]:
-    adapters = combining.named(FLAGS.adapters)
+    adapters = named_adapters.named(FLAGS.adapters)
     output, sizes = Path(FLAGS.output), {"rank": FLAGS.rank, "energy": FLAGS.energy}
     if command == "combine":
         return combining.combined(
-            adapters, combining.weights(FLAGS.weights, adapters), output, by=FLAGS.by,
+            adapters, named_adapters.weights(FLAGS.weights, adapters), output, by=FLAGS.by,
             density=FLAGS.density, signs=FLAGS.signs, seed=FLAGS.seed, rest=FLAGS.rest, **sizes,
         )  # fmt: skip
     if len(adapters) > 1:

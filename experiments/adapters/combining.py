@@ -2,59 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from experiments.runs import text_tables
 from experiments.runs.folder import check_place
 from lora_jax import combination
-from lora_jax.adapters import Adapter, load_adapter
+from lora_jax.adapters import Adapter
 from lora_jax.errors import InputError
-
-
-def named(texts: Sequence[str]) -> dict[str, Adapter]:
-    """Adapters by name from texts NAME=DIR, or DIR, which is its own name.
-
-    Raises:
-      InputError: two have one name, or a folder is no adapter.
-    """
-    result: dict[str, Adapter] = {}
-    for text in texts:
-        name, separator, folder = text.partition("=")
-        if not separator or Path(text).is_dir():
-            name, folder = text, text
-        if name in result:
-            raise InputError(
-                f"two adapters are called {name!r}; write --adapters=NAME=DIR,NAME=DIR"
-            )
-        result[name] = load_adapter(folder)
-    return result
-
-
-def weights(texts: Sequence[str], adapters: Mapping[str, Adapter]) -> dict[str, float]:
-    """Weights by name from texts NAME=NUMBER, or from as many numbers as there are adapters.
-
-    Raises:
-      InputError: a text is none of these.
-    """
-    plain = [text for text in texts if "=" not in text]
-    if plain and (len(plain) != len(texts) or len(plain) != len(adapters)):
-        raise InputError(
-            f"--weights={','.join(texts)}: give one number for each of the {len(adapters)} adapters, or "
-            "NAME=NUMBER"
-        )
-    pairs = zip(adapters, plain, strict=True) if plain else (text.split("=", 1) for text in texts)
-    return {name: _number(name, value) for name, value in pairs}
-
-
-def _number(name: str, text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        raise InputError(
-            f"--weights: the weight of {name!r} is {text!r}, expected a number"
-        ) from None
 
 
 def combined(

@@ -3,12 +3,13 @@
     python -m experiments.convert to_gguf --run=DIR --output=FILE.gguf [--type=stored|f16|q8_0|...]
     python -m experiments.convert to_hugging_face --run=DIR --output=DIR [--dtype=float32|bfloat16|float16]
 
-merge the adapter of a finished run of experiments.tune into its base (--adapter=DIR and --model=NAME instead
-of --run for others; --model=NAME alone for a model as it is). A GGUF file takes metadata and
-tokenizer from the base, which must be a GGUF file itself; `stored` is the types of the base's tensors. A base
-that was held packed is unpacked first: what is written is a float merge. `to_hugging_face --packed=same` (or
-nf4, int8, ...) packs the merged matrices as bitsandbytes does, which is another quantisation: its errors are
-printed.
+merge the adapter of a finished run (of experiments.tune, glue or classify) into its base; --adapter=DIR and
+--model=NAME instead of --run for others; --adapters=NAME=DIR,NAME=DIR --weights=1,-0.5 for the exact weighted
+sum of several; --model=NAME alone for a model as it is. A GGUF file takes metadata and tokenizer from the
+base, which must be a GGUF file itself; `stored` is the types of the base's tensors. A base that was held
+packed is unpacked first: what is written is a float merge, whose rounding to 16 bits is printed.
+`to_hugging_face --packed=same` (or nf4, int8, ...) packs the merged matrices as bitsandbytes does, which is
+another quantisation: its errors are printed. Classifiers become ...ForSequenceClassification.
 
     python -m experiments.convert from_peft --adapter=FOLDER --model=BASE --output=DIR [--subfolder=NAME]
     python -m experiments.convert to_peft --adapter=DIR --model=BASE --output=FOLDER
@@ -41,7 +42,8 @@ from absl import app, flags
 from experiments.convert.exports import DTYPES, PACKED, to_gguf, to_hugging_face
 from experiments.convert.loralib import from_loralib, to_loralib
 from experiments.convert.peft import from_peft, to_peft
-from experiments.runs import command_line
+from experiments.convert.sources import Named
+from experiments.runs import command_line, named_adapters
 from lora_jax.errors import InputError
 from lora_jax.models.gguf_export import STORED, TYPES
 
@@ -99,10 +101,14 @@ def _of_peft(command: str) -> str:
 def _exported(command: str) -> list[str]:
     """Merges and writes a model; what was written, in lines."""
     output = Path(FLAGS.output)
-    names = {name: getattr(FLAGS, name) or "" for name in ("run", "adapter", "model")}
+    adapters = named_adapters.named(FLAGS.adapters)
+    named = Named(
+        **{name: getattr(FLAGS, name) or "" for name in ("run", "adapter", "model")},
+        adapters=adapters, weights=named_adapters.weights(FLAGS.weights, adapters), rest=FLAGS.rest,
+    )  # fmt: skip
     if command == "to_gguf":
-        return to_gguf(output, type=FLAGS.type, **names)
-    return to_hugging_face(output, dtype=FLAGS.dtype, packed=FLAGS.packed, **names)
+        return to_gguf(output, named, type=FLAGS.type)
+    return to_hugging_face(output, named, dtype=FLAGS.dtype, packed=FLAGS.packed)
 
 
 if __name__ == "__main__":
@@ -118,8 +124,11 @@ if __name__ == "__main__":
     flags.DEFINE_string("subfolder", "", "from_peft: folder of a second adapter in it.")
     flags.DEFINE_list("ignore", [], "from_peft: unknown keys and tensors that may be left out.")
     flags.DEFINE_string(
-        "run", None, "to_gguf, to_hugging_face: folder of a run of experiments.tune."
+        "run", None, "to_gguf, to_hugging_face: folder of a run of tune, glue or classify."
     )
+    flags.DEFINE_list("adapters", [], "The same: NAME=DIR of several adapters, which are added up.")
+    flags.DEFINE_list("weights", [], "Of these: a number for each, or NAME=NUMBER; else 1.")
+    flags.DEFINE_string("rest", None, "The one of these whose head and biases are taken.")
     flags.DEFINE_string("type", STORED, f"to_gguf: {', '.join(TYPES)}.")
     flags.DEFINE_enum("dtype", "float32", DTYPES, "to_hugging_face: type of the weights.")
     flags.DEFINE_string(

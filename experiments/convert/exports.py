@@ -1,13 +1,15 @@
-"""Merged decoders as files of other programs: a GGUF file for llama.cpp, a folder for transformers."""
+"""Merged models as files of other programs: a GGUF file for llama.cpp, a folder for transformers."""
 
 from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import jax.numpy as jnp
 
-from experiments.convert import merged, reports
+from experiments.convert import merged, reports, sources
+from experiments.convert.sources import Named, Source
 from experiments.runs.folder import check_place
 from lora_jax import files, partition
 from lora_jax.data.tokenizer_files import FILES
@@ -15,8 +17,11 @@ from lora_jax.errors import InputError
 from lora_jax.gguf.container import SUFFIX
 from lora_jax.models import config_json, gguf_export, hub
 from lora_jax.models.decoder import Decoder
+from lora_jax.models.encoder import Classifier
 from lora_jax.models.gguf_export import STORED
 from lora_jax.models.places import find
+from lora_jax.models.published import Published
+from lora_jax.partition import Params
 from lora_jax.quantisation import bitsandbytes
 from lora_jax.quantisation.registry import FORMATS
 from lora_jax.quantisation.weight import value_counts
@@ -28,14 +33,12 @@ DTYPES = ("float32", "bfloat16", "float16")
 _BESIDE = (*FILES, "tokenizer.model", "chat_template.jinja", "generation_config.json")
 
 
-def to_gguf(output: Path, *, run: str, adapter: str, model: str, type: str) -> list[str]:
+def to_gguf(output: Path, named: Named, *, type: str) -> list[str]:
     """Writes a decoder with its adapter merged as a GGUF file.
 
     Args:
       output: the file to write.
-      run: folder of a run of experiments.tune; "" for none.
-      adapter: folder of an adapter or of another run; "" for none.
-      model: the base, a GGUF file; "" for the one that run or adapter name.
+      named: model, a GGUF file, and adapters.
       type: see `gguf_export.TYPES`.
 
     Returns:
@@ -46,16 +49,22 @@ def to_gguf(output: Path, *, run: str, adapter: str, model: str, type: str) -> l
     """
     if output.suffix != SUFFIX:
         raise InputError(f"--output={output} must end in {SUFFIX}")
-    files.check_output(output, [find(model)] if model else [], "--output")
+    model = find(named.model) if named.model else None
+    files.check_output(output, [model] if model else [], "--output")
     if output.exists():
         raise InputError(f"--output={output} exists already; choose another file")
     if model:
-        gguf_export.check(find(model), type)
-    source = merged.source(run, adapter, model)
+        gguf_export.check(model, type)
+    source = sources.source(named)
     gguf_export.check(source.folder, type)
+    if not source.is_decoder:
+        raise InputError(
+            f"{source.where} has a head for classification, which GGUF files of decoders have no place for; "
+            "write a folder (to_hugging_face)"
+        )
     files.make_folder(output.parent)
     own = {"tokenizer.chat_template": source.chat_template} if source.chat_template else {}
-    written = gguf_export.save(output, merged.load(source), source.folder, type, own)
+    written = gguf_export.save(output, merged.load_decoder(source), source.folder, type, own)
     rows = reports.of_gguf(written)
     lines = [f"{output}: {merged.described(source)}", *reports.table(rows), *_template_note(source)]
     if any(not one.same and one.kind.lower() in FORMATS for one in written):
@@ -66,16 +75,12 @@ def to_gguf(output: Path, *, run: str, adapter: str, model: str, type: str) -> l
     return lines
 
 
-def to_hugging_face(
-    output: Path, *, run: str, adapter: str, model: str, dtype: str, packed: str = ""
-) -> list[str]:
-    """Writes a decoder with its adapter merged, and its tokenizer, as a folder of transformers.
+def to_hugging_face(output: Path, named: Named, *, dtype: str, packed: str = "") -> list[str]:
+    """Writes a model with its adapter merged, and its tokenizer, as a folder of transformers.
 
     Args:
       output: the folder to write, which is not there yet.
-      run: folder of a run of experiments.tune; "" for none.
-      adapter: folder of an adapter or of another run; "" for none.
-      model: the base; "" for the one that run or adapter name.
+      named: model and adapters.
       dtype: of the weights that are not packed, one of `DTYPES`.
       packed: form that merged matrices are packed in, one of `PACKED`; "" for none.
 
@@ -95,28 +100,44 @@ def to_hugging_face(
     check_place(output)
     if output.exists() and any(output.iterdir()):
         raise InputError(f"--output={output} is there and not empty; choose another folder")
-    source = merged.source(run, adapter, model)
-    report: list[reports.Matrix] = []
-    if packed:
-        form = None if packed == SAME else packed
-        merged.check_packed(source, form, PACKED[1:])
-        made, again = merged.load_packed(source, form)
-        report = reports.of_packed(again)
-    else:
-        made = merged.load(source)
-    cast = _cast(made, dtype)
+    source = sources.source(named)
+    made, report = _made(source, dtype, packed)
     there = config_json.read(source.folder).values
     ids = {name: there[name] for name in config_json.TOKEN_IDS if name in there}
     files.make_folder(output.parent)
     with files.replaced_folder(output) as new:
-        hub.save_decoder(new, cast, **ids, dtype=dtype)
+        _save(new, made, source, {**ids, "dtype": dtype})
         _add_tokenizer(source, new)
     what = merged.described(source, unpacked=not packed)
     return [
         f"{output}: {what}, {dtype}; transformers reads it with from_pretrained",
-        *(_packing(report) if packed else []),
+        *report,
         *_template_note(source),
     ]
+
+
+def _made(source: Source, dtype: str, packed: str) -> tuple[Published, list[str]]:
+    """The model as it is written, and what packing or rounding did, in lines."""
+    if packed:
+        form = None if packed == SAME else packed
+        merged.check_packed(source, form, PACKED[1:])
+        model, again = merged.load_packed(source, form)
+        return _cast(model, dtype)[0], _packing(reports.of_packed(again))
+    model, base = merged.load_both(source)
+    cast, rounded = _cast(model, dtype, base)
+    if not rounded or dtype == "float32":
+        return cast, []
+    return cast, [*reports.table(rounded), *reports.too_little(rounded, "--dtype=float32")]
+
+
+def _save(folder: Path, model: Published, source: Source, settings: dict[str, Any]) -> None:
+    if isinstance(model, Decoder):
+        hub.save_decoder(folder, model, **settings)
+    elif source.outputs is not None:
+        hub.save_classifier(folder, model, classes=source.classes(), **settings)
+    else:
+        assert isinstance(model, Classifier)
+        hub.save_encoder(folder, model, **settings)
 
 
 def _packing(report: list[reports.Matrix]) -> list[str]:
@@ -129,21 +150,29 @@ def _packing(report: list[reports.Matrix]) -> list[str]:
     ]
 
 
-def _cast(model: Decoder, dtype: str) -> Decoder:
-    """The model with its weights in another type, but for those that are packed."""
+def _cast(
+    model: Published, dtype: str, base: Params | None = None
+) -> tuple[Published, list[reports.Matrix]]:
+    """The model with its weights in another type, but for those that are packed.
+
+    Returns:
+      The model, and what rounding did to each weight that differs from the base's.
+    """
     params, packed = partition.parameters(model), value_counts(model)
     structure, _, _ = partition.split(model, dict.fromkeys(params, partition.FROZEN))
-    result = {}
+    result, rows = {}, []
     for path, value in params.items():
         result[path] = value if path in packed else value.astype(jnp.dtype(dtype))
         if not jnp.isfinite(result[path]).all():
             raise InputError(f"{path} has values too large for {dtype}; choose bfloat16 or float32")
+        if base and path in base and not jnp.array_equal(base[path], value):
+            rows.append(reports.of_rounded(path, dtype, value, base[path], result[path]))
     cast = partition.join(structure, {}, result)
-    assert isinstance(cast, Decoder)
-    return cast
+    assert isinstance(cast, Published)
+    return cast, rows
 
 
-def _add_tokenizer(source: merged.Source, folder: Path) -> None:
+def _add_tokenizer(source: Source, folder: Path) -> None:
     """The base's files of the tokenizer, or those made of a GGUF file's vocabulary."""
     if source.folder.suffix == SUFFIX or source.chat_template:
         if source.chat_template:
@@ -155,5 +184,5 @@ def _add_tokenizer(source: merged.Source, folder: Path) -> None:
                 shutil.copyfile(source.folder / name, folder / name)
 
 
-def _template_note(source: merged.Source) -> list[str]:
+def _template_note(source: Source) -> list[str]:
     return ["the chat template is the run's own, not the base's"] if source.chat_template else []

@@ -1,13 +1,16 @@
-"""What packing did to merged weights, as a table."""
+"""What packing or rounding did to merged weights, as a table."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
+import numpy as np
+from jaxtyping import Array
+
 from lora_jax.models.gguf_export import Written
 from lora_jax.quantisation.formats import Format
-from lora_jax.quantisation.measured import Measured, relative
+from lora_jax.quantisation.measured import Measured, measured, relative
 from lora_jax.quantisation.merging import Repacked
 from lora_jax.quantisation.registry import FORMATS
 
@@ -38,6 +41,20 @@ def of_gguf(written: Sequence[Written]) -> list[Matrix]:
 def of_packed(report: Sequence[Repacked]) -> list[Matrix]:
     """The matrices of a packed model."""
     return [Matrix(one.path, name_of(one.format), one.same, one) for one in report]
+
+
+def of_rounded(path: str, dtype: str, wanted: Array, before: Array, after: Array) -> Matrix:
+    """A weight in another type of floating-point numbers.
+
+    Args:
+      path: of the weight; one in a stack is that of all its layers.
+      dtype: the name of the type.
+      wanted: the merged values in float32.
+      before: those of the base.
+      after: the rounded ones.
+    """
+    arrays = (np.asarray(value, np.float32) for value in (wanted, before, after))
+    return Matrix(path, dtype, False, Measured(**measured(*arrays)))
 
 
 def name_of(form: Format) -> str:

@@ -27,28 +27,36 @@ def merge(model: nnx.Module, dtype: DTypeLike | None = None) -> nnx.Module:
 
     The merged weight is computed in float32 and cast once to the weight's type. A quantised layer
     becomes one of floating-point numbers, in the type that its weight had before it was packed:
-    packing the sum would be another rounding (`quantise` packs the result). Bottleneck adapters and
-    special tokens have no merged form and stay.
+    packing the sum would be another rounding (`quantise` packs the result). Trained rows of tokens take
+    their places in the table. A stack of layers that was cut is one stack again, unless something that
+    has no merged form stays in a part of it: bottleneck adapters, special tokens, added biases.
 
     Args:
       model: adapted.
       dtype: of the merged weights; None for the type of each.
 
     Raises:
-      ValueError: the model has no adapted layer, or the type of a weight, or `dtype`, cannot hold the
-        result.
+      ValueError: there is nothing to merge, or the type of a weight, or `dtype`, cannot hold the result.
     """
     dtype = floating("dtype", dtype)
     merged = nnx.clone(model)
     layers = adapted_layers(merged)
-    if not layers:
-        raise nothing_inserted()
     for path, layer in layers.items():
         stored = layer.weight_dtype()
         total = merged_values(layer, path)
         add_to_bias(layer, path)
         layer.replace_weight(total.astype(stored if dtype is None else dtype))
+    absorbed = surgery.absorb(merged, dtype)
+    if not surgery.undivide(merged) and not absorbed and not layers:
+        raise nothing_inserted()
     return merged
+
+
+def is_mergeable(model: nnx.Module) -> bool:
+    """Whether `merge` would change something: updates, rows of tokens, or a stack that was cut."""
+    kinds = (surgery.Absorbable, surgery.Divided)
+    modules = (module for _, module in nnx.iter_modules(model))
+    return bool(adapted_layers(model)) or any(isinstance(module, kinds) for module in modules)
 
 
 def merged_values(layer: AdaptedLayer, path: str) -> Inexact[Array, ...]:
@@ -113,7 +121,7 @@ def add_to_bias(layer: AdaptedLayer, path: str) -> None:
 def strip(model: nnx.Module) -> nnx.Module:
     """Returns the base model: what methods inserted taken out, every layer of its original class.
 
-    A stack that was cut for single layers stays cut, and what was trained or moved of the base itself
+    A stack that was cut for single layers is one stack again; what was trained or moved of the base itself
     (biases, statistics) stays as it is.
 
     Raises:
@@ -130,7 +138,7 @@ def strip(model: nnx.Module) -> nnx.Module:
         while surgery.is_changed(module):
             surgery.restore(module)
             changed = True
-    if not changed:
+    if not surgery.undivide(stripped) and not changed:
         raise nothing_inserted()
     return stripped
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, Key, Num
 
 from lora_jax import patterns, surgery
@@ -27,7 +28,7 @@ NAME = "rows"  # of the module that a layer gets
 _MOST = 10**6  # rows
 
 
-class TokenRows(surgery.Inserted):
+class TokenRows(surgery.Absorbable):
     """Rows that stand in the places of pre-trained ones.
 
     Attributes:
@@ -40,6 +41,15 @@ class TokenRows(surgery.Inserted):
     ):
         self.values = nnx.Param(values, **named(None, axis))
         self.numbers = numbers
+
+    def put_into(self, module: Any, dtype: DTypeLike | None) -> None:
+        """Gives the rows their places in the table, or the columns of the output embedding."""
+        numbers, is_table = jnp.array(self.numbers), isinstance(module, nnx.Embed)
+        weight = module.embedding if is_table else module.kernel
+        values = weight[...].astype(weight.dtype if dtype is None else dtype)
+        rows = self.values[...].astype(values.dtype)
+        new = values.at[numbers].set(rows) if is_table else values.at[:, numbers].set(rows.T)
+        weight.set_value(new)
 
     def looked_up(
         self, x: Float[Array, "*n features"], tokens: Int[Array, "*n"]

@@ -68,16 +68,15 @@ class Architecture:
       layout: of its published tensors.
       keys: of its config.json.
       derived: fields of `config` that are computed from config.json.
-      published: what config.json says of a saved model; None if models of this architecture are not
-        saved.
+      published: what config.json says of a saved model; of encoders, of one without a head.
     """
 
     config: type[AnyConfig]
     model: type[Classifier] | type[GPT2] | type[Llama]
     layout: Layout
     keys: config_json.Keys
+    published: Callable[[Any], dict[str, Any]]
     derived: Callable[[Record], dict[str, Any]] = lambda record: {}
-    published: Callable[[Any], dict[str, Any]] | None = None
 
     def make(self, config: Any, num_outputs: int, rngs: nnx.Rngs) -> Classifier | Decoder:
         """A model with random values; a decoder has no use for `num_outputs`."""
@@ -92,6 +91,14 @@ def _roberta_fields(record: Record) -> dict[str, Any]:
     return {"architecture": "roberta", "position_offset": padding + 1}
 
 
+def _published_encoder(config: EncoderConfig) -> dict[str, Any]:
+    fields = {k: getattr(config, k) for k in config_json.ENCODER.ranges}
+    if config.architecture == "bert":
+        return {"model_type": "bert", "architectures": ["BertModel"], **fields}
+    padding = {"pad_token_id": config.position_offset - 1}  # which says where positions begin
+    return {"model_type": "roberta", "architectures": ["RobertaModel"], **fields, **padding}
+
+
 def _published_gpt2(config: GPT2Config) -> dict[str, Any]:
     fields = {k: v for k, v in dataclasses.asdict(config).items() if k in config_json.GPT2.ranges}
     return {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], **fields}
@@ -103,6 +110,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         model=Classifier,
         layout=LAYOUTS["bert"],
         keys=config_json.ENCODER,
+        published=_published_encoder,
         derived=lambda record: {"architecture": "bert"},
     ),
     "roberta": Architecture(
@@ -110,6 +118,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         model=Classifier,
         layout=LAYOUTS["roberta"],
         keys=config_json.ENCODER,
+        published=_published_encoder,
         derived=_roberta_fields,
     ),
     "gpt2": Architecture(

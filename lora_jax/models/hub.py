@@ -304,9 +304,52 @@ def save_decoder(folder: str | os.PathLike[str], model: Decoder, **settings: Any
       ValueError: a method inserted something or cut the layers, or layers are packed in forms that
         published files have no place for.
     """
-    tensors, config = published.tensors(model), published.config(model)
-    folder = Path(folder)
+    _save(Path(folder), published.tensors(model), {**published.config(model), **settings})
+
+
+def save_classifier(
+    folder: str | os.PathLike[str],
+    model: Classifier | DecoderClassifier,
+    *,
+    classes: Sequence[str] = (),
+    **settings: Any,
+) -> None:
+    """The same for a classifier, as transformers' `...ForSequenceClassification` reads it.
+
+    Args:
+      folder: is made if it is not there.
+      model: its head has an output for every class, or one for regression.
+      classes: names in the order of the outputs; () for such as transformers makes up.
+      settings: further values of config.json, such as `pad_token_id`.
+
+    Raises:
+      ValueError: see `save_decoder`; or there are not as many names as outputs.
+    """
+    tensors = published.tensors(model)
+    outputs = model.head.score if isinstance(model, DecoderClassifier) else model.head.output
+    count = outputs.kernel.shape[-1]
+    if classes and len(classes) != count:
+        raise InputError(f"{len(classes)} names of classes for a head with {count} outputs")
+    names = {i: classes[i] if classes else f"LABEL_{i}" for i in range(count)}
+    config = {
+        **published.config(model),
+        "id2label": {str(i): name for i, name in names.items()},
+        "label2id": {name: i for i, name in names.items()},
+        "problem_type": "regression" if count == 1 else "single_label_classification",
+    }
+    _save(Path(folder), tensors, {**config, **settings})
+
+
+def save_encoder(folder: str | os.PathLike[str], model: Classifier, **settings: Any) -> None:
+    """The same for an encoder without its head, as transformers' `AutoModel` reads it."""
+    tensors = published.tensors(model)
+    heads = ARCHITECTURES[model.config.architecture].layout.head.values()
+    kept = {n: v for n, v in tensors.items() if n.rpartition(".")[0] not in heads}
+    architecture = ARCHITECTURES[model.config.architecture]
+    _save(Path(folder), kept, {**architecture.published(model.config), **settings})
+
+
+def _save(folder: Path, tensors: Mapping[str, np.ndarray], config: Mapping[str, Any]) -> None:
     make_folder(folder)
-    write_bytes(folder / "model.safetensors", save(tensors, {"format": "pt"}))
-    text = to_json({**config, **settings}) + "\n"
-    write_bytes(folder / "config.json", text.encode())
+    write_bytes(folder / "model.safetensors", save(dict(tensors), {"format": "pt"}))
+    write_bytes(folder / "config.json", (to_json(config) + "\n").encode())

@@ -5,7 +5,6 @@ from __future__ import annotations
 from flax import nnx
 
 from lora_jax.errors import InputError
-from lora_jax.models.decoder import Decoder
 from lora_jax.models.stack import SplitStack
 from lora_jax.quantisation.layers import quantised_layers
 from lora_jax.surgery import Inserted
@@ -16,7 +15,7 @@ UNPACK = (
 )
 
 
-def check_whole(model: Decoder) -> None:
+def check_whole(model: nnx.Module) -> None:
     """Raises InputError for a model into which a method inserted something, or whose layers it cut."""
     modules = {"/".join(map(str, path)): module for path, module in nnx.iter_modules(model)}
     foreign = [path for path, m in modules.items() if isinstance(m, Inserted | SplitStack)]
@@ -27,7 +26,7 @@ def check_whole(model: Decoder) -> None:
         )
 
 
-def check_plain(model: Decoder) -> None:
+def check_plain(model: nnx.Module) -> None:
     """Raises InputError for such a model, and for one with quantised layers."""
     check_whole(model)
     if quantised := list(quantised_layers(model)):

@@ -1,7 +1,8 @@
-"""A decoder as Hugging Face's files have it: tensors and config.json."""
+"""Models as Hugging Face's files have them: tensors and config.json."""
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,8 @@ from lora_jax import partition, surgery
 from lora_jax.errors import InputError
 from lora_jax.models.architectures import ARCHITECTURES
 from lora_jax.models.decoder import Decoder
+from lora_jax.models.decoder_classifier import DecoderClassifier
+from lora_jax.models.encoder import Classifier
 from lora_jax.models.layouts import Layout
 from lora_jax.models.plain import UNPACK, check_whole
 from lora_jax.models.quantization_json import KEY, quantization_config
@@ -20,8 +23,14 @@ from lora_jax.quantisation.formats import Format
 from lora_jax.quantisation.layers import packed_weight, quantised_layers
 from lora_jax.quantisation.weight import PackedWeight
 
+Published = Decoder | Classifier | DecoderClassifier
+_OF_TEXTS = "ForSequenceClassification"
+_DECODER = "decoder/"  # of paths in a DecoderClassifier
+_LM_HEAD = "lm_head/"  # which classifiers have not
+_KIND = re.compile("LMHeadModel|ForCausalLM|Model")  # what a name of transformers' classes ends in
 
-def tensors(model: Decoder) -> dict[str, np.ndarray]:
+
+def tensors(model: Published) -> dict[str, np.ndarray]:
     """The published tensors by name; packed matrices are several each, as bitsandbytes has them.
 
     Raises:
@@ -32,9 +41,9 @@ def tensors(model: Decoder) -> dict[str, np.ndarray]:
     packed = _packed(model)
     layout = ARCHITECTURES[model.config.architecture].layout
     leaves = {
-        path: value
+        path.removeprefix(_DECODER): value
         for path, value in partition.parameters(model).items()
-        if path.rpartition("/")[0] not in packed
+        if path.rpartition("/")[0] not in packed and not path.startswith(_DECODER + _LM_HEAD)
     }
     result = to_published(leaves, layout)
     for path, weight in packed.items():
@@ -45,22 +54,24 @@ def tensors(model: Decoder) -> dict[str, np.ndarray]:
     return result
 
 
-def config(model: Decoder) -> dict[str, Any]:
+def config(model: Published) -> dict[str, Any]:
     """What config.json says of the model.
 
     Raises:
       ValueError: a layer is packed in a form that bitsandbytes has not, or layers in several ones.
     """
     architecture = ARCHITECTURES[model.config.architecture]
-    assert architecture.published is not None
     values: dict[str, Any] = architecture.published(model.config)
+    if not isinstance(model, Decoder):
+        (name,) = values["architectures"]
+        values["architectures"] = [_KIND.sub(_OF_TEXTS, name)]
     if format := _format(_packed(model)):
         skipped = _skipped(model, architecture.layout)
         values[KEY] = quantization_config(format, skipped, model.config.compute_dtype)
     return values
 
 
-def _packed(model: Decoder) -> dict[str, PackedWeight]:
+def _packed(model: Published) -> dict[str, PackedWeight]:
     """The packed weights by the path of the leaf whose place they take."""
     weights = {}
     for path, layer in quantised_layers(model).items():
@@ -90,7 +101,7 @@ def _format(packed: dict[str, PackedWeight]) -> Format | None:
     return next(iter(by_format), None)
 
 
-def _skipped(model: Decoder, layout: Layout) -> list[str]:
+def _skipped(model: Published, layout: Layout) -> list[str]:
     """Ends of the names of linear layers that transformers shall not take for packed ones."""
     modules, packed = surgery.pretrained_modules(model), quantised_layers(model)
     names = {name.removesuffix(".weight") for name in layout.tied}  # a tied head is a layer there

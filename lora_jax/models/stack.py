@@ -19,6 +19,7 @@ from lora_jax.models.cache import Cache, KeysValues, LayerCache
 from lora_jax.models.sublayer import Context
 from lora_jax.sharding.axes import constrain_parameters
 from lora_jax.state import KEPT, moved, values, without_sown, write
+from lora_jax.surgery import Divided
 
 Remat = Literal["none", "full", "dots"]
 Keys = Key[Array, " depth"] | None
@@ -34,7 +35,7 @@ class Stack(nnx.Module):
       block: a block whose parameters have a leading axis of size `depth`.
       depth: number of blocks.
       unroll: blocks per scan iteration; `depth` gives straight-line code, which compiles longer and
-        runs a little faster.
+        runs a little faster. A part of a cut stack keeps the number of the whole one.
       remat: what the backward pass recomputes: nothing ("none"), the whole block ("full"), or all
         but matrix products ("dots").
       kinds: the kind of every block, where a `Context` differs by kind; () where all are alike.
@@ -140,7 +141,9 @@ class Stack(nnx.Module):
             body = jax.checkpoint(
                 body, policy=jax.checkpoint_policies.dots_with_no_batch_dims_saveable
             )
-        x, (output, written) = jax.lax.scan(body, x, (state, layers), unroll=self.unroll)
+        x, (output, written) = jax.lax.scan(
+            body, x, (state, layers), unroll=min(self.unroll, self.depth)
+        )
         if written:
             write(self.block, written)
         return x, output
@@ -155,12 +158,11 @@ class Stack(nnx.Module):
         part = nnx.clone(self)
         part.block = nnx.merge(graphdef, jax.tree.map(lambda leaf: leaf[start:stop], state))
         part.depth = stop - start
-        part.unroll = min(self.unroll, part.depth)
         part.kinds = self.kinds[start:stop]
         return part
 
 
-class SplitStack(nnx.Module):
+class SplitStack(Divided):
     """A stack cut into several that run one after the other.
 
     Labels name whole leaves, and a stack's leaves hold all its layers: cutting gives some layers
@@ -203,6 +205,20 @@ class SplitStack(nnx.Module):
                 parts[name] = part
             below -= part.depth
         return SplitStack(parts)
+
+    def whole(self) -> Stack | None:
+        """The uncut stack; None if the blocks of the parts differ, as when one has something inserted."""
+        parts = list(self.parts().values())
+        graphdefs, states = zip(*(nnx.split(part.block) for part in parts), strict=True)
+        if any(graphdef != graphdefs[0] for graphdef in graphdefs):
+            return None
+        whole = nnx.clone(parts[0])
+        whole.block = nnx.merge(
+            graphdefs[0], jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *states)
+        )
+        whole.depth = self.depth
+        whole.kinds = tuple(kind for part in parts for kind in part.kinds)
+        return whole
 
     def __call__(self, x: Activations, *args: PyTree, key: DropoutKey = None) -> Activations:
         """Runs all blocks in order; see `Stack.__call__`."""

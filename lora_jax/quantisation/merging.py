@@ -14,7 +14,7 @@ from lora_jax import surgery
 from lora_jax.arguments import MODEL, takes
 from lora_jax.errors import InputError
 from lora_jax.low_rank.layers import adapted_layers
-from lora_jax.low_rank.merge import add_to_bias, merge, merged_values
+from lora_jax.low_rank.merge import add_to_bias, is_mergeable, merge, merged_values
 from lora_jax.quantisation.formats import Format
 from lora_jax.quantisation.layers import packed_weight, quantised_layers, unpack_layer
 from lora_jax.quantisation.measured import Measured, measured
@@ -90,7 +90,7 @@ def merge_packed(
         again, rows = _packed_again(weight, total, form or weight.format, path)
         report += rows
         setattr(layer, name, again)
-    return (merge(merged) if adapted_layers(merged) else merged), report
+    return (merge(merged) if is_mergeable(merged) else merged), report
 
 
 def _packed_again(

@@ -13,6 +13,7 @@ from flax import nnx
 
 import lora_jax
 from experiments.adapters import combining, listing
+from experiments.runs import named_adapters
 from lora_jax.adapters import load_adapter
 from lora_jax.analysis.factor_pairs import from_adapter
 from lora_jax.errors import InputError
@@ -91,9 +92,9 @@ def test_adapters_are_compared_by_cosine(folders, tmp_path):
 
 
 def test_combined_and_reduced_folders(folders, tmp_path):
-    adapters = combining.named([f"a={folders[0]}", str(folders[1])])
+    adapters = named_adapters.named([f"a={folders[0]}", str(folders[1])])
     assert list(adapters) == ["a", str(folders[1])]
-    weights = combining.weights(["2", "-1"], adapters)
+    weights = named_adapters.weights(["2", "-1"], adapters)
     lines = combining.combined(adapters, weights, tmp_path / "sum", by="cat")
     one, two = deltas(folders[0]), deltas(folders[1])
     found = deltas(tmp_path / "sum")
@@ -117,14 +118,14 @@ def test_combined_and_reduced_folders(folders, tmp_path):
     ],
 )
 def test_wrong_weights_are_named(folders, texts, says):
-    adapters = combining.named([f"a={folders[0]}", f"b={folders[1]}"])
+    adapters = named_adapters.named([f"a={folders[0]}", f"b={folders[1]}"])
     with pytest.raises(InputError, match=says):
-        combining.weights(texts, adapters)
+        named_adapters.weights(texts, adapters)
 
 
 def test_two_adapters_of_one_name(folders):
     with pytest.raises(InputError, match="two adapters are called 'a'"):
-        combining.named([f"a={folders[0]}", f"a={folders[1]}"])
+        named_adapters.named([f"a={folders[0]}", f"a={folders[1]}"])
 
 
 def test_the_command(folders, tmp_path):

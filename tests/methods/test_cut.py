@@ -329,3 +329,36 @@ def test_adapter_folder(tmp_path):
     run = jax.jit(lambda m: m(*batch[:3]))
     assert not np.array_equal(run(fresh), run(after))
     np.testing.assert_array_equal(run(again), run(after))
+
+
+@pytest.mark.parametrize("lasts", [(2,), (3, 1)])
+def test_a_cut_stack_is_put_together_again(lasts):
+    model = random_model(dataclasses.replace(TINY, unroll=2))
+    for joined in (lora_jax.merge(cut(model, *lasts)), lora_jax.strip(cut(model, *lasts))):
+        assert nnx.graphdef(joined) == nnx.graphdef(model)
+        jax.tree.map(np.testing.assert_array_equal, nnx.state(joined), nnx.state(model))
+
+
+def test_updates_of_single_layers_merge_into_one_stack():
+    base = random_model()
+    method = lora_jax.lora({".*first/block/attention/output": {}, r".*last_1/block/.*up": {"rank": 2}},
+                           rank=3, cut=(1,))  # fmt: skip
+    adapted = method.insert(base, KEY)
+    values = iter(np.random.default_rng(0).normal(size=(9, 4000)).astype(np.float32))
+    for path, variable in nnx.to_flat_state(nnx.state(adapted)):
+        if path[-1] == "b" and "lora" in path:
+            value = variable.get_value()
+            variable.set_value(jnp.array(next(values)[: value.size].reshape(value.shape)))
+    merged = lora_jax.merge(adapted)
+    assert nnx.graphdef(merged) == nnx.graphdef(base)
+    expected, found, before = (model(*BATCH[:3]) for model in (adapted, merged, base))
+    assert deviation({"": found}, {"": expected}) < 2e-6  # one addition of rounding for each weight
+    assert deviation({"": before}, {"": expected}) > 0.1
+
+
+def test_a_part_with_something_that_cannot_be_merged_stays_apart():
+    adapted = (lora_jax.lora(".*/qkv", rank=2) + methods.adapter_d(3, 1)).insert(
+        random_model(), KEY
+    )
+    merged = lora_jax.merge(adapted)
+    assert list(merged.layers.parts()) == ["first", "last_1"]

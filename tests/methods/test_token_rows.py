@@ -65,6 +65,9 @@ def test_rows_stand_in_the_place_of_others(tied):
     np.testing.assert_allclose(got[0], wanted[0], rtol=1e-5)
     for path, gradient in wanted[1].items():
         np.testing.assert_allclose(got[1][path], gradient, rtol=1e-4, atol=1e-5)
+    merged = lora_jax.merge(lora_jax.join(structure, rows, frozen))
+    assert nnx.graphdef(merged) == nnx.graphdef(base)
+    assert jnp.sum(merged(IDS) ** 2) == pytest.approx(float(wanted[0]), rel=1e-5)
 
 
 @pytest.mark.parametrize(
