@@ -6,8 +6,7 @@ Loading is strict both ways: the same leaves with the same shapes, onto the same
 from __future__ import annotations
 
 import contextlib
-import math
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +30,6 @@ from lora_jax.errors import InputError, InputTypeError
 from lora_jax.fingerprints import accepted
 from lora_jax.fingerprints import base_parameters as base_parameters
 from lora_jax.fingerprints import fingerprint as fingerprint
-from lora_jax.method import Method
-from lora_jax.methods.lora import LoRAInsertion
-from lora_jax.methods.parameters import ParameterInsertion
 from lora_jax.partition import Params
 from lora_jax.sharding.placement import gather
 
@@ -84,8 +80,8 @@ def apply_adapter(
         raise InputError(
             f"{where} does not fit: missing {missing[:5]}, not in the model {extra[:5]}"
         )
-    replaced = _replaced(adapter.values, trainable, where)
-    return {**replaced, **_replaced(adapter.state, state, where, is_state=True)}
+    values = replaced(adapter.values, trainable, where)
+    return {**values, **replaced(adapter.state, state, where, is_state=True)}
 
 
 @takes(model=MODEL, adapter=_ADAPTER)
@@ -123,86 +119,6 @@ def attach(
     return partition.join(structure, values, frozen)
 
 
-def transfer_group(
-    adapter: Adapter,
-    trainable: Mapping[str, Any],
-    labels: Mapping[str, str],
-    group: str,
-    where: str = "the adapter",
-) -> Params:
-    """Warm start: replaces the leaves of one group only; the others (a new head) stay fresh.
-
-    Args:
-      adapter: from `load_adapter`.
-      trainable: the trainable leaves of the model.
-      labels: the model's group of each of them.
-      group: the group to take over, for example `lora`.
-      where: name of the adapter, for messages.
-
-    Raises:
-      ValueError: the adapter's leaves of that group are not those of the model.
-    """
-    values = {path: v for path, v in adapter.values.items() if adapter.groups.get(path) == group}
-    expected = {path for path in trainable if labels[path] == group}
-    if not values or values.keys() != expected:
-        missing, absent = sorted(expected - values.keys()), sorted(values.keys() - expected)
-        raise InputError(
-            f"{where}: its group {group!r} does not fit the model: missing {missing[:5]}, not in "
-            f"the model {absent[:5]}"
-        )
-    replaced = _replaced(values, {path: trainable[path] for path in values}, where)
-    return {**trainable, **replaced}
-
-
-def check_base(adapter: Adapter, bases: Collection[str], where: str = "the adapter") -> None:
-    """Raises InputError if an adapter's factors are to start a run on another base than theirs.
-
-    A base that is not known (of a converted adapter) is taken as it is.
-
-    Args:
-      adapter: from `load_adapter`.
-      bases: fingerprints of the model's base, see `fingerprints.accepted`.
-      where: name of the adapter, for messages.
-    """
-    if adapter.base not in (*bases, UNKNOWN_BASE):
-        model = adapter.notes.get("model", "unknown")
-        raise InputError(
-            f"{where} was trained on another base: its fingerprint is {adapter.base[:12]}, the model's is "
-            f"{next(iter(bases))[:12]}. Its factors are an update of that base only: start from the model "
-            f"that it names ({str(model)[:80]}), or with an adapter of this one"
-        )
-
-
-def check_scales(
-    adapter: Adapter, method: Method, adapted: nnx.Module, where: str = "the adapter"
-) -> None:
-    """Raises InputError if the factors of an adapter would have another scale in a run than in their own.
-
-    Their update is scale * A B (section 4.1), so with another alpha it is not the one that was trained.
-
-    Args:
-      adapter: from `load_adapter`, with factors of the model's layers.
-      method: of the run.
-      adapted: the model with that method.
-      where: name of the adapter, for messages.
-    """
-    there, here = _scales(adapter.method, adapted), _scales(method, adapted)
-    for path, scale in here.items():
-        if not math.isclose(there.get(path, scale), scale, rel_tol=1e-6):
-            raise InputError(
-                f"{where} was trained with the scale {there[path]:g} in front of A B, the method here has "
-                f"{scale:g} ({path}): its update would be {scale / there[path]:g} times what was trained. "
-                f"Give the method the alpha and the scaling of the adapter: {adapter.method}"
-            )
-
-
-def _scales(method: Method, adapted: nnx.Module) -> dict[str, float]:
-    """The scale that a method of low-rank updates gives every layer of a model, which has such updates."""
-    of_lora = [i for i in method.insertions if isinstance(i, LoRAInsertion | ParameterInsertion)]
-    rows = [row for insertion in of_lora for row in insertion.matches(adapted)]
-    return {row.path: row.scale for row in rows if row.scale is not None}
-
-
 @contextlib.contextmanager
 def _naming(where: str) -> Iterator[None]:
     """Puts the name of an adapter in front of the errors about its method."""
@@ -214,14 +130,24 @@ def _naming(where: str) -> Iterator[None]:
         raise InputError(f"{where}: {error}") from error
 
 
-def _replaced(
+def replaced(
     values: Mapping[str, np.ndarray],
     others: Mapping[str, Any],
     where: str,
     *,
     is_state: bool = False,
 ) -> Params:
-    """The values in the places of others: of their shape, layout and, but for statistics, type."""
+    """The values in the places of others: of their shape, layout and, but for statistics, type.
+
+    Args:
+      values: from an adapter, by path.
+      others: leaves of a model, whose paths are among these.
+      where: name of the adapter, for messages.
+      is_state: whether they are statistics.
+
+    Raises:
+      InputError: another shape, values that are not finite, or that the model's type cannot hold.
+    """
     result = {}
     for path, old in others.items():
         new = np.asarray(values[path])

@@ -15,7 +15,7 @@ from safetensors.numpy import load_file, save_file
 from safetensors.numpy import save as to_safetensors
 
 import lora_jax as lj
-from lora_jax import adapter_files, adapters
+from lora_jax import adapter_files, adapters, warm_start
 from lora_jax.errors import FileError, InputError, MissingFileError
 
 METHOD = lj.lora("query", rank=2, alpha=4)
@@ -305,7 +305,7 @@ def test_adapters_made_in_code_are_checked_when_they_are_applied(tmp_path):
             lj.attach(base(), changed, where="mine")
         trainable = {path: jnp.asarray(value) for path, value in factors().items()}
         with pytest.raises(InputError, match=f"mine: {message}"):
-            adapters.transfer_group(changed, trainable, LABELS, "lora", "mine")
+            warm_start.transfer_group(changed, trainable, LABELS, "lora", "mine")
 
 
 class Counting(nnx.Module):

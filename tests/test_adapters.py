@@ -16,7 +16,7 @@ from safetensors.numpy import load_file
 from safetensors.numpy import save as to_safetensors
 
 import lora_jax
-from lora_jax import adapters
+from lora_jax import adapters, warm_start
 from lora_jax.errors import FileError, InputError
 from lora_jax.low_rank import layers
 
@@ -390,7 +390,7 @@ def test_transfer_moves_the_factors_and_leaves_the_head(folder, run):
     """From a task with three classes to one with five."""
     other = randomise(Model(nnx.Rngs(0), outputs=5), 0)
     fresh = run_of(METHOD, other, 2)
-    values = adapters.transfer_group(
+    values = warm_start.transfer_group(
         lora_jax.load_adapter(folder), fresh.trainable, groups(fresh.trainable), "lora"
     )
     assert values.keys() == fresh.trainable.keys()
@@ -404,21 +404,21 @@ def test_transfer_refuses_factors_that_do_not_fit(folder, base, run):
     adapter = lora_jax.load_adapter(folder)
     fewer = {p: v for p, v in run.trainable.items() if p != "embed/lora/a"}
     with pytest.raises(ValueError, match=r"not in the model \['embed/lora/a'\]"):
-        adapters.transfer_group(adapter, fewer, groups(fewer), "lora")
+        warm_start.transfer_group(adapter, fewer, groups(fewer), "lora")
     more = {**run.trainable, "block/key/lora/a": jnp.zeros((8, 2))}
     with pytest.raises(ValueError, match=r"missing \['block/key/lora/a'\]"):
-        adapters.transfer_group(adapter, more, groups(more), "lora")
+        warm_start.transfer_group(adapter, more, groups(more), "lora")
     with pytest.raises(ValueError, match="has shape"):
         bad = {**run.trainable, "embed/lora/a": jnp.zeros(2)}
-        adapters.transfer_group(adapter, bad, groups(bad), "lora")
+        warm_start.transfer_group(adapter, bad, groups(bad), "lora")
     with pytest.raises(ValueError, match="'adapter' does not fit"):
-        adapters.transfer_group(adapter, run.trainable, groups(run.trainable), "adapter")
+        warm_start.transfer_group(adapter, run.trainable, groups(run.trainable), "adapter")
 
 
 def test_transfer_of_a_factorless_adapter_is_refused(tmp_path, base, run):
     adapter = lora_jax.load_adapter(save(tmp_path, run_of(lora_jax.head_only(HEAD), base, 1)))
     with pytest.raises(ValueError, match="'lora' does not fit"):
-        adapters.transfer_group(adapter, run.trainable, groups(run.trainable), "lora")
+        warm_start.transfer_group(adapter, run.trainable, groups(run.trainable), "lora")
 
 
 # --- Writing --------------------------------------------------------------------------------------

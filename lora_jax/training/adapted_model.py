@@ -13,7 +13,7 @@ from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Array, Key
 
-from lora_jax import adapters, digests, files, fingerprints, partition
+from lora_jax import adapters, digests, files, fingerprints, partition, warm_start
 from lora_jax.errors import InputError
 from lora_jax.low_rank.layers import adapted_layers
 from lora_jax.low_rank.merge import strip
@@ -227,10 +227,8 @@ def warm_started(
       adapted: the model with it.
     """
     other = adapters.load_adapter(adapters.adapter_folder(Path(init_adapter)))
-    adapters.check_base(other, bases, init_adapter)
-    started = adapters.transfer_group(other, trainable, labels, "lora", init_adapter)
-    adapters.check_scales(other, method, adapted, init_adapter)
-    return started
+    warm_start.check_base(other, bases, init_adapter)
+    return warm_start.started(other, trainable, labels, method, adapted, init_adapter)
 
 
 def _cast(frozen: Params, dtype: str | None, parameters: set[str]) -> Params:

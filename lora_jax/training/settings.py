@@ -64,8 +64,8 @@ class TrainSettings:
       prng: generator of the random bits of dropout; `rbg` is faster on accelerators.
       log_every: steps between two lines of the log.
       checkpoint_every: steps between two checkpoints; there is one after every epoch, too.
-      init_adapter: folder of a run, on the same base and with the same scale (alpha, rank), whose LoRA
-        factors start this one; "" for none.
+      init_adapter: folder of a run on the same base whose LoRA factors start this one, of the same rank and
+        scale, or at a larger rank with the same update; "" for none.
     """
 
     epochs: int = setting(3, Whole(least=0))

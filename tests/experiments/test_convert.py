@@ -22,7 +22,7 @@ from configs.glue import minilm
 from experiments import glue
 from experiments.convert import __main__, state_dicts
 from experiments.convert.loralib import from_loralib, to_loralib
-from lora_jax import adapters, partition
+from lora_jax import adapters, partition, warm_start
 from lora_jax.interop.loralib import from_state_dict
 from lora_jax.models import hub
 
@@ -241,7 +241,7 @@ def test_unknown_base(file, bases, tmp_path):
     vouched = dataclasses.replace(adapter, base=base)
     values = adapters.apply_adapter(vouched, trainable, base)
     assert all(np.array_equal(values[path], v) for path, v in adapter.values.items())
-    started = adapters.transfer_group(adapter, trainable, adapter.groups, "lora")
+    started = warm_start.transfer_group(adapter, trainable, adapter.groups, "lora")
     path = "encoder/layers/block/attention/query/lora/b"
     np.testing.assert_array_equal(started[path], adapter.values[path])
 

@@ -1,0 +1,193 @@
+"""Starting a run with the factors of another one, of the same rank or a smaller one."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+from flax import nnx
+
+from lora_jax.adapter_files import UNKNOWN_BASE, Adapter
+from lora_jax.adapters import replaced
+from lora_jax.errors import InputError
+from lora_jax.method import Method
+from lora_jax.methods.lora import LoRAInsertion
+from lora_jax.methods.parameters import ParameterInsertion
+from lora_jax.partition import Params
+
+LORA = "lora"  # group of the factors
+_START = re.compile(r"(?:(?P<layer>.*)/)?lora/(?:(?P<part>[^/]+)/)?")
+
+
+def transfer_group(
+    adapter: Adapter,
+    trainable: Mapping[str, Any],
+    labels: Mapping[str, str],
+    group: str,
+    where: str = "the adapter",
+) -> Params:
+    """Warm start: replaces the leaves of one group only; the others (a new head) stay fresh.
+
+    Args:
+      adapter: from `load_adapter`.
+      trainable: the trainable leaves of the model.
+      labels: the model's group of each of them.
+      group: the group to take over, for example `lora`.
+      where: name of the adapter, for messages.
+
+    Raises:
+      ValueError: the adapter's leaves of that group are not those of the model.
+    """
+    values = {path: v for path, v in adapter.values.items() if adapter.groups.get(path) == group}
+    expected = {path for path in trainable if labels[path] == group}
+    if not values or values.keys() != expected:
+        missing, absent = sorted(expected - values.keys()), sorted(values.keys() - expected)
+        raise InputError(
+            f"{where}: its group {group!r} does not fit the model: missing {missing[:5]}, not in "
+            f"the model {absent[:5]}"
+        )
+    return {**trainable, **replaced(values, {path: trainable[path] for path in values}, where)}
+
+
+def check_base(adapter: Adapter, bases: Collection[str], where: str = "the adapter") -> None:
+    """Raises InputError if an adapter's factors are to start a run on another base than theirs.
+
+    A base that is not known (of a converted adapter) is taken as it is.
+
+    Args:
+      adapter: from `load_adapter`.
+      bases: fingerprints of the model's base, see `fingerprints.accepted`.
+      where: name of the adapter, for messages.
+    """
+    if adapter.base not in (*bases, UNKNOWN_BASE):
+        model = adapter.notes.get("model", "unknown")
+        raise InputError(
+            f"{where} was trained on another base: its fingerprint is {adapter.base[:12]}, the model's is "
+            f"{next(iter(bases))[:12]}. Its factors are an update of that base only: start from the model "
+            f"that it names ({str(model)[:80]}), or with an adapter of this one"
+        )
+
+
+def started(
+    adapter: Adapter,
+    trainable: Mapping[str, Any],
+    labels: Mapping[str, str],
+    method: Method,
+    adapted: nnx.Module,
+    where: str = "the adapter",
+) -> Params:
+    """Warm start with LoRA's factors, of the ranks of the run or smaller; other groups stay fresh.
+
+    Where the run's rank is larger, the further columns of A are the run's fresh ones and the further rows
+    of B are zero: at step 0 the update is the adapter's, and all of the rank trains. B takes in what the
+    scales differ by there. Where the ranks are equal the scales must be, too: the update is scale * A B
+    (section 4.1), so with another alpha it is not the one that was trained.
+
+    Args:
+      adapter: from `load_adapter`.
+      trainable: the fresh trainable leaves of the model.
+      labels: the model's group of each of them.
+      method: of the run.
+      adapted: the model with that method.
+      where: name of the adapter, for messages.
+
+    Raises:
+      ValueError: the factors are not of the model's layers, of larger ranks, or of another scale.
+    """
+    there, here = _scales(adapter.method, adapted), _scales(method, adapted)
+    values, same = dict(adapter.values), []
+    for start, sides in _factors(adapter).items():
+        fresh = {
+            side: np.asarray(trainable[p]) for side in sides if (p := start + side) in trainable
+        }
+        name = next((name for name in _names(start) if name in here), "")
+        if fresh.keys() != sides.keys() or not _fits(sides, fresh):
+            same.append(name)  # `transfer_group` says what is wrong, if something is
+            continue
+        rank, wanted = sides["a"].shape[-1], fresh["a"].shape[-1]
+        if rank > wanted:
+            raise InputError(
+                f"{where} has rank {rank} on {name}, the method here {wanted}: factors start a run of their "
+                "rank or a larger one. The nearest adapter of a smaller rank: python -m "
+                f"experiments.adapters reduce --adapters={where} --rank={wanted} --output=DIR"
+            )
+        ratio = there.get(name, 1.0) / here.get(name, 1.0)
+        for side, value in sides.items():
+            values[start + side] = _grown(side, value, fresh[side], rank, ratio)
+    params = transfer_group(
+        dataclasses.replace(adapter, values=values), trainable, labels, LORA, where
+    )
+    _check_scales(
+        adapter, {n: (there[n], here[n]) for n in same if n in there and n in here}, where
+    )
+    return params
+
+
+def _factors(adapter: Adapter) -> dict[str, dict[str, np.ndarray]]:
+    """LoRA's leaves by the beginning of their paths and their names: a, b, b_bias, magnitude."""
+    result: dict[str, dict[str, np.ndarray]] = {}
+    for path, value in adapter.values.items():
+        if adapter.groups[path] == LORA:
+            start, slash, side = path.rpartition("/")
+            result.setdefault(start + slash, {})[side] = value
+    return result
+
+
+def _names(start: str) -> Iterator[str]:
+    """What a summary may call the layer, or the parameter, of the leaves whose paths begin so."""
+    match = _START.fullmatch(start)
+    if match is not None:
+        yield match["layer"] or ""
+        yield "/".join(filter(None, (match["layer"], match["part"])))
+
+
+def _fits(sides: Mapping[str, np.ndarray], fresh: Mapping[str, np.ndarray]) -> bool:
+    """Whether factors are of another rank, and of the same shape but for that."""
+    if not sides.keys() >= {"a", "b"}:
+        return False
+    rank, wanted = (leaves["a"].shape[-1:] for leaves in (sides, fresh))
+    if rank == wanted or sides["a"].shape[:-1] != fresh["a"].shape[:-1]:
+        return False
+    old, new = sides["b"].shape, fresh["b"].shape
+    odd = [sizes for sizes in zip(old, new, strict=False) if sizes[0] != sizes[1]]
+    return len(old) == len(new) and odd == [(*rank, *wanted)]
+
+
+def _grown(side: str, old: np.ndarray, fresh: np.ndarray, rank: int, ratio: float) -> np.ndarray:
+    """A leaf at the rank of a run.
+
+    Args:
+      side: a, b, b_bias or magnitude.
+      old: the adapter's.
+      fresh: the run's, which gives the further columns of A.
+      rank: of the adapter.
+      ratio: of the adapter's scale to the run's.
+    """
+    if side == "a":
+        return np.concatenate([old.astype(fresh.dtype), fresh[..., rank:]], axis=-1)
+    if side not in ("b", "b_bias"):
+        return old
+    more = [(0, new - size) for size, new in zip(old.shape, fresh.shape, strict=True)]
+    return np.pad((old.astype(np.float64) * ratio).astype(fresh.dtype), more)
+
+
+def _check_scales(adapter: Adapter, scales: Mapping[str, tuple[float, float]], where: str) -> None:
+    """Raises InputError if factors would have another scale in a run than in their own."""
+    for path, (there, here) in scales.items():
+        if not math.isclose(there, here, rel_tol=1e-6):
+            raise InputError(
+                f"{where} was trained with the scale {there:g} in front of A B, the method here has "
+                f"{here:g} ({path}): its update would be {here / there:g} times what was trained. Give the "
+                f"method the alpha and the scaling of the adapter: {adapter.method}"
+            )
+
+
+def _scales(method: Method, adapted: nnx.Module) -> dict[str, float]:
+    """The scale that a method of low-rank updates gives every layer of a model, which has such updates."""
+    of_lora = [i for i in method.insertions if isinstance(i, LoRAInsertion | ParameterInsertion)]
+    rows = [row for insertion in of_lora for row in insertion.matches(adapted)]
+    return {row.path: row.scale for row in rows if row.scale is not None}
