@@ -9,8 +9,8 @@ from typing import Any
 import jax.numpy as jnp
 
 from experiments.convert import merged, reports, sources
+from experiments.convert.outputs import check_new_folder
 from experiments.convert.sources import Named, Source
-from experiments.runs.folder import check_place
 from lora_jax import files, partition
 from lora_jax.data.tokenizer_files import FILES
 from lora_jax.errors import InputError
@@ -97,9 +97,7 @@ def to_hugging_face(output: Path, named: Named, *, dtype: str, packed: str = "")
             f"--packed must be one of {', '.join(PACKED)}; got {packed!r}: folders of transformers have no "
             "other packed form. GGUF's blocks are written by to_gguf --type"
         )
-    check_place(output)
-    if output.exists() and any(output.iterdir()):
-        raise InputError(f"--output={output} is there and not empty; choose another folder")
+    check_new_folder(output)
     source = sources.source(named)
     made, report = _made(source, dtype, packed)
     there = config_json.read(source.folder).values

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,8 +15,7 @@ from flax import nnx
 from safetensors.numpy import save as to_safetensors
 
 from experiments.convert import state_dicts
-from experiments.convert.outputs import check_adapter_folder
-from experiments.runs.folder import check_place
+from experiments.convert.outputs import check_adapter_folder, check_new_folder
 from experiments.runs.origins import NOTE, origin
 from lora_jax import adapters, files, locking, partition
 from lora_jax.digests import of_file
@@ -156,6 +156,29 @@ def _errors_naming(path: Path) -> Iterator[None]:
         raise InputError(f"{path}: {error}") from error
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AsPeft:
+    """One of our adapters in PEFT's form.
+
+    Attributes:
+      config: the content of adapter_config.json.
+      tensors: by name.
+      base: settings of the base.
+    """
+
+    config: dict[str, Any]
+    tensors: dict[str, np.ndarray]
+    base: AnyConfig
+
+    def write(self, output: Path) -> None:
+        """Writes the folder, whole or not at all."""
+        files.make_folder(output.parent)
+        with files.replaced_folder(output) as new:
+            text = json.dumps(self.config, indent=2, sort_keys=True)
+            files.write_bytes(new / peft.CONFIG, text.encode())
+            files.write_bytes(new / WEIGHTS[0], to_safetensors(self.tensors, {"format": "pt"}))
+
+
 def to_peft(adapter: Path, output: Path, *, model: str | None = None) -> dict[str, Any]:
     """Writes an adapter as a folder of PEFT, and returns its settings.
 
@@ -167,9 +190,24 @@ def to_peft(adapter: Path, output: Path, *, model: str | None = None) -> dict[st
     Raises:
       FileNotFoundError, ValueError: the input is bad; nothing is written then.
     """
-    check_place(output)
-    if output.exists() and any(output.iterdir()):
-        raise InputError(f"--output={output} is there and not empty; choose another folder")
+    check_new_folder(output)
+    made = as_peft(adapter, model=model)
+    made.write(output)
+    return made.config
+
+
+def as_peft(adapter: Path, *, model: str | None = None, plain: bool = False) -> AsPeft:
+    """An adapter in PEFT's form.
+
+    Args:
+      adapter: an adapter folder, or a run folder with one.
+      model: folder or hub name of the base; None for the one that the adapter names.
+      plain: always with the settings of a plain LoRA; else one that came from PEFT and was not changed has
+        the settings that PEFT stored.
+
+    Raises:
+      FileNotFoundError, ValueError: the input is bad, or PEFT has no place for some of it.
+    """
     loaded = adapters.load_adapter(adapters.adapter_folder(adapter))
     name = model or loaded.notes.get("model")
     if not isinstance(name, str):
@@ -187,10 +225,8 @@ def to_peft(adapter: Path, output: Path, *, model: str | None = None) -> dict[st
         note = loaded.notes.get(peft.NOTE)
         encoder = isinstance(base.config, EncoderConfig)
         bare = note.get("prefix") == "" if isinstance(note, Mapping) else encoder and head is None
+        if plain:
+            notes = {key: v for key, v in loaded.notes.items() if key != peft.NOTE}
+            loaded = dataclasses.replace(loaded, notes=notes)
         config, tensors = peft.to_tensors(loaded, base.names(bare=bare), base.leaf, name)
-    files.make_folder(output.parent)
-    with files.replaced_folder(output) as new:
-        text = json.dumps(config, indent=2, sort_keys=True)
-        files.write_bytes(new / peft.CONFIG, text.encode())
-        files.write_bytes(new / WEIGHTS[0], to_safetensors(tensors, {"format": "pt"}))
-    return config
+    return AsPeft(config=config, tensors=tensors, base=base.config)

@@ -141,4 +141,4 @@ def test_the_command(folders, tmp_path):
     notes = json.loads((tmp_path / "new/adapter.json").read_text())["notes"]
     assert notes["combination"]["weights"] == {"a": 1.0, "b": 0.5} and notes["model"] == "base"
     wrong = run("combine", f"--adapters=a={folders[0]}")
-    assert wrong.returncode == 1 and wrong.stderr.startswith("error: give one of six commands")
+    assert wrong.returncode == 1 and wrong.stderr.startswith("error: give one of nine commands")
