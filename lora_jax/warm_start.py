@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -14,13 +13,11 @@ from flax import nnx
 from lora_jax.adapter_files import UNKNOWN_BASE, Adapter
 from lora_jax.adapters import replaced
 from lora_jax.errors import InputError
+from lora_jax.factor_leaves import LORA, factors
 from lora_jax.method import Method
 from lora_jax.methods.lora import LoRAInsertion
 from lora_jax.methods.parameters import ParameterInsertion
 from lora_jax.partition import Params
-
-LORA = "lora"  # group of the factors
-_START = re.compile(r"(?:(?P<layer>.*)/)?lora/(?:(?P<part>[^/]+)/)?")
 
 
 def transfer_group(
@@ -100,11 +97,10 @@ def started(
     """
     there, here = _scales(adapter.method, adapted), _scales(method, adapted)
     values, same = dict(adapter.values), []
-    for start, sides in _factors(adapter).items():
-        fresh = {
-            side: np.asarray(trainable[p]) for side in sides if (p := start + side) in trainable
-        }
-        name = next((name for name in _names(start) if name in here), "")
+    for place, sides in factors(adapter).items():
+        paths = {side: place.path(side) for side in sides}
+        fresh = {s: np.asarray(trainable[path]) for s, path in paths.items() if path in trainable}
+        name = place.layer if place.layer in here else place.name  # of a bare parameter
         if fresh.keys() != sides.keys() or not _fits(sides, fresh):
             same.append(name)  # `transfer_group` says what is wrong, if something is
             continue
@@ -117,7 +113,7 @@ def started(
             )
         ratio = there.get(name, 1.0) / here.get(name, 1.0)
         for side, value in sides.items():
-            values[start + side] = _grown(side, value, fresh[side], rank, ratio)
+            values[paths[side]] = _grown(side, value, fresh[side], rank, ratio)
     params = transfer_group(
         dataclasses.replace(adapter, values=values), trainable, labels, LORA, where
     )
@@ -125,24 +121,6 @@ def started(
         adapter, {n: (there[n], here[n]) for n in same if n in there and n in here}, where
     )
     return params
-
-
-def _factors(adapter: Adapter) -> dict[str, dict[str, np.ndarray]]:
-    """LoRA's leaves by the beginning of their paths and their names: a, b, b_bias, magnitude."""
-    result: dict[str, dict[str, np.ndarray]] = {}
-    for path, value in adapter.values.items():
-        if adapter.groups[path] == LORA:
-            start, slash, side = path.rpartition("/")
-            result.setdefault(start + slash, {})[side] = value
-    return result
-
-
-def _names(start: str) -> Iterator[str]:
-    """What a summary may call the layer, or the parameter, of the leaves whose paths begin so."""
-    match = _START.fullmatch(start)
-    if match is not None:
-        yield match["layer"] or ""
-        yield "/".join(filter(None, (match["layer"], match["part"])))
 
 
 def _fits(sides: Mapping[str, np.ndarray], fresh: Mapping[str, np.ndarray]) -> bool:

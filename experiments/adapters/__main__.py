@@ -3,7 +3,7 @@
     python -m experiments.adapters list DIR [DIR ...]       all adapters at and below the folders
     python -m experiments.adapters check DIR [DIR ...]      the same, fails if one is damaged
     python -m experiments.adapters show DIR                 every update: rank, norm, spectrum
-    python -m experiments.adapters compare DIR DIR          norms and cosines, update by update
+    python -m experiments.adapters compare DIR DIR          a line of each; norms and cosines of every update
     python -m experiments.adapters combine --adapters=NAME=DIR,NAME=DIR --weights=1,-0.5 --output=DIR \\
         [--by=cat|linear|svd|ties|dare_linear|... --rank=R --energy=E --density=D --rest=NAME]
     python -m experiments.adapters reduce --adapters=DIR --output=DIR (--rank=R | --energy=0.9)
@@ -59,6 +59,8 @@ def main(arguments: Sequence[str]) -> None:
         elif command == "show" and len(places) == 1:
             print(listing.updates(load_adapter(places[0])))
         elif command == "compare" and len(places) == 2:
+            print(listing.listed([Path(place) for place in places])[0])
+            print()
             print(listing.compared(*map(load_adapter, places)))
         elif command == "profile" and len(places) == 1:
             print("\n".join(servers.profile(Path(places[0]), FLAGS.model)))

@@ -24,12 +24,12 @@ from jaxtyping import Array, Float
 from lora_jax.adapters import Adapter
 from lora_jax.analysis.similarity import Matrix
 from lora_jax.errors import InputError
+from lora_jax.factor_leaves import factors
 from lora_jax.low_rank import layers
 from lora_jax.low_rank.updates import LowRankUpdate
 from lora_jax.low_rank.weights import WeightView
 from lora_jax.methods.stored_settings import settings_of_layer
 
-_FACTOR = re.compile(r"(?:(?P<layer>.*)/)?lora/(?:(?P<part>[^/]+)/)?(?P<side>[ab])")
 _SCANNED = re.compile(r"(.*/)?layers/((first|last_\d+)/)?block/.*")  # the stacks of lora_jax.models
 
 
@@ -68,27 +68,24 @@ def from_adapter(adapter: Adapter) -> dict[str, FactorPair]:
       ValueError: the adapter has no LoRA factors or only one of a pair, no target of its method
         matches them, or their shapes do not show which axes are layers.
     """
-    sides_by_layer: dict[tuple[str, str], dict[str, np.ndarray]] = {}
-    for path, value in sorted(adapter.values.items()):
-        if adapter.groups.get(path, "lora") == "lora" and (match := _FACTOR.fullmatch(path)):
-            key = match["layer"] or "", match["part"] or ""
-            sides_by_layer.setdefault(key, {})[match["side"]] = value
-    if not sides_by_layer:
+    found = {
+        place: leaves for place, leaves in factors(adapter).items() if leaves.keys() & {"a", "b"}
+    }
+    if not found:
         raise InputError(
             f"the adapter has no LoRA factors (its method is {adapter.method}); the analysis is "
             "about low-rank updates"
         )
     pairs = {}
-    paths = {layer for layer, _ in sides_by_layer}
-    for (layer, part), sides in sides_by_layer.items():
-        name = "/".join(filter(None, (layer, part)))
-        if missing := {"a", "b"} - sides.keys():
+    paths = {place.layer for place in found}
+    for place, leaves in found.items():
+        if missing := {"a", "b"} - leaves.keys():
             raise InputError(
-                f"the adapter holds only one factor of {name}; factor {min(missing)} is missing"
+                f"the adapter holds only one factor of {place.name}; factor {min(missing)} is missing"
             )
-        a, b = sides["a"], sides["b"]
-        settings = settings_of_layer(adapter.method, layer, a.shape[-1], paths, part)
-        pairs[name] = _pair(a, b, settings.scale, stack_axes(a, b, name))
+        a, b = leaves["a"], leaves["b"]
+        settings = settings_of_layer(adapter.method, place.layer, a.shape[-1], paths, place.part)
+        pairs[place.name] = _pair(a, b, settings.scale, stack_axes(a, b, place.name))
     return pairs
 
 

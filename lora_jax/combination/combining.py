@@ -22,15 +22,14 @@ from lora_jax.combination import rules
 from lora_jax.combination.pairs import (
     A,
     B,
-    Key,
     Pair,
     cuts_of,
-    name_of,
     pairs_of,
     rest_of,
     with_pairs,
 )
 from lora_jax.errors import InputError
+from lora_jax.factor_leaves import Place
 from lora_jax.patterns import some
 from lora_jax.ranges import Number, check
 
@@ -116,7 +115,7 @@ def combine(
     for key in keys:
         weighted = [(found[key], weights[name]) for name, found in pairs.items() if key in found]
         shapes[key] = weighted[0][0]
-        factors[key] = _combined(weighted, given, random, name_of(key))
+        factors[key] = _combined(weighted, given, random, key.name)
     first = adapters[rest if rest is not None else next(iter(adapters))]
     described = {**dataclasses.asdict(given), "weights": weights, "rest": rest}
     notes = _common_notes(adapters) | {
@@ -255,9 +254,9 @@ def _check_together(adapters: Mapping[str, Adapter], rest: str | None) -> None:
             )
 
 
-def _keys(pairs: Mapping[str, Mapping[Key, Pair]]) -> list[Key]:
+def _keys(pairs: Mapping[str, Mapping[Place, Pair]]) -> list[Place]:
     """All updates, in the order in which they come; of one shape wherever several adapters have one."""
-    seen: dict[Key, tuple[str, Pair]] = {}
+    seen: dict[Place, tuple[str, Pair]] = {}
     for name, found in pairs.items():
         for key, pair in found.items():
             first, other = seen.setdefault(key, (name, pair))
@@ -265,18 +264,19 @@ def _keys(pairs: Mapping[str, Mapping[Key, Pair]]) -> list[Key]:
                 other.inputs, other.outputs, other.settings.fused
             ):  # fmt: skip
                 raise InputError(
-                    f"{name_of(key)} has inputs {pair.inputs} and outputs {pair.outputs} in {name!r}, but "
+                    f"{key.name} has inputs {pair.inputs} and outputs {pair.outputs} in {name!r}, but "
                     f"{other.inputs} and {other.outputs} in {first!r}"
                 )
             if pair.settings.lookup_only != other.settings.lookup_only:
                 raise InputError(
-                    f"{name_of(key)} is adapted for lookups only in one of {first!r} and {name!r}, which is "
+                    f"{key.name} is adapted for lookups only in one of {first!r} and {name!r}, which is "
                     "another kind of update"
                 )
-    for layer, part in seen:
-        if part and (layer, "") in seen:
+    for place in seen:
+        whole = Place(place.layer, "")
+        if place.part and whole in seen:
             raise InputError(
-                f"{seen[layer, ''][0]!r} adapts {layer} as a whole, {seen[layer, part][0]!r} parts of it"
+                f"{seen[whole][0]!r} adapts {place.layer} as a whole, {seen[place][0]!r} parts of it"
             )
     return list(seen)
 

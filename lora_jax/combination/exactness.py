@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float
 
 from lora_jax.adapter_files import Adapter
-from lora_jax.combination.pairs import name_of, pairs_of
+from lora_jax.combination.pairs import pairs_of
 
 
 def distances(
@@ -37,7 +37,7 @@ def distances(
         size = _norm(exact)
         far = _norm([*exact, (-pair.scale * pair.a, pair.b)])
         with np.errstate(divide="ignore", invalid="ignore"):
-            result[name_of(key)] = np.where(far == 0, 0.0, far / size)
+            result[key.name] = np.where(far == 0, 0.0, far / size)
     return result
 
 

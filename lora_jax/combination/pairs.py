@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from lora_jax import methods
+from lora_jax import factor_leaves, methods
 from lora_jax.adapter_files import Adapter
 from lora_jax.analysis.factor_pairs import stack_axes
 from lora_jax.errors import InputError
+from lora_jax.factor_leaves import LORA, Place
 from lora_jax.low_rank.settings import LoRASettings
 from lora_jax.method import Method
 from lora_jax.methods.cuts import CutInsertion
@@ -21,12 +22,9 @@ from lora_jax.methods.lora import LoRAInsertion
 from lora_jax.methods.stored_settings import settings_of_layer
 from lora_jax.patterns import some
 
-LORA = "lora"  # group of the factors
 _BIASES = ("none", "lora_only", "all")
-_LEAF = re.compile(r"(?:(?P<layer>.*)/)?lora/(?:(?P<part>[^/]+)/)?(?P<side>[^/]+)")
 A = Float[np.ndarray, "layers inputs rank"]
 B = Float[np.ndarray, "layers rank outputs"]
-Key = tuple[str, str]  # path of a layer, and the part of its fused weight ("" for a whole one)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,12 +59,7 @@ class Pair:
         return a.reshape(*self.inputs, rank), b.reshape(shape)
 
 
-def name_of(key: Key) -> str:
-    """For messages and tables."""
-    return "/".join(filter(None, key))
-
-
-def pairs_of(adapter: Adapter, where: str) -> dict[Key, Pair]:
+def pairs_of(adapter: Adapter, where: str) -> dict[Place, Pair]:
     """The updates of an adapter by layer and part.
 
     Args:
@@ -76,25 +69,21 @@ def pairs_of(adapter: Adapter, where: str) -> dict[Key, Pair]:
     Raises:
       InputError: it has no low-rank updates, or such as are not scale * a b alone.
     """
-    sides: dict[Key, dict[str, np.ndarray]] = {}
-    for path, value in sorted(adapter.values.items()):
-        if adapter.groups[path] == LORA and (match := _LEAF.fullmatch(path)):
-            key = match["layer"] or "", match["part"] or ""
-            sides.setdefault(key, {})[match["side"]] = value
-    if not sides:
+    found = factor_leaves.factors(adapter)
+    if not found:
         raise InputError(f"{where} has no low-rank updates (its method is {adapter.method})")
     _check_method(adapter.method, where)
-    paths = {layer for layer, _ in sides}
+    paths = {place.layer for place in found}
     result = {}
-    for key, leaves in sides.items():
+    for place, leaves in found.items():
         if odd := sorted(leaves.keys() ^ {"a", "b"}):
             raise InputError(
-                f"{where}: the update of {name_of(key)} is more than a product of two factors (leaves "
+                f"{where}: the update of {place.name} is more than a product of two factors (leaves "
                 f"{', '.join(odd)}), and such updates do not add up. Merge each into a model of its own"
             )
         a, b = leaves["a"], leaves["b"]
-        settings = settings_of_layer(adapter.method, key[0], a.shape[-1], paths, key[1])
-        result[key] = _pair(a, b, settings, stack_axes(a, b, name_of(key)))
+        settings = settings_of_layer(adapter.method, place.layer, a.shape[-1], paths, place.part)
+        result[place] = _pair(a, b, settings, stack_axes(a, b, place.name))
     return result
 
 
@@ -121,8 +110,8 @@ def cuts_of(adapter: Adapter) -> tuple[int, ...]:
 
 def with_pairs(
     adapter: Adapter,
-    pairs: Mapping[Key, Pair],
-    factors: Mapping[Key, tuple[A, B]],
+    pairs: Mapping[Place, Pair],
+    factors: Mapping[Place, tuple[A, B]],
     notes: dict[str, Any],
     *,
     keep: bool,
@@ -136,7 +125,7 @@ def with_pairs(
       notes: of the new adapter.
       keep: whether it has what `adapter` trains besides factors: heads, biases, statistics.
     """
-    by_layer: dict[str, list[Key]] = {}
+    by_layer: dict[str, list[Place]] = {}
     for key in factors:
         by_layer.setdefault(key[0], []).append(key)
     targets, values = {}, {}
@@ -151,8 +140,7 @@ def with_pairs(
         targets[re.escape(layer)] = new.to_arguments()
         for key in keys:
             a, b = (np.ascontiguousarray(side) for side in _padded(*factors[key], rank))
-            path = "/".join(filter(None, (layer, "lora", key[1])))
-            values[f"{path}/a"], values[f"{path}/b"] = pairs[key].stored(a, b)
+            values[key.path("a")], values[key.path("b")] = pairs[key].stored(a, b)
     rest = rest_of(adapter) if keep else {}
     groups = {path: adapter.groups[path] for path in rest}
     return Adapter(
@@ -172,11 +160,7 @@ def _method(adapter: Adapter, targets: dict[str, Any], keep: bool) -> Method:
     of_lora = [part["arguments"] for part in described if part["name"] == "lora"]
     others = [part for part in described if part["name"] != "lora"] if keep else []
     biases = {arguments.get("bias", "none") for arguments in of_lora} if keep else set()
-    layers = {
-        re.escape(match["layer"] or "")
-        for path in adapter.values
-        if (match := _LEAF.fullmatch(path))
-    }
+    layers = {re.escape(place.layer) for place in factor_leaves.factors(adapter)}
     if "lora_only" in biases and layers != targets.keys():
         raise InputError(
             "the adapter that the rest is taken of trains the biases of the layers that it adapts "

@@ -179,8 +179,16 @@ def weights(model, by_hand):
     for path, arrange in by_hand.items():
         layer = path.rpartition("/")[0] if path.split("/")[-2:-1] == ["qkv"] else path
         kind = "embedding" if f"{layer}/embedding" in params else "kernel"
-        result[path] = arrange(np.asarray(params[f"{layer}/{kind}"]).astype(np.float64))
+        result[path] = arrange(np.asarray(leaf(params, f"{layer}/{kind}")).astype(np.float64))
     return result
+
+
+def leaf(params, path):
+    """A leaf, or the layers of an uncut stack that it has in one with the last cut off."""
+    if path in params:
+        return params[path]
+    whole = params[re.sub("/(first|last_1)/", "/", path)]
+    return whole[-1:] if "/last_1/" in path else whole[:-1]
 
 
 def dense(pair):

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Mapping
 
 import numpy as np
 
+from lora_jax import factor_leaves
 from lora_jax.adapter_files import Adapter
 from lora_jax.errors import InputError
 from lora_jax.interop.peft.layers import uncut
@@ -17,11 +17,17 @@ from lora_jax.interop.peft.tensors import Arrays, factor_names
 from lora_jax.low_rank.settings import LoRASettings
 from lora_jax.methods.stored_settings import settings_of_layer
 
-FACTOR = re.compile(r"(?P<layer>.+)/lora/((?P<part>[^/]+)/)?(?P<side>a|b|b_bias|magnitude)")
+_SIDES = ("a", "b", "b_bias", "magnitude")
 REMEDY = (
     "Merge the adapter into its base and export that (python -m experiments.convert to_hugging_face), which "
     "any program loads"
 )
+
+
+def is_factor(path: str) -> bool:
+    """Whether a leaf is one of those that `modules_of` reads."""
+    found = factor_leaves.place_of(path)
+    return found is not None and found[1] in _SIDES
 
 
 @dataclasses.dataclass
@@ -52,10 +58,9 @@ def modules_of(
       InputError: PEFT has no place for one of them.
     """
     grouped: dict[str, dict[str, Arrays]] = {}
-    for path, value in adapter.values.items():
-        if match := FACTOR.fullmatch(path):
-            parts = grouped.setdefault(match["layer"], {})
-            parts.setdefault(match["part"] or "", {})[match["side"]] = np.asarray(value)
+    for place, leaves in factor_leaves.factors(adapter).items():
+        known = {side: leaves[side] for side in _SIDES if side in leaves}
+        grouped.setdefault(place.layer, {})[place.part] = known
     if not grouped:
         raise InputError(
             f"the adapter ({adapter.method}) has no low-rank update, which PEFT's LORA is. {REMEDY}"

@@ -10,7 +10,7 @@ import numpy as np
 from lora_jax.adapter_files import Adapter
 from lora_jax.errors import InputError
 from lora_jax.interop.peft.layers import uncut
-from lora_jax.interop.peft.modules import FACTOR, REMEDY, Module
+from lora_jax.interop.peft.modules import REMEDY, Module, is_factor
 from lora_jax.interop.peft.names import Names
 from lora_jax.interop.peft.tensors import Arrays, rows_name
 from lora_jax.methods.token_rows import RowsInsertion
@@ -27,7 +27,7 @@ def whole_parameters(adapter: Adapter, names: Names) -> Arrays:
     """
     by_path, result, left = names.by_path(), {}, list(adapter.state)
     for path, value in adapter.values.items():
-        if FACTOR.fullmatch(path) or _ROWS.fullmatch(path):
+        if is_factor(path) or _ROWS.fullmatch(path):
             continue
         whole, first = uncut(path, names.depth)
         stacked = "/block/" in whole
