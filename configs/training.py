@@ -38,6 +38,21 @@ def training_fields() -> dict[str, Any]:
     }
 
 
+def decoder_fields(name: str) -> dict[str, Any]:
+    """Fields of the model of a run on a decoder.
+
+    Args:
+      name: a folder, `package:NAME`, or a hub name.
+    """
+    return {
+        "name": name,
+        "base_format": "float",  # or the form that the frozen matrices are packed in
+        "unroll": 1,
+        "remat": "none",
+        "attention": "xla",
+    }
+
+
 def order_fields() -> dict[str, Any]:
     """Fields of `data` that decide order and packing; the paper's runs leave them as they are."""
     return {

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
 from configs.arguments import parse
-from configs.training import order_fields, training_fields
+from configs.training import decoder_fields, order_fields, training_fields
 
 DATASETS = ("e2e", "webnlg", "dart")
 
@@ -85,14 +85,7 @@ def nlg_config(
             # adam.epsilon is "after", as AdamW is defined; in the public GPT-2 code it is "before".
             **training_fields(),
             "dataset": dataset,
-            "model": {
-                "name": model,
-                **dropout,
-                "base_format": "float",
-                "unroll": 1,
-                "remat": "none",
-                "attention": "xla",
-            },
+            "model": {**decoder_fields(model), **dropout},
             "method": dict(method),
             "loftq": False,
             "seeds": (0, 1, 2),  # the paper: mean of 3 seeds; the public command has one seed, 110

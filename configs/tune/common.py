@@ -7,7 +7,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from configs.training import order_fields, training_fields
+from configs.training import decoder_fields, order_fields, training_fields
 
 # Taori et al. 2023 (Stanford Alpaca); the part of the input is left out where there is none.
 ALPACA = (
@@ -80,13 +80,7 @@ def tune_config(
     config = ConfigDict(
         {
             **training_fields(),
-            "model": {
-                "name": model,
-                "base_format": "float",
-                "unroll": 1,
-                "remat": "none",
-                "attention": "xla",
-            },
+            "model": decoder_fields(model),
             "method": method,
             "loftq": False,
             "seeds": (0,),

@@ -40,7 +40,9 @@ class Format(Protocol):
     """
 
     @property
-    def ends(self) -> tuple[int, ...]: ...  # noqa: D102
+    def ends(self) -> tuple[int, ...]:
+        """Ids of the tokens that end a turn of the assistant."""
+        ...
 
     def rows(self, examples: Sequence[Example]) -> list[Tokens]:
         """The tokens of whole examples; what follows the last turn of the assistant is left out."""

@@ -34,19 +34,19 @@ class TextTemplate:
 
     Attributes:
       text: as it was given.
-      required: columns of the parts that are never left out.
-      optional: columns that stand in optional parts alone.
     """
 
     text: str
     parts: tuple[_Part, ...]
 
     @property
-    def required(self) -> tuple[str, ...]:  # noqa: D102
+    def required(self) -> tuple[str, ...]:
+        """Columns of the parts that are never left out."""
         return _columns(part for part in self.parts if not part.optional)
 
     @property
-    def optional(self) -> tuple[str, ...]:  # noqa: D102
+    def optional(self) -> tuple[str, ...]:
+        """Columns that stand in optional parts alone."""
         return tuple(c for c in _columns(self.parts) if c not in self.required)
 
     def fill(self, values: Mapping[str, str]) -> str:
