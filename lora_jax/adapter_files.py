@@ -158,8 +158,18 @@ def check_values(path: str, value: np.ndarray, *, is_state: bool, where: str) ->
 
 
 @takes(folder=FOLDER)
+def adapter_folder(path: Path) -> Path:
+    """The adapter of a run's folder, or the folder itself."""
+    return path / "adapter" if (path / "adapter").is_dir() else path
+
+
+def unmeasured(notes: Mapping[str, Any]) -> dict[str, Any]:
+    """The notes of an adapter without what was measured of its values, for one with other values."""
+    return {key: value for key, value in notes.items() if key not in ("metrics", "epoch", "seed")}
+
+
 def load_adapter(folder: str | os.PathLike[str]) -> Adapter:
-    """Reads an adapter folder.
+    """Reads an adapter folder, or that of a run, which has one.
 
     Raises:
       FileNotFoundError: the folder or one of its files is missing.
@@ -167,7 +177,7 @@ def load_adapter(folder: str | os.PathLike[str]) -> Adapter:
         belong together.
       OSError: a file cannot be read.
     """
-    folder = Path(folder)
+    folder = adapter_folder(Path(folder))
     if not (folder / DESCRIPTION).is_file() and (other := what_else(folder)):
         raise InputError(other)
     for name in (DESCRIPTION, WEIGHTS):

@@ -18,8 +18,9 @@ from flax import nnx
 from jaxtyping import Array, Key
 
 from lora_jax import partition, surgery
+from lora_jax.adapter_files import unmeasured
 from lora_jax.adapters import Adapter, apply_adapter, attach, load_adapter
-from lora_jax.arguments import KEY, MODEL, TEXT, takes
+from lora_jax.arguments import KEY, MODEL, TEXT, Kind, check, takes
 from lora_jax.combination import combine
 from lora_jax.errors import InputError
 from lora_jax.files import to_json
@@ -30,6 +31,7 @@ from lora_jax.patterns import some
 from lora_jax.state import without_sown
 
 Chosen = str | Mapping[str, float]
+_CHOSEN = Kind((str, Mapping), "the name of an adapter, weights by name, or None for the base")
 
 
 class AdapterSet:
@@ -64,6 +66,10 @@ class AdapterSet:
         self.base = base
         self._adapters: dict[str, Adapter] = {}
         self._made: dict[str, tuple[Structure, Params, Params]] = {}  # by method: a split model
+
+    def __repr__(self) -> str:
+        """With the names."""
+        return f"AdapterSet({type(self.base).__name__}: {some(self.names) or 'no adapter'})"
 
     @property
     def names(self) -> list[str]:
@@ -121,7 +127,8 @@ class AdapterSet:
           InputError: the model has another method.
         """
         self._check_same(name, model)
-        self._adapters[name] = _taken(model, self[name])
+        old = self[name]  # whose scores are not those of the new values
+        self._adapters[name] = _taken(model, dataclasses.replace(old, notes=unmeasured(old.notes)))
 
     def _check_new(self, name: str) -> None:
         if name in self._adapters:
@@ -154,10 +161,11 @@ class AdapterSet:
         return self._with(self._chosen(chosen))
 
     def _chosen(self, chosen: Chosen) -> Adapter:
+        check("model", "chosen", chosen, _CHOSEN)
         if isinstance(chosen, str):
             return self[chosen]
         adapters = {name: self[name] for name in chosen}
-        if list(chosen.values()) == [1]:
+        if len(chosen) == 1 and all(type(v) in (int, float) and v == 1 for v in chosen.values()):
             return next(iter(adapters.values()))
         return combine(adapters, dict(chosen))
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -22,11 +21,13 @@ from lora_jax.adapter_files import DESCRIPTION as DESCRIPTION  # public here, to
 from lora_jax.adapter_files import UNKNOWN_BASE as UNKNOWN_BASE
 from lora_jax.adapter_files import WEIGHTS as WEIGHTS
 from lora_jax.adapter_files import Adapter as Adapter
+from lora_jax.adapter_files import adapter_folder as adapter_folder
 from lora_jax.adapter_files import check_values
 from lora_jax.adapter_files import load_adapter as load_adapter
 from lora_jax.adapter_files import save_adapter as save_adapter
 from lora_jax.arguments import MODEL, Kind, takes
 from lora_jax.errors import InputError, InputTypeError
+from lora_jax.expressions import Expression
 from lora_jax.fingerprints import accepted
 from lora_jax.fingerprints import base_parameters as base_parameters
 from lora_jax.fingerprints import fingerprint as fingerprint
@@ -103,6 +104,7 @@ def attach(
       ValueError: another or an unknown base, an adapted model in place of the base, or leaves missing,
         extra or of another shape.
     """
+    _check_head(model, adapter, head, where)
     with _naming(where):
         bases = list(accepted(model, adapter.method, head))
     if adapter.base not in bases and (path := surgery.changed_module(model)) is not None:
@@ -117,6 +119,20 @@ def attach(
     structure, trainable, frozen = partition.split(inserted, labels)
     values = apply_adapter(adapter, trainable, base, where, frozen)
     return partition.join(structure, values, frozen)
+
+
+def _check_head(model: nnx.Module, adapter: Adapter, head: str | None, where: str) -> None:
+    """Raises InputError if an adapter has a head and the model none, or the reverse is asked for."""
+    if head is not None or adapter.method.head is None:
+        return
+    of_head = Expression(adapter.method.head, "'head'")
+    if not any(map(of_head.matches, partition.parameters(model))):
+        noted = str(adapter.notes.get("model", "unknown"))[:80]
+        raise InputError(
+            f"{where} has a head (paths {adapter.method.head!r}), and this {type(model).__name__} has none: "
+            f"it is an adapter of another model. Load the base that it names ({noted}), with a head of its "
+            "shape"
+        )
 
 
 @contextlib.contextmanager
@@ -188,8 +204,3 @@ def _placed(value: jax.Array, old: Any) -> jax.Array:
     """A value laid out over a mesh as the one that it replaces."""
     sharding = old.sharding if isinstance(old, jax.Array) else None
     return jax.device_put(value, sharding) if isinstance(sharding, NamedSharding) else value
-
-
-def adapter_folder(path: Path) -> Path:
-    """The adapter of a run's folder, or the folder itself."""
-    return path / "adapter" if (path / "adapter").is_dir() else path

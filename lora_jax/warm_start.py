@@ -13,10 +13,11 @@ from flax import nnx
 from lora_jax.adapter_files import UNKNOWN_BASE, Adapter
 from lora_jax.adapters import replaced
 from lora_jax.errors import InputError
-from lora_jax.factor_leaves import LORA, factors
+from lora_jax.factor_leaves import LORA, Place, factors, place_of
 from lora_jax.method import Method
 from lora_jax.methods.lora import LoRAInsertion
 from lora_jax.methods.parameters import ParameterInsertion
+from lora_jax.methods.stored_settings import settings_of_layer
 from lora_jax.partition import Params
 
 
@@ -39,15 +40,28 @@ def transfer_group(
     Raises:
       ValueError: the adapter's leaves of that group are not those of the model.
     """
+    values = _leaves(adapter, trainable, labels, group, where)
+    return {**trainable, **replaced(values, {path: trainable[path] for path in values}, where)}
+
+
+def _leaves(
+    adapter: Adapter,
+    trainable: Mapping[str, Any],
+    labels: Mapping[str, str],
+    group: str,
+    where: str,
+) -> dict[str, np.ndarray]:
+    """The adapter's leaves of a group, which must be those of the model."""
     values = {path: v for path, v in adapter.values.items() if adapter.groups.get(path) == group}
     expected = {path for path in trainable if labels[path] == group}
     if not values or values.keys() != expected:
         missing, absent = sorted(expected - values.keys()), sorted(values.keys() - expected)
         raise InputError(
             f"{where}: its group {group!r} does not fit the model: missing {missing[:5]}, not in "
-            f"the model {absent[:5]}"
+            f"the model {absent[:5]}. Give the method the targets, parts and cuts of the adapter: "
+            f"{adapter.method}"
         )
-    return {**trainable, **replaced(values, {path: trainable[path] for path in values}, where)}
+    return values
 
 
 def check_base(adapter: Adapter, bases: Collection[str], where: str = "the adapter") -> None:
@@ -95,9 +109,11 @@ def started(
     Raises:
       ValueError: the factors are not of the model's layers, of larger ranks, or of another scale.
     """
+    _leaves(adapter, trainable, labels, LORA, where)
     there, here = _scales(adapter.method, adapted), _scales(method, adapted)
     values, same = dict(adapter.values), []
     for place, sides in factors(adapter).items():
+        _check_kind(adapter, method, trainable, place, where)
         paths = {side: place.path(side) for side in sides}
         fresh = {s: np.asarray(trainable[path]) for s, path in paths.items() if path in trainable}
         name = place.layer if place.layer in here else place.name  # of a bare parameter
@@ -109,7 +125,7 @@ def started(
             raise InputError(
                 f"{where} has rank {rank} on {name}, the method here {wanted}: factors start a run of their "
                 "rank or a larger one. The nearest adapter of a smaller rank: python -m "
-                f"experiments.adapters reduce --adapters={where} --rank={wanted} --output=DIR"
+                f"experiments.adapters reduce --adapters=ADAPTER --rank={wanted} --output=DIR"
             )
         ratio = there.get(name, 1.0) / here.get(name, 1.0)
         for side, value in sides.items():
@@ -121,6 +137,28 @@ def started(
         adapter, {n: (there[n], here[n]) for n in same if n in there and n in here}, where
     )
     return params
+
+
+def _check_kind(
+    adapter: Adapter, method: Method, trainable: Mapping[str, Any], place: Place, where: str
+) -> None:
+    """Raises InputError if the same factors would be another update of a layer in a run.
+
+    That is so where a table is adapted for lookups only in one of both, and where parts have other places.
+    """
+    paths, settings = [], []
+    for how, leaves in ((adapter.method, adapter.values), (method, trainable)):
+        paths = [found[0].layer for path in leaves if (found := place_of(path))]
+        rank = leaves[place.path("a")].shape[-1]
+        settings.append(settings_of_layer(how, place.layer, rank, set(paths), place.part))
+    there, here = settings
+    for name in ("lookup_only", "fused", "fused_sizes"):
+        old, new = getattr(there, name), getattr(here, name)
+        if old != new:
+            raise InputError(
+                f"{where} adapts {place.name} with {name}={old}, the method here with {name}={new}: the same "
+                f"factors would be another update. Give the method those of the adapter: {adapter.method}"
+            )
 
 
 def _fits(sides: Mapping[str, np.ndarray], fresh: Mapping[str, np.ndarray]) -> bool:

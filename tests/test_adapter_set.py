@@ -1,5 +1,7 @@
 """Several adapters by name on one base: choosing, switching, summing, training one, saving each."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -160,3 +162,27 @@ def test_what_is_wrong_is_named(adapters):
         lora_jax.AdapterSet(other).add("x", adapters["a"])
     adapters.remove("b")
     assert adapters.names == ["a", "c"]
+
+
+def test_new_values_have_no_old_scores(adapters):
+    notes = {"metrics": {"loss": 1.0}, "epoch": 3, "seed": 1, "model": "mine"}
+    adapters.add("rated", dataclasses.replace(adapters["a"], notes=notes))
+    adapters.take("rated", adapters.model("rated"))
+    assert adapters["rated"].notes == {"model": "mine"}
+    assert repr(adapters) == "AdapterSet(Model: a, b, c and 1 more)"
+
+
+def test_an_adapter_of_a_model_with_a_head_is_of_another_one(adapters):
+    method = lora_jax.lora("first", rank=1, head="head/.*")
+    other = dataclasses.replace(adapters["c"], method=method, notes={"model": "roberta"})
+    with pytest.raises(
+        InputError, match=r"'other' has a head .* and this Model has none.*\(roberta\)"
+    ):
+        adapters.add("other", other)
+
+
+@pytest.mark.wrong_types
+@pytest.mark.parametrize("chosen", [["a"], 5])
+def test_what_is_no_choice(adapters, chosen):
+    with pytest.raises(TypeError, match="chosen must be the name of an adapter, weights by name"):
+        adapters.model(chosen)

@@ -106,12 +106,21 @@ def test_equal_ranks_are_taken_as_they_are(base):
 
 REFUSED = {
     "smaller": (method(3), method(2), r"mine has rank 3 on .*, the method here 2.*reduce "
-                r"--adapters=mine --rank=2"),
+                r"--adapters=ADAPTER --rank=2"),
     "scale": (method(2, alpha=6), method(2, alpha=8), r"scale 3 in front of A B, the method here has 4"),
     "scale where the rank stays": (method(2, alpha=6), method(4, alpha=12),
                                    r"the scale 3 in front of A B, the method here has 6 \(.*up\)"),
     "layers": (lj.lora("up", rank=2), method(2), r"missing \["),
     "not LoRA": (lj.full(), method(2), r"'lora' does not fit"),
+    "fewer layers": (lj.lora(["up", "down"], rank=2), lj.lora("up", rank=2), r"not in the model .*down.*"
+                     r"targets, parts and cuts"),
+    "a cut": (lj.lora(".*last_1/block/.*up", rank=2, cut=(1,)), lj.lora("up", rank=2), r"mine: .*missing"),
+    "lookups only": (lj.lora("embeddings/token", rank=2, lookup_only=True),
+                     lj.lora("embeddings/token", rank=4), r"with lookup_only=True, the method here with"),
+    "lookups only, same rank": (lj.lora("embeddings/token", rank=2),
+                                lj.lora("embeddings/token", rank=2, lookup_only=True), "lookup_only=False"),
+    "other parts": (lj.lora({"qkv": FUSED}, rank=2),
+                    lj.lora({"qkv": {**FUSED, "fused": ("v", "k", "q")}}, rank=2), "with fused="),
 }  # fmt: skip
 
 
@@ -130,5 +139,9 @@ def test_another_shape_is_named(base):
     model, labels, _, trainable, _ = run_of(base, method(4, more={"rank": 3}))
     with pytest.raises(ValueError, match=r"up/lora/a has shape \(2, 3, 2\), the model needs"):
         warm_start.started(
-            dataclasses.replace(adapter, values=values), trainable, labels, method(4), model
+            dataclasses.replace(adapter, values=values),
+            trainable,
+            labels,
+            method(4, more={"rank": 3}),
+            model,
         )

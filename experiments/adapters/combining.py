@@ -10,7 +10,10 @@ from experiments.runs import text_tables
 from experiments.runs.folder import check_place
 from lora_jax import combination
 from lora_jax.adapters import Adapter
+from lora_jax.analysis.factor_pairs import from_adapter
 from lora_jax.errors import InputError
+
+_FAR = 0.5
 
 
 def combined(
@@ -19,14 +22,14 @@ def combined(
     """Writes the combination of some adapters; what it is, in lines."""
     _check_output(output)
     result = combination.combine(adapters, by_name, **settings)
-    return [*_written(result, output), _distances(adapters, by_name, result)]
+    return [*_written(result, output), *_distances(adapters, by_name, result)]
 
 
 def reduced(adapter: Adapter, output: Path, **settings: Any) -> list[str]:
     """Writes an adapter of a smaller rank; what it is, in lines."""
     _check_output(output)
     result = combination.reduce(adapter, **settings)
-    return [*_written(result, output), _distances({"adapter": adapter}, {}, result)]
+    return [*_written(result, output), *_distances({"adapter": adapter}, {}, result)]
 
 
 def _check_output(output: Path) -> None:
@@ -37,14 +40,24 @@ def _check_output(output: Path) -> None:
 
 def _written(result: Adapter, output: Path) -> list[str]:
     result.save(output)
-    return [f"adapter: {output} ({result.method})"]
+    found = from_adapter(result)
+    ranks = sorted({pair.rank for pair in found.values()})
+    shown = " to ".join(map(str, dict.fromkeys([ranks[0], ranks[-1]])))
+    values = sum(value.size for value in result.values.values())
+    return [f"adapter: {output} ({len(found)} updates of rank {shown}, {values:,} values)"]
 
 
 def _distances(
     adapters: Mapping[str, Adapter], by_name: Mapping[str, float], result: Adapter
-) -> str:
+) -> list[str]:
     """A table of the distance from the exact weighted sum, relative to its norm."""
     found = combination.distances(adapters, by_name, result)
     rows = [(name, f"{d.mean():.4g}", f"{d.max():.4g}") for name, d in found.items()]
-    head = ("update", "distance from the exact sum, mean over layers", "largest")
-    return text_tables.pipe_table(head, rows)
+    head = ("update", "distance from the exact sum, as a share of it: mean over layers", "largest")
+    lines = [text_tables.pipe_table(head, rows)]
+    if max(float(d.mean()) for d in found.values()) > _FAR:
+        lines.append(
+            "far from the sum: linear, ties and the like combine A and B by themselves, and runs of one "
+            "seed begin with the same A. cat is exact; svd is the nearest of a rank"
+        )
+    return lines

@@ -115,7 +115,9 @@ def compared(one: Adapter, other: Adapter) -> str:
         ]
         ranks = ["-" if pair is None else str(pair.rank) for pair in pairs]
         rows.append((name, *ranks, *norms, _cosine(*pairs)))
-    return text_tables.pipe_table(("update", "rank", "rank", "norm", "norm", "cosine"), rows)
+    return text_tables.pipe_table(
+        ("update", "rank 1", "rank 2", "norm 1", "norm 2", "cosine"), rows
+    )
 
 
 def _inner(one: FactorPair, other: FactorPair) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from lora_jax.errors import InputError
 from lora_jax.gguf.container import SUFFIX
 from lora_jax.models import config_json, gguf_export, hub
 from lora_jax.models.decoder import Decoder
-from lora_jax.models.encoder import Classifier
+from lora_jax.models.encoder import Classifier, EncoderConfig
 from lora_jax.models.gguf_export import STORED
 from lora_jax.models.places import find
 from lora_jax.models.published import Published
@@ -25,11 +26,13 @@ from lora_jax.partition import Params
 from lora_jax.quantisation import bitsandbytes
 from lora_jax.quantisation.registry import FORMATS
 from lora_jax.quantisation.weight import value_counts
+from lora_jax.reading import read_object
 
 SAME = "same"  # --packed: in the form of the base
 PACKED = (SAME, *(name for name, form in FORMATS.items() if bitsandbytes.has(form)))
 DTYPES = ("float32", "bfloat16", "float16")
 # Beside a model's weights and config.json, for what reads the folder.
+TOKENIZER_CONFIG = "tokenizer_config.json"
 _BESIDE = (*FILES, "tokenizer.model", "chat_template.jinja", "generation_config.json")
 
 
@@ -111,6 +114,7 @@ def to_hugging_face(output: Path, named: Named, *, dtype: str, packed: str = "")
         f"{output}: {what}, {dtype}; transformers reads it with from_pretrained",
         *report,
         *_template_note(source),
+        *_class_notes(source, ids),
     ]
 
 
@@ -125,14 +129,18 @@ def _made(source: Source, dtype: str, packed: str) -> tuple[Published, list[str]
     cast, rounded = _cast(model, dtype, base)
     if not rounded or dtype == "float32":
         return cast, []
-    return cast, [*reports.table(rounded), *reports.too_little(rounded, "--dtype=float32")]
+    return cast, [
+        f"what the adapter changed, in {dtype}; all other weights are rounded to it, too:",
+        *reports.table(rounded),
+        *reports.too_little(rounded, "--dtype=float32"),
+    ]
 
 
 def _save(folder: Path, model: Published, source: Source, settings: dict[str, Any]) -> None:
     if isinstance(model, Decoder):
         hub.save_decoder(folder, model, **settings)
     elif source.outputs is not None:
-        hub.save_classifier(folder, model, classes=source.classes(), **settings)
+        hub.save_classifier(folder, model, classes=source.classes()[0], **settings)
     else:
         assert isinstance(model, Classifier)
         hub.save_encoder(folder, model, **settings)
@@ -164,7 +172,7 @@ def _cast(
         if not jnp.isfinite(result[path]).all():
             raise InputError(f"{path} has values too large for {dtype}; choose bfloat16 or float32")
         if base and path in base and not jnp.array_equal(base[path], value):
-            rows.append(reports.of_rounded(path, dtype, value, base[path], result[path]))
+            rows += reports.of_rounded(path, dtype, value, base[path], result[path])
     cast = partition.join(structure, {}, result)
     assert isinstance(cast, Published)
     return cast, rows
@@ -180,6 +188,29 @@ def _add_tokenizer(source: Source, folder: Path) -> None:
         for name in _BESIDE:
             if (source.folder / name).is_file() and not (folder / name).exists():
                 shutil.copyfile(source.folder / name, folder / name)
+    path = folder / TOKENIZER_CONFIG
+    if source.outputs is not None and source.max_length is not None:
+        values = read_object(path).values if path.is_file() else {}
+        text = files.to_json({**values, "model_max_length": source.max_length}) + "\n"
+        files.write_bytes(path, text.encode())
+
+
+def _class_notes(source: Source, ids: Mapping[str, Any]) -> list[str]:
+    """What to know of a classifier."""
+    notes = [source.classes()[1]]
+    if source.outputs is not None:
+        cut = f"to {source.max_length} tokens, as the run does (model_max_length)"
+        unknown = (
+            "as long as the base's tokenizer says: nothing says to what length its run cut them"
+        )
+        notes.append(f"with truncation=True texts are cut {cut if source.max_length else unknown}")
+    of_decoder = source.outputs is not None and not isinstance(source.config, EncoderConfig)
+    if of_decoder and ids.get("pad_token_id") is None:
+        notes.append(
+            "its config.json has no pad_token_id, so transformers takes one text at a time: set "
+            "model.config.pad_token_id for more"
+        )
+    return [note for note in notes if note]
 
 
 def _template_note(source: Source) -> list[str]:

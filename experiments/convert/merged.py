@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection
 
 import jax
@@ -24,6 +25,8 @@ from lora_jax.quantisation.merging import Repacked, merge_packed
 from lora_jax.quantisation.quantise import dequantise
 from lora_jax.sharding.placement import in_host_memory
 
+_HEAD = re.compile(hub.HEAD)
+
 
 def load(source: Source) -> Published:
     """The model with its adapter merged, in float32; a packed base is unpacked first."""
@@ -31,7 +34,7 @@ def load(source: Source) -> Published:
 
 
 def load_both(source: Source) -> tuple[Published, Params]:
-    """The same, and the values of the base alone by path; arrays that are the same are shared."""
+    """The same, and the values of the base alone by path, without a head; equal arrays are shared."""
     with in_host_memory():
         base = _base(source)
         model: nnx.Module = base
@@ -40,6 +43,7 @@ def load_both(source: Source) -> tuple[Published, Params]:
             model = merge(attached, jnp.float32) if is_mergeable(attached) else attached
         packed = bool(quantised_layers(base))
         before = parameters(dequantise(base, jnp.float32) if packed else base)
+        before = {path: value for path, value in before.items() if not _HEAD.fullmatch(path)}
         if quantised_layers(model):
             model = dequantise(model, jnp.float32)
     assert isinstance(model, Published)

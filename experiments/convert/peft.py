@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from safetensors.numpy import save as to_safetensors
 
 from experiments.convert import state_dicts
 from experiments.convert.outputs import check_adapter_folder, check_new_folder
-from experiments.runs.origins import NOTE, origin
+from experiments.runs.origins import NOTE, base_format, origin
 from lora_jax import adapters, files, locking, partition
 from lora_jax.digests import of_file
 from lora_jax.errors import InputError, MissingFileError
@@ -26,6 +27,9 @@ from lora_jax.interop.peft.tensors import PREFIX
 from lora_jax.models import architectures, hub
 from lora_jax.models.architectures import AnyConfig
 from lora_jax.models.encoder import EncoderConfig
+from lora_jax.models.parts import FLOAT
+from lora_jax.quantisation.layers import quantised_layers
+from lora_jax.quantisation.quantise import dequantise
 from lora_jax.reading import read_object
 
 WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
@@ -115,22 +119,26 @@ def _head_outputs(tensors: Mapping[str, np.ndarray]) -> int:
 class Base:
     """A base model, the names of its parameters, and their values."""
 
-    def __init__(self, folder: Path, outputs: int, *, decoder_head: bool):
+    def __init__(self, folder: Path, outputs: int, *, decoder_head: bool, form: str = FLOAT):
         """Reads the model.
 
         Args:
           folder: from `hub.find`.
           outputs: of its head.
           decoder_head: whether a decoder has a head for classification.
+          form: that its matrices are held in, see `models.base_formats`.
         """
-        self.config: AnyConfig = architectures.read_config(folder)
+        self.config: AnyConfig = architectures.read_config(folder, base_format=form)
         self.model: nnx.Module
         key = jax.random.key(0)
         if decoder_head and not isinstance(self.config, EncoderConfig):
             self.model = hub.load_decoder_classifier(folder, self.config, outputs, key)
         else:
             self.model = hub.load(folder, self.config, outputs, key)
-        self._params = partition.parameters(self.model)
+        packed = bool(quantised_layers(self.model))
+        self._params = partition.parameters(
+            dequantise(self.model, jnp.float32) if packed else self.model
+        )
 
     def names(self, *, bare: bool) -> peft.Names:
         """Names in transformers, of a model without a head around it or with one."""
@@ -218,8 +226,9 @@ def as_peft(adapter: Path, *, model: str | None = None, plain: bool = False) -> 
         None,
     )
     base = Base(
-        hub.find(name), 2 if head is None else head.shape[-1], decoder_head=score is not None
-    )
+        hub.find(name), 2 if head is None else head.shape[-1], decoder_head=score is not None,
+        form=base_format(loaded),
+    )  # fmt: skip
     with _errors_naming(adapter):
         adapters.attach(base.model, loaded, hub.HEAD)
         note = loaded.notes.get(peft.NOTE)

@@ -43,18 +43,23 @@ def of_packed(report: Sequence[Repacked]) -> list[Matrix]:
     return [Matrix(one.path, name_of(one.format), one.same, one) for one in report]
 
 
-def of_rounded(path: str, dtype: str, wanted: Array, before: Array, after: Array) -> Matrix:
-    """A weight in another type of floating-point numbers.
+def of_rounded(path: str, dtype: str, wanted: Array, before: Array, after: Array) -> list[Matrix]:
+    """A weight, of every layer if it is in a stack, in another type of floating-point numbers.
 
     Args:
-      path: of the weight; one in a stack is that of all its layers.
+      path: of the weight.
       dtype: the name of the type.
       wanted: the merged values in float32.
       before: those of the base.
       after: the rounded ones.
     """
-    arrays = (np.asarray(value, np.float32) for value in (wanted, before, after))
-    return Matrix(path, dtype, False, Measured(**measured(*arrays)))
+    arrays = [np.asarray(value, np.float32) for value in (wanted, before, after)]
+    layers = zip(*arrays, strict=True) if "/block/" in path else [tuple(arrays)]
+    return [
+        Matrix(path, dtype, False, Measured(**measured(*values)))
+        for values in layers
+        if not np.array_equal(values[0], values[1])
+    ]
 
 
 def name_of(form: Format) -> str:

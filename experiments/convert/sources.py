@@ -13,7 +13,7 @@ from lora_jax.adapters import Adapter, adapter_folder, load_adapter
 from lora_jax.combination import combine
 from lora_jax.data import tokenizers
 from lora_jax.data.glue_tasks import TASKS
-from lora_jax.errors import InputError
+from lora_jax.errors import InputError, brief
 from lora_jax.methods.added_biases import BiasInsertion
 from lora_jax.methods.bottleneck import BottleneckInsertion
 from lora_jax.methods.prefix import SpecialTokensInsertion
@@ -64,6 +64,7 @@ class Source:
       adapter: to be merged; None for the model alone.
       where: name of the adapter, for messages.
       chat_template: of the run, where it is not the tokenizer's own; "" else.
+      max_length: tokens to which a classifier's run cuts its texts; None where that is not known.
     """
 
     folder: Path
@@ -72,6 +73,7 @@ class Source:
     adapter: Adapter | None
     where: str
     chat_template: str
+    max_length: int | None
 
     @property
     def form(self) -> str:
@@ -89,13 +91,23 @@ class Source:
         """Whether it is a decoder that writes text; else it classifies, or encodes."""
         return not isinstance(self.config, EncoderConfig) and self.outputs is None
 
-    def classes(self) -> tuple[str, ...]:
-        """The names of the classes, where the adapter says them or its task does; () else."""
+    def classes(self) -> tuple[tuple[str, ...], str]:
+        """The names of the classes, where the adapter says them or its task does, and what is wrong."""
         notes = self.adapter.notes if self.adapter else {}
         labels, task = notes.get("labels"), TASKS.get(str(notes.get("task")))
         named = labels.get("classes") if isinstance(labels, Mapping) else None
-        found = tuple(map(str, named)) if isinstance(named, list) else (task.labels if task else ())
-        return found if len(found) == self.outputs else ()
+        found = list(task.labels) if named is None and task else named
+        if found is None or self.outputs is None:
+            return (), ""
+        texts = isinstance(found, list) and all(isinstance(name, str) for name in found)
+        if texts and len(set(found)) == len(found) == self.outputs:
+            return tuple(found), ""
+        if texts and not found and self.outputs == 1:
+            return (), ""  # numbers
+        return (), (
+            f"the classes that the adapter names ({brief(found)}) are not {self.outputs} different names: "
+            "config.json calls them LABEL_0, LABEL_1, ..."
+        )
 
 
 def source(named: Named) -> Source:
@@ -121,13 +133,29 @@ def source(named: Named) -> Source:
     return Source(
         folder=folder, config=config, tokenizer=tokenizer, adapter=loaded, where=origin.adapter,
         chat_template="" if template == own else template,
+        max_length=_max_length(Path(named.run or named.adapter)) if loaded else None,
     )  # fmt: skip
+
+
+def _max_length(place: Path) -> int | None:
+    """The length to which a run cuts texts, by its record; None for an adapter that is not in its run."""
+    for folder in (place, place.parent):
+        if (folder / RESULT).is_file():
+            config = read_object(folder / RESULT).values.get("config")
+            data = config.get("data") if isinstance(config, Mapping) else None
+            found = data.get("max_length") if isinstance(data, Mapping) else None
+            return found if type(found) is int and found > 0 else None
+    return None
 
 
 def _origin(named: Named) -> tuple[tuned.Origin, Adapter | None]:
     """Where the model comes from, and what is merged into it."""
     if sum(map(bool, (named.run, named.adapter, named.adapters))) > 1:
         raise InputError("name --run, --adapter or --adapters, not several of them")
+    if not named.adapters and (named.weights or named.rest is not None):
+        raise InputError(
+            "--weights and --rest are of several adapters: name them, --adapters=DIR,DIR"
+        )
     if named.run:
         origin = _of_run(Path(named.run))
         origin = dataclasses.replace(origin, model=named.model or origin.model)

@@ -41,7 +41,12 @@ def weights(texts: Sequence[str], adapters: Mapping[str, Adapter]) -> dict[str, 
             "NAME=NUMBER"
         )
     pairs = zip(adapters, plain, strict=True) if plain else (text.split("=", 1) for text in texts)
-    return {name: _number(name, value) for name, value in pairs}
+    result: dict[str, float] = {}
+    for name, value in pairs:
+        if name in result:
+            raise InputError(f"--weights={','.join(texts)} gives {name!r} two weights")
+        result[name] = _number(name, value)
+    return result
 
 
 def _number(name: str, text: str) -> float:

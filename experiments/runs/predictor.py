@@ -15,7 +15,7 @@ from experiments.runs.classification import ClassificationTask, Problem
 from experiments.runs.record import check_record
 from experiments.runs.run import loaded
 from lora_jax import inputs, partition, run_files
-from lora_jax.adapters import load_adapter
+from lora_jax.adapters import DESCRIPTION, load_adapter
 from lora_jax.data.batch import Batch
 from lora_jax.data.glue import Examples
 from lora_jax.errors import MissingFileError
@@ -40,6 +40,12 @@ def finished_run(folder: Path, model: str = "") -> tuple[ConfigDict, Record]:
     """
     if not folder.is_dir():
         raise MissingFileError(f"{folder} is not a folder; name the --workdir of a finished run")
+    if not (folder / RESULT).is_file() and (folder / DESCRIPTION).is_file():
+        raise MissingFileError(
+            f"{folder} is the folder of an adapter, not of a run: name the --workdir of a run. What was "
+            "reduced or combined from it predicts as a model: python -m experiments.convert to_hugging_face "
+            f"--adapter={folder} --output=DIR"
+        )
     if not (folder / RESULT).is_file():
         raise MissingFileError(
             f"{folder / RESULT} is missing: the run is not finished. Give its command again, which goes on "

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from lora_jax.adapter_files import UNKNOWN_BASE, Adapter, digest
+from lora_jax.adapter_files import UNKNOWN_BASE, Adapter, digest, unmeasured
 from lora_jax.analysis import spectra
 from lora_jax.analysis.factor_pairs import FactorPair
 from lora_jax.checks import integer, one_of
@@ -138,7 +138,7 @@ def reduce(adapter: Adapter, *, rank: int | None = None, energy: float | None = 
     if rank is None and energy is None:
         raise InputError("give rank or energy")
     reduced = combine({"adapter": adapter}, rest="adapter", by="svd", rank=rank, energy=energy)
-    return dataclasses.replace(reduced, notes={**adapter.notes, **reduced.notes})
+    return dataclasses.replace(reduced, notes=unmeasured(adapter.notes) | reduced.notes)
 
 
 def _combined(
@@ -244,7 +244,9 @@ def _check_together(adapters: Mapping[str, Adapter], rest: str | None) -> None:
         if cuts_of(adapter) != cuts_of(first[1]):
             raise InputError(
                 f"{name!r} and {first[0]!r} cut the stack of layers at different places "
-                f"({cuts_of(adapter)} and {cuts_of(first[1])}), so their layers have other names"
+                f"({cuts_of(adapter)} and {cuts_of(first[1])}; adapters whose layers have several ranks "
+                "are cut), so their layers have other names. Merge one of them into the base and go on "
+                "from that model"
             )
     for name, adapter in adapters.items():
         if rest is None and (leaves := [*rest_of(adapter), *adapter.state]):
@@ -283,5 +285,5 @@ def _keys(pairs: Mapping[str, Mapping[Place, Pair]]) -> list[Place]:
 
 def _common_notes(adapters: Mapping[str, Adapter]) -> dict[str, Any]:
     """The notes that all adapters have alike, such as the name of the base."""
-    first, *others = (adapter.notes for adapter in adapters.values())
+    first, *others = (unmeasured(adapter.notes) for adapter in adapters.values())
     return {k: v for k, v in first.items() if all(k in o and o[k] == v for o in others)}

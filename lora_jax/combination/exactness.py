@@ -10,6 +10,8 @@ from jaxtyping import Float
 from lora_jax.adapter_files import Adapter
 from lora_jax.combination.pairs import pairs_of
 
+_ROUNDING = 2.0**-22
+
 
 def distances(
     adapters: Mapping[str, Adapter], weights: Mapping[str, float], combined: Adapter
@@ -34,8 +36,11 @@ def distances(
             for name, pairs in found.items()
             if key in pairs
         ]
-        size = _norm(exact)
-        far = _norm([*exact, (-pair.scale * pair.a, pair.b)])
+        own = (-pair.scale * pair.a, pair.b)
+        size, far = _norm(exact), _norm([*exact, own])
+        # Terms that cancel leave the rounding of float32 behind, which is no sum and no distance.
+        nothing = _ROUNDING * sum((_norm([term]) for term in exact), np.zeros(1))
+        size, far = (np.where(value <= nothing, 0.0, value) for value in (size, far))
         with np.errstate(divide="ignore", invalid="ignore"):
             result[key.name] = np.where(far == 0, 0.0, far / size)
     return result

@@ -8,6 +8,7 @@ switch tasks, load another adapter onto the base and merge that.
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
@@ -28,8 +29,10 @@ def merge(model: nnx.Module, dtype: DTypeLike | None = None) -> nnx.Module:
     The merged weight is computed in float32 and cast once to the weight's type. A quantised layer
     becomes one of floating-point numbers, in the type that its weight had before it was packed:
     packing the sum would be another rounding (`quantise` packs the result). Trained rows of tokens take
-    their places in the table. A stack of layers that was cut is one stack again, unless something that
-    has no merged form stays in a part of it: bottleneck adapters, special tokens, added biases.
+    their places in the table. A stack of layers that was cut is one stack again, unless its parts differ:
+    something that has no merged form stays in one (bottleneck adapters, special tokens, added biases), or
+    layers of one are quantised that an update made floating-point numbers in another (`dequantise` puts
+    these together).
 
     Args:
       model: adapted.
@@ -45,11 +48,33 @@ def merge(model: nnx.Module, dtype: DTypeLike | None = None) -> nnx.Module:
         stored = layer.weight_dtype()
         total = merged_values(layer, path)
         add_to_bias(layer, path)
-        layer.replace_weight(total.astype(stored if dtype is None else dtype))
+        layer.replace_weight(cast(total, stored if dtype is None else dtype, path))
     absorbed = surgery.absorb(merged, dtype)
     if not surgery.undivide(merged) and not absorbed and not layers:
         raise nothing_inserted()
     return merged
+
+
+def cast(values: Inexact[Array, ...], dtype: DTypeLike, path: str) -> Inexact[Array, ...]:
+    """Merged values in the type of a weight.
+
+    Args:
+      values: in float32.
+      dtype: of the weight.
+      path: of the layer, for messages.
+
+    Raises:
+      InputError: they are too large for it; under a transformation of JAX, which has no values, nothing is
+        raised.
+    """
+    result = values.astype(dtype)
+    known = not isinstance(result, jax.core.Tracer)
+    if known and bool(jnp.isfinite(values).all()) and not bool(jnp.isfinite(result).all()):
+        raise InputError(
+            f"{path or 'the weight'} has merged values up to {float(jnp.abs(values).max()):g}, which "
+            f"{jnp.dtype(dtype)} cannot hold; merge into another type: merge(model, jnp.float32)"
+        )
+    return result
 
 
 def is_mergeable(model: nnx.Module) -> bool:

@@ -18,6 +18,7 @@ from jaxtyping import Array, Float, Int, Key, Num
 from lora_jax import patterns, surgery
 from lora_jax.checks import Integer, integer
 from lora_jax.errors import InputError, InputTypeError, brief
+from lora_jax.low_rank.merge import cast
 from lora_jax.method import Insertion, Method
 from lora_jax.methods import common
 from lora_jax.partition import Rule
@@ -47,7 +48,7 @@ class TokenRows(surgery.Absorbable):
         numbers, is_table = jnp.array(self.numbers), isinstance(module, nnx.Embed)
         weight = module.embedding if is_table else module.kernel
         values = weight[...].astype(weight.dtype if dtype is None else dtype)
-        rows = self.values[...].astype(values.dtype)
+        rows = cast(self.values[...], values.dtype, "rows of tokens")
         new = values.at[numbers].set(rows) if is_table else values.at[:, numbers].set(rows.T)
         weight.set_value(new)
 
@@ -143,11 +144,17 @@ class RowsInsertion(Insertion):
 
     def _modules(self, model: nnx.Module) -> dict[str, tuple[Any, tuple[int, ...]]]:
         modules = surgery.pretrained_modules(model)
-        return {
-            path: (modules[path], numbers)
-            for target, numbers in self.chosen
-            for path in patterns.matching(target, list(modules), "token_rows")
-        }
+        found: dict[str, tuple[Any, tuple[int, ...]]] = {}
+        named: dict[str, str] = {}
+        for target, numbers in self.chosen:
+            for path in patterns.matching(target, list(modules), "token_rows"):
+                if path in found:
+                    raise InputError(
+                        f"token_rows: {named[path]!r} and {target!r} both name {path}; give its rows in one "
+                        "list"
+                    )
+                found[path], named[path] = (modules[path], numbers), target
+        return found
 
 
 def token_rows(rows: Mapping[str, Sequence[Integer]], head: str | None = None) -> Method:

@@ -23,7 +23,8 @@ from jaxtyping import Array, Key
 from safetensors.numpy import save
 
 from lora_jax import digests, partition
-from lora_jax.errors import InputError
+from lora_jax.arguments import Kind, takes
+from lora_jax.errors import InputError, InputTypeError, brief
 from lora_jax.files import make_folder, to_json, write_bytes
 from lora_jax.gguf.container import SUFFIX
 from lora_jax.models import architectures, base_formats, config_json, published
@@ -39,6 +40,8 @@ from lora_jax.models.tensors import Plan, plan
 from lora_jax.quantisation.weight import PackedWeight
 
 HEAD = r"head/.*"
+_CLASSIFIER = Kind((Classifier, DecoderClassifier), "a Classifier or a DecoderClassifier")
+_ENCODER = Kind((Classifier,), "a Classifier, whose encoder is saved")
 
 
 def digest(folder: Path) -> str:
@@ -307,6 +310,7 @@ def save_decoder(folder: str | os.PathLike[str], model: Decoder, **settings: Any
     _save(Path(folder), published.tensors(model), {**published.config(model), **settings})
 
 
+@takes(model=_CLASSIFIER)
 def save_classifier(
     folder: str | os.PathLike[str],
     model: Classifier | DecoderClassifier,
@@ -323,14 +327,19 @@ def save_classifier(
       settings: further values of config.json, such as `pad_token_id`.
 
     Raises:
-      ValueError: see `save_decoder`; or there are not as many names as outputs.
+      ValueError: see `save_decoder`; or there are not as many names as outputs, or two alike.
     """
     tensors = published.tensors(model)
     outputs = model.head.score if isinstance(model, DecoderClassifier) else model.head.output
     count = outputs.kernel.shape[-1]
-    if classes and len(classes) != count:
-        raise InputError(f"{len(classes)} names of classes for a head with {count} outputs")
-    names = {i: classes[i] if classes else f"LABEL_{i}" for i in range(count)}
+    texts = [f"LABEL_{i}" for i in range(count)] if len(classes) == 0 else list(classes)
+    if isinstance(classes, str) or not all(isinstance(name, str) for name in texts):
+        raise InputTypeError(f"classes must be a list of texts, got {brief(classes)}")
+    if len(texts) != count or len(set(texts)) != count:
+        raise InputError(
+            f"classes must be {count} different names, one for each output of the head; got {brief(texts)}"
+        )
+    names = dict(enumerate(texts))
     config = {
         **published.config(model),
         "id2label": {str(i): name for i, name in names.items()},
@@ -340,6 +349,7 @@ def save_classifier(
     _save(Path(folder), tensors, {**config, **settings})
 
 
+@takes(model=_ENCODER)
 def save_encoder(folder: str | os.PathLike[str], model: Classifier, **settings: Any) -> None:
     """The same for an encoder without its head, as transformers' `AutoModel` reads it."""
     tensors = published.tensors(model)
@@ -350,6 +360,10 @@ def save_encoder(folder: str | os.PathLike[str], model: Classifier, **settings: 
 
 
 def _save(folder: Path, tensors: Mapping[str, np.ndarray], config: Mapping[str, Any]) -> None:
+    try:
+        text = (to_json(config) + "\n").encode()
+    except (TypeError, ValueError) as error:
+        raise InputError(f"settings that config.json cannot hold: {error}") from error
     make_folder(folder)
     write_bytes(folder / "model.safetensors", save(dict(tensors), {"format": "pt"}))
-    write_bytes(folder / "config.json", (to_json(config) + "\n").encode())
+    write_bytes(folder / "config.json", text)

@@ -210,6 +210,8 @@ def replace(layer: nnx.Module, name: str, weight: PackedWeight) -> None:
 def dequantise(model: nnx.Module, dtype: Any = None) -> nnx.Module:
     """Returns a model in which every quantised layer has its weight in floating-point numbers again.
 
+    A stack of layers that was cut is one stack again.
+
     Args:
       model: with quantised layers, and no method.
       dtype: of those weights; None for the type that each had.
@@ -231,6 +233,7 @@ def dequantise(model: nnx.Module, dtype: Any = None) -> nnx.Module:
     for layer in layers.values():
         weight = packed_weight(layer)[1]
         unpack_layer(layer, weight.values().astype(weight.dtype if dtype is None else dtype))
+    surgery.undivide(result)
     return result
 
 

@@ -326,3 +326,14 @@ def test_what_does_not_fit_is_refused(two):
 def test_every_way_is_documented_and_named_once():
     assert len(set(WAYS)) == len(WAYS) == 1 + len(OF_FACTORS) + len(OF_UPDATES)
     assert all(x != y for x, y in itertools.combinations(WAYS, 2))
+
+
+def test_an_adapter_less_itself_is_nothing():
+    """The rounding that is left of terms that cancel is no sum to be far from."""
+    a = adapter(1, 2, 8.0)
+    both = {"a": a, "again": a}
+    result = combination.combine(both, {"again": -1.0})
+    found = combination.distances(both, {"again": -1.0}, result)
+    assert all((far == 0).all() for far in found.values())
+    other = combination.distances(both, {"again": -1.0}, a)
+    assert all(np.isinf(far).all() for far in other.values())

@@ -100,13 +100,18 @@ def test_combined_and_reduced_folders(folders, tmp_path):
     found = deltas(tmp_path / "sum")
     np.testing.assert_allclose(found["value"], 2 * one["value"] - two["value"], atol=1e-5)
     np.testing.assert_allclose(found["query"], 2 * one["query"], atol=1e-5)
-    assert lines[0].startswith(f"adapter: {tmp_path / 'sum'} (lora(")
+    assert lines[0].startswith(f"adapter: {tmp_path / 'sum'} (2 updates of rank 2 to 5, ")
     with pytest.raises(InputError, match="is there already"):
         combining.combined(adapters, weights, tmp_path / "sum", by="cat")
+    lines = combining.reduced(load_adapter(folders[0]), tmp_path / "rated", rank=1)
+    assert "accuracy" in load_adapter(folders[0]).notes["metrics"]
+    assert "metrics" not in load_adapter(tmp_path / "rated").notes  # nobody measured these values
+    with pytest.raises(InputError, match="gives 'a' two weights"):
+        named_adapters.weights(["a=1", "a=2"], adapters)
     lines = combining.reduced(load_adapter(tmp_path / "sum"), tmp_path / "small", rank=1)
     values = np.linalg.svd(found["value"], compute_uv=False)
     far = np.linalg.norm(values[1:]) / np.linalg.norm(values)
-    assert f"| value | {far:.4g} | {far:.4g} |" in lines[-1]
+    assert f"| value | {far:.4g} | {far:.4g} |" in lines[1]
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,7 +15,7 @@ import tune_files
 from flax import nnx
 
 import lora_jax as lj
-from experiments.convert import exports
+from experiments.convert import exports, sources
 from experiments.convert.sources import Named
 from experiments.runs.origins import NOTE, origin
 from lora_jax.adapters import attach, load_adapter
@@ -176,3 +178,80 @@ def test_layers_of_their_own_and_rows_of_tokens_are_merged(two, tmp_path):
     _, output = of_torch(tmp_path / "hf", transformers.AutoModelForCausalLM)
     assert np.abs(output.logits[0].numpy() - wanted).max() < 1e-5 * np.abs(wanted).max()
     assert nnx.graphdef(lj.merge(adapted)) == nnx.graphdef(base)
+
+
+def test_a_cut_stack_over_a_packed_base_is_merged(tmp_path):
+    base = tune_files.write_model(tmp_path / "base")
+    config = hub.read_decoder_config(base, base_format="int8")
+    model = hub.load_decoder(base, config)
+    method = lj.lora({"last_1/block/feed_forward/up": {}}, rank=2, cut=(1,))
+    adapted = randomised(method.insert(model, KEY), method)
+    lj.save(
+        tmp_path / "adapter", adapted, method, model, {"model": str(base), NOTE: origin(config)}
+    )
+    exports.to_hugging_face(
+        tmp_path / "hf", Named(adapter=str(tmp_path / "adapter")), dtype="float32"
+    )
+    _, output = of_torch(tmp_path / "hf", transformers.AutoModelForCausalLM)
+    wanted = logits(adapted)
+    assert np.abs(output.logits[0].numpy() - wanted).max() < 1e-4 * np.abs(wanted).max()
+
+
+def test_an_adapter_that_is_rounded_away_beside_a_head_is_told(tmp_path):
+    tiny_folders.write_bert(tmp_path / "base")
+    config = architectures.read_config(tmp_path / "base")
+    model = hub.load_classifier(tmp_path / "base", config, 2, KEY)
+    method = lj.lora("query", rank=1, head=hub.HEAD)
+    adapted = method.insert(model, KEY)
+    adapted.encoder.layers.block.attention.query.lora.b[...] += 1e-4
+    base = lj.fingerprint(lj.base_parameters(model, hub.HEAD))
+    labels = method.labels(adapted)
+    _, trainable, _ = lj.split(adapted, labels)
+    notes = {"model": str(tmp_path / "base"), "labels": {"classes": ["a", "a"]}}
+    lj.save_adapter(tmp_path / "adapter", trainable, labels, method, base, notes)
+    named = Named(adapter=str(tmp_path / "adapter"))
+    lines = exports.to_hugging_face(tmp_path / "hf", named, dtype="bfloat16")
+    assert any("of what the adapter changed is left" in line for line in lines)
+    assert not any("head/" in line for line in lines)
+    assert any("not 2 different names" in line for line in lines)
+    assert any("nothing says to what length" in line for line in lines)
+
+
+def test_texts_are_cut_as_the_run_cuts_them(tmp_path):
+    tiny_folders.write_bert(tmp_path / "base")
+    config = architectures.read_config(tmp_path / "base")
+    model = hub.load_classifier(tmp_path / "base", config, 2, KEY)
+    method = lj.lora("query", rank=1, head=hub.HEAD)
+    save(tmp_path / "run" / "adapter", model, method, tmp_path / "base")
+    record = {"config": {"data": {"max_length": 7}}}
+    (tmp_path / "run" / "result.json").write_text(json.dumps(record))
+    named = Named(adapter=str(tmp_path / "run"))
+    lines = exports.to_hugging_face(tmp_path / "hf", named, dtype="float32")
+    assert any("cut to 7 tokens" in line for line in lines)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "hf")
+    assert len(tokenizer("the cat " * 30, truncation=True)["input_ids"]) == 7
+
+
+@pytest.mark.parametrize("classes, message", [
+    (("a", "b"), "2 different names, one for each output"), (("a", "a"), "different names"),
+    ("ab", "a list of texts"),
+])  # fmt: skip
+def test_names_of_classes_are_checked_before_writing(classes, message, tmp_path):
+    tiny_folders.write_bert(tmp_path / "base")
+    config = architectures.read_config(tmp_path / "base")
+    count = 3 if classes == ("a", "b") else 2
+    model = hub.load_classifier(tmp_path / "base", config, count, KEY)
+    message = message.replace("2 different", "3 different")
+    with pytest.raises((ValueError, TypeError), match=message):
+        hub.save_classifier(tmp_path / "new", model, classes=classes)
+    with pytest.raises(ValueError, match=r"config\.json cannot hold"):
+        hub.save_classifier(tmp_path / "new", model, odd=object())
+    with pytest.raises(TypeError, match="must be a Classifier"):
+        hub.save_encoder(tmp_path / "new", nnx.Linear(2, 2, rngs=nnx.Rngs(0)))
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("more", [{"weights": {"x": 0.5}}, {"rest": "nobody"}])
+def test_weights_are_of_several_adapters(more, two):
+    with pytest.raises(ValueError, match="--weights and --rest are of several adapters"):
+        sources.source(Named(adapter=str(two[0] / "one"), **more))

@@ -20,6 +20,7 @@ import lora_jax as lj
 from experiments.convert import exports, servers
 from experiments.convert import peft as convert
 from experiments.convert.sources import Named
+from experiments.runs.origins import NOTE, origin
 from lora_jax.interop.servers import uniform, vllm
 from lora_jax.models import hub
 
@@ -114,6 +115,65 @@ def test_folding_a_scale_loses_no_digits(kind):
         np.testing.assert_allclose(found, wanted, rtol=0 if ratio in (1, 2) else 2**-23)
     with pytest.raises(ValueError, match=r"has rank 3, more than 2; .*reduce --rank=2"):
         uniform(config, tensors, 2)
+
+
+def test_float16_that_cannot_hold_the_product_becomes_float32():
+    values = np.random.default_rng(0).normal(size=(2, 6, 3)).astype(np.float16) * np.float16(100)
+    names = [f"base_model.model.model.layers.{i}.mlp.up_proj.lora_" for i in range(3)]
+    tensors = {f"{n}A.weight": values[0].T for n in names} | {
+        f"{n}B.weight": values[1] for n in names
+    }
+    large = {"layers.1.mlp.up_proj": 3 * 2**12, "layers.2.mlp.up_proj": 3 * 2.0**-20}
+    config = {"r": 3, "lora_alpha": 3, "alpha_pattern": large}
+    _, result = uniform(config, tensors)
+    for name, ratio in zip(names, (1, 2**12, 2.0**-20), strict=True):
+        found = result[f"{name}B.weight"]
+        assert found.dtype == ("float16" if ratio == 1 else "float32")
+        np.testing.assert_array_equal(found, values[1].astype(np.float64) * ratio)
+    config["alpha_pattern"]["layers.1.mlp.up_proj"] = 1e38
+    with pytest.raises(
+        ValueError, match=r"layers\.1\.mlp\.up_proj: its scale times B is too large"
+    ):
+        uniform(config, tensors)
+
+
+@pytest.mark.parametrize("server", ["peft", "transformers"])
+@pytest.mark.parametrize("settings", [
+    {"target_modules": ["q_proj", "v_proj"], "lora_bias": True, "alpha_pattern": {"v_proj": 20}},
+    {"target_modules": ["q_proj", "v_proj"], "init_lora_weights": "pissa", "r": 2},
+    {"target_modules": ["q_proj"], "use_dora": True},
+])  # fmt: skip
+def test_padding_keeps_all_parts_of_an_update(settings, server, bases, tmp_path):
+    if settings.get("use_dora") and server == "transformers":
+        pytest.skip("which leaves magnitudes out")
+    adapter, expected = ours("llama", False, bases, tmp_path, **settings)
+    servers.export(adapter, tmp_path / "new", server, rank=8)
+    model = peft.PeftModel.from_pretrained(model_of("llama", False), tmp_path / "new")
+    assert json.loads((tmp_path / "new" / CONFIG).read_text())["r"] == 8
+    assert np.abs(logits_of(model) - expected).max() < 1e-5
+
+
+def test_an_adapter_over_a_packed_base(bases, tmp_path):
+    """Its factors do not depend on how the base is held; that it was packed is told."""
+    config = hub.read_decoder_config(bases / "llama", base_format="int8")
+    model = hub.load_decoder(bases / "llama", config)
+    method = lj.lora(["query", "value"], rank=2)
+    adapted = method.insert(model, KEY)
+    adapted.layers.block.attention.value.lora.b[...] += 0.3
+    lj.save(
+        tmp_path / "ours",
+        adapted,
+        method,
+        model,
+        {"model": str(bases / "llama"), NOTE: origin(config)},
+    )
+    assert "held as int8" in servers.profile(tmp_path / "ours")[0]
+    lines = servers.export(tmp_path / "ours", tmp_path / "vllm", "vllm")
+    assert "held as int8" in lines[2]
+    tensors = load_file(tmp_path / "vllm" / WEIGHTS)
+    b = np.asarray(adapted.layers.block.attention.value.lora.b[...])
+    name = "base_model.model.model.layers.1.self_attn.v_proj.lora_B.weight"
+    np.testing.assert_array_equal(tensors[name], b[1].reshape(2, -1).T)
 
 
 def test_ranks_of_vllm():
@@ -242,9 +302,15 @@ def test_where_exports_go(bases, tmp_path):
     adapter, _ = ours("llama", False, bases, tmp_path)
     for server, output, message in (
         ("llama.cpp", "x.bin", "must end in .gguf"), ("vllm", "peft", "not empty"),
+        ("vllm", "new", "rank 600 is more than vLLM's largest, 512"),
         ("tgi", "new", r"--server must be one of peft, transformers, vllm, llama\.cpp"),
     ):  # fmt: skip
         with pytest.raises(ValueError, match=message):
-            servers.export(adapter, tmp_path / output, server)
+            servers.export(
+                adapter, tmp_path / output, server, rank=600 if "600" in message else None
+            )
+    assert not (tmp_path / "new").exists()
+    with pytest.raises(ValueError, match=r"--type=f16 is of GGUF files"):
+        servers.export(adapter, tmp_path / "new", "vllm", type="f16")
     servers.export(adapter, tmp_path / "same", "peft")
     peft_models.assert_same_tensors(tmp_path / "peft", tmp_path / "same")

@@ -83,6 +83,20 @@ def test_rows_that_are_not_there(rows, message):
         lora_jax.token_rows(rows).insert(Tied(), KEY)
 
 
+def test_two_names_of_one_table():
+    with pytest.raises(ValueError, match=r"'token' and '.\*oken' both name token"):
+        lora_jax.token_rows({"token": [1], ".*oken": [2]}).insert(Tied(), KEY)
+
+
+def test_merged_rows_that_the_type_cannot_hold():
+    adapted = lora_jax.token_rows({"token": [1]}).insert(Tied(), KEY)
+    adapted.token.rows.values[...] += 1e6
+    with pytest.raises(
+        ValueError, match=r"rows of tokens has merged values up to 1e\+06, which float16"
+    ):
+        lora_jax.merge(adapted, jnp.float16)
+
+
 @pytest.mark.parametrize("rows", [{}, {"token": []}, {"token": [1, 1]}, {"token": [-1]}])
 def test_no_rows(rows):
     with pytest.raises(

@@ -54,7 +54,12 @@ def common(config: Config, server: str) -> list[Finding]:
         )
     if config.get("lora_bias"):
         found.append(
-            Finding(what=f"{server} has no biases of B (lora_bias)", remedy=MERGE.capitalize())
+            Finding(
+                what=f"{server} has no biases of B (lora_bias)",
+                remedy="where all adapted layers have biases, "
+                + MERGE
+                + "; else load it with PEFT, or train without b_bias",
+            )
         )
     if config.get("bias", "none") != "none":
         mode = config["bias"]

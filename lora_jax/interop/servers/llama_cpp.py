@@ -49,7 +49,9 @@ def findings(
         found.append(
             Finding(
                 what="llama.cpp stops at the update of a table that is the output layer, too",
-                remedy=MERGE.capitalize(),
+                remedy=MERGE
+                if config.get("ensure_weight_tying")
+                else "it is for lookups only, which no merged table can be: serve it with transformers",
             )
         )
     if len(set(scales(config, tensors).values())) > 1 or config.get("use_rslora"):

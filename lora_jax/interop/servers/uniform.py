@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections import Counter
 from typing import Any
@@ -53,7 +52,7 @@ def uniform(
     """The adapter with one rank and one scale.
 
     Factors get rows and columns of zeros up to the rank. The scale is that of most modules; B of the
-    others takes in the difference, in float32 unless that is a power of two.
+    others takes in the difference, in float32 where the adapter's type cannot hold that exactly.
 
     Args:
       config: of a plain LoRA.
@@ -76,10 +75,13 @@ def uniform(
     amount = Counter(amounts.values()).most_common(1)[0][0]
     result = {name: np.asarray(value) for name, value in tensors.items()}
     for module, names in modules.items():
-        a, b = (result[names[side]] for side in "AB")
-        a, b = _scaled(a, b, amounts[module] / amount)
-        result[names["A"]] = np.pad(a, ((0, rank - len(a)), (0, 0)))
-        result[names["B"]] = np.pad(b, ((0, 0), (0, rank - b.shape[1])))
+        bias = (
+            names["B"].removesuffix("weight") + "bias"
+        )  # of B (lora_bias), which has the scale, too
+        own = [names["A"], names["B"], *([bias] if bias in result else [])]
+        a, b, *more = _scaled([result[name] for name in own], amounts[module] / amount, module)
+        a, b = np.pad(a, ((0, rank - len(a)), (0, 0))), np.pad(b, ((0, 0), (0, rank - b.shape[1])))
+        result |= dict(zip(own, [a, b, *more], strict=True))
     alpha = amount * rank
     whole = int(alpha) if float(alpha).is_integer() else alpha
     settings: dict[str, Any] = {
@@ -92,10 +94,18 @@ def uniform(
     return {**config, **settings}, result
 
 
-def _scaled(a: np.ndarray, b: np.ndarray, ratio: float) -> tuple[np.ndarray, np.ndarray]:
-    """The factors with a number in B; in float32 where it is no power of two."""
+def _scaled(tensors: list[np.ndarray], ratio: float, module: str) -> list[np.ndarray]:
+    """A, and B (and its bias) times a number; all in float32 where their type cannot hold that exactly."""
     if ratio == 1:
-        return a, b
-    exact = math.frexp(ratio)[0] == 0.5
-    kind = b.dtype if exact else np.dtype(np.float32)
-    return a.astype(kind), (b.astype(np.float64) * ratio).astype(kind)
+        return tensors
+    a, *others = tensors
+    wide = [value.astype(np.float64) * ratio for value in others]
+    with np.errstate(over="ignore", under="ignore"):
+        exact = all((v.astype(a.dtype).astype(np.float64) == v).all() for v in wide)
+        kind = a.dtype if exact else np.dtype(np.float32)
+        result = [a.astype(kind), *(value.astype(kind) for value in wide)]
+    if not all(np.isfinite(value).all() for value in result):
+        raise InputError(
+            f"{module}: its scale times B is too large for float32; merge the adapter instead"
+        )
+    return result

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from lora_jax.errors import InputError
 from lora_jax.interop.servers.findings import MERGE, Config, Finding, Tensors, common, plain_names
 from lora_jax.interop.servers.uniform import factors, is_uniform
 
@@ -93,5 +94,12 @@ def _of_rank(config: Config, tensors: Tensors) -> list[Finding]:
 
 
 def max_rank(rank: int) -> int:
-    """The smallest --max-lora-rank that takes a rank, which is at most 512."""
-    return next(most for most in MAX_RANKS if most >= rank)
+    """The smallest --max-lora-rank that takes a rank, which is at most 512.
+
+    Raises:
+      InputError: a larger one.
+    """
+    found = next((most for most in MAX_RANKS if most >= rank), None)
+    if found is None:
+        raise InputError(f"rank {rank} is more than vLLM's largest, {MAX_RANKS[-1]}")
+    return found
