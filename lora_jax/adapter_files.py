@@ -157,7 +157,6 @@ def check_values(path: str, value: np.ndarray, *, is_state: bool, where: str) ->
         )
 
 
-@takes(folder=FOLDER)
 def adapter_folder(path: Path) -> Path:
     """The adapter of a run's folder, or the folder itself."""
     return path / "adapter" if (path / "adapter").is_dir() else path
@@ -168,6 +167,7 @@ def unmeasured(notes: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in notes.items() if key not in ("metrics", "epoch", "seed")}
 
 
+@takes(folder=FOLDER)
 def load_adapter(folder: str | os.PathLike[str]) -> Adapter:
     """Reads an adapter folder, or that of a run, which has one.
 

@@ -32,9 +32,9 @@ METHODS: dict[str, dict[str, Any]] = {
     "prefix_layer": {"name": "prefix_layer", "prefix": 8, "infix": 4},
     "none": LORA,  # untrained factors change nothing
 }  # fmt: skip
-# The best of those that were tried (docs/measured.md), full's after 60 updates (after 30 it is 1e-3); the next
-# higher one is worse for the first three, of bitfit, top2 and adapter_h it was not tried, adapter_l's is a
-# guess. prefix_layer learns little at any.
+# The best of those that were tried (docs/measured.md), full's after 60 updates (after 30 it is 1e-3); the
+# next higher one is worse for the first three, of bitfit, top2 and adapter_h it was not tried, adapter_l's is
+# a guess. prefix_layer learns little at any.
 LEARNING_RATE = {
     "lora": 1e-2, "lora_all": 3e-3, "full": 3e-4, "bitfit": 1e-2, "top2": 1e-3, "adapter_h": 1e-2,
     "adapter_l": 1e-2, "prefix_layer": 1e-3, "none": 0.0,

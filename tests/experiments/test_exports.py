@@ -229,6 +229,7 @@ def test_a_template_of_the_run_goes_into_the_file(run, tmp_path, monkeypatch):
     assert tokenizer.chat_template == tune_files.CHATML
 
 
+@pytest.mark.slow
 def test_smollm2_is_tuned_and_packed_again(tmp_path):
     base = gguf_models.smollm2()
     model, method = read(base), lj.lora("value", rank=2)

@@ -120,6 +120,7 @@ def test_a_broken_list_of_inputs_is_named(whole_again):
         run_all(glue.task, whole_again.config, whole_again.run)
 
 
+@pytest.mark.slow
 def test_finished_points_of_a_sweep_are_of_their_data(tiny_model, tiny_glue, tmp_path, monkeypatch):
     grids = {"a": {"learning_rate": (0.01, 0.02)}}
     small = {"epochs": 1, "data__max_examples": 8, "data__max_eval_examples": 4, "batch_size": 8}

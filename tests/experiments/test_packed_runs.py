@@ -16,7 +16,7 @@ from configs.nlg import small as nlg_small
 from configs.sweep.common import sweep_config
 from configs.tune import small
 from experiments import tune
-from experiments.convert import merged
+from experiments.convert import merged, sources
 from experiments.runs import fields, tuned
 from experiments.runs.data_to_text import DataToTextTask
 from experiments.runs.run import Run
@@ -120,7 +120,7 @@ def test_later_commands_read_the_base_that_was_trained_over(finished, folder):
     wanted = logits(adapters.attach(base, adapter))
     talk = tuned.Tuned(tuned.of_run(finished))
     np.testing.assert_array_equal(logits(talk.model), wanted)
-    whole = merged.load(merged.source(str(finished), "", ""))
+    whole = merged.load(sources.source(sources.Named(run=str(finished))))
     np.testing.assert_allclose(logits(whole), wanted, atol=1e-4 * np.abs(wanted).max())
     # It is the trained model: nearer to LoftQ's start than to that of the method.
     with pytest.raises(ValueError, match="another base"):

@@ -97,6 +97,7 @@ def sweep_config(tiny_model, tiny_glue):
     return glue_sweep(tiny_model, tiny_glue, grids, runs=2, **small)
 
 
+@pytest.mark.slow
 def test_two_programs_share_a_sweep(sweep_config, tmp_path, monkeypatch, capsys):
     folder, members = sweeps.opened(sweep_config, tmp_path / "sweep")
     planned = sweeps.planned(sweep_config, folder, members)

@@ -246,6 +246,7 @@ def command(workdir, tiny_model, tiny_glue, *arguments):
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_command_line(tiny_model, tiny_glue, tmp_path):
     grids = ['--config.grids.ranks.method.rank="(1,2)"', '--config.grids.seeds.seeds="(1,)"']
     grids = [text.replace('"', "") for text in grids]

@@ -114,7 +114,7 @@ def packed_anew(values, **arguments):
     return {"weight": codes.numpy(), **parts}
 
 
-@pytest.mark.parametrize("block", [32, 128, 4096])
+@pytest.mark.parametrize("block", [32, 128, pytest.param(4096, marks=pytest.mark.slow)])
 def test_other_sizes_of_blocks(tmp_path, block):
     rng = np.random.default_rng(0)
     stems = [f"model.layers.{layer}.mlp.down_proj." for layer in (0, 1)]

@@ -5,7 +5,7 @@ import os
 import pytest
 
 CORE = ("fsdp", "model", "data x fsdp x model")
-SLOW_METHODS = ("prefix_layer + top", "adapter_l")
+SLOW_METHODS = ("prefix_layer + top", "adapter_l", "adapter_h", "bitfit")
 SLOW = ("data", "data x fsdp", "data x model", "fsdp x model")  # each compiles two programs
 MESHES = (*CORE, *(pytest.param(mesh, marks=pytest.mark.slow) for mesh in SLOW))
 CASES = {

@@ -185,6 +185,7 @@ def test_glue_with_its_state_split_over_two_processes(
     assert_close(a, b, rtol=0, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_one_process_killed_and_both_started_again(uninterrupted, glue_pair, root):
     folder = root / "killed"
     pair = glue_pair("killed", "killed_log")
@@ -238,6 +239,7 @@ def test_data_to_text_is_trained_and_decoded_by_two_processes(tiny_nlg, root, tm
     assert sorted(i for x in decoded[1:] for i in json.loads(x)["indices"]) == list(range(7))
 
 
+@pytest.mark.slow
 def test_a_folder_that_only_one_process_sees_ends_both(glue_pair, tmp_path):
     extra = ((), [f"--workdir={tmp_path / 'other'}"])
     statuses, _, errors = glue_pair(tmp_path.name, f"{tmp_path.name}_log", extra).wait()

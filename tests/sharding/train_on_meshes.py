@@ -48,7 +48,7 @@ ALL_AXES = "data x fsdp x model"  # the mesh of the other methods
 if not os.environ.get("LORA_JAX_SLOW"):  # as tests/sharding/test_meshes.py asks for
     MESHES = {name: MESHES[name] for name in ("fsdp", "model", ALL_AXES)}
 # Modules whose sharding other cases show: adapters and heads those of `adapter_h`.
-SLOW_METHODS = ("prefix_layer + top", "adapter_l")
+SLOW_METHODS = ("prefix_layer + top", "adapter_l", "adapter_h", "bitfit")
 QV = {".*/attention/qkv": {"parts": ("q", "v"), "fused": ("q", "k", "v"), "dropout": 0.1}}
 METHODS = {
     "roberta": {
