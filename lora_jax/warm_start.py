@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -13,7 +12,7 @@ from flax import nnx
 from lora_jax.adapter_files import UNKNOWN_BASE, Adapter
 from lora_jax.adapters import replaced
 from lora_jax.errors import InputError
-from lora_jax.factor_leaves import LORA, Place, factors, place_of
+from lora_jax.factor_leaves import LORA, Place, factors
 from lora_jax.method import Method
 from lora_jax.methods.lora import LoRAInsertion
 from lora_jax.methods.parameters import ParameterInsertion
@@ -109,11 +108,12 @@ def started(
     Raises:
       ValueError: the factors are not of the model's layers, of larger ranks, or of another scale.
     """
-    _leaves(adapter, trainable, labels, LORA, where)
+    values = _leaves(adapter, trainable, labels, LORA, where)
     there, here = _scales(adapter.method, adapted), _scales(method, adapted)
-    values, same = dict(adapter.values), []
+    layers = {place.layer for place in factors(adapter)}
+    same = []
     for place, sides in factors(adapter).items():
-        _check_kind(adapter, method, trainable, place, where)
+        _check_kind(adapter, method, trainable, place, layers, where)
         paths = {side: place.path(side) for side in sides}
         fresh = {s: np.asarray(trainable[path]) for s, path in paths.items() if path in trainable}
         name = place.layer if place.layer in here else place.name  # of a bare parameter
@@ -130,9 +130,7 @@ def started(
         ratio = there.get(name, 1.0) / here.get(name, 1.0)
         for side, value in sides.items():
             values[paths[side]] = _grown(side, value, fresh[side], rank, ratio)
-    params = transfer_group(
-        dataclasses.replace(adapter, values=values), trainable, labels, LORA, where
-    )
+    params = {**trainable, **replaced(values, {path: trainable[path] for path in values}, where)}
     _check_scales(
         adapter, {n: (there[n], here[n]) for n in same if n in there and n in here}, where
     )
@@ -140,17 +138,22 @@ def started(
 
 
 def _check_kind(
-    adapter: Adapter, method: Method, trainable: Mapping[str, Any], place: Place, where: str
+    adapter: Adapter,
+    method: Method,
+    trainable: Mapping[str, Any],
+    place: Place,
+    layers: set[str],
+    where: str,
 ) -> None:
     """Raises InputError if the same factors would be another update of a layer in a run.
 
     That is so where a table is adapted for lookups only in one of both, and where parts have other places.
+    Both adapt the same layers.
     """
-    paths, settings = [], []
-    for how, leaves in ((adapter.method, adapter.values), (method, trainable)):
-        paths = [found[0].layer for path in leaves if (found := place_of(path))]
-        rank = leaves[place.path("a")].shape[-1]
-        settings.append(settings_of_layer(how, place.layer, rank, set(paths), place.part))
+    settings = [
+        settings_of_layer(how, place.layer, leaves[place.path("a")].shape[-1], layers, place.part)
+        for how, leaves in ((adapter.method, adapter.values), (method, trainable))
+    ]
     there, here = settings
     for name in ("lookup_only", "fused", "fused_sizes"):
         old, new = getattr(there, name), getattr(here, name)

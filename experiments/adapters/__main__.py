@@ -106,11 +106,7 @@ if __name__ == "__main__":
     flags.DEFINE_list("weights", [], "combine: a number for each adapter, or NAME=NUMBER; else 1.")
     flags.DEFINE_string("output", None, "The folder to write.")
     flags.DEFINE_enum("by", "cat", WAYS, "combine: how.")
-    flags.DEFINE_integer(
-        "rank",
-        None,
-        "Of the result of an SVD; export: factors are padded to it.",
-    )
+    flags.DEFINE_integer("rank", None, "Of an SVD's result; export: factors are padded to it.")
     flags.DEFINE_float("energy", None, "Instead of a rank: share of the squared norm that is kept.")
     flags.DEFINE_float("density", None, "Pruning: share of the values that is kept.")
     flags.DEFINE_enum("signs", "total", ("total", "frequency"), "TIES: how signs are elected.")

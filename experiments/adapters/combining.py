@@ -6,9 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from experiments.adapters.listing import span
 from experiments.runs import text_tables
 from experiments.runs.folder import check_place
-from lora_jax import combination
+from lora_jax import combination, partition
 from lora_jax.adapters import Adapter
 from lora_jax.analysis.factor_pairs import from_adapter
 from lora_jax.errors import InputError
@@ -40,11 +43,10 @@ def _check_output(output: Path) -> None:
 
 def _written(result: Adapter, output: Path) -> list[str]:
     result.save(output)
-    found = from_adapter(result)
-    ranks = sorted({pair.rank for pair in found.values()})
-    shown = " to ".join(map(str, dict.fromkeys([ranks[0], ranks[-1]])))
-    values = sum(value.size for value in result.values.values())
-    return [f"adapter: {output} ({len(found)} updates of rank {shown}, {values:,} values)"]
+    ranks = np.array([pair.rank for pair in from_adapter(result).values()])
+    values = partition.count(result.values)
+    shown = f"{len(ranks)} updates of rank {span(ranks, 'd')}, {values:,} values"
+    return [f"adapter: {output} ({shown})"]
 
 
 def _distances(

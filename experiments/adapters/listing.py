@@ -50,14 +50,12 @@ def listed(folders: Sequence[Path]) -> tuple[str, list[str]]:
 
 def _row(folder: Path, adapter: Adapter) -> tuple[str, ...]:
     size = sum(file.stat().st_size for file in folder.iterdir() if file.is_file())
-    ranks = sorted(
-        {value.shape[-1] for path, value in adapter.values.items() if path.endswith("/a")}
-    )
+    ranks = [value.shape[-1] for path, value in adapter.values.items() if path.endswith("/a")]
     scores = {k: v for k, v in _metrics(adapter.notes).items() if isinstance(v, int | float)}
     return (
         str(folder),
         " + ".join(name for name, _ in adapter.method.spec),
-        " to ".join(map(str, dict.fromkeys([ranks[0], ranks[-1]]))) if ranks else "-",
+        span(np.array(ranks), "d") if ranks else "-",
         f"{partition.count(adapter.values):,}",
         f"{size / 2**20:.2f} MiB",
         str(adapter.notes.get("model", "-")),
@@ -79,14 +77,14 @@ def updates(adapter: Adapter) -> str:
         norms = np.linalg.norm(values, axis=-1)
         used = spectra.rank_for_energy(values, 0.9)
         rows.append(
-            (name, str(pair.layers), str(pair.rank), f"{pair.scale:g}", _span(norms, ".4g"),
-             _span(values[:, 0], ".4g"), _span(used, "d"))
+            (name, str(pair.layers), str(pair.rank), f"{pair.scale:g}", span(norms, ".4g"),
+             span(values[:, 0], ".4g"), span(used, "d"))
         )  # fmt: skip
     head = ("update", "layers", "rank", "scale", "norm", "largest singular value", "rank for 90%")
     return text_tables.pipe_table(head, rows)
 
 
-def _span(values: np.ndarray, form: str) -> str:
+def span(values: np.ndarray, form: str) -> str:
     """The smallest and the largest of some numbers."""
     least, most = format(values.min(), form), format(values.max(), form)
     return least if least == most else f"{least} to {most}"
@@ -111,7 +109,7 @@ def compared(one: Adapter, other: Adapter) -> str:
     for name in dict.fromkeys([*first, *second]):
         pairs = [pairs.get(name) for pairs in (first, second)]
         norms = [
-            "-" if pair is None else _span(np.sqrt(_inner(pair, pair)), ".4g") for pair in pairs
+            "-" if pair is None else span(np.sqrt(_inner(pair, pair)), ".4g") for pair in pairs
         ]
         ranks = ["-" if pair is None else str(pair.rank) for pair in pairs]
         rows.append((name, *ranks, *norms, _cosine(*pairs)))
@@ -137,4 +135,4 @@ def _cosine(one: FactorPair | None, other: FactorPair | None) -> str:
     norm = np.sqrt(_inner(one, one) * _inner(other, other))
     values = [p / n for p, n in zip(_inner(one, other), norm, strict=True) if n > 0]
     finite = np.array([v for v in values if math.isfinite(v)])
-    return _span(finite, ".3f") if len(finite) else "-"
+    return span(finite, ".3f") if len(finite) else "-"

@@ -52,12 +52,12 @@ def to_gguf(output: Path, named: Named, *, type: str) -> list[str]:
     """
     if output.suffix != SUFFIX:
         raise InputError(f"--output={output} must end in {SUFFIX}")
-    model = find(named.model) if named.model else None
-    files.check_output(output, [model] if model else [], "--output")
+    base = find(named.model) if named.model else None
+    files.check_output(output, [base] if base else [], "--output")
     if output.exists():
         raise InputError(f"--output={output} exists already; choose another file")
-    if model:
-        gguf_export.check(model, type)
+    if base:
+        gguf_export.check(base, type)
     source = sources.source(named)
     gguf_export.check(source.folder, type)
     if not source.is_decoder:
@@ -67,7 +67,9 @@ def to_gguf(output: Path, named: Named, *, type: str) -> list[str]:
         )
     files.make_folder(output.parent)
     own = {"tokenizer.chat_template": source.chat_template} if source.chat_template else {}
-    written = gguf_export.save(output, merged.load_decoder(source), source.folder, type, own)
+    model = merged.load(source)
+    assert isinstance(model, Decoder)
+    written = gguf_export.save(output, model, source.folder, type, own)
     rows = reports.of_gguf(written)
     lines = [f"{output}: {merged.described(source)}", *reports.table(rows), *_template_note(source)]
     if any(not one.same and one.kind.lower() in FORMATS for one in written):
@@ -125,9 +127,11 @@ def _made(source: Source, dtype: str, packed: str) -> tuple[Published, list[str]
         merged.check_packed(source, form, PACKED[1:])
         model, again = merged.load_packed(source, form)
         return _cast(model, dtype)[0], _packing(reports.of_packed(again))
+    if dtype == "float32":  # the merged type
+        return _cast(merged.load(source), dtype)[0], []
     model, base = merged.load_both(source)
     cast, rounded = _cast(model, dtype, base)
-    if not rounded or dtype == "float32":
+    if not rounded:
         return cast, []
     return cast, [
         f"what the adapter changed, in {dtype}; all other weights are rounded to it, too:",

@@ -164,7 +164,7 @@ def to_loralib(
     state_dicts.check_new(output)
     if half_of_pair(prefix):
         raise InputError(f"prefix {prefix!a} has half of a surrogate pair, which no file can hold")
-    loaded = adapters.load_adapter(adapters.adapter_folder(adapter))
+    loaded = adapters.load_adapter(adapter)
     architecture = architecture or loaded.notes.get("architecture")
     with _errors_naming(adapter):
         state = loralib_export.to_state_dict(loaded.values, architecture, prefix)

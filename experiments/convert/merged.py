@@ -15,7 +15,6 @@ from lora_jax.errors import InputError
 from lora_jax.gguf.container import SUFFIX
 from lora_jax.low_rank.merge import is_mergeable, merge
 from lora_jax.models import hub
-from lora_jax.models.decoder import Decoder
 from lora_jax.models.encoder import EncoderConfig
 from lora_jax.models.parts import FLOAT, STORED
 from lora_jax.models.published import Published
@@ -30,25 +29,33 @@ _HEAD = re.compile(hub.HEAD)
 
 def load(source: Source) -> Published:
     """The model with its adapter merged, in float32; a packed base is unpacked first."""
-    return load_both(source)[0]
+    return _merged(source)[0]
 
 
 def load_both(source: Source) -> tuple[Published, Params]:
     """The same, and the values of the base alone by path, without a head; equal arrays are shared."""
+    model, base = _merged(source)
+    with in_host_memory():
+        before = parameters(_unpacked(base))
+    return model, {path: v for path, v in before.items() if not _HEAD.fullmatch(path)}
+
+
+def _merged(source: Source) -> tuple[Published, Published]:
+    """The merged model, and its base as it was read."""
     with in_host_memory():
         base = _base(source)
         model: nnx.Module = base
         if source.adapter:
             attached = attach(base, source.adapter, hub.HEAD, source.where)
             model = merge(attached, jnp.float32) if is_mergeable(attached) else attached
-        packed = bool(quantised_layers(base))
-        before = parameters(dequantise(base, jnp.float32) if packed else base)
-        before = {path: value for path, value in before.items() if not _HEAD.fullmatch(path)}
-        if quantised_layers(model):
-            model = dequantise(model, jnp.float32)
+        model = _unpacked(model)
     assert isinstance(model, Published)
     model.eval()
-    return model, before
+    return model, base
+
+
+def _unpacked(model: nnx.Module) -> nnx.Module:
+    return dequantise(model, jnp.float32) if quantised_layers(model) else model
 
 
 def _base(source: Source) -> Published:
@@ -107,17 +114,6 @@ def load_packed(source: Source, form: str | None) -> tuple[Published, list[Repac
     assert isinstance(model, Published)
     model.eval()
     return model, report
-
-
-def load_decoder(source: Source) -> Decoder:
-    """The same as `load`, of a decoder.
-
-    Raises:
-      InputError: the model has a head of classes in place of one for tokens.
-    """
-    model = load(source)
-    assert isinstance(model, Decoder)
-    return model
 
 
 def described(source: Source, *, unpacked: bool = True) -> str:

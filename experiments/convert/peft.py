@@ -17,6 +17,7 @@ from safetensors.numpy import save as to_safetensors
 
 from experiments.convert import state_dicts
 from experiments.convert.outputs import check_adapter_folder, check_new_folder
+from experiments.convert.sources import outputs_of
 from experiments.runs.origins import NOTE, base_format, origin
 from lora_jax import adapters, files, locking, partition
 from lora_jax.digests import of_file
@@ -216,24 +217,22 @@ def as_peft(adapter: Path, *, model: str | None = None, plain: bool = False) -> 
     Raises:
       FileNotFoundError, ValueError: the input is bad, or PEFT has no place for some of it.
     """
-    loaded = adapters.load_adapter(adapters.adapter_folder(adapter))
+    loaded = adapters.load_adapter(adapter)
     name = model or loaded.notes.get("model")
     if not isinstance(name, str):
         raise InputError(f"{adapter} does not say what its base was: name it, --model=NAME")
-    score = loaded.values.get("head/score/kernel")
-    head = next(
-        (v for p, v in loaded.values.items() if p in ("head/output/kernel", "head/score/kernel")),
-        None,
-    )
+    outputs = outputs_of(loaded)
     base = Base(
-        hub.find(name), 2 if head is None else head.shape[-1], decoder_head=score is not None,
+        hub.find(name), outputs or 2, decoder_head="head/score/kernel" in loaded.values,
         form=base_format(loaded),
     )  # fmt: skip
     with _errors_naming(adapter):
         adapters.attach(base.model, loaded, hub.HEAD)
         note = loaded.notes.get(peft.NOTE)
         encoder = isinstance(base.config, EncoderConfig)
-        bare = note.get("prefix") == "" if isinstance(note, Mapping) else encoder and head is None
+        bare = (
+            note.get("prefix") == "" if isinstance(note, Mapping) else encoder and outputs is None
+        )
         if plain:
             notes = {key: v for key, v in loaded.notes.items() if key != peft.NOTE}
             loaded = dataclasses.replace(loaded, notes=notes)

@@ -9,7 +9,7 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerBase
 
 from experiments.runs import origins, tuned
-from lora_jax.adapters import Adapter, adapter_folder, load_adapter
+from lora_jax.adapters import Adapter, load_adapter
 from lora_jax.combination import combine
 from lora_jax.data import tokenizers
 from lora_jax.data.glue_tasks import TASKS
@@ -53,6 +53,12 @@ class Named:
     rest: str | None = None
 
 
+def outputs_of(adapter: Adapter) -> int | None:
+    """Outputs of an adapter's head; None if it has none."""
+    found = (adapter.values[path].shape[-1] for path in _HEADS if path in adapter.values)
+    return next(found, None)
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Source:
     """A model and an adapter that fit together.
@@ -83,8 +89,7 @@ class Source:
     @property
     def outputs(self) -> int | None:
         """Outputs of the adapter's head; None if it has none."""
-        values = self.adapter.values if self.adapter else {}
-        return next((values[path].shape[-1] for path in _HEADS if path in values), None)
+        return outputs_of(self.adapter) if self.adapter else None
 
     @property
     def is_decoder(self) -> bool:
@@ -157,15 +162,14 @@ def _origin(named: Named) -> tuple[tuned.Origin, Adapter | None]:
             "--weights and --rest are of several adapters: name them, --adapters=DIR,DIR"
         )
     if named.run:
-        origin = _of_run(Path(named.run))
-        origin = dataclasses.replace(origin, model=named.model or origin.model)
-        return origin, _loaded(origin.adapter) if origin.adapter else None
+        origin, loaded = _of_run(Path(named.run))
+        return dataclasses.replace(origin, model=named.model or origin.model), loaded
     loaded, where = None, named.adapter
     if named.adapters:
         loaded = combine(named.adapters, named.weights, rest=named.rest)
         where = f"the sum of {some(list(named.adapters))}"
     elif named.adapter:
-        loaded = _loaded(named.adapter)
+        loaded = load_adapter(named.adapter)
     model = named.model
     if loaded and not model:
         noted = loaded.notes.get("model")
@@ -177,19 +181,16 @@ def _origin(named: Named) -> tuple[tuned.Origin, Adapter | None]:
     return tuned.of_names(model, where), loaded
 
 
-def _loaded(place: str) -> Adapter:
-    return load_adapter(adapter_folder(Path(place)))
-
-
-def _of_run(run: Path) -> tuned.Origin:
-    """The origin that a run names; those of classifiers say nothing of a format of prompts."""
+def _of_run(run: Path) -> tuple[tuned.Origin, Adapter | None]:
+    """What a run names; those of classifiers say nothing of a format of prompts."""
     record = read_object(run / RESULT) if (run / RESULT).is_file() else None
-    if record is None or "format" in record.values or not record.values.get("adapter"):
-        return tuned.of_run(run)
-    if not any(path in _loaded(str(run)).values for path in _HEADS):
-        return tuned.of_run(run)
-    origin = tuned.of_names(record.get("model", str), str(run))
-    return dataclasses.replace(origin, made_from=record.text_by_name("inputs"))
+    if record and "format" not in record.values and record.values.get("adapter"):
+        loaded = load_adapter(run)
+        if outputs_of(loaded) is not None:
+            origin = tuned.of_names(record.get("model", str), str(run))
+            return dataclasses.replace(origin, made_from=record.text_by_name("inputs")), loaded
+    origin = tuned.of_run(run)
+    return origin, load_adapter(origin.adapter) if origin.adapter else None
 
 
 def _check_merges(adapter: Adapter, where: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from lora_jax.adapters import Adapter, adapter_folder, load_adapter
+from lora_jax.adapters import Adapter, load_adapter
 from lora_jax.errors import InputError
 
 
@@ -24,7 +24,7 @@ def named(texts: Sequence[str]) -> dict[str, Adapter]:
             raise InputError(
                 f"two adapters are called {name!r}; write --adapters=NAME=DIR,NAME=DIR"
             )
-        result[name] = load_adapter(adapter_folder(Path(folder)))
+        result[name] = load_adapter(folder)
     return result
 
 

@@ -8,14 +8,13 @@ used. Folders of earlier versions do not say them: that is told.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from experiments.runs.settings import RunSettings
 from lora_jax.adapter_files import digest
-from lora_jax.adapters import Adapter, adapter_folder, load_adapter
+from lora_jax.adapters import Adapter, load_adapter
 from lora_jax.data import tokenizers
 from lora_jax.errors import InputError
 from lora_jax.inputs import INIT_ADAPTER
@@ -112,7 +111,7 @@ def given(settings: RunSettings, task: str, here: Origin) -> tuple[dict[str, str
     for name, path in named.items():
         if not path:
             continue
-        adapter = load_adapter(adapter_folder(Path(path)))
+        adapter = load_adapter(path)
         if name == ADAPTER:
             _check_task(adapter, task, settings)
         inputs[name] = digest(adapter)

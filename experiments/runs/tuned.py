@@ -16,7 +16,7 @@ from experiments.runs import origins, tune_format
 from experiments.runs.decoding import merged
 from experiments.runs.tune_data import CHAT, TEXT
 from lora_jax import inputs
-from lora_jax.adapters import Adapter, adapter_folder, attach, load_adapter
+from lora_jax.adapters import Adapter, attach, load_adapter
 from lora_jax.data import tokenizers
 from lora_jax.data.chat_templates import ChatTemplate
 from lora_jax.data.conversations import SYSTEM, USER, Message
@@ -230,7 +230,7 @@ class Talker:
 
 
 def _adapter(folder: str) -> Adapter | None:
-    return load_adapter(adapter_folder(Path(folder))) if folder else None
+    return load_adapter(folder) if folder else None
 
 
 def _model(folder: Path, config: AnyDecoderConfig, adapter: Adapter | None, name: str) -> Decoder:

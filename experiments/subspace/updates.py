@@ -5,11 +5,10 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from lora_jax.adapters import UNKNOWN_BASE, Adapter, adapter_folder, load_adapter
+from lora_jax.adapters import UNKNOWN_BASE, Adapter, load_adapter
 from lora_jax.analysis import factor_pairs
 from lora_jax.analysis.factor_pairs import FactorPair
 from lora_jax.errors import InputError, brief
@@ -88,7 +87,7 @@ def read(config: ConfigDict) -> Updates:
     for name, folder in config.adapters.items():
         check(f"config.adapters.{name}", folder, Text())
     folders = sorted(config.adapters.items(), key=lambda item: _number_aware(item[0]))
-    adapters = {name: load_adapter(adapter_folder(Path(folder))) for name, folder in folders}
+    adapters = {name: load_adapter(folder) for name, folder in folders}
     pairs_by_path = {
         name: _matching(adapter, config.weights, name) for name, adapter in adapters.items()
     }

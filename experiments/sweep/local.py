@@ -19,7 +19,7 @@ from experiments.sweep.points import Point, compatible, points
 from experiments.sweep.program import train_program
 from experiments.sweep.programs import Program, programs
 from experiments.sweep.shared_base import SharedBase
-from lora_jax.adapters import adapter_folder, load_adapter
+from lora_jax.adapters import load_adapter
 from lora_jax.errors import FolderInUseError, InputError
 from lora_jax.sharding import hosts
 from lora_jax.sharding.hosts import from_main, is_main
@@ -171,7 +171,7 @@ def check_all(
             kept[together[0].name] = task
     for start in sorted({point.config.init_adapter for point in members} - {""}):
         with hosts.together():
-            load_adapter(adapter_folder(Path(start)))
+            load_adapter(start)
     return kept
 
 

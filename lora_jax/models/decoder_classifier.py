@@ -16,6 +16,7 @@ from lora_jax.dropout import DropoutKey
 from lora_jax.models.decoder import Decoder
 from lora_jax.sharding.axes import constrain, named
 
+ROOT = "decoder/"  # of the decoder's paths
 NORMAL = 0.02  # standard deviation of a new head's weights, as transformers has it for most models
 
 

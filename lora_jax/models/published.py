@@ -12,7 +12,7 @@ from lora_jax import partition, surgery
 from lora_jax.errors import InputError
 from lora_jax.models.architectures import ARCHITECTURES
 from lora_jax.models.decoder import Decoder
-from lora_jax.models.decoder_classifier import DecoderClassifier
+from lora_jax.models.decoder_classifier import ROOT, DecoderClassifier
 from lora_jax.models.encoder import Classifier
 from lora_jax.models.layouts import Layout
 from lora_jax.models.plain import UNPACK, check_whole
@@ -25,7 +25,6 @@ from lora_jax.quantisation.weight import PackedWeight
 
 Published = Decoder | Classifier | DecoderClassifier
 _OF_TEXTS = "ForSequenceClassification"
-_DECODER = "decoder/"  # of paths in a DecoderClassifier
 _LM_HEAD = "lm_head/"  # which classifiers have not
 _KIND = re.compile("LMHeadModel|ForCausalLM|Model")  # what a name of transformers' classes ends in
 
@@ -41,9 +40,9 @@ def tensors(model: Published) -> dict[str, np.ndarray]:
     packed = _packed(model)
     layout = ARCHITECTURES[model.config.architecture].layout
     leaves = {
-        path.removeprefix(_DECODER): value
+        path.removeprefix(ROOT): value
         for path, value in partition.parameters(model).items()
-        if path.rpartition("/")[0] not in packed and not path.startswith(_DECODER + _LM_HEAD)
+        if path.rpartition("/")[0] not in packed and not path.startswith(ROOT + _LM_HEAD)
     }
     result = to_published(leaves, layout)
     for path, weight in packed.items():

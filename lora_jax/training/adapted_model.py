@@ -170,7 +170,7 @@ class AdaptedModel:
         Raises:
           FileNotFoundError, ValueError: no adapter, or one of another method, base or shape.
         """
-        adapter = adapters.load_adapter(adapters.adapter_folder(path))
+        adapter = adapters.load_adapter(path)
         if adapter.method != self.method:
             raise InputError(
                 f"{path} was trained by another method than the one named here:\n"
@@ -226,7 +226,7 @@ def warm_started(
       method: of the run.
       adapted: the model with it.
     """
-    other = adapters.load_adapter(adapters.adapter_folder(Path(init_adapter)))
+    other = adapters.load_adapter(init_adapter)
     warm_start.check_base(other, bases, init_adapter)
     return warm_start.started(other, trainable, labels, method, adapted, init_adapter)
 

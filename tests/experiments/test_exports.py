@@ -316,6 +316,7 @@ def places(tmp_path_factory):
 @pytest.mark.parametrize("case", REFUSED)
 def test_refusals_come_before_the_model_is_loaded(places, monkeypatch, case):
     command, flags, message = REFUSED[case]
+    monkeypatch.setattr(merged, "load", lambda source: pytest.fail("loaded"))
     monkeypatch.setattr(merged, "load_both", lambda source: pytest.fail("loaded"))
     monkeypatch.setattr(merged, "load_packed", lambda source, form: pytest.fail("loaded"))
     usual = {"output": "new.gguf" if command == "to_gguf" else "new", "type": "f16"}

@@ -11,7 +11,6 @@ import types
 import jax
 import numpy as np
 import peft
-import peft_models
 import pytest
 import torch
 from ml_dtypes import bfloat16
@@ -32,22 +31,10 @@ from safetensors.numpy import load_file, save_file
 
 import lora_jax
 from experiments.convert import __main__
-from experiments.convert import peft as convert
 from experiments.convert.peft import from_peft, to_peft
 from lora_jax import adapters, partition
 
-
-@pytest.fixture(scope="module")
-def bases(tmp_path_factory):
-    root = tmp_path_factory.mktemp("bases")
-    peft_models.write_bases(root)
-    return root
-
-
-@pytest.fixture(autouse=True)
-def _read_once(monkeypatch):
-    """A base is only read; its head would be compiled each time."""
-    monkeypatch.setattr(convert, "Base", read_base)
+pytestmark = pytest.mark.usefixtures("read_once")
 
 
 @dataclasses.dataclass

@@ -13,7 +13,7 @@ import peft
 import peft_models
 import pytest
 import torch
-from peft_models import CONFIG, WEIGHTS, logits_of, model_of, read_base, trained
+from peft_models import CONFIG, WEIGHTS, logits_of, model_of, trained
 from safetensors.numpy import load_file
 
 import lora_jax as lj
@@ -31,17 +31,7 @@ PATTERNS = {
 }  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def bases(tmp_path_factory):
-    root = tmp_path_factory.mktemp("bases")
-    peft_models.write_bases(root)
-    return root
-
-
-@pytest.fixture(autouse=True)
-def _read_once(monkeypatch):
-    """A base is only read; its head would be compiled each time."""
-    monkeypatch.setattr(convert, "Base", read_base)
+pytestmark = pytest.mark.usefixtures("read_once")
 
 
 def ours(name, with_head, bases, folder, **settings):

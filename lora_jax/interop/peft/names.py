@@ -9,10 +9,10 @@ from collections.abc import Mapping
 import numpy as np
 from jaxtyping import Shaped
 
+from lora_jax.models.decoder_classifier import ROOT
 from lora_jax.models.layouts import LAYOUTS, Layout
 from lora_jax.models.tensors import published_name
 
-ROOT = "decoder/"  # of a decoder inside of a classifier, see `models.decoder_classifier`
 HEAD = "head/"
 _WEIGHTS = ("kernel", "embedding")
 

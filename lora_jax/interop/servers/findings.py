@@ -49,9 +49,7 @@ def common(config: Config, server: str) -> list[Finding]:
     """
     found = []
     if config.get("use_dora"):
-        found.append(
-            Finding(what=f"{server} has no DoRA (magnitudes of weights)", remedy=MERGE.capitalize())
-        )
+        found.append(Finding(what=f"{server} has no DoRA (magnitudes of weights)", remedy=MERGE))
     if config.get("lora_bias"):
         found.append(
             Finding(
@@ -64,12 +62,8 @@ def common(config: Config, server: str) -> list[Finding]:
     if config.get("bias", "none") != "none":
         mode = config["bias"]
         found.append(
-            Finding(
-                what=f"{server} takes no trained biases (bias={mode!r})", remedy=MERGE.capitalize()
-            )
+            Finding(what=f"{server} takes no trained biases (bias={mode!r})", remedy=MERGE)
         )
     if config.get("trainable_token_indices"):
-        found.append(
-            Finding(what=f"{server} takes no trained rows of tokens", remedy=MERGE.capitalize())
-        )
+        found.append(Finding(what=f"{server} takes no trained rows of tokens", remedy=MERGE))
     return found

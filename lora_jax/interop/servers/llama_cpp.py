@@ -35,14 +35,14 @@ def findings(
             Finding(
                 what=f"adapter files are written for the Llama families ({', '.join(_FAMILIES)}), not for "
                 f"{architecture}",
-                remedy=MERGE.capitalize(),
+                remedy=MERGE,
             )
         )
     if saved := config.get("modules_to_save"):
         found.append(
             Finding(
                 what=f"llama.cpp's adapters have no whole modules ({', '.join(saved)})",
-                remedy=MERGE.capitalize(),
+                remedy=MERGE,
             )
         )
     if tied and any(module.endswith(("embed_tokens", "lm_head")) for module in factors(tensors)):

@@ -28,16 +28,14 @@ def findings(
     """
     found = common(config, "vLLM")
     if architecture not in _MODELS:
-        found.append(
-            Finding(what=f"vLLM has no LoRA for {architecture} models", remedy=MERGE.capitalize())
-        )
+        found.append(Finding(what=f"vLLM has no LoRA for {architecture} models", remedy=MERGE))
     found += _of_heads(config, tensors)
     tables = [m for m in factors(tensors) if m.endswith(("embed_tokens", "lm_head", "embeddings"))]
     if tables and architecture not in _TABLES:
         found.append(
             Finding(
                 what=f"vLLM has no updates of tables ({tables[0]}) for {architecture} models",
-                remedy=MERGE.capitalize(),
+                remedy=MERGE,
             )
         )
     if not is_uniform(config, tensors):
@@ -62,7 +60,7 @@ def _of_heads(config: Config, tensors: Tensors) -> list[Finding]:
         what = (
             f"vLLM takes no trained modules but one linear head ({', '.join([*odd, *inner][:3])})"
         )
-        return [Finding(what=what, remedy=MERGE.capitalize())]
+        return [Finding(what=what, remedy=MERGE)]
     return [
         Finding(
             what=f"versions of vLLM before heads of classifiers were read refuse modules_to_save={saved}",
