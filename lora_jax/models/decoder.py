@@ -30,6 +30,7 @@ class Decoder(nnx.Module):
       config: sizes and settings.
     """
 
+    per_output = ("norm", "lm_head")  # see `lora_jax.pool.route`
     layers: Any
     norm: Any
     config: Any  # a dataclass, an `architectures.ModelConfig` with a `vocab_size`

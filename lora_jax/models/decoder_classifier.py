@@ -44,6 +44,8 @@ class DecoderClassifier(nnx.Module):
       config: of the decoder.
     """
 
+    per_output = ("head",)  # see `lora_jax.pool.route`
+
     def __init__(self, decoder: Decoder, num_outputs: int, rngs: nnx.Rngs):
         self.decoder = decoder
         self.head = ScoreHead(decoder.config.width, num_outputs, rngs)

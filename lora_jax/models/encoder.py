@@ -292,6 +292,8 @@ class Classifier(nnx.Module):
     belongs to the base and not to the head.
     """
 
+    per_output = ("pooler", "head")  # see `lora_jax.pool.route`
+
     def __init__(self, config: EncoderConfig, num_outputs: int, rngs: nnx.Rngs):
         self.encoder = Encoder(config, rngs)
         if config.architecture == "bert":

@@ -1,0 +1,399 @@
+"""A pool of adapters on one base: each row of a batch names its own, and one program serves all of them.
+
+Section 4.2 of the paper: inputs of different tasks cannot share a batch once their updates are merged into
+the weights. Here they stay beside the weights, in slots; a batch says by numbers which slot each row uses.
+The number of slots is part of the program, what is in them is not: adapters come and go without compiling.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+from collections import OrderedDict
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Int
+
+from lora_jax import partition, surgery
+from lora_jax.adapter_files import Adapter
+from lora_jax.adapters import load_adapter
+from lora_jax.arguments import MODEL, TEXT, takes
+from lora_jax.checks import integer
+from lora_jax.digests import of_arrays
+from lora_jax.errors import InputError
+from lora_jax.files import to_json
+from lora_jax.fingerprints import accepted
+from lora_jax.method import Method
+from lora_jax.partition import Params, Structure
+from lora_jax.patterns import some
+from lora_jax.pool import places
+from lora_jax.pool.routing import route
+from lora_jax.sharding.axes import of_model
+from lora_jax.sharding.mesh import AnyMesh
+from lora_jax.sharding.placement import Placement
+
+MOST_SLOTS = 4096
+NO_ADAPTER = 0  # the slot that gives the base
+
+
+@dataclasses.dataclass
+class _Member:
+    """An adapter of a pool.
+
+    Attributes:
+      method: as JSON.
+      outputs: shapes of its head's leaves.
+      adapter: None while it is on disk only.
+      folder: where it can be read again; None if it came from memory.
+      digest: of its values.
+    """
+
+    method: str
+    adapter: Adapter | None
+    folder: str | os.PathLike[str] | None
+    digest: str
+
+
+class AdapterPool:
+    """Adapters of one base, several of them in one batch.
+
+        pool = lora_jax.AdapterPool(base, [method], capacity=8)
+        pool.add("e2e", "runs/e2e/adapter")
+        pool.add("dart", "runs/dart/adapter")
+        answer = pool.compiled(lambda model, x: model(x))
+        y = answer(["e2e", None, "dart", "e2e"], x)     # row by row; None is the base
+
+    As many adapters as `capacity` are on the device; the least recently used one makes room for the next,
+    and stays in host memory, or on disk if there are more than `in_memory`.
+
+    Attributes:
+      base: the pre-trained model; it is never changed.
+      capacity: adapters that a batch may have.
+      structure: of the model with slots.
+      frozen: its leaves that no adapter changes, by path.
+      slots: its leaves with an axis of slots, by path; replaced when an adapter enters.
+      placement: of the leaves on a mesh; None without one.
+    """
+
+    @takes(base=MODEL)
+    def __init__(
+        self,
+        base: nnx.Module,
+        methods: Sequence[Method],
+        *,
+        capacity: int = 8,
+        in_memory: int = 1024,
+        mesh: AnyMesh | None = None,
+    ):
+        """Makes an empty pool.
+
+        Args:
+          base: pre-trained, without inserted modules; with a head as wide as the widest, if there are any.
+          methods: of the adapters that are to come: their layers, and the largest of their ranks, get
+            slots.
+          capacity: number of adapters on the device.
+          in_memory: number of adapters in host memory.
+          mesh: over which the model is split; None for one device.
+
+        Raises:
+          InputError: the base is adapted already, a number is out of range, or a method changes something
+            that has no form with slots.
+        """
+        if (path := surgery.changed_module(base)) is not None:
+            raise InputError(
+                f"the base of a pool must not be adapted ({path or 'the model'} is changed); give the model "
+                "as it was before `insert`, or lora_jax.strip(model)"
+            )
+        if not methods:
+            raise InputError("a pool needs the methods of the adapters that it is to hold, at least one")
+        self.base = base
+        self.capacity = integer("capacity", capacity, most=MOST_SLOTS)
+        self._in_memory = integer("in_memory", in_memory)
+        self._members: dict[str, _Member] = {}
+        self._resident: OrderedDict[str, int] = OrderedDict()  # least recently used first
+        self._recent: OrderedDict[str, None] = OrderedDict()  # of those in host memory
+        self._inserted: dict[str, places.Inserted] = {}
+        self._bases: dict[str | None, list[str]] = {}
+        self.head = self._common_head(methods)
+        each = [self._of_method(method, "the pool") for method in methods]
+        layers = places.joined(each)
+        model = places.with_slots(base, layers, self.head, self.capacity + 1)
+        self.placement = None if mesh is None else Placement(mesh, of_model(model))
+        self._divide(model, layers)
+
+    def _common_head(self, methods: Sequence[Method]) -> str | None:
+        heads = {method.head for method in methods}
+        if len(heads) > 1:
+            raise InputError(
+                f"the methods name different heads ({', '.join(map(str, sorted(heads, key=str)))}); a pool "
+                "holds adapters whose methods name the same"
+            )
+        return heads.pop()
+
+    def _of_method(self, method: Method, where: str) -> places.Inserted:
+        key = to_json(method.to_json(), indent=None)
+        if key not in self._inserted:
+            self._inserted[key] = places.inserted(self.base, method, where)
+        return self._inserted[key]
+
+    def _divide(self, model: nnx.Module, layers: Mapping[str, places.Pairs]) -> None:
+        """Splits the model into what is in slots and what is not."""
+        heads = [] if self.head is None else places.head_modules(self.base, self.head)
+        params = partition.parameters(model)
+        self._place: dict[str, str] = {}  # path in the model by path in adapters
+        self._axis: dict[str, int] = {}  # axis of the slots
+        for path in params:
+            module = next((m for m in heads if path.startswith(f"{m}/each/")), None)
+            layer = next((p for p in layers if path.startswith(f"{p}/lora/" if p else "lora/")), None)
+            if module is not None:
+                own, axis = path.replace(f"{module}/each/", f"{module}/", 1), 0
+            elif layer is not None:
+                own, axis = path, len(_stack(model, layer))
+            else:
+                continue
+            self._place[own], self._axis[path] = path, axis
+        labels = {path: "slots" if path in self._axis else partition.FROZEN for path in params}
+        self.structure, self.slots, self.frozen = partition.split(model, labels)
+        if self.placement is not None:
+            self.slots = self.placement.put(self.slots)
+            self.frozen = self.placement.put(self.frozen)
+        self._room = {
+            own: tuple(np.delete(self.slots[path].shape, self._axis[path]))
+            for own, path in self._place.items()
+        }
+        jit = jax.jit if self.placement is None else self.placement.jit
+        self._write = jit(functools.partial(_written, axes=self._axis), donate_argnums=0)
+
+    def __repr__(self) -> str:
+        """With the names."""
+        return f"AdapterPool({type(self.base).__name__}, capacity={self.capacity}: {some(self.names) or 'empty'})"
+
+    @property
+    def names(self) -> list[str]:
+        """The names of the adapters, in the order in which they came."""
+        return list(self._members)
+
+    @property
+    def resident(self) -> list[str]:
+        """Those that are on the device, the least recently used one first."""
+        return list(self._resident)
+
+    @property
+    def in_memory(self) -> list[str]:
+        """Those that are in host memory."""
+        return [name for name, member in self._members.items() if member.adapter is not None]
+
+    def __contains__(self, name: object) -> bool:
+        """Whether there is an adapter of this name."""
+        return name in self._members
+
+    def __getitem__(self, name: str) -> Adapter:
+        """The adapter of a name, read again if it is on disk only.
+
+        Raises:
+          InputError: there is none, or its folder is another adapter's now.
+        """
+        member = self._member(name)
+        if member.adapter is None:
+            assert member.folder is not None
+            adapter = load_adapter(member.folder)
+            if _digest(adapter) != member.digest:
+                raise InputError(
+                    f"adapter {name!r}: {member.folder} holds another adapter than when it was added; "
+                    "remove it and add it again"
+                )
+            member.adapter = adapter
+        self._recent[name] = None
+        self._recent.move_to_end(name)
+        self._forget()
+        return member.adapter
+
+    def _member(self, name: str) -> _Member:
+        if name not in self._members:
+            raise InputError(
+                f"there is no adapter {name!r}; there are {some(self.names) or 'none'}"
+            )
+        return self._members[name]
+
+    @takes(name=TEXT)
+    def add(self, name: str, adapter: Adapter | str | os.PathLike[str]) -> None:
+        """Adds an adapter of this base; it comes to the device when a batch names it.
+
+        Args:
+          name: of the adapter.
+          adapter: from `load_adapter`, or the folder of one or of a run.
+
+        Raises:
+          InputError: the name is taken, or the adapter is of another base, has no form with slots, or does
+            not fit the slots.
+        """
+        if name in self._members:
+            raise InputError(
+                f"there is an adapter {name!r} already; remove it first, or take another name"
+            )
+        folder = None if isinstance(adapter, Adapter) else adapter
+        loaded = adapter if isinstance(adapter, Adapter) else load_adapter(adapter)
+        where = f"adapter {name!r}"
+        self._check_base(loaded, where)
+        self._values(loaded, where)
+        method = to_json(loaded.method.to_json(), indent=None)
+        self._members[name] = _Member(method, loaded, folder, _digest(loaded))
+        self._recent[name] = None
+        self._forget()
+
+    def _check_base(self, adapter: Adapter, where: str) -> None:
+        if adapter.state:
+            raise InputError(
+                f"{where} has statistics of its own ({min(adapter.state)}), which have no form with slots"
+            )
+        if adapter.method.head != self.head:
+            raise InputError(
+                f"{where} has the head {adapter.method.head!r}, the pool {self.head!r}; a pool holds "
+                "adapters whose methods name the same"
+            )
+        if self.head not in self._bases:
+            self._bases[self.head] = list(accepted(self.base, adapter.method))
+        if adapter.base not in self._bases[self.head]:
+            raise InputError(
+                f"{where} was trained on another base: its fingerprint is {adapter.base[:12] or 'unknown'}, "
+                f"the pool's is {self._bases[self.head][0][:12]}"
+            )
+
+    def _values(self, adapter: Adapter, where: str) -> dict[str, np.ndarray]:
+        of_method = self._of_method(adapter.method, where)
+        values = places.slot_values(adapter, of_method, self._room, where)
+        return {self._place[own]: value for own, value in values.items()}
+
+    def _forget(self) -> None:
+        """Leaves the adapters to the disk that were not used for longest, where they are in a folder."""
+        for name in list(self._recent):
+            if len(self._recent) <= self._in_memory:
+                return
+            member = self._members[name]
+            if member.folder is not None:
+                member.adapter = None
+                del self._recent[name]
+
+    def remove(self, name: str) -> None:
+        """Takes an adapter out; its slot is free for another one.
+
+        Raises:
+          InputError: there is none of this name.
+        """
+        self._member(name)
+        del self._members[name]
+        self._recent.pop(name, None)
+        self._resident.pop(name, None)
+
+    def slots_of(
+        self, names: Sequence[str | None], in_use: Collection[str] = ()
+    ) -> Int[np.ndarray, " rows"]:
+        """The slots of a batch's adapters, which come to the device where they are not there.
+
+        Args:
+          names: of every row's adapter; None for the base.
+          in_use: adapters of earlier batches that must keep their slots.
+
+        Raises:
+          InputError: a name is unknown, or there are more different ones than slots.
+        """
+        wanted = list(dict.fromkeys(name for name in names if name is not None))
+        for name in wanted:
+            self._member(name)
+        kept = {*wanted, *in_use}
+        if len(kept) > self.capacity:
+            raise InputError(
+                f"the batch has {len(kept)} different adapters, and the pool room for {self.capacity}; "
+                "make it with a larger capacity, or divide the batch"
+            )
+        for name in wanted:
+            if name not in self._resident:
+                self._enter(name, kept)
+            self._resident.move_to_end(name)
+        found = [NO_ADAPTER if name is None else self._resident[name] for name in names]
+        return np.array(found, np.int32)
+
+    def _enter(self, name: str, kept: Collection[str]) -> None:
+        values = self._values(self[name], f"adapter {name!r}")
+        free = set(range(1, self.capacity + 1)) - set(self._resident.values())
+        if not free:
+            oldest = next(other for other in self._resident if other not in kept)
+            free = {self._resident.pop(oldest)}
+        slot = min(free)
+        self.slots = self._write(self.slots, values, jnp.int32(slot))
+        self._resident[name] = slot
+
+    def outputs(self, name: str) -> int | None:
+        """Width of an adapter's head: the last axis of its last leaf; None without one."""
+        widths = [
+            value.shape[-1] for path, value in self[name].values.items()
+            if self[name].groups.get(path) == partition.HEAD
+        ]  # fmt: skip
+        return min(widths) if widths else None
+
+    def compiled(
+        self, function: Callable[..., Any], *, tiles: bool = False
+    ) -> Callable[..., Any]:
+        """A function of a model as one program for all adapters, for batches whose rows name theirs.
+
+        Args:
+          function: of a model and arrays whose first axis is the rows.
+          tiles: see `route`.
+
+        Returns:
+          A function of the rows' adapters (names, or None for the base) and the arrays.
+        """
+
+        def run(slots: Params, frozen: Params, numbers: Array, *args: Any) -> Any:
+            model = self.model(slots, frozen)
+            route(model, numbers, tiles=tiles)
+            return function(model, *args)
+
+        program = jax.jit(run) if self.placement is None else self.placement.jit(run)
+
+        def of_names(names: Sequence[str | None], *args: Any) -> Any:
+            numbers = self.slots_of(names)
+            return program(self.slots, self.frozen, numbers, *args)
+
+        return of_names
+
+    def model(self, slots: Params | None = None, frozen: Params | None = None) -> nnx.Module:
+        """The model with slots; `route` has to say which ones a batch uses, before it is called.
+
+        Args:
+          slots: in place of the pool's, inside a program.
+          frozen: in place of the pool's, inside a program.
+        """
+        return partition.join(
+            self.structure,
+            self.slots if slots is None else slots,
+            self.frozen if frozen is None else frozen,
+        )
+
+
+def _stack(model: nnx.Module, path: str) -> tuple[int, ...]:
+    layer: Any = surgery.pretrained_modules(model)[path]
+    shape: tuple[int, ...] = layer.stack_shape()
+    return shape
+
+
+def _written(
+    slots: Params, values: Mapping[str, Array], slot: Array, *, axes: Mapping[str, int]
+) -> Params:
+    """The leaves with one slot's values replaced."""
+    return {
+        path: jax.lax.dynamic_update_index_in_dim(
+            leaf, values[path].astype(leaf.dtype), slot, axes[path]
+        )
+        for path, leaf in slots.items()
+    }
+
+
+def _digest(adapter: Adapter) -> str:
+    return of_arrays(adapter.values)

@@ -1,0 +1,152 @@
+"""Which slot of a pool every token uses, and how the tokens of one slot are brought together.
+
+A batch names a slot for each of its rows, or for each token where rows are packed. Each adapted layer
+multiplies its inputs by the factors of their slots. There are two ways for that:
+
+    rows    every row has one slot: its factors are gathered, and multiply the row
+    tiles   the tokens are sorted by slot into tiles of a few tokens, each of one slot; the factors of a
+            tile are gathered, and multiply the tile; the results go back to the tokens' places
+
+Both are products of a slot's own values with its own tokens: what is in one slot, a NaN too, reaches no
+other. (One product with all slots' factors side by side, and zeros for those of others, would: 0 x NaN.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Int, Num
+
+from lora_jax.errors import InputError
+from lora_jax.state import Temporary
+
+Slots = Int[Array, "rows"] | Int[Array, "rows length"]
+TILE = 32  # tokens of a tile
+
+
+class SlotNumbers(Temporary[Array]):
+    """Of the calls that follow: which slot of a pool each row, or tile, uses. Never a parameter."""
+
+
+class Route(NamedTuple):
+    """Which slots the first axes of activations use.
+
+    Attributes:
+      slots: of every row; with tiles, of every tile, (groups, tiles).
+      source: number of the token at each place of the tiles, (groups, tiles, size); places that no token
+        has repeat another one. None without tiles.
+      place: place in the tiles of every token, (groups, tokens); None without tiles.
+      lead: sizes of the axes of activations that are rows, or rows and tokens.
+    """
+
+    slots: Int[Array, "..."]
+    source: Int[Array, "groups tiles size"] | None
+    place: Int[Array, "groups tokens"] | None
+    lead: tuple[int, ...]
+
+    def of_tokens(self) -> Int[Array, "..."]:
+        """The slot of every row or token, in the shape `lead`."""
+        if self.source is None or self.place is None:
+            return self.slots
+        size = self.source.shape[-1]
+        slots = jnp.take_along_axis(self.slots, self.place // size, axis=1)
+        return slots.reshape(self.lead)
+
+    def apply(
+        self,
+        function: Callable[..., Array],
+        inputs: Num[Array, "..."],
+        *factors: Num[Array, "slots ..."],
+    ) -> Array:
+        """Calls a function of inputs and one slot's factors, for each part of the inputs with its own.
+
+        Args:
+          function: of (1, tokens, ...) inputs and the factors; it keeps the first two axes.
+          inputs: (*lead, ...).
+          factors: with an axis of slots in front.
+        """
+        self._check(inputs)
+        each = jax.vmap(lambda x, *own: function(x[None], *own)[0])
+        if self.source is None or self.place is None:
+            return each(inputs, *(factor[self.slots] for factor in factors))
+        groups, tiles, size = self.source.shape
+        rest = inputs.shape[len(self.lead) :]
+        tokens = inputs.reshape(groups, -1, *rest)
+        sorted_ = jax.vmap(lambda x, source: x[source])(tokens, self.source)
+        slots = self.slots.reshape(-1)
+        result = each(
+            sorted_.reshape(groups * tiles, size, *rest), *(factor[slots] for factor in factors)
+        )
+        result = result.reshape(groups, tiles * size, *result.shape[2:])
+        back = jax.vmap(lambda y, place: y[place])(result, self.place)
+        return back.reshape(*self.lead, *back.shape[2:])
+
+    def _check(self, inputs: Num[Array, "..."]) -> None:
+        if inputs.shape[: len(self.lead)] != self.lead:
+            raise InputError(
+                f"a layer with a pool gets inputs of shape {inputs.shape}, but the batch was routed as "
+                f"{self.lead}: its first axes must be the batch's. Layers that see one row per output are "
+                "named in the model's `per_output`, and get `outputs` (see lora_jax.pool.route)"
+            )
+
+
+def of_rows(slots: Int[Array, " rows"]) -> Route:
+    """The route of rows that have one slot each."""
+    return Route(slots, None, None, slots.shape)
+
+
+def of_tiles(slots: Slots, capacity: int, groups: int = 1, size: int = TILE) -> Route:
+    """The route of tokens, or rows, in tiles.
+
+    Args:
+      slots: of every row or token.
+      capacity: number of slots that there are.
+      groups: parts of the batch that are sorted by themselves: as many as a mesh splits it into.
+      size: tokens of a tile.
+
+    Raises:
+      ValueError: the groups do not divide the rows.
+    """
+    if slots.shape[0] % groups:
+        raise InputError(f"{groups} groups do not divide {slots.shape[0]} rows")
+    flat = slots.reshape(groups, -1)
+    count = flat.shape[1]
+    tiles = count // size + min(capacity, count)  # every slot may leave one tile in part unused
+
+    def sort(own: Int[Array, " tokens"]) -> tuple[Array, Array, Array]:
+        order = jnp.argsort(own, stable=True)
+        counts = jnp.bincount(own, length=capacity)
+        used = (counts + size - 1) // size
+        first_tile, first = jnp.cumsum(used) - used, jnp.cumsum(counts) - counts
+        by_order = own[order]
+        places = first_tile[by_order] * size + jnp.arange(count) - first[by_order]
+        place = jnp.zeros(count, jnp.int32).at[order].set(places.astype(jnp.int32))
+        source = jnp.zeros(tiles * size, jnp.int32).at[places].set(order.astype(jnp.int32))
+        numbers = jnp.searchsorted(jnp.cumsum(used), jnp.arange(tiles), side="right")
+        slots_of_tiles = jnp.minimum(numbers, capacity - 1).astype(jnp.int32)
+        return slots_of_tiles, source.reshape(tiles, size), place
+
+    return Route(*jax.vmap(sort)(flat), slots.shape)
+
+
+def packed_slots(
+    segments: Int[Array, "rows length"],
+    rows: Int[Array, " n"],
+    columns: Int[Array, " n"],
+    slots: Int[Array, " n"],
+) -> Int[Array, "rows length"]:
+    """The slot of every token of packed rows, in which each segment has an adapter of its own.
+
+    Args:
+      segments: number of every token's segment; 0 is padding, which gets slot 0.
+      rows: row of one token of each example.
+      columns: its column.
+      slots: of each example.
+    """
+    count = segments.shape[0] * segments.shape[1] + 1  # segments are numbered over all rows
+    numbers = jnp.asarray(segments)[rows, columns]
+    table = jnp.zeros(count, jnp.int32).at[numbers].set(jnp.asarray(slots, jnp.int32))
+    return table.at[0].set(0)[jnp.asarray(segments)]
