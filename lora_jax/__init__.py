@@ -35,6 +35,7 @@ from lora_jax.methods import (
     top_layers,
 )
 from lora_jax.partition import FROZEN, Rule, join, optimizer, parameters, split
+from lora_jax.pool import AdapterPool
 from lora_jax.quantisation.merging import merge_packed
 from lora_jax.quantisation.quantise import dequantise, quantise
 from lora_jax.saving import load, save
@@ -71,6 +72,7 @@ __all__ = [  # noqa: RUF022 - in groups
     "split",
     "trainable",
     # Adapter folders; several adapters by name
+    "AdapterPool",
     "AdapterSet",
     "attach",
     "base_parameters",

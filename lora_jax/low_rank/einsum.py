@@ -105,6 +105,12 @@ class EinsumKind(Kind):
             for letter in self._kept_letters()
         ]
 
+    def by_token(self) -> bool:
+        """Whether inputs (rows, tokens, ...) are treated token by token."""
+        letters_in, weight, letters_out = self._letters()
+        first = letters_in[:2]
+        return first == letters_out[:2] and not set(first) & set(weight)
+
     def low_rank_output(
         self, inputs: Num[Array, ...], a: Inexact[Array, ...], b: Inexact[Array, ...]
     ) -> Inexact[Array, ...]:

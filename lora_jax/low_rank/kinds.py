@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Inexact, Int, Num
 
 from lora_jax.errors import InputError
@@ -51,6 +52,10 @@ class DenseKind(Kind):
         """Roles of the axes of the kernel."""
         return Contraction(batch=(), inputs=(0,), outputs=(1,))
 
+    def by_token(self) -> bool:
+        """Whether inputs (rows, tokens, ...) are treated token by token."""
+        return True
+
     def low_rank_output(
         self,
         inputs: Float[Array, "... inputs"],
@@ -73,6 +78,11 @@ class GeneralKind(Kind):
         n_batch, n_in, n_out = self.axis_counts()
         axes = tuple(range(n_batch + n_in + n_out))
         return Contraction(axes[:n_batch], axes[n_batch : n_batch + n_in], axes[n_batch + n_in :])
+
+    def by_token(self) -> bool:
+        """Whether inputs (rows, tokens, ...) are treated token by token: the last axes are contracted."""
+        axes = np.atleast_1d(self.configured().axis)
+        return self.axis_counts()[0] == 0 and bool((axes < 0).all())
 
     def low_rank_output(
         self, inputs: Inexact[Array, ...], a: Inexact[Array, ...], b: Inexact[Array, ...]
@@ -102,6 +112,10 @@ class EmbedKind(Kind):
     def roles(self) -> Contraction:
         """Roles of the axes of the table."""
         return Contraction(batch=(), inputs=(0,), outputs=(1,))
+
+    def by_token(self) -> bool:
+        """Whether inputs (rows, tokens, ...) are treated token by token."""
+        return True
 
     def low_rank_output(
         self,

@@ -82,6 +82,10 @@ class LayerWithWeight:
             "to it what the layer does to its logits; see docs/layers.md"
         )
 
+    def by_token(self) -> bool:
+        """Whether inputs (rows, tokens, ...) are treated token by token, see `lora_jax.pool`."""
+        return False
+
     def check(self, settings: LoRASettings) -> None:
         """Raises ValueError if this layer, as it was configured, cannot be adapted in this way."""
 

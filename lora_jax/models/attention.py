@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+from collections.abc import Callable
 from typing import Literal
 
 import jax
@@ -76,6 +77,31 @@ def attend(
     weights = dropout(jax.nn.softmax(products, axis=-1), rate, key)
     mixed = jnp.einsum("bhgqk,bhkd->bhgqd", weights.astype(v.dtype), v)
     return jnp.moveaxis(mixed, 3, 1).reshape(len(q), length, -1, size)
+
+
+def kept_apart(
+    attention: Callable[..., Float[Array, "rows length heads size"]],
+    q: Float[Array, "rows length heads size"],
+    k: Float[Array, "rows length shared size"],
+    v: Float[Array, "rows length shared size"],
+    mask: Bool[Array, "#rows 1 length length"],
+) -> Float[Array, "rows length heads size"]:
+    """Attention in which a token that is not finite reaches only those that attend to it.
+
+    A weight of zero does not keep a NaN away: 0 x NaN is NaN. Where the examples of a row are of different
+    models (`lora_jax.pool`), that of one must not reach the others.
+
+    Args:
+      attention: of q, k, v and mask.
+      q: queries.
+      k: keys.
+      v: values.
+      mask: True where the token on the third axis attends to the token on the fourth.
+    """
+    finite = jnp.isfinite(k).all(axis=(2, 3)) & jnp.isfinite(v).all(axis=(2, 3))
+    k, v = (jnp.where(finite[:, :, None, None], x, 0) for x in (k, v))
+    reached = jnp.any(mask & ~finite[:, None, None, :], axis=-1)[:, 0, :, None, None]
+    return jnp.where(reached, jnp.nan, attention(q, k, v, mask))
 
 
 def _without_dropout(

@@ -100,9 +100,10 @@ class Attention(LlamaSublayer, AttentionSublayer):
         assert context.rotation is not None
         q, k, v = self._project(x, context.rotation)
         # The attention weights are recomputed in the backward pass, as in the encoder.
-        mixed = jax.checkpoint(attend, static_argnums=(4, 6, 7))(
-            q, k, v, context.mask, self.config.attention_dropout, keys[0], self.scores,
-            self.config.attention,
+        further = self.config.attention_dropout, keys[0], self.scores, self.config.attention
+        mixed = self.mixed(
+            lambda *parts: jax.checkpoint(attend, static_argnums=(4, 6, 7))(*parts, *further),
+            q, k, v, context.mask,
         )  # fmt: skip
         return self.residual(x, self._joined(mixed))
 

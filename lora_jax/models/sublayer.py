@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -9,6 +10,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from lora_jax.dropout import DropoutKey, split_key
+from lora_jax.models.attention import kept_apart
 from lora_jax.models.cache import Cache, KeysValues, LayerCache
 from lora_jax.models.rotary import Rotation
 from lora_jax.sharding.axes import constrain
@@ -77,7 +79,26 @@ class PostNorm(Sublayer):
 
 
 class AttentionSublayer(Sublayer):
-    """What a block calls its attention for; a model that does not decode defines only the call."""
+    """What a block calls its attention for; a model that does not decode defines only the call.
+
+    Attributes:
+      keeps_apart: whether rows are shared by examples of different adapters, see `kept_apart`.
+    """
+
+    keeps_apart: bool = False
+
+    def mixed(
+        self,
+        attention: Callable[..., Float[Array, "rows length heads size"]],
+        q: Float[Array, "rows length heads size"],
+        k: Float[Array, "rows length shared size"],
+        v: Float[Array, "rows length shared size"],
+        mask: Bool[Array, "#rows 1 length length"],
+    ) -> Float[Array, "rows length heads size"]:
+        """Calls an attention of q, k, v and mask."""
+        if self.keeps_apart:
+            return kept_apart(attention, q, k, v, mask)
+        return attention(q, k, v, mask)
 
     def __call__(
         self,

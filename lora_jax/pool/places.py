@@ -47,9 +47,7 @@ class PairSize:
                 f"one method adapts the table {path} for lookups only and another its logits too "
                 "(lookup_only); a pool takes adapters that do the same"
             )
-        return PairSize(
-            max(self.rank, other.rank), self.b_bias or other.b_bias, self.lookup_only
-        )
+        return PairSize(max(self.rank, other.rank), self.b_bias or other.b_bias, self.lookup_only)
 
 
 @dataclasses.dataclass(frozen=True)

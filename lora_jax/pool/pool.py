@@ -24,13 +24,13 @@ from lora_jax import partition, surgery
 from lora_jax.adapter_files import Adapter
 from lora_jax.adapters import load_adapter
 from lora_jax.arguments import MODEL, TEXT, takes
-from lora_jax.checks import integer
+from lora_jax.checks import Integer, integer
 from lora_jax.digests import of_arrays
 from lora_jax.errors import InputError
 from lora_jax.files import to_json
 from lora_jax.fingerprints import accepted
 from lora_jax.method import Method
-from lora_jax.partition import Params, Structure
+from lora_jax.partition import Params
 from lora_jax.patterns import some
 from lora_jax.pool import places
 from lora_jax.pool.routing import route
@@ -87,8 +87,8 @@ class AdapterPool:
         base: nnx.Module,
         methods: Sequence[Method],
         *,
-        capacity: int = 8,
-        in_memory: int = 1024,
+        capacity: Integer = 8,
+        in_memory: Integer = 1024,
         mesh: AnyMesh | None = None,
     ):
         """Makes an empty pool.
@@ -111,7 +111,9 @@ class AdapterPool:
                 "as it was before `insert`, or lora_jax.strip(model)"
             )
         if not methods:
-            raise InputError("a pool needs the methods of the adapters that it is to hold, at least one")
+            raise InputError(
+                "a pool needs the methods of the adapters that it is to hold, at least one"
+            )
         self.base = base
         self.capacity = integer("capacity", capacity, most=MOST_SLOTS)
         self._in_memory = integer("in_memory", in_memory)
@@ -150,7 +152,9 @@ class AdapterPool:
         self._axis: dict[str, int] = {}  # axis of the slots
         for path in params:
             module = next((m for m in heads if path.startswith(f"{m}/each/")), None)
-            layer = next((p for p in layers if path.startswith(f"{p}/lora/" if p else "lora/")), None)
+            layer = next(
+                (p for p in layers if path.startswith(f"{p}/lora/" if p else "lora/")), None
+            )
             if module is not None:
                 own, axis = path.replace(f"{module}/each/", f"{module}/", 1), 0
             elif layer is not None:
@@ -164,7 +168,7 @@ class AdapterPool:
             self.slots = self.placement.put(self.slots)
             self.frozen = self.placement.put(self.frozen)
         self._room = {
-            own: tuple(np.delete(self.slots[path].shape, self._axis[path]))
+            own: _without(self.slots[path].shape, self._axis[path])
             for own, path in self._place.items()
         }
         jit = jax.jit if self.placement is None else self.placement.jit
@@ -172,7 +176,8 @@ class AdapterPool:
 
     def __repr__(self) -> str:
         """With the names."""
-        return f"AdapterPool({type(self.base).__name__}, capacity={self.capacity}: {some(self.names) or 'empty'})"
+        held = some(self.names) or "empty"
+        return f"AdapterPool({type(self.base).__name__}, capacity={self.capacity}: {held})"
 
     @property
     def names(self) -> list[str]:
@@ -337,9 +342,7 @@ class AdapterPool:
         ]  # fmt: skip
         return min(widths) if widths else None
 
-    def compiled(
-        self, function: Callable[..., Any], *, tiles: bool = False
-    ) -> Callable[..., Any]:
+    def compiled(self, function: Callable[..., Any], *, tiles: bool = False) -> Callable[..., Any]:
         """A function of a model as one program for all adapters, for batches whose rows name theirs.
 
         Args:
@@ -381,6 +384,10 @@ def _stack(model: nnx.Module, path: str) -> tuple[int, ...]:
     layer: Any = surgery.pretrained_modules(model)[path]
     shape: tuple[int, ...] = layer.stack_shape()
     return shape
+
+
+def _without(shape: tuple[int, ...], axis: int) -> tuple[int, ...]:
+    return shape[:axis] + shape[axis + 1 :]
 
 
 def _written(

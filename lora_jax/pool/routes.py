@@ -18,12 +18,14 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Int, Num
 
 from lora_jax.errors import InputError
 from lora_jax.state import Temporary
 
-Slots = Int[Array, "rows"] | Int[Array, "rows length"]
+Numbers = Array | np.ndarray
+Slots = Int[Numbers, " rows"] | Int[Numbers, "rows length"]
 TILE = 32  # tokens of a tile
 
 
@@ -42,12 +44,12 @@ class Route(NamedTuple):
       lead: sizes of the axes of activations that are rows, or rows and tokens.
     """
 
-    slots: Int[Array, "..."]
+    slots: Int[Array, ...]
     source: Int[Array, "groups tiles size"] | None
     place: Int[Array, "groups tokens"] | None
     lead: tuple[int, ...]
 
-    def of_tokens(self) -> Int[Array, "..."]:
+    def of_tokens(self) -> Int[Array, ...]:
         """The slot of every row or token, in the shape `lead`."""
         if self.source is None or self.place is None:
             return self.slots
@@ -58,20 +60,23 @@ class Route(NamedTuple):
     def apply(
         self,
         function: Callable[..., Array],
-        inputs: Num[Array, "..."],
+        inputs: Num[Array, ...],
         *factors: Num[Array, "slots ..."],
     ) -> Array:
         """Calls a function of inputs and one slot's factors, for each part of the inputs with its own.
 
         Args:
-          function: of (1, tokens, ...) inputs and the factors; it keeps the first two axes.
+          function: of inputs as the layer takes them, of fewer rows or tokens, and of the factors.
           inputs: (*lead, ...).
           factors: with an axis of slots in front.
         """
         self._check(inputs)
-        each = jax.vmap(lambda x, *own: function(x[None], *own)[0])
+        of_one_row = jax.vmap(lambda x, *own: function(x[None], *own)[0])
         if self.source is None or self.place is None:
-            return each(inputs, *(factor[self.slots] for factor in factors))
+            result: Array = of_one_row(inputs, *(factor[self.slots] for factor in factors))
+            return result
+        of_tokens = len(self.lead) > 1
+        each = of_one_row if of_tokens else jax.vmap(function)
         groups, tiles, size = self.source.shape
         rest = inputs.shape[len(self.lead) :]
         tokens = inputs.reshape(groups, -1, *rest)
@@ -80,17 +85,28 @@ class Route(NamedTuple):
         result = each(
             sorted_.reshape(groups * tiles, size, *rest), *(factor[slots] for factor in factors)
         )
+        if result.shape[1:2] != (size,):
+            raise rows_not_first(result.shape)
         result = result.reshape(groups, tiles * size, *result.shape[2:])
         back = jax.vmap(lambda y, place: y[place])(result, self.place)
-        return back.reshape(*self.lead, *back.shape[2:])
+        whole: Array = back.reshape(*self.lead, *back.shape[2:])
+        return whole
 
-    def _check(self, inputs: Num[Array, "..."]) -> None:
+    def _check(self, inputs: Num[Array, ...]) -> None:
         if inputs.shape[: len(self.lead)] != self.lead:
             raise InputError(
                 f"a layer with a pool gets inputs of shape {inputs.shape}, but the batch was routed as "
                 f"{self.lead}: its first axes must be the batch's. Layers that see one row per output are "
                 "named in the model's `per_output`, and get `outputs` (see lora_jax.pool.route)"
             )
+
+
+def rows_not_first(shape: tuple[int, ...]) -> InputError:
+    """The error for a layer whose result has another axis in front of the rows."""
+    return InputError(
+        f"row by row a layer gives {shape}: a pool takes layers whose inputs and results have the batch's "
+        "rows as their first axis; leave the layer out"
+    )
 
 
 def of_rows(slots: Int[Array, " rows"]) -> Route:
@@ -112,7 +128,7 @@ def of_tiles(slots: Slots, capacity: int, groups: int = 1, size: int = TILE) -> 
     """
     if slots.shape[0] % groups:
         raise InputError(f"{groups} groups do not divide {slots.shape[0]} rows")
-    flat = slots.reshape(groups, -1)
+    flat = jnp.asarray(slots).reshape(groups, -1)
     count = flat.shape[1]
     tiles = count // size + min(capacity, count)  # every slot may leave one tile in part unused
 
@@ -133,10 +149,10 @@ def of_tiles(slots: Slots, capacity: int, groups: int = 1, size: int = TILE) -> 
 
 
 def packed_slots(
-    segments: Int[Array, "rows length"],
-    rows: Int[Array, " n"],
-    columns: Int[Array, " n"],
-    slots: Int[Array, " n"],
+    segments: Int[Numbers, "rows length"],
+    rows: Int[Numbers, " n"],
+    columns: Int[Numbers, " n"],
+    slots: Int[Numbers, " n"],
 ) -> Int[Array, "rows length"]:
     """The slot of every token of packed rows, in which each segment has an adapter of its own.
 

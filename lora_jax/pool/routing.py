@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Int
 
 from lora_jax.low_rank.layers import adapted_layers
+from lora_jax.models.sublayer import AttentionSublayer
 from lora_jax.pool.routes import Route, Slots, of_rows, of_tiles
-from lora_jax.pool.updates import PooledModule, PooledPair
+from lora_jax.pool.updates import PooledModule, PooledPair, Routed
 
 
 def route(
     model: nnx.Module,
     slots: Slots,
-    outputs: Int[Array, " n"] | None = None,
+    outputs: Int[Array | np.ndarray, " n"] | None = None,
     *,
     tiles: bool = False,
     groups: int = 1,
@@ -35,9 +37,7 @@ def route(
     if outputs is None and slots.ndim == 1:
         outputs = slots
     capacity = _slots_of(model)
-    of_batch = (
-        of_tiles(slots, capacity, groups) if tiles or slots.ndim > 1 else of_rows(slots)
-    )
+    of_batch = of_tiles(slots, capacity, groups) if tiles or slots.ndim > 1 else of_rows(slots)
     of_outputs = None if outputs is None else of_rows(jnp.asarray(outputs, jnp.int32))
     seen_per_output = tuple(f"{path}/" for path in _per_output(model))
     for path, layer in adapted_layers(model).items():
@@ -51,9 +51,11 @@ def route(
     for _, module in nnx.iter_modules(model):
         if isinstance(module, PooledModule):
             _set(module, of_outputs, ())
+        if isinstance(module, AttentionSublayer) and slots.ndim > 1:
+            module.keeps_apart = True
 
 
-def _set(module: PooledPair | PooledModule, found: Route | None, stack: tuple[int, ...]) -> None:
+def _set(module: Routed, found: Route | None, stack: tuple[int, ...]) -> None:
     if found is None:
         module.forget_route()
     else:

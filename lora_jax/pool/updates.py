@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -12,11 +14,12 @@ from jaxtyping import Array, Float, Inexact, Int, Num
 from lora_jax.errors import InputError
 from lora_jax.low_rank.updates import BaseCall, LowRankUpdate
 from lora_jax.low_rank.weights import WeightView
-from lora_jax.pool.routes import Route, SlotNumbers
+from lora_jax.pool.routes import Route, SlotNumbers, rows_not_first
 from lora_jax.sharding.layout import automatically, sharding_of
 from lora_jax.surgery import Inserted
 
 _ROUTED = ("slots", "source", "place")
+Product = Callable[..., Array]
 
 
 class Routed(Inserted):
@@ -116,35 +119,36 @@ class PooledPair(LowRankUpdate, Routed):
         return pair
 
     def low_rank_output(
-        self, weight: WeightView, inputs: Num[Array, "..."], outputs: Inexact[Array, "..."]
-    ) -> Inexact[Array, "..."]:
+        self, weight: WeightView, inputs: Num[Array, ...], outputs: Inexact[Array, ...]
+    ) -> Inexact[Array, ...]:
         """x A_s B_s for every token's slot s, in the type of the layer's outputs."""
         dtype, route = outputs.dtype, self.route()
-        a, b = self.a[...], self.b[...].astype(dtype)
-        product: Any = weight.low_rank_output
-        if weight.gathers:
-            route_of_rows, rows = _rows_of(route, inputs, a)
-            inputs, a = rows, jnp.zeros((a.shape[0], 0))  # the rows are there already
-
-            def product(x: Array, _: Array, b: Array) -> Array:
-                table = x.reshape(-1, x.shape[-1])
-                numbers = jnp.arange(len(table)).reshape(x.shape[:-1])
-                return weight.low_rank_output(numbers, table, b)
-
-            route = route_of_rows
-        else:
-            a, inputs = a.astype(dtype), inputs.astype(dtype)
-        factors = [a, b]
+        if len(route.lead) > 1 and not weight.layer.by_token():
+            raise InputError(
+                f"{type(weight.layer).__name__} is not known to treat every token by itself, as packed rows "
+                "of several adapters need; give every row one slot, or let its method by_token return True"
+            )
+        a, factors = self.a[...], [self.b[...].astype(dtype)]
         if hasattr(self, "b_bias"):
             factors.append(self.b_bias[...].astype(dtype))
+        product: Product = weight.low_rank_output
+        if weight.gathers:
+            inputs, product = _rows_of(route, inputs, a), functools.partial(_by_rows, weight)
+        else:
+            inputs, factors = inputs.astype(dtype), [a.astype(dtype), *factors]
 
-        def of_slot(x: Array, a: Array, b: Array, *bias: Array) -> Array:
-            y = product(x, a, b)
-            return y + weight.on_outputs(bias[0], y.ndim) if bias else y
+        def of_slot(x: Array, *own: Array) -> Array:
+            if not hasattr(self, "b_bias"):
+                return product(x, *own)
+            y = product(x, *own[:-1])
+            return y + weight.on_outputs(own[-1], y.ndim)
 
-        return automatically(
+        result: Array = automatically(
             lambda *arrays: route.apply(of_slot, *arrays), sharding_of(outputs), inputs, *factors
         )
+        if result.shape != outputs.shape:
+            raise rows_not_first(result.shape)
+        return result
 
     def attend(
         self, weight: WeightView, query: Float[Array, "... features"], base: BaseCall
@@ -160,26 +164,35 @@ class PooledPair(LowRankUpdate, Routed):
             sharding_of(logits), query.astype(logits.dtype), *factors,
         )  # fmt: skip
 
-    def scaled_product(self, weight: WeightView) -> Float[Array, "..."]:
+    def scaled_product(self, weight: WeightView) -> Float[Array, ...]:
         """Raises InputError: every slot has another one."""
         raise InputError(
             "a pool has as many updates as slots, and no merged weight; merge one adapter: "
             "lora_jax.merge(lora_jax.attach(base, adapter))"
         )
 
-    def bias_delta(self, weight: WeightView) -> Float[Array, "..."] | None:
+    def bias_delta(self, weight: WeightView) -> Float[Array, ...] | None:
         """None here; `low_rank_output` adds each slot's."""
         return None
 
 
 def _rows_of(
     route: Route, inputs: Int[Array, "..."], a: Float[Array, "slots rows rank"]
-) -> tuple[Route, Float[Array, "... rank"]]:
+) -> Float[Array, "... rank"]:
     """The rows of A for the numbers that a table gets, each of its token's slot."""
     slots = route.of_tokens()
     slots = slots.reshape(slots.shape + (1,) * (inputs.ndim - slots.ndim))
     numbers = jnp.zeros_like(inputs) if a.shape[1] == 1 else inputs
-    return route, a[slots, numbers]
+    return a[slots, numbers]
+
+
+def _by_rows(
+    weight: WeightView, rows: Float[Array, "... rank"], b: Float[Array, "rank features"]
+) -> Float[Array, "... features"]:
+    """What a table makes of rows of A that are found already."""
+    table = rows.reshape(-1, rows.shape[-1])
+    numbers = jnp.arange(len(table)).reshape(rows.shape[:-1])
+    return weight.low_rank_output(numbers, table, b)
 
 
 class PooledModule(Routed):
@@ -204,4 +217,5 @@ class PooledModule(Routed):
         every = jax.lax.map(lambda own: nnx.merge(graphdef, own)(x, *args, **kwargs), state)
         slots = route.of_tokens()
         numbers = jnp.arange(len(x))
-        return every[slots, numbers]
+        own: Array = every[slots, numbers]
+        return own

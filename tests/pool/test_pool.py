@@ -1,0 +1,222 @@
+"""A pool on small models: each row's result is that of its adapter alone, whatever else is there."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pool_adapters
+import pytest
+from flax import nnx
+from pool_adapters import TwoLayers, alone, call
+
+import lora_jax
+from lora_jax.adapters import load_adapter
+from lora_jax.errors import InputError
+from lora_jax.low_rank.layers import adapted_layers
+from lora_jax.pool import AdapterPool, route
+
+# Rows one after the other sum in another order than rows together: a few units in the last place.
+CLOSE = {"rtol": 2e-6, "atol": 2e-6}
+X = jnp.asarray(np.random.default_rng(0).standard_normal((6, 8)), jnp.float32)
+BOTH = lora_jax.lora(["first", "second"], rank=3, alpha=6)
+WIDE = lora_jax.lora("second", rank=2, alpha=1, scaling="alpha/sqrt(r)", b_bias=True)
+FIRST = lora_jax.lora("first", rank=5, alpha=5)
+METHODS = {"both": BOTH, "wide": WIDE, "first": FIRST}
+
+
+def run(model, x):
+    return model(x)
+
+
+@pytest.fixture(scope="module")
+def base():
+    return TwoLayers()
+
+
+@pytest.fixture(scope="module")
+def adapters(base):
+    return {
+        name: pool_adapters.adapter(base, method, seed)
+        for seed, (name, method) in enumerate(METHODS.items())
+    }
+
+
+@pytest.fixture
+def pool(base, adapters):
+    made = AdapterPool(base, list(METHODS.values()), capacity=3)
+    for name, adapter in adapters.items():
+        made.add(name, adapter)
+    return made
+
+
+def expected(base, adapters, names, x):
+    rows = []
+    for number, name in enumerate(names):
+        model = base if name is None else alone(base, adapters[name])
+        rows.append(call(run, model, x[number : number + 1])[0])
+    return np.stack(rows)
+
+
+@pytest.mark.parametrize("tiles", [False, True])
+@pytest.mark.parametrize("sequence", [(), (4,)])
+def test_every_row_has_its_own_adapter(base, adapters, pool, tiles, sequence):
+    names = ["first", None, "wide", "both", "first", "wide"]
+    x = jnp.broadcast_to(X.reshape(6, *[1] * len(sequence), 8), (6, *sequence, 8)) * 1.5
+    answer = pool.compiled(run, tiles=tiles)
+    np.testing.assert_allclose(answer(names, x), expected(base, adapters, names, x), **CLOSE)
+
+
+def test_the_base_is_exact(base, pool):
+    answer = pool.compiled(run)
+    np.testing.assert_array_equal(answer([None] * 6, X), call(run, base, X))
+
+
+@pytest.mark.parametrize("tiles", [False, True])
+def test_a_nan_stays_in_its_rows(base, adapters, tiles):
+    pool = AdapterPool(base, list(METHODS.values()), capacity=3)
+    for name, adapter in adapters.items():
+        pool.add(name, pool_adapters.with_nan(adapter) if name == "both" else adapter)
+    names = ["first", "both", None, "wide", "both", "first"]
+    found = np.asarray(pool.compiled(run, tiles=tiles)(names, X))
+    clean = [0, 2, 3, 5]
+    assert np.isnan(found[[1, 4]]).any(axis=1).all()
+    reference = expected(base, adapters, [names[i] for i in clean], X[np.array(clean)])
+    np.testing.assert_allclose(found[clean], reference, **CLOSE)
+
+
+def test_a_nan_in_a_row_stays_there(base, adapters, pool):
+    x = X.at[1].set(jnp.nan)
+    names = ["first", "both", "first", "wide", "both", None]
+    for tiles in (False, True):
+        found = np.asarray(pool.compiled(run, tiles=tiles)(names, x))
+        assert np.isnan(found[1]).all()
+        clean = [0, 2, 3, 4, 5]
+        reference = expected(base, adapters, [names[i] for i in clean], X[np.array(clean)])
+        np.testing.assert_allclose(found[clean], reference, **CLOSE)
+
+
+def test_a_hundred_adapters_pass_through_eight_slots(base):
+    """Without compiling: the function and the writing of a slot are one program each."""
+    pool = AdapterPool(base, [BOTH], capacity=8)
+    adapters = {f"t{i}": pool_adapters.adapter(base, BOTH, i) for i in range(100)}
+    for name, adapter in adapters.items():
+        pool.add(name, adapter)
+    traced = []
+    answer = pool.compiled(lambda model, x: (traced.append(1), model(x))[1])
+    for start in range(0, 100, 6):
+        names = [f"t{(start + i) % 100}" for i in range(6)]
+        reference = expected(base, adapters, names, X)
+        np.testing.assert_allclose(answer(names, X), reference, **CLOSE)
+    assert len(traced) == 1
+    assert pool._write._cache_size() == 1
+    assert len(pool.resident) == 8
+
+
+def test_the_least_recently_used_one_leaves(pool, base, adapters):
+    pool.add("fourth", pool_adapters.adapter(base, BOTH, 9))
+    pool.slots_of(["both", "wide", "first"])
+    pool.slots_of(["both"])
+    pool.slots_of(["fourth"])
+    assert pool.resident == ["first", "both", "fourth"]
+    first = pool.slots_of(["first"])
+    assert pool.slots_of(["wide"], in_use=["first", "fourth"]) != first
+    assert pool.resident == ["fourth", "first", "wide"]
+
+
+def test_adapters_on_disk_come_back(base, adapters, tmp_path):
+    pool = AdapterPool(base, list(METHODS.values()), capacity=2, in_memory=1)
+    for name, adapter in adapters.items():
+        adapter.save(tmp_path / name)
+        pool.add(name, tmp_path / name)
+    assert pool.in_memory == ["first"]
+    names = ["both", "both", "wide", "wide", "both", None]
+    answer = pool.compiled(run)
+    np.testing.assert_allclose(answer(names, X), expected(base, adapters, names, X), **CLOSE)
+    assert len(pool.in_memory) == 1
+    pool_adapters.adapter(base, FIRST, 77).save(tmp_path / "first")
+    with pytest.raises(InputError, match="another adapter than when it was added"):
+        pool.slots_of(["first"])
+
+
+def test_adapters_from_memory_are_not_forgotten(base, adapters):
+    pool = AdapterPool(base, list(METHODS.values()), capacity=2, in_memory=1)
+    for name, adapter in adapters.items():
+        pool.add(name, adapter)
+    assert pool.in_memory == list(METHODS)
+
+
+def test_a_removed_slot_is_free(base, pool):
+    pool.slots_of(["both", "wide", "first"])
+    pool.remove("wide")
+    assert "wide" not in pool and pool.names == ["both", "first"]
+    pool.add("wide", pool_adapters.adapter(base, BOTH, 5))
+    answer = pool.compiled(run)
+    found = answer(["wide"] * 6, X)
+    reference = call(run, alone(base, pool_adapters.adapter(base, BOTH, 5)), X)
+    np.testing.assert_allclose(found, reference, **CLOSE)
+    assert set(pool.resident) == {"both", "first", "wide"}
+
+
+def test_saved_adapters_and_runs_are_taken(base, adapters, tmp_path, pool):
+    adapters["both"].save(tmp_path / "run" / "adapter")
+    pool.add("again", tmp_path / "run")
+    np.testing.assert_array_equal(
+        pool["again"].values["first/lora/a"], load_adapter(tmp_path / "run").values["first/lora/a"]
+    )
+
+
+def test_too_many_in_a_batch(pool, base):
+    pool.add("fourth", pool_adapters.adapter(base, BOTH, 9))
+    before = pool.resident
+    with pytest.raises(InputError, match="4 different adapters, and the pool room for 3"):
+        pool.slots_of(pool.names)
+    assert pool.resident == before
+
+
+@pytest.mark.parametrize(
+    ("method", "message"),
+    [
+        (lora_jax.lora("first", rank=6), "room for \\(8, 5\\)"),
+        (lora_jax.lora("first", rank=2, magnitude=True), "DoRAUpdate"),
+        (lora_jax.lora("first", rank=2, bias="all"), "first/bias \\(bias\\)"),
+        (lora_jax.bitfit(), "\\(bias\\)"),
+        (lora_jax.full(), "no form with slots"),
+        (lora_jax.lora("first", rank=2, head="second/.*"), "'second/\\.\\*'"),
+    ],
+)
+def test_what_has_no_slot_is_refused(base, pool, method, message):
+    other = pool_adapters.adapter(base, method, 0)
+    with pytest.raises(InputError, match=message):
+        pool.add("other", other)
+    assert pool.names == list(METHODS)
+
+
+def test_other_mistakes(base, adapters, pool):
+    with pytest.raises(InputError, match="no adapter 'x'"):
+        pool.slots_of(["x"])
+    with pytest.raises(InputError, match="there is an adapter 'both' already"):
+        pool.add("both", adapters["both"])
+    with pytest.raises(InputError, match="trained on another base"):
+        pool.add("other", pool_adapters.adapter(TwoLayers(4), FIRST, 0))
+    with pytest.raises(InputError, match="must not be adapted"):
+        AdapterPool(alone(base, adapters["both"]), [BOTH])
+    with pytest.raises(InputError, match="at least one"):
+        AdapterPool(base, [])
+    for capacity in (0, -1, True, 10**9):
+        with pytest.raises(InputError, match="capacity"):
+            AdapterPool(base, [BOTH], capacity=capacity)
+    with pytest.raises(InputError, match="the batch does not say which ones it uses"):
+        pool.model()(X)
+    model = pool.model()
+    route(model, jnp.zeros(5, jnp.int32))
+    with pytest.raises(InputError, match="routed as \\(5,\\)"):
+        model(X)
+    with pytest.raises(InputError, match="no merged weight"):
+        lora_jax.merge(model)
+
+
+def test_the_base_is_left_alone(base, pool):
+    assert not adapted_layers(base)
+    assert adapted_layers(pool.model())
+    np.testing.assert_array_equal(
+        jax.tree.leaves(nnx.state(base))[0], jax.tree.leaves(nnx.state(TwoLayers()))[0]
+    )
