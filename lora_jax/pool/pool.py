@@ -227,12 +227,18 @@ class AdapterPool:
         return self._members[name]
 
     @takes(name=TEXT)
-    def add(self, name: str, adapter: Adapter | str | os.PathLike[str]) -> None:
+    def add(
+        self,
+        name: str,
+        adapter: Adapter | str | os.PathLike[str],
+        folder: str | os.PathLike[str] | None = None,
+    ) -> None:
         """Adds an adapter of this base; it comes to the device when a batch names it.
 
         Args:
           name: of the adapter.
           adapter: from `load_adapter`, or the folder of one or of a run.
+          folder: of an adapter that is loaded, where it can be read again.
 
         Raises:
           InputError: the name is taken, or the adapter is of another base, has no form with slots, or does
@@ -242,15 +248,18 @@ class AdapterPool:
             raise InputError(
                 f"there is an adapter {name!r} already; remove it first, or take another name"
             )
-        folder = None if isinstance(adapter, Adapter) else adapter
+        folder = folder if isinstance(adapter, Adapter) else adapter
         loaded = adapter if isinstance(adapter, Adapter) else load_adapter(adapter)
-        where = f"adapter {name!r}"
-        self._check_base(loaded, where)
-        self._values(loaded, where)
+        self.check(loaded, f"adapter {name!r}")
         method = to_json(loaded.method.to_json(), indent=None)
         self._members[name] = _Member(method, loaded, folder, _digest(loaded))
         self._recent[name] = None
         self._forget()
+
+    def check(self, adapter: Adapter, where: str = "the adapter") -> None:
+        """Raises InputError for an adapter that `add` would refuse."""
+        self._check_base(adapter, where)
+        self._values(adapter, where)
 
     def _check_base(self, adapter: Adapter, where: str) -> None:
         if adapter.state:
@@ -324,6 +333,16 @@ class AdapterPool:
         found = [NO_ADAPTER if name is None else self._resident[name] for name in names]
         return np.array(found, np.int32)
 
+    def ready(
+        self, names: Sequence[str | None], in_use: Collection[str] = ()
+    ) -> tuple[Params, Params, Int[np.ndarray, " rows"]]:
+        """What a program of several adapters takes: the leaves with slots, the others, and `slots_of`.
+
+        The leaves of an earlier batch are gone where an adapter has entered since.
+        """
+        numbers = self.slots_of(names, in_use)
+        return self.slots, self.frozen, numbers
+
     def _enter(self, name: str, kept: Collection[str]) -> None:
         values = self._values(self[name], f"adapter {name!r}")
         free = set(range(1, self.capacity + 1)) - set(self._resident.values())
@@ -361,8 +380,7 @@ class AdapterPool:
         program = jax.jit(run) if self.placement is None else self.placement.jit(run)
 
         def of_names(names: Sequence[str | None], *args: Any) -> Any:
-            numbers = self.slots_of(names)
-            return program(self.slots, self.frozen, numbers, *args)
+            return program(*self.ready(names), *args)
 
         return of_names
 

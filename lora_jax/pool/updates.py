@@ -177,7 +177,7 @@ class PooledPair(LowRankUpdate, Routed):
 
 
 def _rows_of(
-    route: Route, inputs: Int[Array, "..."], a: Float[Array, "slots rows rank"]
+    route: Route, inputs: Int[Array, ...], a: Float[Array, "slots rows rank"]
 ) -> Float[Array, "... rank"]:
     """The rows of A for the numbers that a table gets, each of its token's slot."""
     slots = route.of_tokens()

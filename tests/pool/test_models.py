@@ -82,8 +82,6 @@ def packed(seed=0, examples=9, longest=11):
 
 
 def run_packed(pool, names, inputs, rows, columns, outputs=None):
-    numbers = pool.slots_of(names)
-
     def run(slots, frozen, numbers):
         model = pool.model(slots, frozen)
         tokens = packed_slots(inputs.segments, *at, numbers)
@@ -92,7 +90,7 @@ def run_packed(pool, names, inputs, rows, columns, outputs=None):
         return model(inputs, rows, columns)
 
     at = (rows, columns) if outputs is None else outputs
-    return np.asarray(jax.jit(run)(pool.slots, pool.frozen, numbers))
+    return np.asarray(jax.jit(run)(*pool.ready(names)))
 
 
 # ---- classifiers ----------------------------------------------------------------------------------------

@@ -1,0 +1,1 @@
+"""Serving: requests for different adapters of one base, answered in one batch that never stops."""
