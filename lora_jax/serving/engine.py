@@ -228,9 +228,10 @@ class Engine:
         with self._lock:
             return sum(ticket is not None for ticket in self._running), len(self._queue)
 
-    def longest(self, request: Request) -> int:
-        """Tokens of the longest prompt that leaves room for a continuation of this length."""
-        return self.room - request.max_tokens - self._steps
+    @property
+    def spare(self) -> int:
+        """Tokens of the room that prompts and continuations cannot have: a call may go over their end."""
+        return self._steps
 
     def submit(self, request: Request, tell: Callable[[Ticket], None]) -> Ticket:
         """Takes a request.
@@ -243,10 +244,10 @@ class Engine:
           InputError: the adapter is unknown, or there is no room for the prompt and its continuation.
           QueueFullError: too many requests wait, or the engine is closing.
         """
-        if len(request.prompt) > self.longest(request):
+        if len(request.prompt) + request.max_tokens > self.room - self.spare:
             raise InputError(
                 f"a prompt of {len(request.prompt):,} tokens and {request.max_tokens:,} new ones do not fit "
-                f"the {self.room - self._steps:,} tokens of a conversation here"
+                f"the {self.room - self.spare:,} tokens of a conversation here"
             )
         with self._work:
             self._check_name(request.adapter)

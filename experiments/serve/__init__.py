@@ -1,0 +1,1 @@
+"""An HTTP server for a base and a folder of adapters."""
