@@ -62,6 +62,15 @@ class Ggml(Format):
         values: Array = LAYOUTS[self.kind].product(arrays, axis)
         return values
 
+    def largest(self, arrays: Mapping[str, np.ndarray]) -> Float[np.ndarray, "rows blocks"]:
+        """Magnitudes that no value of a block exceeds."""
+        most: np.ndarray = sum(
+            count * np.abs(arrays[name].astype(np.float64))
+            for name, count in zip(("scale", "least"), LAYOUTS[self.kind].most, strict=True)
+            if count
+        )
+        return most
+
     def from_blocks(self, raw: UInt8[np.ndarray, "rows blocks size"]) -> dict[str, np.ndarray]:
         """The arrays from the bytes of a file."""
         return layouts.fields(self.kind, raw)

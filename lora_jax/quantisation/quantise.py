@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jaxtyping import Float32
 
 from lora_jax import surgery
 from lora_jax.arguments import MODEL, takes
@@ -128,8 +129,34 @@ def pack_layer(layer: nnx.Module, format: Format, path: str) -> None:
                 f"{path}/{name} has {odd:,} of {variable.size:,} values that are not finite, which no packed "
                 "form holds: take the model's weights again, or leave the layer out (exclude)"
             )
-        fill(weight, arranged(weight, [format.pack(matrix) for matrix in values]))
+        fill(weight, packed_arrays(weight, values, f"{path}/{name}"))
     replace(layer, name, weight)
+
+
+def packed_arrays(
+    weight: PackedWeight, matrices: Sequence[Float32[np.ndarray, "rows inputs"]], what: str
+) -> dict[str, Any]:
+    """The arrays of a packed weight for its matrices, of which all are finite once they are unpacked.
+
+    Args:
+      weight: of shapes or not.
+      matrices: see `float_matrices`.
+      what: is packed, for messages.
+
+    Raises:
+      ValueError: values that are not finite, or too large for the form or the type of the weight.
+    """
+    packed = []
+    for matrix in matrices:
+        with np.errstate(over="ignore", invalid="ignore"):  # is found as infinity
+            packed.append(weight.format.pack(matrix))
+        if odd := weight.format.not_finite(packed[-1], weight.dtype):
+            raise InputError(
+                f"{what} has values that are not finite or too large for {weight.format} in {weight.dtype}: "
+                f"{odd:,} of {matrix.size:,} are infinite or NaN once they are packed. Pack it in nf4, whose "
+                "scales are float32, or keep it in floating-point numbers"
+            )
+    return arranged(weight, packed)
 
 
 def describe(layer: nnx.Module, format: Format, path: str) -> tuple[str, PackedWeight]:
@@ -162,6 +189,10 @@ def describe(layer: nnx.Module, format: Format, path: str) -> tuple[str, PackedW
         stack, roles = lora_layer.stack_shape(), lora_layer.roles()
         own = view.shape[len(stack) :]
         dtype, layout = str(lora_layer.weight_dtype()), lora_layer.layout()
+    if 0 in (shape := (*stack, *own)):
+        raise InputError(
+            f"{path} cannot be quantised: its weight of shape {shape} has no values. Leave it out (exclude)"
+        )
     weight = PackedWeight(format, roles, own, {}, table=form.gathers, dtype=dtype)
     set_shapes(weight, stack, layout, path)
     return form.weight, weight

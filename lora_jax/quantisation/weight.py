@@ -18,6 +18,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Float32, Int
 
+from lora_jax.errors import InputError
 from lora_jax.gguf.layouts import grouped
 from lora_jax.low_rank.contraction import Contraction, Shape
 from lora_jax.quantisation.formats import Extent, Format, Part
@@ -231,7 +232,17 @@ def arranged(weight: PackedWeight, matrices: Sequence[Mapping[str, np.ndarray]])
 
 
 def float_matrices(weight: PackedWeight, values: Any) -> list[Float32[np.ndarray, "rows inputs"]]:
-    """The matrices of a weight in floating-point numbers, one row for each output (or of the table)."""
+    """The matrices of a weight in floating-point numbers, one row for each output (or of the table).
+
+    Raises:
+      ValueError: the values are those of a function that is traced, and not known yet.
+    """
+    if isinstance(values, jax.core.Tracer):
+        raise InputError(
+            "weights are packed from their values, which a function inside jax.jit, nnx.eval_shape or "
+            "another transformation does not have yet: pack outside of it. A model in shapes is quantised as "
+            "such: lora_jax.quantise(nnx.eval_shape(make))"
+        )
     roles = weight.roles.stacked(len(weight.stack))
     batch, inputs, outputs = roles.sizes(weight.shape)
     ordered = np.transpose(np.asarray(values), roles.batch + roles.inputs + roles.outputs)

@@ -218,7 +218,44 @@ def test_what_cannot_be_quantised_is_refused(model):
     variables = dense.init(jax.random.key(0), jnp.ones((2, 64)))
     with pytest.raises(InputTypeError, match="is of Flax Linen"):
         lora_jax.quantise(lora_jax.linen.as_nnx(dense, variables, jnp.ones((2, 64))))
+    empty = nnx.Linear(64, 0, kernel_init=nnx.initializers.zeros, rngs=nnx.Rngs(0))
+    with pytest.raises(InputError, match=r"its weight of shape \(64, 0\) has no values"):
+        lora_jax.quantise(empty, nnx.Linear)
+    make = lambda: nnx.Linear(64, 8, rngs=nnx.Rngs(0))  # noqa: E731
+    pack = lambda layer: lora_jax.quantise(layer, nnx.Linear)  # noqa: E731
+    for traced in (lambda: nnx.eval_shape(lambda: pack(make())), lambda: nnx.jit(pack)(make())):
+        with pytest.raises(InputError, match=r"inside jax.jit, nnx.eval_shape .* pack outside"):
+            traced()
+    assert packed_weight(pack(nnx.eval_shape(make)))[1].is_abstract()
     broken = nnx.clone(model)
     broken.out.kernel[...] = broken.out.kernel[...].at[0, 0].set(jnp.nan)
     with pytest.raises(InputError, match="out/kernel has 1 of 8,192 values that are not finite"):
         lora_jax.quantise(broken, "out", "q8_0")
+
+
+@pytest.mark.parametrize(
+    ("form", "dtype", "value"),
+    [
+        *[(form, "float32", 1e7) for form in ("q4_0", "q4_1", "q5_0", "q5_1", "q8_0")],
+        ("int8", "float32", 1e37), ("q8_0", "float16", 65504),
+    ],
+)  # fmt: skip
+def test_values_that_packing_makes_infinite_are_refused(form, dtype, value):
+    """Where nf4 holds them, or they are a little smaller, all unpacked values are finite."""
+    layer = nnx.Linear(64, 32, rngs=nnx.Rngs(0), param_dtype=dtype)
+    layer.kernel[...] = layer.kernel[...].at[3, 5].set(value)
+    with pytest.raises(
+        InputError, match=rf"kernel has values .* too large for .* in {dtype}: \d+ of"
+    ):
+        lora_jax.quantise(layer, nnx.Linear, form)
+    for other, smaller in (("nf4", value), (form, value / 128)):
+        layer.kernel[...] = layer.kernel[...].at[3, 5].set(smaller)
+        plain = lora_jax.dequantise(lora_jax.quantise(layer, nnx.Linear, other))
+        assert plain.kernel.dtype == dtype and jnp.isfinite(plain.kernel[...]).all()
+
+
+def test_loftq_refuses_what_packing_makes_infinite(model):
+    large = nnx.clone(model)
+    large.out.kernel[...] = large.out.kernel[...].at[0, 0].set(1e7)
+    with pytest.raises(InputError, match="out/kernel has values that are not finite or too large"):
+        loftq(large, lora_jax.lora("out", rank=2), jax.random.key(0), "out", "q8_0")
