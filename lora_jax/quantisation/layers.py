@@ -39,10 +39,15 @@ class QuantisedTable(Quantised):
     def __call__(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         """The result of the original class, of a table that has the rows that are needed only."""
         name, weight = packed_weight(self)
-        indices = jnp.zeros_like(inputs) if weight.matrix[0] == 1 else jnp.asarray(inputs)
-        rows = weight.rows(indices.reshape(-1)).astype(weight.dtype)
-        few = twin(self, {name: nnx.Param(rows), "num_embeddings": len(rows)})
-        return few(jnp.arange(len(rows)).reshape(indices.shape), *args, **kwargs)
+        places = jnp.asarray(inputs)
+        needed = jnp.zeros(
+            1, int
+        )  # of a table with one row; of no inputs, and of such as are refused
+        if weight.matrix[0] > 1 and places.size and jnp.issubdtype(places.dtype, jnp.integer):
+            needed = places.reshape(-1)
+            places = jnp.arange(places.size).reshape(places.shape)
+        rows = weight.rows(needed).astype(weight.dtype)
+        return twin(self, {name: nnx.Param(rows)})(places, *args, **kwargs)
 
     def attend(self, query: Any, *args: Any, **kwargs: Any) -> Any:
         """The result of the original class."""

@@ -129,10 +129,13 @@ class PackedWeight(WeightModule):
         return self.format.unpack(self._in_blocks(arrays), 1)
 
     def rows(self, indices: Int[Array, "*shape"]) -> Float[Array, "*shape features"]:
-        """Rows of a table, unpacked alone."""
+        """Rows of a table, unpacked alone; NaN for numbers that it does not have, as of any table."""
         stored = self._in_blocks({name: part[...] for name, part in self.arrays().items()})
         arrays = self.format.without_matrix_parts(stored, 1)
-        chosen = {name: array[indices.reshape(-1)] for name, array in arrays.items()}
+        # Scales of other rows are NaN, and so are their products with any code.
+        chosen = {
+            name: jnp.take(array, indices.reshape(-1), axis=0) for name, array in arrays.items()
+        }
         return self.format.unpack(chosen, 1).reshape(*indices.shape, self.matrix[1])
 
     def _in_blocks(self, arrays: Mapping[str, Array]) -> dict[str, Array]:

@@ -259,3 +259,28 @@ def test_loftq_refuses_what_packing_makes_infinite(model):
     large.out.kernel[...] = large.out.kernel[...].at[0, 0].set(1e7)
     with pytest.raises(InputError, match="out/kernel has values that are not finite or too large"):
         loftq(large, lora_jax.lora("out", rank=2), jax.random.key(0), "out", "q8_0")
+
+
+IDS = {
+    "inside": [0, 3, 9], "outside": [10, 100, 2, -11], "from the end": [-1, -10],
+    "scalar": 3, "scalar outside": 10, "one": [4], "two axes": [[1, 2], [3, 4]],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("form", ["nf4", "int8", "q8_0", "q4_1"])
+@pytest.mark.parametrize("count", [1, 10])
+def test_rows_of_a_packed_table_are_those_of_the_unpacked_one(count, form):
+    table = nnx.Embed(count, 64, rngs=nnx.Rngs(0))
+    packed = lora_jax.quantise(table, nnx.Embed, form)
+    plain = lora_jax.dequantise(packed)
+    ids = [jnp.asarray(one) for one in IDS.values()]
+    for one in (*ids, jnp.int8(3), jnp.zeros(0, int), jnp.zeros((2, 0), int), np.arange(5)):
+        if count == 1 and not one.ndim:
+            continue  # which Flax's own table of one row has no answer to
+        expected = plain(one)
+        assert packed(one).shape == expected.shape and packed(one).dtype == expected.dtype
+        np.testing.assert_array_equal(packed(one), expected)  # NaN of both are equal
+    assert count == 1 or not jnp.isfinite(packed(jnp.asarray([10]))).any()
+    for wrong in (jnp.ones(2), jnp.ones(2, bool)):
+        with pytest.raises(ValueError, match="must be an integer"):
+            packed(wrong)
