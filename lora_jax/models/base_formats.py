@@ -23,7 +23,7 @@ from lora_jax.models.parts import FLOAT, STORED
 from lora_jax.models.tensors import Plan, Source
 from lora_jax.quantisation.formats import Format
 from lora_jax.quantisation.quantise import chosen_layers, describe, replace
-from lora_jax.quantisation.registry import FORMATS, format_of
+from lora_jax.quantisation.registry import FORMATS, format_of, name_of
 from lora_jax.quantisation.weight import PackedWeight, arranged
 
 
@@ -153,7 +153,7 @@ def _check_finite(
         return
     if files.format(name) != weight.format:
         raise files.error(
-            name, "values too large", f"values that {weight.format} holds in {weight.dtype}",
+            name, "values too large", f"values that {name_of(weight.format)} holds in {weight.dtype}",
             "Read it with base_format='float', or in a type of larger numbers (bfloat16, float32)",
         )  # fmt: skip
     found = f"values that are not finite, or too large for {weight.dtype}"

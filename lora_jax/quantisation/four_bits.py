@@ -75,7 +75,8 @@ class FourBits(Format):
 
     def largest(self, arrays: Mapping[str, np.ndarray]) -> Float[np.ndarray, "rows blocks"]:
         """Magnitudes that no value of a block exceeds: the scales, as no code stands for more than 1."""
-        return np.abs(scales_on_host(arrays))
+        most: np.ndarray = np.abs(scales_on_host(arrays))
+        return most
 
     def unpack(self, arrays: Mapping[str, Array], axis: int) -> Float[Array, ...]:
         """The values; see the base class."""

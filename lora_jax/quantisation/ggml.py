@@ -64,12 +64,9 @@ class Ggml(Format):
 
     def largest(self, arrays: Mapping[str, np.ndarray]) -> Float[np.ndarray, "rows blocks"]:
         """Magnitudes that no value of a block exceeds."""
-        most: np.ndarray = sum(
-            count * np.abs(arrays[name].astype(np.float64))
-            for name, count in zip(("scale", "least"), LAYOUTS[self.kind].most, strict=True)
-            if count
-        )
-        return most
+        scale, least = LAYOUTS[self.kind].most
+        most: np.ndarray = scale * np.abs(arrays["scale"].astype(np.float64))
+        return most + least * np.abs(arrays["least"].astype(np.float64)) if least else most
 
     def from_blocks(self, raw: UInt8[np.ndarray, "rows blocks size"]) -> dict[str, np.ndarray]:
         """The arrays from the bytes of a file."""

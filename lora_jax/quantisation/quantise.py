@@ -32,7 +32,7 @@ from lora_jax.quantisation.layers import (
     quantised_layers,
     unpack_layer,
 )
-from lora_jax.quantisation.registry import format_of
+from lora_jax.quantisation.registry import format_of, name_of
 from lora_jax.quantisation.weight import PackedWeight, arranged, float_matrices
 from lora_jax.sharding.layout import Layout
 
@@ -151,8 +151,9 @@ def packed_arrays(
         with np.errstate(over="ignore", invalid="ignore"):  # is found as infinity
             packed.append(weight.format.pack(matrix))
         if odd := weight.format.not_finite(packed[-1], weight.dtype):
+            form = f"{name_of(weight.format)} in {weight.dtype}"
             raise InputError(
-                f"{what} has values that are not finite or too large for {weight.format} in {weight.dtype}: "
+                f"{what} has values that are not finite or too large for {form}: "
                 f"{odd:,} of {matrix.size:,} are infinite or NaN once they are packed. Pack it in nf4, whose "
                 "scales are float32, or keep it in floating-point numbers"
             )

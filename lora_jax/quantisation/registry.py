@@ -35,3 +35,8 @@ def format_of(name: str | Format) -> Format:
             f"FourBits('nf4', block=128); got {brief(name)}"
         )
     return FORMATS[name]
+
+
+def name_of(form: Format) -> str:
+    """The name of a packed form, or what one writes for it."""
+    return next((name for name, other in FORMATS.items() if other == form), str(form))

@@ -1,5 +1,7 @@
 """Quantised layers against the same layers with the unpacked weight: outputs, gradients, merging, memory."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +11,7 @@ from flax import linen, nnx
 import lora_jax
 from lora_jax import partition
 from lora_jax.errors import InputError, InputTypeError
+from lora_jax.fingerprints import accepted
 from lora_jax.low_rank.layers import adapted_layers
 from lora_jax.methods.loftq import loftq
 from lora_jax.quantisation.ggml import Ggml
@@ -144,8 +147,60 @@ def test_an_adapter_goes_onto_its_packed_base_only(model, tmp_path):
     lora_jax.save(tmp_path / "adapter", trained, method, base=quantised)
     again = lora_jax.load(tmp_path / "adapter", quantised)
     np.testing.assert_array_equal(again(TOKENS), trained(TOKENS))
-    with pytest.raises(ValueError, match="another base"):
+    message = r"another base.*packed \(5 as q8_0\), this model has %s: pack it so first"
+    with pytest.raises(InputError, match=message % "none"):
         lora_jax.load(tmp_path / "adapter", model)
+    other = lora_jax.quantise(model, "all-linear", "q4_0")
+    with pytest.raises(InputError, match=message % r"5 as q4_0"):
+        lora_jax.load(tmp_path / "adapter", other)
+    moved = nnx.clone(quantised)
+    moved.out.kernel.scale[...] = 2 * moved.out.kernel.scale[...]
+    with pytest.raises(
+        InputError, match="Both have 5 as .* packed, so it was packed from other weights"
+    ):
+        lora_jax.load(tmp_path / "adapter", moved)
+    lora_jax.save(
+        tmp_path / "plain",
+        gradients(method.insert(model, jax.random.key(0)), method)[1],
+        method,
+        model,
+    )
+    with pytest.raises(InputError, match="This model has weights packed .* another base than in"):
+        lora_jax.load(tmp_path / "plain", quantised)
+
+
+@pytest.mark.parametrize("form", ["q8_0", "nf4", "nf4_single", "int8"])
+def test_every_bit_of_the_scales_is_in_the_fingerprint(form):
+    layer = nnx.Linear(256, 128, rngs=nnx.Rngs(0))
+    base = lora_jax.quantise(layer, nnx.Linear, form)
+    before = lora_jax.fingerprint(lora_jax.base_parameters(base))
+    weight = packed_weight(base)[1]
+    for name, part in weight.arrays().items():
+        if not jnp.issubdtype(part.dtype, jnp.floating):
+            continue
+        old = part[...]
+        bits = np.array(old).view(f"int{8 * old.dtype.itemsize}")
+        bits.reshape(-1)[0] ^= 1
+        part.set_value(jnp.asarray(bits.view(old.dtype)))
+        assert lora_jax.fingerprint(lora_jax.base_parameters(base)) != before, name
+        part.set_value(old)
+    assert lora_jax.fingerprint(lora_jax.base_parameters(base)) == before
+
+
+def test_the_earlier_fingerprint_of_a_packed_base_is_accepted(model, tmp_path):
+    """It rounded the scales to bfloat16; new folders get the exact one."""
+    base = lora_jax.quantise(model, "all-linear", "q8_0")
+    method = lora_jax.lora("out", rank=2)
+    earlier = lora_jax.fingerprint(lora_jax.parameters(base))
+    exact = lora_jax.fingerprint(lora_jax.base_parameters(base))
+    assert list(accepted(base, method)) == [exact, earlier]
+    assert len(list(accepted(model, method))) == 1
+    lora_jax.save(
+        tmp_path, gradients(method.insert(base, jax.random.key(0)), method)[1], method, base
+    )
+    adapter = lora_jax.load_adapter(tmp_path)
+    assert adapter.base == exact
+    lora_jax.attach(base, dataclasses.replace(adapter, base=earlier))
 
 
 def test_methods_that_would_train_packed_weights_are_refused(model):
