@@ -14,6 +14,7 @@ from lora_jax.errors import InputError, InputTypeError
 from lora_jax.fingerprints import accepted
 from lora_jax.low_rank.layers import adapted_layers
 from lora_jax.methods.loftq import loftq
+from lora_jax.models.gpt2 import GPT2, GPT2Config
 from lora_jax.quantisation.ggml import Ggml
 from lora_jax.quantisation.layers import is_quantised, packed_weight, quantised_layers
 from lora_jax.quantisation.quantise import errors
@@ -339,3 +340,29 @@ def test_rows_of_a_packed_table_are_those_of_the_unpacked_one(count, form):
     for wrong in (jnp.ones(2), jnp.ones(2, bool)):
         with pytest.raises(ValueError, match="must be an integer"):
             packed(wrong)
+
+
+def test_biases_are_added_to_packed_layers(model):
+    """One that has none gets one, as over the unpacked weights."""
+    base = lora_jax.quantise(nnx.Dict(a=nnx.Linear(64, 32, use_bias=False, rngs=nnx.Rngs(0))))
+    method = lora_jax.bitfit(add=True)
+    bias = jax.random.normal(jax.random.key(0), (32,))
+    outputs = []
+    for one in (base, lora_jax.dequantise(base)):
+        adapted = method.insert(one, jax.random.key(0))
+        assert {p for p, g in method.labels(adapted).items() if g == "bias"} == {"a/added/bias"}
+        adapted["a"].added.bias[...] = bias
+        outputs.append(adapted["a"](jnp.eye(64)))
+    np.testing.assert_allclose(*outputs, rtol=1e-6)
+    assert is_quantised(base["a"])
+
+
+def test_methods_that_need_a_table_say_that_it_is_packed():
+    """Its rows are no parameter that could be taken or replaced."""
+    sizes = GPT2Config(64, 1, 2, vocab_size=64, n_positions=32)
+    table = lora_jax.quantise(GPT2(sizes, nnx.Rngs(0)), "embeddings/token", "q8_0")
+    for method in (lora_jax.prefix_embed(2), lora_jax.token_rows({"embeddings/token": [1]})):
+        with pytest.raises(
+            InputTypeError, match="embeddings/token is quantised.* exclude.*in place of 'stored'"
+        ):
+            method.insert(table, jax.random.key(0))
