@@ -105,9 +105,9 @@ def refuse_packed(layer: nnx.Module, path: str, method: str) -> None:
     """
     if is_quantised(layer):
         raise InputTypeError(
-            f"{path} is quantised, and {method} needs its weight in floating-point numbers: leave it out when "
-            "the model is packed (lora_jax.quantise(..., exclude=...)), or read the model in a form that "
-            "leaves tables and heads as they are (model.base_format='nf4' in place of 'stored')"
+            f"{path} is quantised, and {method} needs its weight in floating-point numbers: leave it out "
+            "when the model is packed (lora_jax.quantise(..., exclude=...)), or read the model in a form "
+            "that leaves tables and heads as they are (model.base_format='nf4' in place of 'stored')"
         )
 
 

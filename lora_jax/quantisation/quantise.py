@@ -12,7 +12,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Float32
 
-from lora_jax import surgery
+from lora_jax import patterns, surgery
 from lora_jax.arguments import MODEL, takes
 from lora_jax.checks import floating
 from lora_jax.errors import InputError, InputTypeError
@@ -32,10 +32,11 @@ from lora_jax.quantisation.layers import (
     quantised_layers,
     unpack_layer,
 )
-from lora_jax.quantisation.registry import format_of, name_of
+from lora_jax.quantisation.registry import FORMATS, format_of, name_of
 from lora_jax.quantisation.weight import PackedWeight, arranged, float_matrices
 from lora_jax.sharding.layout import Layout
 
+_NO_LAYER = "only the weights of layers are packed, such as nnx.Linear, nnx.Einsum and nnx.Embed"
 _ANY = LoRASettings.from_arguments({"rank": 1, "alpha": 1.0}, "")
 
 
@@ -94,18 +95,28 @@ def chosen_layers(
       exclude: see `quantise`.
     """
     chosen: set[str] = set()
+    heads: list[str] = []
     for target in names.several(targets, "targets"):
-        found = names.matching(target, modules, "target")
+        if target in FORMATS and not patterns.paths_of(target, list(modules), "target"):
+            raise InputError(
+                f"the target {target!r} is the name of a form and of no layer; write format={target!r}"
+            )
+        found = names.matching(target, modules, "target", _NO_LAYER)
         if target == names.ALL_LINEAR:
-            found = [path for path in found if not names.is_head(path)]
+            heads = [path for path in found if names.is_head(path)]
+            found = [path for path in found if path not in heads]
         chosen.update(found)
     for target in names.several(exclude, "exclude"):
-        without = names.matching(target, modules, "exclude")
+        without = names.matching(target, modules, "exclude", _NO_LAYER)
         if not chosen.intersection(without):
             raise InputError(f"the exclude rule {target!r} excludes nothing that the targets name")
         chosen.difference_update(without)
     if not chosen:
-        raise InputError("no layer is left to quantise")
+        of_heads = (
+            f": {names.ALL_LINEAR!r} leaves heads out, and takes {patterns.some(heads)} for one by its name. "
+            "Name it as a target to pack it"
+        )
+        raise InputError(f"no layer is left to quantise{of_heads if heads else ''}")
     shared = shared_weights(modules)
     if odd := sorted(chosen & shared.keys()):
         raise InputError(f"{odd[0]} cannot be quantised: {shared[odd[0]]}")

@@ -18,7 +18,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Float32, Int
 
-from lora_jax.errors import InputError
+from lora_jax.errors import InputError, InputTypeError
 from lora_jax.gguf.layouts import grouped
 from lora_jax.low_rank.contraction import Contraction, Shape
 from lora_jax.quantisation.formats import Extent, Format, Part
@@ -107,6 +107,13 @@ class PackedWeight(WeightModule):
     def is_abstract(self) -> bool:
         """Whether the arrays are shapes without values."""
         return isinstance(self.arrays()["codes"].get_raw_value(), jax.ShapeDtypeStruct)
+
+    def __getitem__(self, _: Any) -> Any:
+        """Raises InputTypeError: single values are not stored."""
+        raise InputTypeError(
+            f"this weight is packed ({self.format}) and has no values to index: layer.kernel.values() "
+            "unpacks all of them (embedding.values() of a table), lora_jax.dequantise(model) those of a model"
+        )
 
     def values(self) -> Float[Array, ...]:
         """The values in float32, in the shape of the weight that it stands for."""

@@ -206,7 +206,9 @@ def test_the_earlier_fingerprint_of_a_packed_base_is_accepted(model, tmp_path):
 
 def test_methods_that_would_train_packed_weights_are_refused(model):
     quantised = lora_jax.quantise(model, "all-linear", "q8_0")
-    with pytest.raises(InputError, match="kernel is quantised and would train in the group 'base'"):
+    with pytest.raises(
+        InputError, match="kernel is quantised, and the method would train it.* exclude="
+    ):
         lora_jax.full().labels(lora_jax.full().insert(quantised, jax.random.key(0)))
 
 
@@ -270,6 +272,22 @@ def test_what_cannot_be_quantised_is_refused(model):
             lora_jax.dequantise(quantised, dtype)
         with pytest.raises(InputError, match="dtype must be a floating-point type"):
             lora_jax.merge(adapted, dtype)
+    with pytest.raises(InputTypeError, match=r"packed \(Ggml.*kernel\.values\(\) unpacks"):
+        quantised.out.kernel[...]
+    with pytest.raises(InputError, match=r"write format='nf4'"):
+        lora_jax.quantise(model, "nf4")
+    for name, meant in (("NF4", "nf4"), ("q8", "q8_0"), ("Q4_1", "q4_1")):
+        with pytest.raises(InputError, match=rf"got '{name}', did you mean '{meant}'"):
+            lora_jax.quantise(model, "out", name)
+    bare = nnx.Dict(w=nnx.Param(jnp.ones((64, 8))), head=nnx.Linear(64, 4, rngs=nnx.Rngs(0)))
+    with pytest.raises(
+        InputError, match=r"'w' names parameters \(w\) and no layer; only the weights"
+    ):
+        lora_jax.quantise(bare, "w")
+    with pytest.raises(InputError, match="no layer is left .* takes head for one by its name"):
+        lora_jax.quantise(bare)
+    with pytest.raises(InputError, match=r"'x' matches no path.*Nearest paths:\n  head$"):
+        lora_jax.quantise(bare, "x")
     dense = linen.Dense(8)
     variables = dense.init(jax.random.key(0), jnp.ones((2, 64)))
     with pytest.raises(InputTypeError, match="is of Flax Linen"):
