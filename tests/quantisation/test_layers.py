@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 from flax import linen, nnx
 
@@ -384,3 +385,22 @@ def test_methods_that_need_a_table_say_that_it_is_packed():
             InputTypeError, match="embeddings/token is quantised.* exclude.*in place of 'stored'"
         ):
             method.insert(table, jax.random.key(0))
+
+
+def test_a_packed_base_of_an_own_model_is_kept_with_orbax(model, tmp_path):
+    """As docs/quantised.md has it, of a base that LoftQ made for its factors."""
+    method = lora_jax.lora("out", rank=4)
+    adapted = loftq(model, method, jax.random.key(0), "out", "nf4", steps=3)
+    base = lora_jax.strip(adapted)
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(tmp_path / "base", nnx.state(base))
+    lora_jax.save(tmp_path / "adapter", adapted, method, base)
+
+    abstract = lora_jax.quantise(nnx.eval_shape(lambda: Model(nnx.Rngs(0))), "out", "nf4")
+    structure, shapes = nnx.split(abstract)
+    with ocp.StandardCheckpointer() as checkpointer:
+        again = nnx.merge(structure, checkpointer.restore(tmp_path / "base", shapes))
+    loaded = lora_jax.load(tmp_path / "adapter", again)
+    np.testing.assert_array_equal(loaded(TOKENS), adapted(TOKENS))
+    with pytest.raises(InputError, match="packed anew for its factors"):
+        lora_jax.load(tmp_path / "adapter", lora_jax.quantise(model, "out", "nf4"))
