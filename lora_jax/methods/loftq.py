@@ -27,7 +27,8 @@ from lora_jax.method import Method
 from lora_jax.partition import Params, parameters
 from lora_jax.quantisation.formats import Format
 from lora_jax.quantisation.layers import is_quantised, packed_weight
-from lora_jax.quantisation.quantise import fill, packed_arrays, quantise
+from lora_jax.quantisation.packing import fill, packed_arrays
+from lora_jax.quantisation.quantise import quantise
 from lora_jax.quantisation.weight import float_matrices
 
 

@@ -108,9 +108,8 @@ class FourBitMatrix(PackedMatrix):
         codes = np.stack([packed >> 4, packed & 15], axis=-1).reshape(-1)[:count]
         values = BOOKS[self.format.code][codes]
         scales = np.repeat(scales_on_host(parts), self.format.block)[:count]
-        with np.errstate(
-            over="ignore", invalid="ignore"
-        ):  # who reads the values looks for infinity
+        # Who reads the values looks for infinity.
+        with np.errstate(over="ignore", invalid="ignore"):
             values *= scales
             rounded = values.astype(jnp.dtype(self.dtype)).astype(np.float32)
         return rounded.reshape(self.rows, self.inputs)

@@ -17,7 +17,7 @@ from lora_jax.low_rank.merge import add_to_bias, is_mergeable, merge, merged_val
 from lora_jax.quantisation.formats import Format
 from lora_jax.quantisation.layers import packed_weight, quantised_layers, unpack_layer
 from lora_jax.quantisation.measured import Measured, measured
-from lora_jax.quantisation.quantise import fill, packed_arrays, set_shapes
+from lora_jax.quantisation.packing import fill, packed_arrays, set_shapes
 from lora_jax.quantisation.registry import format_of
 from lora_jax.quantisation.weight import PackedWeight, float_matrices
 

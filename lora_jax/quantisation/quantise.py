@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Float32
 
 from lora_jax import patterns, surgery
 from lora_jax.arguments import MODEL, takes
@@ -18,7 +17,6 @@ from lora_jax.checks import floating
 from lora_jax.errors import InputError, InputTypeError
 from lora_jax.low_rank import limits
 from lora_jax.low_rank import targets as names
-from lora_jax.low_rank.contraction import Shape
 from lora_jax.low_rank.layers import lora_layer_of
 from lora_jax.low_rank.lora_layer import LoRALayer
 from lora_jax.low_rank.settings import LoRASettings
@@ -32,9 +30,9 @@ from lora_jax.quantisation.layers import (
     quantised_layers,
     unpack_layer,
 )
-from lora_jax.quantisation.registry import FORMATS, format_of, name_of
-from lora_jax.quantisation.weight import PackedWeight, arranged, float_matrices
-from lora_jax.sharding.layout import Layout
+from lora_jax.quantisation.packing import fill, packed_arrays, set_shapes
+from lora_jax.quantisation.registry import FORMATS, format_of
+from lora_jax.quantisation.weight import PackedWeight, float_matrices
 
 _NO_LAYER = "only the weights of layers are packed, such as nnx.Linear, nnx.Einsum and nnx.Embed"
 _ANY = LoRASettings.from_arguments({"rank": 1, "alpha": 1.0}, "")
@@ -144,33 +142,6 @@ def pack_layer(layer: nnx.Module, format: Format, path: str) -> None:
     replace(layer, name, weight)
 
 
-def packed_arrays(
-    weight: PackedWeight, matrices: Sequence[Float32[np.ndarray, "rows inputs"]], what: str
-) -> dict[str, Any]:
-    """The arrays of a packed weight for its matrices, of which all are finite once they are unpacked.
-
-    Args:
-      weight: of shapes or not.
-      matrices: see `float_matrices`.
-      what: is packed, for messages.
-
-    Raises:
-      ValueError: values that are not finite, or too large for the form or the type of the weight.
-    """
-    packed = []
-    for matrix in matrices:
-        with np.errstate(over="ignore", invalid="ignore"):  # is found as infinity
-            packed.append(weight.format.pack(matrix))
-        if odd := weight.format.not_finite(packed[-1], weight.dtype):
-            form = f"{name_of(weight.format)} in {weight.dtype}"
-            raise InputError(
-                f"{what} has values that are not finite or too large for {form}: "
-                f"{odd:,} of {matrix.size:,} are infinite or NaN once they are packed. Pack it in nf4, whose "
-                "scales are float32, or keep it in floating-point numbers"
-            )
-    return arranged(weight, packed)
-
-
 def describe(layer: nnx.Module, format: Format, path: str) -> tuple[str, PackedWeight]:
     """The name of a layer's weight, and the packed weight that takes its place.
 
@@ -210,37 +181,6 @@ def describe(layer: nnx.Module, format: Format, path: str) -> tuple[str, PackedW
     return form.weight, weight
 
 
-def set_shapes(weight: PackedWeight, stack: Shape, layout: Layout, path: str) -> None:
-    """Gives a packed weight its arrays as shapes, in place.
-
-    Args:
-      weight: without arrays.
-      stack: sizes of the axes of a stack of layers.
-      layout: of the weight that it stands for.
-      path: of the layer, for messages.
-
-    Raises:
-      ValueError: blocks do not divide the inputs.
-    """
-    try:
-        parts = weight.format.parts(weight.matrix[1])
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from error
-    for name, part in parts.items():
-        shape = jax.ShapeDtypeStruct((*stack, *weight.arranged_shape(part)), part.dtype)
-        weight.set_array(name, shape)
-    weight.lay_out(layout)
-
-
-def fill(weight: PackedWeight, arrays: Mapping[str, np.ndarray]) -> None:
-    """Puts arrays into a packed weight of shapes, in place, split over a mesh as its layout says."""
-    layout = weight.layout()
-    for name, part in weight.arrays().items():
-        part.set_value(jnp.asarray(arrays[name]))
-    if layout.sharding is not None:
-        weight.lay_out(layout)
-
-
 def replace(layer: nnx.Module, name: str, weight: PackedWeight) -> None:
     """Puts a packed weight in the place of a layer's own, in place."""
     kind = quantised_class(type(layer))
@@ -260,7 +200,8 @@ def dequantise(model: nnx.Module, dtype: Any = None) -> nnx.Module:
       dtype: of those weights; None for the type that each had.
 
     Raises:
-      ValueError: no layer is quantised, a method is inserted, or `dtype` is of other numbers.
+      ValueError: no layer is quantised, a method is inserted, or `dtype` is of other numbers or cannot
+        hold the values.
     """
     dtype = floating("dtype", dtype)
     if (path := surgery.changed_module(model)) is not None:
@@ -273,9 +214,14 @@ def dequantise(model: nnx.Module, dtype: Any = None) -> nnx.Module:
         raise InputError(
             "the model has no quantised layer: its weights are floating-point numbers already"
         )
-    for layer in layers.values():
+    for path, layer in layers.items():
         weight = packed_weight(layer)[1]
-        unpack_layer(layer, weight.values().astype(weight.dtype if dtype is None else dtype))
+        values = weight.values().astype(weight.dtype if dtype is None else dtype)
+        if not isinstance(values, jax.core.Tracer) and not jnp.isfinite(values).all():
+            raise InputError(
+                f"{path or 'the model'} has values that {values.dtype} cannot hold; take bfloat16 or float32"
+            )
+        unpack_layer(layer, values)
     surgery.undivide(result)
     return result
 

@@ -327,6 +327,9 @@ def test_values_that_packing_makes_infinite_are_refused(form, dtype, value):
         layer.kernel[...] = layer.kernel[...].at[3, 5].set(smaller)
         plain = lora_jax.dequantise(lora_jax.quantise(layer, nnx.Linear, other))
         assert plain.kernel.dtype == dtype and jnp.isfinite(plain.kernel[...]).all()
+    layer = nnx.Linear(64, 32, kernel_init=nnx.initializers.constant(1e5), rngs=nnx.Rngs(0))
+    with pytest.raises(InputError, match="has values that float16 cannot hold"):
+        lora_jax.dequantise(lora_jax.quantise(layer, nnx.Linear), "float16")
 
 
 def test_loftq_refuses_what_packing_makes_infinite(model):
