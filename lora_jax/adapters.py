@@ -32,6 +32,7 @@ from lora_jax.fingerprints import accepted
 from lora_jax.fingerprints import base_parameters as base_parameters
 from lora_jax.fingerprints import fingerprint as fingerprint
 from lora_jax.partition import Params
+from lora_jax.quantisation.described import PACKED, difference, packing
 from lora_jax.sharding.placement import gather
 
 _ADAPTER = Kind((Adapter,), "an Adapter, from lora_jax.load_adapter(folder)")
@@ -43,6 +44,8 @@ def apply_adapter(
     base: str,
     where: str = "the adapter",
     frozen: Mapping[str, Any] | None = None,
+    *,
+    packed: str = "",
 ) -> Params:
     """Returns `trainable` with every leaf replaced by the adapter's, strictly.
 
@@ -55,6 +58,7 @@ def apply_adapter(
       base: fingerprint of that model's base.
       where: name of the adapter, for messages.
       frozen: the frozen leaves of the model, to which the adapter's statistics must fit.
+      packed: what of the model is packed, see `quantisation.described`, for messages.
 
     Raises:
       ValueError: another or an unknown base, or leaves missing, extra or of another shape.
@@ -66,12 +70,13 @@ def apply_adapter(
             "code: dataclasses.replace(adapter, base=fingerprint)"
         )
     if adapter.base != base:
+        of_packing = difference(adapter.notes.get(PACKED), packed)
         model = adapter.notes.get("model", "unknown")
         raise InputError(
             f"{where} was trained on another base: its fingerprint is {adapter.base[:12]}, the "
             f"model's is {base[:12]}. Load the base it names ({str(model)[:80]}), "
             "as it was before training; its parameters and statistics make a base, and the leaves of "
-            "a task head (`head` of the method) are not of it"
+            f"a task head (`head` of the method) are not of it. {of_packing}"
         )
     there = {**adapter.values, **adapter.state}
     state = {path: leaf for path, leaf in (frozen or {}).items() if path in adapter.state}
@@ -117,7 +122,8 @@ def attach(
         inserted = adapter.method.insert(model, jax.random.key(0))
         labels = adapter.method.labels(inserted)
     structure, trainable, frozen = partition.split(inserted, labels)
-    values = apply_adapter(adapter, trainable, base, where, frozen)
+    packed = packing(model)
+    values = apply_adapter(adapter, trainable, base, where, frozen, packed=packed)
     return partition.join(structure, values, frozen)
 
 

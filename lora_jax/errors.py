@@ -143,8 +143,15 @@ def brief(value: object, length: int = 80) -> str:
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """For a message: `, did you mean 'rank'?`, or "" if none of the known names is like this one."""
-    near = difflib.get_close_matches(name, list(known), n=1)
-    return f", did you mean {near[0]!r}?" if near else ""
+    near = nearest_name(name, known)
+    return f", did you mean {near!r}?" if near else ""
+
+
+def nearest_name(name: str, known: Iterable[str]) -> str:
+    """The known name that is most like this one, in large or small letters; "" if none is like it."""
+    by_letters = {one.lower(): one for one in known}
+    near = difflib.get_close_matches(name[:100].lower(), list(by_letters), n=1)
+    return by_letters[near[0]] if near else ""
 
 
 def _short(text: str, length: int = 160) -> str:

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -16,8 +17,9 @@ from lora_jax.errors import InputError
 from lora_jax.expressions import Expression
 from lora_jax.method import Method
 from lora_jax.partition import Params
+from lora_jax.quantisation.weight import PackedPart
 from lora_jax.sharding.placement import gather
-from lora_jax.state import values
+from lora_jax.state import leaves, values
 
 
 @takes(params=BY_PATH)
@@ -50,7 +52,8 @@ def rounded(value: Any, dtype: DTypeLike = jnp.bfloat16) -> np.ndarray:
 def base_parameters(model: nnx.Module, head: str | None = None) -> Params:
     """What makes a model, before a method is inserted, the base that it is.
 
-    Its parameters and statistics (see `state`), without the head's.
+    Its parameters and statistics (see `state`), without the head's. Packed weights are told apart exactly:
+    their scales are here as the integers that have their bits, which `fingerprint` does not round.
 
     Args:
       model: pre-trained.
@@ -66,26 +69,39 @@ def base_parameters(model: nnx.Module, head: str | None = None) -> Params:
                 f"the Variable {path} holds a {type(value).__name__}; a base is made of arrays: give "
                 "every array a Variable of its own"
             )
-    return _without(params, head)
+    return _without({**params, **_bits_of_scales(model)}, head)
+
+
+def _bits_of_scales(model: nnx.Module) -> Params:
+    """The floating-point arrays of packed weights as integers, by path."""
+    return {
+        path: value.view(f"int{8 * value.dtype.itemsize}")
+        for path, leaf in leaves(model).items()
+        if isinstance(leaf, PackedPart)
+        and not isinstance(value := leaf.get_raw_value(), jax.ShapeDtypeStruct)
+        and jnp.issubdtype(value.dtype, jnp.floating)
+    }
 
 
 def accepted(model: nnx.Module, method: Method, head: str | None = None) -> Iterator[str]:
     """Fingerprints under which adapter folders may name this base.
 
-    The first is the one that new folders get. Others are those of earlier versions: they covered
-    parameters only, and the head's too where nobody named it.
+    The first is the one that new folders get. Others are those of earlier versions: they rounded the
+    scales of packed weights, they covered parameters only, and the head's too where nobody named it.
 
     Args:
       model: pre-trained.
       method: of the adapter; it names the head.
       head: regular expression for the paths of the head's leaves, in place of the method's.
     """
-    seen: list[set[str]] = []
+    seen: list[dict[str, Any]] = []
+    rounded_scales = values(model, "parameter", "statistic")
     for pattern in (method.head, None) if head is None else (head,):
-        for kept in (base_parameters(model), values(model, "parameter")):
+        for kept in (base_parameters(model), rounded_scales, values(model, "parameter")):
             params = _without(kept, pattern)
-            if set(params) not in seen:
-                seen.append(set(params))
+            types = {path: np.dtype(value.dtype) for path, value in params.items()}
+            if types not in seen:
+                seen.append(types)
                 yield fingerprint(params)
 
 

@@ -207,11 +207,13 @@ def _refuse_packed(adapted: nnx.Module, labels: Labels) -> None:
     """A packed weight is of integers and their scales."""
     for path, leaf in leaves(adapted).items():
         if isinstance(leaf, PackedPart) and labels[path] != partition.FROZEN:
+            weight = path.rpartition("/")[0]
+            layer = weight.rpartition("/")[0]
             raise InputError(
-                f"{path.rpartition('/')[0]} is quantised and would train in the group {labels[path]!r}; a "
-                "packed weight stays as it is. Take a method that inserts something (lora), or train the "
-                "model in floating-point numbers: lora_jax.dequantise(model), or in a config "
-                "model.base_format='float'"
+                f"{weight} is quantised, and the method would train it; a packed weight stays as it is. "
+                f"Leave the layer as it is, lora_jax.quantise(model, exclude={layer!r}), take a method that "
+                "inserts something (lora), or train the whole model in floating-point numbers: "
+                "lora_jax.dequantise(model), or in a config model.base_format='float'"
             )
 
 

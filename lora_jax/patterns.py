@@ -32,7 +32,8 @@ def nearest(pattern: str, paths: Sequence[str], count: int = 5) -> list[str]:
         of_parts = [best(part) for part in path.split("/")]
         return sum(max(ratios[i] for ratios in of_parts) for i in range(len(words)))
 
-    return sorted(paths, key=lambda path: (-likeness(path), -len(path)))[:count]
+    named = filter(None, paths)  # the model itself has no name
+    return sorted(named, key=lambda path: (-likeness(path), -len(path)))[:count]
 
 
 def no_match_error(

@@ -11,14 +11,13 @@ class Settings:
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import math
 import numbers
 from typing import Any, Protocol, TypeGuard, runtime_checkable
 
 import numpy as np
 
-from lora_jax.errors import InputError, brief
+from lora_jax.errors import InputError, brief, nearest_name
 
 _RANGE = "range"  # key of a dataclass field's metadata
 LARGEST = 2**31 - 1  # of whole numbers, which programs hold in 32 bits
@@ -59,10 +58,8 @@ def _near(value: Any, allowed: Range) -> str:
     """The choice that was probably meant, for a message."""
     if not isinstance(allowed, OneOf) or not isinstance(value, str):
         return ""
-    close = difflib.get_close_matches(
-        value[:100], [c for c in allowed.choices if isinstance(c, str)], 1
-    )
-    return f". Did you mean {close[0]!r}?" if close else ""
+    close = nearest_name(value, [c for c in allowed.choices if isinstance(c, str)])
+    return f". Did you mean {close!r}?" if close else ""
 
 
 def _rounded(value: Any, allowed: Range) -> str:

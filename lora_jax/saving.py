@@ -9,7 +9,7 @@ How the model was trained does not matter: what is saved is the difference betwe
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,8 @@ from lora_jax.expressions import Expression
 from lora_jax.fingerprints import base_parameters, fingerprint, rounded
 from lora_jax.method import METHOD, Method
 from lora_jax.partition import FROZEN, Labels
+from lora_jax.quantisation.described import noted, packing
+from lora_jax.quantisation.weight import value_counts
 from lora_jax.sharding.placement import gather
 from lora_jax.state import differing, same_bits, values
 
@@ -73,7 +75,7 @@ def save(
     labels = _labels(adapted, fresh, method)
     _, trainable, frozen = partition.split(adapted, labels)
     _, start, frozen_start = partition.split(fresh, labels)
-    _check_base(frozen, frozen_start, labels)
+    _check_base(frozen, frozen_start, labels, value_counts(fresh))
     if not inserts and _equal(trainable, start):
         raise InputError(
             "nothing was trained: every leaf that the method trains is still the base's, bit for bit. "
@@ -88,6 +90,7 @@ def save(
         )
     mark = fingerprint(base_parameters(base, method.head))
     moved = differing(gather(after), gather(before))
+    notes = noted(packing(base)) | dict(notes or {})
     return save_adapter(folder, trainable, labels, method, mark, notes, state=moved)
 
 
@@ -146,12 +149,15 @@ def _settings(model: nnx.Module) -> dict[str, dict[str, Any]]:
     }
 
 
-def _check_base(frozen: Mapping[str, Any], start: Mapping[str, Any], labels: Labels) -> None:
-    """Raises ValueError if frozen parameters are not those of the base, up to their type."""
+def _check_base(
+    frozen: Mapping[str, Any], start: Mapping[str, Any], labels: Labels, packed: Collection[str]
+) -> None:
+    """Raises ValueError if frozen parameters are not those of the base, up to their type if not packed."""
     for path, value in frozen.items():
         if labels.get(path) != FROZEN or value is start[path]:
             continue
-        ours, theirs = (rounded(gather(one)) for one in (value, start[path]))
+        both = gather(value), gather(start[path])
+        ours, theirs = both if path in packed else map(rounded, both)
         if not same_bits(ours, theirs):
             raise InputError(
                 f"the adapted model was not made from this base, or writes its own parameters, which an "

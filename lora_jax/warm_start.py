@@ -18,6 +18,7 @@ from lora_jax.methods.lora import LoRAInsertion
 from lora_jax.methods.parameters import ParameterInsertion
 from lora_jax.methods.stored_settings import settings_of_layer
 from lora_jax.partition import Params
+from lora_jax.quantisation.described import PACKED, difference
 
 
 def transfer_group(
@@ -63,7 +64,9 @@ def _leaves(
     return values
 
 
-def check_base(adapter: Adapter, bases: Collection[str], where: str = "the adapter") -> None:
+def check_base(
+    adapter: Adapter, bases: Collection[str], where: str = "the adapter", packed: str = ""
+) -> None:
     """Raises InputError if an adapter's factors are to start a run on another base than theirs.
 
     A base that is not known (of a converted adapter) is taken as it is.
@@ -72,13 +75,15 @@ def check_base(adapter: Adapter, bases: Collection[str], where: str = "the adapt
       adapter: from `load_adapter`.
       bases: fingerprints of the model's base, see `fingerprints.accepted`.
       where: name of the adapter, for messages.
+      packed: what of the model is packed, see `quantisation.described`.
     """
     if adapter.base not in (*bases, UNKNOWN_BASE):
         model = adapter.notes.get("model", "unknown")
         raise InputError(
             f"{where} was trained on another base: its fingerprint is {adapter.base[:12]}, the model's is "
             f"{next(iter(bases))[:12]}. Its factors are an update of that base only: start from the model "
-            f"that it names ({str(model)[:80]}), or with an adapter of this one"
+            f"that it names ({str(model)[:80]}), or with an adapter of this one. "
+            f"{difference(adapter.notes.get(PACKED), packed)}"
         )
 
 

@@ -19,7 +19,7 @@ from lora_jax.gguf.container import SUFFIX
 from lora_jax.models import config_json, gguf_export, hub
 from lora_jax.models.decoder import Decoder
 from lora_jax.models.encoder import Classifier, EncoderConfig
-from lora_jax.models.gguf_export import STORED
+from lora_jax.models.parts import FLOAT, STORED
 from lora_jax.models.places import find
 from lora_jax.models.published import Published
 from lora_jax.partition import Params
@@ -67,15 +67,25 @@ def to_gguf(output: Path, named: Named, *, type: str) -> list[str]:
         )
     files.make_folder(output.parent)
     own = {"tokenizer.chat_template": source.chat_template} if source.chat_template else {}
-    model = merged.load(source)
+    anew = source.form not in (FLOAT, STORED)  # the adapter's base is not the file's
+    model, tuned = merged.load_both(source) if anew else (merged.load(source), None)
     assert isinstance(model, Decoder)
-    written = gguf_export.save(output, model, source.folder, type, own)
+    written = gguf_export.save(output, model, source.folder, type, own, tuned=tuned)
     rows = reports.of_gguf(written)
-    lines = [f"{output}: {merged.described(source)}", *reports.table(rows), *_template_note(source)]
+    note = (
+        f"the change is that of the base as it was held, {source.form}; what {source.form} had rounded off "
+        f"the values of {source.folder} before is not in the table"
+    )
+    lines = [
+        f"{output}: {merged.described(source)}",
+        *reports.table(rows),
+        *([note] if anew else []),
+    ]
+    lines += _template_note(source)
     if any(not one.same and one.kind.lower() in FORMATS for one in written):
         lines.append("packing the merged weights was another quantisation, with the errors above")
     lines += reports.too_little(rows, "--type=f16")
-    if type == STORED and all(one.same for one in written):
+    if type == gguf_export.STORED and all(one.same for one in written):
         lines.append("every tensor is the base's, byte by byte")
     return lines
 

@@ -9,10 +9,9 @@ import numpy as np
 from jaxtyping import Array
 
 from lora_jax.models.gguf_export import Written
-from lora_jax.quantisation.formats import Format
 from lora_jax.quantisation.measured import Measured, measured, relative
 from lora_jax.quantisation.merging import Repacked
-from lora_jax.quantisation.registry import FORMATS
+from lora_jax.quantisation.registry import name_of
 
 _ENOUGH = 0.9  # of what an adapter changed
 
@@ -60,11 +59,6 @@ def of_rounded(path: str, dtype: str, wanted: Array, before: Array, after: Array
         for values in layers
         if not np.array_equal(values[0], values[1])
     ]
-
-
-def name_of(form: Format) -> str:
-    """The name of a packed form, or what it is."""
-    return next((name for name, other in FORMATS.items() if other == form), str(form))
 
 
 def table(matrices: Sequence[Matrix]) -> list[str]:

@@ -1,10 +1,10 @@
 """Does a run fit these TPUs or GPUs, and on which mesh? Compiled for them, without having one.
 
-    pip install libtpu
+    pip install -e ".[tpu-plans]"
     python -m experiments.plan --config=configs/pod/gpt3_175b_lora.py --topology=v5p:4x4x4
     python -m experiments.plan --config=configs/pod/gpt2_large_lora.py --topology=v5e:2x4 --search
     python -m experiments.plan --config=configs/pod/gpt2_large_sweep.py --topology=v5e:8x8
-    pip install "jax[cuda12]"
+    pip install -e ".[experiments,gpu-plans]"  # in an environment of its own, see docs/devices.md
     python -m experiments.plan --config=configs/plan/decoder_lora.py:llama-2-7b --topology=rtx4090:1
 
 Compiles the real train step, of the config's method and of what it is compared with (full fine-tuning),

@@ -46,7 +46,8 @@ _ATTENTION = Field(
 )
 _BASE_FORMAT = Field(
     OneOf(BASE_FORMATS),
-    "of the frozen matrices: packed as they are read (nf4 and others), or as a GGUF file has them",
+    "of the frozen matrices: packed as they are read (nf4 and others), or as its files have them (stored: "
+    "GGUF, bitsandbytes)",
 )
 _LOFTQ = Field(
     Flag(),

@@ -144,7 +144,8 @@ def _finish(
 def _best(task: Task, steps: Steps, point: Point, start: Start, folder: Path) -> Trained:
     """A point's run at its best epoch, as the model with the common method."""
     adapter, where = adapters.load_adapter(folder / "adapter"), str(folder / "adapter")
-    best = adapters.apply_adapter(adapter, start.trainable, steps.model.base, where)
+    known = adapter.base if adapter.base in steps.model.bases else steps.model.base
+    best = adapters.apply_adapter(adapter, start.trainable, known, where)
     padded = padding.padded(best, steps.shapes)
     trainable = steps.placement.put(runs.scaled(padded, start.values.scales))
 

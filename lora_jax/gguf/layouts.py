@@ -30,10 +30,12 @@ class Layout(NamedTuple):
       fields: of a block.
       product: the values, float32, from the fields by name and the axis of blocks. A field of one element
         has no axis of values.
+      most: largest magnitudes of what the fields `scale` and `least` are multiplied with.
     """
 
     fields: Fields
     product: Callable[[Arrays, int], Array]
+    most: tuple[int, int]
 
 
 def width(kind: str) -> int:
@@ -179,15 +181,18 @@ _SCALE, _LEAST = ("scale", np.float16, 1), ("least", np.float16, 1)
 _HIGH, _NIBBLES = ("high", np.uint8, 4), ("codes", np.uint8, 16)
 _SCALES, _K_CODES = ("scales", np.uint8, 12), ("codes", np.uint8, 128)
 LAYOUTS: Mapping[str, Layout] = {
-    "Q4_0": Layout((_SCALE, _NIBBLES), _q4_0),
-    "Q4_1": Layout((_SCALE, _LEAST, _NIBBLES), _q4_1),
-    "Q5_0": Layout((_SCALE, _HIGH, _NIBBLES), _q5_0),
-    "Q5_1": Layout((_SCALE, _LEAST, _HIGH, _NIBBLES), _q5_1),
-    "Q8_0": Layout((_SCALE, ("codes", np.int8, 32)), _q8_0),
-    "Q4_K": Layout((_SCALE, _LEAST, _SCALES, _K_CODES), _q4_k),
-    "Q5_K": Layout((_SCALE, _LEAST, _SCALES, ("high", np.uint8, 32), _K_CODES), _q5_k),
+    "Q4_0": Layout((_SCALE, _NIBBLES), _q4_0, (8, 0)),
+    "Q4_1": Layout((_SCALE, _LEAST, _NIBBLES), _q4_1, (15, 1)),
+    "Q5_0": Layout((_SCALE, _HIGH, _NIBBLES), _q5_0, (16, 0)),
+    "Q5_1": Layout((_SCALE, _LEAST, _HIGH, _NIBBLES), _q5_1, (31, 1)),
+    "Q8_0": Layout((_SCALE, ("codes", np.int8, 32)), _q8_0, (128, 0)),
+    "Q4_K": Layout((_SCALE, _LEAST, _SCALES, _K_CODES), _q4_k, (15 * 63, 63)),
+    "Q5_K": Layout(
+        (_SCALE, _LEAST, _SCALES, ("high", np.uint8, 32), _K_CODES), _q5_k, (31 * 63, 63)
+    ),
     "Q6_K": Layout(
         (_K_CODES, ("high", np.uint8, 64), ("scales", np.int8, 16), _SCALE),
         _q6_k,
+        (32 * 128, 0),
     ),
 }

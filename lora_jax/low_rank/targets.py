@@ -125,13 +125,16 @@ def layer_numbers(layers: Any) -> tuple[int, ...] | None:
     return numbers
 
 
-def matching(target: str, modules: Mapping[str, nnx.Module], kind: str) -> list[str]:
+def matching(
+    target: str, modules: Mapping[str, nnx.Module], kind: str, of_parameters: str = ""
+) -> list[str]:
     """The paths of the modules that a target names, in their order.
 
     Args:
       target: as text.
       modules: pre-trained ones by path.
       kind: what the target is for, for messages.
+      of_parameters: what to do with parameters that no layer holds, for messages; "" for what `lora` can.
 
     Raises:
       ValueError: it names none, or its type several classes.
@@ -149,10 +152,12 @@ def matching(target: str, modules: Mapping[str, nnx.Module], kind: str) -> list[
     if not patterns.paths_of(target, list(modules), kind):
         held = list(surgery.parameters_of(modules))
         if parameters := patterns.paths_of(target, held, kind):
-            raise InputError(
-                f"the {kind} {target!r} names parameters ({patterns.some(parameters)}) and no layer; to "
-                f"adapt them, tell the roles of their axes: {{{target!r}: {{'axes': 'io'}}}}, see "
+            remedy = of_parameters or (
+                f"to adapt them, tell the roles of their axes: {{{target!r}: {{'axes': 'io'}}}}, see "
                 "docs/any_model.md"
+            )
+            raise InputError(
+                f"the {kind} {target!r} names parameters ({patterns.some(parameters)}) and no layer; {remedy}"
             )
     return patterns.matching(target, list(modules), kind)
 

@@ -14,6 +14,7 @@ from lora_jax import surgery
 from lora_jax.errors import InputError, InputTypeError
 from lora_jax.low_rank import targets
 from lora_jax.method import Insertion
+from lora_jax.quantisation.weight import PackedWeight
 from lora_jax.sharding.axes import named, names
 from lora_jax.summary import MatchedLayer
 
@@ -57,7 +58,7 @@ class BiasInsertion(Insertion):
                 "already; leave `add` out"
             )
         for path, module in found.items():
-            if type(module) not in _KINDS:
+            if surgery.is_changed(module) or surgery.original_class(module) not in _KINDS:
                 raise InputTypeError(
                     f"{path} is a {type(module).__name__}; a bias is added to a plain layer only. In a "
                     "combination of methods bitfit(add=True) cannot share a layer with another one"
@@ -83,7 +84,7 @@ class BiasInsertion(Insertion):
 def _bias_of(layer: Any) -> AddedBias:
     outputs, kernel = _sizes(layer.out_features), layer.kernel
     stack = kernel.shape[: len(kernel.shape) - len(_sizes(layer.in_features)) - len(outputs)]
-    axis = names(kernel)[-1]
+    axis = (kernel.layout().names if isinstance(kernel, PackedWeight) else names(kernel))[-1]
     return AddedBias((*stack, *outputs), "width" if axis == "embed" else axis)
 
 

@@ -27,8 +27,9 @@ from lora_jax.method import Method
 from lora_jax.partition import Params, parameters
 from lora_jax.quantisation.formats import Format
 from lora_jax.quantisation.layers import is_quantised, packed_weight
-from lora_jax.quantisation.quantise import fill, quantise
-from lora_jax.quantisation.weight import arranged, float_matrices
+from lora_jax.quantisation.packing import fill, packed_arrays
+from lora_jax.quantisation.quantise import quantise
+from lora_jax.quantisation.weight import float_matrices
 
 
 @takes(model=MODEL, key=KEY)
@@ -107,7 +108,7 @@ def _correct(
         name, _ = packed_weight(layer)
         whole = jnp.asarray(original(f"{path}/{name}".removeprefix("/")), jnp.float32)
         for step in range(steps):
-            _take_turns(layer, whole, pack=step > 0)
+            _take_turns(layer, whole, path, pack=step > 0)
         changed.append(path)
     if not changed:
         raise InputError(
@@ -117,13 +118,12 @@ def _correct(
     return changed
 
 
-def _take_turns(layer: LoRALayer, whole: Float[Array, ...], pack: bool) -> None:
+def _take_turns(layer: LoRALayer, whole: Float[Array, ...], path: str, *, pack: bool) -> None:
     """Packs what the update leaves of the weight, and sets the update to what packing lost, in place."""
     view, (_, weight) = WeightView(layer), packed_weight(layer)
     if pack:
         left = np.asarray(whole - layer.lora.delta(view).reshape(whole.shape))
-        matrices = float_matrices(weight, left)
-        fill(weight, arranged(weight, [weight.format.pack(matrix) for matrix in matrices]))
+        fill(weight, packed_arrays(weight, float_matrices(weight, left), f"what is left of {path}"))
     lost = (whole - weight.values()).reshape(view.shape)
     axis = view.roles.outputs[0]
     for pair, part in layer.lora.pairs_with_weights(view).values():

@@ -37,6 +37,7 @@ from lora_jax.methods.prefix_layers import (
 )
 from lora_jax.models.sublayer import Block
 from lora_jax.partition import Rule
+from lora_jax.quantisation.layers import refuse_packed
 from lora_jax.summary import MatchedLayer
 
 Init = Literal["vocabulary", "normal"]
@@ -82,6 +83,7 @@ class SpecialTokensInsertion(Insertion):
     def _change_embedding(self, model: nnx.Module, changed: type[nnx.Embed]) -> tuple[str, Any]:
         """Gives the word embedding another class."""
         path, module = self._embedding(model)
+        refuse_packed(module, path, "a method with special tokens")
         if type(module) is not nnx.Embed:
             raise InputTypeError(
                 f"{path} is a {type(module).__module__}.{type(module).__name__}; special tokens need "

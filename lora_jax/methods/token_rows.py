@@ -22,6 +22,7 @@ from lora_jax.low_rank.merge import cast
 from lora_jax.method import Insertion, Method
 from lora_jax.methods import common
 from lora_jax.partition import Rule
+from lora_jax.quantisation.layers import refuse_packed
 from lora_jax.sharding.axes import named, names
 from lora_jax.summary import MatchedLayer
 
@@ -109,6 +110,7 @@ class RowsInsertion(Insertion):
         """Adds the rows, in place; they start as they were pre-trained."""
         for path, (module, numbers) in self._modules(model).items():
             mixin: Any
+            refuse_packed(module, path, "token_rows")
             if type(module) is nnx.Embed:
                 weight, mixin = module.embedding, TableWithRows
                 values, axis = weight[...], names(weight)[-1]

@@ -23,7 +23,7 @@ from lora_jax.models.parts import FLOAT, STORED
 from lora_jax.models.tensors import Plan, Source
 from lora_jax.quantisation.formats import Format
 from lora_jax.quantisation.quantise import chosen_layers, describe, replace
-from lora_jax.quantisation.registry import FORMATS, format_of
+from lora_jax.quantisation.registry import FORMATS, format_of, name_of
 from lora_jax.quantisation.weight import PackedWeight, arranged
 
 
@@ -126,13 +126,35 @@ def packed_arrays(files: AnyFiles, source: Source, weight: PackedWeight) -> dict
       files: that hold them.
       source: of the leaf.
       weight: in shapes.
+
+    Raises:
+      FileError: values that are not finite, in the file or in the type of the weight.
     """
     matrices = []
     for name in source.names:
         if files.format(name) == weight.format:
             matrices.append(files.arrays(name))
-            continue
-        values = files.read([name], np.float32)[name]
-        rows = values if source.transposed or weight.table else values.T
-        matrices.append(weight.format.pack(np.ascontiguousarray(rows.reshape(weight.matrix))))
+        else:
+            values = files.read([name], np.float32)[name]
+            rows = values if source.transposed or weight.table else values.T
+            with np.errstate(over="ignore", invalid="ignore"):  # is found as infinity
+                matrices.append(
+                    weight.format.pack(np.ascontiguousarray(rows.reshape(weight.matrix)))
+                )
+        _check_finite(files, name, weight, matrices[-1])
     return arranged(weight, matrices)
+
+
+def _check_finite(
+    files: AnyFiles, name: str, weight: PackedWeight, arrays: Mapping[str, np.ndarray]
+) -> None:
+    """Raises FileError for a packed tensor whose values are not finite in the type of the weight."""
+    if not weight.format.not_finite(arrays, weight.dtype):
+        return
+    if files.format(name) != weight.format:
+        raise files.error(
+            name, "values too large", f"values that {name_of(weight.format)} holds in {weight.dtype}",
+            "Read it with base_format='float', or in a type of larger numbers (bfloat16, float32)",
+        )  # fmt: skip
+    found = f"values that are not finite, or too large for {weight.dtype}"
+    raise files.error(name, found, "finite numbers")

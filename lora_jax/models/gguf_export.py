@@ -112,6 +112,8 @@ def save(
     base: Path,
     type: str = STORED,
     values: Mapping[str, Value] | None = None,
+    *,
+    tuned: partition.Params | None = None,
 ) -> list[Written]:
     """Writes a model of floating-point numbers as a GGUF file, whole or not at all.
 
@@ -122,6 +124,8 @@ def save(
       type: of its matrices, see `TYPES`; `stored` takes those of the base, tensor by tensor. Tables keep
         the base's type where `type` is a packed one.
       values: of the metadata, that replace those of the base.
+      tuned: the parameters by path that the model was tuned over, in floating-point numbers, where they
+        are not the file's: packed anew, for example. Changes are measured from them.
 
     Returns:
       What became of each tensor.
@@ -136,6 +140,7 @@ def save(
     architecture = ARCHITECTURES[model.config.architecture]
     made = published_tensors(partition.parameters(model), architecture.layout)
     _check_same(files, model, set(made))
+    starts = {} if tuned is None else published_tensors(tuned, architecture.layout)
     report: list[Written] = []
     tensors, names = {}, files.published()
     for name, entry in files.container.tensors.items():
@@ -143,7 +148,15 @@ def save(
         if published is None:  # factors of rotary periods
             tensors[name] = copied(files.container, name)
             continue
-        one = _One(files, name, published, _kind(name, entry, type), made[published], report)
+        one = _One(
+            files,
+            name,
+            published,
+            _kind(name, entry, type),
+            made[published],
+            starts.get(published),
+            report,
+        )
         tensors[name] = Tensor(kind=one.kind, shape=entry.shape, data=one.pieces)
     metadata = _metadata(files.container, type, [tensor.kind for tensor in tensors.values()])
     metadata |= values or {}
@@ -186,6 +199,7 @@ class _One:
     published: str
     kind: Kind
     make: Callable[[], np.ndarray]
+    start: Callable[[], np.ndarray] | None  # the values before tuning; None: those of the file
     report: list[Written]
 
     def pieces(self) -> Iterator[np.ndarray]:
@@ -203,7 +217,8 @@ class _One:
             yield from copied(self.files.container, self.name).data()
         else:
             stored = self.files.as_stored(self.published, values)
-            was = self.files.as_stored(self.published, before)
+            start = self.start().astype(np.float32) if self.start else before
+            was = self.files.as_stored(self.published, start)
             raw = self._packed(stored)
             yield raw
             after = blocks.dequantise(self.kind.name, raw).reshape(stored.shape)

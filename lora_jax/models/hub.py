@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,7 +25,7 @@ from safetensors.numpy import save
 from lora_jax import digests, partition
 from lora_jax.arguments import Kind, takes
 from lora_jax.errors import InputError, InputTypeError, brief
-from lora_jax.files import make_folder, to_json, write_bytes
+from lora_jax.files import make_folder, to_json, write_bytes, write_pieces
 from lora_jax.gguf.container import SUFFIX
 from lora_jax.models import architectures, base_formats, config_json, published
 from lora_jax.models.any_files import AnyFiles
@@ -36,12 +36,16 @@ from lora_jax.models.encoder import Classifier, EncoderConfig
 from lora_jax.models.model_files import open_files
 from lora_jax.models.parts import FLOAT
 from lora_jax.models.places import find as find
+from lora_jax.models.published import NO_LAYOUT
 from lora_jax.models.tensors import Plan, plan
 from lora_jax.quantisation.weight import PackedWeight
 
 HEAD = r"head/.*"
-_CLASSIFIER = Kind((Classifier, DecoderClassifier), "a Classifier or a DecoderClassifier")
-_ENCODER = Kind((Classifier,), "a Classifier, whose encoder is saved")
+_CLASSIFIER = Kind(
+    (Classifier, DecoderClassifier), f"a Classifier or a DecoderClassifier; {NO_LAYOUT}"
+)
+_ENCODER = Kind((Classifier,), f"a Classifier, whose encoder is saved; {NO_LAYOUT}")
+_DECODER = Kind((Decoder,), f"a Decoder; {NO_LAYOUT}")
 
 
 def digest(folder: Path) -> str:
@@ -292,6 +296,7 @@ def _head(make: Callable[[], nnx.Module]) -> partition.Params:
     return values
 
 
+@takes(model=_DECODER)
 def save_decoder(folder: str | os.PathLike[str], model: Decoder, **settings: Any) -> None:
     """Writes config.json and model.safetensors as Hugging Face has them for the architecture.
 
@@ -304,6 +309,7 @@ def save_decoder(folder: str | os.PathLike[str], model: Decoder, **settings: Any
       settings: further values of config.json, such as `eos_token_id`.
 
     Raises:
+      TypeError: a model of another kind, which has no published layout.
       ValueError: a method inserted something or cut the layers, or layers are packed in forms that
         published files have no place for.
     """
@@ -352,18 +358,23 @@ def save_classifier(
 @takes(model=_ENCODER)
 def save_encoder(folder: str | os.PathLike[str], model: Classifier, **settings: Any) -> None:
     """The same for an encoder without its head, as transformers' `AutoModel` reads it."""
-    tensors = published.tensors(model)
-    heads = ARCHITECTURES[model.config.architecture].layout.head.values()
-    kept = {n: v for n, v in tensors.items() if n.rpartition(".")[0] not in heads}
-    architecture = ARCHITECTURES[model.config.architecture]
-    _save(Path(folder), kept, {**architecture.published(model.config), **settings})
+    config = published.config(model, head=False)
+    _save(Path(folder), published.tensors(model, head=False), {**config, **settings})
 
 
 def _save(folder: Path, tensors: Mapping[str, np.ndarray], config: Mapping[str, Any]) -> None:
+    """Writes weights and then config.json: a folder in which that failed has none, and is no model."""
     try:
         text = (to_json(config) + "\n").encode()
     except (TypeError, ValueError) as error:
         raise InputError(f"settings that config.json cannot hold: {error}") from error
     make_folder(folder)
-    write_bytes(folder / "model.safetensors", save(dict(tensors), {"format": "pt"}))
-    write_bytes(folder / "config.json", text)
+    old = folder / "config.json"
+
+    def weights() -> Iterator[bytes]:
+        yield save(dict(tensors), {"format": "pt"})
+        # They are on the disk, and take their place next: the settings of others shall not stand by them.
+        old.unlink(missing_ok=True)
+
+    write_pieces(folder / "model.safetensors", weights())
+    write_bytes(old, text)

@@ -10,9 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float32
 
-from lora_jax.quantisation.codebooks import dynamic_map
 from lora_jax.quantisation.formats import Format
-from lora_jax.quantisation.four_bits import BOOKS, NESTED, FourBits
+from lora_jax.quantisation.four_bits import BOOKS, FourBits, scales_on_host
 from lora_jax.quantisation.int8 import STEP, Int8
 from lora_jax.tensor_files import Tensors
 
@@ -105,14 +104,14 @@ class FourBitMatrix(PackedMatrix):
     def values(self) -> Float32[np.ndarray, "rows inputs"]:
         """Its values."""
         parts, count = self._parts(), self.rows * self.inputs
-        packed, scales = parts["codes"].reshape(-1), parts["absmax"]
-        if self.format.double:
-            nested = np.repeat(parts["nested"], NESTED)[: len(scales)]
-            scales = dynamic_map()[scales] * nested + parts["offset"]
+        packed = parts["codes"].reshape(-1)
         codes = np.stack([packed >> 4, packed & 15], axis=-1).reshape(-1)[:count]
         values = BOOKS[self.format.code][codes]
-        values *= np.repeat(scales, self.format.block)[:count]
-        rounded = values.astype(jnp.dtype(self.dtype)).astype(np.float32)
+        scales = np.repeat(scales_on_host(parts), self.format.block)[:count]
+        # Who reads the values looks for infinity.
+        with np.errstate(over="ignore", invalid="ignore"):
+            values *= scales
+            rounded = values.astype(jnp.dtype(self.dtype)).astype(np.float32)
         return rounded.reshape(self.rows, self.inputs)
 
 
@@ -141,6 +140,7 @@ class Int8Matrix(PackedMatrix):
         """Its values."""
         arrays = self.arrays()
         values = arrays["codes"].reshape(self.rows, self.inputs).astype(np.float32)
-        values *= arrays["absmax"]
+        with np.errstate(over="ignore"):  # who reads the values looks for infinity
+            values *= arrays["absmax"]
         values *= STEP
         return values

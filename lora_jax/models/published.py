@@ -24,57 +24,79 @@ from lora_jax.quantisation.layers import packed_weight, quantised_layers
 from lora_jax.quantisation.weight import PackedWeight
 
 Published = Decoder | Classifier | DecoderClassifier
+# What is said of another model.
+NO_LAYOUT = (
+    "a model of your own has no layout in the files of Hugging Face: save its state with Orbax, see "
+    "docs/quantised.md"
+)
 _OF_TEXTS = "ForSequenceClassification"
 _LM_HEAD = "lm_head/"  # which classifiers have not
 _KIND = re.compile("LMHeadModel|ForCausalLM|Model")  # what a name of transformers' classes ends in
 
 
-def tensors(model: Published) -> dict[str, np.ndarray]:
+def tensors(model: Published, *, head: bool = True) -> dict[str, np.ndarray]:
     """The published tensors by name; packed matrices are several each, as bitsandbytes has them.
+
+    Args:
+      model: of an architecture that Hugging Face's files have.
+      head: whether those of a head for classification are among them.
 
     Raises:
       ValueError: a method inserted something or cut the layers, or a layer is packed in a form that
         bitsandbytes has not.
     """
     check_whole(model)
-    packed = _packed(model)
+    packed = _packed(model, head)
     layout = ARCHITECTURES[model.config.architecture].layout
     leaves = {
         path.removeprefix(ROOT): value
         for path, value in partition.parameters(model).items()
-        if path.rpartition("/")[0] not in packed and not path.startswith(ROOT + _LM_HEAD)
+        if path.rpartition("/")[0] not in packed and _is_saved(path, layout, head)
     }
     result = to_published(leaves, layout)
     for path, weight in packed.items():
         for layer, matrix in enumerate(weight.to_rows()):
-            module = published_name(path, layout, layer).removesuffix("weight")
+            module = published_name(path.removeprefix(ROOT), layout, layer).removesuffix("weight")
             parts = bitsandbytes.tensors(weight.format, matrix, weight.matrix, weight.dtype)
             result |= {module + name: value for name, value in parts.items()}
     return result
 
 
-def config(model: Published) -> dict[str, Any]:
+def config(model: Published, *, head: bool = True) -> dict[str, Any]:
     """What config.json says of the model.
+
+    Args:
+      model: see `tensors`.
+      head: whether it is saved with its head for classification, if it has one.
 
     Raises:
       ValueError: a layer is packed in a form that bitsandbytes has not, or layers in several ones.
     """
     architecture = ARCHITECTURES[model.config.architecture]
     values: dict[str, Any] = architecture.published(model.config)
-    if not isinstance(model, Decoder):
+    if head and not isinstance(model, Decoder):
         (name,) = values["architectures"]
         values["architectures"] = [_KIND.sub(_OF_TEXTS, name)]
-    if format := _format(_packed(model)):
+    if format := _format(_packed(model, head)):
         skipped = _skipped(model, architecture.layout)
         values[KEY] = quantization_config(format, skipped, model.config.compute_dtype)
     return values
 
 
-def _packed(model: Published) -> dict[str, PackedWeight]:
-    """The packed weights by the path of the leaf whose place they take."""
+def _is_saved(path: str, layout: Layout, head: bool) -> bool:
+    """Whether a parameter is one of the model that is saved."""
+    is_head = any(path.startswith(f"{module}/") for module in layout.head)
+    return not path.startswith(ROOT + _LM_HEAD) and (head or not is_head)
+
+
+def _packed(model: Published, head: bool) -> dict[str, PackedWeight]:
+    """The packed weights that are saved, by the path of the leaf whose place they take."""
     weights = {}
+    layout = ARCHITECTURES[model.config.architecture].layout
     for path, layer in quantised_layers(model).items():
         name, weight = packed_weight(layer)
+        if not _is_saved(f"{path}/{name}", layout, head):
+            continue
         if not bitsandbytes.has(weight.format):
             raise InputError(
                 f"{path} is packed as {weight.format}, and bitsandbytes has NF4, FP4 and int8 by rows only; "
@@ -101,16 +123,18 @@ def _format(packed: dict[str, PackedWeight]) -> Format | None:
 
 
 def _skipped(model: Published, layout: Layout) -> list[str]:
-    """Ends of the names of linear layers that transformers shall not take for packed ones."""
+    """The linear layers that transformers shall not take for packed ones.
+
+    transformers compares the ends of names, and `output.dense` is the end of `attention.output.dense` too:
+    so every layer is named in full, but for the prefix, which models without a head do not have.
+    """
     modules, packed = surgery.pretrained_modules(model), quantised_layers(model)
     names = {name.removesuffix(".weight") for name in layout.tied}  # a tied head is a layer there
     for path, module in modules.items():
         if not isinstance(module, nnx.Linear | nnx.LinearGeneral):
             continue
-        template = layout.source(f"{path}/kernel")[0].removesuffix(".weight")
-        name = template.rpartition("{}.")[2]
-        if path in packed:
-            names.discard(name)
-        else:
-            names.add(name)
+        template = layout.source(f"{path.removeprefix(ROOT)}/kernel")[0].removesuffix(".weight")
+        numbers = range(model.config.depth) if "{}" in template else range(1)
+        own = {template.format(number) for number in numbers}
+        names = names - own if path in packed else names | own
     return sorted(names)

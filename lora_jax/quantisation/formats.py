@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Literal
 
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float32, Shaped
 
@@ -84,6 +85,36 @@ class Format:
           As an array of extent `values`, with all values of a block.
         """
         raise NotImplementedError
+
+    def largest(self, arrays: Packed) -> Float[np.ndarray, "rows blocks"]:
+        """Magnitudes that no value of a block exceeds, from the scales alone.
+
+        Infinite or NaN where something that a value is computed from may be.
+
+        Args:
+          arrays: of a matrix, as `pack` gives them.
+        """
+        raise NotImplementedError
+
+    def not_finite(self, arrays: Packed, dtype: str) -> int:
+        """How many values of a matrix are NaN or infinite when they are unpacked into a type.
+
+        The scales tell which rows may have some, and only these are unpacked: of good weights none.
+
+        Args:
+          arrays: of a matrix, as `pack` gives them.
+          dtype: of the weight.
+        """
+        fits = self.largest(arrays) <= float(jnp.finfo(dtype).max)
+        suspect = np.flatnonzero(~fits.all(axis=1))  # NaN fits nothing
+        if not len(suspect):
+            return 0
+        parts = self.without_matrix_parts(
+            {name: jnp.asarray(array) for name, array in arrays.items()}, 1
+        )
+        rows = {name: array[suspect] for name, array in parts.items()}
+        values = self.unpack(rows, 1).astype(dtype)
+        return int(values.size - jnp.isfinite(values).sum())
 
     def without_matrix_parts(self, arrays: Mapping[str, Array], axis: int) -> Mapping[str, Array]:
         """Equal arrays for `unpack`, none of which belongs to a matrix as a whole."""

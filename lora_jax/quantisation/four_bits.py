@@ -73,6 +73,11 @@ class FourBits(Format):
         packed = {"codes": codes[..., ::2] << 4 | codes[..., 1::2]}
         return packed | (pack_scales(absmax) if self.double else {"absmax": absmax})
 
+    def largest(self, arrays: Mapping[str, np.ndarray]) -> Float[np.ndarray, "rows blocks"]:
+        """Magnitudes that no value of a block exceeds: the scales, as no code stands for more than 1."""
+        most: np.ndarray = np.abs(scales_on_host(arrays))
+        return most
+
     def unpack(self, arrays: Mapping[str, Array], axis: int) -> Float[Array, ...]:
         """The values; see the base class."""
         packed = arrays["codes"]
@@ -105,6 +110,19 @@ def pack_scales(
     codes = np.where(nested[:, None] > 0, codebooks.nearest_of_map(scaled, MAP), 0)
     codes = codes.astype(np.uint8).reshape(-1)[: len(flat)].reshape(absmax.shape)
     return {"absmax": codes, "nested": nested, "offset": np.array([mean])}
+
+
+def scales_on_host(
+    arrays: Mapping[str, np.ndarray],
+) -> Float32[np.ndarray, "*blocks"]:
+    """The scales of blocks in their order, of a matrix with or without double quantisation."""
+    codes = arrays["absmax"]
+    if "nested" not in arrays:
+        return codes
+    each = np.repeat(arrays["nested"], NESTED)[: codes.size].reshape(codes.shape)
+    with np.errstate(over="ignore", invalid="ignore"):  # of broken files
+        scales: np.ndarray = MAP[codes] * each + arrays["offset"]
+    return scales
 
 
 def unpack_scales(arrays: Mapping[str, Array], axis: int) -> Float[Array, ...]:

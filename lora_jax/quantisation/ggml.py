@@ -62,6 +62,12 @@ class Ggml(Format):
         values: Array = LAYOUTS[self.kind].product(arrays, axis)
         return values
 
+    def largest(self, arrays: Mapping[str, np.ndarray]) -> Float[np.ndarray, "rows blocks"]:
+        """Magnitudes that no value of a block exceeds."""
+        scale, least = LAYOUTS[self.kind].most
+        most: np.ndarray = scale * np.abs(arrays["scale"].astype(np.float64))
+        return most + least * np.abs(arrays["least"].astype(np.float64)) if least else most
+
     def from_blocks(self, raw: UInt8[np.ndarray, "rows blocks size"]) -> dict[str, np.ndarray]:
         """The arrays from the bytes of a file."""
         return layouts.fields(self.kind, raw)

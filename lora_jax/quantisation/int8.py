@@ -52,6 +52,11 @@ class Int8(Format):
         factor = np.float32(127) / np.where(absmax > 0, absmax, 1)
         return {"codes": np.round(blocks * factor[..., None]).astype(np.int8), "absmax": absmax}
 
+    def largest(self, arrays: Mapping[str, np.ndarray]) -> Float[np.ndarray, "rows blocks"]:
+        """Magnitudes that no value of a block exceeds; infinite where products with codes may be."""
+        products = 128 * np.abs(arrays["absmax"].astype(np.float64))
+        return np.where(products > np.finfo(np.float32).max, np.inf, products * STEP)
+
     def unpack(self, arrays: Mapping[str, Array], axis: int) -> Float[Array, ...]:
         """The values; see the base class."""
         codes = arrays["codes"].astype(jnp.float32)

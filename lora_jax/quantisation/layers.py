@@ -18,6 +18,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Inexact
 
 from lora_jax import surgery
+from lora_jax.errors import InputTypeError
 from lora_jax.low_rank import layers as lora_layers
 from lora_jax.low_rank.contraction import Shape
 from lora_jax.low_rank.lora_layer import LoRALayer
@@ -39,10 +40,15 @@ class QuantisedTable(Quantised):
     def __call__(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         """The result of the original class, of a table that has the rows that are needed only."""
         name, weight = packed_weight(self)
-        indices = jnp.zeros_like(inputs) if weight.matrix[0] == 1 else jnp.asarray(inputs)
-        rows = weight.rows(indices.reshape(-1)).astype(weight.dtype)
-        few = twin(self, {name: nnx.Param(rows), "num_embeddings": len(rows)})
-        return few(jnp.arange(len(rows)).reshape(indices.shape), *args, **kwargs)
+        places = jnp.asarray(inputs)
+        needed = jnp.zeros(
+            1, int
+        )  # of a table with one row; of no inputs, and of such as are refused
+        if weight.matrix[0] > 1 and places.size and jnp.issubdtype(places.dtype, jnp.integer):
+            needed = places.reshape(-1)
+            places = jnp.arange(places.size).reshape(places.shape)
+        rows = weight.rows(needed).astype(weight.dtype)
+        return twin(self, {name: nnx.Param(rows)})(places, *args, **kwargs)
 
     def attend(self, query: Any, *args: Any, **kwargs: Any) -> Any:
         """The result of the original class."""
@@ -87,6 +93,22 @@ def packed_weight(layer: nnx.Module) -> tuple[str, PackedWeight]:
 def is_quantised(layer: nnx.Module) -> bool:
     """Whether a layer, adapted or not, is quantised."""
     return isinstance(layer, Quantised)
+
+
+def refuse_packed(layer: nnx.Module, path: str, method: str) -> None:
+    """Raises InputTypeError for a quantised layer whose weight a method needs in floating-point numbers.
+
+    Args:
+      layer: that the method names.
+      path: of it.
+      method: its name, for the message.
+    """
+    if is_quantised(layer):
+        raise InputTypeError(
+            f"{path} is quantised, and {method} needs its weight in floating-point numbers: leave it out "
+            "when the model is packed (lora_jax.quantise(..., exclude=...)), or read the model in a form "
+            "that leaves tables and heads as they are (model.base_format='nf4' in place of 'stored')"
+        )
 
 
 def quantised_layers(model: nnx.Module) -> dict[str, nnx.Module]:

@@ -6,7 +6,6 @@ import dataclasses
 import math
 
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
@@ -18,9 +17,9 @@ from lora_jax.low_rank.merge import add_to_bias, is_mergeable, merge, merged_val
 from lora_jax.quantisation.formats import Format
 from lora_jax.quantisation.layers import packed_weight, quantised_layers, unpack_layer
 from lora_jax.quantisation.measured import Measured, measured
-from lora_jax.quantisation.quantise import fill, set_shapes
+from lora_jax.quantisation.packing import fill, packed_arrays, set_shapes
 from lora_jax.quantisation.registry import format_of
-from lora_jax.quantisation.weight import PackedWeight, arranged, float_matrices
+from lora_jax.quantisation.weight import PackedWeight, float_matrices
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -103,15 +102,11 @@ def _packed_again(
         roles, shape, kind = weight.roles, weight.layer_shape, weight.dtype
         again = PackedWeight(form, roles, shape, {}, table=weight.table, dtype=kind)
         set_shapes(again, weight.stack, weight.layout(), path)
-        with np.errstate(over="ignore", invalid="ignore"):
-            packed = [form.pack(matrix) for matrix in float_matrices(again, total)]
-        fill(again, arranged(again, packed))
+        fill(
+            again,
+            packed_arrays(again, float_matrices(again, total), f"the merged weight of {path}"),
+        )
         after = again.values()
-        if not np.isfinite(np.asarray(after)).all():
-            raise InputError(
-                f"{path} has merged values that are not finite or too large for {form}; merge into "
-                "floating-point numbers (lora_jax.merge), or pack in nf4 or int8"
-            )
     each = zip(*(float_matrices(weight, values) for values in (total, before, after)), strict=True)
     own = math.prod(weight.roles.sizes(weight.layer_shape)[0])  # matrices of one layer
     rows = [

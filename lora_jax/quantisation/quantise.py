@@ -11,13 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from lora_jax import surgery
+from lora_jax import patterns, surgery
 from lora_jax.arguments import MODEL, takes
 from lora_jax.checks import floating
 from lora_jax.errors import InputError, InputTypeError
 from lora_jax.low_rank import limits
 from lora_jax.low_rank import targets as names
-from lora_jax.low_rank.contraction import Shape
 from lora_jax.low_rank.layers import lora_layer_of
 from lora_jax.low_rank.lora_layer import LoRALayer
 from lora_jax.low_rank.settings import LoRASettings
@@ -31,10 +30,11 @@ from lora_jax.quantisation.layers import (
     quantised_layers,
     unpack_layer,
 )
-from lora_jax.quantisation.registry import format_of
-from lora_jax.quantisation.weight import PackedWeight, arranged, float_matrices
-from lora_jax.sharding.layout import Layout
+from lora_jax.quantisation.packing import fill, packed_arrays, set_shapes
+from lora_jax.quantisation.registry import FORMATS, format_of
+from lora_jax.quantisation.weight import PackedWeight, float_matrices
 
+_NO_LAYER = "only the weights of layers are packed, such as nnx.Linear, nnx.Einsum and nnx.Embed"
 _ANY = LoRASettings.from_arguments({"rank": 1, "alpha": 1.0}, "")
 
 
@@ -93,18 +93,28 @@ def chosen_layers(
       exclude: see `quantise`.
     """
     chosen: set[str] = set()
+    heads: list[str] = []
     for target in names.several(targets, "targets"):
-        found = names.matching(target, modules, "target")
+        if target in FORMATS and not patterns.paths_of(target, list(modules), "target"):
+            raise InputError(
+                f"the target {target!r} is the name of a form and of no layer; write format={target!r}"
+            )
+        found = names.matching(target, modules, "target", _NO_LAYER)
         if target == names.ALL_LINEAR:
-            found = [path for path in found if not names.is_head(path)]
+            heads = [path for path in found if names.is_head(path)]
+            found = [path for path in found if path not in heads]
         chosen.update(found)
     for target in names.several(exclude, "exclude"):
-        without = names.matching(target, modules, "exclude")
+        without = names.matching(target, modules, "exclude", _NO_LAYER)
         if not chosen.intersection(without):
             raise InputError(f"the exclude rule {target!r} excludes nothing that the targets name")
         chosen.difference_update(without)
     if not chosen:
-        raise InputError("no layer is left to quantise")
+        of_heads = (
+            f": {names.ALL_LINEAR!r} leaves heads out, and takes {patterns.some(heads)} for one by its name. "
+            "Name it as a target to pack it"
+        )
+        raise InputError(f"no layer is left to quantise{of_heads if heads else ''}")
     shared = shared_weights(modules)
     if odd := sorted(chosen & shared.keys()):
         raise InputError(f"{odd[0]} cannot be quantised: {shared[odd[0]]}")
@@ -128,7 +138,7 @@ def pack_layer(layer: nnx.Module, format: Format, path: str) -> None:
                 f"{path}/{name} has {odd:,} of {variable.size:,} values that are not finite, which no packed "
                 "form holds: take the model's weights again, or leave the layer out (exclude)"
             )
-        fill(weight, arranged(weight, [format.pack(matrix) for matrix in values]))
+        fill(weight, packed_arrays(weight, values, f"{path}/{name}"))
     replace(layer, name, weight)
 
 
@@ -162,40 +172,13 @@ def describe(layer: nnx.Module, format: Format, path: str) -> tuple[str, PackedW
         stack, roles = lora_layer.stack_shape(), lora_layer.roles()
         own = view.shape[len(stack) :]
         dtype, layout = str(lora_layer.weight_dtype()), lora_layer.layout()
+    if 0 in (shape := (*stack, *own)):
+        raise InputError(
+            f"{path} cannot be quantised: its weight of shape {shape} has no values. Leave it out (exclude)"
+        )
     weight = PackedWeight(format, roles, own, {}, table=form.gathers, dtype=dtype)
     set_shapes(weight, stack, layout, path)
     return form.weight, weight
-
-
-def set_shapes(weight: PackedWeight, stack: Shape, layout: Layout, path: str) -> None:
-    """Gives a packed weight its arrays as shapes, in place.
-
-    Args:
-      weight: without arrays.
-      stack: sizes of the axes of a stack of layers.
-      layout: of the weight that it stands for.
-      path: of the layer, for messages.
-
-    Raises:
-      ValueError: blocks do not divide the inputs.
-    """
-    try:
-        parts = weight.format.parts(weight.matrix[1])
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from error
-    for name, part in parts.items():
-        shape = jax.ShapeDtypeStruct((*stack, *weight.arranged_shape(part)), part.dtype)
-        weight.set_array(name, shape)
-    weight.lay_out(layout)
-
-
-def fill(weight: PackedWeight, arrays: Mapping[str, np.ndarray]) -> None:
-    """Puts arrays into a packed weight of shapes, in place, split over a mesh as its layout says."""
-    layout = weight.layout()
-    for name, part in weight.arrays().items():
-        part.set_value(jnp.asarray(arrays[name]))
-    if layout.sharding is not None:
-        weight.lay_out(layout)
 
 
 def replace(layer: nnx.Module, name: str, weight: PackedWeight) -> None:
@@ -217,7 +200,8 @@ def dequantise(model: nnx.Module, dtype: Any = None) -> nnx.Module:
       dtype: of those weights; None for the type that each had.
 
     Raises:
-      ValueError: no layer is quantised, a method is inserted, or `dtype` is of other numbers.
+      ValueError: no layer is quantised, a method is inserted, or `dtype` is of other numbers or cannot
+        hold the values.
     """
     dtype = floating("dtype", dtype)
     if (path := surgery.changed_module(model)) is not None:
@@ -230,9 +214,14 @@ def dequantise(model: nnx.Module, dtype: Any = None) -> nnx.Module:
         raise InputError(
             "the model has no quantised layer: its weights are floating-point numbers already"
         )
-    for layer in layers.values():
+    for path, layer in layers.items():
         weight = packed_weight(layer)[1]
-        unpack_layer(layer, weight.values().astype(weight.dtype if dtype is None else dtype))
+        values = weight.values().astype(weight.dtype if dtype is None else dtype)
+        if not isinstance(values, jax.core.Tracer) and not jnp.isfinite(values).all():
+            raise InputError(
+                f"{path or 'the model'} has values that {values.dtype} cannot hold; take bfloat16 or float32"
+            )
+        unpack_layer(layer, values)
     surgery.undivide(result)
     return result
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from lora_jax.errors import InputError, brief
+from lora_jax.errors import InputError, brief, did_you_mean
 from lora_jax.gguf.packing import PACK
 from lora_jax.quantisation.formats import Format
 from lora_jax.quantisation.four_bits import FourBits
@@ -30,8 +30,14 @@ def format_of(name: str | Format) -> Format:
     if isinstance(name, Format):
         return name
     if not isinstance(name, str) or name not in FORMATS:
+        meant = did_you_mean(name, FORMATS) if isinstance(name, str) else ""
         raise InputError(
             f"format must be one of {', '.join(FORMATS)}, or a Format with settings of its own such as "
-            f"FourBits('nf4', block=128); got {brief(name)}"
+            f"FourBits('nf4', block=128); got {brief(name)}{meant}"
         )
     return FORMATS[name]
+
+
+def name_of(form: Format) -> str:
+    """The name of a packed form, or what one writes for it."""
+    return next((name for name, other in FORMATS.items() if other == form), str(form))

@@ -18,6 +18,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Float32, Int
 
+from lora_jax.errors import InputError, InputTypeError
 from lora_jax.gguf.layouts import grouped
 from lora_jax.low_rank.contraction import Contraction, Shape
 from lora_jax.quantisation.formats import Extent, Format, Part
@@ -107,6 +108,13 @@ class PackedWeight(WeightModule):
         """Whether the arrays are shapes without values."""
         return isinstance(self.arrays()["codes"].get_raw_value(), jax.ShapeDtypeStruct)
 
+    def __getitem__(self, _: Any) -> Any:
+        """Raises InputTypeError: single values are not stored."""
+        raise InputTypeError(
+            f"this weight is packed ({self.format}) and has no values to index: layer.kernel.values() "
+            "unpacks all of them (embedding.values() of a table), lora_jax.dequantise(model) those of a model"
+        )
+
     def values(self) -> Float[Array, ...]:
         """The values in float32, in the shape of the weight that it stands for."""
         arrays = {name: part[...] for name, part in self.arrays().items()}
@@ -128,10 +136,13 @@ class PackedWeight(WeightModule):
         return self.format.unpack(self._in_blocks(arrays), 1)
 
     def rows(self, indices: Int[Array, "*shape"]) -> Float[Array, "*shape features"]:
-        """Rows of a table, unpacked alone."""
+        """Rows of a table, unpacked alone; NaN for numbers that it does not have, as of any table."""
         stored = self._in_blocks({name: part[...] for name, part in self.arrays().items()})
         arrays = self.format.without_matrix_parts(stored, 1)
-        chosen = {name: array[indices.reshape(-1)] for name, array in arrays.items()}
+        # Scales of other rows are NaN, and so are their products with any code.
+        chosen = {
+            name: jnp.take(array, indices.reshape(-1), axis=0) for name, array in arrays.items()
+        }
         return self.format.unpack(chosen, 1).reshape(*indices.shape, self.matrix[1])
 
     def _in_blocks(self, arrays: Mapping[str, Array]) -> dict[str, Array]:
@@ -231,7 +242,17 @@ def arranged(weight: PackedWeight, matrices: Sequence[Mapping[str, np.ndarray]])
 
 
 def float_matrices(weight: PackedWeight, values: Any) -> list[Float32[np.ndarray, "rows inputs"]]:
-    """The matrices of a weight in floating-point numbers, one row for each output (or of the table)."""
+    """The matrices of a weight in floating-point numbers, one row for each output (or of the table).
+
+    Raises:
+      ValueError: the values are those of a function that is traced, and not known yet.
+    """
+    if isinstance(values, jax.core.Tracer):
+        raise InputError(
+            "weights are packed from their values, which a function inside jax.jit, nnx.eval_shape or "
+            "another transformation does not have yet: pack outside of it. A model in shapes is quantised as "
+            "such: lora_jax.quantise(nnx.eval_shape(make))"
+        )
     roles = weight.roles.stacked(len(weight.stack))
     batch, inputs, outputs = roles.sizes(weight.shape)
     ordered = np.transpose(np.asarray(values), roles.batch + roles.inputs + roles.outputs)

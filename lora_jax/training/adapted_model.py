@@ -19,6 +19,7 @@ from lora_jax.low_rank.layers import adapted_layers
 from lora_jax.low_rank.merge import strip
 from lora_jax.method import Method
 from lora_jax.partition import Params
+from lora_jax.quantisation.described import noted, packing
 from lora_jax.quantisation.weight import value_counts
 from lora_jax.sharding import axes
 from lora_jax.sharding.mesh import REST, make_mesh
@@ -44,6 +45,7 @@ class AdaptedModel:
       labels: group of every parameter.
       summary: what the method did to the model; printable.
       layers: the layers that LoRA adapts, see `records.lora_layers`.
+      packed: what of the model is packed, in words.
       structure, trainable, frozen: from `partition.split`. The trainable part is float32, in this
         host's memory; the frozen part, with the model's state, lies on the mesh.
       placement: where everything goes.
@@ -92,6 +94,7 @@ class AdaptedModel:
             self.labels = method.labels(adapted)
             self.summary = method.summary(adapted)
             self.layers = lora_layers(self.summary)
+            self.packed = packing(adapted)
             self.structure, trainable, frozen = partition.split(adapted, self.labels)
             self._statistics = set(values(adapted, "statistic"))
             mesh = make_mesh({"data": REST}) if mesh is None else mesh
@@ -155,7 +158,7 @@ class AdaptedModel:
         parameters = {path: value for path, value in trainable.items() if path in self.labels}
         with files.replaced_folder(folder) as new:
             adapters.save_adapter(
-                new, parameters, self.labels, self.method, self.base, dict(notes),
+                new, parameters, self.labels, self.method, self.base, noted(self.packed) | dict(notes),
                 state=self._moved(trainable),
             )  # fmt: skip
 
@@ -180,7 +183,9 @@ class AdaptedModel:
             )
         with in_host_memory():
             base = adapter.base if adapter.base in self.bases else self.base
-            loaded = adapters.apply_adapter(adapter, self.trainable, base, str(path), self.frozen)
+            loaded = adapters.apply_adapter(
+                adapter, self.trainable, base, str(path), self.frozen, packed=self.packed
+            )
         return self.placement.put(loaded)
 
     def fingerprints(self, trainable: Mapping[str, Any]) -> dict[str, str]:
@@ -227,7 +232,7 @@ def warm_started(
       adapted: the model with it.
     """
     other = adapters.load_adapter(init_adapter)
-    warm_start.check_base(other, bases, init_adapter)
+    warm_start.check_base(other, bases, init_adapter, packing(adapted))
     return warm_start.started(other, trainable, labels, method, adapted, init_adapter)
 
 

@@ -24,6 +24,7 @@ from jax.extend import core
 from jax.interpreters import partial_eval
 from jaxtyping import Array, Float, Int
 
+from lora_jax.checks import integer
 from lora_jax.data.batch import Batch
 from lora_jax.models.decoder import Decoder
 from lora_jax.sharding.axes import Axes, constrain, gathered, names, split_over, ways
@@ -56,7 +57,11 @@ def losses(
 def total(
     model: nnx.Module, batch: Batch, key: jax.Array | None, smoothing: float, chunk: int | None
 ) -> Float[Array, ""]:
-    """The sum of the same, whose gradient is computed in the forward pass."""
+    """The sum of the same, whose gradient is computed in the forward pass.
+
+    Where the loss is infinite the gradients are NaN, even where those of the plain loss were finite: a run
+    has diverged in both cases.
+    """
     parts = _parts(model, batch, key, smoothing, chunk)
     if parts is None:
         return jnp.sum(losses(model, batch, key, smoothing, chunk))
@@ -69,17 +74,21 @@ def chunk_shape(slots: int, vocabulary: int, tokens: int | None = None) -> tuple
     Args:
       slots: of the batch.
       vocabulary: number of logits of a slot.
-      tokens: most slots of a chunk; None: the largest power of two whose logits are at most 2^25 values
-        on each device, and at least 8 on each device.
+      tokens: most slots of a chunk, which has at least one on each device; None: the largest power of two
+        whose logits are at most 2^25 values on each device, and at least 8 on each device.
+
+    Raises:
+      ValueError: `tokens` is no positive integer.
     """
     shares = ways("batch")
     if tokens is None:
         fitting = max(_VALUES * ways("logits") // vocabulary, _TILE)
         tokens = shares << fitting.bit_length() - 1
-    count = -(-slots // tokens)
-    if count <= 1:
+    tokens = integer("chunk", tokens)
+    if slots <= tokens:
         return 1, slots
-    tile = min(_TILE, tokens) * shares
+    tile = max(min(_TILE, tokens // shares), 1) * shares
+    count = -(-slots // (max(tokens // tile, 1) * tile))
     size = -(-slots // (count * tile)) * tile
     return -(-slots // size), size
 

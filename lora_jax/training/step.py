@@ -16,6 +16,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from lora_jax import partition
+from lora_jax.checks import integer
 from lora_jax.data.batch import Batch
 from lora_jax.errors import InputError
 from lora_jax.low_rank import seeding
@@ -77,7 +78,12 @@ def completion_loss(smoothing: float = 0.0, chunk: int | None = None) -> Loss:
     Args:
       smoothing: label smoothing e, 0.1 in Table 11.
       chunk: see `completion_losses`.
+
+    Raises:
+      ValueError: `smoothing` is out of its range, or `chunk` is no positive integer.
     """
+    if chunk is not None:
+        chunk = integer("chunk", chunk)
     if not 0 <= smoothing < 1:
         raise InputError(f"label smoothing must be in [0, 1), got {smoothing!r}")
 

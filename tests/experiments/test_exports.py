@@ -140,6 +140,35 @@ def test_a_small_change_that_packing_undoes_is_told(run, tmp_path):
     assert "of what the adapter changed is left: " in lines[-1]
 
 
+@pytest.mark.parametrize("type", ["stored", "q8_0"])
+def test_the_change_is_that_of_the_base_that_was_packed_anew(tmp_path, type):
+    """int8 rounds the file's values by far more than the adapter changes them."""
+    kinds = {f"blk.{i}.attn_q.weight": Q8_0 for i in range(3)}
+    gguf_models.write(tmp_path / "base.gguf", "llama", kinds=kinds)
+    config = hub.read_decoder_config(tmp_path / "base.gguf", base_format="int8")
+    base, method = hub.load_decoder(tmp_path / "base.gguf", config), lj.lora("query", rank=1)
+    adapted = method.insert(base, KEY)
+    adapted.layers.block.attention.query.lora.b[...] += 1e-4
+    notes = {"model": str(tmp_path / "base.gguf"), NOTE: origin(config)}
+    lj.save(tmp_path / "small", adapted, method, base, notes)
+    named = Named(adapter=str(tmp_path / "small"))
+    lines = exports.to_gguf(tmp_path / "x.gguf", named, type=type)
+    before, after = (
+        np.asarray(
+            lj.parameters(lj.dequantise(m))["layers/block/attention/query/kernel"], np.float64
+        )
+        for m in (base, lj.merge(adapted, jnp.float32))
+    )
+    change = np.linalg.norm(after - before) / np.linalg.norm(after)
+    rows = {line.split()[0]: line.split() for line in lines}
+    np.testing.assert_allclose(float(rows["attn_q.weight"][4]), change, atol=1e-6)
+    packed = [name for name in rows if name.startswith(("attn_", "ffn_")) and "norm" not in name]
+    assert {rows[name][4] for name in packed if name != "attn_q.weight"} == {"0"}
+    assert any(
+        "the change is that of the base as it was held, int8; what int8 had" in x for x in lines
+    )
+
+
 def test_a_run_becomes_a_folder_that_transformers_reads(run, tuned, tmp_path):
     named = Named(run=str(run))
     folder = tmp_path / "hf"

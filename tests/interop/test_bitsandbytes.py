@@ -9,13 +9,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from decoder_parity import LOGITS_TOLERANCE, difference, run, torch_logits
+from decoder_parity import LOGITS_TOLERANCE, VOCAB, difference, run, torch_logits
 from flax import nnx
 from random_models import from_shapes
 from safetensors.numpy import load_file
 
 import lora_jax
-from lora_jax.errors import InputError
+from lora_jax.data.batch import Inputs
+from lora_jax.errors import InputError, InputTypeError, MissingFileError
 from lora_jax.interop import bitsandbytes
 from lora_jax.models import hub
 from lora_jax.models.model_files import WEIGHTS
@@ -24,6 +25,7 @@ from lora_jax.quantisation.layers import packed_weight, quantised_layers
 
 bnb = pytest.importorskip("bitsandbytes")
 torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
 
 CASES = [case for case in folders.CASES if case != "narrow"]
 
@@ -74,13 +76,114 @@ def test_layers_that_are_not_packed_are_named_in_config_json(tmp_path):
     model = lora_jax.quantise(plain(), r".*/(query|down)")
     hub.save_decoder(tmp_path, model)
     config = json.loads((tmp_path / "config.json").read_text())["quantization_config"]
-    assert config["llm_int8_skip_modules"] == [
-        "lm_head", "mlp.gate_proj", "mlp.up_proj", "self_attn.k_proj", "self_attn.o_proj", "self_attn.v_proj"
-    ]  # fmt: skip
+    parts = (
+        "mlp.gate_proj",
+        "mlp.up_proj",
+        "self_attn.k_proj",
+        "self_attn.o_proj",
+        "self_attn.v_proj",
+    )
+    named = [f"layers.{layer}.{part}" for layer in (0, 1) for part in parts]
+    assert config["llm_int8_skip_modules"] == [*named, "lm_head"]
     theirs = folders.load(tmp_path)
     assert sum(type(m).__name__ == "Linear4bit" for m in theirs.modules()) == 4
     with torch.no_grad():
         assert difference(run(model), torch_logits(theirs)) < LOGITS_TOLERANCE
+
+
+@pytest.fixture(scope="module")
+def bert(tmp_path_factory):
+    """A classifier of the BERT kind, as we have it."""
+    config = transformers.BertConfig(
+        vocab_size=VOCAB, hidden_size=64, num_hidden_layers=2, num_attention_heads=4,
+        intermediate_size=128, max_position_embeddings=32, num_labels=3, initializer_range=0.2,
+    )  # fmt: skip
+    folder = tmp_path_factory.mktemp("bert")
+    transformers.AutoModelForSequenceClassification.from_config(config).save_pretrained(folder)
+    key = jax.random.key(0)
+    return hub.load_classifier(folder, hub.read_config(folder), 3, key, head="published")
+
+
+def loaded(kind, folder, tokens):
+    """What transformers' model of a folder gives, and how many of its layers are packed."""
+    model = kind.from_pretrained(folder).eval()
+    packed = [m for m in model.modules() if type(m).__name__ in ("Linear4bit", "Linear8bitLt")]
+    for module in packed:
+        module.train()  # see `folders.load`
+    with torch.no_grad():
+        return model(torch.tensor(tokens)), len(packed)
+
+
+TOKENS = np.arange(1, 13).reshape(2, 6)
+TEXTS = Inputs(
+    TOKENS, np.array([[1] * 6, [2] * 6]), np.zeros((2, 6), int) + np.arange(6), 0 * TOKENS
+)
+
+
+@pytest.mark.parametrize(
+    ("form", "targets", "exclude", "count"),
+    [
+        ("nf4", "all-linear", None, 13),
+        ("int8", "all-linear", ".*/down", 11),
+        # The end of its name in the files is that of the other output's whole name.
+        ("nf4", ".*/attention/output", None, 2),
+    ],
+)
+def test_classifiers_and_encoders_packed_in_part_are_loaded_by_transformers(
+    bert, tmp_path, form, targets, exclude, count
+):
+    model = lora_jax.quantise(bert, targets, form, exclude=exclude)
+    hub.save_classifier(tmp_path / "classifier", model)
+    kind = transformers.AutoModelForSequenceClassification
+    result, found = loaded(kind, tmp_path / "classifier", TOKENS)
+    logits = model(TEXTS, np.array([0, 1]), np.array([0, 0]))
+    assert found == count and difference(logits, result.logits) < LOGITS_TOLERANCE
+    hub.save_encoder(tmp_path / "encoder", lora_jax.quantise(model, "head/output", form))
+    config = json.loads((tmp_path / "encoder/config.json").read_text())
+    assert "quantization_config" in config and config["architectures"] == ["BertModel"]
+    assert not [n for n in load_file(tmp_path / "encoder" / WEIGHTS) if "classifier" in n]
+    result, found = loaded(transformers.AutoModel, tmp_path / "encoder", TOKENS)
+    hidden = model.encoder(TEXTS)
+    assert found == count and difference(hidden, result.last_hidden_state) < LOGITS_TOLERANCE
+
+
+def test_a_packed_decoder_with_a_head_for_classes_is_loaded_by_transformers(tmp_path):
+    folder = folders.folder("nf4").with_name("nf4, plain")
+    config, key = hub.read_decoder_config(folder), jax.random.key(0)
+    model = lora_jax.quantise(hub.load_decoder_classifier(folder, config, 3, key))
+    hub.save_classifier(tmp_path, model, pad_token_id=0)
+    kind = transformers.AutoModelForSequenceClassification
+    result, found = loaded(kind, tmp_path, TOKENS)
+    logits = model(TEXTS._replace(segments=0 * TOKENS + 1), np.array([0, 1]), np.array([5, 5]))
+    assert found == 14 and difference(logits, result.logits) < LOGITS_TOLERANCE
+
+
+@pytest.mark.wrong_types
+def test_models_of_ones_own_have_no_published_layout(tmp_path):
+    own = lora_jax.quantise(nnx.Linear(64, 8, rngs=nnx.Rngs(0)), nnx.Linear)
+    for write in (bitsandbytes.state_dict, lambda m: hub.save_decoder(tmp_path / "x", m)):
+        with pytest.raises(InputTypeError, match=r"model must be a Decoder.*Orbax.*quantised\.md"):
+            write(own)
+
+
+def test_a_folder_of_which_only_the_weights_were_written_is_no_model(tmp_path, monkeypatch):
+    hub.save_decoder(tmp_path, plain())
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(hub, "save", full)  # of the weights: nothing has changed
+        with pytest.raises(OSError, match="No space"):
+            hub.save_decoder(tmp_path, lora_jax.quantise(plain()))
+    assert before == {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    monkeypatch.setattr(hub, "write_bytes", full)  # of config.json, after them
+    with pytest.raises(OSError, match="No space"):
+        hub.save_decoder(tmp_path, lora_jax.quantise(plain(), format="int8"))
+    assert [path.name for path in tmp_path.iterdir()] == [WEIGHTS]
+    with pytest.raises(MissingFileError, match=r"config\.json"):
+        load(tmp_path, "stored")
 
 
 def test_a_packed_head_is_one_there_too(tmp_path):

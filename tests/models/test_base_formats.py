@@ -16,6 +16,7 @@ from random_models import from_shapes
 import lora_jax
 from lora_jax.data.batch import Inputs
 from lora_jax.errors import FileError, InputError
+from lora_jax.gguf.container import Container
 from lora_jax.models import hub
 from lora_jax.models.encoder import Classifier, EncoderConfig
 from lora_jax.models.gpt2 import GPT2, GPT2Config
@@ -143,3 +144,37 @@ def test_a_form_that_does_not_fit_is_refused_with_one_that_does(tmp_path):
     ):
         read(tmp_path / "model.gguf", "nf4")
     assert quantised_layers(read(tmp_path / "model.gguf", "int8"))
+
+
+def test_scales_of_a_file_that_are_not_finite_are_refused_in_both_forms(tmp_path):
+    path = tmp_path / "model.gguf"
+    gguf_models.write(path, "llama", kinds=kinds_of("Q8_0"))
+    start = Container(path).tensors["blk.1.attn_v.weight"].start
+    data = bytearray(path.read_bytes())
+    for scale in (b"\x00\x7c", b"\x00\x7e"):  # infinite, NaN
+        data[start : start + 2] = scale
+        path.write_bytes(data)
+        for base_format in ("float", "stored"):
+            with pytest.raises(FileError, match=r"blk\.1\.attn_v.*values that are not finite"):
+                read(path, base_format)
+    data[start : start + 2] = b"\xff\x7b"  # 65504, times integers
+    path.write_bytes(data)
+    for base_format in ("float", "stored"):
+        assert jnp.isfinite(run(read(path, base_format))).all()
+        with pytest.raises(FileError, match=r"blk\.1\.attn_v.* too large.*float16"):
+            read(path, base_format, jnp.float16)
+
+
+def test_a_folder_whose_values_a_form_cannot_hold_is_refused(tmp_path):
+    config = transformers.LlamaConfig(
+        vocab_size=96, hidden_size=64, intermediate_size=128, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2,
+    )  # fmt: skip
+    model = transformers.LlamaForCausalLM(config)
+    model.model.layers[1].mlp.up_proj.weight.data[3, 5] = 1e7
+    model.save_pretrained(tmp_path)
+    with pytest.raises(FileError, match=r"1\.mlp\.up_proj.*too large.*q8_0.*base_format='float'"):
+        read(tmp_path, "q8_0")
+    assert read(tmp_path, "nf4")
+    with pytest.raises(FileError, match=r"1\.mlp\.up_proj.*too large.*float16"):
+        read(tmp_path, "nf4", jnp.float16)

@@ -228,7 +228,38 @@ def test_what_does_not_fit_is_named(tmp_path, case):
     assert str(folder) in str(error.value)
 
 
+def both(*changes):
+    def change(tensors):
+        for one in changes:
+            tensors = one(tensors)
+        return tensors
+
+    return change
+
+
 SCB = f"{Q}.SCB"
+LARGE = {
+    "scales": ("nf4", both(
+        put(f"{Q}.weight.nested_absmax", lambda v: v * 0 + 3e38), state(nested_offset=3e38)
+    )),
+    "rows": ("int8", put(SCB, lambda v: v * 0 + 3e38)),
+    "float16": ("nf4", both(*(
+        put(f"model.layers.{layer}.self_attn.q_proj.weight.quant_state.bitsandbytes__nf4",
+            lambda v: np.frombuffer(v.tobytes().replace(b"float32", b"float16", 1), np.uint8))
+        for layer in (0, 1)
+    ), state(nested_offset=1e6))),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", LARGE)
+def test_finite_parts_whose_values_are_not_are_refused_in_both_forms(tmp_path, case):
+    packed, change = LARGE[case]
+    folder = folders.rewrite(packed, tmp_path, change)
+    for base_format, message in (("float", "too large"), ("stored", "not finite, or too large")):
+        with pytest.raises(FileError, match=rf"{Q}\.weight: found values .*{message}"):
+            read(folder, base_format)
+
+
 WRONG_INT8 = {
     "no scales": (without(SCB), "SCB: found nothing, expected it, as there is .*weight_format"),
     "no weight": (without(f"{Q}.weight"), r"q_proj\.weight: found nothing"),

@@ -157,6 +157,55 @@ def test_errors_of_integers_are_those_of_rounding(form, bits):
     assert form.bits(256, 1024) == pytest.approx(bits, rel=1e-3)
 
 
+def unpacked_in(form, arrays, dtype):
+    """How many values are not finite, by unpacking all of them."""
+    values = unpacked(form, arrays, 1).astype(jnp.dtype(dtype))
+    return int((~np.isfinite(values)).sum())
+
+
+@pytest.mark.filterwarnings("ignore:overflow")
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("kind", LAYOUTS)
+def test_values_of_ggufs_blocks_that_are_not_finite_are_found_by_their_scales(kind, dtype):
+    form, arrays = random_blocks(kind)
+    assert not form.not_finite(arrays, dtype)
+    bound = np.repeat(form.largest(arrays), form.width(768), axis=1)
+    assert (np.abs(unpacked(form, arrays, 1)) <= bound).all()
+    for name in {"scale", "least"} & arrays.keys():
+        for number in (np.inf, np.nan, 65504, -65504, 40):
+            changed = arrays | {name: arrays[name].copy()}
+            changed[name][5, 1] = number
+            assert form.not_finite(changed, dtype) == unpacked_in(form, changed, dtype)
+            if not np.isfinite(number):
+                assert form.not_finite(changed, dtype) > 0
+
+
+LARGE = {  # 65520 is what float16 rounds up to infinity
+    "absmax": (np.nan, np.inf, 3e38, 2e36, 65520, 65519, -1e30),
+    "nested": (np.nan, np.inf, 3e38, 1e5), "offset": (np.nan, 3e38, -70000, 65519),
+}  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore:overflow")
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize(
+    "form", [FourBits("nf4"), FourBits("fp4", double=False), Int8(), Int8(64)], ids=str
+)
+def test_values_of_bitsandbytes_that_are_not_finite_are_found_by_their_scales(form, dtype):
+    rows = RNG.normal(size=(ROWS, 1024)).astype(np.float32)
+    arrays = form.pack(rows)
+    arrays["codes"][2] = np.iinfo(arrays["codes"].dtype).min  # -128, which only files have
+    assert not form.not_finite(arrays, dtype)
+    for name, numbers in LARGE.items():
+        if name not in arrays or arrays[name].dtype == np.uint8:
+            continue
+        for number in numbers:
+            for row in (2, 3):
+                changed = arrays | {name: arrays[name].copy()}
+                changed[name].reshape(-1)[row % len(changed[name].reshape(-1))] = number
+                assert form.not_finite(changed, dtype) == unpacked_in(form, changed, dtype)
+
+
 @pytest.mark.wrong_types
 def test_sizes_that_a_format_does_not_have_are_refused():
     with pytest.raises(InputError, match="do not divide rows of 96 inputs; blocks of 32 would"):

@@ -1,16 +1,21 @@
 """Quantised layers against the same layers with the unpacked weight: outputs, gradients, merging, memory."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 from flax import linen, nnx
 
 import lora_jax
 from lora_jax import partition
 from lora_jax.errors import InputError, InputTypeError
+from lora_jax.fingerprints import accepted
 from lora_jax.low_rank.layers import adapted_layers
 from lora_jax.methods.loftq import loftq
+from lora_jax.models.gpt2 import GPT2, GPT2Config
 from lora_jax.quantisation.ggml import Ggml
 from lora_jax.quantisation.layers import is_quantised, packed_weight, quantised_layers
 from lora_jax.quantisation.quantise import errors
@@ -144,13 +149,67 @@ def test_an_adapter_goes_onto_its_packed_base_only(model, tmp_path):
     lora_jax.save(tmp_path / "adapter", trained, method, base=quantised)
     again = lora_jax.load(tmp_path / "adapter", quantised)
     np.testing.assert_array_equal(again(TOKENS), trained(TOKENS))
-    with pytest.raises(ValueError, match="another base"):
+    message = r"another base.*packed \(5 as q8_0\), this model has %s: pack it so first"
+    with pytest.raises(InputError, match=message % "none"):
         lora_jax.load(tmp_path / "adapter", model)
+    other = lora_jax.quantise(model, "all-linear", "q4_0")
+    with pytest.raises(InputError, match=message % r"5 as q4_0"):
+        lora_jax.load(tmp_path / "adapter", other)
+    moved = nnx.clone(quantised)
+    moved.out.kernel.scale[...] = 2 * moved.out.kernel.scale[...]
+    with pytest.raises(
+        InputError, match="Both have 5 as .* packed, so it was packed from other weights"
+    ):
+        lora_jax.load(tmp_path / "adapter", moved)
+    lora_jax.save(
+        tmp_path / "plain",
+        gradients(method.insert(model, jax.random.key(0)), method)[1],
+        method,
+        model,
+    )
+    with pytest.raises(InputError, match="This model has weights packed .* another base than in"):
+        lora_jax.load(tmp_path / "plain", quantised)
+
+
+@pytest.mark.parametrize("form", ["q8_0", "nf4", "nf4_single", "int8"])
+def test_every_bit_of_the_scales_is_in_the_fingerprint(form):
+    layer = nnx.Linear(256, 128, rngs=nnx.Rngs(0))
+    base = lora_jax.quantise(layer, nnx.Linear, form)
+    before = lora_jax.fingerprint(lora_jax.base_parameters(base))
+    weight = packed_weight(base)[1]
+    for name, part in weight.arrays().items():
+        if not jnp.issubdtype(part.dtype, jnp.floating):
+            continue
+        old = part[...]
+        bits = np.array(old).view(f"int{8 * old.dtype.itemsize}")
+        bits.reshape(-1)[0] ^= 1
+        part.set_value(jnp.asarray(bits.view(old.dtype)))
+        assert lora_jax.fingerprint(lora_jax.base_parameters(base)) != before, name
+        part.set_value(old)
+    assert lora_jax.fingerprint(lora_jax.base_parameters(base)) == before
+
+
+def test_the_earlier_fingerprint_of_a_packed_base_is_accepted(model, tmp_path):
+    """It rounded the scales to bfloat16; new folders get the exact one."""
+    base = lora_jax.quantise(model, "all-linear", "q8_0")
+    method = lora_jax.lora("out", rank=2)
+    earlier = lora_jax.fingerprint(lora_jax.parameters(base))
+    exact = lora_jax.fingerprint(lora_jax.base_parameters(base))
+    assert list(accepted(base, method)) == [exact, earlier]
+    assert len(list(accepted(model, method))) == 1
+    lora_jax.save(
+        tmp_path, gradients(method.insert(base, jax.random.key(0)), method)[1], method, base
+    )
+    adapter = lora_jax.load_adapter(tmp_path)
+    assert adapter.base == exact
+    lora_jax.attach(base, dataclasses.replace(adapter, base=earlier))
 
 
 def test_methods_that_would_train_packed_weights_are_refused(model):
     quantised = lora_jax.quantise(model, "all-linear", "q8_0")
-    with pytest.raises(InputError, match="kernel is quantised and would train in the group 'base'"):
+    with pytest.raises(
+        InputError, match="kernel is quantised, and the method would train it.* exclude="
+    ):
         lora_jax.full().labels(lora_jax.full().insert(quantised, jax.random.key(0)))
 
 
@@ -214,11 +273,137 @@ def test_what_cannot_be_quantised_is_refused(model):
             lora_jax.dequantise(quantised, dtype)
         with pytest.raises(InputError, match="dtype must be a floating-point type"):
             lora_jax.merge(adapted, dtype)
+    with pytest.raises(InputTypeError, match=r"packed \(Ggml.*kernel\.values\(\) unpacks"):
+        quantised.out.kernel[...]
+    with pytest.raises(InputError, match=r"write format='nf4'"):
+        lora_jax.quantise(model, "nf4")
+    for name, meant in (("NF4", "nf4"), ("q8", "q8_0"), ("Q4_1", "q4_1")):
+        with pytest.raises(InputError, match=rf"got '{name}', did you mean '{meant}'"):
+            lora_jax.quantise(model, "out", name)
+    bare = nnx.Dict(w=nnx.Param(jnp.ones((64, 8))), head=nnx.Linear(64, 4, rngs=nnx.Rngs(0)))
+    with pytest.raises(
+        InputError, match=r"'w' names parameters \(w\) and no layer; only the weights"
+    ):
+        lora_jax.quantise(bare, "w")
+    with pytest.raises(InputError, match="no layer is left .* takes head for one by its name"):
+        lora_jax.quantise(bare)
+    with pytest.raises(InputError, match=r"'x' matches no path.*Nearest paths:\n  head$"):
+        lora_jax.quantise(bare, "x")
     dense = linen.Dense(8)
     variables = dense.init(jax.random.key(0), jnp.ones((2, 64)))
     with pytest.raises(InputTypeError, match="is of Flax Linen"):
         lora_jax.quantise(lora_jax.linen.as_nnx(dense, variables, jnp.ones((2, 64))))
+    empty = nnx.Linear(64, 0, kernel_init=nnx.initializers.zeros, rngs=nnx.Rngs(0))
+    with pytest.raises(InputError, match=r"its weight of shape \(64, 0\) has no values"):
+        lora_jax.quantise(empty, nnx.Linear)
+    make = lambda: nnx.Linear(64, 8, rngs=nnx.Rngs(0))  # noqa: E731
+    pack = lambda layer: lora_jax.quantise(layer, nnx.Linear)  # noqa: E731
+    for traced in (lambda: nnx.eval_shape(lambda: pack(make())), lambda: nnx.jit(pack)(make())):
+        with pytest.raises(InputError, match=r"inside jax.jit, nnx.eval_shape .* pack outside"):
+            traced()
+    assert packed_weight(pack(nnx.eval_shape(make)))[1].is_abstract()
     broken = nnx.clone(model)
     broken.out.kernel[...] = broken.out.kernel[...].at[0, 0].set(jnp.nan)
     with pytest.raises(InputError, match="out/kernel has 1 of 8,192 values that are not finite"):
         lora_jax.quantise(broken, "out", "q8_0")
+
+
+@pytest.mark.parametrize(
+    ("form", "dtype", "value"),
+    [
+        *[(form, "float32", 1e7) for form in ("q4_0", "q4_1", "q5_0", "q5_1", "q8_0")],
+        ("int8", "float32", 1e37), ("q8_0", "float16", 65504),
+    ],
+)  # fmt: skip
+def test_values_that_packing_makes_infinite_are_refused(form, dtype, value):
+    """Where nf4 holds them, or they are a little smaller, all unpacked values are finite."""
+    layer = nnx.Linear(64, 32, rngs=nnx.Rngs(0), param_dtype=dtype)
+    layer.kernel[...] = layer.kernel[...].at[3, 5].set(value)
+    with pytest.raises(
+        InputError, match=rf"kernel has values .* too large for .* in {dtype}: \d+ of"
+    ):
+        lora_jax.quantise(layer, nnx.Linear, form)
+    for other, smaller in (("nf4", value), (form, value / 128)):
+        layer.kernel[...] = layer.kernel[...].at[3, 5].set(smaller)
+        plain = lora_jax.dequantise(lora_jax.quantise(layer, nnx.Linear, other))
+        assert plain.kernel.dtype == dtype and jnp.isfinite(plain.kernel[...]).all()
+    layer = nnx.Linear(64, 32, kernel_init=nnx.initializers.constant(1e5), rngs=nnx.Rngs(0))
+    with pytest.raises(InputError, match="has values that float16 cannot hold"):
+        lora_jax.dequantise(lora_jax.quantise(layer, nnx.Linear), "float16")
+
+
+def test_loftq_refuses_what_packing_makes_infinite(model):
+    large = nnx.clone(model)
+    large.out.kernel[...] = large.out.kernel[...].at[0, 0].set(1e7)
+    with pytest.raises(InputError, match="out/kernel has values that are not finite or too large"):
+        loftq(large, lora_jax.lora("out", rank=2), jax.random.key(0), "out", "q8_0")
+
+
+IDS = {
+    "inside": [0, 3, 9], "outside": [10, 100, 2, -11], "from the end": [-1, -10],
+    "scalar": 3, "scalar outside": 10, "one": [4], "two axes": [[1, 2], [3, 4]],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("form", ["nf4", "int8", "q8_0", "q4_1"])
+@pytest.mark.parametrize("count", [1, 10])
+def test_rows_of_a_packed_table_are_those_of_the_unpacked_one(count, form):
+    table = nnx.Embed(count, 64, rngs=nnx.Rngs(0))
+    packed = lora_jax.quantise(table, nnx.Embed, form)
+    plain = lora_jax.dequantise(packed)
+    ids = [jnp.asarray(one) for one in IDS.values()]
+    for one in (*ids, jnp.int8(3), jnp.zeros(0, int), jnp.zeros((2, 0), int), np.arange(5)):
+        if count == 1 and not one.ndim:
+            continue  # which Flax's own table of one row has no answer to
+        expected = plain(one)
+        assert packed(one).shape == expected.shape and packed(one).dtype == expected.dtype
+        np.testing.assert_array_equal(packed(one), expected)  # NaN of both are equal
+    assert count == 1 or not jnp.isfinite(packed(jnp.asarray([10]))).any()
+    for wrong in (jnp.ones(2), jnp.ones(2, bool)):
+        with pytest.raises(ValueError, match="must be an integer"):
+            packed(wrong)
+
+
+def test_biases_are_added_to_packed_layers(model):
+    """One that has none gets one, as over the unpacked weights."""
+    base = lora_jax.quantise(nnx.Dict(a=nnx.Linear(64, 32, use_bias=False, rngs=nnx.Rngs(0))))
+    method = lora_jax.bitfit(add=True)
+    bias = jax.random.normal(jax.random.key(0), (32,))
+    outputs = []
+    for one in (base, lora_jax.dequantise(base)):
+        adapted = method.insert(one, jax.random.key(0))
+        assert {p for p, g in method.labels(adapted).items() if g == "bias"} == {"a/added/bias"}
+        adapted["a"].added.bias[...] = bias
+        outputs.append(adapted["a"](jnp.eye(64)))
+    np.testing.assert_allclose(*outputs, rtol=1e-6)
+    assert is_quantised(base["a"])
+
+
+def test_methods_that_need_a_table_say_that_it_is_packed():
+    """Its rows are no parameter that could be taken or replaced."""
+    sizes = GPT2Config(64, 1, 2, vocab_size=64, n_positions=32)
+    table = lora_jax.quantise(GPT2(sizes, nnx.Rngs(0)), "embeddings/token", "q8_0")
+    for method in (lora_jax.prefix_embed(2), lora_jax.token_rows({"embeddings/token": [1]})):
+        with pytest.raises(
+            InputTypeError, match="embeddings/token is quantised.* exclude.*in place of 'stored'"
+        ):
+            method.insert(table, jax.random.key(0))
+
+
+def test_a_packed_base_of_an_own_model_is_kept_with_orbax(model, tmp_path):
+    """As docs/quantised.md has it, of a base that LoftQ made for its factors."""
+    method = lora_jax.lora("out", rank=4)
+    adapted = loftq(model, method, jax.random.key(0), "out", "nf4", steps=3)
+    base = lora_jax.strip(adapted)
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(tmp_path / "base", nnx.state(base))
+    lora_jax.save(tmp_path / "adapter", adapted, method, base)
+
+    abstract = lora_jax.quantise(nnx.eval_shape(lambda: Model(nnx.Rngs(0))), "out", "nf4")
+    structure, shapes = nnx.split(abstract)
+    with ocp.StandardCheckpointer() as checkpointer:
+        again = nnx.merge(structure, checkpointer.restore(tmp_path / "base", shapes))
+    loaded = lora_jax.load(tmp_path / "adapter", again)
+    np.testing.assert_array_equal(loaded(TOKENS), adapted(TOKENS))
+    with pytest.raises(InputError, match="packed anew for its factors"):
+        lora_jax.load(tmp_path / "adapter", lora_jax.quantise(model, "out", "nf4"))

@@ -140,6 +140,6 @@ def test_what_cannot_be_packed_again_is_refused(model):
         merge_packed(trained)
     huge = adapted(lora_jax.quantise(model, "fused", "q4_0"), method, size=1e4)
     with pytest.raises(
-        InputError, match="fused has merged values that are not finite or too large"
+        InputError, match="the merged weight of fused has values that are not finite or too large"
     ):
         merge_packed(huge)

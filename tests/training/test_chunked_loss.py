@@ -17,6 +17,7 @@ from lora_jax import methods, partition
 from lora_jax.costs import flops
 from lora_jax.data.batch import Batch, Inputs
 from lora_jax.data.completions import TokenisedPairs
+from lora_jax.errors import InputError
 from lora_jax.models.gpt2 import GPT2, GPT2Config
 from lora_jax.models.llama import Llama
 from lora_jax.models.llama_config import LlamaConfig
@@ -238,3 +239,23 @@ def test_sizes_of_chunks():
     assert chunked_loss.chunk_shape(66, 97, 16) == (5, 16)
     assert chunked_loss.chunk_shape(66, 97, 5) == (14, 5)
     assert chunked_loss.chunk_shape(66, 97, 66) == (1, 66)
+
+
+@pytest.mark.parametrize("shares", [1, 2, 4])
+def test_chunks_are_no_larger_than_asked_for_and_hold_all_slots(monkeypatch, shares):
+    monkeypatch.setattr(chunked_loss, "ways", lambda _: shares)
+    for slots in range(1, 120):
+        for most in (1, 2, 3, 7, 8, 9, 15, 16, 17, 31, 64, 79):
+            count, size = chunked_loss.chunk_shape(slots, VOCABULARY, most)
+            assert (count - 1) * size < slots <= count * size
+            assert size <= max(most, shares)
+            assert count == 1 or size % shares == 0
+
+
+@pytest.mark.wrong_types
+@pytest.mark.parametrize("chunk", [0, -1, 1.5, True, "8"])
+def test_a_chunk_is_a_positive_integer(chunk):
+    with pytest.raises(InputError, match="chunk must be a positive integer, got"):
+        step.completion_loss(0.0, chunk)
+    with pytest.raises(InputError, match="chunk must be a positive integer, got"):
+        chunked_loss.chunk_shape(10, VOCABULARY, chunk)
