@@ -122,7 +122,7 @@ def of_pool(inputs: Inputs, base: Any, adapters: dict[str, Adapter], used: int, 
     names = [f"t{i % used}" for i in range(_BATCH)]
     arguments = inputs.arguments(np.arange(_BATCH))
     if _MODEL.value == "smollm2":
-        answer = pool.compiled(inputs.run, tiles=True)
+        answer = pool.compiled(inputs.run, looped=True)
         return lambda: answer(names, *arguments).block_until_ready()
 
     def run(slots: Any, frozen: Any, numbers: Any, packed: Any, rows: Any, columns: Any) -> Any:

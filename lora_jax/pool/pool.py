@@ -33,7 +33,7 @@ from lora_jax.method import Method
 from lora_jax.partition import Params
 from lora_jax.patterns import some
 from lora_jax.pool import places
-from lora_jax.pool.routing import route
+from lora_jax.pool.routing import Form, route
 from lora_jax.sharding.axes import of_model
 from lora_jax.sharding.mesh import AnyMesh
 from lora_jax.sharding.placement import Placement
@@ -361,12 +361,15 @@ class AdapterPool:
         ]  # fmt: skip
         return min(widths) if widths else None
 
-    def compiled(self, function: Callable[..., Any], *, tiles: bool = False) -> Callable[..., Any]:
+    def compiled(
+        self, function: Callable[..., Any], *, looped: bool = False, form: Form = "auto"
+    ) -> Callable[..., Any]:
         """A function of a model as one program for all adapters, for batches whose rows name theirs.
 
         Args:
           function: of a model and arrays whose first axis is the rows.
-          tiles: see `route`.
+          looped: whether it calls the model again and again, as decoding does; see `route`.
+          form: see `route`.
 
         Returns:
           A function of the rows' adapters (names, or None for the base) and the arrays.
@@ -374,7 +377,7 @@ class AdapterPool:
 
         def run(slots: Params, frozen: Params, numbers: Array, *args: Any) -> Any:
             model = self.model(slots, frozen)
-            route(model, numbers, tiles=tiles)
+            route(model, numbers, looped=looped, form=form)
             return function(model, *args)
 
         program = jax.jit(run) if self.placement is None else self.placement.jit(run)

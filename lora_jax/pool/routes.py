@@ -1,11 +1,11 @@
 """Which slot of a pool every token uses, and how the tokens of one slot are brought together.
 
 A batch names a slot for each of its rows, or for each token where rows are packed. Each adapted layer
-multiplies its inputs by the factors of their slots. There are two ways for that:
+multiplies its inputs by the factors of their slots. There are two forms:
 
     rows    every row has one slot: its factors are gathered, and multiply the row
-    tiles   the tokens are sorted by slot into tiles of a few tokens, each of one slot; the factors of a
-            tile are gathered, and multiply the tile; the results go back to the tokens' places
+    tiles   rows, or tokens, are sorted by slot into tiles of a few, each of one slot; the factors of a tile
+            are gathered, and multiply the tile; the results go back to their places
 
 Both are products of a slot's own values with its own tokens: what is in one slot, a NaN too, reaches no
 other. (One product with all slots' factors side by side, and zeros for those of others, would: 0 x NaN.)
@@ -26,7 +26,8 @@ from lora_jax.state import Temporary
 
 Numbers = Array | np.ndarray
 Slots = Int[Numbers, " rows"] | Int[Numbers, "rows length"]
-TILE = 32  # tokens of a tile
+TOKENS_OF_A_TILE = 32
+ROWS_OF_A_TILE = 8
 
 
 class SlotNumbers(Temporary[Array]):
@@ -57,23 +58,42 @@ class Route(NamedTuple):
         slots = jnp.take_along_axis(self.slots, self.place // size, axis=1)
         return slots.reshape(self.lead)
 
+    def gathered(self, factor: Num[Array, "slots ..."]) -> Num[Array, "parts ..."]:
+        """A factor of every row, or tile."""
+        return factor[self.slots.reshape(-1)]
+
+    def moved(self, inputs: tuple[int, ...], factors: int, outputs: int) -> int:
+        """Values that are copied for one layer: what the choice between two forms goes by.
+
+        Args:
+          inputs: shape of the activations.
+          factors: values of one slot's factors.
+          outputs: values of a result's last axis.
+        """
+        parts = int(np.prod(self.slots.shape)) * factors
+        if self.source is None:
+            return parts
+        per_place = int(np.prod(inputs[len(self.lead) :]))
+        per_token = per_place // inputs[-1]
+        return parts + int(np.prod(self.source.shape)) * (per_place + per_token * outputs)
+
     def apply(
         self,
         function: Callable[..., Array],
         inputs: Num[Array, ...],
-        *factors: Num[Array, "slots ..."],
+        *factors: Num[Array, "parts ..."],
     ) -> Array:
         """Calls a function of inputs and one slot's factors, for each part of the inputs with its own.
 
         Args:
           function: of inputs as the layer takes them, of fewer rows or tokens, and of the factors.
           inputs: (*lead, ...).
-          factors: with an axis of slots in front.
+          factors: of every row or tile, see `gathered`.
         """
         self._check(inputs)
         of_one_row = jax.vmap(lambda x, *own: function(x[None], *own)[0])
         if self.source is None or self.place is None:
-            result: Array = of_one_row(inputs, *(factor[self.slots] for factor in factors))
+            result: Array = of_one_row(inputs, *factors)
             return result
         of_tokens = len(self.lead) > 1
         each = of_one_row if of_tokens else jax.vmap(function)
@@ -81,10 +101,7 @@ class Route(NamedTuple):
         rest = inputs.shape[len(self.lead) :]
         tokens = inputs.reshape(groups, -1, *rest)
         sorted_ = jax.vmap(lambda x, source: x[source])(tokens, self.source)
-        slots = self.slots.reshape(-1)
-        result = each(
-            sorted_.reshape(groups * tiles, size, *rest), *(factor[slots] for factor in factors)
-        )
+        result = each(sorted_.reshape(groups * tiles, size, *rest), *factors)
         if result.shape[1:2] != (size,):
             raise rows_not_first(result.shape)
         result = result.reshape(groups, tiles * size, *result.shape[2:])
@@ -114,23 +131,29 @@ def of_rows(slots: Int[Array, " rows"]) -> Route:
     return Route(slots, None, None, slots.shape)
 
 
-def of_tiles(slots: Slots, capacity: int, groups: int = 1, size: int = TILE) -> Route:
+def number_of_tiles(count: int, capacity: int, size: int) -> int:
+    """Tiles with which any batch of so many tokens has enough: every slot may leave one in part unused."""
+    return count // size + min(capacity, count)
+
+
+def of_tiles(slots: Slots, capacity: int, groups: int = 1, size: int = 0) -> Route:
     """The route of tokens, or rows, in tiles.
 
     Args:
       slots: of every row or token.
       capacity: number of slots that there are.
       groups: parts of the batch that are sorted by themselves: as many as a mesh splits it into.
-      size: tokens of a tile.
+      size: tokens of a tile; 0 for the usual number.
 
     Raises:
       ValueError: the groups do not divide the rows.
     """
     if slots.shape[0] % groups:
         raise InputError(f"{groups} groups do not divide {slots.shape[0]} rows")
+    size = size or (TOKENS_OF_A_TILE if slots.ndim > 1 else ROWS_OF_A_TILE)
     flat = jnp.asarray(slots).reshape(groups, -1)
     count = flat.shape[1]
-    tiles = count // size + min(capacity, count)  # every slot may leave one tile in part unused
+    tiles = number_of_tiles(count, capacity, size)
 
     def sort(own: Int[Array, " tokens"]) -> tuple[Array, Array, Array]:
         order = jnp.argsort(own, stable=True)

@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+from typing import Literal, get_args
+
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jaxtyping import Array, Int
 
+from lora_jax.checks import one_of
 from lora_jax.low_rank.layers import adapted_layers
 from lora_jax.models.sublayer import AttentionSublayer
-from lora_jax.pool.routes import Route, Slots, of_rows, of_tiles
-from lora_jax.pool.updates import PooledModule, PooledPair, Routed
+from lora_jax.pool.routes import (
+    ROWS_OF_A_TILE,
+    Route,
+    Slots,
+    number_of_tiles,
+    of_rows,
+    of_tiles,
+)
+from lora_jax.pool.updates import PooledModule, PooledPair
+
+Form = Literal["auto", "rows", "tiles"]
 
 
 def route(
@@ -18,7 +30,8 @@ def route(
     slots: Slots,
     outputs: Int[Array | np.ndarray, " n"] | None = None,
     *,
-    tiles: bool = False,
+    looped: bool = False,
+    form: Form = "auto",
     groups: int = 1,
 ) -> None:
     """Says which slot each row, or token, of the next batch uses, in place.
@@ -30,36 +43,47 @@ def route(
       slots: of every row, or of every token where rows are packed.
       outputs: of every output, for the modules that see one row for each (`per_output` of the model's
         class: heads, output layers); those of the rows if not given.
-      tiles: whether rows are sorted into tiles too; tokens always are.
+      looped: whether the program calls the model again and again, as decoding does: the batch's factors
+        are gathered once then, which takes memory for those of every row or tile.
+      form: how rows find their factors, see `routes`; "auto" chooses by the shapes of each layer. Tokens
+        are always in tiles.
       groups: parts of the batch that are sorted by themselves; as many as a mesh splits it into.
     """
+    one_of("form", form, get_args(Form))
     slots = jnp.asarray(slots, jnp.int32)
     if outputs is None and slots.ndim == 1:
         outputs = slots
-    capacity = _slots_of(model)
-    of_batch = of_tiles(slots, capacity, groups) if tiles or slots.ndim > 1 else of_rows(slots)
-    of_outputs = None if outputs is None else of_rows(jnp.asarray(outputs, jnp.int32))
+    of_batch = _routes(slots, _slots_of(model), form, groups)
+    of_outputs = {} if outputs is None else {"rows": of_rows(jnp.asarray(outputs, jnp.int32))}
     seen_per_output = tuple(f"{path}/" for path in _per_output(model))
     for path, layer in adapted_layers(model).items():
         stack = layer.stack_shape()
-        at_outputs = f"{path}/".startswith(seen_per_output) if seen_per_output else False
+        at_outputs = bool(seen_per_output) and f"{path}/".startswith(seen_per_output)
         for pair in layer.lora.pairs().values():
-            if isinstance(pair, PooledPair):
-                _set(pair, of_outputs if at_outputs else of_batch, stack)
-                if hasattr(pair, "outputs"):
-                    _set(pair.outputs, of_outputs, stack)
+            if not isinstance(pair, PooledPair):
+                continue
+            pair.set_routes(of_outputs if at_outputs else of_batch, stack)
+            if hasattr(pair, "outputs"):
+                pair.outputs.set_routes(of_outputs)
+            if looped and not at_outputs:
+                pair.bind(list(of_batch)[-1], len(stack), gathers=layer.gathers)
     for _, module in nnx.iter_modules(model):
         if isinstance(module, PooledModule):
-            _set(module, of_outputs, ())
+            module.set_routes(of_outputs)
         if isinstance(module, AttentionSublayer) and slots.ndim > 1:
             module.keeps_apart = True
 
 
-def _set(module: Routed, found: Route | None, stack: tuple[int, ...]) -> None:
-    if found is None:
-        module.forget_route()
-    else:
-        module.set_route(found, stack)
+def _routes(slots: Array, capacity: int, form: Form, groups: int) -> dict[str, Route]:
+    """The forms of a batch's slots; the last one is that for a few tokens of every row."""
+    if slots.ndim > 1:
+        return {"tiles": of_tiles(slots, capacity, groups)}
+    rows = len(slots) // groups
+    fewer = number_of_tiles(rows, capacity, ROWS_OF_A_TILE) < rows
+    if form == "rows" or (form == "auto" and not fewer):
+        return {"rows": of_rows(slots)}
+    tiles = of_tiles(slots, capacity, groups)
+    return {"tiles": tiles} if form == "tiles" else {"rows": of_rows(slots), "tiles": tiles}
 
 
 def _per_output(model: nnx.Module) -> tuple[str, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -16,55 +16,65 @@ from lora_jax.low_rank.updates import BaseCall, LowRankUpdate
 from lora_jax.low_rank.weights import WeightView
 from lora_jax.pool.routes import Route, SlotNumbers, rows_not_first
 from lora_jax.sharding.layout import automatically, sharding_of
+from lora_jax.state import Temporary
 from lora_jax.surgery import Inserted
 
-_ROUTED = ("slots", "source", "place")
 Product = Callable[..., Array]
+_PARTS = ("slots", "source", "place")
+_BOUND = "bound_"
+
+
+class Bound(Temporary[Array]):
+    """A factor of each row, or tile, of the calls that follow; never a parameter."""
 
 
 class Routed(Inserted):
-    """Base of what reads the slots of a batch: a `Route`, as Variables that belong to the calls that follow.
+    """Base of what reads the slots of a batch, which are Variables that belong to the calls that follow.
 
     Attributes:
-      lead: sizes of the route's axes.
+      lead: sizes of the axes of every form that the batch's slots are there in, by its name.
     """
 
-    lead: tuple[int, ...] = ()
+    lead: tuple[tuple[str, tuple[int, ...]], ...] = ()
 
-    def set_route(self, route: Route, stack: tuple[int, ...] = ()) -> None:
+    def set_routes(self, routes: Mapping[str, Route], stack: tuple[int, ...] = ()) -> None:
         """Takes the slots of a batch.
 
         Args:
-          route: of the activations that this module sees.
+          routes: of the activations that this module sees, `rows` or `tiles` or both.
           stack: sizes of the axes that a stack of layers adds in front of every Variable.
         """
-        self.forget_route()
-        for name in _ROUTED:
-            if (values := getattr(route, name)) is not None:
-                stacked = jnp.broadcast_to(values, (*stack, *values.shape))
-                setattr(self, name, SlotNumbers(stacked))
-        self.lead = route.lead
+        self.forget_routes()
+        for form, route in routes.items():
+            for name in _PARTS:
+                if (values := getattr(route, name)) is not None:
+                    stacked = jnp.broadcast_to(values, (*stack, *values.shape))
+                    setattr(self, f"{form}_{name}", SlotNumbers(stacked))
+        self.lead = tuple((form, route.lead) for form, route in routes.items())
 
-    def forget_route(self) -> None:
+    def forget_routes(self) -> None:
         """Takes the slots of an earlier batch away."""
-        for name in (*_ROUTED, "lead"):
-            if name in vars(self):
-                delattr(self, name)
+        of_batch = [n for n, v in vars(self).items() if isinstance(v, SlotNumbers | Bound)]
+        for name in (*of_batch, *(["lead"] if "lead" in vars(self) else [])):
+            delattr(self, name)
 
-    def route(self) -> Route:
-        """The slots of the batch.
+    def routes(self) -> dict[str, Route]:
+        """The slots of the batch by form.
 
         Raises:
           InputError: there are none.
         """
-        found = {name: vars(self).get(name) for name in _ROUTED}
-        if found["slots"] is None:
+        if not self.lead:
             raise InputError(
                 "the model has a pool of adapters, and the batch does not say which ones it uses: call "
                 "lora_jax.pool.route(model, slots) first, or the pool's own compiled functions"
             )
-        slots, source, place = (None if v is None else v[...] for v in found.values())
-        return Route(slots, source, place, self.lead)  # type: ignore[arg-type]
+        found = {}
+        for form, lead in self.lead:
+            parts = (vars(self).get(f"{form}_{name}") for name in _PARTS)
+            slots, source, place = (None if part is None else part[...] for part in parts)
+            found[form] = Route(slots, source, place, lead)  # type: ignore[arg-type]
+        return found
 
 
 class OutputRoute(Routed):
@@ -122,23 +132,28 @@ class PooledPair(LowRankUpdate, Routed):
         self, weight: WeightView, inputs: Num[Array, ...], outputs: Inexact[Array, ...]
     ) -> Inexact[Array, ...]:
         """x A_s B_s for every token's slot s, in the type of the layer's outputs."""
-        dtype, route = outputs.dtype, self.route()
+        dtype, routes = outputs.dtype, self.routes()
+        names = ["a", "b", "b_bias"] if hasattr(self, "b_bias") else ["a", "b"]
+        form = self._form(routes, inputs.shape, names, outputs.shape[-1])
+        route = routes[form]
         if len(route.lead) > 1 and not weight.layer.by_token():
             raise InputError(
                 f"{type(weight.layer).__name__} is not known to treat every token by itself, as packed rows "
                 "of several adapters need; give every row one slot, or let its method by_token return True"
             )
-        a, factors = self.a[...], [self.b[...].astype(dtype)]
-        if hasattr(self, "b_bias"):
-            factors.append(self.b_bias[...].astype(dtype))
         product: Product = weight.low_rank_output
         if weight.gathers:
-            inputs, product = _rows_of(route, inputs, a), functools.partial(_by_rows, weight)
+            inputs, product = (
+                _rows_of(route, inputs, self.a[...]),
+                functools.partial(_by_rows, weight),
+            )
+            names = names[1:]
         else:
-            inputs, factors = inputs.astype(dtype), [a.astype(dtype), *factors]
+            inputs = inputs.astype(dtype)
+        factors = [self._factor(form, route, name).astype(dtype) for name in names]
 
         def of_slot(x: Array, *own: Array) -> Array:
-            if not hasattr(self, "b_bias"):
+            if "b_bias" not in names:
                 return product(x, *own)
             y = product(x, *own[:-1])
             return y + weight.on_outputs(own[-1], y.ndim)
@@ -150,6 +165,38 @@ class PooledPair(LowRankUpdate, Routed):
             raise rows_not_first(result.shape)
         return result
 
+    def _form(
+        self, routes: Mapping[str, Route], inputs: tuple[int, ...], names: list[str], outputs: int
+    ) -> str:
+        """The form for which less is copied; of equal ones the first."""
+        factors = sum(getattr(self, n).get_value()[0].size for n in names)
+
+        def moved(form: str) -> int:
+            once = hasattr(self, f"{_BOUND}{form}_b")  # these are gathered already
+            return routes[form].moved(inputs, 0 if once else factors, outputs)
+
+        return min(routes, key=moved)
+
+    def _factor(self, form: str, route: Route, name: str) -> Array:
+        """A factor of every row, or tile, of a form."""
+        bound = vars(self).get(f"{_BOUND}{form}_{name}")
+        return route.gathered(getattr(self, name)[...]) if bound is None else bound[...]
+
+    def bind(self, form: str, stack: int, *, gathers: bool) -> None:
+        """Gathers the factors of the batch once, for programs that call the model again and again.
+
+        Args:
+          form: of the batch's slots, in which the calls are.
+          stack: number of axes that a stack of layers has in front.
+          gathers: whether the weight is a table, whose A is not gathered as a whole.
+        """
+        of_first = getattr(self, f"{form}_slots")[...]
+        slots = of_first.reshape(*of_first.shape[:stack], -1)[(0,) * stack]
+        for name in ("b", "b_bias") if gathers else ("a", "b", "b_bias"):
+            if hasattr(self, name):
+                values = jnp.take(getattr(self, name)[...], slots, axis=stack)
+                setattr(self, f"{_BOUND}{form}_{name}", Bound(values))
+
     def attend(
         self, weight: WeightView, query: Float[Array, "... features"], base: BaseCall
     ) -> Float[Array, "... rows"]:
@@ -157,8 +204,8 @@ class PooledPair(LowRankUpdate, Routed):
         logits = base(query)
         if self.lookup_only:
             return logits
-        route = self.outputs.route()
-        factors = (self.a[...].astype(logits.dtype), self.b[...].astype(logits.dtype))
+        (route,) = self.outputs.routes().values()
+        factors = [route.gathered(f[...]).astype(logits.dtype) for f in (self.a, self.b)]
         return logits + automatically(
             lambda *arrays: route.apply(weight.low_rank_logits, *arrays),
             sharding_of(logits), query.astype(logits.dtype), *factors,
@@ -212,7 +259,7 @@ class PooledModule(Routed):
         self, x: Float[Array, "n width"], *args: Any, **kwargs: Any
     ) -> Float[Array, "n outputs"]:
         """What the slot of every input makes of it."""
-        route = self.route()
+        (route,) = self.routes().values()
         graphdef, state = nnx.split(self.each)
         every = jax.lax.map(lambda own: nnx.merge(graphdef, own)(x, *args, **kwargs), state)
         slots = route.of_tokens()

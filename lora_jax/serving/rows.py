@@ -104,8 +104,7 @@ class Programs:
 
     def _model(self, slots: Params, frozen: Params, numbers: Array) -> Decoder:
         model = self.pool.model(slots, frozen)
-        # Rows of one adapter read its factors once.
-        route(model, numbers, tiles=len(numbers) > 1)
+        route(model, numbers, looped=True)
         assert isinstance(model, Decoder)
         return model
 

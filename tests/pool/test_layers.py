@@ -49,23 +49,23 @@ def case(name):
     return base, adapters, pool, random_input(shape, below)
 
 
-@pytest.mark.parametrize("tiles", [False, True])
+@pytest.mark.parametrize("form", ["rows", "tiles"])
 @pytest.mark.parametrize("name", sorted(set(CASES) - NO_ROWS))
-def test_rows_have_their_own_adapters(name, tiles):
+def test_rows_have_their_own_adapters(name, form):
     base, adapters, pool, x = case(name)
     names = [("t2", None, "t0", "t1", "t2", "t0", "t1")[i % 7] for i in range(len(x))]
-    found = pool.compiled(run, tiles=tiles)(names, x)
+    found = pool.compiled(run, form=form)(names, x)
     for each in dict.fromkeys(names):
         mine = np.array([i for i, n in enumerate(names) if n == each])
         model = base if each is None else alone(base, adapters[each])
         np.testing.assert_allclose(np.asarray(found)[mine], call(run, model, x)[mine], **CLOSE)
 
 
-@pytest.mark.parametrize("tiles", [False, True])
-def test_a_result_without_rows_in_front_is_refused(tiles):
+@pytest.mark.parametrize("form", ["rows", "tiles"])
+def test_a_result_without_rows_in_front_is_refused(form):
     _, _, pool, x = case("einsum, output first")
     with pytest.raises(InputError, match="row by row"):
-        pool.compiled(run, tiles=tiles)(["t0", "t1"], x)
+        pool.compiled(run, form=form)(["t0", "t1"], x)
 
 
 def test_layers_that_mix_tokens_need_whole_rows():

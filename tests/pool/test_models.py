@@ -223,9 +223,11 @@ def test_packed_rows_of_decoders(decoders):
         np.testing.assert_allclose(found[mine], reference[mine], rtol=1e-5, atol=2e-5)
 
 
-@pytest.mark.parametrize("tiles", [False, True])
+@pytest.mark.parametrize(
+    ("form", "looped"), [("rows", False), ("rows", True), ("tiles", True), ("auto", True)]
+)
 @pytest.mark.parametrize("search", ["greedy", "beams"])
-def test_continuations_are_those_of_each_adapter(decoders, search, tiles):
+def test_continuations_are_those_of_each_adapter(decoders, search, form, looped):
     base, adapters, pool = decoders
     rng = np.random.default_rng(5)
     lengths = rng.integers(1, 9, 7).astype(np.int32)
@@ -237,7 +239,7 @@ def test_continuations_are_those_of_each_adapter(decoders, search, tiles):
         return sample(model, prompts, lengths, Sampling((3,), max_tokens=8), jax.random.key(0))
 
     names = ["t0", "t1", "t2", None, "t1", "t0", "t2"]
-    found = pool.compiled(run, tiles=tiles)(names, prompts, lengths)
+    found = pool.compiled(run, form=form, looped=looped)(names, prompts, lengths)
     for name in dict.fromkeys(names):
         model = base if name is None else alone(base, adapters[name])
         reference = call(run, model, prompts, lengths)

@@ -56,12 +56,12 @@ def expected(base, adapters, names, x):
     return np.stack(rows)
 
 
-@pytest.mark.parametrize("tiles", [False, True])
+@pytest.mark.parametrize("form", ["rows", "tiles"])
 @pytest.mark.parametrize("sequence", [(), (4,)])
-def test_every_row_has_its_own_adapter(base, adapters, pool, tiles, sequence):
+def test_every_row_has_its_own_adapter(base, adapters, pool, form, sequence):
     names = ["first", None, "wide", "both", "first", "wide"]
     x = jnp.broadcast_to(X.reshape(6, *[1] * len(sequence), 8), (6, *sequence, 8)) * 1.5
-    answer = pool.compiled(run, tiles=tiles)
+    answer = pool.compiled(run, form=form)
     np.testing.assert_allclose(answer(names, x), expected(base, adapters, names, x), **CLOSE)
 
 
@@ -70,13 +70,13 @@ def test_the_base_is_exact(base, pool):
     np.testing.assert_array_equal(answer([None] * 6, X), call(run, base, X))
 
 
-@pytest.mark.parametrize("tiles", [False, True])
-def test_a_nan_stays_in_its_rows(base, adapters, tiles):
+@pytest.mark.parametrize("form", ["rows", "tiles"])
+def test_a_nan_stays_in_its_rows(base, adapters, form):
     pool = AdapterPool(base, list(METHODS.values()), capacity=3)
     for name, adapter in adapters.items():
         pool.add(name, pool_adapters.with_nan(adapter) if name == "both" else adapter)
     names = ["first", "both", None, "wide", "both", "first"]
-    found = np.asarray(pool.compiled(run, tiles=tiles)(names, X))
+    found = np.asarray(pool.compiled(run, form=form)(names, X))
     clean = [0, 2, 3, 5]
     assert np.isnan(found[[1, 4]]).any(axis=1).all()
     reference = expected(base, adapters, [names[i] for i in clean], X[np.array(clean)])
@@ -86,8 +86,8 @@ def test_a_nan_stays_in_its_rows(base, adapters, tiles):
 def test_a_nan_in_a_row_stays_there(base, adapters, pool):
     x = X.at[1].set(jnp.nan)
     names = ["first", "both", "first", "wide", "both", None]
-    for tiles in (False, True):
-        found = np.asarray(pool.compiled(run, tiles=tiles)(names, x))
+    for form in ("rows", "tiles"):
+        found = np.asarray(pool.compiled(run, form=form)(names, x))
         assert np.isnan(found[1]).all()
         clean = [0, 2, 3, 4, 5]
         reference = expected(base, adapters, [names[i] for i in clean], X[np.array(clean)])
