@@ -2,7 +2,8 @@
 
 The paper draws batch size against the size of the bottleneck, with a panel for each length; here the sizes
 are the contenders'. Differences are in PuOr as everywhere (`lora_jax.analysis.plots`): white is the base's
-latency, orange is slower, and the scale is one for all panels.
+latency, orange is slower, and the scale is one for all panels. A cell whose interval
+includes 0 is grey: there the difference may be noise.
 """
 
 from __future__ import annotations
@@ -44,11 +45,12 @@ def slow_downs(record: Record) -> Figure:
     FigureCanvasAgg(figure)
     grid = figure.subplots(down, across, squeeze=False, sharex=True, sharey=True)
     values = {name: per_cent(name, "value") for name in names}
-    low = min(float(panel.min()) for panel in values.values())
-    top = _round_up(max(-low, *(float(panel.max()) for panel in values.values())))
+    halves = {name: per_cent(name, "half") for name in names}
+    clear = [v for name in names for v in values[name][np.abs(values[name]) > halves[name]]]
+    low, top = float(min(clear, default=0)), _round_up(float(np.abs(clear).max(initial=0)))
     panels = list(grid.flat)
     for axis, name in zip(panels, names, strict=False):
-        image = _draw(axis, values[name], per_cent(name, "half"), top)
+        image = _draw(axis, values[name], halves[name], top)
         axis.set_title(_title(record, name), fontsize=_FONT)
         axis.set_xticks(range(len(batches)), list(map(str, batches)), fontsize=_FONT)
         axis.set_yticks(range(len(lengths)), list(map(str, lengths)), fontsize=_FONT)
@@ -61,18 +63,22 @@ def slow_downs(record: Record) -> Figure:
         if index % across == 0:
             axis.set_ylabel("tokens of a row", fontsize=_FONT)
     bar = figure.colorbar(image, ax=panels[: len(names)], shrink=0.8, pad=0.02)
-    bar.set_label("slow-down over the base, %", fontsize=_FONT)
+    bar.set_label("slow-down over the base, %\n(grey: the 95% interval includes 0)", fontsize=_FONT)
     bar.ax.tick_params(labelsize=_FONT)
     bar.ax.set_ylim(max(-top, min(low, -0.1 * top)), top)  # colours that no cell has are left out
     return figure
 
 
 def _draw(axis: Axes, values: np.ndarray, halves: np.ndarray, top: float) -> AxesImage:
-    image = axis.imshow(values, vmin=-top, vmax=top, cmap="PuOr_r", aspect="auto")
+    clear = np.abs(values) > halves
+    shown = np.ma.masked_array(values, ~clear)
+    image = axis.imshow(shown, vmin=-top, vmax=top, cmap="PuOr_r", aspect="auto")
+    axis.set_facecolor("0.85")
     for (row, column), value in np.ndenumerate(values):
-        light = abs(value) > 0.6 * top  # the cell is dark there
+        light = clear[row, column] and abs(value) > 0.6 * top  # the cell is dark there
+        text = f"{_short(value, '+')}\n±{_short(float(halves[row, column]))}"
         axis.text(
-            column, row, f"{_short(value, '+')}\n±{_short(float(halves[row, column]))}", ha="center", va="center",
+            column, row, text, ha="center", va="center",
             fontsize=7, linespacing=0.95, color="white" if light else "black",
         )  # fmt: skip
     for which, edges in (("x", values.shape[1]), ("y", values.shape[0])):

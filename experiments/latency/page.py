@@ -72,6 +72,8 @@ def write(workdir: Path, record: Record) -> None:
         tables.table_1(record),
         "## All points",
         tables.all_points(record),
+        "Medians, which single trials that another program held up do not move:",
+        tables.medians(record),
         "## Slow-down (Figure 5)",
         f"![slow-down by batch size and length, one panel for each contender](figures/{FIGURE})",
         "## The merged program is the base's",

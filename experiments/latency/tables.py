@@ -80,3 +80,14 @@ def all_points(record: Record) -> str:
         for p in record["points"]
     ]
     return text_tables.pipe_table(["batch x length", *map(label, names)], rows)
+
+
+def medians(record: Record) -> str:
+    """Slow-downs of medians in per cent, which single trials that something held up do not move."""
+    names = [name for name in record["contenders"] if name != BASE]
+    rows = []
+    for point in record["points"]:
+        of = {name: figures["median_ms"] for name, figures in point["contenders"].items()}
+        per_cent = [f"{100 * (of[name] / of[BASE] - 1):+.1f}%" for name in names]
+        rows.append([f"{point['batch']} x {point['length']}", f"{of[BASE]:.2f}", *per_cent])
+    return text_tables.pipe_table(["batch x length", "base, ms", *map(label, names)], rows)

@@ -74,7 +74,7 @@ def test_record_tables_and_picture(measured):
     assert "here it is a GPT-2 of 2 layers, 16 wide, 50 tokens, with random weights" in text
     assert "(StableHLO): **equal at 2 of 2 points**" in text
     tabled = [line for line in text.splitlines() if re.match(r"\| [12] x 8 \|", line)]
-    assert len(tabled) == 2 and all(line.count("±") == 2 * len(NAMES) - 1 for line in tabled)
+    assert [line.count("±") for line in tabled] == [2 * len(NAMES) - 1] * 2 + [0, 0]  # then medians
 
 
 def test_the_merged_program_is_the_base_and_the_others_are_not(measured, made):
@@ -246,6 +246,12 @@ def test_the_papers_numbers_stand_beside_ours():
         record
     )
     assert record["merged_is_base"] == {"lowered": True, "compiled": False}
+    base, *others = tables.medians(record).splitlines()[-1].split(" | ")[1:]
+    times = {name: f["median_ms"] for name, f in record["points"][-1]["contenders"].items()}
+    assert base == f"{times['base']:.2f}" and len(others) == 7
+    assert float(others[2].rstrip("%")) == pytest.approx(
+        100 * (times["pool"] / times["base"] - 1), abs=0.06
+    )
     text = page.set_up(record)
     assert (
         "Quadro RTX8000" in text and "here it is gpt2-medium" in text and "on NVIDIA X, one" in text
