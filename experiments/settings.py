@@ -12,6 +12,7 @@ from absl import app, flags
 
 from experiments.runs import command_line, fields
 from experiments.runs.fields import Field, Fields
+from experiments.runs.latency_fields import LATENCY
 from experiments.runs.method_fields import METHOD
 from lora_jax.files import check_output, write_text
 
@@ -39,6 +40,7 @@ _SECTIONS: Mapping[str, tuple[str, Fields]] = {
     "Sweeps": ("experiments.sweep; `run` has the fields of a run, `grids` tuples of values", fields.SWEEP),
     "Subspace analysis": ("experiments.subspace; `adapters` has a folder by name", fields.SUBSPACE),
     "Plans": ("experiments.plan", fields.PLAN),
+    "Latency": ("experiments.latency; `adapters` has a method by name", LATENCY),
 }  # fmt: skip
 
 

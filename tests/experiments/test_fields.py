@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 
 from experiments import classify, glue, nlg, pretrain, settings
 from experiments.runs import fields
+from experiments.runs.latency_fields import LATENCY, LATENCY_OPEN
 from experiments.runs.method_fields import METHOD
 from experiments.runs.run import run_all
 from experiments.runs.tune import TuneTask
@@ -42,10 +43,11 @@ def _check(path, config):
     if kind == "sweep":
         fields.check_config(config, fields.SWEEP, ("run", "grids", "labels"))
         fields.check_run(config.run)
-    elif kind in ("pretrain", "subspace", "pod", "plan"):
+    elif kind in ("pretrain", "subspace", "pod", "plan", "latency"):
         of_kind = {
             "pretrain": (fields.PRETRAIN, ()), "subspace": (fields.SUBSPACE, ("adapters",)),
             "pod": (fields.PLAN, fields.OPEN), "plan": (fields.PLAN, fields.OPEN),
+            "latency": (LATENCY, LATENCY_OPEN),
         }  # fmt: skip
         fields.check_config(config, *of_kind[kind])
     else:

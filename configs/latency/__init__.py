@@ -1,0 +1,1 @@
+"""Configs of `experiments.latency`: models, adapters, and grids of batch sizes and lengths."""
