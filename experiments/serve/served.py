@@ -27,7 +27,7 @@ from lora_jax.models.decoder import Decoder
 from lora_jax.pool.pool import AdapterPool
 from lora_jax.reading import read_object
 from lora_jax.run_folder import RESULT
-from lora_jax.serving.engine import Engine
+from lora_jax.serving.engine import Engine, Request
 
 _LOG = logging.getLogger(__name__)
 BASE = "base"  # the name of the model without an adapter
@@ -99,6 +99,14 @@ class Served:
             pool, rows=sizes.rows, room=sizes.room, steps=sizes.steps, waiting=sizes.waiting
         )
         self.scan()
+        self._warm()
+
+    def _warm(self) -> None:
+        """Answers a request of its own, so that the first client does not wait for the compiler."""
+        done = threading.Event()
+        request = Request((0,), max_tokens=2, ends=())
+        self.engine.submit(request, lambda ticket: done.set() if ticket.reason else None)
+        done.wait()
 
     def _methods(self, base: Decoder, found: Sequence[Method], rank: int) -> list[Method]:
         """Methods that a pool can hold, and room for what comes later."""
