@@ -4,10 +4,13 @@ import pickle
 
 import pytest
 
+from experiments.serve.answers import FailedError
 from experiments.sweep.ray import ProgramsFailed
 from lora_jax import errors
 from lora_jax.data.tables import MissingColumnError
 from lora_jax.metrics.java import JavaError
+from lora_jax.serving.engine import UnknownAdapterError
+from lora_jax.serving.requests import ClosedError, QueueFullError
 
 ERRORS = [
     errors.InputError("a"),
@@ -21,6 +24,10 @@ ERRORS = [
     errors.DivergedError({"seed 1": 3}, "folder"),
     ProgramsFailed({"0": "no"}, 2),
     JavaError("no java"),
+    QueueFullError("many wait"),
+    ClosedError("closing"),
+    UnknownAdapterError("no adapter 'a'"),
+    FailedError("too slow"),
 ]
 
 

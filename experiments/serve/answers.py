@@ -12,7 +12,7 @@ from experiments.serve.pieces import Pieces
 from experiments.serve.served import Served
 from lora_jax.data.conversations import Message
 from lora_jax.errors import InputError
-from lora_jax.serving.engine import Request, Ticket
+from lora_jax.serving.requests import Request, Ticket
 
 _POLL = 0.5  # seconds between two looks whether the client is still there
 Gone = Callable[[], Awaitable[bool]]
@@ -55,7 +55,7 @@ class Answer:
 
         Raises:
           InputError: an unknown model, or a prompt that does not fit.
-          QueueFullError: too many requests wait.
+          QueueFullError, ClosedError: too many requests wait, or none are taken any more.
         """
         name = served.adapter(wanted.model)
         self._loop, self._events = asyncio.get_running_loop(), asyncio.Queue[int]()

@@ -27,7 +27,8 @@ from experiments.serve.bodies import Wanted
 from experiments.serve.metrics import registry
 from experiments.serve.served import Served
 from lora_jax.errors import InputError
-from lora_jax.serving.engine import QueueFullError
+from lora_jax.serving.engine import UnknownAdapterError
+from lora_jax.serving.requests import ClosedError, QueueFullError
 
 _PAGE = Path(__file__).with_name("page.html")
 _MOST_BYTES = 2**20  # of a request's body
@@ -64,7 +65,8 @@ def make(served: Served, *, seconds: float, hosts: list[str]) -> Starlette:
         await run_in_threadpool(served.engine.close, seconds=5.0)
 
     errors: dict[Any, Callable[..., Any]] = {
-        InputError: _refused, QueueFullError: _busy, FailedError: _failed, HTTPException: _http,
+        UnknownAdapterError: _missing, InputError: _refused, QueueFullError: _busy,
+        ClosedError: _failed, FailedError: _failed, HTTPException: _http,
     }  # fmt: skip
     trusted = [Middleware(TrustedHostMiddleware, allowed_hosts=hosts)] if hosts else []
     return Starlette(
@@ -222,12 +224,12 @@ def _error(message: str, kind: str, code: str | None = None) -> dict[str, Any]:
 
 
 async def _refused(_: Request, error: Exception) -> Response:
-    text = str(error)
-    missing = text.startswith(("there is no model", "there is no adapter", "the adapter"))
-    code = "model_not_found" if missing else None
-    return JSONResponse(
-        _error(text, "invalid_request_error", code), status_code=404 if missing else 400
-    )
+    return JSONResponse(_error(str(error), "invalid_request_error"), status_code=400)
+
+
+async def _missing(_: Request, error: Exception) -> Response:
+    body = _error(str(error), "invalid_request_error", "model_not_found")
+    return JSONResponse(body, status_code=404)
 
 
 async def _busy(_: Request, error: Exception) -> Response:

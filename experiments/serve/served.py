@@ -27,7 +27,8 @@ from lora_jax.models.decoder import Decoder
 from lora_jax.pool.pool import AdapterPool
 from lora_jax.reading import read_object
 from lora_jax.run_folder import RESULT
-from lora_jax.serving.engine import Engine, Request
+from lora_jax.serving.engine import Engine, UnknownAdapterError
+from lora_jax.serving.requests import Request
 
 _LOG = logging.getLogger(__name__)
 BASE = "base"  # the name of the model without an adapter
@@ -195,7 +196,7 @@ class Served:
         """The adapter of a name that a request uses; None for the base.
 
         Raises:
-          InputError: there is none of this name.
+          UnknownAdapterError: there is none of this name.
         """
         if name in (self.model, BASE):
             return None
@@ -203,7 +204,7 @@ class Served:
             self.scan()
         if name not in self.engine.names:
             why = self.refused.get(name)
-            raise InputError(
+            raise UnknownAdapterError(
                 f"the adapter {name!r} is not served: {why}"
                 if why
                 else f"there is no model {name!r}"

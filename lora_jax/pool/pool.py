@@ -7,7 +7,6 @@ The number of slots is part of the program, what is in them is not: adapters com
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import os
 from collections import OrderedDict
@@ -25,7 +24,6 @@ from lora_jax.adapter_files import Adapter
 from lora_jax.adapters import load_adapter
 from lora_jax.arguments import MODEL, TEXT, takes
 from lora_jax.checks import Integer, integer
-from lora_jax.digests import of_arrays
 from lora_jax.errors import InputError
 from lora_jax.files import to_json
 from lora_jax.fingerprints import accepted
@@ -33,6 +31,7 @@ from lora_jax.method import Method
 from lora_jax.partition import Params
 from lora_jax.patterns import some
 from lora_jax.pool import places
+from lora_jax.pool.members import Members
 from lora_jax.pool.routing import Form, route
 from lora_jax.sharding.axes import of_model
 from lora_jax.sharding.mesh import AnyMesh
@@ -40,24 +39,6 @@ from lora_jax.sharding.placement import Placement
 
 MOST_SLOTS = 4096
 NO_ADAPTER = 0  # the slot that gives the base
-
-
-@dataclasses.dataclass
-class _Member:
-    """An adapter of a pool.
-
-    Attributes:
-      method: as JSON.
-      outputs: shapes of its head's leaves.
-      adapter: None while it is on disk only.
-      folder: where it can be read again; None if it came from memory.
-      digest: of its values.
-    """
-
-    method: str
-    adapter: Adapter | None
-    folder: str | os.PathLike[str] | None
-    digest: str
 
 
 class AdapterPool:
@@ -116,10 +97,8 @@ class AdapterPool:
             )
         self.base = base
         self.capacity = integer("capacity", capacity, most=MOST_SLOTS)
-        self._in_memory = integer("in_memory", in_memory)
-        self._members: dict[str, _Member] = {}
+        self._members = Members(integer("in_memory", in_memory))
         self._resident: OrderedDict[str, int] = OrderedDict()  # least recently used first
-        self._recent: OrderedDict[str, None] = OrderedDict()  # of those in host memory
         self._inserted: dict[str, places.Inserted] = {}
         self._bases: dict[str | None, list[str]] = {}
         self.head = self._common_head(methods)
@@ -182,7 +161,7 @@ class AdapterPool:
     @property
     def names(self) -> list[str]:
         """The names of the adapters, in the order in which they came."""
-        return list(self._members)
+        return self._members.names
 
     @property
     def resident(self) -> list[str]:
@@ -192,11 +171,11 @@ class AdapterPool:
     @property
     def in_memory(self) -> list[str]:
         """Those that are in host memory."""
-        return [name for name, member in self._members.items() if member.adapter is not None]
+        return self._members.in_memory
 
     def __contains__(self, name: object) -> bool:
         """Whether there is an adapter of this name."""
-        return name in self._members
+        return name in self._members.names
 
     def __getitem__(self, name: str) -> Adapter:
         """The adapter of a name, read again if it is on disk only.
@@ -204,27 +183,7 @@ class AdapterPool:
         Raises:
           InputError: there is none, or its folder is another adapter's now.
         """
-        member = self._member(name)
-        if member.adapter is None:
-            assert member.folder is not None
-            adapter = load_adapter(member.folder)
-            if _digest(adapter) != member.digest:
-                raise InputError(
-                    f"adapter {name!r}: {member.folder} holds another adapter than when it was added; "
-                    "remove it and add it again"
-                )
-            member.adapter = adapter
-        self._recent[name] = None
-        self._recent.move_to_end(name)
-        self._forget()
-        return member.adapter
-
-    def _member(self, name: str) -> _Member:
-        if name not in self._members:
-            raise InputError(
-                f"there is no adapter {name!r}; there are {some(self.names) or 'none'}"
-            )
-        return self._members[name]
+        return self._members.get(name)
 
     @takes(name=TEXT)
     def add(
@@ -244,17 +203,11 @@ class AdapterPool:
           InputError: the name is taken, or the adapter is of another base, has no form with slots, or does
             not fit the slots.
         """
-        if name in self._members:
-            raise InputError(
-                f"there is an adapter {name!r} already; remove it first, or take another name"
-            )
+        self._members.check_new(name)
         folder = folder if isinstance(adapter, Adapter) else adapter
         loaded = adapter if isinstance(adapter, Adapter) else load_adapter(adapter)
         self.check(loaded, f"adapter {name!r}")
-        method = to_json(loaded.method.to_json(), indent=None)
-        self._members[name] = _Member(method, loaded, folder, _digest(loaded))
-        self._recent[name] = None
-        self._forget()
+        self._members.add(name, loaded, folder)
 
     def check(self, adapter: Adapter, where: str = "the adapter") -> None:
         """Raises InputError for an adapter that `add` would refuse."""
@@ -284,25 +237,13 @@ class AdapterPool:
         values = places.slot_values(adapter, of_method, self._room, where)
         return {self._place[own]: value for own, value in values.items()}
 
-    def _forget(self) -> None:
-        """Leaves the adapters to the disk that were not used for longest, where they are in a folder."""
-        for name in list(self._recent):
-            if len(self._recent) <= self._in_memory:
-                return
-            member = self._members[name]
-            if member.folder is not None:
-                member.adapter = None
-                del self._recent[name]
-
     def remove(self, name: str) -> None:
         """Takes an adapter out; its slot is free for another one.
 
         Raises:
           InputError: there is none of this name.
         """
-        self._member(name)
-        del self._members[name]
-        self._recent.pop(name, None)
+        self._members.remove(name)
         self._resident.pop(name, None)
 
     def slots_of(
@@ -319,7 +260,7 @@ class AdapterPool:
         """
         wanted = list(dict.fromkeys(name for name in names if name is not None))
         for name in wanted:
-            self._member(name)
+            self._members.check(name)
         kept = {*wanted, *in_use}
         if len(kept) > self.capacity:
             raise InputError(
@@ -421,7 +362,3 @@ def _written(
         )
         for path, leaf in slots.items()
     }
-
-
-def _digest(adapter: Adapter) -> str:
-    return of_arrays(adapter.values)

@@ -6,7 +6,6 @@ import dataclasses
 import logging
 import os
 import threading
-import time
 from collections import deque
 from collections.abc import Callable
 from typing import Literal
@@ -18,119 +17,14 @@ from lora_jax.adapters import load_adapter
 from lora_jax.checks import Integer, integer
 from lora_jax.errors import InputError
 from lora_jax.pool.pool import AdapterPool
-from lora_jax.ranges import SEED, Number, Whole, check
 from lora_jax.serving.choosing import Choice
+from lora_jax.serving.requests import ClosedError, QueueFullError, Reason, Request, Ticket
 from lora_jax.serving.rows import Programs
 
 _LOG = logging.getLogger(__name__)
 _PROMPT_STEP = (
     32  # prompts are padded to 32, 64, 128, ... tokens, so that few programs are compiled
 )
-Reason = Literal["stop", "length", "cancelled", "timeout", "error", "closed"]
-
-
-class QueueFullError(RuntimeError):
-    """As many requests wait as may."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Request:
-    """One continuation that somebody wants.
-
-    Attributes:
-      prompt: token ids, at least one.
-      adapter: name of an adapter of the pool; None for the base.
-      ends: ids of the tokens that end it.
-      max_tokens: length of the longest continuation.
-      temperature: see `Sampling`, as the next two.
-      top_k: 0 is all.
-      top_p: at most 1.
-      seed: of the draws.
-      seconds: time until it is given up; None for no limit.
-
-    Raises:
-      InputError: a setting is out of its range.
-    """
-
-    prompt: tuple[int, ...]
-    adapter: str | None = None
-    ends: tuple[int, ...] = ()
-    max_tokens: int = 64
-    temperature: float = 0.0
-    top_k: int = 0
-    top_p: float = 1.0
-    seed: int = 0
-    seconds: float | None = None
-
-    def __post_init__(self) -> None:
-        if not self.prompt:
-            raise InputError("the prompt is empty; a prompt has at least one token")
-        check("max_tokens", self.max_tokens, Whole(least=1))
-        check("top_k", self.top_k, Whole(least=0))
-        check("temperature", self.temperature, Number(least=0))
-        check("top_p", self.top_p, Number(above=0, most=1))
-        check("seed", self.seed, SEED)
-
-
-class Ticket:
-    """A request on its way.
-
-    Attributes:
-      request: what was asked for.
-      tokens: of the continuation so far, without an end token.
-      reason: why it ended; None while it goes on.
-      error: what went wrong, if something did.
-    """
-
-    def __init__(self, request: Request, tell: Callable[[Ticket], None]):
-        self.request = request
-        self.tokens: list[int] = []
-        self.reason: Reason | None = None
-        self.error: str | None = None
-        self.begun = time.monotonic()
-        self._cancelled = False
-        self._tell = tell
-
-    def cancel(self) -> None:
-        """Gives it up; its row is free after the next call."""
-        self._cancelled = True
-
-    @property
-    def late(self) -> bool:
-        """Whether its time is over."""
-        limit = self.request.seconds
-        return limit is not None and time.monotonic() - self.begun > limit
-
-    def overdue(self) -> Reason | None:
-        """Why it must not go on; None if it may."""
-        if self._cancelled:
-            return "cancelled"
-        return "timeout" if self.late else None
-
-    def add(self, tokens: list[int]) -> None:
-        """Takes new tokens up to the end, and tells the one who waits."""
-        for token in tokens:
-            if self.reason is not None:
-                break
-            if token in self.request.ends:
-                self.reason = "stop"
-            else:
-                self.tokens.append(token)
-                if len(self.tokens) == self.request.max_tokens:
-                    self.reason = "length"
-        self._notify()
-
-    def end(self, reason: Reason, error: str | None = None) -> None:
-        """Ends it, and tells the one who waits."""
-        self.reason, self.error = reason, error
-        self._notify()
-
-    def _notify(self) -> None:
-        try:
-            self._tell(self)
-        except Exception:  # nobody is there any more
-            _LOG.debug("the one who waited is gone", exc_info=True)
-            self._cancelled = True
 
 
 @dataclasses.dataclass
@@ -152,6 +46,10 @@ class Counts:
     tokens: int = 0
     calls: int = 0
     rows: int = 0
+
+
+class UnknownAdapterError(InputError):
+    """There is no adapter of this name."""
 
 
 class Engine:
@@ -242,7 +140,8 @@ class Engine:
 
         Raises:
           InputError: the adapter is unknown, or there is no room for the prompt and its continuation.
-          QueueFullError: too many requests wait, or the engine is closing.
+          QueueFullError: too many requests wait.
+          ClosedError: the engine is closing.
         """
         if len(request.prompt) + request.max_tokens > self.room - self.spare:
             raise InputError(
@@ -252,7 +151,7 @@ class Engine:
         with self._work:
             self._check_name(request.adapter)
             if self._closing:
-                raise QueueFullError("the server is shutting down")
+                raise ClosedError("the server is shutting down")
             if len(self._queue) >= self._most_waiting:
                 raise QueueFullError(f"{len(self._queue)} requests are waiting; try again later")
             ticket = Ticket(request, tell)
@@ -263,7 +162,7 @@ class Engine:
 
     def _check_name(self, name: str | None) -> None:
         if name is not None and name not in self._names:
-            raise InputError(f"there is no adapter {name!r}")
+            raise UnknownAdapterError(f"there is no adapter {name!r}")
 
     def add(self, name: str, adapter: Adapter | str | os.PathLike[str]) -> None:
         """Adds an adapter, see `AdapterPool.add`; one of this name that is there already gives way.

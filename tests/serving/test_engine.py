@@ -26,7 +26,8 @@ from lora_jax.models.llama import Llama
 from lora_jax.models.llama_config import LlamaConfig
 from lora_jax.pool import AdapterPool
 from lora_jax.serving.choosing import Choice, choose
-from lora_jax.serving.engine import Engine, QueueFullError, Request
+from lora_jax.serving.engine import Engine
+from lora_jax.serving.requests import ClosedError, QueueFullError, Request
 
 VOCAB, ROOM, LONGEST = 40, 64, 20
 
@@ -275,7 +276,7 @@ def test_closing_waits_for_what_runs(one):
     tickets = [one.engine.submit(r, lambda t: t.reason and done.put(t)) for r in wanted]
     one.engine.close()
     assert [t.tokens for t in tickets] == [one.expected(r) for r in wanted]
-    with pytest.raises(QueueFullError, match="shutting down"):
+    with pytest.raises(ClosedError, match="shutting down"):
         one.engine.submit(wanted[0], print)
 
 
