@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import logging
 import secrets
 import time
 from collections.abc import AsyncIterator, Callable
@@ -30,6 +31,7 @@ from lora_jax.errors import InputError
 from lora_jax.serving.engine import UnknownAdapterError
 from lora_jax.serving.requests import ClosedError, QueueFullError
 
+_LOG = logging.getLogger(__name__)
 _PAGE = Path(__file__).with_name("page.html")
 _MOST_BYTES = 2**20  # of a request's body
 _POLICY = (
@@ -86,7 +88,10 @@ class Handlers:
         """Looks into the folder of adapters again and again."""
         while True:
             await asyncio.sleep(_SCAN)
-            await run_in_threadpool(self._served.scan)
+            try:
+                await run_in_threadpool(self._served.scan)
+            except Exception:  # of one look; the next one may be better
+                _LOG.exception("the folder of adapters could not be looked through")
 
     async def page(self, _: Request) -> Response:
         """The page on which two adapters are compared."""
@@ -244,6 +249,5 @@ async def _failed(_: Request, error: Exception) -> Response:
 
 async def _http(_: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    return JSONResponse(
-        _error(error.detail, "invalid_request_error"), status_code=error.status_code
-    )
+    body = _error(error.detail, "invalid_request_error")
+    return JSONResponse(body, status_code=error.status_code, headers=error.headers)

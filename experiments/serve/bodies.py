@@ -102,7 +102,7 @@ def _fields(body: Any, known: set[str]) -> dict[str, Any]:
 
 def _prompt(value: Any) -> str | tuple[int, ...]:
     if isinstance(value, str):
-        return value
+        return _text(value, "'prompt'")
     if isinstance(value, list) and value and all(type(v) is int and v >= 0 for v in value):
         return tuple(value)
     raise InputError(f"'prompt' must be a text, token ids, or a list of these; got {brief(value)}")
@@ -126,7 +126,16 @@ def _message(value: Any, number: int) -> Message:
         content = "".join(map(str, parts))
     if not isinstance(content, str):
         raise InputError(f"{where}.content must be a text, got {brief(content)}")
-    return Message(str(role), content)
+    return Message(str(role), _text(content, f"{where}.content"))
+
+
+def _text(value: str, where: str) -> str:
+    """A text of whole characters; JSON can hold half of a pair, which is none."""
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"{where} is no text: {error}") from error
+    return value
 
 
 def _wanted(values: Mapping[str, Any], prompts: tuple[Any, ...], most: int | None) -> Wanted:

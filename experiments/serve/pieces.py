@@ -42,10 +42,11 @@ class Pieces:
 
     def _held(self, whole: str) -> int:
         """Characters at the end that may turn out to be others, or the beginning of a stop."""
-        held = len(whole) - len(whole.rstrip(_HALF))
+        certain = whole.rstrip(_HALF)
+        held = 0
         for stop in self._stop:
-            for size in range(min(len(stop) - 1, len(whole)), 0, -1):
-                if whole.endswith(stop[:size]):
+            for size in range(min(len(stop) - 1, len(certain)), 0, -1):
+                if certain.endswith(stop[:size]):
                     held = max(held, size)
                     break
-        return held
+        return held + len(whole) - len(certain)

@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from experiments.runs import origins, tune_format
 from experiments.runs.tune_data import CHAT, TEXT
 from lora_jax import lora
+from lora_jax.adapter_files import WEIGHTS
 from lora_jax.adapters import DESCRIPTION, Adapter, load_adapter
 from lora_jax.data import tokenizers
 from lora_jax.data.conversations import Message
@@ -31,6 +32,7 @@ from lora_jax.serving.engine import Engine, UnknownAdapterError
 from lora_jax.serving.requests import Request
 
 _LOG = logging.getLogger(__name__)
+_State = tuple[tuple[int, int], ...]
 BASE = "base"  # the name of the model without an adapter
 
 
@@ -90,7 +92,7 @@ class Served:
         self._ends = end_tokens(folder, config.vocab_size)
         self.refused: dict[str, str] = {}
         self._formats: dict[str, dict[str, Format]] = {BASE: self._formats_of({})}
-        self._seen: dict[str, tuple[Path, int]] = {}
+        self._seen: dict[str, tuple[Path, _State]] = {}
         self._scanning = threading.Lock()
         base = hub.load_decoder(folder, config)
         found = self._loaded()
@@ -111,15 +113,21 @@ class Served:
 
     def _methods(self, base: Decoder, found: Sequence[Method], rank: int) -> list[Method]:
         """Methods that a pool can hold, and room for what comes later."""
-        usable = []
+        usable: list[Method] = []
         for method in {str(method): method for method in found}.values():
-            try:
-                AdapterPool(base, [method], capacity=1)
+            try:  # together with those before it
+                AdapterPool(base, [*usable, method], capacity=1)
                 usable.append(method)
             except InputError as error:
                 _LOG.warning("not served: %s", error)
         if rank or not usable:
             usable.append(lora(ALL_LINEAR, rank=rank or 16, too_large="cap"))
+            try:
+                AdapterPool(base, usable, capacity=1)
+            except InputError as error:
+                raise InputError(
+                    f"--rank={rank} beside the adapters that are there: {error}"
+                ) from error
         return usable
 
     def _loaded(self) -> dict[str, Adapter]:
@@ -131,17 +139,20 @@ class Served:
                 self.refused[name] = str(error)
         return loaded
 
-    def _there(self) -> dict[str, tuple[Path, int]]:
-        """The subfolders that hold an adapter or a run, with the time of their description."""
-        found: dict[str, tuple[Path, int]] = {}
-        for folder in sorted(self._folder.iterdir()) if self._folder else ():
+    def _there(self) -> dict[str, tuple[Path, _State]]:
+        """The subfolders that hold an adapter or a run, with the state of their files."""
+        found: dict[str, tuple[Path, _State]] = {}
+        try:
+            folders = sorted(self._folder.iterdir()) if self._folder else []
+        except OSError as error:  # it may come back
+            _LOG.warning("no adapters: %s", error)
+            return found
+        for folder in folders:
             for place in (folder, folder / "adapter", folder / "seed_0" / "adapter"):
-                file = place / DESCRIPTION
-                try:
-                    found[folder.name] = folder, file.stat().st_mtime_ns
+                if (place / DESCRIPTION).is_file():
+                    files = place / DESCRIPTION, place / WEIGHTS, folder / RESULT
+                    found[folder.name] = folder, tuple(map(_state, files))
                     break
-                except OSError:
-                    continue
         return found
 
     def scan(self) -> None:
@@ -165,17 +176,28 @@ class Served:
 
     def _take(self, name: str, folder: Path) -> None:
         try:
-            if name == BASE:
-                raise InputError(f"the name {BASE!r} is taken by the model without an adapter")
+            if name in (BASE, self.model):
+                raise InputError(f"the name {name!r} is taken by the model without an adapter")
             adapter = load_adapter(folder)
             origins.check(adapter, self._origin, f"adapter {name!r}")
             formats = self._formats_of(_recorded(folder))
-            self.engine.add(name, folder)
-            self._formats[name] = formats
+            before = self._formats.get(name)
+            self._formats[name] = (
+                formats  # before the engine knows the name: requests may come at once
+            )
+            try:
+                self.engine.add(name, folder)
+            except BaseException:
+                self._formats.pop(name)
+                if before is not None:
+                    self._formats[name] = before
+                raise
             self.refused.pop(name, None)
         except (ValueError, OSError) as error:
             _LOG.warning("adapter %r is not served: %s", name, error)
             self.refused[name] = str(error)
+            if name in self.engine.names:  # of what lay in the folder before
+                self.engine.remove(name)
 
     def _formats_of(self, recorded: Mapping[str, str]) -> dict[str, Format]:
         """The forms of prompts: plain texts, and conversations where there is a chat template."""
@@ -223,18 +245,33 @@ class Served:
         Raises:
           InputError: the model has no chat template, or it refuses the conversation.
         """
-        if CHAT not in self._formats[name or BASE]:
+        if CHAT not in self._forms(name):
             raise InputError(
                 "this model has no chat template: use /v1/completions, or serve a run that has one"
             )
         return self._prompt(name, CHAT, messages)
 
+    def _forms(self, name: str | None) -> dict[str, Format]:
+        forms = self._formats.get(name or BASE)
+        if forms is None:  # it has left since the request came
+            raise UnknownAdapterError(f"there is no model {name!r}")
+        return forms
+
     def _prompt(
         self, name: str | None, form: str, messages: Sequence[Message]
     ) -> tuple[list[int], tuple[int, ...]]:
-        chosen = self._formats[name or BASE][form]
+        chosen = self._forms(name)[form]
         (ids,) = chosen.prompts([messages])
         return ids, chosen.ends
+
+
+def _state(file: Path) -> tuple[int, int]:
+    """Time and size of a file; zeros if there is none."""
+    try:
+        found = file.stat()
+    except OSError:
+        return 0, 0
+    return found.st_mtime_ns, found.st_size
 
 
 def _recorded(folder: Path) -> dict[str, Any]:

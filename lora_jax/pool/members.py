@@ -6,9 +6,8 @@ import dataclasses
 import os
 from collections import OrderedDict
 
-from lora_jax.adapter_files import Adapter
+from lora_jax.adapter_files import Adapter, digest
 from lora_jax.adapters import load_adapter
-from lora_jax.digests import of_arrays
 from lora_jax.errors import InputError
 from lora_jax.patterns import some
 
@@ -20,7 +19,7 @@ class _Member:
     Attributes:
       adapter: None while it is on disk only.
       folder: where it can be read again; None if it came from memory.
-      digest: of its values.
+      digest: of its method and values.
     """
 
     adapter: Adapter | None
@@ -72,7 +71,7 @@ class Members:
           adapter: checked to fit.
           folder: where it can be read again; None: nowhere.
         """
-        self._members[name] = _Member(adapter, folder, of_arrays(adapter.values))
+        self._members[name] = _Member(adapter, folder, digest(adapter))
         self._used(name)
 
     def remove(self, name: str) -> None:
@@ -93,7 +92,7 @@ class Members:
         if adapter is None:
             assert member.folder is not None
             adapter = load_adapter(member.folder)
-            if of_arrays(adapter.values) != member.digest:
+            if digest(adapter) != member.digest:
                 raise InputError(
                     f"adapter {name!r}: {member.folder} holds another adapter than when it was added; "
                     "remove it and add it again"

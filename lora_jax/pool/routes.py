@@ -90,7 +90,7 @@ class Route(NamedTuple):
           inputs: (*lead, ...).
           factors: of every row or tile, see `gathered`.
         """
-        self._check(inputs)
+        self.check(inputs)
         of_one_row = jax.vmap(lambda x, *own: function(x[None], *own)[0])
         if self.source is None or self.place is None:
             result: Array = of_one_row(inputs, *factors)
@@ -109,7 +109,8 @@ class Route(NamedTuple):
         whole: Array = back.reshape(*self.lead, *back.shape[2:])
         return whole
 
-    def _check(self, inputs: Num[Array, ...]) -> None:
+    def check(self, inputs: Num[Array, ...]) -> None:
+        """Raises InputError for activations of another batch."""
         if inputs.shape[: len(self.lead)] != self.lead:
             raise InputError(
                 f"a layer with a pool gets inputs of shape {inputs.shape}, but the batch was routed as "
@@ -148,7 +149,7 @@ def of_tiles(slots: Slots, capacity: int, groups: int = 1, size: int = 0) -> Rou
     Raises:
       ValueError: the groups do not divide the rows.
     """
-    if slots.shape[0] % groups:
+    if groups < 1 or slots.shape[0] % groups:
         raise InputError(f"{groups} groups do not divide {slots.shape[0]} rows")
     size = size or (TOKENS_OF_A_TILE if slots.ndim > 1 else ROWS_OF_A_TILE)
     flat = jnp.asarray(slots).reshape(groups, -1)

@@ -9,7 +9,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Int
 
-from lora_jax.checks import one_of
+from lora_jax.checks import integer, one_of
 from lora_jax.low_rank.layers import adapted_layers
 from lora_jax.models.sublayer import AttentionSublayer
 from lora_jax.pool.routes import (
@@ -50,6 +50,7 @@ def route(
       groups: parts of the batch that are sorted by themselves; as many as a mesh splits it into.
     """
     one_of("form", form, get_args(Form))
+    groups = integer("groups", groups)
     slots = jnp.asarray(slots, jnp.int32)
     if outputs is None and slots.ndim == 1:
         outputs = slots

@@ -227,6 +227,7 @@ def _rows_of(
     route: Route, inputs: Int[Array, ...], a: Float[Array, "slots rows rank"]
 ) -> Float[Array, "... rank"]:
     """The rows of A for the numbers that a table gets, each of its token's slot."""
+    route.check(inputs)
     slots = route.of_tokens()
     slots = slots.reshape(slots.shape + (1,) * (inputs.ndim - slots.ndim))
     numbers = jnp.zeros_like(inputs) if a.shape[1] == 1 else inputs

@@ -9,6 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, UInt32
 
+_COLDEST = 1e-30  # smaller temperatures would be 0 where float32 has no smaller numbers
+
 
 class Choice(NamedTuple):
     """Settings of every row's choice; the rules are those of `decoding.sampling.Sampling`.
@@ -42,7 +44,9 @@ def choose(
     drawn = choice.temperature > 0
 
     def draw() -> Array:
-        scaled = logits / jnp.where(drawn, choice.temperature, 1)[:, None]
+        # The largest first becomes 0: divided by a tiny temperature the others are -inf, and it stays 0.
+        least = jnp.where(drawn, jnp.maximum(choice.temperature, _COLDEST), 1)
+        scaled = (logits - jnp.max(logits, axis=-1, keepdims=True)) / least[:, None]
         narrowed = drawn & ((choice.top_k > 0) | (choice.top_p < 1))
         kept = jax.lax.cond(jnp.any(narrowed), lambda: _narrowed(scaled, choice), lambda: scaled)
         keys = jax.vmap(lambda seed, at: jax.random.fold_in(jax.random.key(seed), at))(

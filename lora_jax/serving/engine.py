@@ -148,6 +148,10 @@ class Engine:
                 f"a prompt of {len(request.prompt):,} tokens and {request.max_tokens:,} new ones do not fit "
                 f"the {self.room - self.spare:,} tokens of a conversation here"
             )
+        vocabulary: int = self.pool.base.config.vocab_size  # type: ignore[attr-defined]
+        if not 0 <= min(request.prompt) <= max(request.prompt) < vocabulary:
+            odd = next(token for token in request.prompt if not 0 <= token < vocabulary)
+            raise InputError(f"the prompt has the token {odd}, and the model knows {vocabulary:,}")
         with self._work:
             self._check_name(request.adapter)
             if self._closing:
@@ -306,7 +310,12 @@ class Engine:
         prompt = tokens, np.array([len(request.prompt)], np.int32)
         with self._lock:
             in_use = [name for name in self._versions if name is not None]
-            ready = self.pool.ready([self._versions[row]], in_use)
+            try:
+                ready = self.pool.ready([self._versions[row]], in_use)
+            except (ValueError, OSError) as error:  # its folder is gone: the others go on
+                self._end(ticket, "error", str(error))
+                self._free(row)
+                return
         self._state, first = self._programs.begin(
             ready, self._state, row, prompt, _choice([request])
         )

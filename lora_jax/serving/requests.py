@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from typing import Literal
 
-from lora_jax.errors import InputError
+from lora_jax.errors import InputError, brief
 from lora_jax.ranges import SEED, Number, Whole, check
 
 _LOG = logging.getLogger(__name__)
@@ -55,6 +55,10 @@ class Request:
     def __post_init__(self) -> None:
         if not self.prompt:
             raise InputError("the prompt is empty; a prompt has at least one token")
+        if odd := [token for token in self.prompt if not isinstance(token, int)]:
+            raise InputError(f"a prompt is of token ids, whole numbers; got {brief(odd[0])}")
+        if self.seconds is not None:
+            check("seconds", self.seconds, Number(least=0))
         check("max_tokens", self.max_tokens, Whole(least=1))
         check("top_k", self.top_k, Whole(least=0))
         check("temperature", self.temperature, Number(least=0))

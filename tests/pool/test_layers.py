@@ -68,6 +68,14 @@ def test_a_result_without_rows_in_front_is_refused(form):
         pool.compiled(run, form=form)(["t0", "t1"], x)
 
 
+def test_a_table_that_gets_no_rows_is_refused():
+    _, _, pool, x = case("embed")
+    model = pool.model()
+    route(model, np.ones(len(x) + 1, np.int32))
+    with pytest.raises(InputError, match="its first axes must be the batch's"):
+        model(x)
+
+
 def test_layers_that_mix_tokens_need_whole_rows():
     _, _, pool, x = case("conv 1D")
     model = pool.model()

@@ -1,5 +1,7 @@
 """A pool on small models: each row's result is that of its adapter alone, whatever else is there."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -137,6 +139,19 @@ def test_adapters_on_disk_come_back(base, adapters, tmp_path):
         pool.slots_of(["first"])
 
 
+def test_a_folder_with_another_scale_is_another_adapter(base, adapters, tmp_path):
+    pool = AdapterPool(base, list(METHODS.values()), capacity=2, in_memory=1)
+    for name in ("both", "wide"):
+        adapters[name].save(tmp_path / name)
+        pool.add(name, tmp_path / name)
+    louder = dataclasses.replace(
+        adapters["both"], method=lora_jax.lora(["first", "second"], rank=3, alpha=60)
+    )
+    louder.save(tmp_path / "both")
+    with pytest.raises(InputError, match="another adapter than when it was added"):
+        pool.slots_of(["both"])
+
+
 def test_adapters_from_memory_are_not_forgotten(base, adapters):
     pool = AdapterPool(base, list(METHODS.values()), capacity=2, in_memory=1)
     for name, adapter in adapters.items():
@@ -210,6 +225,9 @@ def test_other_mistakes(base, adapters, pool):
     route(model, jnp.zeros(5, jnp.int32))
     with pytest.raises(InputError, match="routed as \\(5,\\)"):
         model(X)
+    for groups in (0, -1):
+        with pytest.raises(InputError, match="groups"):
+            route(model, jnp.zeros(6, jnp.int32), groups=groups)
     with pytest.raises(InputError, match="no merged weight"):
         lora_jax.merge(model)
 

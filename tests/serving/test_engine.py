@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import itertools
 import queue
+import shutil
 import threading
 import time
 
@@ -224,6 +225,9 @@ def test_a_hundred_adapters_and_no_compilation(one):
 
 def test_limits(one):
     engine = one.engine
+    for token in (VOCAB, -5):
+        with pytest.raises(InputError, match=f"the token {token}, and the model knows 40"):
+            engine.submit(Request((1, token), max_tokens=1), print)
     with pytest.raises(InputError, match="do not fit the 61 tokens"):
         engine.submit(Request((1,) * 30, max_tokens=40), print)
     go_on, begun = threading.Event(), threading.Event()
@@ -270,6 +274,28 @@ def test_one_that_fails_to_listen_does_not_stop_the_others(one):
     assert gone.reason == "cancelled"
 
 
+def test_an_adapter_that_cannot_be_read_fails_alone(tmp_path):
+    one = Setting("llama")
+    one.engine.close()
+    pool = AdapterPool(one.base, [one.method], capacity=4, in_memory=1)
+    engine = Engine(pool, rows=4, steps=3, room=ROOM)
+    for seed, name in enumerate(("gone", "there")):
+        one.adapter(seed).save(tmp_path / name)
+        engine.add(name, tmp_path / name)
+    shutil.rmtree(tmp_path / "gone")
+    request = Request((1, 2), "there", max_tokens=30)
+    done = queue.Queue()
+    tickets = [engine.submit(r, lambda t: t.reason and done.put(t)) for r in (
+        request, Request((1, 2), "gone", max_tokens=30), request
+    )]  # fmt: skip
+    for _ in tickets:
+        done.get(timeout=60)
+    assert [t.reason for t in tickets] == ["length", "error", "length"]
+    assert "gone" in tickets[1].error
+    assert tickets[0].tokens == tickets[2].tokens == one.expected(request, one.adapter(1))
+    engine.close()
+
+
 def test_closing_waits_for_what_runs(one):
     done = queue.Queue()
     wanted = requests(6)
@@ -288,10 +314,19 @@ def test_closing_at_once_tells_everybody():
     assert not one.engine._thread.is_alive()
 
 
+@pytest.mark.wrong_types
+def test_mistakes_of_other_types():
+    with pytest.raises(InputError, match="whole numbers"):
+        Request(("a",))
+    with pytest.raises(InputError, match="seconds"):
+        Request((1,), seconds="x")
+
+
 def test_mistakes():
     with pytest.raises(InputError, match="empty"):
         Request(())
     for settings in (
+        {"seconds": -1.0},
         {"max_tokens": 0},
         {"temperature": -1.0},
         {"top_p": 0.0},
@@ -303,6 +338,15 @@ def test_mistakes():
     pool = AdapterPool(llama(), [METHODS["llama"]], capacity=2)
     with pytest.raises(InputError, match="make it with capacity=3"):
         Engine(pool, rows=3)
+
+
+@pytest.mark.parametrize("temperature", [1e-45, 2e-38, 1e-6])
+def test_a_tiny_temperature_takes_the_most_probable_token(temperature):
+    choice = Choice(
+        np.array([temperature], np.float32), np.array([0], np.int32),
+        np.array([1], np.float32), np.array([3], np.uint32),
+    )  # fmt: skip
+    assert choose(jnp.array([[20.0, 50.0, 5.0]]), choice, jnp.array([2])).tolist() == [1]
 
 
 def test_choices_follow_the_probabilities():

@@ -22,6 +22,8 @@ import pytest
 import tune_files
 
 import lora_jax
+from experiments.serve.pieces import Pieces
+from experiments.serve.served import Served, Sizes
 from lora_jax import partition
 from lora_jax.data import tokenizers
 from lora_jax.decoding.sampling import Sampling, sample
@@ -271,6 +273,70 @@ def test_folders_come_and_go(server):
         complete(server, TEXTS[0], "late")
 
 
+def test_a_folder_that_is_copied_piece_by_piece_is_served_when_it_is_whole(server):
+    server.make("whole", 4)
+    folder = server.adapters / "pieces"
+    folder.mkdir()
+    try:
+        shutil.copy(server.adapters / "whole" / "adapter.json", folder)
+        with pytest.raises(openai.NotFoundError, match="adapter.safetensors is missing"):
+            complete(server, TEXTS[0], "pieces")
+        shutil.copy(server.adapters / "whole" / "adapter.safetensors", folder)
+        answer = complete(server, TEXTS[0], "pieces")
+        assert answer.choices[0].text == server.expected(TEXTS[0], 4, MOST)
+        (folder / "adapter.json").write_text("{")  # and a broken one is not served any more
+        list(server.client.models.list())
+        with pytest.raises(openai.NotFoundError, match="'pieces' is not served"):
+            complete(server, TEXTS[0], "pieces")
+    finally:
+        shutil.rmtree(server.adapters / "whole")
+        shutil.rmtree(folder)
+
+
+def test_the_folder_may_go_and_come_back(server):
+    away = server.adapters.with_name("away")
+    server.adapters.rename(away)
+    try:
+        assert [m.id for m in server.client.models.list()] == [str(server.model), "base"]
+        time.sleep(2.5)  # the server's own look
+    finally:
+        away.rename(server.adapters)
+    answer = complete(server, TEXTS[1], "t1")
+    assert answer.choices[0].text == server.expected(TEXTS[1], 1, MOST)
+
+
+def test_adapters_that_do_not_share_a_pool_and_names_of_the_base(tmp_path, monkeypatch):
+    """The first ones are served; the others are refused, and say why."""
+    monkeypatch.chdir(tmp_path)
+    model = tune_files.write_model(tmp_path / "model", width=32)
+    base = hub.load_decoder(model, hub.read_decoder_config(model))
+    for name, method in (
+        ("a", METHOD),
+        ("b", lora_jax.lora("all-linear", rank=2)),
+        ("model", METHOD),
+    ):
+        pool_adapters.adapter(base, method, 0).save(tmp_path / "adapters" / name)
+    sizes = Sizes(rows=2, room=64, steps=2, waiting=4, capacity=0, rank=0)
+    served = Served("model", "adapters", "float", sizes)
+    try:
+        assert served.names == ["model", "base", "a"]
+        assert set(served.refused) == {"b", "model"}
+        assert "the name 'model' is taken" in served.refused["model"]
+    finally:
+        served.engine.close(now=True)
+
+
+def test_pieces_hold_back_what_may_be_a_stop():
+    class Bytes:
+        def decode(self, tokens, skip_special_tokens):
+            return bytes(tokens).decode("utf-8", "replace")
+
+    pieces, content, out = Pieces(Bytes(), ["ENé"]), "ab ENé cd".encode(), ""
+    for count in range(1, len(content) + 1):
+        out += pieces.add(list(content[:count]), ended=count == len(content))
+    assert out == "ab " and pieces.stopped
+
+
 def test_a_run_without_an_adapter_is_named(server):
     folder = server.adapters / "broken"
     server.make("broken", 1)
@@ -294,6 +360,7 @@ def test_a_run_without_an_adapter_is_named(server):
         ({"prompt": []}, "'prompt' must be a text"),
         ({"prompt": [10**6]}, "has the token 1000000"),
         ({"prompt": ""}, "empty"),
+        ({"prompt": "\ud800"}, "'prompt' is no text"),
         ({"max_tokens": 0}, "max_tokens"),
         ({"max_tokens": 500}, "do not fit"),
         ({"max_tokens": True}, "max_tokens"),
@@ -311,7 +378,7 @@ def test_a_run_without_an_adapter_is_named(server):
 )
 def test_wrong_fields(server, change, message):
     body = {"model": "base", "prompt": "a", "max_tokens": 2, **change}
-    answer = httpx.post(f"{server.url}/v1/completions", json=body, timeout=60)
+    answer = httpx.post(f"{server.url}/v1/completions", content=json.dumps(body), timeout=60)
     assert answer.status_code == 400
     assert message in answer.json()["error"]["message"]
 
