@@ -69,8 +69,7 @@ def ours(
       compilation took.
     """
     model = hub.load_decoder(folder, hub.read_decoder_config(folder))
-    frozen = dict.fromkeys(partition.parameters(model), partition.FROZEN)
-    structure, _, params = partition.split(model, frozen)
+    structure, params = partition.all_frozen(model)
 
     @jax.jit
     def search(params: partition.Params, tokens: jax.Array, lengths: jax.Array) -> Continuations:

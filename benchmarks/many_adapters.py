@@ -23,6 +23,7 @@ from flax import nnx
 import lora_jax
 from benchmarks import timing
 from benchmarks.mixed_peft import mixed_peft
+from experiments.latency.contenders import random_adapter
 from lora_jax import partition
 from lora_jax.adapter_files import Adapter
 from lora_jax.adapters import base_parameters, fingerprint
@@ -64,20 +65,8 @@ def random_adapters(base: Any, count: int) -> dict[str, Adapter]:
     """Adapters with random values."""
     head = "head/.*" if _MODEL.value == "minilm" else None
     method = lora_jax.lora(_TARGETS, rank=_RANK, alpha=16, head=head)
-    adapted = method.insert(base, jax.random.key(0))
-    labels = method.labels(adapted)
-    _, trainable, _ = lora_jax.split(adapted, labels)
-    print_of_base = fingerprint(base_parameters(base, head))
-    made = {}
-    for number in range(count):
-        rng = np.random.default_rng(number)
-        values = {
-            path: rng.normal(scale=0.02, size=leaf.shape).astype(np.float32)
-            for path, leaf in trainable.items()
-        }
-        groups = {path: labels[path] for path in values}
-        made[f"t{number}"] = Adapter(method, groups, values, print_of_base, {})
-    return made
+    of_base = fingerprint(base_parameters(base, head))
+    return {f"t{seed}": random_adapter(base, method, seed, of_base) for seed in range(count)}
 
 
 class Inputs:
@@ -109,8 +98,7 @@ class Inputs:
 
 def frozen_program(inputs: Inputs, model: Any) -> tuple[Callable[..., Any], Any]:
     """A program of parameters and arguments, and the parameters."""
-    labels = dict.fromkeys(partition.parameters(model), partition.FROZEN)
-    structure, _, params = partition.split(model, labels)
+    structure, params = partition.all_frozen(model)
     return jax.jit(lambda p, *a: inputs.run(partition.join(structure, {}, p), *a)), params
 
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from lora_jax.errors import FileError
-from lora_jax.files import check_writable, to_json
+from lora_jax.files import check_writable, set_aside, to_json, write_bytes
 from lora_jax.reading import MOST_TEXT, named, parse_json, read_bytes
+
+_LOG = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +58,33 @@ def read(path: Path) -> Lines:
         else:
             result.bad.append(number)
     return dataclasses.replace(result, torn=torn)
+
+
+def mended(
+    path: Path, is_whole: Callable[[dict[str, Any]], bool], lost: str
+) -> list[dict[str, Any]]:
+    """The values of a file without those that are damaged; the file is the rest from then on.
+
+    Args:
+      path: of the file; it need not exist.
+      is_whole: whether a value is one that the program wrote. The file as it was is kept beside it where a
+        line is not.
+      lost: what becomes of what the damaged lines held, for the log.
+
+    Raises:
+      FileError, OSError: it cannot be read or written.
+    """
+    lines = read(path)
+    pairs = zip(lines.texts, lines.values, strict=True)
+    whole = [(text, value) for text, value in pairs if is_whole(value)]
+    if damaged := len(lines.bad) + len(lines.values) - len(whole):
+        aside = set_aside(path)
+        _LOG.warning(
+            "%s: %d damaged lines; the file is kept as %s, and %s", path, damaged, aside, lost
+        )
+    if damaged or lines.torn:
+        write_bytes(path, text_of([text for text, _ in whole]))
+    return [value for _, value in whole]
 
 
 def numbers(lines: Sequence[int]) -> str:

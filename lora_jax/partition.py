@@ -210,6 +210,13 @@ def split(model: nnx.Module, labels: Mapping[str, str]) -> tuple[Structure, Para
     return Structure(graphdef, tuple(paths)), trainable, frozen
 
 
+@takes(model=MODEL)
+def all_frozen(model: nnx.Module) -> tuple[Structure, Params]:
+    """A model that does not train, as (structure, leaves): for programs whose argument the leaves are."""
+    structure, _, leaves = split(model, dict.fromkeys(parameters(model), FROZEN))
+    return structure, leaves
+
+
 @takes(trainable=BY_PATH, frozen=BY_PATH)
 def join(
     structure: Structure, trainable: Mapping[str, Any], frozen: Mapping[str, Any]

@@ -8,6 +8,7 @@ import numpy as np
 from flax import nnx
 
 import lora_jax
+from experiments.latency.contenders import random_adapter
 from lora_jax import partition
 from lora_jax.adapter_files import Adapter
 from lora_jax.adapters import base_parameters, fingerprint
@@ -15,16 +16,8 @@ from lora_jax.adapters import base_parameters, fingerprint
 
 def adapter(base, method, seed, scale=0.3):
     """An adapter of a base whose leaves are N(0, scale^2)."""
-    model = method.insert(base, jax.random.key(0))
-    labels = method.labels(model)
-    _, trainable, _ = partition.split(model, labels)
-    rng = np.random.default_rng(seed)
-    values = {
-        path: rng.normal(scale=scale, size=leaf.shape).astype(np.float32)
-        for path, leaf in sorted(trainable.items())
-    }
-    groups = {path: labels[path] for path in values}
-    return Adapter(method, groups, values, fingerprint(base_parameters(base, method.head)), {})
+    of_base = fingerprint(base_parameters(base, method.head))
+    return random_adapter(base, method, seed, of_base, scale)
 
 
 def with_nan(adapter):
@@ -42,8 +35,7 @@ def alone(base, adapter):
 
 def call(function, model, *args):
     """A function of a model as one program."""
-    labels = dict.fromkeys(partition.parameters(model), partition.FROZEN)
-    structure, _, params = partition.split(model, labels)
+    structure, params = partition.all_frozen(model)
     return jax.jit(lambda p, *a: function(partition.join(structure, {}, p), *a))(params, *args)
 
 

@@ -106,8 +106,7 @@ def answers(
         depends_on={},
         seed=request.seed,
     )
-    frozen = dict.fromkeys(partition.parameters(tuned.model), partition.FROZEN)
-    structure, _, params = partition.split(tuned.model, frozen)
+    structure, params = partition.all_frozen(tuned.model)
     decode = partial(decoding.compiled(structure), params)
     tokens: list[list[int]] = [[] for _ in prompts]
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))

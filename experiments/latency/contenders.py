@@ -122,20 +122,21 @@ def _check_lengths(config: ConfigDict, most: int) -> None:
 
 def in_type(model: nnx.Module, dtype: str) -> nnx.Module:
     """A model with all parameters in one floating-point type."""
-    labels = dict.fromkeys(partition.parameters(model), partition.FROZEN)
-    structure, _, params = partition.split(model, labels)
+    structure, params = partition.all_frozen(model)
     kind = jnp.dtype(dtype)
     return partition.join(structure, {}, {path: leaf.astype(kind) for path, leaf in params.items()})
 
 
-def random_adapter(base: Decoder, method: Method, seed: int, fingerprint_of_base: str) -> Adapter:
-    """An adapter whose factors are all random, so that merging it changes the weights."""
+def random_adapter(
+    base: nnx.Module, method: Method, seed: int, fingerprint_of_base: str, spread: float = _SPREAD
+) -> Adapter:
+    """An adapter whose leaves are all random, N(0, spread^2), so that merging it changes the weights."""
     adapted = method.insert(base, jax.random.key(seed))
     labels = method.labels(adapted)
     _, trainable, _ = partition.split(adapted, labels)
     rng = np.random.default_rng(seed)
     values = {
-        path: rng.normal(scale=_SPREAD, size=leaf.shape).astype(np.float32)
+        path: rng.normal(scale=spread, size=leaf.shape).astype(np.float32)
         for path, leaf in sorted(trainable.items())
     }
     return Adapter(method, {path: labels[path] for path in values}, values, fingerprint_of_base, {})

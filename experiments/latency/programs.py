@@ -83,8 +83,7 @@ class Program:
 
     def __init__(self, model: nnx.Module):
         """Takes the model's parameters as the program's first argument."""
-        labels = dict.fromkeys(partition.parameters(model), partition.FROZEN)
-        structure, _, self.params = partition.split(model, labels)
+        structure, self.params = partition.all_frozen(model)
         self.values = partition.count(self.params)
 
         def run(params: partition.Params, *tokens: Any) -> Array:

@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from lora_jax import files, json_lines, run_folder
+from lora_jax import json_lines, run_folder
 from lora_jax.errors import InputError
 
 TRIALS = "trials.jsonl"
@@ -86,20 +86,12 @@ def read(path: Path, grid: Sequence[tuple[int, int]], trials: int) -> dict[tuple
     Raises:
       FileError, OSError: it cannot be read.
     """
-    lines = json_lines.read(path)
-    found, texts = dict[tuple[int, int], Point](), list[str]()
-    for text, value in zip(lines.texts, lines.values, strict=True):
-        if _is_point(value, trials) and (value["batch"], value["length"]) in grid:
-            found[value["batch"], value["length"]] = Point(**value)
-            texts.append(text)
-    if damaged := len(lines.bad) + len(lines.values) - len(texts):
-        _LOG.warning(
-            "%s: %d damaged lines; the file is kept as %s, and their points are timed again",
-            path, damaged, files.set_aside(path),
-        )  # fmt: skip
-    if damaged or lines.torn:
-        files.write_bytes(path, json_lines.text_of(texts))
-    return found
+    values = json_lines.mended(
+        path,
+        lambda value: _is_point(value, trials) and (value["batch"], value["length"]) in grid,
+        "their points are timed again",
+    )
+    return {(value["batch"], value["length"]): Point(**value) for value in values}
 
 
 def _is_point(value: Mapping[str, Any], trials: int) -> bool:

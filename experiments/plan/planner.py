@@ -188,23 +188,14 @@ class Planner:
 
 def _known(path: Path) -> dict[str, dict[str, Any]]:
     """The plans in a file, by key; one with damaged lines is kept under another name."""
-    lines = json_lines.read(path)
     names = {field.name for field in dataclasses.fields(StepFigures)}
-    whole = [
-        (text, value["key"], value["plan"])
-        for text, value in zip(lines.texts, lines.values, strict=True)
-        if isinstance(value.get("key"), str)
-        and isinstance(value.get("plan"), dict)
-        and value["plan"].keys() == names
-    ]
-    if damaged := len(lines.bad) + len(lines.values) - len(whole):
-        _LOG.warning(
-            "%s: %d damaged lines; the file is kept as %s, and their plans are made again",
-            path, damaged, files.set_aside(path),
-        )  # fmt: skip
-    if damaged or lines.torn:
-        files.write_bytes(path, json_lines.text_of([text for text, _, _ in whole]))
-    return {key: plan for _, key, plan in whole}
+
+    def is_plan(value: dict[str, Any]) -> bool:
+        plan = value.get("plan")
+        return isinstance(value.get("key"), str) and isinstance(plan, dict) and plan.keys() == names
+
+    values = json_lines.mended(path, is_plan, "their plans are made again")
+    return {value["key"]: value["plan"] for value in values}
 
 
 def _check_runs(mesh: Mesh, runs: int) -> None:

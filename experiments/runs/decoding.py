@@ -74,8 +74,7 @@ class PromptDecoding:
           ValueError: the folder holds the predictions of another model or of other settings.
         """
         model = merged(trained.model)
-        all_frozen = dict.fromkeys(partition.parameters(model), partition.FROZEN)
-        structure, _, params = partition.split(model, all_frozen)
+        structure, params = partition.all_frozen(model)
         search = self._search(structure, trained.placement)
         predictions = decode_all(
             trained.placement.by_rows(partial(search, params)), self.prompts,

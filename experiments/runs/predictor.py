@@ -95,8 +95,7 @@ class Predictor:
             self._predict = trainer.predictor(self.task.function)(trainable)
             return
         plain = merge(model)
-        frozen = dict.fromkeys(partition.parameters(plain), partition.FROZEN)
-        structure, _, params = partition.split(plain, frozen)
+        structure, params = partition.all_frozen(plain)
         predict = step.make_predict_step(structure, self.task.function, trainer.placement)
         self._predict = lambda batch: np.asarray(
             predict({}, params, trainer.placement.batch(batch))

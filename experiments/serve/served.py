@@ -186,7 +186,7 @@ class Served:
                 formats  # before the engine knows the name: requests may come at once
             )
             try:
-                self.engine.add(name, folder)
+                self.engine.add(name, adapter, folder)
             except BaseException:
                 self._formats.pop(name)
                 if before is not None:
@@ -222,8 +222,6 @@ class Served:
         """
         if name in (self.model, BASE):
             return None
-        if name not in self.engine.names:
-            self.scan()
         if name not in self.engine.names:
             why = self.refused.get(name)
             raise UnknownAdapterError(

@@ -46,8 +46,7 @@ class Stream:
                 f"max_tokens={settings.max_tokens:,} leaves no room for a prompt in the model's "
                 f"{model.config.max_length:,} positions; lower it"
             )
-        frozen = dict.fromkeys(partition.parameters(model), partition.FROZEN)
-        structure, _, self._params = partition.split(model, frozen)
+        structure, self._params = partition.all_frozen(model)
 
         def joined(params: Params) -> Decoder:
             whole = partition.join(structure, {}, params)

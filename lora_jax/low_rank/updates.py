@@ -207,12 +207,18 @@ class LowRankUpdate(WeightUpdate):
     ) -> Float[Array, "... rows"]:
         """q W^T + scale * (q B^T) A^T, without dropout; q W^T where the update is for lookups only."""
         logits = base(query)
-        if self.lookup_only:
-            return logits
+        return logits if self.lookup_only else logits + self.low_rank_logits(weight, query, logits)
+
+    def low_rank_logits(
+        self,
+        weight: WeightView,
+        query: Float[Array, "... features"],
+        logits: Float[Array, "... rows"],
+    ) -> Float[Array, "... rows"]:
+        """scale * (q B^T) A^T, in the type of the pre-trained logits, split over a mesh as they are."""
         a, b = (factor.astype(logits.dtype) for factor in (self.a[...], self.b[...] * self.scale))
-        sharding = sharding_of(logits)
-        return logits + automatically(
-            weight.low_rank_logits, sharding, query.astype(logits.dtype), a, b
+        return automatically(
+            weight.low_rank_logits, sharding_of(logits), query.astype(logits.dtype), a, b
         )
 
     def merged(self, weight: WeightView) -> Float[Array, ...]:

@@ -79,8 +79,11 @@ def attend(
     return jnp.moveaxis(mixed, 3, 1).reshape(len(q), length, -1, size)
 
 
+Attention = Callable[..., Float[Array, "rows length heads size"]]  # of q, k, v and mask
+
+
 def kept_apart(
-    attention: Callable[..., Float[Array, "rows length heads size"]],
+    attention: Attention,
     q: Float[Array, "rows length heads size"],
     k: Float[Array, "rows length shared size"],
     v: Float[Array, "rows length shared size"],

@@ -184,10 +184,9 @@ class Attention(PreNorm, AttentionSublayer):
         q, k, v = self._project(x)
         # The attention weights are recomputed in the backward pass, as in the encoder.
         rate = self.config.attn_pdrop
-        mixed = self.mixed(
-            lambda *parts: jax.checkpoint(attend, static_argnums=(4,))(*parts, rate, keys[0]),
-            q, k, v, context.mask,
-        )  # fmt: skip
+        recomputed = jax.checkpoint(attend, static_argnums=(4,))
+        attention = self.around(lambda *parts: recomputed(*parts, rate, keys[0]))
+        mixed = attention(q, k, v, context.mask)
         out = self.output(mixed.reshape(x.shape))
         return self.residual(x, dropout(out, self.config.resid_pdrop, keys[1]))
 

@@ -148,8 +148,7 @@ def load(
     packed = base_formats.pack(abstract, config.base_format, files, planned, dtype)
     new = {} if head == "published" else _head(make)
     read = _values(files, planned, dtype, packed)
-    frozen = dict.fromkeys(partition.parameters(abstract), partition.FROZEN)
-    structure, _, _ = partition.split(abstract, frozen)
+    structure, _ = partition.all_frozen(abstract)
     model = partition.join(structure, new, read)
     assert isinstance(model, architecture.model)
     return model

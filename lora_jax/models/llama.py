@@ -101,10 +101,9 @@ class Attention(LlamaSublayer, AttentionSublayer):
         q, k, v = self._project(x, context.rotation)
         # The attention weights are recomputed in the backward pass, as in the encoder.
         further = self.config.attention_dropout, keys[0], self.scores, self.config.attention
-        mixed = self.mixed(
-            lambda *parts: jax.checkpoint(attend, static_argnums=(4, 6, 7))(*parts, *further),
-            q, k, v, context.mask,
-        )  # fmt: skip
+        recomputed = jax.checkpoint(attend, static_argnums=(4, 6, 7))
+        attention = self.around(lambda *parts: recomputed(*parts, *further))
+        mixed = attention(q, k, v, context.mask)
         return self.residual(x, self._joined(mixed))
 
     def prefill(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
 from typing import NamedTuple
 
 import jax
@@ -10,7 +10,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from lora_jax.dropout import DropoutKey, split_key
-from lora_jax.models.attention import kept_apart
+from lora_jax.models.attention import Attention, kept_apart
 from lora_jax.models.cache import Cache, KeysValues, LayerCache
 from lora_jax.models.rotary import Rotation
 from lora_jax.sharding.axes import constrain
@@ -87,18 +87,9 @@ class AttentionSublayer(Sublayer):
 
     keeps_apart: bool = False
 
-    def mixed(
-        self,
-        attention: Callable[..., Float[Array, "rows length heads size"]],
-        q: Float[Array, "rows length heads size"],
-        k: Float[Array, "rows length shared size"],
-        v: Float[Array, "rows length shared size"],
-        mask: Bool[Array, "#rows 1 length length"],
-    ) -> Float[Array, "rows length heads size"]:
-        """Calls an attention of q, k, v and mask."""
-        if self.keeps_apart:
-            return kept_apart(attention, q, k, v, mask)
-        return attention(q, k, v, mask)
+    def around(self, attention: Attention) -> Attention:
+        """The attention that this sublayer calls: the given one, if need be with `kept_apart` around it."""
+        return functools.partial(kept_apart, attention) if self.keeps_apart else attention
 
     def __call__(
         self,

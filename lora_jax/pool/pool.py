@@ -27,6 +27,7 @@ from lora_jax.checks import Integer, integer
 from lora_jax.errors import InputError
 from lora_jax.files import to_json
 from lora_jax.fingerprints import accepted
+from lora_jax.low_rank.layers import adapted_layers
 from lora_jax.method import Method
 from lora_jax.partition import Params
 from lora_jax.patterns import some
@@ -106,7 +107,7 @@ class AdapterPool:
         layers = places.joined(each)
         model = places.with_slots(base, layers, self.head, self.capacity + 1)
         self.placement = None if mesh is None else Placement(mesh, of_model(model))
-        self._divide(model, layers)
+        self._divide(model)
 
     def _common_head(self, methods: Sequence[Method]) -> str | None:
         heads = {method.head for method in methods}
@@ -123,21 +124,22 @@ class AdapterPool:
             self._inserted[key] = places.inserted(self.base, method, where)
         return self._inserted[key]
 
-    def _divide(self, model: nnx.Module, layers: Mapping[str, places.Pairs]) -> None:
+    def _divide(self, model: nnx.Module) -> None:
         """Splits the model into what is in slots and what is not."""
         heads = [] if self.head is None else places.head_modules(self.base, self.head)
         params = partition.parameters(model)
+        stacks = {path: len(layer.stack_shape()) for path, layer in adapted_layers(model).items()}
         self._place: dict[str, str] = {}  # path in the model by path in adapters
         self._axis: dict[str, int] = {}  # axis of the slots
         for path in params:
             module = next((m for m in heads if path.startswith(f"{m}/each/")), None)
             layer = next(
-                (p for p in layers if path.startswith(f"{p}/lora/" if p else "lora/")), None
+                (p for p in stacks if path.startswith(f"{p}/lora/" if p else "lora/")), None
             )
             if module is not None:
                 own, axis = path.replace(f"{module}/each/", f"{module}/", 1), 0
             elif layer is not None:
-                own, axis = path, len(_stack(model, layer))
+                own, axis = path, stacks[layer]
             else:
                 continue
             self._place[own], self._axis[path] = path, axis
@@ -295,12 +297,12 @@ class AdapterPool:
         self._resident[name] = slot
 
     def outputs(self, name: str) -> int | None:
-        """Width of an adapter's head: the last axis of its last leaf; None without one."""
-        widths = [
-            value.shape[-1] for path, value in self[name].values.items()
-            if self[name].groups.get(path) == partition.HEAD
-        ]  # fmt: skip
-        return min(widths) if widths else None
+        """Width of an adapter's head, whatever layers it has inside; None without one."""
+        adapter = self[name]
+        leaves = [v for p, v in adapter.values.items() if adapter.groups.get(p) == partition.HEAD]
+        inside = {leaf.shape[-2] for leaf in leaves if leaf.ndim > 1}
+        widths = {leaf.shape[-1] for leaf in leaves}
+        return min(widths - inside or widths, default=None)
 
     def compiled(
         self, function: Callable[..., Any], *, looped: bool = False, form: Form = "auto"
@@ -340,12 +342,6 @@ class AdapterPool:
             self.slots if slots is None else slots,
             self.frozen if frozen is None else frozen,
         )
-
-
-def _stack(model: nnx.Module, path: str) -> tuple[int, ...]:
-    layer: Any = surgery.pretrained_modules(model)[path]
-    shape: tuple[int, ...] = layer.stack_shape()
-    return shape
 
 
 def _without(shape: tuple[int, ...], axis: int) -> tuple[int, ...]:

@@ -12,7 +12,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Inexact, Int, Num
 
 from lora_jax.errors import InputError
-from lora_jax.low_rank.updates import BaseCall, LowRankUpdate
+from lora_jax.low_rank.updates import LowRankUpdate
 from lora_jax.low_rank.weights import WeightView
 from lora_jax.pool.routes import Route, SlotNumbers, rows_not_first
 from lora_jax.sharding.layout import automatically, sharding_of
@@ -197,16 +197,16 @@ class PooledPair(LowRankUpdate, Routed):
                 values = jnp.take(getattr(self, name)[...], slots, axis=stack)
                 setattr(self, f"{_BOUND}{form}_{name}", Bound(values))
 
-    def attend(
-        self, weight: WeightView, query: Float[Array, "... features"], base: BaseCall
+    def low_rank_logits(
+        self,
+        weight: WeightView,
+        query: Float[Array, "... features"],
+        logits: Float[Array, "... rows"],
     ) -> Float[Array, "... rows"]:
-        """q W^T + (q B_s^T) A_s^T for every output's slot s."""
-        logits = base(query)
-        if self.lookup_only:
-            return logits
+        """(q B_s^T) A_s^T for every output's slot s."""
         (route,) = self.outputs.routes().values()
         factors = [route.gathered(f[...]).astype(logits.dtype) for f in (self.a, self.b)]
-        return logits + automatically(
+        return automatically(
             lambda *arrays: route.apply(weight.low_rank_logits, *arrays),
             sharding_of(logits), query.astype(logits.dtype), *factors,
         )  # fmt: skip

@@ -168,17 +168,21 @@ class Engine:
         if name is not None and name not in self._names:
             raise UnknownAdapterError(f"there is no adapter {name!r}")
 
-    def add(self, name: str, adapter: Adapter | str | os.PathLike[str]) -> None:
+    def add(
+        self,
+        name: str,
+        adapter: Adapter | str | os.PathLike[str],
+        folder: str | os.PathLike[str] | None = None,
+    ) -> None:
         """Adds an adapter, see `AdapterPool.add`; one of this name that is there already gives way.
 
         Raises:
           InputError: as `AdapterPool.add`; then nothing has changed.
         """
-        folder = None if isinstance(adapter, Adapter) else adapter
+        folder = folder if isinstance(adapter, Adapter) else adapter
         loaded = adapter if isinstance(adapter, Adapter) else load_adapter(adapter)
-        self.pool.check(
-            loaded, f"adapter {name!r}"
-        )  # before the lock is taken: it may take a while
+        # Before the lock is taken: it may take a while.
+        self.pool.check(loaded, f"adapter {name!r}")
         with self._lock:
             self._number += 1
             version = f"{name} #{self._number}"

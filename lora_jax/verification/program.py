@@ -18,7 +18,7 @@ from lora_jax.low_rank.merge import merge
 from lora_jax.low_rank.seeding import seed_dropout
 from lora_jax.low_rank.switching import enable
 from lora_jax.low_rank.weights import WeightView
-from lora_jax.partition import Params, Structure
+from lora_jax.partition import Params
 from lora_jax.verification.outputs import Measured, differences, moderate, numbers, ratio, sizes
 from lora_jax.verification.precision import epsilons, raised
 
@@ -68,8 +68,8 @@ class Comparison:
         seed_dropout(self.adapted, None)
         enable(self.adapted)
         self.layers = adapted_layers(self.adapted)
-        self._structure, everything = _split(self.adapted)
-        self._base_structure, of_base = _split(self.base)
+        self._structure, everything = partition.all_frozen(self.adapted)
+        self._base_structure, of_base = partition.all_frozen(self.base)
         # Where training changed the pre-trained part (a head, biases), the base is compared with it.
         shared = {path for path, leaf in of_base.items() if _same(leaf, everything.get(path))}
         self._of_base = {path: leaf for path, leaf in of_base.items() if path not in shared}
@@ -191,12 +191,6 @@ def _is_array(leaf: Any) -> bool:
 
 def _same(leaf: Any, other: Any) -> bool:
     return other is not None and leaf.shape == other.shape and leaf.dtype == other.dtype
-
-
-def _split(model: nnx.Module) -> tuple[Structure, Params]:
-    frozen = dict.fromkeys(partition.parameters(model), partition.FROZEN)
-    structure, _, values = partition.split(model, frozen)
-    return structure, values
 
 
 def _leaves_of_updates(adapted: nnx.Module) -> Params:

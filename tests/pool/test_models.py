@@ -149,6 +149,16 @@ def test_a_nan_of_one_task_stays_in_its_examples(classifiers):
             np.testing.assert_allclose(found[number, : len(reference)], reference, **CLOSE)
 
 
+@pytest.mark.parametrize("outputs", [1, 32, 50])
+def test_the_width_of_a_head_is_that_of_its_last_layer(outputs):
+    """Also where there are more classes than values inside the head, or as many."""
+    narrow = encoder("roberta")(3)
+    narrow.head.output = nnx.Linear(32, outputs, rngs=nnx.Rngs(0))
+    method = METHODS["a"]
+    pool = filled(narrow, {"a": pool_adapters.adapter(narrow, method, 0)}, capacity=1)
+    assert pool.outputs("a") == outputs
+
+
 def test_a_head_of_a_decoder_is_pooled():
     whole = DecoderClassifier(gpt2(), 3, nnx.Rngs(0))
 

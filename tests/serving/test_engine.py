@@ -78,8 +78,7 @@ class Setting:
         model = self.base if adapter is None else alone(self.base, adapter)
         prompt = np.zeros((1, LONGEST), np.int32)
         prompt[0, : len(request.prompt)] = request.prompt
-        labels = dict.fromkeys(partition.parameters(model), partition.FROZEN)
-        structure, _, params = partition.split(model, labels)
+        structure, params = partition.all_frozen(model)
         found = greedy(structure, params, prompt, np.array([len(request.prompt)], np.int32))
         tokens = np.asarray(found.tokens)[0, 0, : request.max_tokens].tolist()
         ends = [tokens.index(end) for end in request.ends if end in tokens]

@@ -90,8 +90,7 @@ class Server:
             ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
             prompt = np.zeros((1, LONGEST), np.int32)
             prompt[0, : len(ids)] = ids
-            labels = dict.fromkeys(partition.parameters(model), partition.FROZEN)
-            structure, _, params = partition.split(model, labels)
+            structure, params = partition.all_frozen(model)
             found = greedy(structure, params, prompt, np.array([len(ids)], np.int32))
             self._known[text, seed] = np.asarray(found.tokens)[0, 0].tolist()
         tokens = self._known[text, seed][:count]

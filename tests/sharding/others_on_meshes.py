@@ -41,9 +41,7 @@ def decode(mesh: jax.sharding.Mesh, folder: Path) -> dict[str, Any]:
     """Beam search as experiments.nlg does it: 7 prompts in batches of 3, shared out over 4 parts."""
     model = gpt2(nnx.Rngs(0))
     model.embeddings.token.embedding[...] *= 6  # so that texts differ
-    structure, _, params = partition.split(
-        model, dict.fromkeys(partition.parameters(model), partition.FROZEN)
-    )
+    structure, params = partition.all_frozen(model)
     placement = Placement(mesh, axes.of_model(model))
     settings = BeamSearch(tuple(range(9)), beams=3, no_repeat_ngram=2, max_tokens=8)
 
@@ -63,9 +61,7 @@ def decode(mesh: jax.sharding.Mesh, folder: Path) -> dict[str, Any]:
 def evaluate(mesh: jax.sharding.Mesh) -> dict[str, Any]:
     """Logits of 23 examples in order; the last batch is not full, and rows divide by nothing."""
     model = roberta(nnx.Rngs(0))
-    structure, _, frozen = partition.split(
-        model, dict.fromkeys(partition.parameters(model), partition.FROZEN)
-    )
+    structure, frozen = partition.all_frozen(model)
     placement = Placement(mesh, axes.of_model(model))
     random = np.random.default_rng(2)
     ids = [random.integers(1, VOCABULARY, n).astype(np.int32) for n in random.integers(4, 30, 23)]
