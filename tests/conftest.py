@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import pathlib
 import shutil
@@ -31,6 +32,27 @@ import pytest
 
 # Every annotated function of the library is checked at every call, shapes included.
 jaxtyping.install_import_hook("lora_jax", "type_checking.check")
+
+
+def _shared_state() -> dict[str, object]:
+    return {
+        "logging.disable": logging.root.manager.disable,
+        "level of lora_jax's log": logging.getLogger("lora_jax").level,
+        "propagation of lora_jax's log": logging.getLogger("lora_jax").propagate,
+        "working directory": os.getcwd(),
+        "jax.config": dict(jax.config.values),
+        # pytest notes the running test in the environment.
+        "environment": {k: v for k, v in os.environ.items() if k != "PYTEST_CURRENT_TEST"},
+    }
+
+
+@pytest.fixture(autouse=True)
+def _shared_state_kept():
+    """A test that leaves a setting of the whole process behind breaks others, on some machines only."""
+    before = _shared_state()
+    yield
+    after = _shared_state()
+    assert not [name for name in before if before[name] != after[name]]
 
 
 @pytest.fixture(autouse=True)

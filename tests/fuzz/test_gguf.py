@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 
 import gguf
 import gguf_models
@@ -54,7 +53,6 @@ def original(folder):
 
 def read(path):
     """Whether each of the three readings ends in a result or in an error that names the file."""
-    logging.disable()
     problems = []
     for what in (gguf_config.read, tensors, load_tokenizer):
         try:

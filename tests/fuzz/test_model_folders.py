@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import pathlib
 import shutil
 import tempfile
@@ -184,14 +183,6 @@ def check(originals, data):
             assert not isinstance(value, bool | str | list | dict), key
             whole = isinstance(getattr(allowed, "of", allowed), Whole)
             assert value is None or (value > 0 if whole else 0 <= value <= 100), key
-
-
-@pytest.fixture(autouse=True)
-def _no_warnings():
-    """transformers warns of every odd file."""
-    logging.disable(logging.WARNING)
-    yield
-    logging.disable(logging.NOTSET)
 
 
 @fixed_settings(400)
