@@ -9,12 +9,12 @@ from jaxtyping import Array, Inexact, Num
 
 from lora_jax.errors import InputError
 from lora_jax.low_rank.contraction import Contraction
-from lora_jax.low_rank.kinds import Kind
+from lora_jax.low_rank.kinds import TwoProducts
 from lora_jax.low_rank.lora_layer import LoRALayer
 from lora_jax.low_rank.settings import LoRASettings
 
 
-class EinsumKind(Kind):
+class EinsumKind(TwoProducts):
     """An einsum of inputs and kernel, in this order.
 
     A letter of the kernel that the inputs and the result have is a batch axis; one that only the inputs
@@ -111,27 +111,35 @@ class EinsumKind(Kind):
         first = letters_in[:2]
         return first == letters_out[:2] and not set(first) & set(weight)
 
-    def low_rank_output(
-        self, inputs: Num[Array, ...], a: Inexact[Array, ...], b: Inexact[Array, ...]
-    ) -> Inexact[Array, ...]:
-        """Multiplies by both factors: x A B."""
-        letters_in, weight, letters_out = self._letters()
+    def first_product(
+        self, inputs: Num[Array, ...], a: Inexact[Array, ...]
+    ) -> Inexact[Array, "... rank"]:
+        """The layer's own product."""
+        letters_in, kernel, _ = self._letters()
         roles = self.roles()
-        batch, contracted, produced = (
-            "".join(weight[axis] for axis in axes)
-            for axes in (roles.batch, roles.inputs, roles.outputs)
-        )
-        rank = next(c for c in "rstuvwxyzabcdefghijklmnopq" if c not in letters_in + letters_out)
-        low = "".join(c for c in letters_in if c not in contracted) + rank
-        inner = self.own_product(
-            inputs, a, einsum_str=f"{letters_in},{batch}{contracted}{rank}->{low}"
-        )
-        return jnp.einsum(
-            f"{low},{batch}{rank}{produced}->{letters_out}",
-            inner,
-            b,
-            precision=self.second_precision(),
-        )
+        of_a = "".join(kernel[axis] for axis in roles.batch + roles.inputs) + self._rank_letter()
+        equation = f"{letters_in},{of_a}->{self._low_letters()}"
+        return self.own_product(inputs, a, einsum_str=equation)
+
+    def second_product(
+        self, low: Inexact[Array, "... rank"], b: Inexact[Array, ...]
+    ) -> Inexact[Array, ...]:
+        """A plain einsum."""
+        _, kernel, letters_out = self._letters()
+        roles = self.roles()
+        batch, outputs = ("".join(kernel[i] for i in axes) for axes in (roles.batch, roles.outputs))
+        equation = f"{self._low_letters()},{batch}{self._rank_letter()}{outputs}->{letters_out}"
+        return jnp.einsum(equation, low, b, precision=self.second_precision())
+
+    def _rank_letter(self) -> str:
+        used = "".join(self._letters())
+        return next(c for c in "rstuvwxyzabcdefghijklmnopq" if c not in used)
+
+    def _low_letters(self) -> str:
+        """Of the inputs with the contracted axes replaced by the rank."""
+        letters_in, kernel, _ = self._letters()
+        contracted = {kernel[axis] for axis in self.roles().inputs}
+        return "".join(c for c in letters_in if c not in contracted) + self._rank_letter()
 
 
 class EinsumLoRALayer(LoRALayer, EinsumKind):

@@ -45,7 +45,33 @@ class Kind(LayerWithWeight):
         return getattr(self.configured(), "precision", None)
 
 
-class DenseKind(Kind):
+class TwoProducts(Kind):
+    """Base of the kinds whose way through the factors is two products, in whose middle is (..., rank).
+
+    A pool of adapters asks for them by themselves; only where `low_rank_output` is the one here, as another
+    one may do more.
+    """
+
+    def first_product(
+        self, inputs: Num[Array, ...], a: Inexact[Array, ...]
+    ) -> Inexact[Array, "... rank"]:
+        """x A."""
+        raise NotImplementedError
+
+    def second_product(
+        self, low: Inexact[Array, "... rank"], b: Inexact[Array, ...]
+    ) -> Inexact[Array, ...]:
+        """The result of `first_product` times B."""
+        raise NotImplementedError
+
+    def low_rank_output(
+        self, inputs: Num[Array, ...], a: Inexact[Array, ...], b: Inexact[Array, ...]
+    ) -> Inexact[Array, ...]:
+        """Multiplies by both factors: x A B."""
+        return self.second_product(self.first_product(inputs, a), b)
+
+
+class DenseKind(TwoProducts):
     """A kernel (inputs, outputs) for the last axis of the inputs."""
 
     def roles(self) -> Contraction:
@@ -56,17 +82,20 @@ class DenseKind(Kind):
         """Whether inputs (rows, tokens, ...) are treated token by token."""
         return True
 
-    def low_rank_output(
-        self,
-        inputs: Float[Array, "... inputs"],
-        a: Float[Array, "inputs rank"],
-        b: Float[Array, "rank outputs"],
+    def first_product(
+        self, inputs: Float[Array, "... inputs"], a: Float[Array, "inputs rank"]
+    ) -> Float[Array, "... rank"]:
+        """The layer's own product."""
+        return self.own_product(inputs, a)
+
+    def second_product(
+        self, low: Float[Array, "... rank"], b: Float[Array, "rank outputs"]
     ) -> Float[Array, "... outputs"]:
-        """Multiplies by both factors: x A B."""
-        return jnp.matmul(self.own_product(inputs, a), b, precision=self.second_precision())
+        """A plain product."""
+        return jnp.matmul(low, b, precision=self.second_precision())
 
 
-class GeneralKind(Kind):
+class GeneralKind(TwoProducts):
     """A kernel (*batch, *inputs, *outputs) for chosen axes of the inputs."""
 
     def axis_counts(self) -> tuple[int, int, int]:
@@ -84,18 +113,24 @@ class GeneralKind(Kind):
         axes = np.atleast_1d(self.configured().axis)
         return self.axis_counts()[0] == 0 and bool((axes < 0).all())
 
-    def low_rank_output(
-        self, inputs: Inexact[Array, ...], a: Inexact[Array, ...], b: Inexact[Array, ...]
+    def first_product(
+        self, inputs: Inexact[Array, ...], a: Inexact[Array, ...]
+    ) -> Inexact[Array, "... rank"]:
+        """The layer's own product."""
+        return self.own_product(inputs, a)
+
+    def second_product(
+        self, low: Inexact[Array, "... rank"], b: Inexact[Array, ...]
     ) -> Inexact[Array, ...]:
-        """Multiplies by both factors: x A B."""
-        low, n_batch = self.own_product(inputs, a), self.axis_counts()[0]
+        """A plain product; batch axes come first."""
+        n_batch = self.axis_counts()[0]
         lead = tuple(range(n_batch))
         return jax.lax.dot_general(
             low, b, (((low.ndim - 1,), (n_batch,)), (lead, lead)), precision=self.second_precision()
         )
 
 
-class EmbedKind(Kind):
+class EmbedKind(TwoProducts):
     """E + scale * A B with A (vocabulary, rank) gathered like E. A starts at zero, B at N(0, 1).
 
     `attend` (a tied output layer) uses the adapted matrix too. The branch has no dropout.
@@ -117,16 +152,19 @@ class EmbedKind(Kind):
         """Whether inputs (rows, tokens, ...) are treated token by token."""
         return True
 
-    def low_rank_output(
-        self,
-        inputs: Int[Array, ...],
-        a: Float[Array, "vocabulary rank"],
-        b: Float[Array, "rank features"],
-    ) -> Float[Array, "... features"]:
-        """Looks up rows of A and multiplies them by B."""
+    def first_product(
+        self, inputs: Int[Array, ...], a: Float[Array, "vocabulary rank"]
+    ) -> Float[Array, "... rank"]:
+        """Looks up rows of A."""
         # Flax takes row 0 for every index when there is one row only.
         rows = jnp.zeros_like(inputs) if self.configured().num_embeddings == 1 else inputs
-        return jnp.take(a, rows, axis=0).astype(b.dtype) @ b
+        return jnp.take(a, rows, axis=0)
+
+    def second_product(
+        self, low: Float[Array, "... rank"], b: Float[Array, "rank features"]
+    ) -> Float[Array, "... features"]:
+        """A plain product, in the type of B."""
+        return low.astype(b.dtype) @ b
 
     def promoted(self, query: Float[Array, ...], factor: Float[Array, ...]) -> list[Array]:
         """Both in the type of `attend`, by the layer's own promotion."""

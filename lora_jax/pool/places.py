@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 from flax import nnx
+from jax.typing import DTypeLike
 
 from lora_jax import partition, surgery
 from lora_jax.adapter_files import Adapter
@@ -21,6 +22,7 @@ from lora_jax.low_rank.weights import WeightView
 from lora_jax.method import Method
 from lora_jax.methods.cuts import CutInsertion
 from lora_jax.partition import HEAD
+from lora_jax.pool import beside
 from lora_jax.pool.updates import PooledModule, PooledPair
 
 _REMEDY = "merge it and run it as a model of its own, or serve it beside the pool"
@@ -154,7 +156,7 @@ def joined(all_of: Sequence[Inserted]) -> dict[str, Pairs]:
 
 
 def with_slots(
-    base: nnx.Module, layers: Mapping[str, Pairs], head: str | None, slots: int
+    base: nnx.Module, layers: Mapping[str, Pairs], head: str | None, slots: int, dtype: DTypeLike
 ) -> nnx.Module:
     """A copy of the base with empty slots in its layers; heads have the base's own values in all slots.
 
@@ -163,6 +165,7 @@ def with_slots(
       layers: from `joined`.
       head: regular expression for the leaves of the head; None without one.
       slots: number of them.
+      dtype: of the factors.
     """
     model = nnx.clone(base)
     modules = surgery.pretrained_modules(model)
@@ -172,17 +175,17 @@ def with_slots(
         assert form is not None  # a method adapted it
         surgery.become(layer, form)
         assert isinstance(layer, LoRALayer)
-        layer.lora = _update(WeightView(layer), pairs, slots)
+        layer.lora = _update(WeightView(layer), pairs, slots, dtype)
     for path in [] if head is None else head_modules(model, head):
         parent, _, name = path.rpartition("/")
         setattr(modules[parent], name, PooledModule(_repeated(modules[path], slots)))
     return model
 
 
-def _update(weight: WeightView, pairs: Pairs, slots: int) -> WeightUpdate:
+def _update(weight: WeightView, pairs: Pairs, slots: int, dtype: DTypeLike) -> WeightUpdate:
     def empty(part: WeightView, size: PairSize) -> LowRankUpdate:
         return PooledPair.empty(
-            part, slots, size.rank, b_bias=size.b_bias, lookup_only=size.lookup_only
+            part, slots, size.rank, dtype, b_bias=size.b_bias, lookup_only=size.lookup_only
         )
 
     if pairs.parts is None:
@@ -221,7 +224,11 @@ def _repeated(module: nnx.Module, slots: int) -> nnx.Module:
 
 
 def slot_values(
-    adapter: Adapter, of_method: Inserted, room: Mapping[str, tuple[int, ...]], where: str
+    adapter: Adapter,
+    of_method: Inserted,
+    room: Mapping[str, tuple[int, ...]],
+    dtype: DTypeLike,
+    where: str,
 ) -> dict[str, np.ndarray]:
     """The values of an adapter for each leaf of a pool, in the shape of one slot; zeros where it has none.
 
@@ -229,6 +236,7 @@ def slot_values(
       adapter: checked to be of the pool's base.
       of_method: of its method.
       room: shape of one slot by path, heads' leaves at the paths that adapters have.
+      dtype: of the factors on the device.
       where: name of the adapter, for messages.
 
     Raises:
@@ -251,6 +259,10 @@ def slot_values(
                 "made: AdapterPool(base, [method, ...])"
             )
         values[path] = _fitted(array, room[path], f"{where}: {path}")
+    for pair in of_method.scales:
+        a, b = f"{pair}/a", f"{pair}/b"
+        if b in adapter.values:
+            values[a], values[b] = beside.finite_b(values[a], values[b], np.dtype(dtype))
     return values
 
 

@@ -1,14 +1,15 @@
 """Which slot of a pool every token uses, and how the tokens of one slot are brought together.
 
 A batch names a slot for each of its rows, or for each token where rows are packed. Each adapted layer
-multiplies its inputs by the factors of their slots. There are two forms:
+multiplies its inputs by the factors of their slots. There are three forms:
 
     rows    every row has one slot: its factors are gathered, and multiply the row
     tiles   rows, or tokens, are sorted by slot into tiles of a few, each of one slot; the factors of a tile
             are gathered, and multiply the tile; the results go back to their places
+    beside  the factors of all slots side by side multiply all tokens; what is not of a token's own slot
+            becomes 0 between the two products, see `beside`
 
-Both are products of a slot's own values with its own tokens: what is in one slot, a NaN too, reaches no
-other. (One product with all slots' factors side by side, and zeros for those of others, would: 0 x NaN.)
+In each of them what is in one slot, a NaN too, reaches no tokens of another.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal, get_args
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -11,7 +12,9 @@ from jaxtyping import Array, Int
 
 from lora_jax.checks import integer, one_of
 from lora_jax.low_rank.layers import adapted_layers
+from lora_jax.low_rank.weights import LayerWithWeight
 from lora_jax.models.sublayer import AttentionSublayer
+from lora_jax.pool import beside
 from lora_jax.pool.routes import (
     ROWS_OF_A_TILE,
     Route,
@@ -22,7 +25,7 @@ from lora_jax.pool.routes import (
 )
 from lora_jax.pool.updates import PooledModule, PooledPair
 
-Form = Literal["auto", "rows", "tiles"]
+Form = Literal["auto", "rows", "tiles", "beside"]
 
 
 def route(
@@ -45,8 +48,9 @@ def route(
         class: heads, output layers); those of the rows if not given.
       looped: whether the program calls the model again and again, as decoding does: the batch's factors
         are gathered once then, which takes memory for those of every row or tile.
-      form: how rows find their factors, see `routes`; "auto" chooses by the shapes of each layer. Tokens
-        are always in tiles.
+      form: how rows find their factors, see `routes`; "auto" chooses by the kind of device and the shapes
+        of each layer. Tokens are never in rows. Layers that cannot take factors side by side, as
+        convolutions, take another form.
       groups: parts of the batch that are sorted by themselves; as many as a mesh splits it into.
     """
     one_of("form", form, get_args(Form))
@@ -63,11 +67,12 @@ def route(
         for pair in layer.lora.pairs().values():
             if not isinstance(pair, PooledPair):
                 continue
-            pair.set_routes(of_outputs if at_outputs else of_batch, stack)
+            routes = of_outputs if at_outputs else _of_layer(of_batch, layer, form)
+            pair.set_routes(routes, stack)
             if hasattr(pair, "outputs"):
                 pair.outputs.set_routes(of_outputs)
-            if looped and not at_outputs:
-                pair.bind(list(of_batch)[-1], len(stack), gathers=layer.gathers)
+            if looped and not at_outputs and "beside" not in routes:
+                pair.bind(list(routes)[-1], len(stack), gathers=layer.gathers)
     for _, module in nnx.iter_modules(model):
         if isinstance(module, PooledModule):
             module.set_routes(of_outputs)
@@ -75,8 +80,18 @@ def route(
             module.keeps_apart = True
 
 
+def _of_layer(routes: dict[str, Route], layer: LayerWithWeight, form: Form) -> dict[str, Route]:
+    """Those that a layer can take; of these the one that was asked for."""
+    if "beside" in routes and not beside.possible(layer):
+        return {other: route for other, route in routes.items() if other != "beside"}
+    return {form: routes[form]} if form == "beside" else routes
+
+
 def _routes(slots: Array, capacity: int, form: Form, groups: int) -> dict[str, Route]:
     """The forms of a batch's slots; the last one is that for a few tokens of every row."""
+    if form == "beside" or (form == "auto" and jax.default_backend() != "cpu"):
+        others = _routes(slots, capacity, "tiles" if slots.ndim > 1 else "rows", groups)
+        return {"beside": Route(slots, None, None, slots.shape), **others}
     if slots.ndim > 1:
         return {"tiles": of_tiles(slots, capacity, groups)}
     rows = len(slots) // groups

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Inexact, Int, Num
 
 from lora_jax.errors import InputError
+from lora_jax.low_rank.kinds import TwoProducts
 from lora_jax.low_rank.updates import LowRankUpdate
 from lora_jax.low_rank.weights import WeightView
+from lora_jax.pool import beside
 from lora_jax.pool.routes import Route, SlotNumbers, rows_not_first
 from lora_jax.sharding.layout import automatically, sharding_of
 from lora_jax.state import Temporary
@@ -97,7 +101,14 @@ class PooledPair(LowRankUpdate, Routed):
 
     @classmethod
     def empty(
-        cls, weight: WeightView, slots: int, rank: int, *, b_bias: bool, lookup_only: bool
+        cls,
+        weight: WeightView,
+        slots: int,
+        rank: int,
+        dtype: DTypeLike,
+        *,
+        b_bias: bool,
+        lookup_only: bool,
     ) -> PooledPair:
         """A pair whose slots hold zeros: every one of them gives the pre-trained layer.
 
@@ -105,6 +116,7 @@ class PooledPair(LowRankUpdate, Routed):
           weight: that the pair is for.
           slots: number of them.
           rank: the largest that an adapter may have.
+          dtype: of the factors.
           b_bias: whether B may have a bias.
           lookup_only: whether a table's update is for lookups only.
         """
@@ -112,15 +124,15 @@ class PooledPair(LowRankUpdate, Routed):
         batch, inputs, outputs = roles.sizes(weight.shape)
         lead = (*batch[:stack], slots, *batch[stack:])
         pair = cls(
-            jnp.zeros((*lead, *inputs, rank), jnp.float32),
-            jnp.zeros((*lead, rank, *outputs), jnp.float32),
+            jnp.zeros((*lead, *inputs, rank), dtype),
+            jnp.zeros((*lead, rank, *outputs), dtype),
             alpha=1.0, scale=1.0, dropout=0.0,
         )  # fmt: skip
         axes = (*roles.batch[:stack], None, *roles.batch[stack:])
         weight.layout.give(pair.a, (*axes, *roles.inputs, None))
         weight.layout.give(pair.b, (*axes, None, *roles.outputs))
         if b_bias:
-            pair.b_bias = nnx.LoRAParam(jnp.zeros((*lead, *outputs), jnp.float32))
+            pair.b_bias = nnx.LoRAParam(jnp.zeros((*lead, *outputs), dtype))
             weight.layout.give(pair.b_bias, (*axes, *roles.outputs))
         if lookup_only:
             pair.lookup_only = True
@@ -132,25 +144,34 @@ class PooledPair(LowRankUpdate, Routed):
         self, weight: WeightView, inputs: Num[Array, ...], outputs: Inexact[Array, ...]
     ) -> Inexact[Array, ...]:
         """x A_s B_s for every token's slot s, in the type of the layer's outputs."""
-        dtype, routes = outputs.dtype, self.routes()
+        routes = self.routes()
         names = ["a", "b", "b_bias"] if hasattr(self, "b_bias") else ["a", "b"]
-        form = self._form(routes, inputs.shape, names, outputs.shape[-1])
+        form = self._form(routes, inputs.shape, names, outputs.shape[-1], gathers=weight.gathers)
         route = routes[form]
         if len(route.lead) > 1 and not weight.layer.by_token():
             raise InputError(
                 f"{type(weight.layer).__name__} is not known to treat every token by itself, as packed rows "
                 "of several adapters need; give every row one slot, or let its method by_token return True"
             )
-        product: Product = weight.low_rank_output
         if weight.gathers:
-            inputs, product = (
-                _rows_of(route, inputs, self.a[...]),
-                functools.partial(_by_rows, weight),
-            )
+            inputs = _rows_of(route, inputs, self.a[...])
             names = names[1:]
         else:
-            inputs = inputs.astype(dtype)
-        factors = [self._factor(form, route, name).astype(dtype) for name in names]
+            inputs = inputs.astype(outputs.dtype)
+        of_form = self._beside if form == "beside" else self._by_slot
+        function, factors = of_form(weight, form, route, names, outputs.dtype)
+        result: Array = automatically(function, sharding_of(outputs), inputs, *factors)
+        if result.shape != outputs.shape:
+            raise rows_not_first(result.shape)
+        return result
+
+    def _by_slot(
+        self, weight: WeightView, form: str, route: Route, names: list[str], dtype: Any
+    ) -> tuple[Product, list[Array]]:
+        """The product of each row, or tile, with its own factors; and these."""
+        product: Product = (
+            functools.partial(_by_rows, weight) if weight.gathers else weight.low_rank_output
+        )
 
         def of_slot(x: Array, *own: Array) -> Array:
             if "b_bias" not in names:
@@ -158,17 +179,51 @@ class PooledPair(LowRankUpdate, Routed):
             y = product(x, *own[:-1])
             return y + weight.on_outputs(own[-1], y.ndim)
 
-        result: Array = automatically(
-            lambda *arrays: route.apply(of_slot, *arrays), sharding_of(outputs), inputs, *factors
-        )
-        if result.shape != outputs.shape:
-            raise rows_not_first(result.shape)
-        return result
+        factors = [self._factor(form, route, name).astype(dtype) for name in names]
+        return lambda *arrays: route.apply(of_slot, *arrays), factors
+
+    def _beside(
+        self, weight: WeightView, _: str, route: Route, names: list[str], dtype: Any
+    ) -> tuple[Product, list[Array]]:
+        """The products with the factors of all slots; and these."""
+        layer, slots = weight.layer, route.slots
+        assert isinstance(layer, TwoProducts)  # see `beside.possible`
+        count = self.b.shape[0]
+
+        def product(x: Array, *factors: Array) -> Array:
+            route.check(x)
+            of = dict(zip(names, factors, strict=True))
+            low = layer.first_product(x, beside.all_a(of["a"])) if "a" in of else jnp.tile(x, count)
+            y = layer.second_product(beside.own_columns(low, slots, count), beside.all_b(of["b"]))
+            if "b_bias" not in of:
+                return y
+            own = of["b_bias"][slots]
+            between = (1,) * (y.ndim - own.ndim)
+            return y + own.reshape(*slots.shape, *between, *own.shape[slots.ndim :])
+
+        values = {name: getattr(self, name)[...] for name in names}
+        return product, [
+            beside.in_type(v, dtype) if name == "b" else v.astype(dtype)
+            for name, v in values.items()
+        ]
 
     def _form(
-        self, routes: Mapping[str, Route], inputs: tuple[int, ...], names: list[str], outputs: int
+        self,
+        routes: Mapping[str, Route],
+        inputs: tuple[int, ...],
+        names: list[str],
+        outputs: int,
+        *,
+        gathers: bool,
     ) -> str:
-        """The form for which less is copied; of equal ones the first."""
+        """Side by side where that is less work, else the form for which less is copied."""
+        if "beside" in routes:
+            lead = len(routes["beside"].lead)
+            tokens = math.prod(inputs[lead:] if gathers else inputs[lead:-1])
+            columns = self.b.shape[0] * self.b.shape[1]
+            if len(routes) == 1 or beside.less_work(columns, tokens, by_token=lead > 1):
+                return "beside"
+            routes = {form: route for form, route in routes.items() if form != "beside"}
         factors = sum(getattr(self, n).get_value()[0].size for n in names)
 
         def moved(form: str) -> int:

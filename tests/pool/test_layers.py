@@ -49,7 +49,7 @@ def case(name):
     return base, adapters, pool, random_input(shape, below)
 
 
-@pytest.mark.parametrize("form", ["rows", "tiles"])
+@pytest.mark.parametrize("form", ["rows", "tiles", "beside"])
 @pytest.mark.parametrize("name", sorted(set(CASES) - NO_ROWS))
 def test_rows_have_their_own_adapters(name, form):
     base, adapters, pool, x = case(name)
@@ -61,7 +61,7 @@ def test_rows_have_their_own_adapters(name, form):
         np.testing.assert_allclose(np.asarray(found)[mine], call(run, model, x)[mine], **CLOSE)
 
 
-@pytest.mark.parametrize("form", ["rows", "tiles"])
+@pytest.mark.parametrize("form", ["rows", "tiles", "beside"])
 def test_a_result_without_rows_in_front_is_refused(form):
     _, _, pool, x = case("einsum, output first")
     with pytest.raises(InputError, match="row by row"):

@@ -234,7 +234,8 @@ def test_packed_rows_of_decoders(decoders):
 
 
 @pytest.mark.parametrize(
-    ("form", "looped"), [("rows", False), ("rows", True), ("tiles", True), ("auto", True)]
+    ("form", "looped"),
+    [("rows", False), ("beside", True), ("rows", True), ("tiles", True), ("auto", True)],
 )
 @pytest.mark.parametrize("search", ["greedy", "beams"])
 def test_continuations_are_those_of_each_adapter(decoders, search, form, looped):

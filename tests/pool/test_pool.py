@@ -58,7 +58,7 @@ def expected(base, adapters, names, x):
     return np.stack(rows)
 
 
-@pytest.mark.parametrize("form", ["rows", "tiles"])
+@pytest.mark.parametrize("form", ["rows", "tiles", "beside"])
 @pytest.mark.parametrize("sequence", [(), (4,)])
 def test_every_row_has_its_own_adapter(base, adapters, pool, form, sequence):
     names = ["first", None, "wide", "both", "first", "wide"]
@@ -72,7 +72,7 @@ def test_the_base_is_exact(base, pool):
     np.testing.assert_array_equal(answer([None] * 6, X), call(run, base, X))
 
 
-@pytest.mark.parametrize("form", ["rows", "tiles"])
+@pytest.mark.parametrize("form", ["rows", "tiles", "beside"])
 def test_a_nan_stays_in_its_rows(base, adapters, form):
     pool = AdapterPool(base, list(METHODS.values()), capacity=3)
     for name, adapter in adapters.items():
@@ -85,10 +85,47 @@ def test_a_nan_stays_in_its_rows(base, adapters, form):
     np.testing.assert_allclose(found[clean], reference, **CLOSE)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("value", [np.inf, np.nan, 3.4e38])
+def test_a_b_that_is_not_finite_reaches_its_own_rows_only(base, adapters, value, dtype):
+    """Also where it is too large for the type of the factors on the device, or of the layer's result."""
+    broken = dataclasses.replace(adapters["both"], values=dict(adapters["both"].values))
+    broken.values["second/lora/b"] = np.asarray(broken.values["second/lora/b"]).copy()
+    broken.values["second/lora/b"][0, 0] = value
+    pool = AdapterPool(base, list(METHODS.values()), capacity=3, dtype=dtype)
+    for name, adapter in adapters.items():
+        pool.add(name, broken if name == "both" else adapter)
+    names = ["first", "both", None, "wide", "both", "first"]
+    for x in (X, X.astype("float16")):
+        found = np.asarray(pool.compiled(run, form="beside")(names, x), np.float32)
+        own = found[[1, 4]]
+        assert (np.isnan(own) | (abs(own) > 1e4)).any(axis=1).all()
+        clean = [0, 2, 3, 5]
+        reference = expected(base, adapters, [names[i] for i in clean], X[np.array(clean)])
+        np.testing.assert_allclose(found[clean], reference, rtol=0.03, atol=0.03)
+
+
+def test_factors_in_bfloat16_are_rounded_once(adapters):
+    base = TwoLayers()
+    base.first.dtype = base.second.dtype = jnp.bfloat16
+    pool = AdapterPool(base, list(METHODS.values()), capacity=3, dtype="bfloat16")
+    for name, adapter in adapters.items():
+        pool.add(name, adapter)
+    assert {str(leaf.dtype) for leaf in pool.slots.values()} == {"bfloat16"}
+    names = ["first", None, "wide", "both", "first", "wide"]
+    whole = AdapterPool(base, list(METHODS.values()), capacity=3)
+    for name, adapter in adapters.items():
+        whole.add(name, adapter)
+    x = X.astype("bfloat16")
+    for form in ("rows", "tiles", "beside"):
+        found = pool.compiled(run, form=form)(names, x)
+        np.testing.assert_array_equal(found, whole.compiled(run, form=form)(names, x))
+
+
 def test_a_nan_in_a_row_stays_there(base, adapters, pool):
     x = X.at[1].set(jnp.nan)
     names = ["first", "both", "first", "wide", "both", None]
-    for form in ("rows", "tiles"):
+    for form in ("rows", "tiles", "beside"):
         found = np.asarray(pool.compiled(run, form=form)(names, x))
         assert np.isnan(found[1]).all()
         clean = [0, 2, 3, 4, 5]
