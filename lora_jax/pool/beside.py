@@ -2,8 +2,8 @@
 
     x [A_1 ... A_n]  ->  the columns of other slots than the token's own become 0  ->  [B_1; ...; B_n]
 
-Accelerators multiply by factors that stand still, for all tokens at once, far faster than they copy those
-of each row together. 0 x NaN would be NaN, so every B has to be finite: where an adapter's is not, the pool
+TPUs multiply by factors that stand still, for all tokens at once, far faster than they copy those of each row
+together. 0 x NaN would be NaN, so every B has to be finite: where an adapter's is not, the pool
 keeps zeros there and NaN in its A (`finite_b`), which reaches the tokens of that slot only.
 """
 
@@ -17,12 +17,12 @@ from jaxtyping import Array, Bool, Inexact, Int
 from lora_jax.low_rank.kinds import TwoProducts
 from lora_jax.low_rank.weights import LayerWithWeight
 
-# By the TPU compiler's estimates for layers of 2,048 to 4,096 on a v5e, ranks 8 and 64, 9 to 65 slots
-# (docs/measured.md): with up to 16 tokens in a row, or up to 512 columns, side by side always took less than
-# gathering factors for every row; tokens sorted into tiles took more at every width that was tried.
+# By what XLA's compilers make of layers of 2,048 to 4,096 (benchmarks/pool_forms.py, docs/measured.md): on
+# TPUs, with few tokens in a row or few columns, side by side needs the least; on GPUs rows do, whose factors
+# are gathered inside of the products. Tokens in tiles need more than either as long as columns are few.
 _FEW_TOKENS = 16
 _FEW_COLUMNS = 512
-_FEW_COLUMNS_BY_TOKEN = 4096
+_FEW_COLUMNS_BY_TOKEN = 2048
 
 
 def possible(layer: LayerWithWeight) -> bool:
@@ -32,7 +32,7 @@ def possible(layer: LayerWithWeight) -> bool:
 
 
 def less_work(columns: int, tokens_of_a_row: int, *, by_token: bool) -> bool:
-    """Whether an accelerator needs less time than with factors that are gathered.
+    """Whether a TPU, and by token a GPU too, needs less time than with factors that are gathered.
 
     Args:
       columns: slots times rank.

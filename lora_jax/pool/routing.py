@@ -48,9 +48,9 @@ def route(
         class: heads, output layers); those of the rows if not given.
       looped: whether the program calls the model again and again, as decoding does: the batch's factors
         are gathered once then, which takes memory for those of every row or tile.
-      form: how rows find their factors, see `routes`; "auto" chooses by the kind of device and the shapes
-        of each layer. Tokens are never in rows. Layers that cannot take factors side by side, as
-        convolutions, take another form.
+      form: how rows find their factors, see `routes`; "auto" chooses by the kind of this process's devices
+        and the shapes of each layer. Tokens are never in rows. Layers that cannot take factors side by
+        side, as convolutions, take another form.
       groups: parts of the batch that are sorted by themselves; as many as a mesh splits it into.
     """
     one_of("form", form, get_args(Form))
@@ -89,10 +89,13 @@ def _of_layer(routes: dict[str, Route], layer: LayerWithWeight, form: Form) -> d
 
 def _routes(slots: Array, capacity: int, form: Form, groups: int) -> dict[str, Route]:
     """The forms of a batch's slots; the last one is that for a few tokens of every row."""
-    if form == "beside" or (form == "auto" and jax.default_backend() != "cpu"):
-        others = _routes(slots, capacity, "tiles" if slots.ndim > 1 else "rows", groups)
+    by_token, device = slots.ndim > 1, jax.default_backend()
+    if form == "auto" and device != "cpu":
+        form = "rows" if device != "tpu" and not by_token else "beside"
+    if form == "beside":
+        others = _routes(slots, capacity, "tiles" if by_token else "rows", groups)
         return {"beside": Route(slots, None, None, slots.shape), **others}
-    if slots.ndim > 1:
+    if by_token:
         return {"tiles": of_tiles(slots, capacity, groups)}
     rows = len(slots) // groups
     fewer = number_of_tiles(rows, capacity, ROWS_OF_A_TILE) < rows

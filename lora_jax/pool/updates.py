@@ -192,6 +192,8 @@ class PooledPair(LowRankUpdate, Routed):
 
         def product(x: Array, *factors: Array) -> Array:
             route.check(x)
+            # Else XLA joins this product and the weight's for GPUs, and copies the weight for it.
+            x = jax.lax.optimization_barrier(x)
             of = dict(zip(names, factors, strict=True))
             low = layer.first_product(x, beside.all_a(of["a"])) if "a" in of else jnp.tile(x, count)
             y = layer.second_product(beside.own_columns(low, slots, count), beside.all_b(of["b"]))

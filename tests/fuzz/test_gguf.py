@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-
 import gguf
 import gguf_models
 import jax.numpy as jnp

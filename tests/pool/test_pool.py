@@ -14,7 +14,8 @@ import lora_jax
 from lora_jax.adapters import load_adapter
 from lora_jax.errors import InputError
 from lora_jax.low_rank.layers import adapted_layers
-from lora_jax.pool import AdapterPool, route
+from lora_jax.pool import AdapterPool, beside, route
+from lora_jax.pool.updates import PooledPair
 
 # Rows one after the other sum in another order than rows together: a few units in the last place.
 CLOSE = {"rtol": 2e-6, "atol": 2e-6}
@@ -65,6 +66,43 @@ def test_every_row_has_its_own_adapter(base, adapters, pool, form, sequence):
     x = jnp.broadcast_to(X.reshape(6, *[1] * len(sequence), 8), (6, *sequence, 8)) * 1.5
     answer = pool.compiled(run, form=form)
     np.testing.assert_allclose(answer(names, x), expected(base, adapters, names, x), **CLOSE)
+
+
+@pytest.mark.parametrize("tokens", [1, 17, 200])
+@pytest.mark.parametrize("device", ["tpu", "gpu"])
+@pytest.mark.parametrize("packed", [False, True])
+def test_the_form_goes_by_device_and_shape(
+    base, adapters, pool, monkeypatch, device, tokens, packed
+):
+    """Side by side on TPUs, but for long rows and many slots; on GPUs where tokens have their own slots."""
+    chosen = []
+
+    def noted(*args, **kwargs):
+        chosen.append(original(*args, **kwargs))
+        return chosen[-1]
+
+    original = PooledPair._form
+    monkeypatch.setattr(PooledPair, "_form", noted)
+    monkeypatch.setattr(jax, "default_backend", lambda: device)
+    monkeypatch.setattr(beside, "_FEW_COLUMNS", 16)  # the pool has 4 slots of rank 3 or 5
+    monkeypatch.setattr(beside, "_FEW_COLUMNS_BY_TOKEN", 16)
+    names = ["first", None, "wide", "both", "first", "wide"]
+    x = jnp.broadcast_to(X[:, None], (6, tokens, 8)) * 1.5
+    of_rows = pool.slots_of(names)
+    slots = np.repeat(of_rows[:, None], tokens, axis=1) if packed else of_rows
+
+    @jax.jit
+    def run_slots(with_slots, frozen, x):
+        model = pool.model(with_slots, frozen)
+        route(model, slots)
+        return model(x)
+
+    found = run_slots(pool.slots, pool.frozen, x)
+    np.testing.assert_allclose(found, expected(base, adapters, names, x), **CLOSE)
+    first = {"tpu": "tiles" if packed else "beside" if tokens == 1 else "rows"}
+    first["gpu"] = "tiles" if packed else "rows"
+    second = {"tpu": "beside", "gpu": "beside" if packed else "rows"}  # 12 columns only
+    assert chosen == [first[device], second[device]]
 
 
 def test_the_base_is_exact(base, pool):

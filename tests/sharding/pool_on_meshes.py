@@ -66,7 +66,7 @@ def pool_of(base, method, mesh):
     return pool
 
 
-def classified(base, mesh, groups):
+def classified(base, mesh, groups, form="auto"):
     pool = pool_of(base, lora_jax.lora("all-linear", rank=3, head="head/.*"), mesh)
     rng = np.random.default_rng(0)
     ids = [rng.integers(0, 48, n).astype(np.int32) for n in rng.integers(1, 9, 16)]
@@ -75,14 +75,15 @@ def classified(base, mesh, groups):
 
     def run(slots, frozen, numbers):
         model = pool.model(slots, frozen)
-        route(model, packed_slots(inputs.segments, rows, columns, numbers), numbers, groups=groups)
+        each = packed_slots(inputs.segments, rows, columns, numbers)
+        route(model, each, numbers, form=form, groups=groups)
         return model(inputs, rows, columns)
 
     program = jax.jit(run) if pool.placement is None else pool.placement.jit(run)
     return np.asarray(program(*pool.ready(NAMES))), pool
 
 
-def continued(base, mesh):
+def continued(base, mesh, form="auto"):
     pool = pool_of(base, lora_jax.lora("all-linear", rank=3), mesh)
     rng = np.random.default_rng(1)
     prompts = rng.integers(0, 48, (16, 6)).astype(np.int32)
@@ -91,7 +92,7 @@ def continued(base, mesh):
     def run(model, prompts, lengths):
         return sample(model, prompts, lengths, Sampling((48,), max_tokens=6), jax.random.key(0))
 
-    answer = pool.compiled(run, looped=True)
+    answer = pool.compiled(run, looped=True, form=form)
     return np.asarray(answer(NAMES, prompts, lengths).tokens)
 
 
@@ -110,6 +111,13 @@ def main(out):
             "split": [None if axis is None else str(axis) for axis in first.sharding.spec],
             "frozen": partition.size_bytes(pool.frozen),
         }
+    # On the last mesh, which splits every axis.
+    beside, _ = classified(models[0], mesh, 4, "beside")
+    result["beside"] = {
+        "difference": float(np.abs(beside - logits).max()),
+        "largest": float(np.abs(logits).max()),
+        "tokens": bool((continued(models[1], mesh, "beside") == tokens).all()),
+    }
     with open(out, "w", encoding="utf-8") as file:
         json.dump(result, file)
 

@@ -8,7 +8,7 @@ def records(on_eight_devices):
     return on_eight_devices("pool_on_meshes.py")
 
 
-@pytest.mark.parametrize("mesh", ["data", "fsdp", "mixed"])
+@pytest.mark.parametrize("mesh", ["data", "fsdp", "mixed", "beside"])
 def test_values_are_those_of_one_device(records, mesh):
     record = records[mesh]
     assert record["difference"] < 1e-5 * record["largest"]
