@@ -9,8 +9,8 @@ from experiments.sweep.ray import ProgramsFailed
 from lora_jax import errors
 from lora_jax.data.tables import MissingColumnError
 from lora_jax.metrics.java import JavaError
-from lora_jax.serving.engine import UnknownAdapterError
-from lora_jax.serving.requests import ClosedError, QueueFullError
+from lora_jax.serving.adapters import UnknownAdapterError
+from lora_jax.serving.tickets import ClosedError, QueueFullError
 
 ERRORS = [
     errors.InputError("a"),

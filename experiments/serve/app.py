@@ -28,8 +28,8 @@ from experiments.serve.bodies import Wanted
 from experiments.serve.metrics import registry
 from experiments.serve.served import Served
 from lora_jax.errors import InputError
-from lora_jax.serving.engine import UnknownAdapterError
-from lora_jax.serving.requests import ClosedError, QueueFullError
+from lora_jax.serving.adapters import UnknownAdapterError
+from lora_jax.serving.tickets import ClosedError, QueueFullError
 
 _LOG = logging.getLogger(__name__)
 _PAGE = Path(__file__).with_name("page.html")

@@ -28,7 +28,8 @@ from lora_jax.models.decoder import Decoder
 from lora_jax.pool.pool import AdapterPool
 from lora_jax.reading import read_object
 from lora_jax.run_folder import RESULT
-from lora_jax.serving.engine import Engine, UnknownAdapterError
+from lora_jax.serving.adapters import UnknownAdapterError
+from lora_jax.serving.engine import Engine
 from lora_jax.serving.requests import Request
 
 _LOG = logging.getLogger(__name__)

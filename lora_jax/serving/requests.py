@@ -1,26 +1,15 @@
-"""A request for a continuation, and the ticket by which one follows it."""
+"""A request for a continuation, and its ticket."""
 
 from __future__ import annotations
 
 import dataclasses
-import logging
-import time
 from collections.abc import Callable
-from typing import Literal
+from typing import Any
 
 from lora_jax.errors import InputError, brief
 from lora_jax.ranges import SEED, Number, Whole, check
-
-_LOG = logging.getLogger(__name__)
-Reason = Literal["stop", "length", "cancelled", "timeout", "error", "closed"]
-
-
-class QueueFullError(RuntimeError):
-    """As many requests wait as may."""
-
-
-class ClosedError(RuntimeError):
-    """The engine takes no requests any more."""
+from lora_jax.serving import tickets
+from lora_jax.serving.adapters import Version
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,40 +55,18 @@ class Request:
         check("seed", self.seed, SEED)
 
 
-class Ticket:
-    """A request on its way.
+class Ticket(tickets.Ticket):
+    """A continuation on its way.
 
     Attributes:
       request: what was asked for.
       tokens: of the continuation so far, without an end token.
-      reason: why it ended; None while it goes on.
-      error: what went wrong, if something did.
     """
 
-    def __init__(self, request: Request, tell: Callable[[Ticket], None]):
+    def __init__(self, request: Request, version: Version, tell: Callable[[Any], None]):
+        super().__init__(version, request.seconds, tell)
         self.request = request
         self.tokens: list[int] = []
-        self.reason: Reason | None = None
-        self.error: str | None = None
-        self.begun = time.monotonic()
-        self._cancelled = False
-        self._tell = tell
-
-    def cancel(self) -> None:
-        """Gives it up; its row is free after the next call."""
-        self._cancelled = True
-
-    @property
-    def late(self) -> bool:
-        """Whether its time is over."""
-        limit = self.request.seconds
-        return limit is not None and time.monotonic() - self.begun > limit
-
-    def overdue(self) -> Reason | None:
-        """Why it must not go on; None if it may."""
-        if self._cancelled:
-            return "cancelled"
-        return "timeout" if self.late else None
 
     def add(self, tokens: list[int]) -> None:
         """Takes new tokens up to the end, and tells the one who waits."""
@@ -112,16 +79,4 @@ class Ticket:
                 self.tokens.append(token)
                 if len(self.tokens) == self.request.max_tokens:
                     self.reason = "length"
-        self._notify()
-
-    def end(self, reason: Reason, error: str | None = None) -> None:
-        """Ends it, and tells the one who waits."""
-        self.reason, self.error = reason, error
-        self._notify()
-
-    def _notify(self) -> None:
-        try:
-            self._tell(self)
-        except Exception:  # nobody is there any more
-            _LOG.debug("the one who waited is gone", exc_info=True)
-            self._cancelled = True
+        self.notify()

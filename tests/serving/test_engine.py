@@ -28,7 +28,8 @@ from lora_jax.models.llama_config import LlamaConfig
 from lora_jax.pool import AdapterPool
 from lora_jax.serving.choosing import Choice, choose
 from lora_jax.serving.engine import Engine
-from lora_jax.serving.requests import ClosedError, QueueFullError, Request
+from lora_jax.serving.requests import Request
+from lora_jax.serving.tickets import ClosedError, QueueFullError
 
 VOCAB, ROOM, LONGEST = 40, 64, 20
 
