@@ -24,15 +24,14 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict
 
 from experiments import glue, quickstart
-from experiments.runs import class_tables, command_line, own_texts
+from experiments.runs import class_tables, command_line, meanings, own_texts
 from experiments.runs.answers import answers, as_text, read_input, texts_of_line
 from experiments.runs.classification import Outputs, Problem
 from experiments.runs.fields import OWN_TEXTS
 from experiments.runs.predictor import Predictor, finished_run
 from lora_jax import json_lines
-from lora_jax.data import glue_tasks, labelled_texts, labels
+from lora_jax.data import glue_tasks, labelled_texts
 from lora_jax.data.glue import Examples
-from lora_jax.data.labelled_texts import Columns
 from lora_jax.data.labels import Labels
 from lora_jax.data.tables import Table
 from lora_jax.errors import InputError
@@ -44,18 +43,14 @@ INPUT = "input"  # name of the split of a file
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Meaning:
+class Meaning(meanings.Meaning):
     """What inputs and outputs of a run mean.
 
     Attributes:
-      columns: of its tables.
-      labels: what it predicts.
       score: (outputs, targets of a file) -> scores.
       problem: reads the data of the run itself.
     """
 
-    columns: Columns
-    labels: Labels
     score: Callable[[np.ndarray, np.ndarray], dict[str, float]]
     problem: Callable[[], Problem]
 
@@ -63,30 +58,20 @@ class Meaning:
 def meaning(config: ConfigDict, record: Record) -> Meaning:
     """What a run's inputs and outputs mean; InputError for a run that predicts no classes or numbers."""
     task = config.get("task")
-    if task == OWN_TEXTS:
-        kind = labels.from_json(record.record("labels"))
-        score = partial(own_texts.scores, kind)
-        columns = own_texts.columns_of(config)
-        return Meaning(
-            columns=columns, labels=kind, score=score, problem=partial(own_texts.problem, config)
-        )
-    if task == "sentiment":
-        kind = Labels(classes=("negative", "positive"), values=("0", "1"))
-        score = partial(own_texts.scores, kind)
-        read = partial(quickstart.problem, config)
-        return Meaning(columns=Columns("text"), labels=kind, score=score, problem=read)
-    if task not in glue_tasks.TASKS:
+    found = meanings.of_task(task, record)
+    if found is None:
         raise InputError(
             f"{record.path.parent} is the run of another command; predictions are of runs of "
             "experiments.classify, experiments.glue and experiments.quickstart"
         )
-    of_glue = glue_tasks.task(task)
-    kind = Labels(classes=of_glue.labels, values=of_glue.label_values)
-    columns = Columns(of_glue.columns[0], "".join(of_glue.columns[1:]), of_glue.label_column)
-    return Meaning(
-        columns=columns, labels=kind, score=partial(glue_metrics.scores, of_glue),
-        problem=partial(glue.problem, config),
-    )  # fmt: skip
+    score: Callable[[np.ndarray, np.ndarray], dict[str, float]]
+    if task in glue_tasks.TASKS:
+        score = partial(glue_metrics.scores, glue_tasks.task(task))
+        read = partial(glue.problem, config)
+    else:
+        score = partial(own_texts.scores, found.labels)
+        read = partial((own_texts if task == OWN_TEXTS else quickstart).problem, config)
+    return Meaning(columns=found.columns, labels=found.labels, score=score, problem=read)
 
 
 def without_data(kind: Labels, examples: Examples | None) -> Problem:

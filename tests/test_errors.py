@@ -4,7 +4,7 @@ import pickle
 
 import pytest
 
-from experiments.serve.answers import FailedError
+from experiments.serve.replies import FailedError
 from experiments.sweep.ray import ProgramsFailed
 from lora_jax import errors
 from lora_jax.data.tables import MissingColumnError

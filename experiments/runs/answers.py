@@ -70,10 +70,7 @@ def answers(
         for row, number in zip(rows, kind.numbers(outputs), strict=True):
             row["prediction"] = float(number)
     else:
-        logits = np.asarray(outputs, np.float64)
-        shares = np.exp(logits - logits.max(axis=-1, keepdims=True))
-        shares /= shares.sum(axis=-1, keepdims=True)
-        for row, of_row in zip(rows, shares, strict=True):
+        for row, of_row in zip(rows, probabilities(outputs), strict=True):
             best = int(of_row.argmax())
             row |= {"prediction": kind.classes[best], "probability": float(of_row[best])}
             row["probabilities"] = dict(zip(kind.classes, of_row.tolist(), strict=True))
@@ -84,6 +81,14 @@ def answers(
             name = kind.classes[int(label)]
             row |= {"label": name, "correct": row["prediction"] == name}
     return rows
+
+
+def probabilities(outputs: np.ndarray) -> np.ndarray:
+    """The probabilities (rows, classes) that a model's outputs stand for."""
+    logits = np.asarray(outputs, np.float64)
+    shares: np.ndarray = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    shares /= shares.sum(axis=-1, keepdims=True)
+    return shares
 
 
 def as_text(rows: Iterable[dict[str, Any]], suffix: str) -> str:

@@ -14,6 +14,7 @@ import jax
 import numpy as np
 from flax import nnx
 from ml_collections import ConfigDict
+from transformers import PreTrainedTokenizerBase
 
 from experiments.runs import fields, folder
 from experiments.runs.origins import given, origin
@@ -29,7 +30,7 @@ from lora_jax.errors import InputError
 from lora_jax.files import to_json
 from lora_jax.method import Method
 from lora_jax.models import hub
-from lora_jax.models.encoder import Classifier
+from lora_jax.models.encoder import Classifier, EncoderConfig
 from lora_jax.partition import Params
 from lora_jax.sharding.mesh import shares
 from lora_jax.sharding.placement import in_host_memory
@@ -157,11 +158,9 @@ class ClassificationTask:
         )
 
     def _tokens(self, examples: Examples, split: str) -> batches.TokenisedExamples:
-        where = f"{self.name} {split}"
-        texts = [*examples.first, *(examples.second or ())]
-        tokenizers.check_texts(texts, self._tokenizer, where)
-        tokenised = batches.tokenise(examples, self._tokenizer, self._room)
-        tokenizers.check_types(tokenised, self._encoder.type_vocab_size, where)
+        tokenised = tokens(
+            examples, self._tokenizer, self._room, self._encoder, f"{self.name} {split}"
+        )
         return in_examples(tokenised, self._special)
 
     def prepare(self) -> None:
@@ -232,6 +231,25 @@ class ClassificationTask:
             "seeds": by_seed(runs),
             "config": folder.plain(settings.config),
         }
+
+
+def tokens(
+    examples: Examples,
+    tokenizer: PreTrainedTokenizerBase,
+    room: int,
+    encoder: EncoderConfig,
+    where: str,
+) -> batches.TokenisedExamples:
+    """Texts as tokens for an encoder, cut where they are longer than `room`.
+
+    Raises:
+      InputError: most of the text is unknown to the tokenizer, or the model cannot read pairs.
+    """
+    texts = [*examples.first, *(examples.second or ())]
+    tokenizers.check_texts(texts, tokenizer, where)
+    tokenised = batches.tokenise(examples, tokenizer, room)
+    tokenizers.check_types(tokenised, encoder.type_vocab_size, where)
+    return tokenised
 
 
 def _digest(examples: Examples) -> str:

@@ -2,13 +2,15 @@
 
     python -m experiments.serve --model=NAME [--adapters=FOLDER] [--port=8000]
 
-NAME is a decoder: a folder, package:NAME or a hub name. FOLDER has one subfolder for every adapter, an
-adapter folder or the --workdir of a run; its name is the `model` of requests. What comes into the folder
-while the server runs is served too, what leaves it is not any more. The base itself is the model `base`.
+NAME is a decoder, or an encoder whose adapters are classifiers: a folder, package:NAME or a hub name. FOLDER
+has one subfolder for every adapter, an adapter folder or the --workdir of a run; its name is the `model` of
+requests. What comes into the folder while the server runs is served too, what leaves it is not any more. The
+base itself is the model `base`, if it can answer: a decoder, or a classifier with a head of its own.
 
     GET  /                      a page to compare two adapters side by side
-    POST /v1/completions        continues a text
-    POST /v1/chat/completions   answers a conversation, where the model has a chat template
+    POST /v1/completions        continues a text (of decoders)
+    POST /v1/chat/completions   answers a conversation, where the model has a chat template (of decoders)
+    POST /v1/classify           classes with probabilities, or numbers, of texts or pairs (of encoders)
     GET  /v1/models             what is served, and why some folders are not
     GET  /metrics, /health      counts in Prometheus' form; whether it answers
 
@@ -25,7 +27,8 @@ from absl import app, flags, logging
 
 from experiments.runs import command_line
 from experiments.serve import app as application
-from experiments.serve.served import Served, Sizes
+from experiments.serve.load import load
+from experiments.serve.served import Sizes
 from lora_jax.errors import InputError
 from lora_jax.models.parts import FLOAT
 from lora_jax.ranges import Number, Range, Whole, check
@@ -35,9 +38,10 @@ _RANGES: dict[str, Range] = {
     "rows": Whole(least=1, most=1024),
     "room": Whole(least=64, most=2**20),
     "steps": Whole(least=1, most=16),
-    "waiting": Whole(least=1, most=100_000),
+    "waiting": Whole(least=0, most=100_000),
     "capacity": Whole(least=0, most=4096),
     "rank": Whole(least=0, most=4096),
+    "outputs": Whole(least=1, most=4096),
     "timeout": Number(above=0, most=86_400),
 }
 _OWN_NAMES = ["localhost", "127.0.0.1", "[::1]"]
@@ -53,11 +57,8 @@ def main(_: list[str]) -> None:
         }
         if not _MODEL.value:
             raise InputError("name the base: --model=FOLDER, package:NAME or a hub name")
-        sizes = Sizes(
-            values["rows"], values["room"], values["steps"], values["waiting"],
-            values["capacity"], values["rank"],
-        )  # fmt: skip
-        served = Served(_MODEL.value, _ADAPTERS.value, _FORMAT.value, sizes)
+        sizes = Sizes(**{name: values[name] for name in _RANGES if name not in ("port", "timeout")})
+        served = load(_MODEL.value, _ADAPTERS.value, _FORMAT.value, sizes)
         for name, why in served.refused.items():
             command_line.say(f"not served: {name}: {why}")
         host, port = _HOST.value, values["port"]
@@ -68,7 +69,7 @@ def main(_: list[str]) -> None:
         )
         uvicorn.run(
             made, host=host, port=port, log_level="warning", timeout_graceful_shutdown=30,
-            limit_concurrency=values["waiting"] + 64, timeout_keep_alive=30,
+            limit_concurrency=served.engine.most_waiting + 64, timeout_keep_alive=30,
         )  # fmt: skip
 
 
@@ -78,11 +79,16 @@ if __name__ == "__main__":
     _FORMAT = flags.DEFINE_string("base_format", FLOAT, "Of the base's matrices: float, nf4, ...")
     _HOST = flags.DEFINE_string("host", "127.0.0.1", "Address to listen on.")
     flags.DEFINE_integer("port", 8000, "Port.")
-    flags.DEFINE_integer("rows", 8, "Requests that are answered at once.")
-    flags.DEFINE_integer("room", 1024, "Tokens of the longest prompt with its continuation.")
+    flags.DEFINE_integer("rows", 8, "Requests answered at once; of encoders, rows of 128 tokens.")
+    flags.DEFINE_integer(
+        "room", 1024, "Tokens of the longest prompt with its continuation, or text."
+    )
     flags.DEFINE_integer("steps", 4, "Tokens between two chances for requests to enter and leave.")
-    flags.DEFINE_integer("waiting", 256, "Requests that may wait.")
+    flags.DEFINE_integer("waiting", 0, "Requests that may wait; 0: 256, or 4096 texts of encoders.")
     flags.DEFINE_integer("capacity", 0, "Adapters on the device; 0: as many as rows.")
     flags.DEFINE_integer("rank", 0, "Largest rank of adapters that come later; 0: of those there.")
+    flags.DEFINE_integer(
+        "outputs", 64, "Outputs of the widest head that comes later (of encoders)."
+    )
     flags.DEFINE_float("timeout", 300.0, "Seconds until a request is given up.")
     app.run(main, flags_parser=command_line.parse_flags)

@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
 import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 
 from experiments.serve.bodies import Wanted
+from experiments.serve.decoder import ServedDecoder
 from experiments.serve.pieces import Pieces
-from experiments.serve.served import Served
+from experiments.serve.replies import Events, Gone, check_answered
 from lora_jax.data.conversations import Message
 from lora_jax.errors import InputError
+from lora_jax.serving.adapters import Version
 from lora_jax.serving.requests import Request, Ticket
-
-_POLL = 0.5  # seconds between two looks whether the client is still there
-Gone = Callable[[], Awaitable[bool]]
-
-
-class FailedError(RuntimeError):
-    """The engine could not answer."""
 
 
 @dataclasses.dataclass
@@ -45,7 +39,7 @@ class Answer:
       completion_tokens: of its continuations so far.
     """
 
-    def __init__(self, served: Served, wanted: Wanted, seconds: float):
+    def __init__(self, served: ServedDecoder, wanted: Wanted, seconds: float):
         """Hands the request to the engine.
 
         Args:
@@ -57,24 +51,24 @@ class Answer:
           InputError: an unknown model, or a prompt that does not fit.
           QueueFullError, ClosedError: too many requests wait, or none are taken any more.
         """
-        name = served.adapter(wanted.model)
-        self._loop, self._events = asyncio.get_running_loop(), asyncio.Queue[int]()
+        self._events = Events()
         self._tickets: list[Ticket] = []
         self._pieces: list[Pieces] = []
         self.prompt_tokens = 0
         seed = secrets.randbelow(2**31 - 1 - 4096) if wanted.seed is None else wanted.seed
         try:
-            for prompt in wanted.prompts:
-                tokens, ends = _tokens(served, name, prompt)
-                self.prompt_tokens += len(tokens)
-                for _ in range(wanted.choices):
-                    self._submit(served, wanted, name, tuple(tokens), ends, seconds, seed)
+            with served.using(wanted.model) as version:
+                for prompt in wanted.prompts:
+                    tokens, ends = _tokens(served, version, prompt)
+                    self.prompt_tokens += len(tokens)
+                    for _ in range(wanted.choices):
+                        self._submit(served, wanted, version, tuple(tokens), ends, seconds, seed)
         except BaseException:
             self.cancel()
             raise
 
     def _submit(
-        self, served: Served, wanted: Wanted, name: str | None, tokens: tuple[int, ...],
+        self, served: ServedDecoder, wanted: Wanted, version: Version, tokens: tuple[int, ...],
         ends: tuple[int, ...], seconds: float, seed: int,
     ) -> None:  # fmt: skip
         index = len(self._tickets)
@@ -86,15 +80,15 @@ class Answer:
                 f"{served.engine.room - served.engine.spare:,}"
             )
         request = Request(
-            tokens, name, ends, longest, wanted.temperature, wanted.top_k, wanted.top_p,
+            tokens, wanted.model, ends, longest, wanted.temperature, wanted.top_k, wanted.top_p,
             (seed + index) % (2**31 - 1), seconds,
         )  # fmt: skip
 
         def tell(_: Ticket) -> None:
-            self._loop.call_soon_threadsafe(self._events.put_nowait, index)
+            self._events.tell(index)
 
         self._pieces.append(Pieces(served.tokenizer, wanted.stop))
-        self._tickets.append(served.engine.submit(request, tell))
+        self._tickets.append(served.engine.submit(request, tell, version))
 
     @property
     def completion_tokens(self) -> int:
@@ -115,12 +109,8 @@ class Answer:
         left = set(range(len(self._tickets)))
         try:
             while left:
-                try:
-                    index = await asyncio.wait_for(self._events.get(), _POLL)
-                except TimeoutError:
-                    if await gone():
-                        return
-                    continue
+                if (index := await self._events.next(gone)) is None:
+                    return
                 if index in left and (piece := self._piece(index)) is not None:
                     if piece.reason is not None:
                         left.discard(index)
@@ -131,12 +121,7 @@ class Answer:
     def _piece(self, index: int) -> Piece | None:
         ticket, pieces = self._tickets[index], self._pieces[index]
         reason = ticket.reason
-        if reason == "error":
-            raise FailedError(ticket.error or "the engine failed")
-        if reason in ("closed", "timeout"):
-            raise FailedError(
-                "the server is shutting down" if reason == "closed" else "the request took too long"
-            )
+        check_answered(ticket)
         text = pieces.add(list(ticket.tokens), ended=reason is not None)
         if pieces.stopped:
             ticket.cancel()
@@ -147,14 +132,14 @@ class Answer:
 
 
 def _tokens(
-    served: Served, name: str | None, prompt: str | tuple[int, ...] | tuple[Message, ...]
+    served: ServedDecoder, version: Version, prompt: str | tuple[int, ...] | tuple[Message, ...]
 ) -> tuple[list[int], tuple[int, ...]]:
     if isinstance(prompt, str):
-        return served.text_prompt(name, prompt)
+        return served.text_prompt(version, prompt)
     if isinstance(prompt[0], Message):
-        return served.chat_prompt(name, [m for m in prompt if isinstance(m, Message)])
+        return served.chat_prompt(version, [m for m in prompt if isinstance(m, Message)])
     ids = [token for token in prompt if isinstance(token, int)]
     vocab = len(served.tokenizer)
     if max(ids) >= vocab:
         raise InputError(f"'prompt' has the token {max(ids)}, and the model knows {vocab}")
-    return ids, served.text_prompt(name, "a")[1]
+    return ids, served.text_prompt(version, "a")[1]

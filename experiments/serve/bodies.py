@@ -64,7 +64,7 @@ def completion(body: Any) -> Wanted:
     Raises:
       InputError: a field is missing, unknown or wrong.
     """
-    values = _fields(body, {*_COMMON, "prompt"})
+    values = fields(body, {*_COMMON, "prompt"})
     prompt = values.get("prompt")
     several = isinstance(prompt, list) and prompt and not isinstance(prompt[0], int)
     prompts = tuple(_prompt(one) for one in (prompt if several else [prompt]))  # type: ignore[union-attr]
@@ -79,7 +79,7 @@ def chat(body: Any) -> Wanted:
     Raises:
       InputError: a field is missing, unknown or wrong.
     """
-    values = _fields(body, {*_COMMON, "messages"})
+    values = fields(body, {*_COMMON, "messages"})
     messages = values.get("messages")
     if not isinstance(messages, list) or not messages:
         raise InputError("'messages' must be a list of at least one message")
@@ -87,11 +87,23 @@ def chat(body: Any) -> Wanted:
     return _wanted(values, (conversation,), None)
 
 
-def _fields(body: Any, known: set[str]) -> dict[str, Any]:
+def fields(
+    body: Any, known: set[str], without_effect: Mapping[str, tuple[Any, ...]] = _WITHOUT_EFFECT
+) -> dict[str, Any]:
+    """The fields of a body.
+
+    Args:
+      body: JSON.
+      known: names of fields.
+      without_effect: fields that may be there with values that ask for nothing.
+
+    Raises:
+      InputError: no object, or a field is unknown or not supported.
+    """
     if not isinstance(body, dict):
         raise InputError(f"the body must be a JSON object, got {brief(body)}")
     values = dict(body)
-    for name, allowed in _WITHOUT_EFFECT.items():
+    for name, allowed in without_effect.items():
         if name in values and values[name] not in allowed:
             raise InputError(f"{name!r} is not supported by this server; leave it out")
         values.pop(name, None)
@@ -102,7 +114,7 @@ def _fields(body: Any, known: set[str]) -> dict[str, Any]:
 
 def _prompt(value: Any) -> str | tuple[int, ...]:
     if isinstance(value, str):
-        return _text(value, "'prompt'")
+        return text_of(value, "'prompt'")
     if isinstance(value, list) and value and all(type(v) is int and v >= 0 for v in value):
         return tuple(value)
     raise InputError(f"'prompt' must be a text, token ids, or a list of these; got {brief(value)}")
@@ -126,10 +138,20 @@ def _message(value: Any, number: int) -> Message:
         content = "".join(map(str, parts))
     if not isinstance(content, str):
         raise InputError(f"{where}.content must be a text, got {brief(content)}")
-    return Message(str(role), _text(content, f"{where}.content"))
+    return Message(str(role), text_of(content, f"{where}.content"))
 
 
-def _text(value: str, where: str) -> str:
+def model_of(values: Mapping[str, Any]) -> str:
+    """The field `model`; raises InputError if it is no text."""
+    model = values.get("model")
+    if not isinstance(model, str):
+        raise InputError(
+            f"'model' must be the name of the base or of an adapter, got {brief(model)}"
+        )
+    return model
+
+
+def text_of(value: str, where: str) -> str:
     """A text of whole characters; JSON can hold half of a pair, which is none."""
     try:
         value.encode()
@@ -139,11 +161,6 @@ def _text(value: str, where: str) -> str:
 
 
 def _wanted(values: Mapping[str, Any], prompts: tuple[Any, ...], most: int | None) -> Wanted:
-    model = values.get("model")
-    if not isinstance(model, str):
-        raise InputError(
-            f"'model' must be the name of the base or of an adapter, got {brief(model)}"
-        )
 
     def number(name: str, default: Any, allowed: Any) -> Any:
         value = values.get(name)
@@ -161,7 +178,7 @@ def _wanted(values: Mapping[str, Any], prompts: tuple[Any, ...], most: int | Non
         raise InputError("'stream_options' may have 'include_usage' only")
     longest = number("max_completion_tokens", None, Whole(least=1, most=2**20))
     return Wanted(
-        model, prompts,
+        model_of(values), prompts,
         longest or number("max_tokens", most, Whole(least=1, most=2**20)),
         float(number("temperature", 1.0, Number(least=0, most=100))),
         float(number("top_p", 1.0, Number(above=0, most=1))),

@@ -49,8 +49,13 @@ class Adapters:
     @property
     def names(self) -> list[str]:
         """The names that requests may use."""
+        return list(self.versions)
+
+    @property
+    def versions(self) -> dict[str, Version]:
+        """What each of these names stands for now."""
         with self._lock:
-            return list(self._versions)
+            return dict(self._versions)
 
     def add(
         self,
@@ -95,16 +100,20 @@ class Adapters:
             raise UnknownAdapterError(f"there is no adapter {name!r}")
 
     @contextlib.contextmanager
-    def using(self, name: str | None) -> Iterator[Version]:
+    def using(self, name: str | Version | None) -> Iterator[Version]:
         """What a name stands for now; it stays in the pool at least as long as the block lasts.
+
+        Args:
+          name: of an adapter, None for the base; or what another block around this one has got.
 
         Raises:
           UnknownAdapterError: there is none.
         """
         with self._lock:
-            if name is not None:
+            if isinstance(name, str):
                 self._check(name)
-            version = self.base if name is None else self._versions[name]
+                name = self._versions[name]
+            version = self.base if name is None else name
             version.uses += 1
         try:
             yield version

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from typing import Any
 
 import jax
@@ -80,7 +79,7 @@ class ClassifierEngine(worker.Worker[Ticket]):
     """Outputs of a classifier for the adapters of a pool, each with a head of its own.
 
         engine = ClassifierEngine(pool)
-        tickets = engine.submit([Example(tokens, types)], "mrpc", tell)   # `tell` is called with each at its end
+        tickets = engine.submit([Example(tokens, types)], "mrpc", tell)   # called with each at its end
 
     One thread owns the device: it packs those that wait into rows of one of a few shapes, the first ones
     first, and runs them together. An idle thread waits a moment for others after the first one.
@@ -159,9 +158,10 @@ class ClassifierEngine(worker.Worker[Ticket]):
                 "divide the request"
             )
         if odd := [e for e in examples if not 0 < len(e.tokens) <= self.room]:
-            raise InputError(f"a text has {len(odd[0].tokens)} tokens, allowed are 1 to {self.room}")
-        named = adapter is None or isinstance(adapter, str)
-        with self.using(adapter) if named else nullcontext(adapter) as version:
+            raise InputError(
+                f"a text has {len(odd[0].tokens)} tokens, allowed are 1 to {self.room}"
+            )
+        with self.using(adapter) as version:
             taken = [Ticket(example, version, seconds, tell) for example in examples]
             with self._lock:
                 self._take(taken)
@@ -200,20 +200,22 @@ class ClassifierEngine(worker.Worker[Ticket]):
         if not lengths:
             return [], (0, 0)
         count, shape = shapes.first_batch(lengths, self._menu)
-        self._running = batch = [queue.popleft() for _ in range(count)]
+        batch = [queue.popleft() for _ in range(count)]
         broken = self._broken({ticket.version.name for ticket in batch})
         for ticket in batch:
             if (error := broken.get(ticket.version.name)) is not None:
                 self._end(ticket, "error", error)
-        self._running = batch = [t for t in batch if t.version.name not in broken]
+        batch = [ticket for ticket in batch if ticket.version.name not in broken]
+        self._running = [*batch]
         return batch, shape
 
     def _broken(self, names: set[str | None]) -> dict[str | None, str]:
         """What is wrong with adapters that cannot come to the device: their folders are gone."""
         errors: dict[str | None, str] = {}
+        in_use = [name for name in names if name is not None]
         for name in names:
             try:
-                self.pool.slots_of([name])
+                self.pool.slots_of([name], in_use)
             except (ValueError, OSError) as error:
                 errors[name] = str(error)
         return errors

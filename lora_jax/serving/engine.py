@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from contextlib import nullcontext
 
 import numpy as np
 
@@ -122,7 +121,7 @@ class Engine(worker.Worker[Ticket]):
         if not 0 <= min(request.prompt) <= max(request.prompt) < vocabulary:
             odd = next(token for token in request.prompt if not 0 <= token < vocabulary)
             raise InputError(f"the prompt has the token {odd}, and the model knows {vocabulary:,}")
-        with self.using(request.adapter) if version is None else nullcontext(version) as chosen:
+        with self.using(request.adapter if version is None else version) as chosen:
             ticket = Ticket(request, chosen, tell)
             self._take([ticket])
         return ticket

@@ -71,7 +71,7 @@ class Worker(Adapters, abc.ABC, Generic[_Ticket]):
     def _step(self) -> None:
         """Answers some of those that wait, or goes on with those that run; it is called without the lock."""
 
-    def _reset(self) -> None:  # noqa: B027
+    def _reset(self) -> None:
         """Makes what a step that failed may have left half done."""
 
     def _take(self, tickets: Sequence[_Ticket]) -> None:

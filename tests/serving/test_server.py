@@ -22,8 +22,9 @@ import pytest
 import tune_files
 
 import lora_jax
+from experiments.serve.load import load
 from experiments.serve.pieces import Pieces
-from experiments.serve.served import Served, Sizes
+from experiments.serve.served import Sizes
 from lora_jax import partition
 from lora_jax.data import tokenizers
 from lora_jax.decoding.sampling import Sampling, sample
@@ -316,7 +317,7 @@ def test_adapters_that_do_not_share_a_pool_and_names_of_the_base(tmp_path, monke
     ):
         pool_adapters.adapter(base, method, 0).save(tmp_path / "adapters" / name)
     sizes = Sizes(rows=2, room=64, steps=2, waiting=4, capacity=0, rank=0)
-    served = Served("model", "adapters", "float", sizes)
+    served = load("model", "adapters", "float", sizes)
     try:
         assert served.names == ["model", "base", "a"]
         assert set(served.refused) == {"b", "model"}

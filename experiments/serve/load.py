@@ -1,0 +1,27 @@
+"""What --model is: a decoder or a classifier."""
+
+from __future__ import annotations
+
+from experiments.serve.app import AnyServed
+from experiments.serve.classifier import ServedClassifier
+from experiments.serve.decoder import ServedDecoder
+from experiments.serve.served import Sizes
+from lora_jax.models import architectures, hub
+from lora_jax.models.encoder import EncoderConfig
+
+
+def load(model: str, adapters: str, base_format: str, sizes: Sizes) -> AnyServed:
+    """Reads a base and the adapters that are there.
+
+    Args:
+      model: see `hub.find`.
+      adapters: folder whose subfolders are adapters or runs; "" for none.
+      base_format: of the base's matrices, see `models.base_formats`.
+      sizes: how much is served at once.
+
+    Raises:
+      InputError: something is missing or broken.
+    """
+    config = architectures.read_config(hub.find(model), base_format=base_format)
+    kind = ServedClassifier if isinstance(config, EncoderConfig) else ServedDecoder
+    return kind(model, adapters, base_format, sizes)
