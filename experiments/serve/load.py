@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from experiments.serve.app import AnyServed
 from experiments.serve.classifier import ServedClassifier
 from experiments.serve.decoder import ServedDecoder
 from experiments.serve.served import Sizes
+from lora_jax.errors import InputError
 from lora_jax.models import architectures, hub
 from lora_jax.models.encoder import EncoderConfig
 
@@ -22,6 +25,8 @@ def load(model: str, adapters: str, base_format: str, sizes: Sizes) -> AnyServed
     Raises:
       InputError: something is missing or broken.
     """
+    if adapters and not Path(adapters).is_dir():
+        raise InputError(f"--adapters={adapters} is not a folder")
     config = architectures.read_config(hub.find(model), base_format=base_format)
     kind = ServedClassifier if isinstance(config, EncoderConfig) else ServedDecoder
     return kind(model, adapters, base_format, sizes)

@@ -78,14 +78,9 @@ class Served(abc.ABC):
           adapters: folder whose subfolders are adapters or runs; "" for none.
           config: of the base.
           tokenizer: of the base.
-
-        Raises:
-          InputError: there is no such folder.
         """
         self.model, self.tokenizer = model, tokenizer
         self._folder = Path(adapters) if adapters else None
-        if self._folder is not None and not self._folder.is_dir():
-            raise InputError(f"--adapters={adapters} is not a folder")
         self._origin = origins.origin(config, tokenizer)
         self.refused: dict[str, str] = {}
         self._seen: dict[str, tuple[Path, _State]] = {}

@@ -185,8 +185,8 @@ class ClassifierEngine(worker.Worker[Ticket]):
             self.counts.answered += len(batch)
             self.counts.tokens += tokens
             self.counts.places += shape[0] * shape[1]
-            for ticket, own in zip(batch, outputs, strict=False):
-                self._finish(ticket, own[: ticket.version.outputs])
+        for ticket, own in zip(batch, outputs, strict=False):
+            self._finish(ticket, own[: ticket.version.outputs])
 
     def _next(self) -> tuple[list[Ticket], Shape]:
         """Takes the first of those that wait, as many as fit a batch and its adapters the pool."""

@@ -7,25 +7,27 @@ from collections.abc import Iterator, Sequence
 from lora_jax.data.packing import Shape, place
 
 ROW = 128  # tokens of a row, unless an example is longer
-_SHORTEST = 32
+_SHORT = (32, 64, 96)  # lengths of single rows for few tokens
 TOKENS_OF_AN_EXAMPLE = 8  # on average at least, where a batch is full of examples
 
 
 def shapes(rows: int, room: int) -> list[Shape]:
     """(rows, length) of all batches, the smallest first.
 
-    Single rows are 32, 64, 128, ... tokens long; batches of 2, 4, 8, ... rows are of rows as long as the
-    longest example asks for, from `ROW` on, and have no more tokens than `rows` of that length.
+    Single rows are 32, 64, 96, 128, 256, ... tokens long; batches of 2, 3, 4, 6, 8, 12, ... rows are of rows as
+    long as the longest example asks for, from `ROW` on, and have no more tokens than `rows` of that length.
 
     Args:
       rows: of the largest batch of `ROW` tokens.
       room: tokens of the longest example.
     """
-    found = set()
-    for length in _doubled(_SHORTEST, room):
-        most = max(1, rows * min(ROW, room) // length) if length >= min(ROW, room) else 1
-        found |= {(count, length) for count in _doubled(1, most)}
-    return sorted(found, key=lambda shape: (shape[0] * shape[1], shape))
+    row = min(ROW, room)
+    found = {(1, length) for length in _SHORT if length < row}
+    for length in _doubled(row, room):
+        most = max(1, rows * row // length)
+        counts = {*_doubled(1, most), *_doubled(3, most)}
+        found |= {(count, length) for count in counts if count <= most}
+    return sorted(found, key=lambda shape: (shape[0] * shape[1], shape[1]))
 
 
 def _doubled(first: int, last: int) -> Iterator[int]:
