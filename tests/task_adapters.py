@@ -49,8 +49,8 @@ class Tasks:
         return self._bases[outputs]
 
     def adapter(self, name, seed=0):
-        """An adapter of a kind; names with a number behind are of the same kind."""
-        outputs, notes = KINDS[name.rstrip("0123456789")]
+        """An adapter of a kind; `two-1` is another one of the kind `two`."""
+        outputs, notes = KINDS[name.partition("-")[0]]
         made = pool_adapters.adapter(self.base(outputs), METHOD, 100 * len(name) + seed, 0.4)
         return dataclasses.replace(made, notes=notes)
 
@@ -66,7 +66,7 @@ class Tasks:
         """The outputs of an adapter alone, text by text."""
         if (name, seed) not in self._models:
             adapter = self.adapter(name, seed)
-            model = pool_adapters.alone(self.base(KINDS[name.rstrip("0123456789")][0]), adapter)
+            model = pool_adapters.alone(self.base(KINDS[name.partition("-")[0]][0]), adapter)
             self._models[name, seed] = model
         structure, params = partition.all_frozen(self._models[name, seed])
         arrays, count = np.zeros((4, ROWS, ROOM), np.int32), len(items)

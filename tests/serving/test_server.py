@@ -383,6 +383,12 @@ def test_wrong_fields(server, change, message):
     assert message in answer.json()["error"]["message"]
 
 
+def test_classification_is_for_other_servers(server):
+    for path in ("/v1/classify", "/classify"):
+        answer = httpx.post(f"{server.url}{path}", json={"model": "t0", "input": "a"})
+        assert answer.status_code == 404 and "server of decoders" in answer.text
+
+
 def test_wrong_bodies(server):
     post = lambda content: httpx.post(f"{server.url}/v1/completions", content=content, timeout=60)  # noqa: E731
     for content in (b"", b"[", b"[]", b"\xff", b"[" * 100_000):
