@@ -14,8 +14,9 @@ base itself is the model `base`, if it can answer: a decoder, or a classifier wi
     GET  /v1/models             what is served, and why some folders are not
     GET  /metrics, /health      counts in Prometheus' form; whether it answers
 
-It listens on this machine only (--host=127.0.0.1); it has no passwords: behind another host put a proxy that
-has. Ctrl-C or SIGTERM ends it when the requests that it has are answered.
+Texts to be classified are read as experiments.predict reads them: cut at the length of the task's run, empty
+ones refused. The server listens on this machine only (--host=127.0.0.1); it has no passwords: behind another
+host put a proxy that has. Ctrl-C or SIGTERM ends it when the requests that it has are answered.
 """
 
 from __future__ import annotations

@@ -75,7 +75,7 @@ class ServedClassifier(Served):
             self._pool(base, found, sizes), rows=sizes.rows, room=sizes.room,
             waiting=sizes.waiting or 4096,
         )  # fmt: skip
-        self._head = own is not None
+        self._has_head = own is not None
         if own is None:
             self.refused[BASE] = "the model without an adapter has no head; name an adapter"
         else:
@@ -87,7 +87,7 @@ class ServedClassifier(Served):
 
     def _served(self) -> list[tuple[str, About]]:
         versions = self.engine.versions
-        of_base = dict.fromkeys((self.model, BASE) if self._head else (), self.engine.base)
+        of_base = dict.fromkeys((self.model, BASE) if self._has_head else (), self.engine.base)
         return [(name, version.about) for name, version in {**of_base, **versions}.items()]
 
     def _about(self, adapter: Adapter, folder: Path) -> About:

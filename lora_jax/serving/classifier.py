@@ -124,8 +124,9 @@ class ClassifierEngine(worker.Worker[Ticket]):
     def prepare(self, longest: int) -> None:
         """Compiles the programs for examples of up to so many tokens; others are when they are needed."""
         enough = min((n for _, n in self._menu if n >= longest), default=self.room)
-        with self._lock:
-            ready = self.pool.ready([None])
+        with self._lock:  # an adapter's slot is written, too
+            some = next((version.name for version in self._versions.values()), None)
+            ready = self.pool.ready([some])
             for shape in self._menu:
                 if shape[1] <= enough:
                     empty = _packed([Example(np.zeros(1, np.int32), np.zeros(1, np.int32))], shape)

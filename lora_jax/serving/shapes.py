@@ -14,8 +14,8 @@ TOKENS_OF_AN_EXAMPLE = 8  # on average at least, where a batch is full of exampl
 def shapes(rows: int, room: int) -> list[Shape]:
     """(rows, length) of all batches, the smallest first.
 
-    Single rows are 32, 64, 96, 128, 256, ... tokens long; batches of 2, 3, 4, 6, 8, 12, ... rows are of rows as
-    long as the longest example asks for, from `ROW` on, and have no more tokens than `rows` of that length.
+    Single rows are 32, 64, 96, 128, 256, ... tokens long. Batches of 2, 3, 4, 6, 8, 12, ... rows have rows of
+    `ROW` tokens, or of as many as the longest example asks for, and no more tokens than `rows` of `ROW`.
 
     Args:
       rows: of the largest batch of `ROW` tokens.

@@ -1,6 +1,7 @@
-"""`/v1/classify` over HTTP: answers, what `experiments.predict` says, load, adapters that come and go, mistakes."""
+"""`/v1/classify`: answers of each adapter and of `experiments.predict`, load, adapters that go, mistakes."""
 
 import concurrent.futures
+import contextlib
 import dataclasses
 import json
 import random
@@ -151,8 +152,9 @@ def test_a_run_answers_as_experiments_predict(server, tmp_path):
         for one, row in zip(found, expected, strict=True):
             assert one["label"] == row["prediction"]
             assert one["probs"] == pytest.approx(list(row["probabilities"].values()), abs=1e-5)
-        (refused,) = predict.predict_lines(tmp_path / "run", ["\u4e2d\u6587\u5b57\u7b26"])
-        message = server.error(400, "run", "\u4e2d\u6587\u5b57\u7b26")
+        unknown = "\U0001f600 \U0001f601"
+        (refused,) = predict.predict_lines(tmp_path / "run", [unknown])
+        message = server.error(400, "run", unknown)
         assert message.partition(": ")[2] == refused["error"].partition(": ")[2]
     finally:
         shutil.rmtree(server.adapters / "run")
@@ -179,10 +181,8 @@ def test_load_with_clients_that_hang_up_and_adapters_that_come_and_go(server):
         url = f"http://127.0.0.1:{server.port}/v1/classify"
         body = {"model": name, "input": TEXTS[:count]}
         if number % 8 == 5:  # hangs up at once
-            try:
+            with contextlib.suppress(httpx.TimeoutException):
                 httpx.post(url, json=body, timeout=0.001)
-            except httpx.TimeoutException:
-                pass
             return
         server.check(httpx.post(url, json=body, timeout=60).json()["data"], name, TEXTS[:count])
 
