@@ -24,7 +24,8 @@ from lora_jax.models import hub
 from lora_jax.reading import Record
 from lora_jax.run_folder import setting
 from lora_jax.serving.adapters import Version
-from lora_jax.serving.classifier import ClassifierEngine, Example
+from lora_jax.serving.classifier import ClassifierEngine
+from lora_jax.serving.examples import Example
 
 Texts = tuple[str, ...]  # one, or the two of a pair
 

@@ -21,7 +21,7 @@ from experiments.serve.replies import Events, check_answered, json_of
 from lora_jax.data.labels import Labels
 from lora_jax.errors import InputError, brief
 from lora_jax.serving.adapters import Version
-from lora_jax.serving.classifier import Ticket
+from lora_jax.serving.examples import Ticket
 
 PATHS = ("/v1/classify", "/classify")
 # Fields of the API that have no effect here, and the values that say so.

@@ -5,55 +5,26 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from lora_jax.checks import Integer, integer
 from lora_jax.data.batch import Inputs
-from lora_jax.data.packing import Shape, lay_out
+from lora_jax.data.packing import Shape
 from lora_jax.errors import InputError
 from lora_jax.partition import Params
 from lora_jax.pool.pool import AdapterPool
 from lora_jax.pool.routes import packed_slots
 from lora_jax.pool.routing import route
 from lora_jax.ranges import Number, check
-from lora_jax.serving import shapes, tickets, worker
+from lora_jax.serving import shapes, worker
 from lora_jax.serving.adapters import Version
+from lora_jax.serving.examples import Example, Ticket, packed
 
 _WINDOW = 0.002
 _LOOKED_AT = 4096  # of those that wait, to make one batch
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Example:
-    """A text, or a pair, as tokens.
-
-    Attributes:
-      tokens: token ids, the classification token first.
-      types: token types.
-    """
-
-    tokens: Int[np.ndarray, " tokens"]
-    types: Int[np.ndarray, " tokens"]
-
-
-class Ticket(tickets.Ticket):
-    """An example on its way.
-
-    Attributes:
-      example: that is classified.
-      outputs: of its adapter's head; None before.
-    """
-
-    def __init__(
-        self, example: Example, version: Version, seconds: float | None, tell: Callable[[Any], None]
-    ):
-        super().__init__(version, seconds, tell)
-        self.example = example
-        self.outputs: Float[np.ndarray, " outputs"] | None = None
 
 
 @dataclasses.dataclass
@@ -129,7 +100,7 @@ class ClassifierEngine(worker.Worker[Ticket]):
             ready = self.pool.ready([some])
             for shape in self._menu:
                 if shape[1] <= enough:
-                    empty = _packed([Example(np.zeros(1, np.int32), np.zeros(1, np.int32))], shape)
+                    empty = packed([Example(np.zeros(1, np.int32), np.zeros(1, np.int32))], shape)
                     numbers = np.zeros(shapes.slots(shape), np.int32)
                     self._program(*ready[:2], numbers, *empty).block_until_ready()
 
@@ -176,7 +147,7 @@ class ClassifierEngine(worker.Worker[Ticket]):
             if not batch:
                 return
             slots, frozen, numbers = self.pool.ready([t.version.name for t in batch])
-        inputs, rows, columns = _packed([t.example for t in batch], shape)
+        inputs, rows, columns = packed([t.example for t in batch], shape)
         numbers = np.pad(numbers, (0, len(rows) - len(numbers)), mode="edge")
         outputs = np.asarray(self._program(slots, frozen, numbers, inputs, rows, columns))
         tokens = sum(len(t.example.tokens) for t in batch)
@@ -235,15 +206,3 @@ class ClassifierEngine(worker.Worker[Ticket]):
         route(model, packed_slots(inputs.segments, rows, columns, numbers), numbers)
         outputs: Array = model(inputs, rows, columns)  # type: ignore[operator]
         return outputs
-
-
-def _packed(
-    examples: Sequence[Example], shape: Shape
-) -> tuple[Inputs, Int[np.ndarray, " slots"], Int[np.ndarray, " slots"]]:
-    """Rows of a shape, and row and column of every example's first token; spare slots repeat the last one."""
-    inputs, places = lay_out([example.tokens for example in examples], shape)
-    for example, (row, column) in zip(examples, places, strict=True):
-        inputs.types[row, column : column + len(example.types)] = example.types
-    spare = shapes.slots(shape) - len(places)
-    rows, columns = np.pad(np.array(places, np.int32).T, ((0, 0), (0, spare)), mode="edge")
-    return inputs, rows, columns

@@ -16,7 +16,8 @@ from lora_jax.errors import InputError
 from lora_jax.pool import AdapterPool
 from lora_jax.serving import shapes
 from lora_jax.serving.adapters import UnknownAdapterError
-from lora_jax.serving.classifier import ClassifierEngine, Example
+from lora_jax.serving.classifier import ClassifierEngine
+from lora_jax.serving.examples import Example
 from lora_jax.serving.tickets import ClosedError, QueueFullError
 from tests.fuzz.fixed_settings import fixed_settings
 

@@ -324,6 +324,23 @@ def test_a_full_queue_a_late_answer_and_a_stop(tasks, tmp_path):
     assert not engine._thread.is_alive()
 
 
+def test_an_empty_folder_has_room_for_what_comes(tasks, tmp_path):
+    (tmp_path / "adapters").mkdir()
+    served = load(str(tasks.folder), str(tmp_path / "adapters"), "float", SIZES)
+    try:
+        assert served.names == []
+        tasks.adapter("three").save(tmp_path / "adapters" / "three")
+        served.scan()
+        done = threading.Event()
+        with served.using("three") as version:
+            examples = served.examples(version, [("a film",)])
+            (ticket,) = served.engine.submit(examples, version, lambda _: done.set())
+        assert done.wait(60)
+        np.testing.assert_allclose(ticket.outputs, tasks.outputs("three", ["a film"])[0], atol=1e-5)
+    finally:
+        served.engine.close()
+
+
 def test_a_head_of_the_base_is_served_as_base(tasks, tmp_path):
     """A folder of transformers' own classifier, with adapters whose heads are wider."""
     torch.manual_seed(1)
