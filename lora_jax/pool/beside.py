@@ -10,7 +10,6 @@ keeps zeros there and NaN in its A (`finite_b`), which reaches the tokens of tha
 from __future__ import annotations
 
 import jax.numpy as jnp
-import ml_dtypes  # noqa: F401 (numpy's casts to bfloat16)
 import numpy as np
 from jaxtyping import Array, Bool, Inexact, Int
 
