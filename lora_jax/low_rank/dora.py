@@ -91,12 +91,10 @@ class DoRAUpdate(LowRankUpdate):
         x W + (m / norm - 1) * x' W + m / norm * scale * x' A B + bias.
         """
         outputs, dropped = base(inputs), self.drop(inputs)
-        linear = outputs if dropped is inputs else base(dropped)
-        if (bias := weight.bias_on_outputs(outputs.ndim)) is not None:
-            linear = linear - bias.astype(outputs.dtype)
+        seen = outputs if dropped is inputs else base(dropped)
         ratio = weight.on_outputs(self.ratio(weight), outputs.ndim)
         low = self.low_rank_output(weight, dropped, outputs)
-        return outputs + (ratio - 1).astype(low.dtype) * linear + ratio.astype(low.dtype) * low
+        return rescaled(weight, outputs, seen, low, ratio)
 
     def attend(
         self, weight: WeightView, query: Float[Array, "... features"], base: BaseCall
@@ -122,3 +120,25 @@ class DoRAUpdate(LowRankUpdate):
     def delta(self, weight: WeightView) -> Float[Array, ...]:
         """What differs from the pre-trained weight: direction and magnitude."""
         return self.merged(weight) - weight.values()
+
+
+def rescaled(
+    weight: WeightView,
+    outputs: Float[Array, ...],
+    seen: Float[Array, ...],
+    low: Float[Array, ...],
+    ratio: Float[Array, ...],
+) -> Float[Array, ...]:
+    """A layer's outputs, of which the ratio rescales what its weight and the factor pair give, not the bias.
+
+    Args:
+      weight: of the layer.
+      outputs: of the pre-trained layer.
+      seen: the same of the inputs that the factor pair saw.
+      low: what the factor pair gives.
+      ratio: in a shape that broadcasts against these; where it is 1, the result is outputs + low exactly.
+    """
+    linear = seen
+    if (bias := weight.bias_on_outputs(outputs.ndim)) is not None:
+        linear = linear - bias.astype(outputs.dtype)
+    return outputs + (ratio - 1).astype(low.dtype) * linear + ratio.astype(low.dtype) * low

@@ -1,4 +1,4 @@
-"""Which layers of a base get a pool, how large, and what an adapter puts into its slot."""
+"""Which layers of a base get a pool, and how large."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from lora_jax import partition, surgery
-from lora_jax.adapter_files import Adapter
 from lora_jax.errors import InputError
 from lora_jax.expressions import Expression
 from lora_jax.factor_leaves import LORA
+from lora_jax.low_rank.dora import DoRAUpdate
 from lora_jax.low_rank.layers import LoRALayer, adapted_layers, factor_path, lora_layer_of
 from lora_jax.low_rank.updates import FusedUpdate, LowRankUpdate, WeightUpdate
 from lora_jax.low_rank.weights import WeightView
 from lora_jax.method import Method
 from lora_jax.methods.cuts import CutInsertion
 from lora_jax.partition import HEAD
-from lora_jax.pool import beside
-from lora_jax.pool.updates import PooledModule, PooledPair
+from lora_jax.pool.routed import PooledModule
+from lora_jax.pool.updates import PooledPair
 
 _REMEDY = "merge it and run it as a model of its own, or serve it beside the pool"
 
@@ -35,11 +35,13 @@ class PairSize:
     Attributes:
       rank: the largest.
       b_bias: whether B has a bias.
+      dora: whether there are magnitudes.
       lookup_only: whether the update of a table is for lookups only.
     """
 
     rank: int
     b_bias: bool
+    dora: bool
     lookup_only: bool
 
     def joined(self, other: PairSize, path: str) -> PairSize:
@@ -49,7 +51,10 @@ class PairSize:
                 f"one method adapts the table {path} for lookups only and another its logits too "
                 "(lookup_only); a pool takes adapters that do the same"
             )
-        return PairSize(max(self.rank, other.rank), self.b_bias or other.b_bias, self.lookup_only)
+        return PairSize(
+            max(self.rank, other.rank), self.b_bias or other.b_bias, self.dora or other.dora,
+            self.lookup_only,
+        )  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,7 +136,7 @@ def inserted(base: nnx.Module, method: Method, where: str) -> Inserted:
 def _pairs(layer: Any, path: str, where: str) -> Pairs:
     update = layer.lora
     pairs = update.pairs()
-    plain = all(type(pair) is LowRankUpdate for pair in pairs.values())
+    plain = all(type(pair) in (LowRankUpdate, DoRAUpdate) for pair in pairs.values())
     if not isinstance(layer, LoRALayer) or not plain:
         what = "a parameter" if plain else f"{path} by {type(next(iter(pairs.values()))).__name__}"
         raise InputError(
@@ -140,7 +145,9 @@ def _pairs(layer: Any, path: str, where: str) -> Pairs:
         )
     parts = (update.names, update.sizes) if isinstance(update, FusedUpdate) else None
     sizes = {
-        name: PairSize(pair.rank, hasattr(pair, "b_bias"), pair.lookup_only)
+        name: PairSize(
+            pair.rank, hasattr(pair, "b_bias"), isinstance(pair, DoRAUpdate), pair.lookup_only
+        )
         for name, pair in pairs.items()
     }
     return Pairs(sizes, parts)
@@ -185,8 +192,9 @@ def with_slots(
 def _update(weight: WeightView, pairs: Pairs, slots: int, dtype: DTypeLike) -> WeightUpdate:
     def empty(part: WeightView, size: PairSize) -> LowRankUpdate:
         return PooledPair.empty(
-            part, slots, size.rank, dtype, b_bias=size.b_bias, lookup_only=size.lookup_only
-        )
+            part, slots, size.rank, dtype,
+            b_bias=size.b_bias, dora=size.dora, lookup_only=size.lookup_only,
+        )  # fmt: skip
 
     if pairs.parts is None:
         return empty(weight, pairs.sizes[""])
@@ -221,57 +229,3 @@ def _repeated(module: nnx.Module, slots: int) -> nnx.Module:
     graphdef, state = nnx.split(module)
     stacked = jax.tree.map(lambda leaf: np.repeat(np.asarray(leaf)[None], slots, axis=0), state)
     return nnx.merge(graphdef, jax.tree.map(jax.numpy.asarray, stacked))
-
-
-def slot_values(
-    adapter: Adapter,
-    of_method: Inserted,
-    room: Mapping[str, tuple[int, ...]],
-    dtype: DTypeLike,
-    where: str,
-) -> dict[str, np.ndarray]:
-    """The values of an adapter for each leaf of a pool, in the shape of one slot; zeros where it has none.
-
-    Args:
-      adapter: checked to be of the pool's base.
-      of_method: of its method.
-      room: shape of one slot by path, heads' leaves at the paths that adapters have.
-      dtype: of the factors on the device.
-      where: name of the adapter, for messages.
-
-    Raises:
-      InputError: it has leaves that the pool has not, or larger ones.
-    """
-    values = {path: np.zeros(shape, np.float32) for path, shape in room.items()}
-    for path, value in adapter.values.items():
-        array = np.asarray(value, np.float32)
-        if path in of_method.shapes:
-            if array.shape != of_method.shapes[path]:
-                raise InputError(
-                    f"{where}: {path} has shape {array.shape}, its method makes {of_method.shapes[path]}"
-                )
-            pair, _, side = path.rpartition("/")
-            if side in ("a", "b_bias"):
-                array = array * np.float32(of_method.scales[pair])
-        if path not in room:
-            raise InputError(
-                f"{where} adapts {path}, and the pool has no room for it; name its method when the pool is "
-                "made: AdapterPool(base, [method, ...])"
-            )
-        values[path] = _fitted(array, room[path], f"{where}: {path}")
-    for pair in of_method.scales:
-        a, b = f"{pair}/a", f"{pair}/b"
-        if b in adapter.values:
-            values[a], values[b] = beside.finite_b(values[a], values[b], np.dtype(dtype))
-    return values
-
-
-def _fitted(array: np.ndarray, shape: tuple[int, ...], where: str) -> np.ndarray:
-    """An array filled up with zeros to a larger shape."""
-    if array.ndim != len(shape) or any(a > b for a, b in zip(array.shape, shape, strict=True)):
-        raise InputError(
-            f"{where} has shape {array.shape}, and the pool has room for {shape}: make it with a method of "
-            "this rank, or a base with a head of this width"
-        )
-    missing = [(0, b - a) for a, b in zip(array.shape, shape, strict=True)]
-    return np.pad(array, missing) if any(after for _, after in missing) else array

@@ -32,7 +32,7 @@ from lora_jax.low_rank.layers import adapted_layers
 from lora_jax.method import Method
 from lora_jax.partition import Params
 from lora_jax.patterns import some
-from lora_jax.pool import places
+from lora_jax.pool import places, values
 from lora_jax.pool.members import Members
 from lora_jax.pool.routing import Form, route
 from lora_jax.sharding.axes import of_model
@@ -242,8 +242,9 @@ class AdapterPool:
 
     def _values(self, adapter: Adapter, where: str) -> dict[str, np.ndarray]:
         of_method = self._of_method(adapter.method, where)
-        values = places.slot_values(adapter, of_method, self._room, self.dtype, where)
-        return {self._place[own]: value for own, value in values.items()}
+        ratios = values.ratios(self.base, adapter)
+        found = values.slot_values(adapter, ratios, of_method, self._room, self.dtype, where)
+        return {self._place[own]: value for own, value in found.items()}
 
     def remove(self, name: str) -> None:
         """Takes an adapter out; its slot is free for another one.
@@ -293,13 +294,13 @@ class AdapterPool:
         return self.slots, self.frozen, numbers
 
     def _enter(self, name: str, kept: Collection[str]) -> None:
-        values = self._values(self[name], f"adapter {name!r}")
+        own = self._values(self[name], f"adapter {name!r}")
         free = set(range(1, self.capacity + 1)) - set(self._resident.values())
         if not free:
             oldest = next(other for other in self._resident if other not in kept)
             free = {self._resident.pop(oldest)}
         slot = min(free)
-        self.slots = self._write(self.slots, values, jnp.int32(slot))
+        self.slots = self._write(self.slots, own, jnp.int32(slot))
         self._resident[name] = slot
 
     def outputs(self, name: str) -> int | None:
@@ -355,12 +356,12 @@ def _without(shape: tuple[int, ...], axis: int) -> tuple[int, ...]:
 
 
 def _written(
-    slots: Params, values: Mapping[str, Array], slot: Array, *, axes: Mapping[str, int]
+    slots: Params, own: Mapping[str, Array], slot: Array, *, axes: Mapping[str, int]
 ) -> Params:
     """The leaves with one slot's values replaced."""
     return {
         path: jax.lax.dynamic_update_index_in_dim(
-            leaf, values[path].astype(leaf.dtype), slot, axes[path]
+            leaf, own[path].astype(leaf.dtype), slot, axes[path]
         )
         for path, leaf in slots.items()
     }

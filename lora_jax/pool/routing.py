@@ -15,6 +15,7 @@ from lora_jax.low_rank.layers import adapted_layers
 from lora_jax.low_rank.weights import LayerWithWeight
 from lora_jax.models.sublayer import AttentionSublayer
 from lora_jax.pool import beside
+from lora_jax.pool.routed import PooledModule
 from lora_jax.pool.routes import (
     ROWS_OF_A_TILE,
     Route,
@@ -23,7 +24,7 @@ from lora_jax.pool.routes import (
     of_rows,
     of_tiles,
 )
-from lora_jax.pool.updates import PooledModule, PooledPair
+from lora_jax.pool.updates import PooledPair
 
 Form = Literal["auto", "rows", "tiles", "beside"]
 

@@ -1,4 +1,4 @@
-"""What a pool inserts: factors with an axis of slots, and heads with one."""
+"""The factors that a pool inserts, with an axis of slots."""
 
 from __future__ import annotations
 
@@ -14,90 +14,36 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Inexact, Int, Num
 
 from lora_jax.errors import InputError
+from lora_jax.low_rank.dora import rescaled
 from lora_jax.low_rank.kinds import TwoProducts
-from lora_jax.low_rank.updates import LowRankUpdate
+from lora_jax.low_rank.updates import BaseCall, LowRankUpdate
 from lora_jax.low_rank.weights import WeightView
 from lora_jax.pool import beside
-from lora_jax.pool.routes import Route, SlotNumbers, rows_not_first
+from lora_jax.pool.routed import Bound, OutputRoute, Routed
+from lora_jax.pool.routes import Route, rows_not_first
 from lora_jax.sharding.layout import automatically, sharding_of
-from lora_jax.state import Temporary
-from lora_jax.surgery import Inserted
 
 Product = Callable[..., Array]
-_PARTS = ("slots", "source", "place")
-_BOUND = "bound_"
-
-
-class Bound(Temporary[Array]):
-    """A factor of each row, or tile, of the calls that follow; never a parameter."""
-
-
-class Routed(Inserted):
-    """Base of what reads the slots of a batch, which are Variables that belong to the calls that follow.
-
-    Attributes:
-      lead: sizes of the axes of every form that the batch's slots are there in, by its name.
-    """
-
-    lead: tuple[tuple[str, tuple[int, ...]], ...] = ()
-
-    def set_routes(self, routes: Mapping[str, Route], stack: tuple[int, ...] = ()) -> None:
-        """Takes the slots of a batch.
-
-        Args:
-          routes: of the activations that this module sees, `rows` or `tiles` or both.
-          stack: sizes of the axes that a stack of layers adds in front of every Variable.
-        """
-        self.forget_routes()
-        for form, route in routes.items():
-            for name in _PARTS:
-                if (values := getattr(route, name)) is not None:
-                    stacked = jnp.broadcast_to(values, (*stack, *values.shape))
-                    setattr(self, f"{form}_{name}", SlotNumbers(stacked))
-        self.lead = tuple((form, route.lead) for form, route in routes.items())
-
-    def forget_routes(self) -> None:
-        """Takes the slots of an earlier batch away."""
-        of_batch = [n for n, v in vars(self).items() if isinstance(v, SlotNumbers | Bound)]
-        for name in (*of_batch, *(["lead"] if "lead" in vars(self) else [])):
-            delattr(self, name)
-
-    def routes(self) -> dict[str, Route]:
-        """The slots of the batch by form.
-
-        Raises:
-          InputError: there are none.
-        """
-        if not self.lead:
-            raise InputError(
-                "the model has a pool of adapters, and the batch does not say which ones it uses: call "
-                "lora_jax.pool.route(model, slots) first, or the pool's own compiled functions"
-            )
-        found = {}
-        for form, lead in self.lead:
-            parts = (vars(self).get(f"{form}_{name}") for name in _PARTS)
-            slots, source, place = (None if part is None else part[...] for part in parts)
-            found[form] = Route(slots, source, place, lead)  # type: ignore[arg-type]
-        return found
-
-
-class OutputRoute(Routed):
-    """The slots of a table that is the output layer too: its logits have one row for each output."""
+_BOUND = "bound_"  # and the form and name of a factor
 
 
 class PooledPair(LowRankUpdate, Routed):
     """The factor pairs of several adapters for one weight: x W + scale_s * x A_s B_s for tokens of slot s.
 
-    The scale of each adapter is in its A, and ranks below the pool's are filled up with zeros.
+    The scale of each adapter is in its A, and ranks below the pool's are filled up with zeros. Where an
+    adapter may have DoRA, the result is multiplied by m / ||W + scale_s * A_s B_s||, which is known when
+    it enters.
 
     Attributes:
       a: (*stack, slots, *batch, *inputs, rank).
       b: (*stack, slots, *batch, rank, *outputs).
       b_bias: (*stack, slots, *batch, *outputs), where an adapter has one.
+      ratio: (*stack, slots, *batch, *outputs), where an adapter has DoRA; 1 for the others.
       outputs: slots of the output layer, where the weight is a tied table.
     """
 
     outputs: OutputRoute
+    ratio: nnx.LoRAParam[Array]
 
     @classmethod
     def empty(
@@ -108,6 +54,7 @@ class PooledPair(LowRankUpdate, Routed):
         dtype: DTypeLike,
         *,
         b_bias: bool,
+        dora: bool,
         lookup_only: bool,
     ) -> PooledPair:
         """A pair whose slots hold zeros: every one of them gives the pre-trained layer.
@@ -118,6 +65,7 @@ class PooledPair(LowRankUpdate, Routed):
           rank: the largest that an adapter may have.
           dtype: of the factors.
           b_bias: whether B may have a bias.
+          dora: whether an adapter may have magnitudes.
           lookup_only: whether a table's update is for lookups only.
         """
         roles, stack = weight.roles, len(weight.layer.stack_shape())
@@ -134,11 +82,48 @@ class PooledPair(LowRankUpdate, Routed):
         if b_bias:
             pair.b_bias = nnx.LoRAParam(jnp.zeros((*lead, *outputs), dtype))
             weight.layout.give(pair.b_bias, (*axes, *roles.outputs))
+        if dora:
+            pair.ratio = nnx.LoRAParam(jnp.ones((*lead, *outputs), jnp.float32))
+            weight.layout.give(pair.ratio, (*axes, *roles.outputs))
         if lookup_only:
             pair.lookup_only = True
         if weight.gathers:
             pair.outputs = OutputRoute()
         return pair
+
+    def output(self, weight: WeightView, inputs: Num[Array, ...], base: BaseCall) -> Array:
+        """x W + x A_s B_s, times each slot's ratio."""
+        if not hasattr(self, "ratio"):
+            return super().output(weight, inputs, base)
+        outputs = base(inputs)
+        low = self.low_rank_output(weight, inputs, outputs)
+        return rescaled(weight, outputs, outputs, low, self._own_ratio(weight, outputs))
+
+    def attend(
+        self, weight: WeightView, query: Float[Array, "... features"], base: BaseCall
+    ) -> Float[Array, "... rows"]:
+        """(q * ratio_s) (W + A_s B_s)^T."""
+        if hasattr(self, "ratio") and not self.lookup_only:
+            (route,) = self.outputs.routes().values()
+            own = self.ratio[...][route.slots].astype(query.dtype)
+            between = (1,) * (query.ndim - own.ndim)
+            query = query * own.reshape(len(own), *between, -1)
+        return super().attend(weight, query, base)
+
+    def _own_ratio(self, weight: WeightView, outputs: Array) -> Array:
+        """The ratio of every row's or token's slot, for the axes of the layer's outputs."""
+        route = next(iter(self.routes().values()))
+        slots, lead = route.of_tokens(), len(route.lead)
+
+        def of_one(values: Array) -> Array:
+            placed = weight.on_outputs(values, outputs.ndim)
+            if placed.shape[:lead] != (1,) * lead:
+                raise rows_not_first(outputs.shape)
+            return placed.reshape(placed.shape[lead:])
+
+        for _ in range(lead):
+            of_one = jax.vmap(of_one)
+        return of_one(self.ratio[...][slots])
 
     def low_rank_output(
         self, weight: WeightView, inputs: Num[Array, ...], outputs: Inexact[Array, ...]
@@ -298,29 +283,3 @@ def _by_rows(
     table = rows.reshape(-1, rows.shape[-1])
     numbers = jnp.arange(len(table)).reshape(rows.shape[:-1])
     return weight.low_rank_output(numbers, table, b)
-
-
-class PooledModule(Routed):
-    """Several modules of one kind, such as the heads of several tasks, one for each slot.
-
-    All of them run on all inputs, one after the other, and each input takes what its slot gave: heads are
-    small, and gathering one for every input would copy it.
-
-    Attributes:
-      each: a module whose leaves have an axis of slots in front.
-    """
-
-    def __init__(self, each: nnx.Module):
-        self.each = each
-
-    def __call__(
-        self, x: Float[Array, "n width"], *args: Any, **kwargs: Any
-    ) -> Float[Array, "n outputs"]:
-        """What the slot of every input makes of it."""
-        (route,) = self.routes().values()
-        graphdef, state = nnx.split(self.each)
-        every = jax.lax.map(lambda own: nnx.merge(graphdef, own)(x, *args, **kwargs), state)
-        slots = route.of_tokens()
-        numbers = jnp.arange(len(x))
-        own: Array = every[slots, numbers]
-        return own

@@ -34,12 +34,15 @@ def run(model, x):
     return model(x)
 
 
-def case(name):
+def case(name, dora=False):
     make, shape, rank = CASES[name]
     base = Model(make)
     randomise(base, 3)
     below = base.layer.num_embeddings if isinstance(base.layer, nnx.Embed) else None
-    methods = [lora_jax.lora("layer", rank=r, alpha=3) for r in dict.fromkeys((rank, 1))]
+    methods = [
+        lora_jax.lora("layer", rank=r, alpha=3, magnitude=dora and r == 1)
+        for r in dict.fromkeys((rank, 1))
+    ]
     adapters = {
         f"t{i}": pool_adapters.adapter(base, methods[i % len(methods)], i) for i in range(3)
     }
@@ -52,7 +55,7 @@ def case(name):
 @pytest.mark.parametrize("form", ["rows", "tiles", "beside"])
 @pytest.mark.parametrize("name", sorted(set(CASES) - NO_ROWS))
 def test_rows_have_their_own_adapters(name, form):
-    base, adapters, pool, x = case(name)
+    base, adapters, pool, x = case(name, dora=form == "beside")  # which is apart from the form
     names = [("t2", None, "t0", "t1", "t2", "t0", "t1")[i % 7] for i in range(len(x))]
     found = pool.compiled(run, form=form)(names, x)
     for each in dict.fromkeys(names):

@@ -98,7 +98,7 @@ def run_packed(pool, names, inputs, rows, columns, outputs=None):
 WIDTHS = {"a": 3, "b": 2, "c": 1, "d": 3}
 METHODS = {
     "a": lora_jax.lora(".*/(query|value)", rank=3, alpha=6, head="head/.*"),
-    "b": lora_jax.lora("all-linear", rank=2, alpha=1, head="head/.*"),
+    "b": lora_jax.lora("all-linear", rank=2, alpha=1, magnitude=True, head="head/.*"),
     "c": lora_jax.lora([".*/query", ".*/word"], rank=4, alpha=4, head="head/.*"),
     "d": lora_jax.lora([".*/(position|token_type)"], rank=1, too_large="cap", head="head/.*"),
 }
@@ -188,21 +188,22 @@ QV = {".*/attention/qkv": {"parts": ("q", "v"), "fused": ("q", "k", "v")}}
 DECODERS = {
     "gpt2": (gpt2, [
         lora_jax.lora(QV, rank=4, alpha=8),
-        lora_jax.lora({**QV, ".*/output": {}, ".*/(up|down)": {}}, rank=2),
+        lora_jax.lora({**QV, ".*/output": {}, ".*/(up|down)": {}}, rank=2, magnitude=True),
     ]),
     "gpt2, table": (gpt2, [
-        lora_jax.lora({**QV, "embeddings/token": {}}, rank=2, alpha=1),
+        lora_jax.lora({**QV, "embeddings/token": {}}, rank=2, alpha=1, magnitude=True),
         lora_jax.lora("embeddings/position", rank=2, alpha=1),
     ]),
     "llama": (llama, [
         lora_jax.lora("all-linear", rank=3, alpha=6),
-        lora_jax.lora(".*/(query|value)", rank=5, scaling="alpha/sqrt(r)"),
+        lora_jax.lora(".*/(query|value)", rank=5, scaling="alpha/sqrt(r)", magnitude=True),
     ]),
     "llama, untied": (lambda: llama(tie_word_embeddings=False), [
         lora_jax.lora([".*/(gate|key)", "lm_head"], rank=3, alpha=2),
     ]),
     "llama, nf4": (lambda: lora_jax.quantise(llama(hidden_size=64, intermediate_size=64)), [
         lora_jax.lora("all-linear", rank=3, alpha=6),
+        lora_jax.lora(".*/(value|down)", rank=2, magnitude=True),
     ]),
 }  # fmt: skip
 

@@ -143,6 +143,28 @@ def test_a_b_that_is_not_finite_reaches_its_own_rows_only(base, adapters, value,
         np.testing.assert_allclose(found[clean], reference, rtol=0.03, atol=0.03)
 
 
+@pytest.mark.parametrize("form", ["rows", "tiles", "beside"])
+def test_magnitudes_of_dora(base, adapters, form):
+    """Also beside adapters without any, which stay as exact as they are; a NaN stays where it is."""
+    dora = lora_jax.lora(["first", "second"], rank=2, magnitude=True)
+    own = {**adapters, "dora": pool_adapters.adapter(base, dora, 7)}
+    pool = AdapterPool(base, [*METHODS.values(), dora], capacity=4)
+    for name, adapter in own.items():
+        pool.add(name, adapter)
+    pool.add("broken", pool_adapters.with_nan(own["dora"]))
+    names = ["first", "dora", None, "wide", "both", "dora"]
+    answer = pool.compiled(run, form=form)
+    for x in (X, X[:, None] * np.ones((1, 3, 1), np.float32)):
+        np.testing.assert_allclose(answer(names, x), expected(base, own, names, x), **CLOSE)
+    np.testing.assert_array_equal(answer([None] * 6, X), call(run, base, X))
+    names[1] = "broken"
+    found = np.asarray(answer(names[:5], X[:5]))
+    assert np.isnan(found[1]).all()
+    clean = [0, 2, 3, 4]
+    reference = expected(base, own, [names[i] for i in clean], X[np.array(clean)])
+    np.testing.assert_allclose(found[clean], reference, **CLOSE)
+
+
 def test_factors_in_bfloat16_are_rounded_once(adapters):
     base = TwoLayers()
     base.first.dtype = base.second.dtype = jnp.bfloat16
@@ -266,7 +288,10 @@ def test_too_many_in_a_batch(pool, base):
     ("method", "message"),
     [
         (lora_jax.lora("first", rank=6), "room for \\(8, 5\\)"),
-        (lora_jax.lora("first", rank=2, magnitude=True), "DoRAUpdate"),
+        (
+            lora_jax.lora("first", rank=2, magnitude=True),
+            "first/lora/ratio, and the pool has no room",
+        ),
         (lora_jax.lora("first", rank=2, bias="all"), "first/bias \\(bias\\)"),
         (lora_jax.bitfit(), "\\(bias\\)"),
         (lora_jax.full(), "no form with slots"),
