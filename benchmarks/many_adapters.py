@@ -23,7 +23,7 @@ from flax import nnx
 import lora_jax
 from benchmarks import timing
 from benchmarks.mixed_peft import mixed_peft
-from experiments.latency.contenders import random_adapter
+from experiments.latency.models import random_adapter
 from lora_jax import partition
 from lora_jax.adapter_files import Adapter
 from lora_jax.adapters import base_parameters, fingerprint

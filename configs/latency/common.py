@@ -18,6 +18,7 @@ def latency_config(
     vocab_size: int,
     positions: int,
     adapters: Mapping[str, Mapping[str, Any]],
+    bottlenecks: Sequence[int],
     batch_sizes: Sequence[int],
     lengths: Sequence[int],
 ) -> ConfigDict:
@@ -26,6 +27,7 @@ def latency_config(
     Args:
       width, depth, heads, vocab_size, positions: sizes of the GPT-2.
       adapters: methods with their arguments, by the name that they have in tables and figures.
+      bottlenecks: sizes of Adapter H and Adapter L on the axis of Figure 5.
       batch_sizes: rows of a batch; every one is timed with every length.
       lengths: tokens of a row.
     """
@@ -46,6 +48,9 @@ def latency_config(
             "outputs": "all",
             "method": dict(LORA),  # merged, unmerged, and in the pool
             "adapters": {name: dict(method) for name, method in adapters.items()},
+            "bottlenecks": tuple(
+                bottlenecks
+            ),  # Adapter H and Adapter L have each of these sizes (Figure 5)
             "batch_sizes": tuple(batch_sizes),
             "lengths": tuple(lengths),
             "trials": 100,  # of every contender at every point

@@ -7,8 +7,8 @@
 
 Every contender is timed at every batch size and length, in rounds in which each of them runs once. Writes
 
-    DIR/latency.md        Table 1 with the paper's numbers beside, all points, the figure
-    DIR/figures/*.png     slow-down by batch size and length
+    DIR/latency.md        Table 1 with the paper's numbers beside, all points, the figures
+    DIR/figures/*.png     slow-down by batch size and bottleneck (Figure 5), and of each contender by length
     DIR/latency.json      the same numbers, the config, the device, and whether merged is the base's program
     DIR/trials.jsonl      every trial; the same command goes on with the points that are missing
 """

@@ -7,28 +7,24 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
-from flax import nnx
 from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
+from experiments.latency.models import base_model, in_type, random_adapter
 from experiments.latency.programs import Program, Tokens, forward
-from lora_jax import methods, partition
+from lora_jax import methods
 from lora_jax.adapter_files import Adapter
 from lora_jax.adapters import attach
 from lora_jax.errors import InputError
 from lora_jax.fingerprints import base_parameters, fingerprint
 from lora_jax.low_rank.merge import merge
 from lora_jax.method import Method
-from lora_jax.models import hub
 from lora_jax.models.decoder import Decoder
-from lora_jax.models.gpt2 import GPT2, GPT2Config
 from lora_jax.pool import AdapterPool
 
 BASE, MERGED, UNMERGED, POOL = "base", "merged", "unmerged", "pool"
-OWN = (BASE, MERGED, UNMERGED, POOL)  # names that no adapter of a config can have
-_SPREAD = 0.02  # standard deviation of LoRA's factors
+OWN = (BASE, MERGED, UNMERGED, POOL)
+FIGURE_5 = {"adapter_h": "Adapter H", "adapter_l": "Adapter L"}  # have every size of `bottlenecks`
 Call = Callable[[Tokens], Array]
 
 
@@ -41,16 +37,20 @@ class Contender:
       method: name of the method; "" for the base.
       about: the method in full, as text.
       values: number of values that a row's forward pass has beside the base's; 0 where they are merged.
+      bottleneck: its size if it is one of Figure 5's, else 0.
     """
 
     call: Call
     method: str
     about: str
     values: int
+    bottleneck: int = 0
 
     def described(self) -> dict[str, Any]:
         """For the record."""
-        return {"method": self.method, "about": self.about, "values": self.values}
+        return {
+            "method": self.method, "about": self.about, "values": self.values, "bottleneck": self.bottleneck,
+        }  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,65 +81,26 @@ def check(config: ConfigDict) -> dict[str, Method]:
             "other methods go into config.adapters"
         )
     methods.create(**config.method.to_dict())
+    taken = (*OWN, *_bottlenecks(config))
     found = {}
     for name, arguments in config.adapters.items():
-        if name in OWN:
-            raise InputError(f"config.adapters.{name}: the name is taken, as are {', '.join(OWN)}")
+        if name in taken:
+            raise InputError(
+                f"config.adapters.{name}: the name is taken, as are {', '.join(taken)}"
+            )
         if not isinstance(arguments, ConfigDict):
             raise InputError(f"config.adapters.{name} must be a method's name and its arguments")
         found[name] = methods.create(**arguments.to_dict())
     return found
 
 
-def base_model(config: ConfigDict) -> Decoder:
-    """The decoder of a config in its type.
-
-    Raises:
-      FileNotFoundError, InputError: it cannot be read, its sizes do not fit one another, or the rows of the
-        grid are longer than it takes.
-    """
-    dtype = str(config.base_dtype)
-    if name := config.model.name:
-        folder = hub.find(name)
-        sizes: Any = hub.read_decoder_config(folder, compute_dtype=dtype)
-        _check_lengths(config, sizes.max_length)
-        return hub.load_decoder(folder, sizes, dtype)
-    named = {key: value for key, value in config.model.items() if key != "name"}
-    _check_lengths(config, named["n_positions"])
-    model = GPT2(GPT2Config(**named, compute_dtype=dtype), nnx.Rngs(config.seed))
-    cast = in_type(model, dtype)
-    assert isinstance(cast, Decoder)
-    return cast
-
-
-def _check_lengths(config: ConfigDict, most: int) -> None:
-    if (longest := max(config.lengths)) > most:
-        raise InputError(
-            f"config.lengths has {longest}, and the model takes {most} tokens a row: leave it out, or set "
-            "config.model.n_positions"
-        )
-
-
-def in_type(model: nnx.Module, dtype: str) -> nnx.Module:
-    """A model with all parameters in one floating-point type."""
-    structure, params = partition.all_frozen(model)
-    kind = jnp.dtype(dtype)
-    return partition.join(structure, {}, {path: leaf.astype(kind) for path, leaf in params.items()})
-
-
-def random_adapter(
-    base: nnx.Module, method: Method, seed: int, fingerprint_of_base: str, spread: float = _SPREAD
-) -> Adapter:
-    """An adapter whose leaves are all random, N(0, spread^2), so that merging it changes the weights."""
-    adapted = method.insert(base, jax.random.key(seed))
-    labels = method.labels(adapted)
-    _, trainable, _ = partition.split(adapted, labels)
-    rng = np.random.default_rng(seed)
-    values = {
-        path: rng.normal(scale=spread, size=leaf.shape).astype(np.float32)
-        for path, leaf in sorted(trainable.items())
+def _bottlenecks(config: ConfigDict) -> dict[str, tuple[Method, int]]:
+    """The methods of Figure 5 with their sizes, by the name of the contender."""
+    return {
+        f"{title}, r = {size}": (methods.create(name, size=size), size)
+        for name, title in FIGURE_5.items()
+        for size in config.bottlenecks
     }
-    return Adapter(method, {path: labels[path] for path in values}, values, fingerprint_of_base, {})
 
 
 def make(config: ConfigDict) -> Contenders:
@@ -168,11 +129,12 @@ def make(config: ConfigDict) -> Contenders:
         UNMERGED: Contender(unmerged, "lora", about, count),
         POOL: Contender(_pool(base, lora, pooled), "lora", f"{about}, one for every row", count),
     }
-    for name, method in adapters.items():
+    inserted = {name: (method, 0) for name, method in adapters.items()} | _bottlenecks(config)
+    for name, (method, size) in inserted.items():
         adapted = method.insert(base, jax.random.key(config.seed))
         program = Program(in_type(adapted, config.base_dtype))
         added = program.values - programs[BASE].values
-        found[name] = Contender(program, method.name, str(method), added)
+        found[name] = Contender(program, method.name, str(method), added, size)
     return Contenders(found, programs[BASE], programs[MERGED], base.config.vocab_size)
 
 

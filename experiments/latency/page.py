@@ -1,16 +1,18 @@
-"""Writes the results of a measurement: latency.json, latency.md and the figure."""
+"""Writes the results of a measurement: latency.json, latency.md and the figures."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from experiments.latency import figure, tables
-from experiments.latency.results import Record
+from experiments.latency.contenders import BASE
+from experiments.latency.results import Record, of_config, of_figure_5
 from experiments.paper.latency import DEVICE
 from lora_jax import files
 from lora_jax.analysis import plots
 
-RECORD, PAGE, FIGURE = "latency.json", "latency.md", "slow_down.png"
+RECORD, PAGE = "latency.json", "latency.md"
+SLOW_DOWN, FIGURE_5 = "slow_down.png", "figure_5.png"
 
 _NOTE = """\
 Milliseconds of a forward pass: mean of {trials} trials with its 95% interval (Student's t), in brackets the
@@ -18,6 +20,12 @@ slow-down over the base with that of a ratio of paired means. In every round eac
 random order; one call before was not timed. `values` are those that a row's pass has beside the base's. In
 the pool every row of a batch has another adapter. The merged program is the base's (see below), so what it
 differs by is the noise of this machine; the intervals know only what varied from round to round."""
+
+_MEDIANS = "Medians, which single trials that another program held up do not move:"
+_FIGURE_5_NOTE = """\
+Adapters with a bottleneck of r. At r = 0, where there is no adapter, stands the merged model: the base's
+program timed as the others are, so that its slow-down is noise. Timed in the same rounds as the contenders
+below."""
 
 
 def set_up(record: Record) -> str:
@@ -54,14 +62,31 @@ def same_program(record: Record) -> str:
     return f"The text of the merged model's program beside that of the base's, {'; '.join(parts)}."
 
 
+def of_bottlenecks(record: Record, workdir: Path) -> list[str]:
+    """Draws Figure 5; the parts of the page about it, none if no bottleneck was timed."""
+    names = [name for by_size in of_figure_5(record).values() for name in by_size.values()]
+    if not names:
+        return []
+    plots.save(figure.figure_5(record), workdir / "figures" / FIGURE_5)
+    return [
+        "## Figure 5",
+        f"![slow-down by batch size and bottleneck, one panel for each length](figures/{FIGURE_5})",
+        _FIGURE_5_NOTE,
+        tables.all_points(record, [BASE, *names]),
+        _MEDIANS,
+        tables.medians(record, names),
+    ]
+
+
 def write(workdir: Path, record: Record) -> None:
-    """Writes the record, the page and the figure.
+    """Writes the record, the page and the figures.
 
     Args:
       workdir: the folder to write to.
       record: from `results.record`.
     """
-    plots.save(figure.slow_downs(record), workdir / "figures" / FIGURE)
+    plots.save(figure.slow_downs(record), workdir / "figures" / SLOW_DOWN)
+    names = of_config(record)
     parts = [
         "# Forward latency (Table 1 and Figure 5)",
         set_up(record),
@@ -70,12 +95,12 @@ def write(workdir: Path, record: Record) -> None:
         "Rows x tokens of a batch. The paper's adapters have the values in brackets; its number stands\n"
         "beside our adapter of that kind whose share of the model is nearest.",
         tables.table_1(record),
+        *of_bottlenecks(record, workdir),
         "## All points",
-        tables.all_points(record),
-        "Medians, which single trials that another program held up do not move:",
-        tables.medians(record),
-        "## Slow-down (Figure 5)",
-        f"![slow-down by batch size and length, one panel for each contender](figures/{FIGURE})",
+        tables.all_points(record, names),
+        _MEDIANS,
+        tables.medians(record, [name for name in names if name != BASE]),
+        f"![slow-down by batch size and length, one panel for each contender](figures/{SLOW_DOWN})",
         "## The merged program is the base's",
         same_program(record),
     ]

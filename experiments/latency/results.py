@@ -46,6 +46,20 @@ def record(
     }
 
 
+def of_config(record: Record) -> list[str]:
+    """Names of the base, of LoRA's contenders and of the config's `adapters`."""
+    return [name for name, about in record["contenders"].items() if not about["bottleneck"]]
+
+
+def of_figure_5(record: Record) -> dict[str, dict[int, str]]:
+    """Names of the others, by method and size of the bottleneck; empty where none was timed."""
+    found: dict[str, dict[int, str]] = {}
+    for name, about in record["contenders"].items():
+        if about["bottleneck"]:
+            found.setdefault(about["method"], {})[about["bottleneck"]] = name
+    return found
+
+
 def _point(point: Point, names: Sequence[str]) -> Record:
     figures = {}
     for name in names:

@@ -1,13 +1,13 @@
-"""The tables of a measurement: one like Table 1 with the paper's numbers beside, and one of all points."""
+"""The tables of a measurement: one like Table 1 with the paper's numbers beside, and those of all points."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from experiments.latency.contenders import BASE, MERGED, POOL, UNMERGED
-from experiments.latency.results import Record
+from experiments.latency.results import Record, of_config
 from experiments.paper.latency import TABLE_1, VALUES, PaperPoint
 from experiments.runs import text_tables
 
@@ -41,8 +41,8 @@ def table_1(record: Record) -> str:
     for paper in TABLE_1:
         header += [f"{paper.batch} x {paper.length}, here", f"paper ({paper.trained})"]
     rows = []
-    for name, about in record["contenders"].items():
-        row = [label(name), values_text(about["values"])]
+    for name in of_config(record):
+        row = [label(name), values_text(record["contenders"][name]["values"])]
         for paper in TABLE_1:
             here = measured.get((paper.batch, paper.length))
             row += [time_text(here[name]) if here else "–", _of_paper(record, name, paper)]
@@ -54,16 +54,17 @@ def _of_paper(record: Record, name: str, paper: PaperPoint) -> str:
     """The paper's number for a contender: of adapters, that for the contender nearest in size."""
     if name in (BASE, MERGED):
         return paper.base
-    method = record["contenders"][name]["method"]
+    about = record["contenders"]
+    method = about[name]["method"]
     if method not in paper.adapters:
         return "–"
 
     def far(other: str) -> float:
-        values: int = record["contenders"][other]["values"]
+        values: int = about[other]["values"]
         share, printed = values / record["base_values"], paper.values / VALUES
         return abs(math.log(share / printed))
 
-    alike = [n for n, about in record["contenders"].items() if about["method"] == method]
+    alike = [other for other in of_config(record) if about[other]["method"] == method]
     return paper.adapters[method] if name == min(alike, key=far) else "–"
 
 
@@ -72,9 +73,8 @@ def values_text(values: int) -> str:
     return f"{values:,}" if values else "–"
 
 
-def all_points(record: Record) -> str:
-    """Every point of the grid, one row each."""
-    names = list(record["contenders"])
+def all_points(record: Record, names: Sequence[str]) -> str:
+    """Every point of the grid, one row each, with some of the contenders."""
     rows = [
         [f"{p['batch']} x {p['length']}", *(time_text(p["contenders"][name]) for name in names)]
         for p in record["points"]
@@ -82,9 +82,13 @@ def all_points(record: Record) -> str:
     return text_tables.pipe_table(["batch x length", *map(label, names)], rows)
 
 
-def medians(record: Record) -> str:
-    """Slow-downs of medians in per cent, which single trials that something held up do not move."""
-    names = [name for name in record["contenders"] if name != BASE]
+def medians(record: Record, names: Sequence[str]) -> str:
+    """Slow-downs of medians in per cent, which single trials that something held up do not move.
+
+    Args:
+      record: from `results.record`.
+      names: of the contenders, without the base.
+    """
     rows = []
     for point in record["points"]:
         of = {name: figures["median_ms"] for name, figures in point["contenders"].items()}

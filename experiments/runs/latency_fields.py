@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from experiments.runs.field import Field, Fields
+from lora_jax.methods.bottleneck import MOST_SIZE
 from lora_jax.ranges import SEED, OneOf, Several, Text, Whole
 
 LATENCY_OPEN = ("method", "adapters")  # parts of a config that the methods check
@@ -19,6 +20,10 @@ LATENCY: Fields = {
     "outputs": Field(OneOf(("all", "last")), "logits of all tokens, or of the last one of every row"),
     "batch_sizes": Field(Several(of=Whole(most=4096)), "rows of a batch, timed with every length"),
     "lengths": Field(Several(of=Whole(most=2**16)), "tokens of a row"),
+    "bottlenecks": Field(
+        Several(of=Whole(most=MOST_SIZE), empty="no Figure 5"),
+        "sizes of Adapter H and of Adapter L, timed beside `adapters`",
+    ),
     "trials": Field(
         Whole(least=2, most=100_000), "timed passes of every contender at every point"
     ),

@@ -1,8 +1,7 @@
-"""The latency measurement: its record, tables and pictures, resuming, intervals, and the merged program."""
+"""The latency measurement: its record, resuming, intervals, and the merged program."""
 
 from __future__ import annotations
 
-import copy
 import json
 import re
 
@@ -15,22 +14,18 @@ from scipy import optimize, stats
 from configs.latency import gpt2_medium, gpt2_small
 from experiments.latency import (
     contenders,
-    figure,
     intervals,
     measure,
-    page,
     programs,
-    results,
-    tables,
     trials,
 )
 from experiments.paper import latency as paper
 from lora_jax import methods, partition
 from lora_jax.errors import InputError
 from lora_jax.models.gpt2 import GPT2, SIZES, GPT2Config
-from lora_jax.run_folder import flat
 
 NAMES = ["base", "merged", "unmerged", "pool", "adapter_h", "adapter_l"]
+FIGURE_5 = [f"Adapter {kind}, r = {size}" for kind in "HL" for size in (2, 5)]
 
 
 def tiny(**fields):
@@ -38,7 +33,7 @@ def tiny(**fields):
     config = gpt2_small.get_config()
     config.model.update(n_embd=16, n_layer=2, n_head=2, vocab_size=50, n_positions=16)
     config.adapters.adapter_h.size = config.adapters.adapter_l.size = 3
-    config.batch_sizes, config.lengths, config.trials = (1, 2), (8,), 3
+    config.bottlenecks, config.batch_sizes, config.lengths, config.trials = (2, 5), (1, 2), (8,), 3
     with config.ignore_type():
         for name, value in fields.items():
             config.update_from_flattened_dict({name: value})
@@ -60,21 +55,25 @@ def test_record_tables_and_picture(measured):
     record, workdir = measured
     assert json.loads((workdir / "latency.json").read_text()) == json.loads(json.dumps(record))
     assert [(p["batch"], p["length"]) for p in record["points"]] == [(1, 8), (2, 8)]
-    assert list(record["contenders"]) == NAMES
+    assert list(record["contenders"]) == NAMES + FIGURE_5
     for point in record["points"]:
         for name, figures in point["contenders"].items():
             assert figures["mean_ms"]["value"] > 0 and figures["mean_ms"]["half"] > 0
             assert (figures["slow_down"] is None) == (name == "base")
     lines = [json.loads(line) for line in (workdir / "trials.jsonl").read_text().splitlines()]
-    assert [line["seconds"].keys() == set(NAMES) for line in lines] == [True, True]
+    assert [line["seconds"].keys() == {*NAMES, *FIGURE_5} for line in lines] == [True, True]
     assert {len(rounds) for line in lines for rounds in line["seconds"].values()} == {3}
-    assert (workdir / "figures/slow_down.png").read_bytes().startswith(b"\x89PNG")
     text = (workdir / "latency.md").read_text()
-    assert "figures/slow_down.png" in text and "mean of 3 trials" in text
+    for name in ("figures/slow_down.png", "figures/figure_5.png"):
+        assert (workdir / name).read_bytes().startswith(b"\x89PNG") and f"]({name})" in text
+    assert "mean of 3 trials" in text
     assert "here it is a GPT-2 of 2 layers, 16 wide, 50 tokens, with random weights" in text
     assert "(StableHLO): **equal at 2 of 2 points**" in text
     tabled = [line for line in text.splitlines() if re.match(r"\| [12] x 8 \|", line)]
-    assert [line.count("±") for line in tabled] == [2 * len(NAMES) - 1] * 2 + [0, 0]  # then medians
+    with_halves = [2 * len(FIGURE_5) + 1, 2 * len(NAMES) - 1]  # of Figure 5, and of the others
+    counts = [line.count("±") for line in tabled]
+    assert counts == [n for count in with_halves for n in (count, count, 0, 0)]  # then medians
+    assert text.split("## Figure 5")[0].count("| adapter_h |") == 1 and "| Adapter H, r" in text
 
 
 def test_the_merged_program_is_the_base_and_the_others_are_not(measured, made):
@@ -206,77 +205,11 @@ def test_values_are_those_of_table_1():
     }  # fmt: skip
 
 
-def made_up(count, slower):
-    """A record of GPT-2 medium at Table 1's points, with invented times."""
-    about = {name: {"method": "lora" if name != "base" else "", "values": 0} for name in NAMES[:4]}
-    for name, method in gpt2_medium.get_config().adapters.items():
-        values = 500_000 if "small" in name else 11_000_000
-        about[name] = {"method": method["name"], "values": values}
-    rng = np.random.default_rng(0)
-    points = [
-        trials.Point(p.batch, p.length, {
-            name: list(rng.normal(1 + slower * (name not in NAMES[:2]), 0.01, count)) for name in about
-        }, {"lowered_equal": True, "compiled_equal": p.batch > 1}, {})
-        for p in paper.TABLE_1
-    ]  # fmt: skip
-    device = {"backend": "gpu", "kind": "NVIDIA X", "cpu_cores": 2}
-    environment = {"versions": {"jax": "0"}, "device": device}
-    config = {**flat(gpt2_medium.get_config().to_dict()), "model": {"name": "gpt2-medium"}}
-    return results.record(config, environment, about, paper.VALUES, points)
-
-
-def test_the_papers_numbers_stand_beside_ours():
-    record = made_up(10, 0.2)
-    lines = tables.table_1(record).splitlines()
-    assert lines[0].count("paper (") == 3 and "| paper (0.5M) |" in lines[0]
-    cells = {
-        line.split(" | ")[0].strip("| "): line.strip("| ").split(" | ")[2:] for line in lines[2:]
-    }
-    assert (
-        cells["base"][1::2]
-        == cells["LoRA, merged"][1::2]
-        == ["1449.4±0.8", "338.0±0.6", "19.8±2.7"]
-    )
-    assert cells["LoRA, pool"][1::2] == ["–", "–", "–"]
-    # 0.5M at 32 x 512, 11M at the other points
-    assert cells["adapter_h"][1::2] == ["–", "366.3±0.5 (+8.4%)", "25.8±2.2 (+30.3%)"]
-    assert cells["adapter_l_small"][1::2] == ["1482.0±1.0 (+2.2%)", "–", "–"]
-    assert re.fullmatch(r"1\d{3}\.\d±\d\.\d \(\+(19|20|21)\.\d+±0\.\d\d?%\)", cells["adapter_h"][0])
-    assert "as the compiler leaves it (HLO): **equal at 2 of 3 points**" in page.same_program(
-        record
-    )
-    assert record["merged_is_base"] == {"lowered": True, "compiled": False}
-    base, *others = tables.medians(record).splitlines()[-1].split(" | ")[1:]
-    times = {name: f["median_ms"] for name, f in record["points"][-1]["contenders"].items()}
-    assert base == f"{times['base']:.2f}" and len(others) == 7
-    assert float(others[2].rstrip("%")) == pytest.approx(
-        100 * (times["pool"] / times["base"] - 1), abs=0.06
-    )
-    text = page.set_up(record)
-    assert (
-        "Quadro RTX8000" in text and "here it is gpt2-medium" in text and "on NVIDIA X, one" in text
-    )
-
-
-@pytest.mark.parametrize("slower", [0.0, 0.3, 40.0])
-def test_a_panel_for_each_contender(slower):
-    record = made_up(3, slower)
-    grid = []
-    for batch, length in ((b, n) for b in (1, 16, 32) for n in (128, 256, 512)):
-        point = copy.deepcopy(record["points"][0])
-        grid.append({**point, "batch": batch, "length": length})
-    record["points"] = grid
-    drawn = figure.slow_downs(record)
-    titles = [axis.get_title() for axis in drawn.axes if axis.get_title()]
-    assert titles == ["LoRA, merged", "LoRA, unmerged", "LoRA, pool", "adapter_h (11.0M)",
-                      "adapter_h_small (500k)", "adapter_l (11.0M)", "adapter_l_small (500k)"]  # fmt: skip
-    image = drawn.axes[0].images[0]
-    assert image.get_array().shape == (3, 3)  # lengths x batch sizes
-    assert image.norm.vmin == -image.norm.vmax and image.norm.vmax >= 100 * slower
-
-
 WRONG = [
     ("batch_sizes", (0,), "config.batch_sizes must be a tuple"),
+    ("bottlenecks", (0,), r"config.bottlenecks must be a tuple.* \(\) for no Figure 5"),
+    ("bottlenecks", (3, 3), "all different"),
+    ("adapters", {"Adapter H, r = 2": {"name": "bitfit"}}, "r = 2: the name is taken"),
     ("batch_sizes", (2, 2), "all different"),
     ("lengths", (), "config.lengths must be"),
     ("lengths", (8, 32), "config.lengths has 32, and the model takes 16"),
