@@ -95,7 +95,7 @@ def _draw(axis: Axes, panel: Panel, top: float) -> AxesImage:
     axis.set_facecolor("0.85")
 
     def luma(value: float) -> float:
-        return float(np.dot(image.to_rgba(value)[:3], (0.299, 0.587, 0.114)))
+        return float(image.to_rgba(np.array([value]))[0, :3] @ (0.299, 0.587, 0.114))
 
     for (row, column), value in np.ndenumerate(values):
         light = clear[row, column] and luma(value) < 0.5
