@@ -39,6 +39,10 @@ import type_checking
 type_checking.install("lora_jax")
 
 
+# In the environment pytest notes the running test, and PyTorch its cache once a part of it is first used.
+_OF_OTHERS = ("PYTEST_CURRENT_TEST", "TORCHINDUCTOR_CACHE_DIR")
+
+
 def _shared_state() -> dict[str, object]:
     return {
         "logging.disable": logging.root.manager.disable,
@@ -46,8 +50,7 @@ def _shared_state() -> dict[str, object]:
         "propagation of lora_jax's log": logging.getLogger("lora_jax").propagate,
         "working directory": os.getcwd(),
         "jax.config": dict(jax.config.values),
-        # pytest notes the running test in the environment.
-        "environment": {k: v for k, v in os.environ.items() if k != "PYTEST_CURRENT_TEST"},
+        "environment": {k: v for k, v in os.environ.items() if k not in _OF_OTHERS},
     }
 
 
