@@ -10,7 +10,7 @@ import shutil
 import tempfile
 
 # What is imported lives until the end, and looking through all of it for garbage again and again took a
-# twelfth of the time: it is set aside once all is collected, and garbage is looked for more rarely.
+# twelfth of the time: nearly none is looked for until all is collected, and what is there then is set aside.
 gc.set_threshold(50_000, 20, 20)
 # Two workers with two OpenBLAS threads each wait for one another: SVDs take ten times as long.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
@@ -75,8 +75,9 @@ def _types_unchecked(request):
 
 
 def pytest_collection_finish():
-    """What collecting the tests has imported is no garbage."""
+    """What collecting the tests has imported is no garbage; that of the tests holds arrays, and goes soon."""
     gc.freeze()
+    gc.set_threshold(10_000, 10, 5)
 
 
 def pytest_collection_modifyitems(items):
