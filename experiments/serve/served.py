@@ -15,20 +15,18 @@ from flax import nnx
 from transformers import PreTrainedTokenizerBase
 
 from experiments.runs import origins
+from experiments.serve.subfolders import State, subfolders
 from lora_jax import lora
-from lora_jax.adapter_files import WEIGHTS
-from lora_jax.adapters import DESCRIPTION, Adapter, load_adapter
+from lora_jax.adapters import Adapter, load_adapter
 from lora_jax.errors import InputError
 from lora_jax.low_rank.targets import ALL_LINEAR
 from lora_jax.method import Method
 from lora_jax.models.architectures import ModelConfig
 from lora_jax.pool.pool import AdapterPool
-from lora_jax.run_folder import RESULT
 from lora_jax.serving.adapters import UnknownAdapterError, Version
 from lora_jax.serving.worker import Worker
 
 _LOG = logging.getLogger(__name__)
-_State = tuple[tuple[int, int], ...]
 BASE = "base"  # the name of the model without an adapter
 
 
@@ -83,7 +81,7 @@ class Served(abc.ABC):
         self._folder = Path(adapters) if adapters else None
         self._origin = origins.origin(config, tokenizer)
         self.refused: dict[str, str] = {}
-        self._seen: dict[str, tuple[Path, _State]] = {}
+        self._seen: dict[str, tuple[Path, State]] = {}
         self._scanning = threading.Lock()
 
     @abc.abstractmethod
@@ -112,33 +110,17 @@ class Served(abc.ABC):
 
     def _loaded(self) -> dict[str, Adapter]:
         loaded = {}
-        for name, (folder, _) in self._there().items():
+        for name, (folder, _) in subfolders(self._folder).items():
             try:
                 loaded[name] = load_adapter(folder)
             except (ValueError, OSError) as error:
                 self.refused[name] = str(error)
         return loaded
 
-    def _there(self) -> dict[str, tuple[Path, _State]]:
-        """The subfolders that hold an adapter or a run, with the state of their files."""
-        found: dict[str, tuple[Path, _State]] = {}
-        try:
-            folders = sorted(self._folder.iterdir()) if self._folder else []
-        except OSError as error:  # it may come back
-            _LOG.warning("no adapters: %s", error)
-            return found
-        for folder in folders:
-            for place in (folder, folder / "adapter", folder / "seed_0" / "adapter"):
-                if (place / DESCRIPTION).is_file():
-                    files = place / DESCRIPTION, place / WEIGHTS, folder / RESULT
-                    found[folder.name] = folder, tuple(map(_state, files))
-                    break
-        return found
-
     def scan(self) -> None:
         """Takes in what came into the folder, and out what left it."""
         with self._scanning:
-            there = self._there()
+            there = subfolders(self._folder)
             for name in [name for name in self._seen if name not in there]:
                 if name in self.engine.names:
                     self.engine.remove(name)
@@ -154,6 +136,8 @@ class Served(abc.ABC):
         try:
             if name in (BASE, self.model):
                 raise InputError(f"the name {name!r} is taken by the model without an adapter")
+            if name != folder.name:
+                raise InputError("the name of its folder is no UTF-8 text; give it another one")
             adapter = load_adapter(folder)
             origins.check(adapter, self._origin, f"adapter {name!r}")
             self.engine.add(name, adapter, folder, self._about(adapter, folder))
@@ -187,12 +171,3 @@ class Served(abc.ABC):
             )
         with self.engine.using(None if name in (BASE, self.model) else name) as version:
             yield version
-
-
-def _state(file: Path) -> tuple[int, int]:
-    """Time and size of a file; zeros if there is none."""
-    try:
-        found = file.stat()
-    except OSError:
-        return 0, 0
-    return found.st_mtime_ns, found.st_size

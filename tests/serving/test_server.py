@@ -305,6 +305,29 @@ def test_the_folder_may_go_and_come_back(server):
     assert answer.choices[0].text == server.expected(TEXTS[1], 1, MOST)
 
 
+def test_odd_subfolders_harm_no_other(server):
+    """A name that is no UTF-8, a link whose target is no possible name, a link to itself."""
+    odd = os.fsencode(server.adapters) + b"/odd\xff"
+    shutil.copytree(os.fsencode(server.adapters / "t0"), odd)
+    links = {server.adapters / "link": "x" * 300, server.adapters / "loop": "loop"}
+    for link, target in links.items():
+        link.symlink_to(target)
+    try:
+        refused = httpx.get(f"{server.url}/v1/models", timeout=30).json()["refused"]
+        assert "no UTF-8" in refused["odd\\xff"] and "too long" in refused["link"]
+        server.make("beside", 5)
+        answer = complete(server, TEXTS[0], "beside")
+        assert answer.choices[0].text == server.expected(TEXTS[0], 5, MOST)
+        with pytest.raises(openai.NotFoundError, match="no UTF-8"):
+            complete(server, TEXTS[0], "odd\\xff")
+    finally:
+        shutil.rmtree(odd)
+        shutil.rmtree(server.adapters / "beside", ignore_errors=True)
+        for link in links:
+            link.unlink()
+    assert not httpx.get(f"{server.url}/v1/models", timeout=30).json()["refused"]
+
+
 def test_adapters_that_do_not_share_a_pool_and_names_of_the_base(tmp_path, monkeypatch):
     """The first ones are served; the others are refused, and say why."""
     monkeypatch.chdir(tmp_path)
