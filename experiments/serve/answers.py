@@ -39,8 +39,14 @@ class Answer:
       completion_tokens: of its continuations so far.
     """
 
-    def __init__(self, served: ServedDecoder, wanted: Wanted, seconds: float):
-        """Hands the request to the engine.
+    def __init__(self) -> None:
+        self._events = Events()
+        self._tickets: list[Ticket] = []
+        self._pieces: list[Pieces] = []
+        self.prompt_tokens = 0
+
+    def submit(self, served: ServedDecoder, wanted: Wanted, seconds: float) -> None:
+        """Reads the prompts and hands them to the engine; it takes a while, so not in the event loop.
 
         Args:
           served: the models.
@@ -51,10 +57,6 @@ class Answer:
           InputError: an unknown model, or a prompt that does not fit.
           QueueFullError, ClosedError: too many requests wait, or none are taken any more.
         """
-        self._events = Events()
-        self._tickets: list[Ticket] = []
-        self._pieces: list[Pieces] = []
-        self.prompt_tokens = 0
         seed = secrets.randbelow(2**31 - 1 - 4096) if wanted.seed is None else wanted.seed
         try:
             with served.using(wanted.model) as version:

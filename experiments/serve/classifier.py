@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -68,7 +67,6 @@ class ServedClassifier(Served):
         vocabulary = self._config.vocab_size
         tokenizer = tokenizers.load_tokenizer(folder, tokenizers.ENCODER, vocabulary)
         super().__init__(model, adapters, self._config, tokenizer)
-        self._tokenizing = threading.Lock()  # a fast tokenizer's settings are those of all threads
         found = list(self._loaded().values())
         width = max([sizes.outputs, *(head_outputs(adapter.values) for adapter in found)])
         base, own = classifier(folder, self._config, width)
@@ -144,6 +142,6 @@ class ServedClassifier(Served):
             )
         first, *second = map(list, zip(*texts, strict=True))
         examples = Examples(first, second[0] if second else None, np.zeros(len(texts), np.int32))
-        with self._tokenizing:
+        with self.tokenizing:
             made = tokens(examples, self.tokenizer, about.room, self._config, "'input'")
         return [Example(ids, types) for ids, types in zip(made.ids, made.types, strict=True)]

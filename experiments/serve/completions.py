@@ -51,7 +51,8 @@ class _Handlers:
     async def _answered(self, request: Request, wanted: Wanted, *, chat: bool) -> Response:
         if wanted.model not in self._served.names:
             await run_in_threadpool(self._served.scan)
-        answer = Answer(self._served, wanted, self._seconds)
+        answer = Answer()
+        await run_in_threadpool(answer.submit, self._served, wanted, self._seconds)
         form = _Form(wanted.model, chat)
         if wanted.stream:
             return StreamingResponse(

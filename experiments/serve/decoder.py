@@ -79,7 +79,7 @@ class ServedDecoder(Served):
 
     def text_prompt(self, version: Version, text: str) -> tuple[list[int], tuple[int, ...]]:
         """The tokens of a text that is to be continued, and those that end it."""
-        return _prompt(version.about, TEXT, [Message("user", text)])
+        return self._prompt(version, TEXT, [Message("user", text)])
 
     def chat_prompt(
         self, version: Version, messages: Sequence[Message]
@@ -93,14 +93,15 @@ class ServedDecoder(Served):
             raise InputError(
                 "this model has no chat template: use /v1/completions, or serve a run that has one"
             )
-        return _prompt(version.about, CHAT, messages)
+        return self._prompt(version, CHAT, messages)
 
-
-def _prompt(
-    formats: Formats, form: str, messages: Sequence[Message]
-) -> tuple[list[int], tuple[int, ...]]:
-    (ids,) = formats[form].prompts([messages])
-    return ids, formats[form].ends
+    def _prompt(
+        self, version: Version, form: str, messages: Sequence[Message]
+    ) -> tuple[list[int], tuple[int, ...]]:
+        of_form: Format = version.about[form]
+        with self.tokenizing:
+            (ids,) = of_form.prompts([messages])
+        return ids, of_form.ends
 
 
 def _recorded(folder: Path) -> dict[str, Any]:

@@ -60,6 +60,7 @@ class Served(abc.ABC):
       model: name of the base.
       engine: that answers.
       tokenizer: of the base.
+      tokenizing: held while texts are read: a fast tokenizer's settings are those of all threads.
       refused: what is wrong with what is not served, by name: folders that are no adapters of this base.
     """
 
@@ -78,6 +79,7 @@ class Served(abc.ABC):
           tokenizer: of the base.
         """
         self.model, self.tokenizer = model, tokenizer
+        self.tokenizing = threading.Lock()
         self._folder = Path(adapters) if adapters else None
         self._origin = origins.origin(config, tokenizer)
         self.refused: dict[str, str] = {}

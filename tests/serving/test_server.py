@@ -412,6 +412,19 @@ def test_classification_is_for_other_servers(server):
         assert answer.status_code == 404 and "server of decoders" in answer.text
 
 
+def test_a_long_text_holds_up_nobody_else(server):
+    """Reading a text of half a megabyte takes seconds, in which the server answers others."""
+    body = json.dumps({"model": "base", "prompt": "a b" * 200_000})
+    with concurrent.futures.ThreadPoolExecutor(1) as clients:
+        long = clients.submit(httpx.post, f"{server.url}/v1/completions", content=body, timeout=120)
+        answered = 0
+        while not long.done():
+            httpx.get(f"{server.url}/health", timeout=60).raise_for_status()
+            answered += not long.done()
+    assert long.result().status_code == 400 and "do not fit" in long.result().text
+    assert answered > 20
+
+
 def test_wrong_bodies(server):
     post = lambda content: httpx.post(f"{server.url}/v1/completions", content=content, timeout=60)  # noqa: E731
     for content in (b"", b"[", b"[]", b"\xff", b"[" * 100_000):
