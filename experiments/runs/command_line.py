@@ -18,9 +18,9 @@ from lora_jax.sharding import hosts
 
 
 def say(text: object) -> None:
-    """Prints, on the first host only."""
+    """Prints at once, also into files and pipes; on the first host only."""
     if hosts.is_main():
-        print(text)
+        print(text, flush=True)
 
 
 def parse_flags(arguments: list[str]) -> list[str]:

@@ -21,6 +21,8 @@ host put a proxy that has. Ctrl-C or SIGTERM ends it when the requests that it h
 
 from __future__ import annotations
 
+import contextlib
+import socket
 from typing import Any
 
 import uvicorn
@@ -58,20 +60,35 @@ def main(_: list[str]) -> None:
         }
         if not _MODEL.value:
             raise InputError("name the base: --model=FOLDER, package:NAME or a hub name")
+        host, port = _HOST.value, values["port"]
+        listening = _listening(host, port)
+        command_line.say(f"reading {_MODEL.value}, and compiling")
         sizes = Sizes(**{name: values[name] for name in _RANGES if name not in ("port", "timeout")})
         served = load(_MODEL.value, _ADAPTERS.value, _FORMAT.value, sizes)
         for name, why in served.refused.items():
             command_line.say(f"not served: {name}: {why}")
-        host, port = _HOST.value, values["port"]
         command_line.say(f"serving {', '.join(served.names)} at http://{host}:{port}")
         local = host in ("127.0.0.1", "localhost", "::1")
         made = application.make(
             served, seconds=values["timeout"], hosts=_OWN_NAMES if local else []
         )
-        uvicorn.run(
-            made, host=host, port=port, log_level="warning", timeout_graceful_shutdown=30,
-            limit_concurrency=served.engine.most_waiting + 64, timeout_keep_alive=30,
-        )  # fmt: skip
+        server = uvicorn.Server(uvicorn.Config(
+            made, log_level="warning", timeout_graceful_shutdown=30, timeout_keep_alive=30,
+            limit_concurrency=served.engine.most_waiting + 64,
+        ))  # fmt: skip
+        with contextlib.suppress(KeyboardInterrupt):  # it has ended by then
+            server.run(sockets=[listening])
+
+
+def _listening(host: str, port: int) -> socket.socket:
+    """The socket of an address: one that is taken is told before the model is read."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family)
+    except OSError as error:
+        raise InputError(
+            f"--host={host} --port={port}: {error.strerror}; name another --port or --host"
+        ) from error
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """What is wrong with flags and configs is one readable message."""
 
+import io
 import os
 import subprocess
 import sys
@@ -8,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from configs.tune import smollm2
-from experiments.runs import typos
+from experiments.runs import command_line, typos
 
 ROOT = Path(__file__).parents[2]
 
@@ -106,3 +107,11 @@ def test_unknown_fields_are_named_with_those_that_are_there(argument, says):
     found = typos.unknown_field(smollm2.get_config(), arguments)
     assert found.startswith(f"{argument}: {says}") and "\n" not in found
     assert typos.unknown_field(smollm2.get_config(), arguments[:-1]) is None
+
+
+def test_what_is_said_is_there_at_once(monkeypatch):
+    """A server's log is read while it runs."""
+    file = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BufferedWriter(file)))
+    command_line.say("serving")
+    assert file.getvalue() == b"serving\n"

@@ -485,15 +485,19 @@ def test_sigterm_ends_it_after_what_runs(tmp_path):
 def test_flags():
     def run(*arguments):
         return subprocess.run(
-            [sys.executable, "-m", "experiments.serve", *arguments], capture_output=True, text=True,
-            cwd=Path(__file__).parents[2],
+            [sys.executable, "-m", "experiments.serve", f"--port={free_port()}", *arguments],
+            capture_output=True, text=True, cwd=Path(__file__).parents[2],
         )  # fmt: skip
 
+    taken = socket.create_server(("127.0.0.1", 0))
     for arguments, message in (
         ((), "name the base"),
         (("--model=package:none",), "not installed"),
         (("--model=a", "--port=0"), "--port"),
+        (("--model=a", f"--port={taken.getsockname()[1]}"), "name another --port"),
+        (("--model=a", "--host=no.such.name.invalid"), "--host=no.such.name.invalid"),
         (("--model=a", "--adapters=/none"), "--adapters=/none is not a folder"),
     ):
         done = run(*arguments)
         assert done.returncode != 0 and message in done.stderr and "Traceback" not in done.stderr
+    taken.close()
