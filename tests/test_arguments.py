@@ -55,6 +55,8 @@ CALLS = {
     "labels: adapted must be an nnx.Module": lambda f, m, a: METHOD.labels(None),
     "optimizer: labels must be a mapping from path to group": lambda f, m, a: lj.optimizer(None, {}),
     "fingerprint: params must be a mapping by path": lambda f, m, a: lj.fingerprint(None),
+    "AdapterPool: methods must be a list of methods, such as": lambda f, m, a: lj.AdapterPool(m, METHOD),
+    r"AdapterPool: methods\[0\] must be a Method, such as": lambda f, m, a: lj.AdapterPool(m, ["lora"]),
     "base_parameters: model must be": lambda f, m, a: lj.base_parameters(None),
     "parameters: model must be": lambda f, m, a: lj.parameters(None),
     "split: model must be": lambda f, m, a: lj.split(None, {}),

@@ -23,13 +23,14 @@ from jaxtyping import Array, Int
 from lora_jax import partition, surgery
 from lora_jax.adapter_files import Adapter
 from lora_jax.adapters import load_adapter
-from lora_jax.arguments import MODEL, TEXT, takes
+from lora_jax.arguments import MODEL, TEXT, Kind, takes
+from lora_jax.arguments import check as check_kind
 from lora_jax.checks import Integer, floating, integer
 from lora_jax.errors import InputError
 from lora_jax.files import to_json
 from lora_jax.fingerprints import accepted
 from lora_jax.low_rank.layers import adapted_layers
-from lora_jax.method import Method
+from lora_jax.method import METHOD, Method
 from lora_jax.partition import Params
 from lora_jax.patterns import some
 from lora_jax.pool import places, values
@@ -41,6 +42,7 @@ from lora_jax.sharding.placement import Placement
 
 MOST_SLOTS = 4096
 NO_ADAPTER = 0  # the slot that gives the base
+_METHODS = Kind((list, tuple), 'a list of methods, such as [lora_jax.lora("all-linear")]')
 
 
 class AdapterPool:
@@ -53,7 +55,8 @@ class AdapterPool:
         y = answer(["e2e", None, "dart", "e2e"], x)     # row by row; None is the base
 
     As many adapters as `capacity` are on the device; the least recently used one makes room for the next,
-    and stays in host memory, or on disk if there are more than `in_memory`.
+    and stays in host memory, or on disk if there are more than `in_memory`. Threads that share a pool must
+    take turns: what one brings to the device takes the leaves away that another has just got.
 
     Attributes:
       base: the pre-trained model; it is never changed.
@@ -65,7 +68,7 @@ class AdapterPool:
       placement: of the leaves on a mesh; None without one.
     """
 
-    @takes(base=MODEL)
+    @takes(base=MODEL, methods=_METHODS)
     def __init__(
         self,
         base: nnx.Module,
@@ -101,6 +104,8 @@ class AdapterPool:
             raise InputError(
                 "a pool needs the methods of the adapters that it is to hold, at least one"
             )
+        for number, method in enumerate(methods):
+            check_kind("AdapterPool", f"methods[{number}]", method, METHOD)
         self.base = base
         self.capacity = integer("capacity", capacity, most=MOST_SLOTS)
         self.dtype = floating("dtype", jnp.float32 if dtype is None else dtype)

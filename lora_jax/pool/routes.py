@@ -100,7 +100,7 @@ class Route(NamedTuple):
         each = of_one_row if of_tokens else jax.vmap(function)
         groups, tiles, size = self.source.shape
         rest = inputs.shape[len(self.lead) :]
-        tokens = inputs.reshape(groups, -1, *rest)
+        tokens = inputs.reshape(groups, self.place.shape[1], *rest)
         sorted_ = jax.vmap(lambda x, source: x[source])(tokens, self.source)
         result = each(sorted_.reshape(groups * tiles, size, *rest), *factors)
         if result.shape[1:2] != (size,):

@@ -60,7 +60,7 @@ def expected(base, adapters, names, x):
 
 
 @pytest.mark.parametrize("form", ["rows", "tiles", "beside"])
-@pytest.mark.parametrize("sequence", [(), (4,)])
+@pytest.mark.parametrize("sequence", [(), (4,), (0,)])
 def test_every_row_has_its_own_adapter(base, adapters, pool, form, sequence):
     names = ["first", None, "wide", "both", "first", "wide"]
     x = jnp.broadcast_to(X.reshape(6, *[1] * len(sequence), 8), (6, *sequence, 8)) * 1.5
