@@ -57,6 +57,11 @@ class Answer:
           InputError: an unknown model, or a prompt that does not fit.
           QueueFullError, ClosedError: too many requests wait, or none are taken any more.
         """
+        count, most = len(wanted.prompts) * wanted.choices, served.engine.most_waiting
+        if count > most:
+            raise InputError(
+                f"{count} continuations are more than the {most} that may wait here; divide the request"
+            )
         seed = secrets.randbelow(2**31 - 1 - 4096) if wanted.seed is None else wanted.seed
         try:
             with served.using(wanted.model) as version:

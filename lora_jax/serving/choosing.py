@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, UInt32
 
+NO_TOKEN = -1  # of a row whose logits are not finite numbers
 _COLDEST = 1e-30  # smaller temperatures would be 0 where float32 has no smaller numbers
 
 
@@ -39,14 +40,18 @@ def choose(
       logits: of the next token.
       choice: settings.
       positions: number of tokens before the one that is drawn.
+
+    Returns:
+      The tokens; `NO_TOKEN` where NaN or infinity is among the logits, and nothing can be said.
     """
+    largest = jnp.max(logits, axis=-1, keepdims=True)
     greedy = jnp.argmax(logits, axis=-1).astype(jnp.int32)
     drawn = choice.temperature > 0
 
     def draw() -> Array:
         # The largest first becomes 0: divided by a tiny temperature the others are -inf, and it stays 0.
         least = jnp.where(drawn, jnp.maximum(choice.temperature, _COLDEST), 1)
-        scaled = (logits - jnp.max(logits, axis=-1, keepdims=True)) / least[:, None]
+        scaled = (logits - largest) / least[:, None]
         narrowed = drawn & ((choice.top_k > 0) | (choice.top_p < 1))
         kept = jax.lax.cond(jnp.any(narrowed), lambda: _narrowed(scaled, choice), lambda: scaled)
         keys = jax.vmap(lambda seed, at: jax.random.fold_in(jax.random.key(seed), at))(
@@ -55,7 +60,8 @@ def choose(
         tokens = jax.vmap(jax.random.categorical)(keys, kept)
         return jnp.where(drawn, tokens.astype(jnp.int32), greedy)
 
-    chosen: Array = jax.lax.cond(jnp.any(drawn), draw, lambda: greedy)
+    tokens = jax.lax.cond(jnp.any(drawn), draw, lambda: greedy)
+    chosen: Array = jnp.where(jnp.isfinite(largest[:, 0]), tokens, NO_TOKEN)
     return chosen
 
 

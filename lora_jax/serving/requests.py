@@ -10,6 +10,7 @@ from lora_jax.errors import InputError, brief
 from lora_jax.ranges import SEED, Number, Whole, check
 from lora_jax.serving import tickets
 from lora_jax.serving.adapters import Version
+from lora_jax.serving.choosing import NO_TOKEN
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,7 +74,12 @@ class Ticket(tickets.Ticket):
         for token in tokens:
             if self.reason is not None:
                 break
-            if token in self.request.ends:
+            if token == NO_TOKEN:
+                self.reason = "error"
+                self.error = (
+                    "the model's logits are not finite numbers: its adapter's values are too large"
+                )
+            elif token in self.request.ends:
                 self.reason = "stop"
             else:
                 self.tokens.append(token)

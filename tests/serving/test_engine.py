@@ -296,6 +296,17 @@ def test_an_adapter_that_cannot_be_read_fails_alone(tmp_path):
     engine.close()
 
 
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_logits_that_are_not_finite_end_their_request_alone(one, temperature):
+    one.engine.add("bad", pool_adapters.with_nan(one.adapter(7)))
+    requests = [Request((3, 4, 5), name, max_tokens=9) for name in ("t0", "bad", "t1")]
+    requests[1] = dataclasses.replace(requests[1], ends=(0,), temperature=temperature)
+    first, bad, last = all_answered(one.engine, requests)
+    assert bad.reason == "error" and "not finite" in bad.error and not bad.tokens
+    for ticket in (first, last):
+        assert ticket.tokens == one.expected(ticket.request)
+
+
 def test_closing_waits_for_what_runs(one):
     done = queue.Queue()
     wanted = requests(6)

@@ -391,6 +391,7 @@ def test_a_run_without_an_adapter_is_named(server):
         ({"temperature": "hot"}, "temperature"),
         ({"top_p": 0}, "top_p"),
         ({"n": 100}, "n"),
+        ({"prompt": ["a"] * 3, "n": 16}, "48 continuations are more than the 40"),
         ({"seed": 1.5}, "seed"),
         ({"stream": "yes"}, "'stream' must be true or false"),
         ({"stop": [""]}, "'stop' must be"),
