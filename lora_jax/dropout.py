@@ -27,10 +27,17 @@ def dropout(
     """
     if key is None or (isinstance(rate, float | int) and rate == 0):
         return x
+    dropped: Array = _dropped(x, jnp.asarray(rate, jnp.float32), key)
+    return dropped
+
+
+@jax.checkpoint  # the backward pass draws the mask again instead of keeping it
+def _dropped(
+    x: Float[Array, "*shape"], share: Float[Array, ""], key: Key[Array, ""]
+) -> Float[Array, "*shape"]:
     *lead, last = x.shape
     words = jax.random.bits(key, (*lead, (last + 1) // 2), jnp.uint32)
     bits = jnp.concatenate([words & 0xFFFF, words >> 16], axis=-1)[..., :last]
-    share = jnp.asarray(rate, jnp.float32)
     threshold = jnp.round(share * 2**16).astype(jnp.uint32)
     return jnp.where(bits >= threshold, x / (1 - share).astype(x.dtype), 0)
 

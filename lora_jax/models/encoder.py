@@ -148,6 +148,7 @@ def _roberta(hidden: int, layers: int, heads: int) -> EncoderConfig:
 SIZES = {"roberta-base": _roberta(768, 12, 12), "roberta-large": _roberta(1024, 24, 16)}
 
 
+@jax.checkpoint  # the backward pass keeps x only
 def gelu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     """Exact GELU by the error function, as in BERT; `jax.nn.gelu` uses the slower erfc."""
     return 0.5 * x * (1 + jax.lax.erf(x * 2**-0.5))

@@ -209,6 +209,12 @@ class Attention(PreNorm, AttentionSublayer):
         return self.residual(x, out), KeysValues(k, v)
 
 
+@jax.checkpoint  # the backward pass keeps x only
+def tanh_gelu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """GELU by tanh."""
+    return jax.nn.gelu(x, approximate=True)
+
+
 class FeedForward(PreNorm, FeedForwardSublayer):
     """LayerNorm, two linear layers around GELU (tanh form), residual."""
 
@@ -224,7 +230,7 @@ class FeedForward(PreNorm, FeedForwardSublayer):
     ) -> Float[Array, "rows length embd"]:
         """Transforms every token by itself."""
         inner = constrain(self.up(self.norm(x)), "batch", None, "mlp")
-        out = self.down(jax.nn.gelu(inner, approximate=True))
+        out = self.down(tanh_gelu(inner))
         return self.residual(x, dropout(out, self.rate, key))
 
 

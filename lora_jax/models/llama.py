@@ -154,7 +154,10 @@ class FeedForward(LlamaSublayer, FeedForwardSublayer):
         gate, up = (
             constrain(project(normed), "batch", None, "mlp") for project in (self.gate, self.up)
         )
-        return self.residual(x, self.down(_ACTIVATIONS[self.config.activation](gate) * up))
+        activation = _ACTIVATIONS[self.config.activation]
+        # The backward pass keeps gate and up only.
+        inner = jax.checkpoint(lambda gate, up: activation(gate) * up)(gate, up)
+        return self.residual(x, self.down(inner))
 
 
 class Embeddings(nnx.Module):

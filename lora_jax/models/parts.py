@@ -7,6 +7,7 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from flax.nnx.nn.dtypes import promote_dtype
 from jaxtyping import Array, Float
 
 from lora_jax.errors import InputError, brief
@@ -46,6 +47,25 @@ def check_base_format(name: str) -> None:
         raise InputError(f"base_format must be one of {', '.join(BASE_FORMATS)}; got {brief(name)}")
 
 
+def _promoted(arrays: Any, /, *, dtype: Any = None, inexact: bool = True) -> Any:
+    """Flax's promotion to one type, but for the kernel, which `_product` casts."""
+    x, kernel, bias = arrays
+    x, bias = promote_dtype((x, bias), dtype=dtype, inexact=inexact)
+    return x, kernel, bias
+
+
+def _product(x: Array, kernel: Array, *args: Any, **kwargs: Any) -> Array:
+    """A product in the type of x, for which the backward pass casts the kernel again: a copy is not kept."""
+
+    def product(x: Array, kernel: Array) -> Array:
+        return jax.lax.dot_general(x, kernel.astype(x.dtype), *args, **kwargs)
+
+    if kernel.dtype == x.dtype:
+        return product(x, kernel)
+    result: Array = jax.checkpoint(product)(x, kernel)
+    return result
+
+
 def linear(
     settings: Settings,
     axes: tuple[str, str],
@@ -73,6 +93,8 @@ def linear(
         outputs,
         use_bias=bias,
         dtype=jnp.dtype(settings.compute_dtype),
+        promote_dtype=_promoted,
+        dot_general=_product,
         kernel_init=nnx.initializers.normal(settings.initializer_range),
         kernel_metadata=named(axes[0], *lead, axes[1]),
         bias_metadata=named(*lead, vector),
@@ -80,9 +102,19 @@ def linear(
     )
 
 
-def norm(settings: Settings, width: int, epsilon: float, rngs: nnx.Rngs) -> nnx.LayerNorm:
+class LayerNorm(nnx.LayerNorm):
+    """Flax's LayerNorm, of which the backward pass keeps the input only."""
+
+    def __call__(self, x: Float[Array, "... width"], **settings: Any) -> Float[Array, "... width"]:
+        """Normalises the last axis, see the base class."""
+        normalise = super().__call__
+        result: Array = jax.checkpoint(lambda x: normalise(x, **settings))(x)
+        return result
+
+
+def norm(settings: Settings, width: int, epsilon: float, rngs: nnx.Rngs) -> LayerNorm:
     """A LayerNorm over the model's width; its statistics are float32."""
-    return nnx.LayerNorm(
+    return LayerNorm(
         width,
         epsilon=epsilon,
         dtype=jnp.dtype(settings.compute_dtype),
@@ -103,6 +135,10 @@ class RMSNorm(nnx.RMSNorm):
 
     def __call__(self, x: Float[Array, "... width"], *_: Any) -> Float[Array, "... width"]:
         """Normalises the last axis; the result is in the type of computation."""
+        result: Array = jax.checkpoint(self._normalised)(x)
+        return result
+
+    def _normalised(self, x: Float[Array, "... width"]) -> Float[Array, "... width"]:
         x = x.astype(jnp.float32)
         y = x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + self.epsilon)
         assert self.scale is not None

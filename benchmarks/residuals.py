@@ -1,0 +1,198 @@
+"""What the backward pass keeps for every token and layer, in widths of two bytes a value.
+
+    python -m benchmarks.residuals [--models=roberta-large,gpt2-large,llama-3-8b] [--topology=h100:1]
+        [--remat=none,full] [--output=FILE.json]
+
+LoRA as in the paper (r = 8 on queries and values, r = 4 of GPT-2), LoRA on all linear layers, and full
+fine-tuning, in bfloat16 with dropout where the model has it. By tracing alone: what `jax.vjp` keeps. With
+--topology also by the compiler of that chip, which is there without one (see lora_jax.costs.topologies): the
+temporary memory of a whole train step at 16 x 512 (RoBERTa), 8 x 512 (GPT-2) and 1 x 4,096 tokens (Llama),
+and the same in widths for every token and layer.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from absl import app, flags
+from flax import nnx
+from jaxtyping import Array, PyTree
+
+import lora_jax
+from benchmarks import timing
+from lora_jax import partition
+from lora_jax.costs import compiled, residuals, topologies
+from lora_jax.data.batch import Batch, Inputs
+from lora_jax.method import Method
+from lora_jax.models import encoder, gpt2
+from lora_jax.models.llama import Llama
+from lora_jax.models.llama_sizes import SIZES as LLAMAS
+from lora_jax.training import optimizer, step
+
+_MODELS = flags.DEFINE_list(
+    "models", ["roberta-large", "gpt2-large", "llama-3-8b"], "Models, see MODELS."
+)
+_TOPOLOGY = flags.DEFINE_string("topology", "", "Also compile for this chip, such as h100:1.")
+_REMAT = flags.DEFINE_list("remat", ["none"], "What a stack recomputes: none, full or dots.")
+_OUTPUT = flags.DEFINE_string("output", "", "JSON file for the record.")
+_QV = {".*/attention/qkv": {"parts": ("q", "v"), "fused": ("q", "k", "v")}}
+
+
+class Model(NamedTuple):
+    """A model at a shape.
+
+    Attributes:
+      make: a model of some layers, and how it recomputes.
+      depth: number of layers.
+      width: of an activation.
+      rows: of a batch.
+      length: of a row.
+      methods: by name.
+      decodes: whether every token of the second half of a row is predicted.
+    """
+
+    make: Callable[[int, Any], nnx.Module]
+    depth: int
+    width: int
+    rows: int
+    length: int
+    methods: dict[str, Method]
+    decodes: bool
+
+
+def _roberta(depth: int, remat: Any) -> nnx.Module:
+    config = dataclasses.replace(
+        encoder.SIZES["roberta-large"],
+        num_hidden_layers=depth,
+        compute_dtype="bfloat16",
+        remat=remat,
+    )
+    return encoder.Classifier(config, 2, nnx.Rngs(0))
+
+
+def _gpt2(depth: int, remat: Any) -> nnx.Module:
+    config = dataclasses.replace(
+        gpt2.SIZES["gpt2-large"], n_layer=depth, compute_dtype="bfloat16", remat=remat
+    )
+    return gpt2.GPT2(config, nnx.Rngs(0))
+
+
+def _llama(depth: int, remat: Any) -> nnx.Module:
+    config = dataclasses.replace(
+        LLAMAS["llama-3-8b"], num_hidden_layers=depth, compute_dtype="bfloat16", remat=remat
+    )
+    return Llama(config, nnx.Rngs(0))
+
+
+def _methods(targets: Any, rank: int, head: str | None = None) -> dict[str, Method]:
+    return {
+        "LoRA": lora_jax.lora(targets, rank=rank, head=head),
+        "LoRA on all": lora_jax.lora("all-linear", rank=rank, head=head),
+        "full": lora_jax.full() if head is None else lora_jax.full(head=head),
+    }
+
+
+MODELS = {
+    "roberta-large": Model(
+        _roberta, 24, 1024, 16, 512, _methods(".*/(query|value)", 8, "head/.*"), decodes=False
+    ),
+    "gpt2-large": Model(_gpt2, 36, 1280, 8, 512, _methods(_QV, 4), decodes=True),
+    "llama-3-8b": Model(_llama, 32, 4096, 1, 4096, _methods(".*/(query|value)", 8), decodes=True),
+}
+
+
+class Step(NamedTuple):
+    """A train step without values, and its arguments."""
+
+    objective: Callable[..., Array]
+    train: Any
+    trainable: PyTree
+    state: PyTree
+    rest: tuple[PyTree, ...]  # frozen leaves, batch and key
+
+
+def make(
+    of: Model, method: Method, depth: int, rows: int, length: int, remat: str = "none"
+) -> Step:
+    """The step of a model of some layers on a batch of some size."""
+    model = nnx.eval_shape(lambda: of.make(depth, remat))
+    adapted = nnx.eval_shape(lambda m: method.insert(m, jax.random.key(0)), model)
+    labels = method.labels(adapted)
+    structure, trainable, frozen = partition.split(adapted, labels)
+    tx = optimizer.adamw({path: labels[path] for path in trainable}, 1e-4)
+    loss = step.completion_loss(0.1) if of.decodes else step.classification_loss
+    objective = step.make_objective(structure, loss)
+    train = step.make_train_step(structure, loss, tx)
+    tokens = jax.ShapeDtypeStruct((rows, length), jnp.int32)
+    count = rows * length // 2 if of.decodes else rows
+    numbers = jax.ShapeDtypeStruct((count,), jnp.int32)
+    weights = jax.ShapeDtypeStruct((count,), jnp.float32)
+    batch = Batch(Inputs(tokens, tokens, tokens, tokens), numbers, numbers, numbers, weights)
+    rest = frozen, batch, jax.eval_shape(lambda: jax.random.key(0))
+    return Step(objective, train, trainable, jax.eval_shape(tx.init, trainable), rest)
+
+
+def widths(of: Model, method: Method) -> float:
+    """What is kept for every token and layer, in widths of two bytes a value, by tracing."""
+
+    def kept(depth: int, length: int) -> int:
+        made = make(of, method, depth, 1, length)
+        return residuals.size_bytes(residuals.residuals(made.objective, made.trainable, *made.rest))
+
+    return residuals.per_token(kept) / (2 * of.width)
+
+
+def temporaries(of: Model, method: Method, topology: str, remat: str) -> compiled.Needs:
+    """What a compiled train step needs."""
+    made = make(of, method, of.depth, of.rows, of.length, remat)
+    there = jax.sharding.SingleDeviceSharding(topologies.devices(topology)[0])
+    arguments = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=there),
+        (made.trainable, made.state, *made.rest),
+    )
+    return compiled.needs(made.train, arguments, topologies.check(topology))
+
+
+def main(_: list[str]) -> None:
+    """Prints the table."""
+    records: list[dict[str, Any]] = []
+    rows = ["| model | method | widths kept, traced |", "|---|---|---|"]
+    if _TOPOLOGY.value:
+        rows = [
+            f"| model | method | remat | widths kept, traced | temporaries on {_TOPOLOGY.value} | widths |",
+            "|---|---|---|---|---|---|",
+        ]
+    for name in _MODELS.value:
+        of = MODELS[name]
+        for kind, method in of.methods.items():
+            traced = widths(of, method)
+            if not _TOPOLOGY.value:
+                records.append({"model": name, "method": kind, "widths": traced})
+                rows.append(f"| {name} | {kind} | {traced:.2f} |")
+                continue
+            for remat in _REMAT.value:
+                needs = temporaries(of, method, _TOPOLOGY.value, remat)
+                found = needs.temporaries
+                per_token = found / (of.rows * of.length * of.depth * 2 * of.width)
+                records.append(
+                    {
+                        "model": name,
+                        "method": kind,
+                        "remat": remat,
+                        "widths": traced,
+                        "bytes": found,
+                    }
+                )
+                gib = f"{found / 2**30:.2f} GiB" + ("" if needs.fits else ", does not fit")
+                rows.append(
+                    f"| {name} | {kind} | {remat} | {traced:.2f} | {gib} | {per_token:.1f} |"
+                )
+    timing.report("Residuals", rows, {"rows": records}, _OUTPUT.value)
+
+
+if __name__ == "__main__":
+    app.run(main)
