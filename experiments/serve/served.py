@@ -159,6 +159,11 @@ class Served(abc.ABC):
         """What clients are told of each name."""
         return [{"id": name} for name in self.names]
 
+    def unknown(self, name: str) -> str:
+        """What to say to those who ask for a name that is not served."""
+        why = self.refused.get(name)
+        return f"{name!r} is not served: {why}" if why else f"there is no model {name!r}"
+
     @contextlib.contextmanager
     def using(self, name: str) -> Iterator[Version]:
         """What a name that a request uses stands for, as long as the block lasts.
@@ -167,9 +172,6 @@ class Served(abc.ABC):
           UnknownAdapterError: there is nothing of this name.
         """
         if name not in self.names:
-            why = self.refused.get(name)
-            raise UnknownAdapterError(
-                f"{name!r} is not served: {why}" if why else f"there is no model {name!r}"
-            )
+            raise UnknownAdapterError(self.unknown(name))
         with self.engine.using(None if name in (BASE, self.model) else name) as version:
             yield version

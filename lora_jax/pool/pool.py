@@ -36,6 +36,7 @@ from lora_jax.patterns import some
 from lora_jax.pool import places, values
 from lora_jax.pool.members import Members
 from lora_jax.pool.routing import Form, route
+from lora_jax.quantisation.described import PACKED, difference, packing
 from lora_jax.sharding.axes import of_model
 from lora_jax.sharding.mesh import AnyMesh
 from lora_jax.sharding.placement import Placement
@@ -240,9 +241,10 @@ class AdapterPool:
         if self.head not in self._bases:
             self._bases[self.head] = list(accepted(self.base, adapter.method))
         if adapter.base not in self._bases[self.head]:
+            of_packing = difference(adapter.notes.get(PACKED), packing(self.base))
             raise InputError(
                 f"{where} was trained on another base: its fingerprint is {adapter.base[:12] or 'unknown'}, "
-                f"the pool's is {self._bases[self.head][0][:12]}"
+                f"the pool's is {self._bases[self.head][0][:12]}. {of_packing}"
             )
 
     def _values(self, adapter: Adapter, where: str) -> dict[str, np.ndarray]:

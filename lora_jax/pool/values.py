@@ -93,7 +93,7 @@ def _fitted(array: np.ndarray, shape: tuple[int, ...], where: str) -> np.ndarray
     if array.ndim != len(shape) or any(a > b for a, b in zip(array.shape, shape, strict=True)):
         raise InputError(
             f"{where} has shape {array.shape}, and the pool has room for {shape}: make it with a method of "
-            "this rank, or a base with a head of this width"
+            "this rank (of a server: --rank), or a base with a head of this width (--outputs)"
         )
     missing = [(0, b - a) for a, b in zip(array.shape, shape, strict=True)]
     return np.pad(array, missing) if any(after for _, after in missing) else array

@@ -198,10 +198,22 @@ def test_conversations(server):
     ids = server.tokenizer(prompt, add_special_tokens=False)["input_ids"]
     same = complete(server, ids, "t0", 8).choices[0].text
     assert answer.choices[0].message.content == same
+    # What a client may send back: the newer name of a role, and fields that hold nothing.
+    newer = [{"role": "developer", "content": "Be brief.", "refusal": None}, messages[1]]
+    again = server.client.chat.completions.create(
+        model="t0", messages=newer, temperature=0, max_tokens=8
+    )
+    assert again.choices[0].message.content == same
     pieces = server.client.chat.completions.create(
         model="t0", messages=messages, temperature=0, max_tokens=8, stream=True
     )
     assert "".join(p.choices[0].delta.content for p in pieces) == same
+
+
+def test_one_model(server):
+    assert server.client.models.retrieve("t1").id == "t1"
+    with pytest.raises(openai.NotFoundError, match="there is no model 'nobody'"):
+        server.client.models.retrieve("nobody")
 
 
 def test_load_with_adapters_that_come_and_go(server):
