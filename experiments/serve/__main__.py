@@ -30,6 +30,7 @@ from absl import app, flags, logging
 
 from experiments.runs import command_line
 from experiments.serve import app as application
+from experiments.serve.connections import SECONDS, Connection
 from experiments.serve.load import load
 from experiments.serve.served import Sizes
 from lora_jax.errors import InputError
@@ -73,8 +74,8 @@ def main(_: list[str]) -> None:
             served, seconds=values["timeout"], hosts=_OWN_NAMES if local else []
         )
         server = uvicorn.Server(uvicorn.Config(
-            made, log_level="warning", timeout_graceful_shutdown=30, timeout_keep_alive=30,
-            limit_concurrency=served.engine.most_waiting + 64,
+            made, log_level="warning", http=Connection, timeout_graceful_shutdown=30,
+            timeout_keep_alive=SECONDS, limit_concurrency=served.engine.most_waiting + 64,
         ))  # fmt: skip
         with contextlib.suppress(KeyboardInterrupt):  # it has ended by then
             server.run(sockets=[listening])

@@ -11,6 +11,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
+from experiments.serve.connections import SECONDS
 from lora_jax.errors import InputError
 from lora_jax.serving.adapters import UnknownAdapterError
 from lora_jax.serving.tickets import ClosedError, QueueFullError, Ticket
@@ -58,16 +59,19 @@ async def json_of(request: Request) -> Any:
 
     Raises:
       InputError: it is no JSON.
-      HTTPException: it is too long, or the client is gone.
+      HTTPException: it is too long or too slow, or the client is gone.
     """
     content = bytearray()
     try:
-        async for chunk in request.stream():
-            content += chunk
-            if len(content) > _MOST_BYTES:
-                raise HTTPException(413, f"the body has more than {_MOST_BYTES:,} bytes")
+        async with asyncio.timeout(SECONDS):
+            async for chunk in request.stream():
+                content += chunk
+                if len(content) > _MOST_BYTES:
+                    raise HTTPException(413, f"the body has more than {_MOST_BYTES:,} bytes")
     except ClientDisconnect:
         raise HTTPException(400, "the client is gone") from None
+    except TimeoutError:
+        raise HTTPException(408, f"the body did not come within {SECONDS} seconds") from None
     try:
         return json.loads(content)
     except (ValueError, RecursionError) as error:
