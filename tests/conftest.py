@@ -39,19 +39,19 @@ import type_checking
 type_checking.install("lora_jax")
 
 
-# In the environment pytest notes the running test, and PyTorch its cache once a part of it is first used.
-_OF_OTHERS = ("PYTEST_CURRENT_TEST", "TORCHINDUCTOR_CACHE_DIR")
+# In the environment pytest notes the running test, and PyTorch and Ray what they find on first use.
+_OF_OTHERS = ("PYTEST_CURRENT_TEST", "TORCHINDUCTOR_CACHE_DIR", "RAY_CLIENT_MODE")
 
 
 def _shared_state() -> dict[str, object]:
-    return {
+    log = logging.getLogger("lora_jax")
+    state = {
         "logging.disable": logging.root.manager.disable,
-        "level of lora_jax's log": logging.getLogger("lora_jax").level,
-        "propagation of lora_jax's log": logging.getLogger("lora_jax").propagate,
+        "log": (log.level, log.propagate, log.disabled),
         "working directory": os.getcwd(),
-        "jax.config": dict(jax.config.values),
-        "environment": {k: v for k, v in os.environ.items() if k not in _OF_OTHERS},
     }
+    environment = {f"environment: {k}": v for k, v in os.environ.items() if k not in _OF_OTHERS}
+    return {**state, **jax.config.values, **environment}
 
 
 @pytest.fixture(autouse=True)
@@ -60,7 +60,7 @@ def _shared_state_kept():
     before = _shared_state()
     yield
     after = _shared_state()
-    assert not [name for name in before if before[name] != after[name]]
+    assert not sorted(name for name in {**before, **after} if before.get(name) != after.get(name))
 
 
 @pytest.fixture(autouse=True)

@@ -3,8 +3,17 @@
 import time
 
 import jax
+import pytest
 
 from lora_jax.sharding import hosts
+
+
+@pytest.fixture(autouse=True)
+def _preemption_service():
+    """`hosts.start` is for whole programs: it switches this service of JAX off."""
+    before = jax.config.jax_enable_preemption_service
+    yield
+    jax.config.update("jax_enable_preemption_service", before)
 
 
 def test_a_wait_of_some_seconds_is_told(monkeypatch, caplog):
