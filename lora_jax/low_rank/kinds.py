@@ -8,6 +8,7 @@ does in the base layer. The second, with B, is a plain product.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -43,6 +44,31 @@ class Kind(LayerWithWeight):
     def second_precision(self) -> Any:
         """Precision of the product with B."""
         return getattr(self.configured(), "precision", None)
+
+
+def apart(
+    product: Callable[[Array, Array], Array], inputs: Num[Array, ...], a: Inexact[Array, ...]
+) -> Inexact[Array, "... rank"]:
+    """The product with A, apart from that with the weight.
+
+    For GPUs XLA joins products of the same inputs, up to some thousand tokens, and copies their other
+    factors together for that: all of the weight, in every call. A barrier keeps them apart there; elsewhere
+    there is none. The backward pass keeps the inputs themselves, not what is behind the barrier.
+
+    Args:
+      product: of inputs and A.
+      inputs: of the layer.
+      a: (*batch, *inputs, rank).
+    """
+
+    def behind_barrier(inputs: Array, a: Array) -> Array:
+        same = jax.lax.platform_dependent(
+            inputs, cuda=jax.lax.optimization_barrier, default=lambda x: x
+        )
+        return product(same, a)
+
+    result: Array = jax.checkpoint(behind_barrier)(inputs, a)
+    return result
 
 
 class TwoProducts(Kind):
@@ -86,7 +112,7 @@ class DenseKind(TwoProducts):
         self, inputs: Float[Array, "... inputs"], a: Float[Array, "inputs rank"]
     ) -> Float[Array, "... rank"]:
         """The layer's own product."""
-        return self.own_product(inputs, a)
+        return apart(self.own_product, inputs, a)
 
     def second_product(
         self, low: Float[Array, "... rank"], b: Float[Array, "rank outputs"]
@@ -117,7 +143,7 @@ class GeneralKind(TwoProducts):
         self, inputs: Inexact[Array, ...], a: Inexact[Array, ...]
     ) -> Inexact[Array, "... rank"]:
         """The layer's own product."""
-        return self.own_product(inputs, a)
+        return apart(self.own_product, inputs, a)
 
     def second_product(
         self, low: Inexact[Array, "... rank"], b: Inexact[Array, ...]
