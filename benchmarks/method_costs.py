@@ -14,19 +14,18 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-import jax
 import numpy as np
 from absl import app, flags
 from flax import nnx
 
-from benchmarks import timing
+from benchmarks import abstract_steps, timing
 from configs.glue import minilm
 from configs.nlg import small
 from lora_jax import methods, partition
 from lora_jax.data.batch import Batch, Inputs
 from lora_jax.models import encoder, gpt2, hub
 from lora_jax.summary import readable_bytes
-from lora_jax.training import optimizer, step
+from lora_jax.training import step
 
 _MODEL = flags.DEFINE_string("model", "minilm", "minilm, roberta-base, small-gpt2 or gpt2-medium.")
 _BATCH = flags.DEFINE_integer("batch", 16, "Rows.")
@@ -82,27 +81,20 @@ def cost(model: nnx.Module, arguments: dict[str, Any], rows: int, length: int) -
       length: tokens per row.
     """
     method = methods.create(**arguments)
-    adapted = nnx.eval_shape(lambda m: method.insert(m, jax.random.key(0)), model)
-    labels = method.labels(adapted)
-    structure, trainable, frozen = partition.split(adapted, labels)
-    tx = optimizer.adamw({path: labels[path] for path in trainable}, 1e-4)
-    state = jax.eval_shape(tx.init, trainable)
     decodes = isinstance(model, gpt2.GPT2)
     batch = _batch(rows, length + sum(method.special_tokens), length // 2 if decodes else 1)
     loss = step.completion_loss(0.1) if decodes else step.classification_loss
-    train: Any = step.make_train_step(structure, loss, tx)
-    compiled = train.lower(trainable, state, frozen, batch, jax.random.key(0)).compile()
-    work = compiled.cost_analysis()
-    head = sum(int(v.size) for p, v in trainable.items() if labels[p] == methods.HEAD)
+    made = abstract_steps.make(model, method, loss, batch)
+    compiled = made.train.lower(*made.arguments).compile()
+    work, (trainable, state, *_) = compiled.cost_analysis(), made.arguments
+    head = sum(int(v.size) for p, v in trainable.items() if made.labels[p] == methods.HEAD)
     return {
         "trained": partition.count(trainable) - head,
         "head": head,
         "flops": work["flops"],
         "bytes": work["bytes accessed"],
         "temporary_bytes": compiled.memory_analysis().temp_size_in_bytes,
-        "optimizer_bytes": sum(
-            int(leaf.size) * leaf.dtype.itemsize for leaf in jax.tree.leaves(state)
-        ),
+        "optimizer_bytes": partition.size_bytes(state),
     }
 
 

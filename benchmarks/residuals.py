@@ -20,10 +20,10 @@ import jax
 import jax.numpy as jnp
 from absl import app, flags
 from flax import nnx
-from jaxtyping import Array, PyTree
 
 import lora_jax
-from benchmarks import timing
+from benchmarks import abstract_steps, timing
+from benchmarks.abstract_steps import Step
 from lora_jax import partition
 from lora_jax.costs import compiled, residuals, topologies
 from lora_jax.data.batch import Batch, Inputs
@@ -31,7 +31,7 @@ from lora_jax.method import Method
 from lora_jax.models import encoder, gpt2
 from lora_jax.models.llama import Llama
 from lora_jax.models.llama_sizes import SIZES as LLAMAS
-from lora_jax.training import optimizer, step
+from lora_jax.training import step
 
 _MODELS = flags.DEFINE_list(
     "models", ["roberta-large", "gpt2-large", "llama-3-8b"], "Models, see MODELS."
@@ -105,43 +105,31 @@ MODELS = {
 }
 
 
-class Step(NamedTuple):
-    """A train step without values, and its arguments."""
-
-    objective: Callable[..., Array]
-    train: Any
-    trainable: PyTree
-    state: PyTree
-    rest: tuple[PyTree, ...]  # frozen leaves, batch and key
-
-
 def make(
     of: Model, method: Method, depth: int, rows: int, length: int, remat: str = "none"
 ) -> Step:
     """The step of a model of some layers on a batch of some size."""
     model = nnx.eval_shape(lambda: of.make(depth, remat))
-    adapted = nnx.eval_shape(lambda m: method.insert(m, jax.random.key(0)), model)
-    labels = method.labels(adapted)
-    structure, trainable, frozen = partition.split(adapted, labels)
-    tx = optimizer.adamw({path: labels[path] for path in trainable}, 1e-4)
-    loss = step.completion_loss(0.1) if of.decodes else step.classification_loss
-    objective = step.make_objective(structure, loss)
-    train = step.make_train_step(structure, loss, tx)
     tokens = jax.ShapeDtypeStruct((rows, length), jnp.int32)
     count = rows * length // 2 if of.decodes else rows
     numbers = jax.ShapeDtypeStruct((count,), jnp.int32)
     weights = jax.ShapeDtypeStruct((count,), jnp.float32)
     batch = Batch(Inputs(tokens, tokens, tokens, tokens), numbers, numbers, numbers, weights)
-    rest = frozen, batch, jax.eval_shape(lambda: jax.random.key(0))
-    return Step(objective, train, trainable, jax.eval_shape(tx.init, trainable), rest)
+    loss = step.completion_loss(0.1) if of.decodes else step.classification_loss
+    return abstract_steps.make(model, method, loss, batch)
+
+
+def kept_bytes(made: Step) -> int:
+    """Bytes of what the backward pass of a step keeps, with the leaves that it reads again."""
+    trainable, _, *rest = made.arguments
+    return partition.size_bytes(residuals.residuals(made.objective, trainable, *rest))
 
 
 def widths(of: Model, method: Method) -> float:
     """What is kept for every token and layer, in widths of two bytes a value, by tracing."""
 
     def kept(depth: int, length: int) -> int:
-        made = make(of, method, depth, 1, length)
-        return residuals.size_bytes(residuals.residuals(made.objective, made.trainable, *made.rest))
+        return kept_bytes(make(of, method, depth, 1, length))
 
     return residuals.per_token(kept) / (2 * of.width)
 
@@ -152,7 +140,7 @@ def temporaries(of: Model, method: Method, topology: str, remat: str) -> compile
     there = jax.sharding.SingleDeviceSharding(topologies.devices(topology)[0])
     arguments = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=there),
-        (made.trainable, made.state, *made.rest),
+        made.arguments,
     )
     return compiled.needs(made.train, arguments, topologies.check(topology))
 

@@ -23,6 +23,7 @@ import jax
 import numpy as np
 import optax
 from flax import nnx
+from jaxtyping import PyTree
 
 from lora_jax import patterns
 from lora_jax.arguments import BY_PATH, LABELS, MODEL, takes
@@ -244,6 +245,6 @@ def count(params: Mapping[str, Any], packed: Mapping[str, int] | None = None) ->
     return sum(int((packed or {}).get(path, leaf.size)) for path, leaf in params.items())
 
 
-def size_bytes(params: Mapping[str, Any]) -> int:
-    """Bytes of a dict of arrays or shapes."""
-    return sum(int(leaf.size) * leaf.dtype.itemsize for leaf in params.values())
+def size_bytes(tree: PyTree) -> int:
+    """Bytes of a tree of arrays or shapes."""
+    return sum(int(leaf.size) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))

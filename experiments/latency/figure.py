@@ -8,7 +8,6 @@ which is that program, timed as the others are. Its slow-down is the noise of th
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -79,5 +78,4 @@ def _title(record: Record, name: str) -> str:
     if not values:
         return label(name)
     short = f"{values / 1e6:.1f}M" if values >= 1e6 else f"{values / 1e3:.0f}k"
-    text: Any = f"{label(name)} ({short})"
-    return str(text).replace("$", r"\$")  # which would begin mathematics
+    return f"{label(name)} ({short})".replace("$", r"\$")  # which would begin mathematics

@@ -13,13 +13,14 @@ from experiments.runs import meanings
 from experiments.runs.bases import head_outputs
 from experiments.runs.classification import tokens
 from experiments.serve.heads import classifier, numbered
-from experiments.serve.served import BASE, Served, Sizes
+from experiments.serve.served import BASE, Base, Served, Sizes
 from lora_jax.adapters import DESCRIPTION, Adapter, adapter_folder
 from lora_jax.data import tokenizers
 from lora_jax.data.glue import Examples
 from lora_jax.data.labels import Labels
 from lora_jax.errors import InputError
 from lora_jax.models import hub
+from lora_jax.models.encoder import EncoderConfig
 from lora_jax.reading import Record
 from lora_jax.run_folder import setting
 from lora_jax.serving.adapters import Version
@@ -48,30 +49,18 @@ class ServedClassifier(Served):
     """An encoder with the adapters of a folder, each of them a classifier or a regression."""
 
     engine: ClassifierEngine
+    special_tokens = tokenizers.ENCODER
     head = hub.HEAD
 
-    def __init__(self, model: str, adapters: str, base_format: str, sizes: Sizes):
-        """Reads the base and the adapters that are there.
-
-        Args:
-          model: see `hub.find`.
-          adapters: folder whose subfolders are adapters or runs; "" for none.
-          base_format: of the base's matrices, see `models.base_formats`.
-          sizes: how much is served at once.
-
-        Raises:
-          InputError: something is missing or broken.
-        """
-        folder = hub.find(model)
-        self._config = hub.read_config(folder, base_format=base_format)
-        vocabulary = self._config.vocab_size
-        tokenizer = tokenizers.load_tokenizer(folder, tokenizers.ENCODER, vocabulary)
-        super().__init__(model, adapters, self._config, tokenizer)
+    def __init__(self, base: Base[EncoderConfig], adapters: str, sizes: Sizes):
+        """Reads the base and the adapters that are there, see `load`."""
+        super().__init__(base, adapters)
+        self._config = base.config
         found = list(self._loaded().values())
         width = max([sizes.outputs, *(head_outputs(adapter.values) for adapter in found)])
-        base, own = classifier(folder, self._config, width)
+        model, own = classifier(base.folder, base.config, width)
         self.engine = ClassifierEngine(
-            self._pool(base, found, sizes), rows=sizes.rows, room=sizes.room,
+            self._pool(model, found, sizes), rows=sizes.rows, room=sizes.room,
             waiting=sizes.waiting or 4096,
         )  # fmt: skip
         self._has_head = own is not None
@@ -79,7 +68,7 @@ class ServedClassifier(Served):
             self.refused[BASE] = "the model without an adapter has no head; name an adapter"
         else:
             self.engine.base.outputs = own.num_outputs
-            length = min(tokenizer.model_max_length, self.engine.room)
+            length = min(self.tokenizer.model_max_length, self.engine.room)
             self.engine.base.about = About(own, None, length)
         self.scan()
         self.engine.prepare(max((about.room for _, about in self._served()), default=1))

@@ -9,7 +9,7 @@ from typing import Any
 
 from experiments.runs import tune_format
 from experiments.runs.tune_data import CHAT, TEXT
-from experiments.serve.served import Served, Sizes
+from experiments.serve.served import Base, Served, Sizes
 from lora_jax.adapters import Adapter
 from lora_jax.data import tokenizers
 from lora_jax.data.conversations import Message
@@ -17,6 +17,7 @@ from lora_jax.data.end_tokens import end_tokens
 from lora_jax.data.formats import Format
 from lora_jax.errors import InputError
 from lora_jax.models import hub
+from lora_jax.models.architectures import AnyDecoderConfig
 from lora_jax.reading import read_object
 from lora_jax.run_folder import RESULT
 from lora_jax.serving.adapters import Version
@@ -30,26 +31,14 @@ class ServedDecoder(Served):
     """A decoder with the adapters of a folder."""
 
     engine: Engine
+    special_tokens = tokenizers.DECODER
 
-    def __init__(self, model: str, adapters: str, base_format: str, sizes: Sizes):
-        """Reads the base and the adapters that are there.
-
-        Args:
-          model: see `hub.find`.
-          adapters: folder whose subfolders are adapters or runs; "" for none.
-          base_format: of the base's matrices, see `models.base_formats`.
-          sizes: how much is served at once.
-
-        Raises:
-          InputError: something is missing or broken.
-        """
-        folder = hub.find(model)
-        config = hub.read_decoder_config(folder, base_format=base_format)
-        tokenizer = tokenizers.load_tokenizer(folder, tokenizers.DECODER, config.vocab_size)
-        super().__init__(model, adapters, config, tokenizer)
-        self._ends = end_tokens(folder, config.vocab_size)
-        base = hub.load_decoder(folder, config)
-        pool = self._pool(base, list(self._loaded().values()), sizes)
+    def __init__(self, base: Base[AnyDecoderConfig], adapters: str, sizes: Sizes):
+        """Reads the base and the adapters that are there, see `load`."""
+        super().__init__(base, adapters)
+        self._ends = end_tokens(base.folder, base.config.vocab_size)
+        model = hub.load_decoder(base.folder, base.config)
+        pool = self._pool(model, list(self._loaded().values()), sizes)
         self.engine = Engine(
             pool, rows=sizes.rows, room=sizes.room, steps=sizes.steps, waiting=sizes.waiting or 256
         )

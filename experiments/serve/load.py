@@ -7,7 +7,7 @@ from pathlib import Path
 from experiments.serve.app import AnyServed
 from experiments.serve.classifier import ServedClassifier
 from experiments.serve.decoder import ServedDecoder
-from experiments.serve.served import Sizes
+from experiments.serve.served import Base, Sizes
 from lora_jax.errors import InputError
 from lora_jax.models import architectures, hub
 from lora_jax.models.encoder import EncoderConfig
@@ -27,6 +27,8 @@ def load(model: str, adapters: str, base_format: str, sizes: Sizes) -> AnyServed
     """
     if adapters and not Path(adapters).is_dir():
         raise InputError(f"--adapters={adapters} is not a folder")
-    config = architectures.read_config(hub.find(model), base_format=base_format)
-    kind = ServedClassifier if isinstance(config, EncoderConfig) else ServedDecoder
-    return kind(model, adapters, base_format, sizes)
+    folder = hub.find(model)
+    config = architectures.read_config(folder, base_format=base_format)
+    if isinstance(config, EncoderConfig):
+        return ServedClassifier(Base(model, folder, config), adapters, sizes)
+    return ServedDecoder(Base(model, folder, config), adapters, sizes)

@@ -9,24 +9,25 @@ import logging
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 
 from flax import nnx
-from transformers import PreTrainedTokenizerBase
 
 from experiments.runs import origins
 from experiments.serve.subfolders import State, subfolders
 from lora_jax import lora
 from lora_jax.adapters import Adapter, load_adapter
+from lora_jax.data import tokenizers
 from lora_jax.errors import InputError
 from lora_jax.low_rank.targets import ALL_LINEAR
 from lora_jax.method import Method
-from lora_jax.models.architectures import ModelConfig
+from lora_jax.models.architectures import AnyConfig
 from lora_jax.pool.pool import AdapterPool
 from lora_jax.serving.adapters import UnknownAdapterError, Version
 from lora_jax.serving.worker import Worker
 
 _LOG = logging.getLogger(__name__)
+_Config = TypeVar("_Config", bound=AnyConfig)
 BASE = "base"  # the name of the model without an adapter
 
 
@@ -53,6 +54,20 @@ class Sizes:
     outputs: int = 64
 
 
+class Base(NamedTuple, Generic[_Config]):
+    """The model that is served.
+
+    Attributes:
+      name: as the user gave it.
+      folder: of its files.
+      config: of the model.
+    """
+
+    name: str
+    folder: Path
+    config: _Config
+
+
 class Served(abc.ABC):
     """A base with the adapters of a folder.
 
@@ -65,23 +80,26 @@ class Served(abc.ABC):
     """
 
     engine: Worker[Any]
+    special_tokens: ClassVar[tuple[str, ...]]  # that the tokenizer must have
     head: str | None = None  # of the adapters' methods
 
-    def __init__(
-        self, model: str, adapters: str, config: ModelConfig, tokenizer: PreTrainedTokenizerBase
-    ):
-        """Prepares; subclasses make the engine, and scan.
+    def __init__(self, base: Base[Any], adapters: str):
+        """Reads the tokenizer; subclasses make the engine, and scan.
 
         Args:
-          model: see `hub.find`.
+          base: the model.
           adapters: folder whose subfolders are adapters or runs; "" for none.
-          config: of the base.
-          tokenizer: of the base.
+
+        Raises:
+          InputError: there is no tokenizer, or none of this model.
         """
-        self.model, self.tokenizer = model, tokenizer
+        self.model = base.name
+        self.tokenizer = tokenizers.load_tokenizer(
+            base.folder, self.special_tokens, base.config.vocab_size
+        )
         self.tokenizing = threading.Lock()
         self._folder = Path(adapters) if adapters else None
-        self._origin = origins.origin(config, tokenizer)
+        self._origin = origins.origin(base.config, self.tokenizer)
         self.refused: dict[str, str] = {}
         self._seen: dict[str, tuple[Path, State]] = {}
         self._scanning = threading.Lock()

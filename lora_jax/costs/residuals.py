@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import jax
-import numpy as np
 from jaxtyping import Array, PyTree
 
 
@@ -27,11 +26,6 @@ def residuals(
         return jax.vjp(lambda leaves: objective(leaves, *args), trainable)[1]
 
     return list(jax.tree.leaves(jax.eval_shape(pulled_back, trainable, *args)))
-
-
-def size_bytes(arrays: list[jax.ShapeDtypeStruct]) -> int:
-    """Bytes of all of them."""
-    return sum(int(np.prod(array.shape)) * array.dtype.itemsize for array in arrays)
 
 
 def per_token(kept_bytes: Callable[[int, int], int], depth: int = 2, length: int = 64) -> float:

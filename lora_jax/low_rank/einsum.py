@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax.numpy as jnp
@@ -9,7 +10,7 @@ from jaxtyping import Array, Inexact, Num
 
 from lora_jax.errors import InputError
 from lora_jax.low_rank.contraction import Contraction
-from lora_jax.low_rank.kinds import TwoProducts
+from lora_jax.low_rank.kinds import TwoProducts, apart
 from lora_jax.low_rank.lora_layer import LoRALayer
 from lora_jax.low_rank.settings import LoRASettings
 
@@ -119,7 +120,7 @@ class EinsumKind(TwoProducts):
         roles = self.roles()
         of_a = "".join(kernel[axis] for axis in roles.batch + roles.inputs) + self._rank_letter()
         equation = f"{letters_in},{of_a}->{self._low_letters()}"
-        return self.own_product(inputs, a, einsum_str=equation)
+        return apart(functools.partial(self.own_product, einsum_str=equation), inputs, a)
 
     def second_product(
         self, low: Inexact[Array, "... rank"], b: Inexact[Array, ...]

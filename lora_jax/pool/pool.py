@@ -249,8 +249,7 @@ class AdapterPool:
 
     def _values(self, adapter: Adapter, where: str) -> dict[str, np.ndarray]:
         of_method = self._of_method(adapter.method, where)
-        ratios = values.ratios(self.base, adapter)
-        found = values.slot_values(adapter, ratios, of_method, self._room, self.dtype, where)
+        found = values.slot_values(adapter, of_method, self._room, self.dtype, where)
         return {self._place[own]: value for own, value in found.items()}
 
     def remove(self, name: str) -> None:
@@ -301,7 +300,10 @@ class AdapterPool:
         return self.slots, self.frozen, numbers
 
     def _enter(self, name: str, kept: Collection[str]) -> None:
-        own = self._values(self[name], f"adapter {name!r}")
+        adapter = self[name]
+        own = self._values(adapter, f"adapter {name!r}")
+        for path, ratio in values.ratios(self.base, adapter).items():
+            own[self._place[path]] = ratio
         free = set(range(1, self.capacity + 1)) - set(self._resident.values())
         if not free:
             oldest = next(other for other in self._resident if other not in kept)

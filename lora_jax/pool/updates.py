@@ -97,7 +97,9 @@ class PooledPair(LowRankUpdate, Routed):
             return super().output(weight, inputs, base)
         outputs = base(inputs)
         low = self.low_rank_output(weight, inputs, outputs)
-        return rescaled(weight, outputs, outputs, low, self._own_ratio(weight, outputs))
+        route = next(iter(self.routes().values()))
+        ratio = _on_outputs(weight, route, self.ratio[...], outputs.ndim)
+        return rescaled(weight, outputs, outputs, low, ratio)
 
     def attend(
         self, weight: WeightView, query: Float[Array, "... features"], base: BaseCall
@@ -105,25 +107,9 @@ class PooledPair(LowRankUpdate, Routed):
         """(q * ratio_s) (W + A_s B_s)^T."""
         if hasattr(self, "ratio") and not self.lookup_only:
             (route,) = self.outputs.routes().values()
-            own = self.ratio[...][route.slots].astype(query.dtype)
-            between = (1,) * (query.ndim - own.ndim)
-            query = query * own.reshape(len(own), *between, -1)
+            own = _on_outputs(weight, route, self.ratio[...], query.ndim)
+            query = query * own.astype(query.dtype)
         return super().attend(weight, query, base)
-
-    def _own_ratio(self, weight: WeightView, outputs: Array) -> Array:
-        """The ratio of every row's or token's slot, for the axes of the layer's outputs."""
-        route = next(iter(self.routes().values()))
-        slots, lead = route.of_tokens(), len(route.lead)
-
-        def of_one(values: Array) -> Array:
-            placed = weight.on_outputs(values, outputs.ndim)
-            if placed.shape[:lead] != (1,) * lead:
-                raise rows_not_first(outputs.shape)
-            return placed.reshape(placed.shape[lead:])
-
-        for _ in range(lead):
-            of_one = jax.vmap(of_one)
-        return of_one(self.ratio[...][slots])
 
     def low_rank_output(
         self, weight: WeightView, inputs: Num[Array, ...], outputs: Inexact[Array, ...]
@@ -177,16 +163,12 @@ class PooledPair(LowRankUpdate, Routed):
 
         def product(x: Array, *factors: Array) -> Array:
             route.check(x)
-            # Else XLA joins this product and the weight's for GPUs, and copies the weight for it.
-            x = jax.lax.optimization_barrier(x)
             of = dict(zip(names, factors, strict=True))
             low = layer.first_product(x, beside.all_a(of["a"])) if "a" in of else jnp.tile(x, count)
             y = layer.second_product(beside.own_columns(low, slots, count), beside.all_b(of["b"]))
             if "b_bias" not in of:
                 return y
-            own = of["b_bias"][slots]
-            between = (1,) * (y.ndim - own.ndim)
-            return y + own.reshape(*slots.shape, *between, *own.shape[slots.ndim :])
+            return y + _on_outputs(weight, route, of["b_bias"], y.ndim)
 
         values = {name: getattr(self, name)[...] for name in names}
         return product, [
@@ -263,6 +245,23 @@ class PooledPair(LowRankUpdate, Routed):
     def bias_delta(self, weight: WeightView) -> Float[Array, ...] | None:
         """None here; `low_rank_output` adds each slot's."""
         return None
+
+
+def _on_outputs(
+    weight: WeightView, route: Route, of_slots: Inexact[Array, ...], ndim: int
+) -> Inexact[Array, ...]:
+    """Values (slots, *batch, *outputs) of every row's or token's slot, for a result with `ndim` axes."""
+    lead = len(route.lead)
+
+    def of_one(values: Array) -> Array:
+        placed = weight.on_outputs(values, ndim)
+        if placed.shape[:lead] != (1,) * lead:
+            raise rows_not_first(placed.shape)
+        return placed.reshape(placed.shape[lead:])
+
+    for _ in range(lead):
+        of_one = jax.vmap(of_one)
+    return of_one(of_slots[route.of_tokens()])
 
 
 def _rows_of(

@@ -20,7 +20,6 @@ from lora_jax.pool.places import Inserted
 
 def slot_values(
     adapter: Adapter,
-    ratios: Mapping[str, np.ndarray],
     of_method: Inserted,
     room: Mapping[str, tuple[int, ...]],
     dtype: DTypeLike,
@@ -28,9 +27,10 @@ def slot_values(
 ) -> dict[str, np.ndarray]:
     """The values of an adapter for each leaf of a pool, in the shape of one slot; zeros where it has none.
 
+    Of DoRA the magnitudes, in whose place `ratios` are to come: these read the base, and take longer.
+
     Args:
       adapter: checked to be of the pool's base.
-      ratios: from `ratios`.
       of_method: of its method.
       room: shape of one slot by path, heads' leaves at the paths that adapters have.
       dtype: of the factors on the device.
@@ -42,7 +42,7 @@ def slot_values(
     values = {
         path: np.full(shape, path.endswith("/ratio"), np.float32) for path, shape in room.items()
     }
-    for path, value in {**adapter.values, **ratios}.items():
+    for path, value in adapter.values.items():
         array = np.asarray(value, np.float32)
         if path in of_method.shapes:
             if array.shape != of_method.shapes[path]:
@@ -50,8 +50,8 @@ def slot_values(
                     f"{where}: {path} has shape {array.shape}, its method makes {of_method.shapes[path]}"
                 )
             pair, _, side = path.rpartition("/")
-            if side == "magnitude":  # its ratio takes its place
-                continue
+            if side == "magnitude":
+                path = f"{pair}/ratio"
             if side in ("a", "b_bias"):
                 array = array * np.float32(of_method.scales[pair])
         if path not in room:

@@ -5,6 +5,7 @@ import pytest
 
 import lora_jax
 from benchmarks import residuals as benchmark
+from lora_jax import partition
 from lora_jax.costs import residuals
 
 
@@ -13,7 +14,7 @@ def test_of_a_known_function():
     w, x = jnp.zeros((3, 5)), jnp.zeros((7, 3))
     kept = residuals.residuals(lambda w, x: jnp.sin(x @ w).sum(), w, x)
     assert sorted(array.shape for array in kept) == [(7, 3), (7, 5)]
-    assert residuals.size_bytes(kept) == 4 * (21 + 35)
+    assert partition.size_bytes(kept) == 4 * (21 + 35)
 
 
 def test_what_does_not_grow_is_not_counted():
@@ -53,7 +54,8 @@ def test_a_stack_that_recomputes_keeps_its_inputs_only():
     of = benchmark.MODELS["roberta-large"]
 
     def kept(depth, length):
-        made = benchmark.make(of, of.methods["LoRA"], depth, 1, length, "full")
-        return residuals.size_bytes(residuals.residuals(made.objective, made.trainable, *made.rest))
+        return benchmark.kept_bytes(
+            benchmark.make(of, of.methods["LoRA"], depth, 1, length, "full")
+        )
 
     assert residuals.per_token(kept) == pytest.approx(2 * of.width)
