@@ -137,12 +137,14 @@ def widths(of: Model, method: Method) -> float:
 def temporaries(of: Model, method: Method, topology: str, remat: str) -> compiled.Needs:
     """What a compiled train step needs."""
     made = make(of, method, of.depth, of.rows, of.length, remat)
-    there = jax.sharding.SingleDeviceSharding(topologies.devices(topology)[0])
+    device = topologies.devices(topology)[0]
+    there = jax.sharding.SingleDeviceSharding(device)
     arguments = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=there),
         made.arguments,
     )
-    return compiled.needs(made.train, arguments, topologies.check(topology))
+    with topologies.tracing_for(device):
+        return compiled.needs(made.train, arguments, topologies.check(topology))
 
 
 def main(_: list[str]) -> None:

@@ -49,7 +49,7 @@ def decoder_fields(name: str) -> dict[str, Any]:
         "base_format": "float",  # or the form that the frozen matrices are packed in
         "unroll": 1,
         "remat": "none",
-        "attention": "xla",
+        "attention": "auto",
     }
 
 

@@ -39,8 +39,14 @@ import type_checking
 type_checking.install("lora_jax")
 
 
-# In the environment pytest notes the running test, and PyTorch and Ray what they find on first use.
-_OF_OTHERS = ("PYTEST_CURRENT_TEST", "TORCHINDUCTOR_CACHE_DIR", "RAY_CLIENT_MODE")
+# In the environment pytest notes the running test, and PyTorch, Ray and JAX's kernels for GPUs what they
+# find on first use.
+_OF_OTHERS = (
+    "PYTEST_CURRENT_TEST",
+    "TORCHINDUCTOR_CACHE_DIR",
+    "RAY_CLIENT_MODE",
+    "MOSAIC_GPU_CUDA_ROOT",
+)
 
 
 def _shared_state() -> dict[str, object]:

@@ -50,6 +50,7 @@ def glue_config(task: str, model: str, method: Mapping[str, Any]) -> ConfigDict:
                 "unroll": 1,
                 "base_format": "float",
                 "remat": "none",
+                "attention": "auto",
             },
             "method": dict(method),
             "seeds": (0, 1, 2, 3, 4),  # the paper: median of 5 seeds; it does not say which

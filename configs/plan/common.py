@@ -52,13 +52,12 @@ def plan_config(
         {
             **training_fields(),
             "base_dtype": "bfloat16",
-            # Attention "cudnn": of decoders of the Llama kind, on GPUs.
             "model": {
                 "size": size,
                 "base_format": "float",
                 "remat": remat,
                 "unroll": 1,
-                "attention": "xla",
+                "attention": "auto",
             },
             "packed": tuple(packed),
             "method": dict(method),

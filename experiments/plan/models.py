@@ -36,8 +36,6 @@ def model_config(config: ConfigDict, base_dtype: str) -> AnyConfig:
         meant = f". Did you mean {near[0]!r}?" if near else ""
         raise InputError(f"unknown model {name[:100]!r}; known are {sorted(sizes)}{meant}")
     settings = {k: v for k, v in config.model.items() if k != "size"}
-    if not hasattr(sizes[name], "attention") and settings.pop("attention", "xla") != "xla":
-        raise InputError(f"config.model.attention: {name} has attention of xla only")
     return dataclasses.replace(sizes[name], compute_dtype=base_dtype, **settings)
 
 

@@ -18,6 +18,7 @@ from lora_jax.data.data_to_text import DATASETS, SPLITS
 from lora_jax.data.glue_tasks import TASKS
 from lora_jax.errors import InputError, did_you_mean
 from lora_jax.metrics.classification import CLASSES
+from lora_jax.models.attention.attend import KERNELS
 from lora_jax.models.parts import BASE_FORMATS
 from lora_jax.quantisation.registry import FORMATS
 from lora_jax.ranges import (
@@ -42,7 +43,9 @@ _ALL = Whole(least=0)  # a limit on rows; 0 is all
 _RATE = OrNone(of=DROPOUT, none="the rate of the model's config.json")
 _REMAT = Field(OneOf(("none", "full", "dots")), "what the backward pass recomputes, see `Stack`")
 _ATTENTION = Field(
-    OneOf(("xla", "cudnn")), "of Llama's kind: cudnn holds no scores on GPUs, in bfloat16", False
+    OneOf(KERNELS),
+    "by whom attention is computed; auto: what the device has, see docs/devices.md",
+    False,
 )
 _BASE_FORMAT = Field(
     OneOf(BASE_FORMATS),
@@ -108,6 +111,7 @@ _RUN: Fields = {
     ),
     "model.name": _MODEL,
     "model.base_format": _BASE_FORMAT,
+    "model.attention": _ATTENTION,
     "model.remat": _REMAT,
     "model.unroll": Field(Whole(most=1000), "layers per iteration of the scan over layers"),
     "data.max_length": Field(Whole(least=3, most=2**16), "tokens of an example; the rest is cut"),
@@ -178,7 +182,6 @@ DATA_TO_TEXT: Fields = {
     "model.attn_pdrop": Field(_RATE, "of GPT-2: dropout of attention weights", False),
     "model.resid_pdrop": Field(_RATE, "of GPT-2: dropout of what joins the residual stream", False),
     "model.attention_dropout": Field(_RATE, "of Llama's kind: dropout of attention weights", False),
-    "model.attention": _ATTENTION,
     "data.source": Field(Text(), "the folder of the original files"),
     "data.max_prompts": Field(_ALL, "distinct inputs of the decoded split; 0 is all"),
     "data.decode_split": Field(OneOf(SPLITS), "the split that is decoded and scored"),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import types
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -19,14 +18,13 @@ from transformers import PreTrainedTokenizerBase
 from experiments.runs import fields, folder
 from experiments.runs.origins import given, origin
 from experiments.runs.record import by_seed, chosen_adapter, scores_record, training_record
-from experiments.runs.settings import XLA, RunSettings, mesh_for, model_arguments, run_settings
+from experiments.runs.settings import RunSettings, mesh_for, model_arguments, run_settings
 from lora_jax import methods
 from lora_jax.data import tokenizers
 from lora_jax.data.batch import Batch
 from lora_jax.data.batches import evaluation_batches
 from lora_jax.data.completions import TokenisedPairs
 from lora_jax.data.special_tokens import special_ids
-from lora_jax.errors import InputError
 from lora_jax.method import Method
 from lora_jax.methods import loftq
 from lora_jax.models import hub
@@ -77,24 +75,6 @@ def end_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
     return (tokenizer.eos_token_id, *line) if len(line) == 1 else (tokenizer.eos_token_id,)
 
 
-def _check_attention(config: ConfigDict, model: Path) -> None:
-    """Raises InputError for a kernel of attention that the model, or this machine, does not have."""
-    kernel = config.model.get("attention", XLA)
-    if kernel == XLA:
-        return
-    there, remedy = hub.read_decoder_config(model), f"Set config.model.attention={XLA!r}"
-    if not hasattr(there, "attention"):
-        raise InputError(
-            f"config.model.attention is {kernel!r}, which decoders of the Llama kind have, and {model} is "
-            f"{there.architecture}. {remedy}"
-        )
-    if (platform := jax.default_backend()) != "gpu":
-        raise InputError(
-            f"config.model.attention is {kernel!r}, which computes on GPUs, and this is a {platform}. "
-            f"{remedy}"
-        )
-
-
 class DecoderTask:
     """The part of a `Task` that all tasks on decoders share; texts and what is made of them are theirs."""
 
@@ -119,7 +99,6 @@ class DecoderTask:
         self.settings = run_settings(config)
         self.method = methods.create(**config.method.to_dict())
         self._folder = hub.find(config.model.name)
-        _check_attention(config, self._folder)
         self._decoder = hub.read_decoder_config(self._folder, **model_arguments(config))
         self.width = self._decoder.width
         self.mesh = mesh_for(config, self._decoder.heads)

@@ -9,13 +9,15 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from lora_jax.errors import InputError
+from lora_jax.models.attention.attend import PLATFORMS
 from lora_jax.sharding.mesh import check_heads, make_mesh
 from lora_jax.training.settings import AdamSettings, TrainSettings
 
-XLA = "xla"  # attention as every model has it
 _TRAIN = tuple(field.name for field in dataclasses.fields(TrainSettings) if field.name != "adam")
 
 
@@ -30,10 +32,18 @@ def train_settings(config: ConfigDict) -> TrainSettings:
 
 
 def model_arguments(config: ConfigDict) -> dict[str, Any]:
-    """What the config says of the model besides its name, and the type of computation."""
+    """What the config says of the model besides its name, and the type of computation.
+
+    Raises:
+      InputError: attention is to be computed by a kernel for other devices.
+    """
     chosen = {k: v for k, v in config.model.to_dict().items() if k != "name" and v is not None}
-    if chosen.get("attention") == XLA:  # what every model has; only some have the field
-        del chosen["attention"]
+    kernel, here = chosen.get("attention", "auto"), jax.default_backend()
+    if PLATFORMS.get(kernel, here) != here:
+        raise InputError(
+            f"config.model.attention is {kernel!r}, which computes on {PLATFORMS[kernel].upper()}s, and this "
+            f"is a {here}. Set config.model.attention='auto'"
+        )
     return {**chosen, "compute_dtype": train_settings(config).dtype}
 
 

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend import core
 from jax.interpreters import partial_eval
+from jax.sharding import AbstractDevice, AbstractMesh
 from jaxtyping import PyTree
 
 from lora_jax.errors import InputError
@@ -25,6 +26,8 @@ from lora_jax.errors import InputError
 # The products inside of these cannot be seen (a kernel), or are not those of the forward pass (the
 # rule of a `jax.custom_vjp`).
 _OPAQUE = ("custom_lin", "pallas_call")
+# A device without kernels: models that choose them by the device are counted as they are without.
+_PLAIN = AbstractMesh((), (), abstract_device=AbstractDevice("cpu", None, "cpu"))
 
 
 def count(jaxpr: core.Jaxpr | core.ClosedJaxpr) -> int:
@@ -45,7 +48,8 @@ def count(jaxpr: core.Jaxpr | core.ClosedJaxpr) -> int:
 
 def forward(function: Callable[..., PyTree], *args: PyTree) -> int:
     """FLOPs of `function(*args)`, without operations that no output depends on."""
-    return _live(jax.make_jaxpr(function)(*args))
+    with jax.sharding.use_abstract_mesh(_PLAIN):
+        return _live(jax.make_jaxpr(function)(*args))
 
 
 def training(objective: Callable[..., jax.Array], trainable: PyTree, *args: PyTree) -> int:
@@ -82,7 +86,8 @@ def training(objective: Callable[..., jax.Array], trainable: PyTree, *args: PyTr
         value, change = jax.jvp(of, (leaves,), (tangents,))
         return value, change
 
-    traced = jax.make_jaxpr(derivative)(leaves, directions, args)
+    with jax.sharding.use_abstract_mesh(_PLAIN):
+        traced = jax.make_jaxpr(derivative)(leaves, directions, args)
     if [aval.shape for aval in traced.out_avals] != [(), ()]:
         shapes = [aval.shape for aval in traced.out_avals[: len(traced.out_avals) // 2]]
         raise InputError(f"the objective must return one scalar, it returns the shapes {shapes}")

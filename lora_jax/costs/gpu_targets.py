@@ -102,6 +102,17 @@ _ALIKE: Mapping[str, int] = {  # on all of them
 _CUDNN = {"major": 9, "minor": 10}
 
 
+def capability(device_kind: str) -> tuple[int, int] | None:
+    """Compute capability of a kind of GPU; None for one that is not in `TARGETS`.
+
+    Args:
+      device_kind: as JAX names it.
+    """
+    chip = chips.by_device_kind(device_kind)
+    target = TARGETS.get(chip.name) if chip else None
+    return target.architecture.capability if target else None
+
+
 def text(name: str) -> str:
     """The description of a chip for XLA, a `GpuTargetConfigProto` in protobuf's text format.
 

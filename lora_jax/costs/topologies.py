@@ -8,9 +8,12 @@ from __future__ import annotations
 import importlib.util
 import math
 import re
+from contextlib import AbstractContextManager
 from typing import Any
 
 import jax
+import numpy as np
+from jax.sharding import AbstractMesh, Mesh
 
 from lora_jax.costs import chips, gpu_targets
 from lora_jax.costs.chips import Chip
@@ -96,6 +99,15 @@ def devices(topology: str) -> list[jax.Device]:
             f"topology {topology!r} is not one of {chip.name}: {error}{hint}"
         ) from error
     return list(description.devices)
+
+
+def tracing_for(device: jax.Device) -> AbstractContextManager[Any]:
+    """While it lasts, programs without a mesh are traced for a device that may not be there.
+
+    Models choose by it how they compute attention.
+    """
+    kind = Mesh(np.array([device]), ("one",)).abstract_mesh.abstract_device
+    return jax.sharding.use_abstract_mesh(AbstractMesh((), (), abstract_device=kind))
 
 
 def _tpu_arguments(topology: str) -> dict[str, Any]:

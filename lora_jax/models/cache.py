@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from lora_jax.models.attention import PLAIN, Scores
+from lora_jax.models.attention.scores import PLAIN, Scores
 from lora_jax.sharding.axes import constrain
 
 _CHUNK = 16  # steps; attention reads the chunks that are written, not the whole cache

@@ -11,11 +11,12 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from lora_jax.data.batch import Inputs
 from lora_jax.dropout import DropoutKey, split_key
 from lora_jax.errors import InputError
+from lora_jax.models.attention.spans import Spans, of_segments
 from lora_jax.models.cache import Cache, empty_cache
 from lora_jax.models.sublayer import Context
 from lora_jax.sharding.axes import constrain
@@ -52,17 +53,16 @@ class Decoder(nnx.Module):
         self,
         tokens: Int[Array, "rows length"],
         positions: Int[Array, "#rows length"],
-        mask: Bool[Array, "#rows length length"],
+        spans: Spans,
     ) -> Context:
         """What the blocks read of the batch.
 
         Args:
           tokens: token ids.
           positions: of every token in its example.
-          mask: True where the token on the second axis may attend to the token on the third: the same
-            example, and not later.
+          spans: which tokens attend to which: those of the same example, and not later.
         """
-        return Context(mask[:, None], tokens)
+        return Context(spans, tokens)
 
     def __call__(
         self,
@@ -101,9 +101,7 @@ class Decoder(nnx.Module):
         """
         embeddings_key, layers_key = split_key(key, 2)
         tokens, segments, positions = (jnp.asarray(field) for field in inputs[:3])
-        length = tokens.shape[1]
-        same = segments[:, :, None] == segments[:, None, :]
-        context = self.context(tokens, positions, same & jnp.tril(jnp.ones((length, length), bool)))
+        context = self.context(tokens, positions, of_segments(segments, causal=True))
         x = self.embed(tokens, positions, embeddings_key)
         hidden: Array = self.layers(x, context, key=layers_key)[rows, columns]
         return hidden
@@ -145,8 +143,8 @@ class Decoder(nnx.Module):
             )
         prompts, lengths = jnp.asarray(prompts), jnp.asarray(lengths)
         positions = jnp.broadcast_to(jnp.arange(length), prompts.shape)
-        causal: Bool[Array, "1 prompt prompt"] = jnp.tril(jnp.ones((1, length, length), bool))
-        context = self.context(prompts, positions[:1], causal)
+        whole = of_segments(jnp.zeros((1, length), jnp.int32), causal=True)
+        context = self.context(prompts, positions[:1], whole)
         x, prompt = self.layers.prefill(self.embed(prompts, positions), context)
         cache = empty_cache(prompt, lengths, beams, steps)
         last = jnp.take_along_axis(x, (lengths - 1)[:, None, None], axis=1)[:, 0]

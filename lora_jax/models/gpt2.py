@@ -7,6 +7,7 @@ embedding.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import ClassVar
 
@@ -19,7 +20,7 @@ from jaxtyping import Array, Float, Int
 from lora_jax.dropout import DropoutKey, dropout
 from lora_jax.errors import InputError
 from lora_jax.models import ranges
-from lora_jax.models.attention import attend
+from lora_jax.models.attention.attend import Kernel, attend, check_kernel
 from lora_jax.models.cache import Cache, KeysValues, LayerCache, attend_cached
 from lora_jax.models.decoder import Decoder
 from lora_jax.models.parts import (
@@ -64,7 +65,8 @@ class GPT2Config:
     The three `pdrop` rates default to 0: the code of the paper's GPT-2 runs (section D.3) has no
     dropout but that of the LoRA branch. `unroll` and `remat` say how the stack runs, see `Stack`;
     `compute_dtype` is the type of activations and matrix products, whatever type the parameters have;
-    `base_format` is the form of the matrices when the model is read, see `base_formats`.
+    `base_format` is the form of the matrices when the model is read, see `base_formats`; `attention`
+    says by whom attention is computed, see `attend`.
 
     Raises:
       ValueError: a size or rate is out of its range, the heads do not divide the width, or the type
@@ -89,11 +91,13 @@ class GPT2Config:
     remat: Remat = "none"
     compute_dtype: str = "float32"
     base_format: str = "float"
+    attention: Kernel = "auto"
 
     def __post_init__(self) -> None:
         check_compute_dtype(self.compute_dtype)
         check_base_format(self.base_format)
         ranges.check(self, RANGES)
+        check_kernel(self, "attn_pdrop")
         if self.n_embd % self.n_head:
             raise InputError(f"n_embd {self.n_embd} is not divisible by n_head {self.n_head}")
 
@@ -182,11 +186,9 @@ class Attention(PreNorm, AttentionSublayer):
     ) -> Float[Array, "rows length embd"]:
         """Attends as the context says; see `AttentionSublayer`."""
         q, k, v = self._project(x)
-        # The attention weights are recomputed in the backward pass, as in the encoder.
-        rate = self.config.attn_pdrop
-        recomputed = jax.checkpoint(attend, static_argnums=(4,))
-        attention = self.around(lambda *parts: recomputed(*parts, rate, keys[0]))
-        mixed = attention(q, k, v, context.mask)
+        rate, kernel = self.config.attn_pdrop, self.config.attention
+        attention = self.around(functools.partial(attend, rate=rate, key=keys[0], kernel=kernel))
+        mixed = attention(q, k, v, context.spans)
         out = self.output(mixed.reshape(x.shape))
         return self.residual(x, dropout(out, self.config.resid_pdrop, keys[1]))
 
@@ -195,7 +197,7 @@ class Attention(PreNorm, AttentionSublayer):
     ) -> tuple[Float[Array, "n prompt embd"], KeysValues]:
         """Reads prompts without dropout: the output, and their keys and values."""
         q, k, v = self._project(x)
-        mixed = attend(q, k, v, context.mask, 0.0, None)
+        mixed = attend(q, k, v, context.spans, kernel=self.config.attention)
         out = self.output(mixed.reshape(x.shape))
         return self.residual(x, out), KeysValues(_heads_first(k), _heads_first(v))
 

@@ -6,14 +6,18 @@ configuration says what a family has besides. `llama_json` reads it from their f
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from lora_jax.dropout import DropoutKey
-from lora_jax.models.attention import Scores, attend
+from lora_jax.models.attention.attend import attend
+from lora_jax.models.attention.scores import Scores
+from lora_jax.models.attention.spans import Spans, of_kinds
 from lora_jax.models.cache import Cache, KeysValues, LayerCache, attend_cached
 from lora_jax.models.decoder import Decoder
 from lora_jax.models.llama_config import LlamaConfig
@@ -86,6 +90,17 @@ class Attention(LlamaSublayer, AttentionSublayer):
         q, k = rotate(q, rotation), rotate(k, rotation)
         return [constrain(part, "batch", None, "heads", None) for part in (q, k, v)]
 
+    def _attend(
+        self,
+        q: Float[Array, "rows length heads size"],
+        k: Float[Array, "rows length shared size"],
+        v: Float[Array, "rows length shared size"],
+        spans: Spans,
+        key: DropoutKey = None,
+    ) -> Float[Array, "rows length heads size"]:
+        config = self.config
+        return attend(q, k, v, spans, config.attention_dropout, key, self.scores, config.attention)
+
     def _joined(self, mixed: Float[Array, "rows length heads size"]) -> Float[Array, ...]:
         out: Array = self.output(mixed.reshape(*mixed.shape[:2], -1))
         return out
@@ -99,11 +114,8 @@ class Attention(LlamaSublayer, AttentionSublayer):
         """Attends as the context says; see `AttentionSublayer`."""
         assert context.rotation is not None
         q, k, v = self._project(x, context.rotation)
-        # The attention weights are recomputed in the backward pass, as in the encoder.
-        further = self.config.attention_dropout, keys[0], self.scores, self.config.attention
-        recomputed = jax.checkpoint(attend, static_argnums=(4, 6, 7))
-        attention = self.around(lambda *parts: recomputed(*parts, *further))
-        mixed = attention(q, k, v, context.mask)
+        attention = self.around(functools.partial(self._attend, key=keys[0]))
+        mixed = attention(q, k, v, context.spans)
         return self.residual(x, self._joined(mixed))
 
     def prefill(
@@ -112,7 +124,7 @@ class Attention(LlamaSublayer, AttentionSublayer):
         """Reads prompts without dropout: the output, and their keys and values."""
         assert context.rotation is not None
         q, k, v = self._project(x, context.rotation)
-        out = self._joined(attend(q, k, v, context.mask, 0.0, None, self.scores))
+        out = self._joined(self._attend(q, k, v, context.spans))
         return self.residual(x, out), KeysValues(jnp.swapaxes(k, 1, 2), jnp.swapaxes(v, 1, 2))
 
     def decode_step(
@@ -222,14 +234,12 @@ class Llama(Decoder):
         self,
         tokens: Int[Array, "rows length"],
         positions: Int[Array, "#rows length"],
-        mask: Bool[Array, "#rows length length"],
+        spans: Spans,
     ) -> Context:
-        """Masks and rotations for every kind of layer; see `Decoder.context`."""
-        kinds, mask = self.config.kinds, mask[:, None]
+        """Spans and rotations for every kind of layer; see `Decoder.context`."""
+        kinds = self.config.kinds
         rotation = rotations([kind.rotary for kind in kinds], self.config.head_size, positions)
-        places = jnp.arange(mask.shape[-1])
-        behind = places[:, None] - places  # in one example tokens lie side by side
-        masks = [mask if k.window is None else mask & (behind < k.window) for k in kinds]
+        windows = [spans.within(kind.window) for kind in kinds]
         if len(kinds) == 1:
-            return Context(masks[0], tokens, jax.tree.map(lambda part: part[0], rotation))
-        return Context(jnp.stack(masks), tokens, rotation)
+            return Context(windows[0], tokens, jax.tree.map(lambda part: part[0], rotation))
+        return Context(of_kinds(windows), tokens, rotation)

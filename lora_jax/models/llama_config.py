@@ -8,11 +8,11 @@ from typing import Literal, NamedTuple
 
 from lora_jax.errors import InputError
 from lora_jax.models import ranges
-from lora_jax.models.attention import Kernel
+from lora_jax.models.attention.attend import Kernel, check_kernel
 from lora_jax.models.parts import check_base_format, check_compute_dtype
 from lora_jax.models.rotary import Rotary
 from lora_jax.models.stack import Remat
-from lora_jax.ranges import Flag, Number, OneOf, OrNone, Range, check
+from lora_jax.ranges import Flag, Number, OrNone, Range
 
 Activation = Literal["silu", "gelu_pytorch_tanh"]
 _CAP = OrNone(of=Number(above=0, most=10_000), none="no cap")
@@ -37,11 +37,6 @@ RANGES: Mapping[str, Range] = {
     "attn_logit_softcapping": _CAP,
     "final_logit_softcapping": _CAP,
 }
-
-
-_CUDNN: Mapping[str, object] = {  # what its kernel can do
-    "compute_dtype": "bfloat16", "attention_dropout": 0.0, "attn_logit_softcapping": None,
-}  # fmt: skip
 
 
 class LayerKind(NamedTuple):
@@ -77,7 +72,7 @@ class LlamaConfig:
       unroll, remat: how the stack runs, see `Stack`.
       compute_dtype: of activations and matrix products, whatever type the parameters have.
       base_format: of the matrices when the model is read, see `base_formats`.
-      attention: by whom attention is computed in training, "xla" or on GPUs "cudnn", see `attend`.
+      attention: by whom attention is computed, see `attend`.
 
     Raises:
       InputError: a size or rate is out of its range, or sizes do not fit each other.
@@ -113,13 +108,13 @@ class LlamaConfig:
     remat: Remat = "none"
     compute_dtype: str = "float32"
     base_format: str = "float"
-    attention: Kernel = "xla"
+    attention: Kernel = "auto"
 
     def __post_init__(self) -> None:
         check_compute_dtype(self.compute_dtype)
         check_base_format(self.base_format)
         ranges.check(self, RANGES)
-        self._check_attention()
+        check_kernel(self, "attention_dropout")
         heads, shared = self.num_attention_heads, self.shared_heads
         if self.head_dim is None and self.hidden_size % heads:
             raise InputError(
@@ -136,17 +131,6 @@ class LlamaConfig:
             raise InputError(
                 f"{len(self.layer_kinds)} kinds of layers for {self.num_hidden_layers} layers"
             )
-
-    def _check_attention(self) -> None:
-        check("attention", self.attention, OneOf(("xla", "cudnn")))
-        if self.attention == "xla":
-            return
-        for name, needed in _CUDNN.items():
-            if (found := getattr(self, name)) != needed:
-                field = "compute_dtype (config.base_dtype)" if name == "compute_dtype" else name
-                raise InputError(
-                    f"attention 'cudnn' needs {field} {needed!r}, got {found!r}; set that, or attention 'xla'"
-                )
 
     @property
     def head_size(self) -> int:

@@ -7,10 +7,11 @@ from typing import NamedTuple
 
 import jax
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from lora_jax.dropout import DropoutKey, split_key
-from lora_jax.models.attention import Attention, kept_apart
+from lora_jax.models.attention.attend import Attention, kept_apart
+from lora_jax.models.attention.spans import Spans
 from lora_jax.models.cache import Cache, KeysValues, LayerCache
 from lora_jax.models.rotary import Rotation
 from lora_jax.sharding.axes import constrain
@@ -19,23 +20,23 @@ from lora_jax.sharding.axes import constrain
 class Context(NamedTuple):
     """What a block reads of the batch besides its activations.
 
-    Where the layers of a model differ in what they attend to, `mask` and `rotation` have a first axis of
+    Where the layers of a model differ in what they attend to, `spans` and `rotation` have a first axis of
     the kinds of layers, and every block gets those of its kind (see `Stack`).
 
     Attributes:
-      mask: True where the token on the third axis attends to the token on the fourth.
+      spans: which tokens attend to which.
       tokens: token ids of the rows.
       rotation: of queries and keys by their positions; None where the embeddings have positions.
     """
 
-    mask: Bool[Array, "*kinds #rows 1 length length"]
+    spans: Spans
     tokens: Int[Array, "rows length"]
     rotation: Rotation | None = None
 
     def of_kind(self, kind: Int[Array, ""]) -> Context:
         """What a block of one kind reads."""
-        mask, rotation = jax.tree.map(lambda x: x[kind], (self.mask, self.rotation))
-        return Context(mask, self.tokens, rotation)
+        spans, rotation = jax.tree.map(lambda x: x[kind], (self.spans, self.rotation))
+        return Context(spans, self.tokens, rotation)
 
 
 class Sublayer(nnx.Module):
@@ -97,7 +98,7 @@ class AttentionSublayer(Sublayer):
         context: Context,
         keys: tuple[DropoutKey, DropoutKey],
     ) -> Float[Array, "rows length width"]:
-        """Attends where the context's mask is True.
+        """Attends as the context's spans say.
 
         Args:
           x: activations.

@@ -23,6 +23,7 @@ import lora_jax
 from lora_jax import adapters, methods, partition
 from lora_jax.data.batch import Batch, Inputs
 from lora_jax.models import encoder, gpt2
+from lora_jax.models.attention.spans import of_segments
 from lora_jax.models.encoder import Classifier, EncoderConfig
 from lora_jax.models.gpt2 import GPT2, GPT2Config
 from lora_jax.models.hub import HEAD
@@ -394,7 +395,9 @@ def test_adapter_follows_the_sublayers_dropout():
     _, model = inserted("gpt2", "houlsby", std=0.0)
     block, plain = first_block(model), first_block(base("gpt2"))
     x = jnp.ones((1, 5, WIDTH))
-    context = Context(jnp.ones((1, 1, 5, 5), bool), jnp.zeros((1, 5), jnp.int32))
+    context = Context(
+        of_segments(jnp.zeros((1, 5), int), causal=False), jnp.zeros((1, 5), jnp.int32)
+    )
     for name, args in (("attention", (context, (KEY, KEY))), ("feed_forward", (KEY,))):
         sublayer = getattr(block, name)
         sublayer.adapter.up.bias[...] = jnp.arange(1.0, WIDTH + 1)

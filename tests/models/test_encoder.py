@@ -19,6 +19,7 @@ from random_models import with_norms_near_one
 from lora_jax import methods, partition
 from lora_jax.data.batch import Inputs
 from lora_jax.models import encoder, hub
+from lora_jax.models.attention.spans import of_segments
 from lora_jax.models.encoder import Classifier, EncoderConfig
 from lora_jax.models.stack import Stack
 from lora_jax.models.sublayer import Context
@@ -321,7 +322,7 @@ def test_one_block_of_each_layer_is_the_scan():
     model = tiny()
     inputs, rows, columns = tiny_batch()
     graphdef, state = nnx.split(model.encoder.layers.block)
-    same = jnp.asarray(inputs.segments[:, :, None] == inputs.segments[:, None, :])[:, None]
+    same = of_segments(jnp.asarray(inputs.segments), causal=False)
     x = model.encoder.embeddings(inputs, None)
     for layer in range(3):
         block = nnx.merge(graphdef, jax.tree.map(lambda v: v[layer], state))

@@ -1,0 +1,95 @@
+"""Attention as XLA computes it: all scores of some rows at a time."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+from jaxtyping import Key as Keys
+
+from lora_jax.dropout import dropout
+from lora_jax.models.attention.scores import Scores
+from lora_jax.models.attention.spans import Spans
+from lora_jax.sharding.axes import ways
+
+# Scores, in float32, that a device holds at a time; the backward pass holds about four arrays like them.
+# More rows are computed one part after the other, each still large enough to fill a device.
+_SCORES_BYTES = 64 * 2**20
+
+
+def attend(
+    q: Float[Array, "rows length heads size"],
+    k: Float[Array, "rows length shared size"],
+    v: Float[Array, "rows length shared size"],
+    spans: Spans,
+    scores: Scores,
+    rate: float = 0.0,
+    key: Keys[Array, ""] | None = None,
+) -> Float[Array, "rows length heads size"]:
+    """Scaled dot-product attention; the backward pass keeps q, k and v, and computes the weights again.
+
+    Args:
+      q: queries.
+      k: keys.
+      v: values.
+      spans: which tokens attend to which.
+      scores: how products of queries and keys become scores.
+      rate: dropout rate of the attention weights.
+      key: random key of that dropout; None switches it off. Every row has its own, so what is dropped
+        does not depend on the parts that rows are computed in.
+    """
+    keys = None if key is None or rate == 0 else jax.random.split(key, len(q))
+    compute = jax.checkpoint(functools.partial(_of_rows, scores=scores, rate=rate))
+    spans = jax.tree.map(lambda x: jnp.broadcast_to(x, q.shape[:2]), spans)
+    parts = _parts(*q.shape[:3])
+    if parts == 1:
+        result: Array = compute(q, k, v, spans, keys)
+        return result
+    # A part has rows of every device: the axis that is split over devices stays the longer one.
+    divided = lambda x: jnp.swapaxes(x.reshape(-1, parts, *x.shape[1:]), 0, 1)  # noqa: E731
+
+    def whole(*operands: Array | Spans | None) -> Array:
+        mixed = jax.lax.map(lambda part: compute(*part), jax.tree.map(divided, operands))
+        joined: Array = jnp.swapaxes(mixed, 0, 1).reshape(q.shape)
+        return joined
+
+    result = jax.checkpoint(whole)(q, k, v, spans, keys)
+    return result
+
+
+def _parts(rows: int, length: int, heads: int) -> int:
+    """Number of equal parts of the rows whose scores are computed one after the other."""
+    over = ways("batch")
+    own = rows // over if rows % over == 0 else 1  # rows of a device, which parts divide
+    held = -(-rows // over) * -(-heads // ways("heads")) * length**2 * 4
+    return next((n for n in range(1, own + 1) if own % n == 0 and held <= n * _SCORES_BYTES), own)
+
+
+def _of_rows(
+    q: Float[Array, "rows length heads size"],
+    k: Float[Array, "rows length shared size"],
+    v: Float[Array, "rows length shared size"],
+    spans: Spans,
+    keys: Keys[Array, " rows"] | None,
+    scores: Scores,
+    rate: float,
+) -> Float[Array, "rows length heads size"]:
+    mask = spans.mask()
+    if scores.cap is None and keys is None:
+        return jax.nn.dot_product_attention(
+            q, k, v, mask=mask[:, None], scale=scores.scale, implementation="xla"
+        )
+    shared, length, size = k.shape[2], q.shape[1], q.shape[3]
+    # Heads as leading batch axes: faster.
+    q = jnp.moveaxis(q.reshape(*q.shape[:2], shared, -1, size), 1, 3)
+    k, v = (jnp.swapaxes(x, 1, 2) for x in (k, v))
+    products = jnp.einsum("bhgqd,bhkd->bhgqk", q, k, preferred_element_type=jnp.float32)
+    products = scores.capped(products * scores.of_size(size))
+    products = jnp.where(mask[:, None, None], products, jnp.finfo(products.dtype).min)
+    weights = jax.nn.softmax(products, axis=-1)
+    if keys is not None:
+        weights = jax.vmap(lambda row, key: dropout(row, rate, key))(weights, keys)
+    mixed = jnp.einsum("bhgqk,bhkd->bhgqd", weights.astype(v.dtype), v)
+    return jnp.moveaxis(mixed, 3, 1).reshape(len(q), length, -1, size)
