@@ -23,6 +23,8 @@ from lora_jax.errors import InputError
 
 Shape = tuple[int, int]  # (rows, length) of a batch
 Integers = Sequence[int] | Int[np.ndarray, " _"]
+# Kernels of attention need a bound of the segments of a row; examples this short are rare.
+TOKENS_PER_SEGMENT = 4
 Places = list[tuple[int, int]]  # (row, column) of every segment's first token
 
 
@@ -129,6 +131,8 @@ class TokenisedExamples(TokenSequences):
 def place(lengths: Integers, row_length: int) -> tuple[Places, int]:
     """Places segments into rows by best fit, longest first.
 
+    A row has at most a `TOKENS_PER_SEGMENT`th as many segments as tokens, but may have one.
+
     Args:
       lengths: number of tokens of each segment.
       row_length: number of tokens of a row; no segment may be longer.
@@ -141,7 +145,8 @@ def place(lengths: Integers, row_length: int) -> tuple[Places, int]:
     """
     places: Places = [(0, 0)] * len(lengths)
     open_rows: list[tuple[int, int]] = []  # (free tokens, row), ascending
-    count = 0
+    held: list[int] = []  # segments of each row
+    most = row_length // TOKENS_PER_SEGMENT
     for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
         length = int(lengths[index])
         if length > row_length:
@@ -150,11 +155,13 @@ def place(lengths: Integers, row_length: int) -> tuple[Places, int]:
         if fit < len(open_rows):
             free, row = open_rows.pop(fit)
         else:
-            free, row, count = row_length, count, count + 1
+            free, row = row_length, len(held)
+            held.append(0)
         places[index] = (row, row_length - free)
-        if free > length:
+        held[row] += 1
+        if free > length and held[row] < most:
             bisect.insort(open_rows, (free - length, row))
-    return places, count
+    return places, len(held)
 
 
 def lay_out(segments: Sequence[np.ndarray], shape: Shape) -> tuple[Inputs, Places]:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from random_examples import random_examples
 
 from lora_jax.data import packing
+from lora_jax.models.attention import gpus
+from lora_jax.models.attention.spans import of_segments
 
 # place
 
@@ -26,13 +29,27 @@ def test_place_never_overlaps_or_overflows_and_wastes_little(seed):
         assert column >= 0 and column + length <= row_length
         taken[row, column : column + length] += 1
     assert taken.max() == 1 and taken.any(axis=1).all()
-    # A row is opened only if no open one has room: all rows but one are fuller than
-    # row_length - longest (and, with long segments, all but one are more than half full).
-    total = sum(lengths)
+    # A row is opened only if no open one has room: all rows but one, and those with the most segments that
+    # a row may have, are fuller than row_length - longest (and, with long segments, more than half full).
+    most = max(1, row_length // packing.TOKENS_PER_SEGMENT)
+    held = np.bincount([row for row, _ in where])
+    assert held.max() <= most
+    total, rows = sum(lengths), rows - int(np.sum(held == most))
     assert rows <= 2 * total / row_length + 1
     assert rows <= total / (row_length - longest + 1) + 1
     if longest <= row_length // 4:  # longest first fills the gaps with short ones: bound + 1
         assert rows <= math.ceil(total / row_length) + 1
+
+
+def test_rows_have_no_more_segments_than_kernels_have_room_for():
+    """16 examples of 3 tokens: 8 in each row of 32, though 10 would fit."""
+    where, rows = packing.place([3] * 16, 32)
+    assert rows == 2 and sorted({row for row, _ in where}) == [0, 1]
+    inputs, _ = packing.lay_out([np.ones(3, np.int32)] * 16, (2, 32))
+    starts, lengths = gpus.segments(of_segments(jnp.asarray(inputs.segments), causal=False).first)
+    assert (
+        (starts[:, -1] == -1).all() and (lengths[:, :-1] == 3).all() and (lengths[:, -1] == 8).all()
+    )
 
 
 def test_place_is_perfect_where_it_can_be():

@@ -169,10 +169,10 @@ def test_segments_as_cudnn_reads_them():
     for row, start, length in zip(numbers, np.asarray(starts), np.asarray(lengths), strict=True):
         begins = np.flatnonzero(np.diff(row, prepend=-1))
         sizes = np.diff([*begins, 24])
-        assert start.tolist() == [*begins, *[-1] * (7 - len(begins))]
-        assert length.tolist() == [*sizes, *[-1] * (6 - len(begins))]
+        assert start.tolist() == [*begins, *[-1] * (8 - len(begins))]
+        assert length.tolist() == [*sizes, *[-1] * (7 - len(begins))]
     too_many = of_segments(jnp.arange(24)[None] // 3, causal=False).first
-    assert gpus.segments(too_many)[0][0, -1] >= 0  # 8 segments, and room for 6
+    assert gpus.segments(too_many)[0][0, -1] >= 0  # 8 segments, and room for 7
 
 
 def test_dropout_does_not_depend_on_the_parts(monkeypatch):

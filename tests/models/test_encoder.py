@@ -457,11 +457,12 @@ def attention_case(seed=0):
     keys = jax.random.split(jax.random.key(seed), 3)
     q, k, v = (jax.random.normal(key, (2, 7, 2, 5)) for key in keys)
     segments = jnp.array([[1, 1, 1, 2, 2, 0, 0], [3, 4, 4, 4, 4, 4, 4]])
-    return q, k, v, (segments[:, :, None] == segments[:, None, :])[:, None]
+    return q, k, v, of_segments(segments, causal=False)
 
 
 def test_attention_equals_its_formula_on_both_ways():
-    q, k, v, mask = map(np.asarray, attention_case())
+    q, k, v, spans = attention_case()
+    mask = np.asarray(spans.mask())[:, None]
     scores = np.einsum("bqhd,bkhd->bhqk", q, k) / np.sqrt(5)
     weights = np.where(mask, np.exp(scores), 0)
     expected = np.einsum("bhqk,bkhd->bqhd", weights / weights.sum(-1, keepdims=True), v)
@@ -473,10 +474,10 @@ def test_attention_equals_its_formula_on_both_ways():
 
 
 def test_attention_dropout_keeps_the_expectation():
-    q, k, v, mask = attention_case()
+    q, k, v, spans = attention_case()
     keys = jax.random.split(jax.random.key(1), 4000)
-    draws = jax.vmap(lambda key: encoder.attend(q, k, v, mask, 0.3, key))(keys)
-    error = np.asarray(draws.mean(0) - encoder.attend(q, k, v, mask, 0.3, None))
+    draws = jax.vmap(lambda key: encoder.attend(q, k, v, spans, 0.3, key))(keys)
+    error = np.asarray(draws.mean(0) - encoder.attend(q, k, v, spans, 0.3, None))
     # Six standard errors for each of 140 values.
     assert (np.abs(error) <= 6 * np.asarray(draws.std(0)) / np.sqrt(4000) + 1e-5).all()
 

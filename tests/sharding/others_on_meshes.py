@@ -24,6 +24,10 @@ from lora_jax.data.batches import evaluation_batches
 from lora_jax.data.packing import TokenisedExamples
 from lora_jax.decoding.beam import BeamSearch, beam_search
 from lora_jax.decoding.predictions import decode_all
+from lora_jax.models.attention import gpus, plain, splash
+from lora_jax.models.attention.attend import on_each_device
+from lora_jax.models.attention.scores import PLAIN
+from lora_jax.models.attention.spans import of_segments
 from lora_jax.sharding import axes
 from lora_jax.sharding.mesh import make_mesh, shares
 from lora_jax.sharding.placement import Placement, gather
@@ -132,12 +136,46 @@ def donate_and_save(folder: Path) -> dict[str, Any]:
     return result
 
 
+def attend(mesh: jax.sharding.Mesh) -> dict[str, Any]:
+    """Results and gradients of each form of attention, of 4 rows with 4 heads that share 2 of keys."""
+    random = np.random.default_rng(2)
+    direction, q, k, v = (
+        random.normal(size=(4, 256, heads, 8)).astype(np.float32) for heads in (4, 4, 2, 2)
+    )
+    numbers = np.sort(random.integers(0, 5, (4, 256)), axis=1).astype(np.int32)
+    forms = {
+        "xla": partial(plain.attend, rate=0.2, key=jax.random.key(0), scores=PLAIN),
+        "splash": per_device(partial(splash.attend, scores=PLAIN, interpret=True)),
+        "triton": per_device(partial(gpus.triton, scores=PLAIN, interpret=True)),
+    }
+    placement, found = Placement(mesh, {}), {}
+    for name, form in forms.items():
+
+        def step(q, k, v, direction, numbers, form=form):
+            spans = of_segments(numbers, causal=True)
+            mixed, backward = jax.vjp(lambda *of: form(*of, spans), q, k, v)
+            return mixed, backward(direction)
+
+        results = placement.jit(step, out_shardings=placement.replicated)(
+            q, k, v, direction, numbers
+        )
+        found[name] = [
+            np.asarray(x, np.float64).ravel()[::37].tolist() for x in jax.tree.leaves(results)
+        ]
+    return found
+
+
+def per_device(form: Any) -> Any:
+    return partial(on_each_device, form)
+
+
 def main() -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         return {
             "decode": [decode(make_mesh(ALL_AXES), folder), decode(one_device(), folder)],
             "evaluate": [evaluate(make_mesh(ALL_AXES)), evaluate(one_device())],
+            "attend": [attend(make_mesh(ALL_AXES)), attend(one_device())],
             "state": donate_and_save(folder / "checkpoints"),
         }
 

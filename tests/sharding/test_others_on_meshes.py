@@ -29,6 +29,15 @@ def test_beam_search_gives_the_tokens_of_one_device(others):
     np.testing.assert_allclose(mesh["scores"], one["scores"], rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("form", ["xla", "splash", "triton"])
+def test_attention_on_a_mesh_is_that_of_one_device(others, form):
+    """With dropout by XLA, where each row draws its own, whatever device it is on."""
+    mesh, one = (found[form] for found in others["attend"])
+    for a, b in zip(mesh, one, strict=True):
+        assert np.ptp(a) > 1
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-5)
+
+
 def test_evaluation_with_a_part_of_a_batch(others):
     mesh, one = others["evaluate"]
     assert np.isfinite(one["logits"]).all() and np.ptp(one["logits"], axis=0).min() > 1e-2

@@ -94,7 +94,7 @@ def attend(
     if chosen == "xla":
         return plain.attend(q, k, v, spans, scores, rate, key)
     computed = {"splash": splash.attend, "triton": gpus.triton, "cudnn": gpus.cudnn}[chosen]
-    return _on_each_device(functools.partial(computed, scores=scores), q, k, v, spans)
+    return on_each_device(functools.partial(computed, scores=scores), q, k, v, spans)
 
 
 def _chosen(kernel: Kernel, q: Array, spans: Spans, scores: Scores) -> Kernel:
@@ -130,7 +130,7 @@ def _at_hand() -> tuple[str, Kernel]:
     return platform, for_device(platform, capability)
 
 
-def _on_each_device(
+def on_each_device(
     attention: Callable[[Array, Array, Array, Spans], Array],
     q: Float[Array, "rows length heads size"],
     k: Float[Array, "rows length shared size"],

@@ -6,14 +6,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from lora_jax.data.packing import TOKENS_PER_SEGMENT
 from lora_jax.models.attention.scores import Scores
 from lora_jax.models.attention.spans import Spans
 
 _TRITON_BLOCK = 128
 _PACKED = "9.0"  # compute capability from which cuDNN takes packed rows
-# cuDNN keeps a number for every query and every segment that a row could have: rows of the packers
-# (`lora_jax.data.packing`) have no more than this share of their tokens.
-TOKENS_PER_SEGMENT = 4
 
 
 def triton_fits(length: int, spans: Spans, scores: Scores) -> bool:
@@ -60,7 +58,7 @@ def triton(
 
 def cudnn_fits(length: int, scores: Scores) -> bool:
     """Whether cuDNN has all that is asked for: no cap, an even length, room for two segments."""
-    return length % 2 == 0 and length >= 2 * TOKENS_PER_SEGMENT and scores.cap is None
+    return length % 2 == 0 and length >= TOKENS_PER_SEGMENT and scores.cap is None
 
 
 def cudnn(
@@ -72,8 +70,9 @@ def cudnn(
 ) -> Float[Array, "rows length heads size"]:
     """Scaled dot-product attention; the backward pass keeps q, k and v.
 
-    From Hopper on without a mask, each segment by itself. A row of more segments than a
-    `TOKENS_PER_SEGMENT`th of its tokens is then NaN. Earlier GPUs, and windows, take a mask.
+    From Hopper on without a mask, each segment by itself. A number is kept for every query and every segment
+    that a row could have, so a row of more segments than the packers put into one is NaN. Earlier GPUs,
+    and windows, take a mask.
 
     Args:
       q: queries.
@@ -126,12 +125,12 @@ def segments(
       first: for every token the first one of its segment.
 
     Returns:
-      Starts and lengths, with room for a `TOKENS_PER_SEGMENT`th of the tokens. The last start, one more
-      than there is room for, is -1 but in rows of more segments.
+      Starts and lengths, with room for what packers put into a row and its padding. The last start, one
+      more than there is room for, is -1 but in rows of more segments.
     """
     length = first.shape[1]
     columns = jnp.arange(length, dtype=jnp.int32)
     begins = jnp.sort(jnp.where(first == columns, columns, length), axis=1)
-    bounds = begins[:, : length // TOKENS_PER_SEGMENT + 1]
+    bounds = begins[:, : length // TOKENS_PER_SEGMENT + 2]
     starts = jnp.where(bounds < length, bounds, -1)
     return starts, jnp.where(starts[:, :-1] < 0, -1, jnp.diff(bounds, axis=1))

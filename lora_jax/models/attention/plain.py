@@ -16,7 +16,7 @@ from lora_jax.sharding.axes import ways
 
 # Scores, in float32, that a device holds at a time; the backward pass holds about four arrays like them.
 # More rows are computed one part after the other, each still large enough to fill a device.
-_SCORES_BYTES = 64 * 2**20
+_SCORES_BYTES = 32 * 2**20
 
 
 def attend(
