@@ -9,16 +9,18 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+Contenders = Mapping[str, Callable[[], object]]  # by name; a call returns when its work is done
+
 
 def interleaved(
-    contenders: Mapping[str, Callable[[], object]],
+    contenders: Contenders,
     rounds: int,
     enough: Callable[[], bool] = lambda: False,
 ) -> dict[str, list[float]]:
     """Times the contenders in turn, after one untimed call of each.
 
     Args:
-      contenders: calls by name; a call returns when its work is done.
+      contenders: calls by name.
       rounds: timed calls of each, at most.
       enough: asked after each round; ends the timing.
 
