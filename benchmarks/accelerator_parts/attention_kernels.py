@@ -16,7 +16,7 @@ from benchmarks.accelerator_parts.setting import Setting
 from benchmarks.accelerator_parts.workloads import DTYPE
 from lora_jax.models.attention import Kernel, attend
 
-_XLA = "xla"
+_XLA: Kernel = "xla"
 # bfloat16 has 8 significant bits: a rounding changes a value by at most 2^-9 of it. Outputs have seen two
 # (weights, outputs), gradients at most eight (these, their gradients, products of both, the results), so
 # the root mean square of an array's errors is below 2^-6 of its values unless something else is wrong.
@@ -40,6 +40,10 @@ def _with_gradients(kernel: Kernel) -> Callable[..., Any]:
         return {"outputs": mixed, **dict(zip(("q", "k", "v"), pull(towards), strict=True))}
 
     return run
+
+
+def _finished(program: Callable[..., Any], inputs: tuple[Array, ...]) -> None:
+    jax.block_until_ready(program(*inputs))
 
 
 def difference(found: Array, expected: Array) -> float:
@@ -83,7 +87,7 @@ def measure(setting: Setting) -> None:
                 "right": max(errors.values()) <= TOLERANCE,
                 "kernels": custom_calls(program),
             }
-            calls[kernel] = lambda program=program: jax.block_until_ready(program(*inputs))
+            calls[kernel] = functools.partial(_finished, program, inputs)
         except Exception as error:  # a kernel that a device lacks; the others are measured
             found[kernel] = {"right": False, "error": f"{type(error).__name__}: {error}"[:2000]}
         setting.report(of_kernels=found)

@@ -39,7 +39,7 @@ def main(_: list[str]) -> None:
     try:
         setting.report(device=device.description())
         device.check(setting)
-        module, _, name = _TARGET.value.partition(":")
+        module, name = _TARGET.value.split(":")
         arguments = [_ARGUMENT.value] if _ARGUMENT.value else []
         getattr(importlib.import_module(module), name)(setting, *arguments)
     except Exception as error:

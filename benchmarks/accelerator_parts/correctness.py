@@ -24,7 +24,7 @@ from lora_jax.sharding.placement import Placement
 from lora_jax.training import step
 
 _LAYERS = 4
-_WIDE = {"hidden_size": 512, "intermediate_size": 1024, "num_attention_heads": 8}
+_WIDE: dict[str, Any] = {"hidden_size": 512, "intermediate_size": 1024, "num_attention_heads": 8}
 
 
 def _workload(setting: Setting) -> Workload:

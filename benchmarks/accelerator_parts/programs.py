@@ -87,7 +87,8 @@ class Program:
         """
         trainable = random_leaves.leaves(self.made.arguments[0], seed=1)
         state = jax.jit(self.made.initial)(trainable)
-        self.moving, self.metrics = (trainable, state), {}
+        self.moving = (trainable, state)
+        self.metrics: dict[str, Any] = {}
         placed = iter(jax.device_put(others))
         self.fixed = [
             frozen if isinstance(argument, dict) else next(placed)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import gc
 import time
 from pathlib import Path
 from typing import Any
@@ -73,8 +72,3 @@ def measured_peak() -> int | None:
 def out_of_memory(error: BaseException) -> bool:
     """Whether a compiler or a device says so."""
     return "RESOURCE_EXHAUSTED" in str(error) or "out of memory" in str(error).lower()
-
-
-def release() -> None:
-    """Frees arrays that only errors still hold."""
-    gc.collect()

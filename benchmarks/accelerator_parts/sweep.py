@@ -55,4 +55,4 @@ def measure(setting: Setting, name: str) -> None:
             **several.outcome(),
         )
 
-    train_steps.first_that_fits(setting, of.tries, at)
+    train_steps.first_that_runs(setting, of.tries, at)

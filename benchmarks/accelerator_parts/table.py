@@ -89,8 +89,11 @@ def _remarks(part: Mapping[str, Any]) -> Iterator[str]:
             f"a pool of {count} has {_ratio(part['of_merged'])} of the speed of one merged model, and "
             f"{_ratio(part['of_eight_in_turn'])} of that of {count} merged ones in turn"
         )
-    for refused in part.get("did_not_fit", []):
-        yield f"{refused['rows']} rows, remat {refused['remat']}: {_first_line(refused['why'])}"
+    for refused in part.get("refused", []):
+        shape = (
+            f"{refused['rows']} rows, remat {refused['remat']}, attention {refused['attention']}"
+        )
+        yield f"{shape}: {_first_line(refused['why'])}"
     if part.get("anchor") and "tokens_per_second" in part:
         yield f"others: {part['anchor']}"
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import statistics
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -15,22 +17,19 @@ from benchmarks.accelerator_parts.setting import (
     measured_peak,
     memory_limit,
     out_of_memory,
-    release,
 )
 from benchmarks.accelerator_parts.workloads import DTYPE, Try, Workload, key, workload
 from lora_jax.costs import chips, flops
 
 
-def made(of: Workload, one: Try, **settings: Any) -> abstract_steps.Step:
-    """The step in shapes; settings are the model's."""
-    model = of.model(one, **settings)
-    return abstract_steps.make(model, of.method, of.loss(), of.batch(one), DTYPE)
+def made(of: Workload, one: Try) -> abstract_steps.Step:
+    """The step in shapes."""
+    return abstract_steps.make(of.model(one), of.method, of.loss(), of.batch(one), DTYPE)
 
 
 def model_flops(of: Workload, one: Try) -> int:
     """FLOPs of the products that a step needs, counted without kernels, which hide theirs."""
-    settings = {"attention": "xla"} if hasattr(of.config, "attention") else {}
-    step = made(of, one, **settings)
+    step = made(of, one._replace(attention="xla"))
     trainable, _, *rest = step.arguments
     return flops.training(step.objective, trainable, *rest)
 
@@ -49,26 +48,39 @@ def figures(step_seconds: float, tokens: int, step_flops: int) -> dict[str, Any]
     }
 
 
-def first_that_fits(setting: Setting, tries: tuple[Try, ...], measure: Any) -> None:
-    """Measures the first try that fits, and reports what became of those before.
+def first_that_runs(
+    setting: Setting, tries: tuple[Try, ...], measure: Callable[[Try], None]
+) -> None:
+    """Measures the first try that fits the memory and runs, and reports what became of those before.
+
+    After an error that is not one of memory the tries with the same attention are left out: on the day, a
+    kernel that does not run should not cost the figure.
 
     Args:
       setting: of the part.
       tries: in order.
       measure: function of one of them, which raises `DoesNotFit` or an error of memory where it does not.
+
+    Raises:
+      Exception: the last error that is not one of memory, if nothing runs.
     """
     refused: list[dict[str, Any]] = []
+    broken: dict[str, Exception] = {}
     for one in tries:
-        setting.report(rows=one.rows, remat=one.remat)
+        if one.attention in broken:
+            continue
+        setting.report(**one._asdict())
         try:
             measure(one)
             return
-        except (DoesNotFit, jax.errors.JaxRuntimeError) as error:
+        except Exception as error:
             if not (isinstance(error, DoesNotFit) or out_of_memory(error)):
-                raise
-            refused.append({**one._asdict(), "why": str(error)[:500]})
-        setting.report(did_not_fit=refused)
-        release()
+                broken[one.attention] = error.with_traceback(None)
+            refused.append({**one._asdict(), "why": f"{type(error).__name__}: {error}"[:1000]})
+        setting.report(refused=refused)
+        gc.collect()  # arrays that only the error held
+    for error in broken.values():
+        raise error
     setting.report(fits=False)
 
 
@@ -102,4 +114,4 @@ def measure(setting: Setting, name: str) -> None:
             **program.outcome(),
         )
 
-    first_that_fits(setting, of.tries, at)
+    first_that_runs(setting, of.tries, at)

@@ -14,25 +14,33 @@ from lora_jax.data.batch import Batch
 from lora_jax.method import Method
 from lora_jax.models import encoder, gpt2
 from lora_jax.models.architectures import ARCHITECTURES, AnyConfig
+from lora_jax.models.attention import Kernel
 from lora_jax.models.llama_sizes import SIZES as LLAMAS
 from lora_jax.models.parts import FLOAT
+from lora_jax.models.stack import Remat
 from lora_jax.quantisation.quantise import quantise
 from lora_jax.training import step
 
 DTYPE = "bfloat16"
 # Of models that can choose: on GPUs cuDNN's, elsewhere XLA's.
-ATTENTION = "cudnn"
+ATTENTION: Kernel = "cudnn"
 _HEAD = "head/.*"
 _QV = {".*/attention/qkv": {"rank": 4, "parts": ("q", "v"), "fused": ("q", "k", "v")}}
-_TINY = {"vocab_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2}
-TINY_LLAMA = {**_TINY, "hidden_size": 64, "intermediate_size": 128, "num_key_value_heads": 1}
+_TINY: dict[str, Any] = {"vocab_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2}
+TINY_LLAMA: dict[str, Any] = {
+    **_TINY,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_key_value_heads": 1,
+}
 
 
 class Try(NamedTuple):
-    """Rows of a batch, and what the backward pass recomputes."""
+    """Rows of a batch, what the backward pass recomputes, and who computes attention where one can choose."""
 
     rows: int
-    remat: str = "none"
+    remat: Remat = "none"
+    attention: Kernel = ATTENTION
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -43,7 +51,7 @@ class Workload:
       config: of the model.
       method: to train it.
       length: tokens of a row.
-      tries: the first of these that fits the device's memory is measured.
+      tries: the first of these that fits the device's memory, and runs, is measured.
       base_format: of the frozen matrices.
       anchor: what others have published of such a step.
     """
@@ -62,8 +70,10 @@ class Workload:
 
     def model(self, of: Try, **settings: Any) -> nnx.Module:
         """The model in shapes, in the type of computation and with other settings if given."""
-        fields = {"compute_dtype": DTYPE, "remat": of.remat, **settings}
-        config = dataclasses.replace(self.config, **fields)
+        fields: dict[str, Any] = {"compute_dtype": DTYPE, "remat": of.remat}
+        if hasattr(self.config, "attention"):
+            fields["attention"] = of.attention
+        config: Any = dataclasses.replace(self.config, **fields | settings)
         made = nnx.eval_shape(
             lambda: ARCHITECTURES[config.architecture].make(config, 2, nnx.Rngs(0))
         )
@@ -103,7 +113,7 @@ _SETS: dict[str, Workload] = {
     ),
     "llama-3-8b lora": Workload(
         config=LLAMAS["llama-3-8b"], length=4096,
-        tries=(Try(2), Try(1), Try(2, "full"), Try(1, "full")),
+        tries=(Try(2), Try(1), Try(2, "full"), Try(1, "full"), Try(1, "full", "xla")),
         method=lora_jax.lora("all-linear", rank=16, alpha=32),
         anchor=(
             "12,473 tokens/s on one H100, 40.6% MFU with 32.2 GFLOP a token: NVIDIA NeMo AutoModel, its "
@@ -112,11 +122,11 @@ _SETS: dict[str, Workload] = {
         ),
     ),
     "llama-3-8b full": Workload(
-        config=LLAMAS["llama-3-8b"], length=4096, tries=(Try(1), Try(1, "full")),
+        config=LLAMAS["llama-3-8b"], length=4096, tries=(Try(1), Try(1, "full"), Try(1, "full", "xla")),
         method=lora_jax.full(),
     ),
     "llama-2-7b qlora": Workload(
-        config=LLAMAS["llama-2-7b"], length=2048, tries=(Try(1), Try(1, "full")),
+        config=LLAMAS["llama-2-7b"], length=2048, tries=(Try(1), Try(1, "full"), Try(1, "full", "xla")),
         method=lora_jax.lora("all-linear", rank=64, alpha=16), base_format="nf4",
         anchor=(
             "2,413 tokens/s and 7.4 GiB on one RTX 4090 (torchtune's README: Llama-3.1-8B, QLoRA, 2 x "
@@ -138,19 +148,13 @@ def workload(name: str, small: bool) -> Workload:
     """The workload of a name; small ones have the same method on a tiny model of the same kind."""
     of = _SETS[name]
     if not small:
-        return _with_attention(of, of.config)
+        return of
     if isinstance(of.config, gpt2.GPT2Config):
         sizes: dict[str, Any] = {"n_embd": 32, "n_layer": 2, "n_head": 2, "vocab_size": 128}
     elif of.classifies:
         sizes = {**_TINY, "hidden_size": 32, "intermediate_size": 64}
     else:
         sizes = TINY_LLAMA
-    tries = tuple(Try(2, one.remat) for one in of.tries)
-    tiny = dataclasses.replace(of, length=16, tries=tries)
-    return _with_attention(tiny, dataclasses.replace(of.config, **sizes))
-
-
-def _with_attention(of: Workload, config: AnyConfig) -> Workload:
-    if hasattr(config, "attention"):
-        config = dataclasses.replace(config, compute_dtype=DTYPE, attention=ATTENTION)
-    return dataclasses.replace(of, config=config)
+    tries = tuple(one._replace(rows=2) for one in of.tries)
+    config: Any = dataclasses.replace(of.config, **sizes)
+    return dataclasses.replace(of, config=config, length=16, tries=tries)
