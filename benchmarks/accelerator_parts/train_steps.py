@@ -79,8 +79,8 @@ def first_that_runs(
             refused.append({**one._asdict(), "why": f"{type(error).__name__}: {error}"[:1000]})
         setting.report(refused=refused)
         gc.collect()  # arrays that only the error held
-    for error in broken.values():
-        raise error
+    if broken:
+        raise next(reversed(broken.values()))
     setting.report(fits=False)
 
 
