@@ -102,15 +102,30 @@ def of_pool(
     return lambda: program(*pool.ready(names), *arguments).block_until_ready()
 
 
-def merged_in_turn(inputs: Inputs, base: Any, adapters: dict[str, Adapter], used: int) -> Call:
-    """For each adapter its merged model and its share of the inputs, one after the other."""
-    parts = []
-    program = None
-    for number in range(used):
+def merged_in_turn(
+    inputs: Inputs, base: Any, adapters: dict[str, Adapter], used: int, models: int | None = None
+) -> Call:
+    """For each adapter its merged model and its share of the inputs, one after the other.
+
+    Args:
+      inputs: of all.
+      base: the model.
+      adapters: named t0, t1 and so on.
+      used: number of those that have a share.
+      models: number of merged models that are held; the shares of others run through these, which takes the
+        same time and less memory. None: all.
+    """
+    params: list[Any] = []
+    program: Callable[..., Any] | None = None
+    for number in range(models or used):
         model = lora_jax.merge(lora_jax.attach(base, adapters[f"t{number}"]))
-        own, params = frozen_program(inputs, model)
+        own, of_model = frozen_program(inputs, model)
         program = program or own
-        parts.append((params, inputs.arguments(np.arange(number, len(inputs.ids), used))))
+        params.append(of_model)
     assert program is not None
     run = program
-    return lambda: [run(params, *arguments) for params, arguments in parts][-1].block_until_ready()
+    shares = [
+        (params[number % len(params)], inputs.arguments(np.arange(number, len(inputs.ids), used)))
+        for number in range(used)
+    ]
+    return lambda: [run(own, *arguments) for own, arguments in shares][-1].block_until_ready()
