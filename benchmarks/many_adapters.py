@@ -12,27 +12,18 @@ in turn, and peft's mixed batch (`adapter_names`), padded to the longest as its 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable
 from typing import Any
 
 import jax
-import numpy as np
 from absl import app, flags
 from flax import nnx
 
-import lora_jax
-from benchmarks import timing
+from benchmarks import pool_calls, timing
 from benchmarks.mixed_peft import mixed_peft
-from experiments.latency.models import random_adapter
-from lora_jax import partition
-from lora_jax.adapter_files import Adapter
-from lora_jax.adapters import base_parameters, fingerprint
-from lora_jax.data.packing import lay_out
-from lora_jax.decoding.sampling import Sampling, sample
+from benchmarks.pool_calls import Call
 from lora_jax.models.encoder import Classifier, EncoderConfig
 from lora_jax.models.llama import Llama
 from lora_jax.models.llama_config import LlamaConfig
-from lora_jax.pool import AdapterPool, packed_slots, route
 
 _MODEL = flags.DEFINE_enum("model", "minilm", ["minilm", "smollm2"], "Shape of the model.")
 _ADAPTERS = flags.DEFINE_list("adapters", ["1", "8", "64"], "Adapters in a batch.")
@@ -40,9 +31,7 @@ _ROUNDS = flags.DEFINE_integer("rounds", 5, "Timed rounds.")
 _TOKENS = flags.DEFINE_integer("tokens", 16, "Tokens of every continuation.")
 _PEFT = flags.DEFINE_bool("peft", True, "Beside peft.")
 _OUTPUT = flags.DEFINE_string("output", "", "JSON file for the record.")
-_BATCH, _RANK = 64, 8
-_TARGETS = ".*/attention/(query|value)"
-Call = Callable[[], object]
+_BATCH = 64
 
 
 def base_model() -> Any:
@@ -61,95 +50,25 @@ def base_model() -> Any:
     return Llama(decoder, nnx.Rngs(0))
 
 
-def random_adapters(base: Any, count: int) -> dict[str, Adapter]:
-    """Adapters with random values."""
-    head = "head/.*" if _MODEL.value == "minilm" else None
-    method = lora_jax.lora(_TARGETS, rank=_RANK, alpha=16, head=head)
-    of_base = fingerprint(base_parameters(base, head))
-    return {f"t{seed}": random_adapter(base, method, seed, of_base) for seed in range(count)}
-
-
-class Inputs:
-    """The inputs of a batch, and programs for all of them or some."""
-
-    def __init__(self) -> None:
-        rng = np.random.default_rng(0)
-        self.ids = [rng.integers(5, 30000, n).astype(np.int32) for n in rng.integers(8, 60, _BATCH)]
-
-    def arguments(self, indices: np.ndarray) -> tuple[Any, ...]:
-        """Of these inputs: packed rows and places, or padded prompts and lengths."""
-        ids = [self.ids[i] for i in indices]
-        if _MODEL.value == "minilm":
-            count = -(-sum(map(len, ids)) * 11 // 10 // 128)
-            packed, places = lay_out(ids, (max(count, 1), 128))
-            return packed, *np.array(places, np.int32).T
-        rows = np.zeros((len(ids), 64), np.int32)
-        for row, tokens in zip(rows, ids, strict=True):
-            row[: len(tokens)] = tokens
-        return rows, np.array(list(map(len, ids)), np.int32)
-
-    def run(self, model: Any, *arguments: Any) -> Any:
-        """The logits, or the tokens."""
-        if _MODEL.value == "minilm":
-            return model(*arguments)
-        settings = Sampling((), max_tokens=_TOKENS.value)
-        return sample(model, *arguments, settings, jax.random.key(0)).tokens
-
-
-def frozen_program(inputs: Inputs, model: Any) -> tuple[Callable[..., Any], Any]:
-    """A program of parameters and arguments, and the parameters."""
-    structure, params = partition.all_frozen(model)
-    return jax.jit(lambda p, *a: inputs.run(partition.join(structure, {}, p), *a)), params
-
-
-def of_pool(inputs: Inputs, base: Any, adapters: dict[str, Adapter], used: int, slots: int) -> Call:
-    """All inputs in one batch, with `used` of the adapters, out of a pool of `slots`."""
-    pool = AdapterPool(base, [adapters["t0"].method], capacity=slots)
-    for name in list(adapters)[:used]:
-        pool.add(name, adapters[name])
-    names = [f"t{i % used}" for i in range(_BATCH)]
-    arguments = inputs.arguments(np.arange(_BATCH))
-    if _MODEL.value == "smollm2":
-        answer = pool.compiled(inputs.run, looped=True)
-        return lambda: answer(names, *arguments).block_until_ready()
-
-    def run(slots: Any, frozen: Any, numbers: Any, packed: Any, rows: Any, columns: Any) -> Any:
-        model = pool.model(slots, frozen)
-        route(model, packed_slots(packed.segments, rows, columns, numbers), numbers)
-        return model(packed, rows, columns)
-
-    program = jax.jit(run)
-    return lambda: program(*pool.ready(names), *arguments).block_until_ready()
-
-
-def merged_in_turn(inputs: Inputs, base: Any, adapters: dict[str, Adapter], used: int) -> Call:
-    """For each adapter its merged model and its share of the inputs, one after the other."""
-    parts = []
-    program = None
-    for number in range(used):
-        model = lora_jax.merge(lora_jax.attach(base, adapters[f"t{number}"]))
-        own, params = frozen_program(inputs, model)
-        program = program or own
-        parts.append((params, inputs.arguments(np.arange(number, _BATCH, used))))
-    assert program is not None
-    run = program
-    return lambda: [run(params, *arguments) for params, arguments in parts][-1].block_until_ready()
-
-
 def main(_: list[str]) -> None:
     """Measures all contenders in turn and prints the table."""
     counts = [int(count) for count in _ADAPTERS.value]
-    base, inputs = base_model(), Inputs()
-    adapters = random_adapters(base, max(counts))
-    calls: dict[str, Call] = {"merged, one task": merged_in_turn(inputs, base, adapters, 1)}
+    base, decodes = base_model(), _MODEL.value == "smollm2"
+    inputs = pool_calls.Inputs(_BATCH, 30000, _TOKENS.value if decodes else None)
+    adapters = pool_calls.random_adapters(base, max(counts), None if decodes else "head/.*")
+    calls: dict[str, Call] = {
+        "merged, one task": pool_calls.merged_in_turn(inputs, base, adapters, 1)
+    }
     for count in counts:
-        calls[f"pool, {count}"] = of_pool(inputs, base, adapters, count, count)
+        calls[f"pool, {count}"] = pool_calls.of_pool(inputs, base, adapters, count, count)
     if len(counts) > 1:
-        calls[f"pool of {max(counts)}, {min(counts)} used"] = of_pool(
+        calls[f"pool of {max(counts)}, {min(counts)} used"] = pool_calls.of_pool(
             inputs, base, adapters, min(counts), max(counts)
         )
     for count in counts[1:]:
-        calls[f"merged, {count} batches in turn"] = merged_in_turn(inputs, base, adapters, count)
+        calls[f"merged, {count} batches in turn"] = pool_calls.merged_in_turn(
+            inputs, base, adapters, count
+        )
     if _PEFT.value:
         for count in counts:
             calls[f"peft, {count}"] = mixed_peft(_MODEL.value, inputs.ids, count, _TOKENS.value)

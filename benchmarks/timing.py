@@ -9,15 +9,20 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+Contenders = Mapping[str, Callable[[], object]]  # by name; a call returns when its work is done
+
 
 def interleaved(
-    contenders: Mapping[str, Callable[[], object]], rounds: int
+    contenders: Contenders,
+    rounds: int,
+    enough: Callable[[], bool] = lambda: False,
 ) -> dict[str, list[float]]:
     """Times the contenders in turn, after one untimed call of each.
 
     Args:
-      contenders: calls by name; a call returns when its work is done.
-      rounds: timed calls of each.
+      contenders: calls by name.
+      rounds: timed calls of each, at most.
+      enough: asked after each round; ends the timing.
 
     Returns:
       Seconds of every round by name.
@@ -30,6 +35,8 @@ def interleaved(
             begin = time.perf_counter()
             call()
             seconds[name].append(time.perf_counter() - begin)
+        if enough():
+            break
     return seconds
 
 

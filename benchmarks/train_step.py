@@ -15,15 +15,14 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import numpy as np
 import torch
 from absl import app, flags
 from flax import nnx
 
 import lora_jax as lj
-from benchmarks import peft_reference, timing
+from benchmarks import peft_reference, random_batches, timing
 from lora_jax import partition
-from lora_jax.data.batch import Batch, Inputs
+from lora_jax.data.batch import Batch
 from lora_jax.method import Method
 from lora_jax.models.encoder import Classifier, EncoderConfig
 from lora_jax.summary import readable_bytes
@@ -47,18 +46,6 @@ METHODS = {
     "lora": lj.lora(r".*/attention/(query|value)", rank=8, alpha=16, head="head/.*"),
     "full": lj.full(head="head/.*"),
 }
-
-
-def padded_batch(rows: int, length: int, seed: int = 0) -> Batch:
-    """A batch of random tokens: one example per row, no padding."""
-    random = np.random.default_rng(seed)
-    tokens = random.integers(3, SIZES["vocab_size"], (rows, length)).astype(np.int32)
-    segments = np.ones_like(tokens)
-    positions = np.broadcast_to(np.arange(length, dtype=np.int32), tokens.shape)
-    labels = random.integers(0, 2, rows).astype(np.int32)
-    row = np.arange(rows, dtype=np.int32)
-    inputs = Inputs(tokens, segments, positions, 0 * segments)
-    return Batch(inputs, row, 0 * row, labels, np.ones(rows, np.float32))
 
 
 def our_step(
@@ -112,8 +99,8 @@ def peft_step(batch: Batch) -> Callable[[], None]:
     config = transformers.RobertaConfig(**SIZES, num_labels=2)
     model: Any = transformers.RobertaForSequenceClassification(config)
     model, update = peft_reference.adapt(model, 1e-4, 0.1)
-    ids = torch.tensor(np.asarray(batch.inputs.tokens), dtype=torch.long)
-    labels = torch.tensor(np.asarray(batch.labels), dtype=torch.long)
+    ids = torch.tensor(batch.inputs.tokens, dtype=torch.long)
+    labels = torch.tensor(batch.labels, dtype=torch.long)
     mask = torch.ones_like(ids)
 
     def call() -> None:
@@ -126,7 +113,7 @@ def peft_step(batch: Batch) -> Callable[[], None]:
 
 def main(_: list[str]) -> None:
     """Runs all contenders interleaved and prints the table."""
-    batch = padded_batch(_BATCH.value, _LENGTH.value)
+    batch = random_batches.classification(_BATCH.value, _LENGTH.value, SIZES["vocab_size"])
     depth = SIZES["num_hidden_layers"]
     calls, work = {}, {}
     for name, method in METHODS.items():

@@ -10,8 +10,9 @@ import jax
 from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
-from experiments.latency.models import base_model, in_type, random_adapter
+from experiments.latency.models import base_model, in_type
 from experiments.latency.programs import Program, Tokens, forward
+from experiments.latency.random_adapters import random_adapter
 from lora_jax import methods
 from lora_jax.adapter_files import Adapter
 from lora_jax.adapters import attach

@@ -8,7 +8,7 @@ import re
 import tempfile
 import time
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 from jaxtyping import PyTree
@@ -88,7 +88,7 @@ def needs(function: Jitted, arguments: tuple[PyTree, ...], chip: Chip | None) ->
         try:
             compiled = lowered.compile(compiler_options=options)
         except jax.errors.JaxRuntimeError as error:
-            peak = _asked_for(str(error))
+            peak = asked_for(str(error))
             if peak is None:
                 raise
             return Needs(
@@ -102,19 +102,32 @@ def needs(function: Jitted, arguments: tuple[PyTree, ...], chip: Chip | None) ->
         compile_seconds = time.perf_counter() - begin
         texts = sorted(Path(folder).glob("*after_optimizations.txt"))
         text = texts[-1].read_text() if texts else compiled.as_text()
-    memory = compiled.memory_analysis()
-    assert memory is not None and text is not None  # every compiler that JAX has knows both
-    extra = memory.output_size_in_bytes - memory.alias_size_in_bytes
-    temporaries = memory.temp_size_in_bytes + extra
-    peak = memory.argument_size_in_bytes + temporaries
+    assert text is not None  # every compiler that JAX has knows it
+    memory = of_compiled(compiled)
+    peak = memory.arguments + memory.temporaries
     return Needs(
-        arguments=memory.argument_size_in_bytes,
-        temporaries=temporaries,
+        arguments=memory.arguments,
+        temporaries=memory.temporaries,
         peak=peak,
         fits=chip is None or peak <= chip.memory_bytes,
         traffic=collectives.traffic(text),
         compile_seconds=compile_seconds,
     )
+
+
+class Memory(NamedTuple):
+    """Bytes of a compiled program on one device: its arguments, and all else that it holds at its peak."""
+
+    arguments: int
+    temporaries: int
+
+
+def of_compiled(compiled: jax.stages.Compiled) -> Memory:
+    """What a compiled program needs; outputs reuse donated arguments."""
+    memory = compiled.memory_analysis()
+    assert memory is not None  # every compiler that JAX has knows it
+    extra = memory.output_size_in_bytes - memory.alias_size_in_bytes
+    return Memory(memory.argument_size_in_bytes, memory.temp_size_in_bytes + extra)
 
 
 def _platform(arguments: PyTree) -> str:
@@ -129,7 +142,7 @@ _OUT_OF_MEMORY = (  # both figures include the arguments
 )
 
 
-def _asked_for(message: str) -> int | None:
+def asked_for(message: str) -> int | None:
     """Bytes that a program asked for, from the compiler's out-of-memory message; None for others."""
     for pattern in _OUT_OF_MEMORY:
         if match := pattern.search(message):

@@ -82,5 +82,5 @@ def test_other_failures_of_the_compiler_are_not_taken_for_memory():
     message = (
         "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 22.40G of 15.75G hbm."
     )
-    assert compiled._asked_for(message) == int(22.4 * GIB)
-    assert compiled._asked_for("INTERNAL: something else") is None
+    assert compiled.asked_for(message) == int(22.4 * GIB)
+    assert compiled.asked_for("INTERNAL: something else") is None

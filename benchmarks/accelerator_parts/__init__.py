@@ -1,0 +1,1 @@
+"""What `benchmarks.accelerator` measures: parts, each in a process of its own, and how they are run."""
