@@ -41,12 +41,7 @@ type_checking.install("lora_jax")
 
 # In the environment pytest notes the running test, and PyTorch, Ray and JAX's kernels for GPUs what they
 # find on first use.
-_OF_OTHERS = (
-    "PYTEST_CURRENT_TEST",
-    "TORCHINDUCTOR_CACHE_DIR",
-    "RAY_CLIENT_MODE",
-    "MOSAIC_GPU_CUDA_ROOT",
-)
+_OF_OTHERS = ("PYTEST_CURRENT_TEST", "TORCHINDUCTOR_CACHE_DIR", "RAY_CLIENT_MODE", "MOSAIC_GPU_")
 
 
 def _shared_state() -> dict[str, object]:
@@ -56,7 +51,8 @@ def _shared_state() -> dict[str, object]:
         "log": (log.level, log.propagate, log.disabled),
         "working directory": os.getcwd(),
     }
-    environment = {f"environment: {k}": v for k, v in os.environ.items() if k not in _OF_OTHERS}
+    ours = {k: v for k, v in os.environ.items() if not k.startswith(_OF_OTHERS)}
+    environment = {f"environment: {k}": v for k, v in ours.items()}
     return {**state, **jax.config.values, **environment}
 
 

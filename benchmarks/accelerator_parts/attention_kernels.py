@@ -1,11 +1,11 @@
-"""Every kernel of attention against XLA's in float32: outputs, gradients, seconds."""
+"""Every kernel of attention that the device has against XLA's in float32: outputs, gradients, seconds."""
 
 from __future__ import annotations
 
 import functools
 import statistics
 from collections.abc import Callable
-from typing import Any, get_args
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,8 @@ from jaxtyping import Array
 from benchmarks.accelerator_parts.programs import custom_calls
 from benchmarks.accelerator_parts.setting import Setting
 from benchmarks.accelerator_parts.workloads import DTYPE
-from lora_jax.models.attention import Kernel, attend
+from lora_jax.models.attention.attend import KERNELS, PLATFORMS, Kernel, attend
+from lora_jax.models.attention.spans import of_segments
 
 _XLA: Kernel = "xla"
 # bfloat16 has 8 significant bits: a rounding changes a value by at most 2^-9 of it. Outputs have seen two
@@ -25,10 +26,7 @@ TOLERANCE = 2.0**-6
 
 def attention(q: Array, k: Array, v: Array, segments: Array, kernel: Kernel) -> Array:
     """Causal attention within segments by a kernel: the one place that knows how it is called."""
-    length = q.shape[1]
-    causal = jnp.tril(jnp.ones((length, length), bool))
-    mask = causal & (segments[:, None, :, None] == segments[:, None, None, :])
-    return attend(q, k, v, mask, 0.0, None, kernel=kernel)
+    return attend(q, k, v, of_segments(segments, causal=True), kernel=kernel)
 
 
 def _with_gradients(kernel: Kernel) -> Callable[..., Any]:
@@ -77,7 +75,8 @@ def measure(setting: Setting) -> None:
     found: dict[str, Any] = {}
     calls: dict[str, Callable[[], object]] = {}
     setting.report(shape=inputs[0].shape, shared_heads=inputs[1].shape[2], tolerance=TOLERANCE)
-    for kernel in get_args(Kernel):
+    platform = jax.default_backend()
+    for kernel in (name for name in KERNELS if PLATFORMS.get(name, platform) == platform):
         try:
             program = jax.jit(_with_gradients(kernel)).lower(*inputs).compile()
             result = program(*inputs)

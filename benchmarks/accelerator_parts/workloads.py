@@ -14,7 +14,7 @@ from lora_jax.data.batch import Batch
 from lora_jax.method import Method
 from lora_jax.models import encoder, gpt2
 from lora_jax.models.architectures import ARCHITECTURES, AnyConfig
-from lora_jax.models.attention import Kernel
+from lora_jax.models.attention.attend import Kernel
 from lora_jax.models.llama_sizes import SIZES as LLAMAS
 from lora_jax.models.parts import FLOAT
 from lora_jax.models.stack import Remat
@@ -22,8 +22,6 @@ from lora_jax.quantisation.quantise import quantise
 from lora_jax.training import step
 
 DTYPE = "bfloat16"
-# Of models that can choose: on GPUs cuDNN's, elsewhere XLA's.
-ATTENTION: Kernel = "cudnn"
 _HEAD = "head/.*"
 _QV = {".*/attention/qkv": {"rank": 4, "parts": ("q", "v"), "fused": ("q", "k", "v")}}
 _TINY: dict[str, Any] = {"vocab_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -36,11 +34,11 @@ TINY_LLAMA: dict[str, Any] = {
 
 
 class Try(NamedTuple):
-    """Rows of a batch, what the backward pass recomputes, and who computes attention where one can choose."""
+    """Rows of a batch, what the backward pass recomputes, and by whom attention is computed."""
 
     rows: int
     remat: Remat = "none"
-    attention: Kernel = ATTENTION
+    attention: Kernel = "auto"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -70,9 +68,11 @@ class Workload:
 
     def model(self, of: Try, **settings: Any) -> nnx.Module:
         """The model in shapes, in the type of computation and with other settings if given."""
-        fields: dict[str, Any] = {"compute_dtype": DTYPE, "remat": of.remat}
-        if hasattr(self.config, "attention"):
-            fields["attention"] = of.attention
+        fields: dict[str, Any] = {
+            "compute_dtype": DTYPE,
+            "remat": of.remat,
+            "attention": of.attention,
+        }
         config: Any = dataclasses.replace(self.config, **fields | settings)
         made = nnx.eval_shape(
             lambda: ARCHITECTURES[config.architecture].make(config, 2, nnx.Rngs(0))

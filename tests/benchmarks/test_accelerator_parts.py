@@ -17,7 +17,8 @@ from benchmarks.accelerator_parts.programs import DoesNotFit, Program
 from benchmarks.accelerator_parts.setting import Setting
 from benchmarks.accelerator_parts.workloads import Try, workload
 from lora_jax.costs import chips
-from lora_jax.models.attention import attend
+from lora_jax.models.attention.attend import attend
+from lora_jax.models.attention.spans import of_segments
 
 ROOT = Path(__file__).parents[2]
 
@@ -58,7 +59,7 @@ def test_the_first_try_that_runs_is_measured(tmp_path):
             raise DoesNotFit(100, 10, "it takes")
         if one.rows > 1:
             raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying")
-        if one.attention == "cudnn":
+        if one.attention == "auto":
             raise ValueError("no such kernel")
         of.report(fits=True)
 
@@ -120,21 +121,22 @@ def test_batches_predict_the_next_tokens():
 def test_a_wrong_kernel_fails(tmp_path, monkeypatch):
     """One that looks at later tokens; XLA's own in bfloat16 is right, and so the rest is recorded."""
 
-    def wrong(q, k, v, mask, *arguments, kernel):
-        return attend(q, k, v, mask if kernel == "xla" else mask | True, *arguments, kernel=kernel)
+    def wrong(q, k, v, spans, kernel):
+        every = of_segments(jnp.zeros(spans.first.shape, jnp.int32), causal=False)
+        return attend(q, k, v, spans if kernel == "xla" else every, kernel=kernel)
 
     of = setting(tmp_path)
     attention_kernels.measure(of)
     assert {k: v["right"] for k, v in of.found["of_kernels"].items()} == {
+        "auto": True,
         "xla": True,
-        "cudnn": True,
     }
     monkeypatch.setattr(attention_kernels, "attend", wrong)
-    with pytest.raises(AssertionError, match="cudnn"):
+    with pytest.raises(AssertionError, match="auto"):
         attention_kernels.measure(of)
     assert {k: v["right"] for k, v in of.found["of_kernels"].items()} == {
+        "auto": False,
         "xla": True,
-        "cudnn": False,
     }
     assert of.found["of_kernels"]["xla"]["seconds"] > 0
 
