@@ -28,7 +28,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import transformers
-from absl import app, flags
+from absl import flags
 
 from benchmarks import timing
 from lora_jax.data import batches, completions, data_to_text, glue, glue_tasks, tokenizers
@@ -183,8 +183,10 @@ def main(_: list[str]) -> None:
             cells = [percent([idle for idle, _ in shares[name]]) for name in names]
             cells.append(percent([waits for _, waits in shares["ahead"]]))
             rows.append(f"  | {task} | {milliseconds} ms | {' | '.join(cells)} |")
-    timing.report("share of the time in which the device waits", rows, record, _OUTPUT.value)
+    timing.report(
+        "share of the time in which the device waits", rows, {"shares": record}, _OUTPUT.value
+    )
 
 
 if __name__ == "__main__":
-    app.run(main)
+    timing.run(main)

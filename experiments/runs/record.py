@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 
+from experiments.runs import process
 from lora_jax import reading
 from lora_jax.costs import chips
 from lora_jax.errors import DivergedError
@@ -77,6 +78,7 @@ def training_record(runs: Sequence[Record], headline: str) -> dict[str, Any]:
         "flops_per_second_and_device": timed / stepping / devices if timed and stepping else None,
         "mfu": chips.mfu(timed, stepping, devices, chip) if timed and stepping else None,
         "memory": peak_memory(),
+        "process": {"processor": process.processor(), "set": process.applied()},
         **environment(),
     }
 

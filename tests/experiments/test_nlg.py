@@ -64,7 +64,7 @@ def finished(config, tmp_path_factory):
 RECORD = {
     "task", "method", "model", "headline", "split", "test", "missing", "notes", "seeds", "config",
     "inputs", "digests",
-    "parameters", "memory", "versions", "device", "warm_start",
+    "parameters", "memory", "versions", "device", "process", "warm_start",
 }  # fmt: skip
 TRAINED = {
     "adapter", "best", "last", "steps", "seconds", "waiting_seconds", "examples_per_second",
