@@ -22,7 +22,7 @@ from typing import Any
 import jax
 import numpy as np
 import torch
-from absl import app, flags
+from absl import flags
 from flax import nnx
 
 from benchmarks import timing, torch_decoders
@@ -152,4 +152,4 @@ def main(_: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    timing.run(main)

@@ -18,7 +18,7 @@ from typing import Any
 import jax
 import numpy as np
 import torch
-from absl import app, flags
+from absl import flags
 
 import lora_jax as lj
 from benchmarks import peft_reference, timing, torch_decoders
@@ -145,4 +145,4 @@ def main(_: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    timing.run(main)

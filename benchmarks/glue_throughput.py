@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 import transformers
-from absl import app, flags
+from absl import flags
 
 import lora_jax as lj
 from benchmarks import peft_reference, timing
@@ -182,4 +182,4 @@ def main(_: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    timing.run(main)

@@ -30,8 +30,8 @@ from lora_jax.models import hub
 ROOT = Path(__file__).parents[1]
 FILES = ("config.json", "adapter/*", "seed_*/adapter/*", "seed_*/metrics.jsonl")
 TIMES = (
-    "seconds", "compile_seconds", "evaluation_seconds", "examples_per_second", "tokens_per_second",
-    "flops_per_second_and_device", "mfu", "memory", "digests",
+    "seconds", "compile_seconds", "evaluation_seconds", "waiting_seconds", "examples_per_second",
+    "tokens_per_second", "flops_per_second_and_device", "mfu", "memory", "digests",
 )  # fmt: skip
 _KILLS = flags.DEFINE_integer("kills", 20, "Number of kills.", lower_bound=1)
 _SEED = flags.DEFINE_integer("seed", 0, "Of the moments.")

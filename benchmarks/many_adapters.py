@@ -15,7 +15,7 @@ import statistics
 from typing import Any
 
 import jax
-from absl import app, flags
+from absl import flags
 from flax import nnx
 
 from benchmarks import pool_calls, timing
@@ -85,4 +85,4 @@ def main(_: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    timing.run(main)

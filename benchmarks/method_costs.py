@@ -15,7 +15,7 @@ import dataclasses
 from typing import Any
 
 import numpy as np
-from absl import app, flags
+from absl import flags
 from flax import nnx
 
 from benchmarks import abstract_steps, timing
@@ -122,4 +122,4 @@ def main(_: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    timing.run(main)

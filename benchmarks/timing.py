@@ -9,6 +9,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from absl import app
+
+from experiments.runs import process
+
 Contenders = Mapping[str, Callable[[], object]]  # by name; a call returns when its work is done
 
 
@@ -46,8 +50,21 @@ def ratio(seconds: Mapping[str, list[float]], slower: str, faster: str) -> dict[
     return {"median": statistics.median(values), "min": min(values), "max": max(values)}
 
 
-def report(name: str, rows: list[str], record: Any, output: str) -> None:
-    """Prints the rows; writes the record as JSON if `output` names a file."""
-    print("\n".join([name, *rows]))
+def run(main: Callable[[list[str]], None]) -> None:
+    """Runs a benchmark in a process that is tuned as those of the experiments are."""
+    process.tune()
+    app.run(main)
+
+
+def report(name: str, rows: list[str], record: Mapping[str, Any], output: str) -> None:
+    """Prints the rows and the processor; writes both and the record as JSON if `output` names a file."""
+    machine, tuned = process.processor(), process.applied()
+    wide = "AVX-512" if machine["avx512f"] else "no AVX-512"
+    text = (
+        f"  {machine['name']}, family {machine['family']} model {machine['model']}, {wide}, "
+        f"{machine['cores']} cores; set for the process: {', '.join(tuned) or 'nothing'}"
+    )
+    print("\n".join([name, *rows, text]))
     if output:
-        Path(output).write_text(json.dumps(record, indent=2) + "\n")
+        whole = {**record, "processor": machine, "set": tuned}
+        Path(output).write_text(json.dumps(whole, indent=2) + "\n")

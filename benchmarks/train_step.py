@@ -16,7 +16,7 @@ from typing import Any
 
 import jax
 import torch
-from absl import app, flags
+from absl import flags
 from flax import nnx
 
 import lora_jax as lj
@@ -155,4 +155,4 @@ def main(_: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    timing.run(main)

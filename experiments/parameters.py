@@ -19,7 +19,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from absl import app, flags
+from absl import flags
 
 from experiments.paper import decoder_counts
 from experiments.paper.counts import CLASSES, Count, count
@@ -209,4 +209,4 @@ if __name__ == "__main__":
     _RANK = flags.DEFINE_integer("rank", 8, "Of LoRA, with --models.")
     _FORMAT = flags.DEFINE_string("format", FORMATS[0], f"One of {', '.join(FORMATS)}.")
     _OUTPUT = flags.DEFINE_string("output", None, "File for the result; without it, print.")
-    app.run(main, flags_parser=command_line.parse_flags)
+    command_line.run(main)

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from absl import app, flags, logging
+from absl import flags, logging
 from ml_collections import ConfigDict
 
 from experiments import glue, quickstart
@@ -209,4 +209,4 @@ if __name__ == "__main__":
     _MODEL = flags.DEFINE_string("model", "", "Where the run's base is now, if elsewhere.")
     _MERGE = flags.DEFINE_bool("merge", True, "Merge LoRA into the base first.")
     flags.mark_flag_as_required("run")
-    app.run(main, flags_parser=command_line.parse_flags)
+    command_line.run(main)

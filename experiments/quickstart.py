@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from absl import app, flags, logging
+from absl import flags, logging
 from ml_collections import ConfigDict
 
 from configs import quickstart
@@ -82,4 +82,4 @@ def main(_: list[str]) -> None:
 
 if __name__ == "__main__":
     _WORKDIR = flags.DEFINE_string("workdir", "runs/quickstart", "Folder of the two runs.")
-    app.run(main, flags_parser=command_line.parse_flags)
+    command_line.run(main)

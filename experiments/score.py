@@ -15,7 +15,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from absl import app, flags
+from absl import flags
 
 from experiments.paper.scores import as_in_paper
 from experiments.runs import command_line
@@ -109,4 +109,4 @@ if __name__ == "__main__":
         "webnlg: BLEU as the paper's code computes it, or as the scripts of DART and WebNLG.",
     )  # fmt: skip
     _JSON = flags.DEFINE_string("json", None, "JSON file for the result.")
-    app.run(main, flags_parser=command_line.parse_flags)
+    command_line.run(main)

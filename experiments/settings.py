@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from absl import app, flags
+from absl import flags
 
 from experiments.runs import command_line, fields
 from experiments.runs.fields import Field, Fields
@@ -76,4 +76,4 @@ def main(_: list[str]) -> None:
 
 if __name__ == "__main__":
     _OUTPUT = flags.DEFINE_string("output", "", "File for the page.")
-    app.run(main, flags_parser=command_line.parse_flags)
+    command_line.run(main)

@@ -27,7 +27,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from absl import app, flags
+from absl import flags
 
 from experiments.adapters import combining, listing
 from experiments.convert import servers
@@ -117,4 +117,4 @@ if __name__ == "__main__":
     flags.DEFINE_enum("type", "f32", tuple(TYPES), "export for llama.cpp: type of the factors.")
     flags.DEFINE_string("subfolder", "", "import: folder of a second adapter in it.")
     flags.DEFINE_list("ignore", [], "import: unknown keys and tensors that may be left out.")
-    app.run(main, flags_parser=command_line.parse_flags)
+    command_line.run(main)

@@ -37,7 +37,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from absl import app, flags
+from absl import flags
 
 from experiments.convert.exports import DTYPES, PACKED, to_gguf, to_hugging_face
 from experiments.convert.loralib import from_loralib, to_loralib
@@ -136,4 +136,4 @@ if __name__ == "__main__":
     )
     flags.DEFINE_string("architecture", None, "to_loralib: roberta, bert or gpt2.")
     flags.DEFINE_string("prefix", "", "to_loralib: text before every key, for example module.")
-    app.run(main, flags_parser=command_line.parse_flags)
+    command_line.run(main)

@@ -17,7 +17,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from absl import app, flags, logging
+from absl import flags, logging
 
 from experiments.generate.answer import Request, answer_file
 from experiments.generate.chat import talk
@@ -118,4 +118,4 @@ if __name__ == "__main__":
     _INPUT = flags.DEFINE_string("input", "", "File of prompts; without it the terminal is read.")
     _OUTPUT = flags.DEFINE_string("output", "", "File for the answers to --input.")
     _define_numbers()
-    app.run(main, flags_parser=command_line.parse_flags)
+    command_line.run(main)

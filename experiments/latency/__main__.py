@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from absl import app, flags, logging
+from absl import flags, logging
 from ml_collections import config_flags
 
 from experiments.latency import page, trials
@@ -45,4 +45,4 @@ if __name__ == "__main__":
     _CONFIG = config_flags.DEFINE_config_file("config", None, "Measurement configuration.")
     _WORKDIR = flags.DEFINE_string("workdir", None, "Folder for trials, tables and figures.")
     flags.mark_flag_as_required("config")
-    app.run(main, flags_parser=command_line.parse_flags)
+    command_line.run(main)

@@ -76,4 +76,6 @@ if __name__ == "__main__":
     _LARGEST = flags.DEFINE_bool("largest", False, "The largest batch of each variant that fits.")
     _WORKDIR = flags.DEFINE_string("workdir", "", "Folder for the figures.")
     flags.mark_flags_as_required(["config", "topology"])
-    app.run(main, flags_parser=command_line.parse_flags)
+    app.run(
+        main, flags_parser=command_line.parse_flags
+    )  # the compilers of TPUs refuse flags of CPUs

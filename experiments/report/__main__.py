@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from absl import app, flags
+from absl import flags
 
 from experiments.paper.columns import TITLES
 from experiments.report.document import command_text, document, tables, write
@@ -54,4 +54,4 @@ def main(arguments: list[str]) -> None:
 
 if __name__ == "__main__":
     _OUTPUT = flags.DEFINE_string("output", None, "Markdown file; without it, print.")
-    app.run(main, flags_parser=command_line.parse_flags)
+    command_line.run(main)

@@ -6,13 +6,13 @@ import contextlib
 import os
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from absl import flags
+from absl import app, flags
 from ml_collections import ConfigDict
 
-from experiments.runs import typos
+from experiments.runs import process, typos
 from lora_jax.errors import DivergedError, InputError
 from lora_jax.sharding import hosts
 
@@ -21,6 +21,12 @@ def say(text: object) -> None:
     """Prints at once, also into files and pipes; on the first host only."""
     if hosts.is_main():
         print(text, flush=True)
+
+
+def run(main: Callable[[list[str]], None]) -> None:
+    """Runs a command: tunes its process, parses its flags, and calls `main` with what is no flag."""
+    process.tune()
+    app.run(main, flags_parser=parse_flags)
 
 
 def parse_flags(arguments: list[str]) -> list[str]:

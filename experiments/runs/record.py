@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 
+from experiments.runs import process
 from lora_jax import reading
 from lora_jax.costs import chips
 from lora_jax.errors import DivergedError
@@ -16,6 +17,7 @@ from lora_jax.training.records import environment, peak_memory, spread
 
 Record = Mapping[str, Any]
 MADE_ANEW = "Delete the file and give the same command again: it is made anew"
+_SLOW_INPUT = 0.02  # share of the training time from which the input is worth a word
 _SPEEDS = ("seconds", "examples_per_second", "tokens_per_second", "padding_efficiency")
 
 
@@ -58,12 +60,16 @@ def training_record(runs: Sequence[Record], headline: str) -> dict[str, Any]:
     total = {name: sum(run[name] for run in runs) for name in names}
     devices, chip = jax.device_count(), chips.by_device_kind(jax.devices()[0].device_kind)
     stepping = total["seconds"] - total["compile_seconds"]
+    waiting = sum(
+        run.get("waiting_seconds", 0.0) for run in runs
+    )  # earlier versions did not count it
     timed = sum(run["flops"] * _after_compilation(run) for run in runs)
     return {
         "best": over_seeds("best"),
         "last": over_seeds("last"),
         "steps": runs[0]["step"],
         "seconds": total["seconds"],
+        "waiting_seconds": waiting,
         "examples_per_second": total["examples"] / total["seconds"],
         "tokens_per_second": total["tokens"] / total["seconds"],
         "padding_efficiency": total["tokens"] / total["slots"],
@@ -72,6 +78,7 @@ def training_record(runs: Sequence[Record], headline: str) -> dict[str, Any]:
         "flops_per_second_and_device": timed / stepping / devices if timed and stepping else None,
         "mfu": chips.mfu(timed, stepping, devices, chip) if timed and stepping else None,
         "memory": peak_memory(),
+        "process": {"processor": process.processor(), "set": process.applied()},
         **environment(),
     }
 
@@ -148,6 +155,9 @@ def speed(result: Record) -> str:
         parts.append(f"{rate / 1e9:,.0f} GFLOP/s per device")
     if share is not None:
         parts.append(f"MFU {100 * share:.1f}%")
+    waiting = result.get("waiting_seconds", 0.0) / result["seconds"] if result["seconds"] else 0.0
+    if waiting > _SLOW_INPUT:
+        parts.append(f"{waiting:.0%} of the time spent waiting for batches to be packed")
     return ", ".join(parts)
 
 

@@ -26,7 +26,7 @@ import socket
 from typing import Any
 
 import uvicorn
-from absl import app, flags, logging
+from absl import flags, logging
 
 from experiments.runs import command_line
 from experiments.serve import app as application
@@ -110,4 +110,4 @@ if __name__ == "__main__":
         "outputs", 64, "Outputs of the widest head that comes later (of encoders)."
     )
     flags.DEFINE_float("timeout", 300.0, "Seconds until a request is given up.")
-    app.run(main, flags_parser=command_line.parse_flags)
+    command_line.run(main)

@@ -20,7 +20,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from absl import app, flags, logging
+from absl import flags, logging
 from ml_collections import config_flags
 
 from experiments.report import document, records
@@ -102,4 +102,4 @@ if __name__ == "__main__":
     _HOSTS = command_line.hosts_flag()
     _MACHINES = ray_cluster.define_flags()
     flags.mark_flag_as_required("config")
-    app.run(main, flags_parser=command_line.parse_flags)
+    command_line.run(main)

@@ -48,6 +48,7 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from configs.record import tuples
+from experiments.runs import process
 from experiments.sweep import local, ray_cluster
 from experiments.sweep.folder import SweepFolder
 from experiments.sweep.live_table import LiveTable
@@ -203,6 +204,7 @@ def _train(name: str, workdir: str, started_in: str) -> str | None:
                 "the command was started must be on a file system that all machines share"
             )
     os.chdir(started_in)
+    process.tune()
     program_folder = folder / "programs" / name
     worker = {"host": platform.node(), "process": os.getpid(), "since": time.time()}
     write_json(program_folder / "worker.json", worker)

@@ -142,13 +142,15 @@ class TrainingBatches:
         return self.examples.pack(indices, *self._layout(indices))
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
-        """Iterates over the batches of an epoch, packed ahead in a thread.
+        """Iterates over the batches of an epoch.
 
         Args:
           epoch: number of the epoch, from 0.
           start: number of the first batch wanted.
         """
-        return _ahead(self.order(epoch, self.seed)[start:].map(self._packed))
+        order = self.order(epoch, self.seed)
+        for number in range(start, self.per_epoch):
+            yield self._packed(order[number])
 
     def count(self, batch: Batch) -> Counts:
         """Examples and tokens of a batch, see `count_packed`."""
@@ -210,16 +212,8 @@ class BatchesOfRuns(TrainingBatches):
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """Iterates over the batches of an epoch; arguments as of `TrainingBatches.epoch`."""
         orders = [self.order(epoch, seed) for seed in self.seeds]
-        numbers = grain.MapDataset.range(start, self.per_epoch)
-        return _ahead(
-            numbers.map(lambda number: self._stacked([order[number] for order in orders]))
-        )
-
-
-def _ahead(batches: grain.MapDataset) -> Iterator[Batch]:
-    """Iterates over batches that a thread packs ahead."""
-    options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)
-    return iter(batches.to_iter_dataset(options))
+        for number in range(start, self.per_epoch):
+            yield self._stacked([order[number] for order in orders])
 
 
 def evaluation_batches(

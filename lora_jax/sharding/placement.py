@@ -11,7 +11,7 @@ import functools
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from typing import Any, ParamSpec, TypeVar, cast
+from typing import Any, ParamSpec, TypeGuard, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
@@ -138,8 +138,12 @@ class Placement:
         rows that are missing for equal parts are added as padding; where its arrays have a first axis
         of runs, each run's devices get their own. Of any other tree of arrays the first axis is split.
 
+        It runs no program, so that a thread can place a batch beside the steps of several processes, which
+        must run their programs in one order.
+
         Raises:
-          ValueError: the devices cannot share the examples of an unpacked batch in equal parts.
+          ValueError: the devices cannot share the examples of an unpacked batch in equal parts, or an array
+            of it lies on the devices of several processes already, but split in another way.
         """
         if isinstance(batch, Batch):
             return self._packed_batch(batch)
@@ -151,7 +155,13 @@ class Placement:
                     "batch size that it divides, and drop a smaller last batch (drop_last=True)"
                 )
         examples = NamedSharding(self.mesh, spec(("batch",), self.mesh.axis_names))
-        return jax.tree.map(lambda leaf: put(leaf, examples), batch)
+        for leaf in jax.tree.leaves(batch):
+            if _spans_hosts(leaf) and not leaf.sharding.is_equivalent_to(examples, leaf.ndim):
+                raise InputError(
+                    f"a batch has an array that lies on the devices of several processes, split as "
+                    f"{leaf.sharding} and not as {examples}; give whole NumPy arrays, or split it so"
+                )
+        return jax.tree.map(lambda leaf: leaf if _spans_hosts(leaf) else put(leaf, examples), batch)
 
     def _packed_batch(self, batch: Batch) -> Batch:
         parts = shares(self.mesh)
@@ -224,7 +234,7 @@ def put(value: jax.typing.ArrayLike, sharding: NamedSharding) -> jax.Array:
         data = put(jax.random.key_data(value), sharding)
         keys: jax.Array = jax.random.wrap_key_data(data, impl=jax.random.key_impl(value))
         return keys
-    if isinstance(value, jax.Array) and not value.is_fully_addressable:
+    if _spans_hosts(value):
         moved: jax.Array = jax.jit(_same, out_shardings=sharding)(value)
         return moved
     whole = np.asarray(value)
@@ -235,7 +245,7 @@ def gather(tree: PyTree) -> PyTree[np.ndarray]:
     """A tree of placed arrays as whole numpy arrays; all hosts must call it together."""
 
     def whole(leaf: jax.typing.ArrayLike) -> np.ndarray:
-        if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+        if _spans_hosts(leaf):
             mesh = leaf.sharding.mesh  # type: ignore[attr-defined]
             leaf = put(leaf, NamedSharding(mesh, PartitionSpec()))
         return np.asarray(leaf)
@@ -252,6 +262,11 @@ def in_host_memory() -> Iterator[None]:
         host = nullcontext()  # type: ignore[assignment]
     with host:
         yield
+
+
+def _spans_hosts(leaf: Any) -> TypeGuard[jax.Array]:
+    """Whether an array lies partly on devices of other processes."""
+    return isinstance(leaf, jax.Array) and not leaf.is_fully_addressable
 
 
 def _same(x: jax.Array) -> jax.Array:  # a lambda would be compiled again at each call

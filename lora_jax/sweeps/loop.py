@@ -20,7 +20,7 @@ from lora_jax.partition import Params
 from lora_jax.sweeps.members import Member, Metrics, RunningMembers, Watch
 from lora_jax.sweeps.runs import RunValues
 from lora_jax.training.clock import Clock
-from lora_jax.training.loop import Batches
+from lora_jax.training.loop import Batches, made_ahead
 from lora_jax.training.newest import Newest
 from lora_jax.training.progress import Progress
 
@@ -61,7 +61,7 @@ def fit_runs(
       evaluate: metrics of every run, of the stacked trainable parameters.
       arrays: start of the runs (unused but for their structure when resuming).
       folder: of the program: checkpoints.
-      place: puts a batch on the devices, see `Placement.batch`.
+      place: puts a batch on the devices, see `Placement.batch`; called in a thread.
       flops: of one run's step with this batch; called once for every shape.
       watch: called with the progress of all members.
       inputs: what the runs are made from, for the records of checkpoints.
@@ -81,22 +81,23 @@ def fit_runs(
         while shared.step < total and program.live:
             epoch, number = divmod(shared.step, batches.per_epoch)
             clock.start()
-            for batch in batches.epoch(epoch, number):
-                trainable, state, metrics = train_step(
-                    trainable, state, arrays.values, arrays.frozen, place(batch), arrays.keys,
-                    np.uint32(shared.step),
-                )  # fmt: skip
-                clock.tick(batch, metrics["loss"])
-                done = shared.step % batches.per_epoch == 0
-                saves = done or shared.step % settings.checkpoint_every == 0
-                for step in newest.known(shared, metrics, now=saves):
-                    program.end_diverged(step)
-                if shared.step % settings.log_every == 0:
-                    program.log(metrics)
-                if not program.live:
-                    break
-                if saves and not done:
-                    program.save(trainable, state)
+            with made_ahead(batches, epoch, number, place) as stream:
+                for batch, placed in clock.waiting(stream):
+                    trainable, state, metrics = train_step(
+                        trainable, state, arrays.values, arrays.frozen, placed, arrays.keys,
+                        np.uint32(shared.step),
+                    )  # fmt: skip
+                    clock.tick(batch, metrics["loss"])
+                    done = shared.step % batches.per_epoch == 0
+                    saves = done or shared.step % settings.checkpoint_every == 0
+                    for step in newest.known(shared, metrics, now=saves):
+                        program.end_diverged(step)
+                    if shared.step % settings.log_every == 0:
+                        program.log(metrics)
+                    if not program.live:
+                        break
+                    if saves and not done:
+                        program.save(trainable, state)
             clock.stop()
             program.finish_epoch(evaluate, trainable)
             program.save(trainable, state)

@@ -17,7 +17,7 @@ from lora_jax.partition import Params
 from lora_jax.sharding.placement import gather
 from lora_jax.training.checkpoints import Checkpoints
 from lora_jax.training.newest import Step
-from lora_jax.training.progress import LoopSettings, Progress
+from lora_jax.training.progress import TIMES, LoopSettings, Progress
 from lora_jax.training.records import MetricsLog
 from lora_jax.training.step import FINITE
 
@@ -145,7 +145,7 @@ class RunningMembers:
             run = self.runs[i]
             kept = {name: getattr(run, name) for name in ("history", "best", "diverged")}
             counters = dataclasses.asdict(dataclasses.replace(shared, **kept))
-            for name in ("seconds", "compile_seconds", "evaluation_seconds"):
+            for name in TIMES:
                 counters[name] /= share
             self.runs[i] = Progress(**counters)
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Hashable
-from typing import Any
+from collections.abc import Callable, Hashable, Iterable, Iterator
+from typing import Any, TypeVar
 
 import jax
 from jax.typing import ArrayLike
 
 from lora_jax.data.counts import Counts
 from lora_jax.training.progress import Progress
+
+_Item = TypeVar("_Item")
 
 
 class Clock:
@@ -39,6 +41,18 @@ class Clock:
     def start(self) -> None:
         """Before the first batch of an epoch."""
         self._mark = time.perf_counter()
+
+    def waiting(self, stream: Iterable[_Item]) -> Iterator[_Item]:
+        """Iterates over a stream of batches, and counts the time until each of them is there."""
+        source = iter(stream)
+        while True:
+            begin = time.perf_counter()
+            try:
+                item = next(source)
+            except StopIteration:
+                return
+            self._progress.waiting_seconds += time.perf_counter() - begin
+            yield item
 
     def tick(self, batch: Any, loss: ArrayLike) -> None:
         """After the step on a batch was sent to the device."""

@@ -17,6 +17,7 @@ from lora_jax.training.progress import Progress
 
 _COUNTS = ("step", "examples", "tokens", "slots", "flops", "diverged")
 _TIMES = ("seconds", "compile_seconds", "evaluation_seconds")
+_LATER = {"waiting_seconds"}  # which records of earlier versions lack
 _MOST = 2**63
 
 
@@ -67,7 +68,7 @@ def check_record(path: Path, record: Mapping[str, Any]) -> None:
     values = Record(path, record, remedy=MADE_ANEW)
     for name in _COUNTS:
         values.integer(name, 0, _MOST)
-    for name in _TIMES:
+    for name in (*_TIMES, *record.keys() & _LATER):
         values.get(name, float)
     history = values.get("history", list)
     for number, metrics in enumerate(history):

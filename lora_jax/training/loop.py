@@ -10,6 +10,7 @@ import dataclasses
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -19,6 +20,7 @@ import optax
 from jax.typing import ArrayLike
 from tqdm import tqdm
 
+from lora_jax.data.ahead import ahead
 from lora_jax.data.counts import Counts
 from lora_jax.errors import InputError
 from lora_jax.inputs import Inputs
@@ -43,6 +45,8 @@ _MOVED = "moved"  # of the model's own state, in checkpoints
 @runtime_checkable
 class Batches(Protocol):
     """Batches of a run; batch `number` of an epoch is a function of the two numbers alone.
+
+    A thread draws them from the iterator of an epoch, a few before their steps.
 
     If they have a `digest`, a text that tells their data from others', `Trainer.fit` resumes a run, or reads
     it back, only with the same.
@@ -80,6 +84,13 @@ def whole_epoch(batches: Batches, epoch: int, start: int = 0) -> Iterator[Any]:
     )
 
 
+def made_ahead(
+    batches: Batches, epoch: int, start: int, place: Callable[[Any], Any]
+) -> AbstractContextManager[Iterator[tuple[Any, Any]]]:
+    """The batches of `whole_epoch`, each with what `place` makes of it; made in a thread, see `ahead`."""
+    return ahead((batch, place(batch)) for batch in whole_epoch(batches, epoch, start))
+
+
 def fit(
     settings: LoopSettings,
     train_step: TrainStep,
@@ -109,7 +120,7 @@ def fit(
       key: dropout key of the run; each step gets a key of its own.
       folder: of this run: checkpoints, metrics.jsonl, TensorBoard.
       on_best: called after each epoch that is the best so far, for example to save the adapter.
-      place: puts a batch on the devices, see `Placement.batch`.
+      place: puts a batch on the devices, see `Placement.batch`; called in a thread.
       flops: of a step with this batch; called once for every shape.
       on_resume: called with the progress of the checkpoint that the run goes on from.
       inputs: what the run is made from, for the records of checkpoints.
@@ -138,27 +149,28 @@ def fit(
             epoch, number = divmod(progress.step, batches.per_epoch)
             clock.start()
             bad = None
-            for batch in whole_epoch(batches, epoch, number):
-                step_key = jax.random.fold_in(key, progress.step)
-                trainable, state, written, metrics = train_step(
-                    trainable, state, {**frozen, **moved}, place(batch), step_key
-                )
-                moved = {**moved, **written}
-                clock.tick(batch, metrics["loss"])
-                bar.update()
-                if progress.step == 1 and float(np.asarray(metrics.get("grad_norm", 1))) == 0:
-                    _LOG.warning(_NO_GRADIENT, settings.label)
-                done = progress.step % batches.per_epoch == 0
-                saves = done or progress.step % settings.checkpoint_every == 0
-                bad = newest.not_finite(progress, metrics, now=saves)
-                if progress.step % settings.log_every == 0 and (
-                    bad is None or bad.number == progress.step
-                ):
-                    _log_step(settings, log, bar, progress.step, metrics)
-                if bad is not None:
-                    break
-                if saves and not done:
-                    _save(checkpoints, trainable, state, moved, progress)
+            with made_ahead(batches, epoch, number, place) as stream:
+                for batch, placed in clock.waiting(stream):
+                    step_key = jax.random.fold_in(key, progress.step)
+                    trainable, state, written, metrics = train_step(
+                        trainable, state, {**frozen, **moved}, placed, step_key
+                    )
+                    moved = {**moved, **written}
+                    clock.tick(batch, metrics["loss"])
+                    bar.update()
+                    if progress.step == 1 and float(np.asarray(metrics.get("grad_norm", 1))) == 0:
+                        _LOG.warning(_NO_GRADIENT, settings.label)
+                    done = progress.step % batches.per_epoch == 0
+                    saves = done or progress.step % settings.checkpoint_every == 0
+                    bad = newest.not_finite(progress, metrics, now=saves)
+                    if progress.step % settings.log_every == 0 and (
+                        bad is None or bad.number == progress.step
+                    ):
+                        _log_step(settings, log, bar, progress.step, metrics)
+                    if bad is not None:
+                        break
+                    if saves and not done:
+                        _save(checkpoints, trainable, state, moved, progress)
             clock.stop()
             if bad is not None:
                 if bad.number % settings.log_every:

@@ -13,6 +13,7 @@ import optax
 from lora_jax.errors import InputError
 
 _LOG = logging.getLogger(__name__)
+TIMES = ("seconds", "compile_seconds", "evaluation_seconds", "waiting_seconds")  # of a `Progress`
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -26,6 +27,7 @@ class Progress:
       seconds, compile_seconds, evaluation_seconds: time of training (waiting for data, compilation
         and checkpoints included), of the first step of every new shape, and of evaluation; summed
         over restarts.
+      waiting_seconds: those of `seconds` in which the loop waited for its next batch to be made.
       examples, tokens, slots: examples and real tokens trained on, and token slots computed.
       flops: of the steps, all devices together, see `costs.flops`.
       diverged: step whose loss, gradient or new parameters were not finite, which ended the run; 0 if
@@ -38,6 +40,7 @@ class Progress:
     seconds: float = 0.0
     compile_seconds: float = 0.0
     evaluation_seconds: float = 0.0
+    waiting_seconds: float = 0.0
     examples: int = 0
     tokens: int = 0
     slots: int = 0

@@ -23,6 +23,7 @@ from lora_jax import adapter_files, adapters, inputs, locking, run_files, run_fo
 from lora_jax.arguments import FOLDER, FUNCTION, MODEL, TEXT, Kind, takes
 from lora_jax.checks import json_values
 from lora_jax.costs import flops
+from lora_jax.data.ahead import ahead
 from lora_jax.errors import DivergedError, InputError
 from lora_jax.files import write_json
 from lora_jax.inputs import INIT_ADAPTER, START, Inputs
@@ -297,9 +298,8 @@ class Trainer(AdaptedModel):
 
         def mean(trainable: Params) -> float:
             of_batch = predict(trainable)
-            pairs = [
-                (batches.count(b).examples, float(of_batch(b))) for b in whole_epoch(batches, 0)
-            ]
+            with ahead(whole_epoch(batches, 0)) as stream:
+                pairs = [(batches.count(b).examples, float(of_batch(b))) for b in stream]
             return float(np.average([v for _, v in pairs], weights=[n for n, _ in pairs]))
 
         return mean

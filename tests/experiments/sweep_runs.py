@@ -29,8 +29,9 @@ NLG = {
 }  # fmt: skip
 # Of a record: time, memory, and what belongs to the machine.
 TIMES = (
-    "seconds", "compile_seconds", "evaluation_seconds", "examples_per_second", "tokens_per_second",
-    "flops_per_second_and_device", "mfu", "memory", "device", "versions", "decode", "digests",
+    "seconds", "compile_seconds", "evaluation_seconds", "waiting_seconds", "examples_per_second",
+    "tokens_per_second", "flops_per_second_and_device", "mfu", "memory", "device", "process", "versions",
+    "decode", "digests",
 )  # fmt: skip
 # Of a program, which a run alone is not: padded ranks are computed with, rows are as many as the run
 # that needs most of them has, and tokens are the runs' mean.

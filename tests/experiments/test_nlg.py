@@ -64,15 +64,15 @@ def finished(config, tmp_path_factory):
 RECORD = {
     "task", "method", "model", "headline", "split", "test", "missing", "notes", "seeds", "config",
     "inputs", "digests",
-    "parameters", "memory", "versions", "device", "warm_start",
+    "parameters", "memory", "versions", "device", "process", "warm_start",
 }  # fmt: skip
 TRAINED = {
-    "adapter", "best", "last", "steps", "seconds", "examples_per_second", "tokens_per_second",
-    "padding_efficiency", "flops", "flops_per_second_and_device", "mfu", "layers",
+    "adapter", "best", "last", "steps", "seconds", "waiting_seconds", "examples_per_second",
+    "tokens_per_second", "padding_efficiency", "flops", "flops_per_second_and_device", "mfu", "layers",
 }  # fmt: skip
 SEED = {
-    "step", "history", "best", "seconds", "compile_seconds", "evaluation_seconds", "examples", "flops",
-    "tokens", "slots", "diverged", "best_epoch", "last", "shapes", "test", "missing",
+    "step", "history", "best", "seconds", "compile_seconds", "evaluation_seconds", "waiting_seconds",
+    "examples", "flops", "tokens", "slots", "diverged", "best_epoch", "last", "shapes", "test", "missing",
     "metric_notes", "decode",
 }  # fmt: skip
 

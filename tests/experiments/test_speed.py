@@ -47,3 +47,12 @@ def test_the_first_step_of_every_shape_is_no_step_that_was_timed():
     assert record["flops_per_second_and_device"] == pytest.approx(per_device)
     record = training_record([run(step=1, shapes=[(8, 64)])], "accuracy")
     assert record["flops_per_second_and_device"] is None and "FLOP" not in speed(record)
+
+
+def test_waiting_for_batches_is_said_where_it_is_a_share_of_the_time():
+    record = training_record(
+        [run(waiting_seconds=6.0), run()], "accuracy"
+    )  # an old record lacks it
+    assert record["waiting_seconds"] == 6.0
+    assert "10% of the time spent waiting for batches" in speed(record)
+    assert "waiting" not in speed(training_record([run(waiting_seconds=0.3)], "accuracy"))

@@ -197,7 +197,7 @@ def text_of(folder):
     return (folder / "metrics.jsonl").read_text()
 
 
-TIMES = ("seconds", "compile_seconds", "evaluation_seconds")
+TIMES = ("seconds", "compile_seconds", "evaluation_seconds", "waiting_seconds")
 
 
 def counts(progress):

@@ -1,6 +1,7 @@
 """The loop with a step of plain arithmetic: resume, best epoch, divergence, the log."""
 
 import json
+import threading
 from types import SimpleNamespace
 
 import jax
@@ -11,7 +12,7 @@ import pytest
 from lora_jax.data.batch import Batch, Inputs
 from lora_jax.data.counts import count_packed
 from lora_jax.files import to_json
-from lora_jax.training import loop
+from lora_jax.training import clock, loop
 from lora_jax.training.progress import LoopSettings, Progress
 from lora_jax.training.records import MetricsLog
 
@@ -223,3 +224,41 @@ def test_json_of_what_json_lacks():
     assert json.loads(to_json({"a": float("nan"), "b": (1, float("inf")), 3: True})) == {
         "a": None, "b": [1, None], "3": True,
     }  # fmt: skip
+
+
+def test_an_error_of_the_batches_comes_after_the_steps_before_it(tmp_path, monkeypatch):
+    """The batches are drawn ahead; the run is as one that draws each just before its step."""
+    whole, _, _ = run(tmp_path / "whole", 3)
+    plain = Batches.epoch
+
+    def broken(self, epoch, start=0):
+        for number, batch in enumerate(plain(self, epoch, start), start):
+            if (epoch, number) == (1, 3):
+                raise OSError("the disk is gone")
+            yield batch
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Batches, "epoch", broken)
+        with pytest.raises(OSError, match="the disk is gone"):
+            run(tmp_path / "cut", 3)
+    assert not [thread for thread in threading.enumerate() if "batches" in thread.name]
+    lines = (tmp_path / "cut" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [1, 2, 3, 4, 4, 5, 6, 7]
+    resumed, progress, _ = run(tmp_path / "cut", 3, scores=[0.4, 0.9])
+    assert resumed["w"] == whole["w"] and progress.examples == 24
+
+
+def test_the_clock_counts_the_time_until_each_batch_is_there(monkeypatch):
+    now = 0.0
+    monkeypatch.setattr(clock.time, "perf_counter", lambda: now)
+
+    def stream():
+        nonlocal now
+        for seconds in (3, 0, 4):
+            now += seconds
+            yield seconds
+
+    progress = Progress()
+    for _ in clock.Clock(progress, count_packed, lambda _: 0).waiting(stream()):
+        now += 100  # the step
+    assert progress.waiting_seconds == 7
