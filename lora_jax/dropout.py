@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import math
-
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Key, UInt32
+from jaxtyping import Array, Float, Key
 
 DropoutKey = Key[Array, ""] | None  # None switches dropout off
-_ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))  # of Threefry 2x32, by rounds of four
-_PARITY = 0x1BD11BDA  # of its key schedule
 
 
 def dropout(
@@ -18,8 +14,10 @@ def dropout(
 ) -> Float[Array, "*shape"]:
     """Zeroes values with probability `rate` and divides the others by 1 - rate.
 
-    A value takes 16 random bits, so the rate is rounded to a multiple of 1/65536. On a CPU drawing the
-    bits is most of the cost of dropout, see `random_words`.
+    Two values share one 32-bit random word, so the rate is rounded to a multiple of 1/65536.
+    `jax.random.bits` with 16 bits would draw a word for each value, and on a CPU drawing the bits is
+    most of the cost of dropout (7.9 ms against 2.7 ms for the 2.2 million attention weights of one
+    layer, 2 cores).
 
     Args:
       x: values; one axis at least.
@@ -37,57 +35,11 @@ def dropout(
 def _dropped(
     x: Float[Array, "*shape"], share: Float[Array, ""], key: Key[Array, ""]
 ) -> Float[Array, "*shape"]:
-    return jnp.where(_kept(x.shape, share, key), x / (1 - share).astype(x.dtype), 0)
-
-
-def _kept(
-    shape: tuple[int, ...], share: Float[Array, ""], key: Key[Array, ""]
-) -> Bool[Array, "*shape"]:
-    """Which values stay; each quarter of the last axis has 16 of the 64 bits of a pair of words."""
-    *lead, last = shape
-    first, second = random_words(key, (*lead, -(-last // 4)))
+    *lead, last = x.shape
+    words = jax.random.bits(key, (*lead, (last + 1) // 2), jnp.uint32)
+    bits = jnp.concatenate([words & 0xFFFF, words >> 16], axis=-1)[..., :last]
     threshold = jnp.round(share * 2**16).astype(jnp.uint32)
-    quarters = (first & 0xFFFF, first >> 16, second & 0xFFFF, second >> 16)
-    return jnp.concatenate([bits >= threshold for bits in quarters], axis=-1)[..., :last]
-
-
-def random_words(
-    key: Key[Array, ""], shape: tuple[int, ...]
-) -> tuple[UInt32[Array, "*shape"], UInt32[Array, "*shape"]]:
-    """Two arrays of random words, from which an element depends on the key and its flat index alone.
-
-    For JAX's default keys these are the two words that Threefry 2x32 (Salmon et al. 2011, 20 rounds) gives
-    for (0, index), as in `jax.random.bits`, which keeps but one of them (their exclusive or) and on CPUs runs
-    the rounds as a loop over arrays in memory. Here they are one fused operation.
-
-    Args:
-      key: of any implementation; others than Threefry draw with `jax.random.bits`.
-      shape: of both arrays.
-    """
-    if str(jax.random.key_impl(key)) != "threefry2x32":
-        *lead, last = shape
-        words = jax.random.bits(key, (*lead, 2 * last), jnp.uint32)
-        return words[..., :last], words[..., last:]
-    index = jnp.zeros(shape, jnp.uint32)
-    for axis in range(len(shape)):  # so the devices that share an axis out need no others' part
-        stride = math.prod(shape[axis + 1 :]) % 2**32
-        index += jnp.uint32(stride) * jax.lax.broadcasted_iota(jnp.uint32, shape, axis)
-    return _threefry(jax.random.key_data(key), jnp.zeros_like(index), index)
-
-
-def _threefry(
-    key: UInt32[Array, " 2"], first: UInt32[Array, "*shape"], second: UInt32[Array, "*shape"]
-) -> tuple[UInt32[Array, "*shape"], UInt32[Array, "*shape"]]:
-    """Threefry 2x32 with 20 rounds, of every pair of words."""
-    keys = (key[0], key[1], key[0] ^ key[1] ^ jnp.uint32(_PARITY))
-    first, second = first + keys[0], second + keys[1]
-    for group in range(5):
-        for by in _ROTATIONS[group % 2]:
-            first = first + second
-            second = first ^ ((second << by) | (second >> (32 - by)))
-        first = first + keys[(group + 1) % 3]
-        second = second + keys[(group + 2) % 3] + jnp.uint32(group + 1)
-    return first, second
+    return jnp.where(bits >= threshold, x / (1 - share).astype(x.dtype), 0)
 
 
 def split_key(key: DropoutKey, count: int) -> tuple[DropoutKey, ...]:
