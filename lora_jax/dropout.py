@@ -10,7 +10,11 @@ DropoutKey = Key[Array, ""] | None  # None switches dropout off
 
 
 def dropout(
-    x: Float[Array, "*shape"], rate: float | Float[Array, ""], key: DropoutKey
+    x: Float[Array, "*shape"],
+    rate: float | Float[Array, ""],
+    key: DropoutKey,
+    *,
+    keeps_mask: bool = False,
 ) -> Float[Array, "*shape"]:
     """Zeroes values with probability `rate` and divides the others by 1 - rate.
 
@@ -24,14 +28,16 @@ def dropout(
       rate: probability in [0, 1). It may be an array, so that runs with different rates share one
         compiled program; the result is that of the same rate as a number.
       key: random key. Without one, or with the number 0 as rate, x is returned unchanged.
+      keeps_mask: whether the backward pass keeps what was dropped instead of drawing it again; for parts of
+        a model that it computes again as a whole.
     """
     if key is None or (isinstance(rate, float | int) and rate == 0):
         return x
-    dropped: Array = _dropped(x, jnp.asarray(rate, jnp.float32), key)
+    compute = _dropped if keeps_mask else jax.checkpoint(_dropped)
+    dropped: Array = compute(x, jnp.asarray(rate, jnp.float32), key)
     return dropped
 
 
-@jax.checkpoint  # the backward pass draws the mask again instead of keeping it
 def _dropped(
     x: Float[Array, "*shape"], share: Float[Array, ""], key: Key[Array, ""]
 ) -> Float[Array, "*shape"]:

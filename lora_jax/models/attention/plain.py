@@ -90,6 +90,6 @@ def _of_rows(
     products = jnp.where(mask[:, None, None], products, jnp.finfo(products.dtype).min)
     weights = jax.nn.softmax(products, axis=-1)
     if keys is not None:
-        weights = jax.vmap(lambda row, key: dropout(row, rate, key))(weights, keys)
+        weights = jax.vmap(lambda row, key: dropout(row, rate, key, keeps_mask=True))(weights, keys)
     mixed = jnp.einsum("bhgqk,bhkd->bhgqd", weights.astype(v.dtype), v)
     return jnp.moveaxis(mixed, 3, 1).reshape(len(q), length, -1, size)
