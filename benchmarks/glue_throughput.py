@@ -29,6 +29,7 @@ import lora_jax as lj
 from benchmarks import peft_reference, timing
 from lora_jax import partition
 from lora_jax.data import batches, glue, glue_tasks
+from lora_jax.data.ahead import ahead
 from lora_jax.models import hub
 from lora_jax.training import optimizer, step
 
@@ -84,10 +85,11 @@ def ours(
     key = jax.random.key(2)
 
     def call() -> None:
-        for number, batch in enumerate(data.epoch(0)):
-            held["trainable"], held["state"], _, metrics = train(
-                held["trainable"], held["state"], frozen, batch, jax.random.fold_in(key, number)
-            )
+        with ahead(data.epoch(0)) as stream:
+            for number, batch in enumerate(stream):
+                held["trainable"], held["state"], _, metrics = train(
+                    held["trainable"], held["state"], frozen, batch, jax.random.fold_in(key, number)
+                )
         metrics["loss"].block_until_ready()
 
     slots = sum(batch.inputs.tokens.size for batch in data.epoch(0))
