@@ -13,7 +13,7 @@ class Inputs(NamedTuple):
 
     Attributes:
       tokens: token ids.
-      segments: 0 for padding; tokens of one row with equal number attend to each other.
+      segments: 0 for padding; tokens of one row with equal number lie side by side, and attend to each other.
       positions: position inside the segment, from 0.
       types: token types (0 for the first sentence, 1 for the second); a decoder does not read them.
     """

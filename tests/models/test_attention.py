@@ -12,17 +12,21 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from flax import nnx
 from jax.sharding import AbstractDevice, AbstractMesh
 
 from lora_jax.costs import flops, topologies
+from lora_jax.data.batch import Inputs
 from lora_jax.errors import InputError
 from lora_jax.models.attention import attend as chosen
 from lora_jax.models.attention import gpus, plain, splash
 from lora_jax.models.attention.scores import PLAIN, Scores
 from lora_jax.models.attention.spans import of_kinds, of_segments
-from lora_jax.models.encoder import EncoderConfig
-from lora_jax.models.gpt2 import GPT2Config
-from lora_jax.models.llama_config import LlamaConfig
+from lora_jax.models.encoder import Classifier, EncoderConfig
+from lora_jax.models.gpt2 import GPT2, GPT2Config
+from lora_jax.models.llama import Llama
+from lora_jax.models.llama_config import LayerKind, LlamaConfig
+from lora_jax.models.rotary import Rotary
 
 ROWS, LENGTH, HEADS, SHARED, SIZE = 2, 256, 4, 2, 16
 
@@ -190,6 +194,84 @@ def test_dropout_does_not_depend_on_the_parts(monkeypatch):
     ones = jnp.ones((ROWS, LENGTH, HEADS, SIZE))
     mixed = plain.attend(ones, ones, ones, spans, PLAIN, 0.3, jax.random.key(1))[..., 0]
     assert np.abs(np.mean(mixed) - 1) < 0.05 and np.std(mixed) > 0.02
+
+
+@pytest.mark.parametrize("form", ["splash", "triton"])
+@pytest.mark.parametrize("shared", [True, False])
+def test_runs_of_a_sweep(form, shared):
+    """Under `jax.vmap`, over runs with one batch and with a batch each."""
+    rng = np.random.default_rng(6)
+    of = [
+        np.stack(x) for x in zip(operands(rng, length=256), operands(rng, length=256), strict=True)
+    ]
+    numbers = np.stack([segments(rng, length=256) for _ in range(2)])
+
+    def step(form, numbers, *of):
+        spans = of_segments(jnp.asarray(numbers), causal=True)
+        return ours(lambda q, k, v: FORMS[form](q, k, v, spans, PLAIN), *of)
+
+    axes = (None if shared else 0, 0, 0, 0, 0)
+    found, expected = (
+        jax.vmap(functools.partial(step, name), axes)(numbers[0] if shared else numbers, *of)
+        for name in (form, "plain")
+    )
+    for a, b in zip(found, expected, strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=4e-5)
+
+
+@pytest.mark.parametrize("model", ["encoder", "gpt2", "gemma"])
+def test_models_compute_the_same_by_a_kernel(model, monkeypatch):
+    """Logits and gradients, where layers differ in their windows as well."""
+    monkeypatch.setattr(chosen, "_at_hand", lambda: ("tpu", "splash"))
+    calls = []
+
+    def interpreted(*of, **settings):
+        calls.append(settings)
+        return FORMS["splash"](*of, **settings)
+
+    monkeypatch.setattr(splash, "attend", interpreted)
+    rng = np.random.default_rng(7)
+    numbers = segments(rng, length=256)
+    tokens = rng.integers(0, 32, numbers.shape)
+    columns = np.broadcast_to(np.arange(256), numbers.shape)
+    positions = columns - np.asarray(of_segments(jnp.asarray(numbers), causal=True).first)
+    inputs = Inputs(tokens, numbers, positions, np.zeros_like(tokens))
+    rows, at = np.array([0, 0, 1]), np.array([3, 200, 255])
+
+    def of_kernel(kernel):
+        made = MODELS[model](kernel)
+        read = lambda m: jnp.sum(m(inputs, rows, at) ** 2)  # noqa: E731
+        logits, grads = made(inputs, rows, at), nnx.grad(read)(made)
+        return [logits, *jax.tree.leaves(grads)]
+
+    for a, b in zip(of_kernel("splash"), of_kernel("xla"), strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=2e-5 * max(1, np.abs(b).max()))
+    assert calls
+
+
+SMALL: dict = {"vocab_size": 32, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2,
+    "num_attention_heads": 2, "max_position_embeddings": 256}  # fmt: skip
+MODELS = {
+    "encoder": lambda kernel: Classifier(
+        EncoderConfig(
+            "bert", **SMALL, type_vocab_size=1, attention=kernel, attention_probs_dropout_prob=0.0,
+            initializer_range=0.3,
+        ),
+        2, nnx.Rngs(0),
+    ),
+    "gpt2": lambda kernel: GPT2(
+        GPT2Config(16, 2, 2, vocab_size=32, n_positions=256, attention=kernel, initializer_range=0.3),
+        nnx.Rngs(0),
+    ),
+    "gemma": lambda kernel: Llama(
+        LlamaConfig(
+            **SMALL, attention=kernel, num_key_value_heads=1, attn_logit_softcapping=5.0,
+            kinds=(LayerKind(None, Rotary()), LayerKind(20, Rotary())), layer_kinds=(1, 0),
+            initializer_range=0.3,
+        ),
+        nnx.Rngs(0),
+    ),
+}  # fmt: skip
 
 
 def test_what_is_chosen():
