@@ -13,10 +13,9 @@ from lora_jax.reading import Record, read_object
 from lora_jax.run_files import ADAPTER
 from lora_jax.run_folder import CHECKPOINTS, MADE_ANEW
 from lora_jax.sharding.hosts import from_main
-from lora_jax.training.progress import Progress
+from lora_jax.training.progress import TIMES, Progress
 
 _COUNTS = ("step", "examples", "tokens", "slots", "flops", "diverged")
-_TIMES = ("seconds", "compile_seconds", "evaluation_seconds")
 _LATER = {"waiting_seconds"}  # which records of earlier versions lack
 _MOST = 2**63
 
@@ -68,8 +67,9 @@ def check_record(path: Path, record: Mapping[str, Any]) -> None:
     values = Record(path, record, remedy=MADE_ANEW)
     for name in _COUNTS:
         values.integer(name, 0, _MOST)
-    for name in (*_TIMES, *record.keys() & _LATER):
-        values.get(name, float)
+    for name in TIMES:
+        if name in record or name not in _LATER:
+            values.get(name, float)
     history = values.get("history", list)
     for number, metrics in enumerate(history):
         if not isinstance(metrics, dict) or not all(map(_is_score, metrics.values())):
