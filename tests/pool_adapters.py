@@ -8,7 +8,7 @@ import numpy as np
 from flax import nnx
 
 import lora_jax
-from experiments.latency.models import random_adapter
+from experiments.latency.random_adapters import random_adapter
 from lora_jax import partition
 from lora_jax.adapter_files import Adapter
 from lora_jax.adapters import base_parameters, fingerprint
