@@ -1,7 +1,9 @@
 """What the backward pass keeps, by tracing: of a known function, and of our models, which must not grow."""
 
+import jax
 import jax.numpy as jnp
 import pytest
+from jax.sharding import AbstractDevice, AbstractMesh
 
 import lora_jax
 from benchmarks import residuals as benchmark
@@ -42,6 +44,20 @@ def test_what_does_not_grow_is_not_counted():
 def test_what_our_models_keep(name, kind, most):
     of = benchmark.MODELS[name]
     assert benchmark.widths(of, of.methods[kind]) <= most
+
+
+@pytest.mark.parametrize("kind", ["TPU v5 lite", "NVIDIA H100 80GB HBM3"])
+@pytest.mark.parametrize(("name", "most"), [("gpt2-large", 10.1), ("llama-3-8b", 12.6)])
+def test_what_they_keep_with_a_kernel_of_attention(kind, name, most):
+    """The same, and of heads of 128 the result of attention, with a number for every query and head."""
+    of, platform = benchmark.MODELS[name], kind.split()[0].replace("NVIDIA", "gpu").lower()
+
+    def kept(depth, length):  # of rows that kernels take
+        return benchmark.kept_bytes(benchmark.make(of, of.methods["LoRA"], depth, 1, 32 * length))
+
+    device = AbstractDevice(kind, None, platform)
+    with jax.sharding.use_abstract_mesh(AbstractMesh((), (), abstract_device=device)):
+        assert residuals.per_token(kept) / 32 / (2 * of.width) <= most
 
 
 def test_a_branch_with_dropout_keeps_one_dropped_input_for_each():

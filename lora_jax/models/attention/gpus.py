@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
@@ -9,6 +11,7 @@ from jaxtyping import Array, Float, Int
 from lora_jax.data.packing import TOKENS_PER_SEGMENT
 from lora_jax.models.attention.scores import Scores
 from lora_jax.models.attention.spans import Spans
+from lora_jax.models.attention.splash import KEPT
 
 _TRITON_BLOCK = 128
 _PACKED = "9.0"  # compute capability from which cuDNN takes packed rows
@@ -28,7 +31,9 @@ def triton(
     *,
     interpret: bool = False,
 ) -> Float[Array, "rows length heads size"]:
-    """Scaled dot-product attention; the backward pass keeps q, k, v, the result and a number for each query.
+    """Scaled dot-product attention; the backward pass keeps q, k and v.
+
+    Of heads whose size is a multiple of `KEPT` it keeps the result and a number for each query, too.
 
     Args:
       q: queries.
@@ -41,19 +46,23 @@ def triton(
     # Experimental in JAX, and read only where it is used: the library does without it.
     from jax.experimental.pallas.ops.gpu import attention as of_jax
 
-    k, v = (jnp.repeat(x, q.shape[2] // x.shape[2], axis=2) for x in (k, v))
-    # The first token of its segment is a segment's number.
+    settings = {"sm_scale": scores.of_size(q.shape[3]), "causal": spans.causal}
+
+    def compute(q: Array, k: Array, v: Array, segments: Array) -> Array:
+        k, v = (jnp.repeat(x, q.shape[2] // x.shape[2], axis=2) for x in (k, v))
+        mixed: Array = of_jax.mha(q, k, v, segments, **settings, interpret=interpret)
+        return mixed
+
+    # The first token of its segment is a segment's number. Keys and values are not kept once for each head.
     segments = jnp.broadcast_to(spans.first, q.shape[:2])
-    mixed: Array = of_jax.mha(
-        q,
-        k,
-        v,
-        segments,
-        sm_scale=scores.of_size(q.shape[3]),
-        causal=spans.causal,
-        interpret=interpret,
-    )
+    policy = _of_kernels if q.shape[3] % KEPT == 0 else None
+    mixed: Array = jax.checkpoint(compute, policy=policy)(q, k, v, segments)
     return mixed
+
+
+def _of_kernels(primitive: Any, *_: Any, **__: Any) -> bool:
+    """Whether the backward pass keeps what an operation gives: that of kernels only."""
+    return str(primitive.name) in ("pallas_call", "custom_vjp_call")
 
 
 def cudnn_fits(length: int, scores: Scores) -> bool:

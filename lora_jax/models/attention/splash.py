@@ -12,6 +12,7 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
@@ -19,6 +20,8 @@ from lora_jax.models.attention.scores import Scores
 from lora_jax.models.attention.spans import Spans
 
 _LANES = 128  # blocks are multiples of it
+# Kernels of models with such heads, which have long rows, are not computed again in the backward pass.
+KEPT = _LANES
 _BITS = 31  # of a number that is not negative
 
 
@@ -41,7 +44,9 @@ def attend(
     *,
     interpret: bool = False,
 ) -> Float[Array, "rows length heads size"]:
-    """Scaled dot-product attention; the backward pass keeps q, k, v, the result and a number for each query.
+    """Scaled dot-product attention; the backward pass keeps q, k and v.
+
+    Of heads whose size is a multiple of `KEPT` it keeps the result and a number for each query, too.
 
     Args:
       q: queries.
@@ -77,9 +82,16 @@ def attend(
     )
     # All rows as one sequence: no row needs a call of its own.
     heads_first = lambda x: jnp.swapaxes(x.reshape(rows * length, -1, size), 0, 1)  # noqa: E731
-    mixed = attention(*map(heads_first, (q * jnp.asarray(scores.of_size(size), q.dtype), k, v)))
-    joined: Array = jnp.swapaxes(mixed, 0, 1).reshape(q.shape)
-    return joined
+
+    def compute(q: Array, k: Array, v: Array) -> Array:
+        scaled = q * jnp.asarray(scores.of_size(size), q.dtype)
+        mixed = attention(*map(heads_first, (scaled, k, v)))
+        joined: Array = jnp.swapaxes(mixed, 0, 1).reshape(q.shape)
+        return joined
+
+    # What the kernel keeps of smaller heads would be padded to all lanes: it is computed again instead.
+    mixed: Array = (jax.checkpoint(compute) if size % KEPT else compute)(q, k, v)
+    return mixed
 
 
 @functools.cache  # the kernel is compiled anew for another function
