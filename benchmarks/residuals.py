@@ -1,13 +1,13 @@
 """What the backward pass keeps for every token and layer, in widths of two bytes a value.
 
     python -m benchmarks.residuals [--models=roberta-large,gpt2-large,llama-3-8b] [--topology=h100:1]
-        [--remat=none,full] [--output=FILE.json]
+        [--remat=none,full] [--methods=LoRA,full] [--base_dtype=bfloat16] [--output=FILE.json]
 
 LoRA as in the paper (r = 8 on queries and values, r = 4 of GPT-2), LoRA on all linear layers, and full
 fine-tuning, in bfloat16 with dropout where the model has it. By tracing alone: what `jax.vjp` keeps. With
 --topology also by the compiler of that chip, which is there without one (see lora_jax.costs.topologies): the
 temporary memory of a whole train step at 16 x 512 (RoBERTa), 8 x 512 (GPT-2) and 1 x 4,096 tokens (Llama),
-and the same in widths for every token and layer.
+the same in widths for every token and layer, and the peak: with weights, optimizer state and batch.
 """
 
 from __future__ import annotations
@@ -38,6 +38,10 @@ _MODELS = flags.DEFINE_list(
 )
 _TOPOLOGY = flags.DEFINE_string("topology", "", "Also compile for this chip, such as h100:1.")
 _REMAT = flags.DEFINE_list("remat", ["none"], "What a stack recomputes: none, full or dots.")
+_METHODS = flags.DEFINE_list("methods", ["LoRA", "LoRA on all", "full"], "Methods, see MODELS.")
+_BASE = flags.DEFINE_string(
+    "base_dtype", "bfloat16", "Type of frozen weights; the rest is float32."
+)
 _OUTPUT = flags.DEFINE_string("output", "", "JSON file for the record.")
 _QV = {".*/attention/qkv": {"parts": ("q", "v"), "fused": ("q", "k", "v")}}
 
@@ -106,9 +110,15 @@ MODELS = {
 
 
 def make(
-    of: Model, method: Method, depth: int, rows: int, length: int, remat: str = "none"
+    of: Model,
+    method: Method,
+    depth: int,
+    rows: int,
+    length: int,
+    remat: str = "none",
+    base_dtype: str | None = None,
 ) -> Step:
-    """The step of a model of some layers on a batch of some size."""
+    """The step of a model of some layers on a batch of some size; a base of no type is float32."""
     model = nnx.eval_shape(lambda: of.make(depth, remat))
     tokens = jax.ShapeDtypeStruct((rows, length), jnp.int32)
     count = rows * length // 2 if of.decodes else rows
@@ -116,7 +126,7 @@ def make(
     weights = jax.ShapeDtypeStruct((count,), jnp.float32)
     batch = Batch(Inputs(tokens, tokens, tokens, tokens), numbers, numbers, numbers, weights)
     loss = step.completion_loss(0.1) if of.decodes else step.classification_loss
-    return abstract_steps.make(model, method, loss, batch)
+    return abstract_steps.make(model, method, loss, batch, base_dtype)
 
 
 def kept_bytes(made: Step) -> int:
@@ -134,9 +144,11 @@ def widths(of: Model, method: Method) -> float:
     return residuals.per_token(kept) / (2 * of.width)
 
 
-def temporaries(of: Model, method: Method, topology: str, remat: str) -> compiled.Needs:
+def needs(
+    of: Model, method: Method, topology: str, remat: str, base_dtype: str | None
+) -> compiled.Needs:
     """What a compiled train step needs."""
-    made = make(of, method, of.depth, of.rows, of.length, remat)
+    made = make(of, method, of.depth, of.rows, of.length, remat, base_dtype)
     device = topologies.devices(topology)[0]
     there = jax.sharding.SingleDeviceSharding(device)
     arguments = jax.tree.map(
@@ -153,33 +165,35 @@ def main(_: list[str]) -> None:
     rows = ["| model | method | widths kept, traced |", "|---|---|---|"]
     if _TOPOLOGY.value:
         rows = [
-            f"| model | method | remat | widths kept, traced | temporaries on {_TOPOLOGY.value} | widths |",
-            "|---|---|---|---|---|---|",
+            f"| model | method | remat | widths kept, traced | temporaries on {_TOPOLOGY.value} | widths | "
+            "peak | fits |",
+            "|---|---|---|---|---|---|---|---|",
         ]
     for name in _MODELS.value:
         of = MODELS[name]
-        for kind, method in of.methods.items():
+        for kind in _METHODS.value:
+            method = of.methods[kind]
             traced = widths(of, method)
+            record: dict[str, Any] = {"model": name, "method": kind, "widths": traced}
             if not _TOPOLOGY.value:
-                records.append({"model": name, "method": kind, "widths": traced})
+                records.append(record)
                 rows.append(f"| {name} | {kind} | {traced:.2f} |")
                 continue
             for remat in _REMAT.value:
-                needs = temporaries(of, method, _TOPOLOGY.value, remat)
-                found = needs.temporaries
-                per_token = found / (of.rows * of.length * of.depth * 2 * of.width)
+                found = needs(of, method, _TOPOLOGY.value, remat, _BASE.value)
                 records.append(
                     {
-                        "model": name,
-                        "method": kind,
+                        **record,
                         "remat": remat,
-                        "widths": traced,
-                        "bytes": found,
+                        "bytes": found.temporaries,
+                        "peak": found.peak,
+                        "fits": found.fits,
                     }
                 )
-                gib = f"{found / 2**30:.2f} GiB" + ("" if needs.fits else ", does not fit")
+                per_token = found.temporaries / (of.rows * of.length * of.depth * 2 * of.width)
                 rows.append(
-                    f"| {name} | {kind} | {remat} | {traced:.2f} | {gib} | {per_token:.1f} |"
+                    f"| {name} | {kind} | {remat} | {traced:.2f} | {found.temporaries / 2**30:.2f} GiB | "
+                    f"{per_token:.1f} | {found.peak / 2**30:.2f} GiB | {'yes' if found.fits else 'no'} |"
                 )
     timing.report("Residuals", rows, {"rows": records}, _OUTPUT.value)
 
