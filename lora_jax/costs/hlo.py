@@ -10,6 +10,8 @@ from lora_jax.errors import InputError
 
 _HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\) -> .*\{$")
 _INSTRUCTION = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = (.*)$")
+# Attributes of a kernel can have line breaks, and then "}}" begins a line within a computation.
+_END = re.compile(r"^\}(,|$)")
 _ARRAY = re.compile(r"\b([a-z]+)(\d*)\w*\[([\d,<=]*)\]")
 _CALLED = re.compile(
     r"(?:^|, )(body|condition|calls|to_apply|branch_computations|called_computations"
@@ -83,7 +85,7 @@ def parse(text: str) -> Program:
         elif match := _INSTRUCTION.match(line):
             instructions[match[2]] = _instruction(match[2], match[3])
             root = match[2] if match[1] else root
-        elif line.startswith("}") and name:
+        elif name and _END.match(line):
             computations[name] = Computation(instructions, root)
             name = ""
     if not entry:

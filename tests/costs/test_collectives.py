@@ -96,6 +96,20 @@ def test_loops_without_xlas_note(texts):
     assert collectives.traffic(bare) == KNOWN["nested"]
 
 
+def test_attributes_of_a_kernel_over_several_lines(texts):
+    """As a TPU prints those of splash attention; here every copy in a loop has them."""
+    kernel = (
+        ', frontend_attributes={kernel_metadata={\n"xprof_metadata":"{\\"block_q\\": 512}"\n}}, '
+    )
+    text = (
+        texts["nested"]
+        .replace(", sharding=", kernel + "sharding=")
+        .replace(", metadata=", kernel + "metadata=")
+    )
+    assert text.count("\n}}, ") > 5
+    assert collectives.traffic(text) == KNOWN["nested"]
+
+
 def tpu(name):
     return pathlib.Path(__file__).with_name(f"tpu_{name}.hlo").read_text()
 
