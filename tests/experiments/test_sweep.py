@@ -130,7 +130,7 @@ def test_the_points_differ(own_orders):
     curves = [losses(point) for point in own_orders.points.values()]
     for i, one in enumerate(curves):
         for other in curves[:i]:
-            assert np.max(np.abs(np.subtract(one, other))) > 3e-5  # runs alone: 1e-5
+            assert np.max(np.abs(np.subtract(one, other))) > 2e-5  # runs alone: 1e-5
 
 
 def test_the_plan_has_few_programs_of_one_size(own_orders):
