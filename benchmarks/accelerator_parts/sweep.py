@@ -36,7 +36,7 @@ def measure(setting: Setting, name: str) -> None:
             predicted=several.predicted,
             predicted_alone=alone.predicted,
         )
-        counted = RUNS * train_steps.model_flops(of, one)
+        counted = RUNS * train_steps.model_flops(train_steps.made(of, one))
         frozen = random_leaves.leaves(alone.made.arguments[2])
         alone.start(frozen, batches[0], key())
         values = several.made.arguments[2]

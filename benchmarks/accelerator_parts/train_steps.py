@@ -27,9 +27,8 @@ def made(of: Workload, one: Try) -> abstract_steps.Step:
     return abstract_steps.make(of.model(one), of.method, of.loss(), of.batch(one), DTYPE)
 
 
-def model_flops(of: Workload, one: Try) -> int:
-    """FLOPs of the products that a step needs, counted without kernels, which hide theirs."""
-    step = made(of, one._replace(attention="xla"))
+def model_flops(step: abstract_steps.Step) -> int:
+    """FLOPs of the products that a step needs."""
     trainable, _, *rest = step.arguments
     return flops.training(step.objective, trainable, *rest)
 
@@ -101,7 +100,7 @@ def measure(setting: Setting, name: str) -> None:
             predicted=program.predicted,
             kernels=program.kernels(),
         )
-        counted = model_flops(of, one)
+        counted = model_flops(program.made)
         program.start(random_leaves.leaves(program.made.arguments[2]), of.batch(one), key())
         seconds = setting.timed({"steps": program.steps})["steps"]
         each = statistics.median(seconds) / STEPS

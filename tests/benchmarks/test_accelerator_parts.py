@@ -41,7 +41,7 @@ def test_flops_of_lora_on_a_decoder():
     attention = 3 * 2 * 2 * length * own
     layers = config.num_hidden_layers * (4 * matrices + 6 * factors + attention)
     expected = rows * length * (layers + 4 * width * config.vocab_size)
-    assert train_steps.model_flops(of, Try(rows)) == expected
+    assert train_steps.model_flops(train_steps.made(of, Try(rows))) == expected
 
 
 def test_utilisation(monkeypatch):
