@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Bool, Float, Key
 
 from lora_jax import threefry
 
@@ -20,8 +20,7 @@ def dropout(
 ) -> Float[Array, "*shape"]:
     """Zeroes values with probability `rate` and divides the others by 1 - rate.
 
-    Two values share one 32-bit random word, so the rate is rounded to a multiple of 1/65536: drawing the
-    bits is most of the cost of dropout on a CPU.
+    The rate is rounded to a multiple of 2^-24, with keys of other generators than JAX's default one of 2^-16.
 
     Args:
       x: values; one axis at least.
@@ -41,17 +40,19 @@ def dropout(
 def _dropped(
     x: Float[Array, "*shape"], share: Float[Array, ""], key: Key[Array, ""]
 ) -> Float[Array, "*shape"]:
-    *lead, last = x.shape
-    halves = [
-        half for word in threefry.words(key, (*lead, -(-last // 4))) for half in _halves(word)
-    ]
-    threshold = jnp.round(share * 2**16).astype(jnp.uint32)
-    kept = jnp.concatenate([half >= threshold for half in halves], axis=-1)[..., :last]
-    return jnp.where(kept, x / (1 - share).astype(x.dtype), 0)
+    return jnp.where(_kept(x.shape, share, key), x / (1 - share).astype(x.dtype), 0)
 
 
-def _halves(word: threefry.Words) -> tuple[threefry.Words, threefry.Words]:
-    return word & 0xFFFF, word >> 16
+def _kept(
+    shape: tuple[int, ...], share: Float[Array, ""], key: Key[Array, ""]
+) -> Bool[Array, "*shape"]:
+    if jax.random.key_impl(key) == "threefry2x32":
+        return (threefry.words(key, shape) >> 8) >= jnp.round(share * 2**24).astype(jnp.uint32)
+    # Other generators' words are held as arrays: two values share one.
+    *lead, last = shape
+    words = jax.random.bits(key, (*lead, -(-last // 2)), jnp.uint32)
+    bits = jnp.concatenate([words & 0xFFFF, words >> 16], axis=-1)[..., :last]
+    return bits >= jnp.round(share * 2**16).astype(jnp.uint32)
 
 
 def split_key(key: DropoutKey, count: int) -> tuple[DropoutKey, ...]:

@@ -36,25 +36,22 @@ def test_the_hash_is_jaxs():
     np.testing.assert_array_equal(jnp.concatenate(found), expected)
 
 
-@pytest.mark.parametrize("shape", [(3000,), (40, 75), (4, 10, 5, 15)])
-@pytest.mark.parametrize("generator", ["threefry2x32", "rbg"])
-def test_words_of_every_element_are_random(shape, generator):
-    found = np.stack(threefry.words(jax.random.key(3, impl=generator), shape))
-    assert found.shape == (2, *shape) and found.dtype == np.uint32
+@pytest.mark.parametrize("shape", [(6000,), (80, 75), (8, 10, 5, 15)])
+def test_words_of_every_element_are_random(shape):
+    found = np.asarray(threefry.words(jax.random.key(3), shape))
+    assert found.shape == shape and found.dtype == np.uint32
     # Of 6,000 words of 32 bits two are equal with a chance of 0.4%; the seed is fixed.
     assert len(np.unique(found)) == found.size
-    bits = np.unpackbits(found.reshape(2, -1, 1).view(np.uint8), axis=-1)
-    assert np.abs(bits.mean(1) - 0.5).max() < 5 * 0.5 / 3000**0.5
-    others = np.stack(threefry.words(jax.random.key(4, impl=generator), shape))
-    assert not np.intersect1d(found, others).size
+    bits = np.unpackbits(found.reshape(-1, 1).view(np.uint8), axis=1)
+    assert np.abs(bits.mean(0) - 0.5).max() < 5 * 0.5 / 6000**0.5
+    assert not np.intersect1d(found, threefry.words(jax.random.key(4), shape)).size
 
 
 def test_words_name_rows_apart_however_many_there_are():
     """Counters are the row and the column, so the words of an element do not depend on later axes' sizes."""
     key = jax.random.key(0)
     narrow, wide = (threefry.words(key, (6, columns)) for columns in (5, 9))
-    for a, b in zip(narrow, wide, strict=True):
-        np.testing.assert_array_equal(a, b[:, :5])
+    np.testing.assert_array_equal(narrow, wide[:, :5])
 
 
 @pytest.mark.parametrize("generator", ["threefry2x32", "rbg"])

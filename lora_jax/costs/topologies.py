@@ -30,7 +30,8 @@ _PODS = {
     "v5p": 8960,
     "v6e": 256,
 }  # chips, from the pages that chips.py names
-_SLICE = re.compile(r"(?P<sizes>[0-9]{1,4}(x[0-9]{1,4}){0,2})(_(un)?twisted)?")
+_ONE = {"v5e": "1x1", "v6e": "1x1"}  # of the others a slice has three sizes
+_SLICE = re.compile(r"(?P<sizes>[0-9]{1,4}(x[0-9]{1,4}){1,2})(_(un)?twisted)?")
 _HOSTS = re.compile(r"(?:(?P<hosts>[0-9]{1,4})x)?(?P<each>[0-9]{1,4})")
 _MOST_HOSTS = 1024
 
@@ -56,9 +57,9 @@ def check(topology: str) -> Chip:
     count = math.prod(int(size) for size in sizes["sizes"].split("x")) if sizes else 0
     if not 0 < count <= _PODS[chip.name]:
         raise InputError(
-            f"topology {topology!r} must be {chip.name}: and the sizes of a slice, one to three positive "
+            f"topology {topology!r} must be {chip.name}: and the sizes of a slice, two or three positive "
             f"numbers with x between them and a product of at most {_PODS[chip.name]:,}, such as "
-            f"{chip.name}:2x4"
+            f"{chip.name}:2x4; one chip is {chip.name}:{_ONE.get(chip.name, '1x1x1')}"
         )
     return chip
 

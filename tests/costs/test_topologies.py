@@ -34,6 +34,8 @@ def test_hosts_with_gpus(topology):
         ("v5e:64x64", "a product of at most 256"),
         ("v5p:99999999999x1x1", "must be v5p: and the sizes"),
         ("v5p:\u0664x4", "must be v5p: and the sizes"),
+        ("v5e:1", "must be v5e: and the sizes .*; one chip is v5e:1x1$"),
+        ("v5p:1", "must be v5p: and the sizes .*; one chip is v5p:1x1x1$"),
         ("v5p", "must be v5p: and the sizes"),
         ("v5p:2x2x2x2", "must be v5p: and the sizes"),
         ("v7:2x2", "unknown chip 'v7'"),
