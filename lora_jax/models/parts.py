@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from flax.nnx.nn.dtypes import promote_dtype
+from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Float
 
 from lora_jax.errors import InputError, brief
@@ -184,9 +186,33 @@ def tied_logits(
     if type(tokens).attend is not nnx.Embed.attend:  # a method has changed the table
         adapted: Array = tokens.attend(hidden.astype(jnp.float32))
         return adapted
-    embedding = tokens.embedding[...].astype(hidden.dtype)
+    logits: Array = _logits(hidden, tokens.embedding[...].astype(hidden.dtype))
+    return logits
+
+
+@jax.custom_jvp
+def _logits(
+    hidden: Float[Array, "... width"], table: Float[Array, "vocabulary width"]
+) -> Float[Array, "... vocabulary"]:
+    return _by_rows(hidden, table, jnp.float32)
+
+
+@functools.partial(_logits.defjvp, symbolic_zeros=True)
+def _logits_jvp(operands: tuple[Array, Array], changes: tuple[Any, Any]) -> tuple[Array, Any]:
+    """In the type of `hidden`, and so the gradient: of one in float32 GPUs would make a float32 table."""
+    hidden, table = operands
+    pairs = ((changes[0], table), (hidden, changes[1]))
+    products = [
+        _by_rows(*pair, hidden.dtype)
+        for pair, change in zip(pairs, changes, strict=True)
+        if not isinstance(change, SymbolicZero)
+    ]
+    return _logits(hidden, table), functools.reduce(jnp.add, products).astype(jnp.float32)
+
+
+def _by_rows(hidden: Any, table: Any, dtype: Any) -> Array:
     axes = ((hidden.ndim - 1,), (1,)), ((), ())
-    return jax.lax.dot_general(hidden, embedding, axes, preferred_element_type=jnp.float32)
+    return jax.lax.dot_general(hidden, table, axes, preferred_element_type=dtype)
 
 
 def table(
