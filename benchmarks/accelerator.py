@@ -1,7 +1,7 @@
 """What a GPU or a TPU computes, how fast and in how much memory: one script for ten minutes with one.
 
     python -m benchmarks.accelerator [--minutes=10] [--size=full|small] [--only=NAME,...]
-        [--output=accelerator.json] [--programs=FOLDER] [--seconds=5]
+        [--output=FILE.json] [--programs=FOLDER] [--seconds=5]
 
 On a machine with a GPU (CUDA 12; jax[cuda13] for 13), or on a TPU VM, which must reach a mirror of packages:
 
@@ -40,16 +40,22 @@ import jax
 from absl import app, flags
 
 from benchmarks.accelerator_parts.catalogue import PARTS, Part
-from benchmarks.accelerator_parts.record import Record
+from benchmarks.accelerator_parts.record import REACHED, Record, set_aside
 from benchmarks.accelerator_parts.stopping import stoppable
 from benchmarks.accelerator_parts.table import table
 from lora_jax.files import check_output
 
-_MINUTES = flags.DEFINE_float("minutes", 10, "Time for everything.", lower_bound=0)
+_MINUTES = flags.DEFINE_float("minutes", 10, "Time for everything.", lower_bound=0.1)
 _SIZE = flags.DEFINE_enum("size", "full", ["full", "small"], "Of the models; small ones for CPUs.")
 _ONLY = flags.DEFINE_list("only", [], "Names of parts; none: all. `device` always runs.")
-_OUTPUT = flags.DEFINE_string("output", "accelerator.json", "JSON file for the record.")
-_SECONDS = flags.DEFINE_float("seconds", 0, "For every timed loop; 0: 5, or 0.2 of small models.")
+_OUTPUT = flags.DEFINE_string(
+    "output",
+    "",
+    "JSON file; by default accelerator.json, or accelerator_small.json of small models.",
+)
+_SECONDS = flags.DEFINE_float(
+    "seconds", 0, "For every timed loop; 0: 5, or 0.2 of small models.", lower_bound=0
+)
 _PROGRAMS = flags.DEFINE_string(
     "programs",
     str(Path(tempfile.gettempdir()) / "lora_jax_accelerator_programs"),
@@ -74,21 +80,24 @@ def main(_: list[str]) -> None:
     """Runs the parts and prints the table."""
     # The parts have the accelerator, one after the other; this process must not hold it.
     jax.config.update("jax_platforms", "cpu")
-    small, output = _SIZE.value == "small", Path(_OUTPUT.value)
+    small = _SIZE.value == "small"
+    output = Path(_OUTPUT.value or ("accelerator_small.json" if small else "accelerator.json"))
     try:
         parts = chosen(_ONLY.value, small)
         check_output(output, flag="--output")
+        if (moved := set_aside(output)) is not None:
+            print(f"the record that was at {output} is now {moved}", flush=True)
     except ValueError as error:
         raise app.UsageError(str(error)) from error
     with stoppable():
         record = Record(
             output, _SIZE.value, _MINUTES.value, _SECONDS.value or (0.2 if small else 5.0),
-            _PROGRAMS.value,
+            _PROGRAMS.value and str(Path(_PROGRAMS.value) / _SIZE.value),
         )  # fmt: skip
         record.run(parts)
     print(table(record.content), flush=True)
     statuses = {part["status"] for part in record.content["parts"].values()}
-    if record.content["ended"] != "all parts were reached" or "failed" in statuses:
+    if not record.content["ended"].startswith(REACHED) or "failed" in statuses:
         raise SystemExit(1)
 
 

@@ -27,21 +27,25 @@ from benchmarks.abstract_steps import Step
 from lora_jax import partition
 from lora_jax.costs import compiled, residuals, topologies
 from lora_jax.data.batch import Batch, Inputs
+from lora_jax.errors import InputError
 from lora_jax.method import Method
 from lora_jax.models import encoder, gpt2
 from lora_jax.models.llama import Llama
 from lora_jax.models.llama_sizes import SIZES as LLAMAS
 from lora_jax.training import step
 
-_MODELS = flags.DEFINE_list(
-    "models", ["roberta-large", "gpt2-large", "llama-3-8b"], "Models, see MODELS."
-)
+NAMES = ("roberta-large", "gpt2-large", "llama-3-8b")
+METHODS = ("LoRA", "LoRA on all", "full")
+_MODELS = flags.DEFINE_list("models", list(NAMES), f"Of {', '.join(NAMES)}.")
 _TOPOLOGY = flags.DEFINE_string("topology", "", "Also compile for this chip, such as h100:1.")
-_REMAT = flags.DEFINE_list("remat", ["none"], "What a stack recomputes: none, full or dots.")
-_METHODS = flags.DEFINE_list("methods", ["LoRA", "LoRA on all", "full"], "Methods, see MODELS.")
-_BASE = flags.DEFINE_string(
-    "base_dtype", "bfloat16", "Type of frozen weights; the rest is float32."
+_REMAT = flags.DEFINE_list(
+    "remat", ["none"], "With --topology: what a stack recomputes: none, full or dots."
 )
+_METHODS = flags.DEFINE_list("methods", list(METHODS), f"Of {', '.join(METHODS)}.")
+_BASE = flags.DEFINE_enum(
+    "base_dtype", "bfloat16", ["bfloat16", "float32"],
+    "With --topology: type of frozen weights; the rest is float32.",
+)  # fmt: skip
 _OUTPUT = flags.DEFINE_string("output", "", "JSON file for the record.")
 _QV = {".*/attention/qkv": {"parts": ("q", "v"), "fused": ("q", "k", "v")}}
 
@@ -159,8 +163,23 @@ def needs(
         return compiled.needs(made.train, arguments, topologies.check(topology))
 
 
+def _check_lists() -> None:
+    """Raises UsageError if a flag names what is not there."""
+    lists = {"models": (_MODELS.value, NAMES), "methods": (_METHODS.value, METHODS)}
+    lists["remat"] = (_REMAT.value, ("none", "full", "dots"))
+    for flag, (given, known) in lists.items():
+        if unknown := [name for name in given if name not in known]:
+            raise app.UsageError(f"--{flag}: no {unknown[0]!r}; they are {', '.join(known)}")
+    if _TOPOLOGY.value:
+        try:
+            topologies.check(_TOPOLOGY.value)
+        except InputError as error:
+            raise app.UsageError(f"--topology: {error}") from error
+
+
 def main(_: list[str]) -> None:
     """Prints the table."""
+    _check_lists()
     records: list[dict[str, Any]] = []
     rows = ["| model | method | widths kept, traced |", "|---|---|---|"]
     if _TOPOLOGY.value:

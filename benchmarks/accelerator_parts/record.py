@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import signal
@@ -19,6 +20,7 @@ from benchmarks.accelerator_parts.catalogue import Part
 from benchmarks.accelerator_parts.stopping import Stopped
 from lora_jax.files import write_json
 
+REACHED = "all parts were reached"  # how a record ends that nothing has stopped
 RESERVE = 5.0  # seconds at the end for the record
 _LONGEST = 3.0  # times its estimate, a part is stopped: one that hangs does not take all the time
 _LEAST = 30.0  # seconds that any part is given
@@ -77,7 +79,10 @@ class Record:
                 if self._size == "full" and device.get("platform") == "cpu":
                     self.content["ended"] = "no accelerator"
                     return
-            self.content["ended"] = "all parts were reached"
+            statuses = [of_part["status"] for of_part in self.content["parts"].values()]
+            skipped = statuses.count("skipped")
+            left_out = f", no time was left for {skipped}" if skipped else ""
+            self.content["ended"] = f"{REACHED}{left_out}"
         except Stopped as stopped:
             self.content["ended"] = str(stopped)
         finally:
@@ -150,6 +155,20 @@ class Record:
 
     def _write(self) -> None:
         write_json(self._output, self.content)
+
+
+def set_aside(output: Path) -> Path | None:
+    """Gives an earlier record a number, so that a second try does not overwrite it.
+
+    Returns:
+      Where it is now; None if there was none.
+    """
+    if not output.exists():
+        return None
+    numbered = (output.with_stem(f"{output.stem}_{number}") for number in itertools.count(1))
+    free = next(path for path in numbered if not path.exists())
+    output.rename(free)
+    return free
 
 
 def _found(path: Path) -> dict[str, Any]:

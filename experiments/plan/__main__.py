@@ -75,6 +75,7 @@ if __name__ == "__main__":
     _SEARCH = flags.DEFINE_bool("search", False, "Try meshes, batch sizes and numbers of runs.")
     _LARGEST = flags.DEFINE_bool("largest", False, "The largest batch of each variant that fits.")
     _WORKDIR = flags.DEFINE_string("workdir", "", "Folder for the figures.")
+    flags.mark_bool_flags_as_mutual_exclusive(["search", "largest"])
     flags.mark_flags_as_required(["config", "topology"])
     app.run(
         main, flags_parser=command_line.parse_flags

@@ -23,6 +23,7 @@ from lora_jax.costs import compiled, topologies
 from lora_jax.costs.chips import Chip
 from lora_jax.errors import InputError
 from lora_jax.files import to_json
+from lora_jax.models.attention.attend import check_platform
 from lora_jax.sharding.mesh import AXES, RUN, make_mesh, shares
 
 # Fields of a config that are not of a step, or (the last three) only of a sweep's.
@@ -38,6 +39,8 @@ class Planner:
         self.config = config
         self.topology = topology
         self.chip: Chip = topologies.check(topology)
+        platform = "gpu" if topologies.is_gpu(self.chip) else "tpu"
+        check_platform(config.model.get("attention", "auto"), platform)
         self.devices = topologies.devices(topology)
         self.path = None if workdir is None else workdir / "plans.jsonl"
         self.known: dict[str, dict[str, Any]] = {}

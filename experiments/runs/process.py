@@ -2,7 +2,7 @@
 
 An allocator that gives freed memory back at once makes every train step ask the kernel for its buffers anew,
 20,000 page faults in a step of a small encoder. And XLA takes half the width of vectors that a processor with
-AVX-512 has. LORA_JAX_TUNE=0 leaves the process as it is.
+AVX-512 has. LORA_JAX_TUNE=0 (or false, no, off) leaves the process as it is.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 _CPUINFO = Path("/proc/cpuinfo")
-_OFF = "LORA_JAX_TUNE"
+_SWITCH = "LORA_JAX_TUNE"
+_OFF = ("0", "false", "no", "off")
 _WIDTH = "xla_cpu_prefer_vector_width"
 # Of glibc's malloc.h, as mallopt(3) says. One arena, since others map what is above 64 MB however large the
 # threshold is; XLA allocates few and large buffers.
@@ -27,6 +28,7 @@ _MALLOC = {
     "M_ARENA_MAX": (-8, 1),
 }
 _applied: dict[str, Any] = {}
+_left: list[str] = []  # why other things were left as they were
 
 
 def tune() -> None:
@@ -35,14 +37,26 @@ def tune() -> None:
     Nothing is set where JAX may find an accelerator, nor what the user has set: in XLA_FLAGS, or of malloc by
     its own variables (MALLOC_..., GLIBC_TUNABLES).
     """
-    if os.environ.get(_OFF) == "0" or not _only_cpus():
-        return
-    if not _chosen_by_user() and platform.libc_ver()[0] == "glibc":
+    _left.clear()
+    if os.environ.get(_SWITCH, "").lower() in _OFF:
+        _left.append(f"{_SWITCH} is {os.environ[_SWITCH]}")
+    elif elsewhere := _not_only_cpus():
+        _left.append(f"JAX may compute on an accelerator: {elsewhere}")
+    else:
+        _tune()
+
+
+def _tune() -> None:
+    own = _chosen_by_user()
+    _left.extend(f"the user's {name} stays" for name in own)
+    if not own and platform.libc_ver()[0] == "glibc":
         mallopt = ctypes.CDLL(None).mallopt
         if set_now := {n: v for n, (number, v) in _MALLOC.items() if mallopt(number, v)}:
             _applied["malloc"] = set_now
     given = os.environ.get("XLA_FLAGS", "")
-    if _WIDTH not in given and processor()["avx512f"]:
+    if _WIDTH in given:
+        _left.append(f"the user's {_WIDTH} in XLA_FLAGS stays")
+    elif processor()["avx512f"]:
         os.environ["XLA_FLAGS"] = f"{given} --{_WIDTH}=512".strip()
         _applied["xla_flags"] = f"--{_WIDTH}=512"
 
@@ -50,6 +64,11 @@ def tune() -> None:
 def applied() -> dict[str, Any]:
     """What `tune` has set in this process, for run records."""
     return dict(_applied)
+
+
+def left() -> list[str]:
+    """Why `tune` has left something as it was, for run records."""
+    return list(_left)
 
 
 def processor() -> dict[str, Any]:
@@ -74,16 +93,18 @@ def processor() -> dict[str, Any]:
     }
 
 
-def _only_cpus() -> bool:
-    """Whether JAX will compute on CPUs, as far as that can be known before it looks for devices."""
+def _not_only_cpus() -> str:
+    """Why JAX may not compute on CPUs, as far as that is known before it looks for devices; else empty."""
     if platforms := os.environ.get("JAX_PLATFORMS", ""):
-        return platforms == "cpu"
-    plugins = importlib.metadata.entry_points(group="jax_plugins")
-    modules = ("jax_plugins", "libtpu")
-    return not plugins and all(importlib.util.find_spec(name) is None for name in modules)
+        return "" if platforms == "cpu" else f"JAX_PLATFORMS is {platforms}"
+    plugins = [point.name for point in importlib.metadata.entry_points(group="jax_plugins")]
+    found = [name for name in ("jax_plugins", "libtpu") if importlib.util.find_spec(name)]
+    if not (plugins or found):
+        return ""
+    return f"{', '.join(plugins or found)} is installed and JAX_PLATFORMS is not cpu"
 
 
-def _chosen_by_user() -> bool:
-    return "malloc" in os.environ.get("GLIBC_TUNABLES", "") or any(
-        name.startswith("MALLOC_") for name in os.environ
-    )
+def _chosen_by_user() -> list[str]:
+    """The variables by which the user has set glibc's allocator."""
+    tunables = ["GLIBC_TUNABLES"] if "malloc" in os.environ.get("GLIBC_TUNABLES", "") else []
+    return tunables + sorted(name for name in os.environ if name.startswith("MALLOC_"))

@@ -63,22 +63,38 @@ def training_record(runs: Sequence[Record], headline: str) -> dict[str, Any]:
     waiting = sum(
         run.get("waiting_seconds", 0.0) for run in runs
     )  # earlier versions did not count it
-    timed = sum(run["flops"] * _after_compilation(run) for run in runs)
+
+    def timed(name: str) -> float:
+        """The part of a total that was done in `stepping`."""
+        return sum(run[name] * _after_compilation(run) for run in runs)
+
+    def rate(name: str) -> float:
+        """A second, without compilation unless there was nothing else."""
+        if stepping > 0 and (counted := timed(name)):
+            return counted / stepping
+        return float(total[name] / total["seconds"])
+
+    flops = timed("flops")
     return {
         "best": over_seeds("best"),
         "last": over_seeds("last"),
         "steps": runs[0]["step"],
         "seconds": total["seconds"],
+        "compile_seconds": total["compile_seconds"],
         "waiting_seconds": waiting,
-        "examples_per_second": total["examples"] / total["seconds"],
-        "tokens_per_second": total["tokens"] / total["seconds"],
+        "examples_per_second": rate("examples"),
+        "tokens_per_second": rate("tokens"),
         "padding_efficiency": total["tokens"] / total["slots"],
         # Without compilation; recomputation does not count. MFU is null where the peak is not known.
         "flops": total["flops"],
-        "flops_per_second_and_device": timed / stepping / devices if timed and stepping else None,
-        "mfu": chips.mfu(timed, stepping, devices, chip) if timed and stepping else None,
+        "flops_per_second_and_device": flops / stepping / devices if flops and stepping else None,
+        "mfu": chips.mfu(flops, stepping, devices, chip) if flops and stepping else None,
         "memory": peak_memory(),
-        "process": {"processor": process.processor(), "set": process.applied()},
+        "process": {
+            "processor": process.processor(),
+            "set": process.applied(),
+            "left": process.left(),
+        },
         **environment(),
     }
 
@@ -146,7 +162,7 @@ def speed(result: Record) -> str:
     """The speed of a run record's training, in words."""
     rate, share = result["flops_per_second_and_device"], result["mfu"]
     parts = [
-        f"{result['seconds']:.0f} s of training",
+        f"{result['seconds']:.0f} s of training{_compiling(result)}",
         f"{result['examples_per_second']:.1f} examples/s",
         f"{result['tokens_per_second']:.0f} tokens/s",
         f"{100 * result['padding_efficiency']:.0f}% real tokens",
@@ -159,6 +175,12 @@ def speed(result: Record) -> str:
     if waiting > _SLOW_INPUT:
         parts.append(f"{waiting:.0%} of the time spent waiting for batches to be packed")
     return ", ".join(parts)
+
+
+def _compiling(result: Record) -> str:
+    """How much of the time was compilation, which the speeds beside it leave out; unknown of old records."""
+    compiling = result.get("compile_seconds", 0.0)
+    return f" ({compiling:.0f} s of it the first steps, which compile)" if compiling >= 1 else ""
 
 
 def parameters_text(result: Record) -> str:

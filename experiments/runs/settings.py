@@ -13,8 +13,7 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from lora_jax.errors import InputError
-from lora_jax.models.attention.attend import PLATFORMS
+from lora_jax.models.attention.attend import check_platform
 from lora_jax.sharding.mesh import check_heads, make_mesh
 from lora_jax.training.settings import AdamSettings, TrainSettings
 
@@ -38,12 +37,7 @@ def model_arguments(config: ConfigDict) -> dict[str, Any]:
       InputError: attention is to be computed by a kernel for other devices.
     """
     chosen = {k: v for k, v in config.model.to_dict().items() if k != "name" and v is not None}
-    kernel, here = chosen.get("attention", "auto"), jax.default_backend()
-    if PLATFORMS.get(kernel, here) != here:
-        raise InputError(
-            f"config.model.attention is {kernel!r}, which computes on {PLATFORMS[kernel].upper()}s, and this "
-            f"is a {here}. Set config.model.attention='auto'"
-        )
+    check_platform(chosen.get("attention", "auto"), jax.default_backend())
     return {**chosen, "compute_dtype": train_settings(config).dtype}
 
 

@@ -76,7 +76,7 @@ def test_what_goes_wrong_leaves_the_rest(odd_parts, tmp_path, monkeypatch, capsy
     assert 6 <= parts["hangs"]["seconds"] < 60
     assert content["device"]["platform"] == "cpu"
     assert {"jax", "jaxlib", "flax"} <= content["device"]["versions"].keys()
-    assert content["ended"] == "all parts were reached"
+    assert content["ended"] == "all parts were reached, no time was left for 1"
     step = parts["gpt2-medium-lora"]
     assert step["finite"] and step["fits"] and step["mfu"] is None
     assert step["predicted"]["peak"] == sum(
@@ -154,6 +154,16 @@ def test_full_size_is_refused_without_an_accelerator(tmp_path):
     assert "--size=small" in content["parts"]["device"]["error"]
     assert content["ended"] == "no accelerator"
     assert content["parts"]["pool"] == {"status": "not reached"}
+
+
+def test_an_earlier_record_is_kept(tmp_path):
+    output = tmp_path / "record.json"
+    assert records.set_aside(output) is None
+    for number in (1, 2):
+        output.write_text(str(number))
+        assert records.set_aside(output) == tmp_path / f"record_{number}.json"
+        assert (tmp_path / f"record_{number}.json").read_text() == str(number)
+    assert not output.exists()
 
 
 def test_a_part_that_there_is_not_is_named():

@@ -1,8 +1,11 @@
 """What the backward pass keeps, by tracing: of a known function, and of our models, which must not grow."""
 
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import pytest
+from absl import app
 from jax.sharding import AbstractDevice, AbstractMesh
 
 import lora_jax
@@ -75,3 +78,20 @@ def test_a_stack_that_recomputes_keeps_its_inputs_only():
         )
 
     assert residuals.per_token(kept) == pytest.approx(2 * of.width)
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "says"),
+    [
+        ("models", ["roberta_large"], "--models: no 'roberta_large'; they are roberta-large, gpt2"),
+        ("methods", ["lora"], "--methods: no 'lora'; they are LoRA, LoRA on all, full"),
+        ("remat", ["half"], "--remat: no 'half'; they are none, full, dots"),
+        ("topology", "h100", "--topology: topology 'h100' must be h100: and a number of GPUs"),
+    ],
+)
+def test_what_there_is_not_is_named(flag, value, says, monkeypatch):
+    given = {"models": ["gpt2-large"], "methods": ["full"], "remat": ["none"], "topology": "h100:1"}
+    for name, of_flag in {**given, flag: value}.items():
+        monkeypatch.setattr(benchmark, f"_{name.upper()}", SimpleNamespace(value=of_flag))
+    with pytest.raises(app.UsageError, match=says):
+        benchmark.main([])

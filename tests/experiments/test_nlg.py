@@ -67,8 +67,9 @@ RECORD = {
     "parameters", "memory", "versions", "device", "process", "warm_start",
 }  # fmt: skip
 TRAINED = {
-    "adapter", "best", "last", "steps", "seconds", "waiting_seconds", "examples_per_second",
-    "tokens_per_second", "padding_efficiency", "flops", "flops_per_second_and_device", "mfu", "layers",
+    "adapter", "best", "last", "steps", "seconds", "compile_seconds", "waiting_seconds",
+    "examples_per_second", "tokens_per_second", "padding_efficiency", "flops",
+    "flops_per_second_and_device", "mfu", "layers",
 }  # fmt: skip
 SEED = {
     "step", "history", "best", "seconds", "compile_seconds", "evaluation_seconds", "waiting_seconds",

@@ -18,6 +18,7 @@ from experiments.plan.report import report, search
 from experiments.plan.variants import Variant, compared, configured
 from lora_jax import methods
 from lora_jax.costs import chips, compiled
+from lora_jax.errors import InputError
 from lora_jax.models import encoder
 from lora_jax.models import gpt2 as gpt2_model
 from lora_jax.sharding.mesh import make_mesh
@@ -188,6 +189,15 @@ def test_wrong_meshes_are_refused_before_anything_is_compiled(planner, gpt2, mes
     planner._compile = None
     with pytest.raises(ValueError, match=message):
         planner.figures(FULL, mesh, 8)
+
+
+def test_a_kernel_for_other_devices_is_refused(gpt2):
+    for kernel, topology, this in (("cudnn", "v5e:2x2", "tpu"), ("splash", "h100:1", "gpu")):
+        gpt2.model.attention = kernel
+        with pytest.raises(
+            InputError, match=f"'{kernel}', which computes on .*and this is a {this}"
+        ):
+            Planner(gpt2, topology, None)
 
 
 def test_rows_and_heads_that_do_not_divide(planner, gpt2):

@@ -78,7 +78,7 @@ def test_record_and_what_is_learned(pretrained, config):
         "task", "parameters", "documents", "notes", "best", "last", "steps", "seconds",
         "examples_per_second", "tokens_per_second", "padding_efficiency", "flops",
         "flops_per_second_and_device", "mfu", "memory", "versions",
-        "device", "seeds", "config", "waiting_seconds", "process",
+        "device", "seeds", "config", "compile_seconds", "waiting_seconds", "process",
     }  # fmt: skip
     assert record["documents"] == 17 + 2 * 17 + 17 and record["steps"] == 2 * 9
     assert record["parameters"]["trainable"] == record["parameters"]["total"]

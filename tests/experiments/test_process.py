@@ -48,6 +48,7 @@ def test_both_are_set_and_said(tuned):
     malloc, flags, applied = tuned()
     assert malloc == {-3: 2**30, -1: 2**31 - 1, -2: 2**26, -8: 1}
     assert flags == applied["xla_flags"] == "--xla_cpu_prefer_vector_width=512"
+    assert process.left() == []
     assert set(applied["malloc"]) == {
         "M_MMAP_THRESHOLD", "M_TRIM_THRESHOLD", "M_TOP_PAD", "M_ARENA_MAX",
     }  # fmt: skip
@@ -59,6 +60,7 @@ def test_flags_of_the_user_stay(tuned):
     own = "--xla_cpu_prefer_vector_width=128"
     _, flags, applied = tuned(XLA_FLAGS=own)
     assert flags == own and "xla_flags" not in applied
+    assert process.left() == ["the user's xla_cpu_prefer_vector_width in XLA_FLAGS stays"]
 
 
 @pytest.mark.parametrize(
@@ -67,6 +69,7 @@ def test_flags_of_the_user_stay(tuned):
 def test_an_allocator_set_by_the_user_stays(tuned, environment):
     malloc, _, applied = tuned(**environment)
     assert malloc == {} and "malloc" not in applied
+    assert process.left() == [f"the user's {name} stays" for name in environment]
 
 
 def test_without_avx512_no_flag_is_set(tuned):
@@ -84,9 +87,17 @@ def test_what_the_c_library_refuses_is_not_said(tuned):
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("environment", [{"LORA_JAX_TUNE": "0"}, {"JAX_PLATFORMS": "tpu,cpu"}])
-def test_nothing_is_set_if_switched_off_or_with_accelerators(tuned, environment):
+@pytest.mark.parametrize(
+    ("environment", "why"),
+    [
+        ({"LORA_JAX_TUNE": "0"}, "LORA_JAX_TUNE is 0"),
+        ({"LORA_JAX_TUNE": "False"}, "LORA_JAX_TUNE is False"),
+        ({"JAX_PLATFORMS": "tpu,cpu"}, "accelerator: JAX_PLATFORMS is tpu,cpu"),
+    ],
+)
+def test_nothing_is_set_if_switched_off_or_with_accelerators(tuned, environment, why):
     assert tuned(**environment) == ({}, "", {})
+    assert len(process.left()) == 1 and process.left()[0].endswith(why)
 
 
 def test_an_accelerator_may_be_there_if_its_plugin_is(tuned, monkeypatch):
@@ -95,6 +106,7 @@ def test_an_accelerator_may_be_there_if_its_plugin_is(tuned, monkeypatch):
     assert tuned(JAX_PLATFORMS="")[0]
     monkeypatch.setattr(process.importlib.util, "find_spec", lambda name: name == "libtpu" or None)
     assert tuned(JAX_PLATFORMS="") == ({}, "", {})
+    assert "libtpu is installed" in process.left()[0]
 
 
 def test_the_processor_is_named(monkeypatch, tmp_path):

@@ -49,6 +49,21 @@ def test_the_first_step_of_every_shape_is_no_step_that_was_timed():
     assert record["flops_per_second_and_device"] is None and "FLOP" not in speed(record)
 
 
+def test_examples_and_tokens_a_second_leave_compilation_out():
+    """Of 10 steps with 100 examples in two shapes 8 were done in the 20 seconds that did not compile."""
+    record = training_record([run(step=10, shapes=[(8, 64), (4, 128)])], "accuracy")
+    assert record["examples_per_second"] == pytest.approx(80 / 20)
+    assert record["tokens_per_second"] == pytest.approx(3200 / 20)
+    assert record["compile_seconds"] == 10.0
+    assert speed(record).startswith(
+        "30 s of training (10 s of it the first steps, which compile), 4.0 "
+    )
+    only = training_record([run(step=1, shapes=[(8, 64)])], "accuracy")
+    assert only["examples_per_second"] == pytest.approx(100 / 30)
+    del record["compile_seconds"]  # as of earlier versions
+    assert speed(record).startswith("30 s of training, ")
+
+
 def test_waiting_for_batches_is_said_where_it_is_a_share_of_the_time():
     record = training_record(
         [run(waiting_seconds=6.0), run()], "accuracy"

@@ -66,6 +66,15 @@ def check_kernel(config: Any, dropout: str) -> None:
             )
 
 
+def check_platform(kernel: Kernel, platform: str) -> None:
+    """Raises InputError if a kernel is asked for by name and computes on other devices than these."""
+    if PLATFORMS.get(kernel, platform) != platform:
+        raise InputError(
+            f"config.model.attention is {kernel!r}, which computes on {PLATFORMS[kernel].upper()}s, and this "
+            f"is a {platform}. Set config.model.attention='auto' or 'xla'"
+        )
+
+
 def attend(
     q: Float[Array, "rows length heads size"],
     k: Float[Array, "rows length shared size"],
