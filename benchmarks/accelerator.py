@@ -33,6 +33,7 @@ kept in a folder for a second try, whose compile seconds are those of reading th
 
 from __future__ import annotations
 
+import math
 import tempfile
 from pathlib import Path
 
@@ -83,6 +84,8 @@ def main(_: list[str]) -> None:
     small = _SIZE.value == "small"
     output = Path(_OUTPUT.value or ("accelerator_small.json" if small else "accelerator.json"))
     try:
+        if not math.isfinite(_MINUTES.value + _SECONDS.value):
+            raise ValueError("--minutes and --seconds must be finite numbers")
         parts = chosen(_ONLY.value, small)
         check_output(output, flag="--output")
         if (moved := set_aside(output)) is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Key
+from jaxtyping import Array, Float, Key, UInt32
 
 from lora_jax import threefry
 
@@ -20,7 +20,8 @@ def dropout(
 ) -> Float[Array, "*shape"]:
     """Zeroes values with probability `rate` and divides the others by 1 - rate.
 
-    The rate is rounded to a multiple of 2^-24, with keys of other generators than JAX's default one of 2^-16.
+    The rate is rounded to a multiple of 2^-24, with keys of other generators than JAX's default one of 2^-16,
+    and is at most the largest multiple below 1.
 
     Args:
       x: values; one axis at least.
@@ -40,19 +41,22 @@ def dropout(
 def _dropped(
     x: Float[Array, "*shape"], share: Float[Array, ""], key: Key[Array, ""]
 ) -> Float[Array, "*shape"]:
-    return jnp.where(_kept(x.shape, share, key), x / (1 - share).astype(x.dtype), 0)
+    words, levels = _words(x.shape, key)
+    threshold = jnp.minimum(jnp.round(share * levels), levels - 1)
+    # The mask comes first: the gradient of what is dropped is 0, also where the other factor overflows.
+    kept = jnp.where(words >= threshold.astype(jnp.uint32), x, 0)
+    wide = kept.astype(jnp.promote_types(x.dtype, jnp.float32))
+    return (wide / (1 - threshold / levels)).astype(x.dtype)
 
 
-def _kept(
-    shape: tuple[int, ...], share: Float[Array, ""], key: Key[Array, ""]
-) -> Bool[Array, "*shape"]:
+def _words(shape: tuple[int, ...], key: Key[Array, ""]) -> tuple[UInt32[Array, "*shape"], float]:
+    """Random numbers, and their number of levels."""
     if jax.random.key_impl(key) == "threefry2x32":
-        return (threefry.words(key, shape) >> 8) >= jnp.round(share * 2**24).astype(jnp.uint32)
+        return threefry.words(key, shape) >> 8, 2.0**24
     # Other generators' words are held as arrays: two values share one.
     *lead, last = shape
     words = jax.random.bits(key, (*lead, -(-last // 2)), jnp.uint32)
-    bits = jnp.concatenate([words & 0xFFFF, words >> 16], axis=-1)[..., :last]
-    return bits >= jnp.round(share * 2**16).astype(jnp.uint32)
+    return jnp.concatenate([words & 0xFFFF, words >> 16], axis=-1)[..., :last], 2.0**16
 
 
 def split_key(key: DropoutKey, count: int) -> tuple[DropoutKey, ...]:

@@ -22,7 +22,7 @@ _WIDTH = "xla_cpu_prefer_vector_width"
 # Of glibc's malloc.h, as mallopt(3) says. One arena, since others map what is above 64 MB however large the
 # threshold is; XLA allocates few and large buffers.
 _MALLOC = {
-    "M_MMAP_THRESHOLD": (-3, 2**30),
+    "M_MMAP_THRESHOLD": (-3, 2**30, 2**25),  # older versions take the second at most
     "M_TRIM_THRESHOLD": (-1, 2**31 - 1),
     "M_TOP_PAD": (-2, 2**26),
     "M_ARENA_MAX": (-8, 1),
@@ -38,7 +38,7 @@ def tune() -> None:
     its own variables (MALLOC_..., GLIBC_TUNABLES).
     """
     _left.clear()
-    if os.environ.get(_SWITCH, "").lower() in _OFF:
+    if os.environ.get(_SWITCH, "").strip().lower() in _OFF:
         _left.append(f"{_SWITCH} is {os.environ[_SWITCH]}")
     elif elsewhere := _not_only_cpus():
         _left.append(f"JAX may compute on an accelerator: {elsewhere}")
@@ -51,11 +51,18 @@ def _tune() -> None:
     _left.extend(f"the user's {name} stays" for name in own)
     if not own and platform.libc_ver()[0] == "glibc":
         mallopt = ctypes.CDLL(None).mallopt
-        if set_now := {n: v for n, (number, v) in _MALLOC.items() if mallopt(number, v)}:
+        taken = {
+            name: next((value for value in values if mallopt(number, value)), None)
+            for name, (number, *values) in _MALLOC.items()
+        }
+        if set_now := {name: value for name, value in taken.items() if value is not None}:
             _applied["malloc"] = set_now
     given = os.environ.get("XLA_FLAGS", "")
-    if _WIDTH in given:
-        _left.append(f"the user's {_WIDTH} in XLA_FLAGS stays")
+    named = next((flag for flag in (_WIDTH, "xla_cpu_max_isa") if flag in given), "")
+    if named or (
+        given.strip() and not given.strip().startswith("-")
+    ):  # or the name of a file of flags
+        _left.append(f"the user's {named or given.strip()} in XLA_FLAGS stays")
     elif processor()["avx512f"]:
         os.environ["XLA_FLAGS"] = f"{given} --{_WIDTH}=512".strip()
         _applied["xla_flags"] = f"--{_WIDTH}=512"

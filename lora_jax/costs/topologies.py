@@ -30,7 +30,7 @@ _PODS = {
     "v5p": 8960,
     "v6e": 256,
 }  # chips, from the pages that chips.py names
-_ONE = {"v5e": "1x1", "v6e": "1x1"}  # of the others a slice has three sizes
+_ONE = {"v5e": "1x1", "v6e": "1x1"}  # slices of two sizes; of the others a slice has three
 _SLICE = re.compile(r"(?P<sizes>[0-9]{1,4}(x[0-9]{1,4}){1,2})(_(un)?twisted)?")
 _HOSTS = re.compile(r"(?:(?P<hosts>[0-9]{1,4})x)?(?P<each>[0-9]{1,4})")
 _MOST_HOSTS = 1024
@@ -55,7 +55,8 @@ def check(topology: str) -> Chip:
         return chip
     sizes = _SLICE.fullmatch(topology.partition(":")[2])
     count = math.prod(int(size) for size in sizes["sizes"].split("x")) if sizes else 0
-    if not 0 < count <= _PODS[chip.name]:
+    flat = chip.name in _ONE and sizes is not None and sizes["sizes"].count("x") != 1
+    if flat or not 0 < count <= _PODS[chip.name]:
         raise InputError(
             f"topology {topology!r} must be {chip.name}: and the sizes of a slice, two or three positive "
             f"numbers with x between them and a product of at most {_PODS[chip.name]:,}, such as "
@@ -116,7 +117,9 @@ def _tpu_arguments(topology: str) -> dict[str, Any]:
         raise ImportError(
             "compiling for TPUs needs the package libtpu (no TPU): pip install libtpu"
         )
-    return {"platform": "tpu", "topology_name": topology}
+    given = {"platform": "tpu", "topology_name": topology}
+    # The two cores of a v4 are one device, as on its hosts; without it there would be two of half a chip.
+    return {**given, "chip_config_name": "megacore"} if topology.startswith("v4:") else given
 
 
 def _gpu_arguments(topology: str, chip: Chip) -> dict[str, Any]:

@@ -34,6 +34,7 @@ def test_hosts_with_gpus(topology):
         ("v5e:64x64", "a product of at most 256"),
         ("v5p:99999999999x1x1", "must be v5p: and the sizes"),
         ("v5p:\u0664x4", "must be v5p: and the sizes"),
+        ("v5e:2x2x2", "must be v5e: and the sizes"),
         ("v5e:1", "must be v5e: and the sizes .*; one chip is v5e:1x1$"),
         ("v5p:1", "must be v5p: and the sizes .*; one chip is v5p:1x1x1$"),
         ("v5p", "must be v5p: and the sizes"),
@@ -83,6 +84,15 @@ def test_a_slice_that_libtpu_does_not_have(monkeypatch):
     monkeypatch.setenv("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     with pytest.raises(ValueError, match="topology 'v5e:3x5' is not one of v5e"):
         topologies.devices("v5e:3x5")
+
+
+@pytest.mark.parametrize(("topology", "count"), [("v4:2x2x1", 4), ("v5p:2x2x1", 4), ("v5e:2x4", 8)])
+def test_a_device_is_a_whole_chip(topology, count, monkeypatch):
+    """The two cores of a v4 or v5p work as one: their memory is in chips.py as that of a chip."""
+    pytest.importorskip("libtpu", reason="compiling for TPUs needs libtpu")
+    monkeypatch.setenv("TPU_SKIP_MDS_QUERY", "1")
+    monkeypatch.setenv("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+    assert len(topologies.devices(topology)) == count
 
 
 @pytest.fixture

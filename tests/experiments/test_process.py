@@ -61,6 +61,21 @@ def test_flags_of_the_user_stay(tuned):
     _, flags, applied = tuned(XLA_FLAGS=own)
     assert flags == own and "xla_flags" not in applied
     assert process.left() == ["the user's xla_cpu_prefer_vector_width in XLA_FLAGS stays"]
+    for other in ("flags.txt", "--xla_cpu_max_isa=AVX2"):  # a file of flags; a set of instructions
+        _, flags, applied = tuned(XLA_FLAGS=other)
+        assert flags == other and "xla_flags" not in applied and len(process.left()) == 1
+
+
+def test_an_older_c_library_takes_a_smaller_threshold(tuned, monkeypatch):
+    class Older(Libc):
+        def mallopt(self, number, value):
+            return int(value <= 2**25 or number != -3) and super().mallopt(number, value)
+
+    fake = Older()
+    tuned()
+    monkeypatch.setattr(process.ctypes, "CDLL", lambda name: fake)
+    process.tune()
+    assert fake.set[-3] == process.applied()["malloc"]["M_MMAP_THRESHOLD"] == 2**25
 
 
 @pytest.mark.parametrize(

@@ -98,7 +98,7 @@ def attend(
       kernel: by whom it is computed. With dropout it is XLA, as no kernel has one that changes from step to
         step; so it is on other devices, and for shapes, spans or scores that the kernel does not have.
     """
-    key = None if rate == 0 else key
+    key = None if isinstance(rate, float | int) and rate == 0 else key
     chosen = "xla" if key is not None else _chosen(kernel, q, spans, scores)
     if chosen == "xla":
         return plain.attend(q, k, v, spans, scores, rate, key)
@@ -172,10 +172,10 @@ def kept_apart(
     v: Float[Array, "rows length shared size"],
     spans: Spans,
 ) -> Float[Array, "rows length heads size"]:
-    """Attention in which a token that is not finite reaches only those that attend to it.
+    """Attention whose result a token that is not finite changes only where it is attended to, or attends.
 
     A weight of zero does not keep a NaN away: 0 x NaN is NaN. Where the examples of a row are of different
-    models (`lora_jax.pool`), that of one must not reach the others.
+    models (`lora_jax.pool`), that of one must not reach the others. Gradients are not kept apart so.
 
     Args:
       attention: of q, k, v and spans.

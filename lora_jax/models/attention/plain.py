@@ -40,7 +40,7 @@ def attend(
       key: random key of that dropout; None switches it off. Every row has its own, so what is dropped
         does not depend on the parts that rows are computed in.
     """
-    keys = None if key is None or rate == 0 else jax.random.split(key, len(q))
+    keys = None if key is None else jax.random.split(key, len(q))
     compute = jax.checkpoint(functools.partial(_of_rows, scores=scores, rate=rate))
     spans = jax.tree.map(lambda x: jnp.broadcast_to(x, q.shape[:2]), spans)
     parts = _parts(*q.shape[:3])
@@ -61,6 +61,8 @@ def attend(
 
 def _parts(rows: int, length: int, heads: int) -> int:
     """Number of equal parts of the rows whose scores are computed one after the other."""
+    if rows == 0:
+        return 1
     over = ways("batch")
     own = rows // over if rows % over == 0 else 1  # rows of a device, which parts divide
     held = -(-rows // over) * -(-heads // ways("heads")) * length**2 * 4
