@@ -31,11 +31,16 @@ def dropout(
       keeps_mask: whether the backward pass keeps what was dropped instead of drawing it again; for parts of
         a model that it computes again as a whole.
     """
-    if key is None or (isinstance(rate, float | int) and rate == 0):
+    if (key := dropping(key, rate)) is None:
         return x
     compute = _dropped if keeps_mask else jax.checkpoint(_dropped)
     dropped: Array = compute(x, jnp.asarray(rate, jnp.float32), key)
     return dropped
+
+
+def dropping(key: DropoutKey, rate: float | Float[Array, ""]) -> DropoutKey:
+    """The key, or None where nothing is dropped: without a key, or with the number 0 as rate."""
+    return None if isinstance(rate, float | int) and rate == 0 else key
 
 
 def _dropped(

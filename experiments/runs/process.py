@@ -57,12 +57,12 @@ def _tune() -> None:
         }
         if set_now := {name: value for name, value in taken.items() if value is not None}:
             _applied["malloc"] = set_now
-    given = os.environ.get("XLA_FLAGS", "")
+    given = os.environ.get("XLA_FLAGS", "").strip()
     named = next((flag for flag in (_WIDTH, "xla_cpu_max_isa") if flag in given), "")
-    if named or (
-        given.strip() and not given.strip().startswith("-")
-    ):  # or the name of a file of flags
-        _left.append(f"the user's {named or given.strip()} in XLA_FLAGS stays")
+    # A file of flags, to which none can be added.
+    file = given if given and not given.startswith("-") else ""
+    if kept := named or file:
+        _left.append(f"the user's {kept} in XLA_FLAGS stays")
     elif processor()["avx512f"]:
         os.environ["XLA_FLAGS"] = f"{given} --{_WIDTH}=512".strip()
         _applied["xla_flags"] = f"--{_WIDTH}=512"

@@ -196,6 +196,14 @@ def test_dropout_does_not_depend_on_the_parts(monkeypatch):
     assert np.abs(np.mean(mixed) - 1) < 0.05 and np.std(mixed) > 0.02
 
 
+@pytest.mark.parametrize("key", [None, 0])
+def test_a_batch_of_no_rows(key):
+    empty = jnp.zeros((0, LENGTH, HEADS, SIZE))
+    spans = of_segments(jnp.zeros((0, LENGTH), jnp.int32), causal=False)
+    key = None if key is None else jax.random.key(key)
+    assert plain.attend(empty, empty, empty, spans, PLAIN, 0.1, key).shape == empty.shape
+
+
 @pytest.mark.parametrize("form", ["splash", "triton"])
 @pytest.mark.parametrize("shared", [True, False])
 def test_runs_of_a_sweep(form, shared):

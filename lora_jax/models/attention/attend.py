@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 
 from lora_jax import ranges
 from lora_jax.costs import gpu_targets
-from lora_jax.dropout import DropoutKey
+from lora_jax.dropout import DropoutKey, dropping
 from lora_jax.errors import InputError
 from lora_jax.models.attention import gpus, plain, splash
 from lora_jax.models.attention.scores import PLAIN, Scores
@@ -98,7 +98,7 @@ def attend(
       kernel: by whom it is computed. With dropout it is XLA, as no kernel has one that changes from step to
         step; so it is on other devices, and for shapes, spans or scores that the kernel does not have.
     """
-    key = None if isinstance(rate, float | int) and rate == 0 else key
+    key = dropping(key, rate)
     chosen = "xla" if key is not None else _chosen(kernel, q, spans, scores)
     if chosen == "xla":
         return plain.attend(q, k, v, spans, scores, rate, key)

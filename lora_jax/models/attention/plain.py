@@ -61,10 +61,9 @@ def attend(
 
 def _parts(rows: int, length: int, heads: int) -> int:
     """Number of equal parts of the rows whose scores are computed one after the other."""
-    if rows == 0:
-        return 1
     over = ways("batch")
-    own = rows // over if rows % over == 0 else 1  # rows of a device, which parts divide
+    # Rows of a device, which parts divide.
+    own = max(rows // over, 1) if rows % over == 0 else 1
     held = -(-rows // over) * -(-heads // ways("heads")) * length**2 * 4
     return next((n for n in range(1, own + 1) if own % n == 0 and held <= n * _SCORES_BYTES), own)
 
@@ -83,9 +82,9 @@ def _of_rows(
         return jax.nn.dot_product_attention(
             q, k, v, mask=mask[:, None], scale=scores.scale, implementation="xla"
         )
-    shared, length, size = k.shape[2], q.shape[1], q.shape[3]
+    (rows, length, heads, size), shared = q.shape, k.shape[2]
     # Heads as leading batch axes: faster.
-    q = jnp.moveaxis(q.reshape(*q.shape[:2], shared, -1, size), 1, 3)
+    q = jnp.moveaxis(q.reshape(rows, length, shared, heads // shared, size), 1, 3)
     k, v = (jnp.swapaxes(x, 1, 2) for x in (k, v))
     products = jnp.einsum("bhgqd,bhkd->bhgqk", q, k, preferred_element_type=jnp.float32)
     products = scores.capped(products * scores.of_size(size))
@@ -94,7 +93,7 @@ def _of_rows(
     if keys is not None:
         weights = jax.vmap(lambda row, key: dropout(row, rate, key, keeps_mask=True))(weights, keys)
     mixed = jnp.einsum("bhgqk,bhkd->bhgqd", weights.astype(v.dtype), v)
-    return jnp.moveaxis(mixed, 3, 1).reshape(len(q), length, -1, size)
+    return jnp.moveaxis(mixed, 3, 1).reshape(rows, length, heads, size)
 
 
 @jax.custom_jvp
