@@ -8,6 +8,7 @@ Training code never asks which method runs. The constructors are in `methods`.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
@@ -15,6 +16,7 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from flax import linen, nnx
 from jaxtyping import Array, Key
 
@@ -26,6 +28,9 @@ from lora_jax.partition import Labels, Params, Rule
 from lora_jax.quantisation.weight import PackedPart, value_counts
 from lora_jax.state import leaves, without_sown
 from lora_jax.summary import MatchedLayer, SkippedLayer, Summary, summarise
+
+# Wraps the optimizer of what trains, see `partition.optimizer`.
+Around = Callable[[optax.GradientTransformation], optax.GradientTransformation]
 
 
 class Insertion:
@@ -59,6 +64,10 @@ class Insertion:
     def paths(self, model: nnx.Module) -> list[str]:
         """The paths of the layers that were changed in an adapted model."""
         return [row.path for row in self.matches(model)]
+
+    def around(self, model: nnx.Module, updates: int | None) -> Around | None:
+        """What the method does to the optimizer, see `Method.around`; None: nothing."""
+        return None
 
     def skipped(self, model: nnx.Module) -> list[SkippedLayer]:
         """Layers of an adapted model that the method was to change and did not, for the summary."""
@@ -116,7 +125,7 @@ class Method:
 
     @property
     def name(self) -> str:
-        """Names of the combined methods, joined by +: those of their constructors, or `dora`."""
+        """Names of the combined methods, joined by +: those of their constructors, or of a kind of LoRA."""
         return "+".join(_name(name, arguments) for name, arguments in self.spec)
 
     @property
@@ -171,6 +180,26 @@ class Method:
         return labels
 
     @takes(adapted=MODEL)
+    def around(self, adapted: nnx.Module, updates: int | None = None) -> Around | None:
+        """What the method does to its optimizer (LoRA+, AdaLoRA); None for the methods that do nothing.
+
+            tx = lora_jax.optimizer(labels, optax.adamw(1e-3), around=method.around(adapted, updates=1000))
+
+        The trainer does this by itself.
+
+        Args:
+          adapted: the model.
+          updates: of the whole run, for what has a schedule.
+
+        Raises:
+          ValueError: the method has a schedule, and there are no `updates` or too few.
+        """
+        found = [w for i in self.insertions if (w := i.around(adapted, updates)) is not None]
+        if not found:
+            return None
+        return lambda inside: functools.reduce(lambda tx, wrap: wrap(tx), found, inside)
+
+    @takes(adapted=MODEL)
     def summary(self, adapted: nnx.Module) -> Summary:
         """What the method did to a model: matched layers, groups, state, counts, bytes. Printable."""
         matched = [row for insertion in self.insertions for row in insertion.matches(adapted)]
@@ -184,6 +213,7 @@ class Method:
         return [{"name": name, "arguments": dict(arguments)} for name, arguments in self.spec]
 
 
+_KNOWN_AS = ("pissa", "olora", "lora_ga", "lora_fa", "lora_pro")
 METHOD = Kind((Method,), 'a Method, such as lora_jax.lora("all-linear")')
 
 
@@ -250,9 +280,16 @@ def _refuse_linen(model: Any, method: Method) -> None:
 
 
 def _name(constructor: str, arguments: Mapping[str, Any]) -> str:
+    """The name under which a kind of LoRA is known; that of the constructor for all else."""
     targets = arguments.get("targets")
-    settings = targets.values() if isinstance(targets, Mapping) else ()
-    return "dora" if any(target.get("magnitude") for target in settings) else constructor
+    if constructor != "lora" or not isinstance(targets, Mapping):
+        return constructor
+    found = []
+    for target in targets.values():
+        found += [target[key] for key in ("init", "gradient") if target.get(key) in _KNOWN_AS]
+        found += ["lora_plus"] if target.get("b_rate", 1) != 1 else []
+        found += ["dora"] if target.get("magnitude") else []
+    return "_".join(dict.fromkeys(found)) or constructor
 
 
 def _shown(arguments: Mapping[str, Any]) -> str:

@@ -28,7 +28,7 @@ from lora_jax.partition import FROZEN, Labels
 from lora_jax.quantisation.described import noted, packing
 from lora_jax.quantisation.weight import value_counts
 from lora_jax.sharding.placement import gather
-from lora_jax.state import differing, same_bits, values
+from lora_jax.state import differing, fixed, same_bits, seeded, values
 
 # Attributes of inserted modules that are of training only: the layer computes the same without them.
 _OF_TRAINING = ("deterministic", "dropout", "enabled")
@@ -91,7 +91,8 @@ def save(
     mark = fingerprint(base_parameters(base, method.head))
     moved = differing(gather(after), gather(before))
     notes = noted(packing(base)) | dict(notes or {})
-    return save_adapter(folder, trainable, labels, method, mark, notes, state=moved)
+    kept = moved | fixed(adapted, seeded(fresh))
+    return save_adapter(folder, trainable, labels, method, mark, notes, state=kept)
 
 
 @takes(folder=FOLDER, base=MODEL)

@@ -7,6 +7,7 @@
     random     no             yes                   what moved      nothing
     cache      no             no                    nothing         nothing
     temporary  no             no                    nothing         nothing
+    fixed      no             no                    nothing         all (seeded: what differs)
 
 * parameter: `nnx.Param` and its subclasses.
 * statistic: `nnx.BatchStat`, arrays without a Variable, and every class that is not named here: a
@@ -14,6 +15,7 @@
 * random: `nnx.RngState`, the keys and counts of `nnx.Rngs`, and whatever holds a typed random key.
 * cache: `nnx.Cache`, the scratch of decoding.
 * temporary: `nnx.Intermediate` and `nnx.Perturbation`, which calls sow, and `Temporary`.
+* fixed: `Fixed`, what a method inserts besides that does not train; `Seeded` comes from its settings.
 
 All that is no parameter is state. State is in the frozen part of a model (`partition.split`); `moved` is
 what a forward pass wrote of it, and stands before the frozen values from then on. Sown values are not
@@ -33,7 +35,7 @@ from flax import nnx
 from lora_jax.arguments import BY_PATH, MODEL, takes
 from lora_jax.errors import InputError
 
-Kind = Literal["parameter", "statistic", "random", "cache", "temporary"]
+Kind = Literal["parameter", "statistic", "random", "cache", "temporary", "fixed"]
 KEPT: tuple[Kind, ...] = ("statistic", "random")  # what a train step keeps of what the model writes
 _Sown = (nnx.Intermediate, nnx.Perturbation)
 _Value = TypeVar("_Value")
@@ -44,6 +46,14 @@ class Temporary(nnx.Variable[_Value]):
     """Base of Variables that are set for the calls that follow, and belong to no run and no base."""
 
 
+class Fixed(nnx.Variable[_Value]):
+    """What a method inserts and never trains, such as the start of factors; adapter folders hold it."""
+
+
+class Seeded(Fixed[_Value]):
+    """The same, drawn from a seed in the method's settings: folders hold it only where it is another one."""
+
+
 def kind(leaf: Any) -> Kind:
     """What a leaf of a model's state is: a Variable, or an array without one."""
     if isinstance(leaf, nnx.Param):
@@ -52,6 +62,8 @@ def kind(leaf: Any) -> Kind:
         return "temporary"
     if isinstance(leaf, nnx.Cache):
         return "cache"
+    if isinstance(leaf, Fixed):
+        return "fixed"
     if isinstance(leaf, nnx.RngState) or is_key(value(leaf)):
         return "random"
     return "statistic"
@@ -106,6 +118,30 @@ def moved(frozen: Mapping[str, Any], model: nnx.Module) -> dict[str, Any]:
             "once before a method is inserted, so that it has all its state"
         )
     return {path: new for path, new in kept.items() if new is not frozen[path]}
+
+
+def fixed(model: nnx.Module, fresh: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """What an adapter folder holds of the values that a method inserted and that never train, by path.
+
+    Args:
+      model: adapted.
+      fresh: such values of the same model after a new insertion; of those that a seed gives, only what
+        differs from it is kept. None keeps none of them.
+    """
+    kept = {}
+    for path, leaf in leaves(model).items():
+        if not isinstance(leaf, Fixed):
+            continue
+        new = value(leaf)
+        if isinstance(leaf, Seeded) and (fresh is None or same_bits(new, fresh[path])):
+            continue
+        kept[path] = new
+    return kept
+
+
+def seeded(model: nnx.Module) -> dict[str, Any]:
+    """The values that a method drew from a seed in its settings, by path."""
+    return {path: value(leaf) for path, leaf in leaves(model).items() if isinstance(leaf, Seeded)}
 
 
 def write(model: nnx.Module, values: Mapping[str, Any]) -> None:

@@ -16,7 +16,7 @@ from lora_jax.factor_leaves import LORA, Place, factors
 from lora_jax.method import Method
 from lora_jax.methods.lora import LoRAInsertion
 from lora_jax.methods.parameters import ParameterInsertion
-from lora_jax.methods.stored_settings import settings_of_layer
+from lora_jax.methods.stored_settings import are_factor_pairs, settings_of_layer
 from lora_jax.partition import Params
 from lora_jax.quantisation.described import PACKED, difference
 
@@ -113,6 +113,13 @@ def started(
     Raises:
       ValueError: the factors are not of the model's layers, of larger ranks, or of another scale.
     """
+    if not (are_factor_pairs(adapter.method) and are_factor_pairs(method)):
+        if adapter.method.spec != method.spec:
+            raise InputError(
+                f"{where} was trained by {adapter.method.name}, the method here is {method.name}: such an "
+                f"adapter starts a run of its own method only, {adapter.method}"
+            )
+        return transfer_group(adapter, trainable, labels, LORA, where)
     values = _leaves(adapter, trainable, labels, LORA, where)
     there, here = _scales(adapter.method, adapted), _scales(method, adapted)
     layers = {place.layer for place in factors(adapter)}

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -19,6 +21,7 @@ from experiments.runs.settings import train_settings
 from lora_jax import partition
 from lora_jax.costs import flops
 from lora_jax.costs.compiled import Jitted
+from lora_jax.method import Around
 from lora_jax.models.parts import FLOAT
 from lora_jax.quantisation.quantise import quantise
 from lora_jax.quantisation.weight import value_counts
@@ -65,11 +68,13 @@ class _Parts:
     placement: Placement
     loss: step.Loss
     packed: dict[str, int]
+    of_method: Callable[[int], Around | None]
 
     def optimizer(self, learning_rate: Any = None) -> optax.GradientTransformation:
         """AdamW as the config says, with its learning rate or this one."""
         labels = {path: self.labels[path] for path in self.trainable}
-        return train_settings(self.config).optimizer(labels, _PER_EPOCH, learning_rate)[1]
+        settings = train_settings(self.config)
+        return settings.optimizer(labels, _PER_EPOCH, learning_rate, self.of_method)[1]
 
     @property
     def placed_frozen(self) -> dict[str, Any]:
@@ -97,7 +102,9 @@ def _parts(config: ConfigDict, variant: Variant, mesh: Mesh) -> _Parts:
     types, packed = (jnp.float32, jnp.dtype(variant.base_dtype)), value_counts(model)
     trainable, frozen = (
         {
-            path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype if path in packed else dtype)
+            path: jax.ShapeDtypeStruct(
+                leaf.shape, leaf.dtype if path in packed or path not in labels else dtype
+            )
             for path, leaf in part.items()
         }
         for part, dtype in zip(both, types, strict=True)
@@ -108,6 +115,7 @@ def _parts(config: ConfigDict, variant: Variant, mesh: Mesh) -> _Parts:
     return _Parts(
         config=config, structure=structure, labels=labels, trainable=trainable, frozen=frozen,
         placement=placement, loss=loss, packed=packed,
+        of_method=functools.partial(variant.method.around, model),
     )  # fmt: skip
 
 

@@ -116,6 +116,7 @@ def _member(
             adapters.save_adapter(
                 new, padding.cut(trainable, shapes), start.labels, point.method,
                 base.widest.model.base, adapter_notes(task, settings, point.seed, progress),
+                state=base.widest.model.kept({}),
             )  # fmt: skip
 
     loop = settings.train.loop(

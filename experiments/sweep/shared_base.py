@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx
 
@@ -23,6 +24,7 @@ from lora_jax.partition import Labels, Params
 from lora_jax.sharding.placement import in_host_memory
 from lora_jax.sweeps import runs
 from lora_jax.sweeps.common_method import common_method
+from lora_jax.training import AdaptedModel
 from lora_jax.training.adapted_model import warm_started
 from lora_jax.training.records import lora_layers
 
@@ -76,7 +78,7 @@ class SharedBase:
 
     def _new_steps(self, method: Method, widest: Steps | None) -> Steps:
         return Steps(
-            self._model, method, self.task, optimizer=self.optimizer, key=self._key,
+            self._model, method, self.task, optimizer=self._optimizer, key=self._key,
             share_frozen_with=None if widest is None else widest.model,
         )  # fmt: skip
 
@@ -97,6 +99,7 @@ class SharedBase:
                 path: jnp.asarray(head.get(path, value), jnp.float32)
                 for path, value in fresh.items()
             }
+            trainable |= self._common_start(trainable)
             trainable |= self.task.factors(self._model, point.method, key)
             settings = point.settings.train
             if settings.init_adapter:
@@ -112,6 +115,16 @@ class SharedBase:
             record=model_record(summary, lora_layers(summary)),
         )
 
+    def _common_start(self, trainable: Params) -> Params:
+        """The factors whose start the frozen part of all runs holds (PiSSA, LoRA-GA): it is theirs, too."""
+        frozen = self.widest.model.frozen
+        starts = {path: frozen.get(f"{path}_start") for path in trainable}
+        return {
+            path: jnp.asarray(np.asarray(value))
+            for path, value in starts.items()
+            if value is not None
+        }
+
     def batches(self, points: Sequence[Point]) -> TrainingBatches:
         """The batches of these points' runs, in rows as their configs say."""
         return training_batches(self.task, points[0].settings, [point.order for point in points])
@@ -122,8 +135,10 @@ class SharedBase:
         assert self.task.train is not None
         return -(-len(self.task.train) // self.settings.batch_size)
 
-    def optimizer(
-        self, labels: Labels, learning_rate: float | jax.Array
+    def _optimizer(
+        self, model: AdaptedModel, labels: Labels, learning_rate: float | jax.Array
     ) -> optax.GradientTransformation:
         """AdamW of a run with this learning rate, which may be traced."""
-        return self.settings.train.optimizer(labels, self.per_epoch, learning_rate)[1]
+        return self.settings.train.optimizer(
+            labels, self.per_epoch, learning_rate, model.of_method
+        )[1]

@@ -22,7 +22,7 @@ from lora_jax.sweeps import padding, runs, step
 from lora_jax.training import AdaptedModel
 from lora_jax.training.adapted_model import Predict
 
-Optimizer = Callable[[Labels, Any], optax.GradientTransformation]
+Optimizer = Callable[[AdaptedModel, Labels, Any], optax.GradientTransformation]
 
 
 class Steps:
@@ -44,7 +44,7 @@ class Steps:
           model: pre-trained.
           method: the common one.
           task: of the runs.
-          optimizer: of (labels of what trains, learning rate); the rate may be traced.
+          optimizer: of (model, labels of what trains, learning rate); the rate may be traced.
           key: for initial values, which no run uses.
           share_frozen_with: the same base with another common method, or None.
         """
@@ -59,7 +59,7 @@ class Steps:
         self.shapes = padding.shapes_of(self.model.trainable)
         labels = {path: self.model.labels[path] for path in self.model.trainable}
         self.optimizer: Callable[[Any], optax.GradientTransformation] = lambda rate: optimizer(
-            labels, rate
+            self.model, labels, rate
         )
         # A CPU's caches hold the activations of few runs: on 2 cores a step of 8 runs of MiniLM in a loop
         # takes 2.25 s, all at once 3.1 to 3.7 s.

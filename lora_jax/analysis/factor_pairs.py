@@ -26,9 +26,9 @@ from lora_jax.analysis.similarity import Matrix
 from lora_jax.errors import InputError
 from lora_jax.factor_leaves import factors
 from lora_jax.low_rank import layers
-from lora_jax.low_rank.updates import LowRankUpdate
+from lora_jax.low_rank.pairs import LowRankUpdate, pairs_with_weights
 from lora_jax.low_rank.weights import WeightView
-from lora_jax.methods.stored_settings import settings_of_layer
+from lora_jax.methods.stored_settings import refuse_other_updates, settings_of_layer
 
 _SCANNED = re.compile(r"(.*/)?layers/((first|last_\d+)/)?block/.*")  # the stacks of lora_jax.models
 
@@ -76,6 +76,7 @@ def from_adapter(adapter: Adapter) -> dict[str, FactorPair]:
             f"the adapter has no LoRA factors (its method is {adapter.method}); the analysis is "
             "about low-rank updates"
         )
+    refuse_other_updates(adapter.method, "the analysis")
     pairs = {}
     paths = {place.layer for place in found}
     for place, leaves in found.items():
@@ -123,7 +124,7 @@ def _adapted_weights(model: nnx.Module) -> Iterator[tuple[str, LowRankUpdate, We
     if not adapted:
         raise InputError("the model has no adapted layer; insert a method such as lora(...) first")
     for path, layer in adapted.items():
-        for part, (pair, weight) in layer.lora.pairs_with_weights(WeightView(layer)).items():
+        for part, (pair, weight) in pairs_with_weights(layer.lora, WeightView(layer)).items():
             yield "/".join(filter(None, (path, part))), pair, weight
 
 

@@ -19,7 +19,7 @@ from lora_jax.low_rank.settings import LoRASettings
 from lora_jax.method import Method
 from lora_jax.methods.cuts import CutInsertion
 from lora_jax.methods.lora import LoRAInsertion
-from lora_jax.methods.stored_settings import settings_of_layer
+from lora_jax.methods.stored_settings import refuse_other_updates, settings_of_layer
 from lora_jax.patterns import some
 
 _BIASES = ("none", "lora_only", "all")
@@ -69,6 +69,7 @@ def pairs_of(adapter: Adapter, where: str) -> dict[Place, Pair]:
     Raises:
       InputError: it has no low-rank updates, or such as are not scale * a b alone.
     """
+    refuse_other_updates(adapter.method, f"{where}: combining")
     found = factor_leaves.factors(adapter)
     if not found:
         raise InputError(f"{where} has no low-rank updates (its method is {adapter.method})")

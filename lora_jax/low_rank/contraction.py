@@ -28,7 +28,7 @@ from lora_jax.ranges import LARGEST
 Shape = tuple[int, ...]
 Values = Array | np.ndarray  # of factors: an adapter folder's are numpy's
 Scaling = Literal["alpha/r", "alpha/sqrt(r)"]
-Init = Literal["kaiming", "gaussian"]
+Init = Literal["kaiming", "gaussian", "pissa", "olora", "lora_ga"]
 _MOST_AXES = 64  # of a numpy array
 
 
@@ -178,7 +178,7 @@ def initial_values(
     Raises:
       ValueError: another `init`.
     """
-    if init == "kaiming":
+    if init in ("kaiming", "lora_ga"):  # the latter until there are gradients
         bound = 1 / math.sqrt(fan_in)
         return jax.random.uniform(key, shape, jnp.float32, -bound, bound)
     if init == "gaussian":

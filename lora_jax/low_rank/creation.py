@@ -9,16 +9,27 @@ from jaxtyping import Array, Key
 
 from lora_jax.errors import InputError
 from lora_jax.low_rank.dora import DoRAUpdate
-from lora_jax.low_rank.fused_parts import part_sizes
+from lora_jax.low_rank.fused import FusedUpdate, part_sizes
+from lora_jax.low_rank.pairs import LowRankUpdate
 from lora_jax.low_rank.settings import LoRASettings
-from lora_jax.low_rank.updates import FusedUpdate, LowRankUpdate, WeightUpdate
+from lora_jax.low_rank.update_settings import UpdateSettings
+from lora_jax.low_rank.updates import PartUpdate, WeightUpdate
 from lora_jax.low_rank.weights import WeightView
+
+_KINDS: dict[type[UpdateSettings], type[PartUpdate]] = {}
+
+
+def kind_of(settings: UpdateSettings) -> type[PartUpdate]:
+    """The class of the updates that settings ask for."""
+    if isinstance(settings, LoRASettings):
+        return DoRAUpdate if settings.magnitude else LowRankUpdate
+    return _KINDS[type(settings)]
 
 
 def new_update(
-    weight: WeightView, settings: LoRASettings, key: Key[Array, ""], path: str
+    weight: WeightView, settings: UpdateSettings, key: Key[Array, ""], path: str
 ) -> WeightUpdate:
-    """A new update: one factor of every pair is zero.
+    """A new update, which changes nothing yet.
 
     Args:
       weight: that it is for.
@@ -29,7 +40,7 @@ def new_update(
     Raises:
       ValueError: bad rank or parts.
     """
-    kind = DoRAUpdate if settings.magnitude else LowRankUpdate
+    kind = kind_of(settings)
     if not settings.fused:
         if settings.parts:
             raise InputError(

@@ -14,8 +14,9 @@ from flax import nnx
 from jaxtyping import Array, Float, Key, Num
 
 from lora_jax.low_rank import contraction
+from lora_jax.low_rank.pairs import LowRankUpdate
 from lora_jax.low_rank.settings import LoRASettings
-from lora_jax.low_rank.updates import BaseCall, LowRankUpdate
+from lora_jax.low_rank.updates import BaseCall
 from lora_jax.low_rank.weights import WeightView
 
 
@@ -74,10 +75,9 @@ class DoRAUpdate(LowRankUpdate):
             )
             return jnp.sqrt(jnp.maximum(squared, 0)).reshape(batch + outputs)
 
-        return weight.automatically(
-            norms, roles.batch + roles.outputs,
-            weight.values(), self.a[...] * self.scale, self.b[...],
-        )  # fmt: skip
+        a, b = self.factors(weight)
+        axes = roles.batch + roles.outputs
+        return weight.automatically(norms, axes, weight.values(), a * self.scale, b)
 
     def ratio(self, weight: WeightView) -> Float[Array, ...]:
         """m / ||W + scale * A B||, (*stack, *batch, *outputs); 1 where the norm is 0."""

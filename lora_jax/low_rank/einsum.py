@@ -12,7 +12,7 @@ from lora_jax.errors import InputError
 from lora_jax.low_rank.contraction import Contraction
 from lora_jax.low_rank.kinds import TwoProducts, apart
 from lora_jax.low_rank.lora_layer import LoRALayer
-from lora_jax.low_rank.settings import LoRASettings
+from lora_jax.low_rank.update_settings import UpdateSettings
 
 
 class EinsumKind(TwoProducts):
@@ -27,7 +27,7 @@ class EinsumKind(TwoProducts):
         equation: str | None = self.configured().einsum_str
         return equation
 
-    def check(self, settings: LoRASettings) -> None:
+    def check(self, settings: UpdateSettings) -> None:
         """Raises ValueError for layers that cannot be adapted."""
         equation = self.einsum_equation()
         if equation is None:

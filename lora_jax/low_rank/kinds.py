@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Inexact, Int, Num
 
 from lora_jax.errors import InputError
 from lora_jax.low_rank.contraction import Contraction, Shape
-from lora_jax.low_rank.settings import LoRASettings
+from lora_jax.low_rank.update_settings import UpdateSettings
 from lora_jax.low_rank.weights import LayerWithWeight
 
 
@@ -165,7 +165,7 @@ class EmbedKind(TwoProducts):
     weight = "embedding"
     gathers = True
 
-    def check(self, settings: LoRASettings) -> None:
+    def check(self, settings: UpdateSettings) -> None:
         """Raises ValueError for layers that cannot be adapted."""
         if settings.fused:
             raise InputError("an Embed has no parts to choose; adapt the whole layer")
@@ -216,7 +216,7 @@ class ConvKind(Kind):
 
     in_all_linear = False
 
-    def check(self, settings: LoRASettings) -> None:
+    def check(self, settings: UpdateSettings) -> None:
         """Raises ValueError for layers that cannot be adapted."""
         refuse_mask(self.configured())
         if settings.fused and self.groups() != 1:
@@ -267,7 +267,7 @@ class ConvTransposeKind(Kind):
 
     in_all_linear = False
 
-    def check(self, settings: LoRASettings) -> None:
+    def check(self, settings: UpdateSettings) -> None:
         """Raises ValueError for layers that cannot be adapted."""
         refuse_mask(self.configured())
 

@@ -20,9 +20,10 @@ from lora_jax.arguments import Kind, takes
 from lora_jax.errors import InputError, InputTypeError
 from lora_jax.low_rank.creation import new_update
 from lora_jax.low_rank.lora_layer import LoRALayer
+from lora_jax.low_rank.pairs import LowRankUpdate, pairs_of
 from lora_jax.low_rank.parameters import AdaptedParameter, ReadsUpdated
 from lora_jax.low_rank.settings import LoRASettings
-from lora_jax.low_rank.updates import LowRankUpdate
+from lora_jax.low_rank.update_settings import UpdateSettings
 from lora_jax.low_rank.weights import LayerWithWeight, WeightView
 
 _CLASS = Kind((type,), "the class of the layers")
@@ -150,7 +151,7 @@ def supported() -> tuple[type, ...]:
     return tuple(kind for kind in _LORA_LAYERS if not surgery.is_of_base(kind))
 
 
-def adapt(layer: nnx.Module, settings: LoRASettings, key: Key[Array, ""], path: str = "") -> None:
+def adapt(layer: nnx.Module, settings: UpdateSettings, key: Key[Array, ""], path: str = "") -> None:
     """Turns `layer` into its LoRA layer, in place. The output is unchanged: one factor is zero.
 
     Args:
@@ -207,7 +208,7 @@ def refuse_names_of_attributes(layer: nnx.Module, path: str) -> None:
         )
 
 
-def examine(layer: LoRALayer, settings: LoRASettings, path: str) -> None:
+def examine(layer: LoRALayer, settings: UpdateSettings, path: str) -> None:
     """Raises ValueError if a layer, as it was configured and stored, cannot have an update."""
     layer.check(settings)
     _refuse_options(layer, settings, path)
@@ -215,10 +216,12 @@ def examine(layer: LoRALayer, settings: LoRASettings, path: str) -> None:
     _refuse_integers(layer, path)
 
 
-def _refuse_options(layer: LoRALayer, settings: LoRASettings, path: str) -> None:
+def _refuse_options(layer: LoRALayer, settings: UpdateSettings, path: str) -> None:
     """A bias of B needs outputs in the order of the layer's bias, a table has none."""
     name, roles = path or type(layer).__name__, layer.roles()
     in_order = roles.batch + roles.inputs + roles.outputs == tuple(range(roles.ndim))
+    if not isinstance(settings, LoRASettings):
+        return
     if settings.b_bias and (layer.gathers or not in_order):
         raise InputError(
             f"{name} cannot have b_bias: that is for linear layers whose outputs are the last axes of the "
@@ -268,7 +271,7 @@ def factor_pairs(model: nnx.Module) -> dict[str, LowRankUpdate]:
     return {
         factor_path(path, layer, part): pair
         for path, layer in adapted_layers(model).items()
-        for part, pair in layer.lora.pairs().items()
+        for part, pair in pairs_of(layer.lora).items()
     }
 
 

@@ -11,9 +11,9 @@ from flax import nnx
 from lora_jax import surgery
 from lora_jax.low_rank import layers
 from lora_jax.low_rank.contraction import Shape
-from lora_jax.low_rank.fused_parts import part_sizes
+from lora_jax.low_rank.fused import part_sizes
 from lora_jax.low_rank.layers import LoRALayer
-from lora_jax.low_rank.settings import LoRASettings
+from lora_jax.low_rank.update_settings import UpdateSettings
 from lora_jax.low_rank.weights import WeightView
 
 
@@ -26,7 +26,7 @@ def is_matrix(layer: nnx.Module) -> bool:
     return kind is not None and kind.in_all_linear and not kind.gathers
 
 
-def refusal(layer: nnx.Module, settings: LoRASettings, path: str) -> str | None:
+def refusal(layer: nnx.Module, settings: UpdateSettings, path: str) -> str | None:
     """Why a supported layer, as it was configured and stored, can have no update; None if it can."""
     try:
         with as_lora_layer(layer, path) as lora_layer:
@@ -36,7 +36,7 @@ def refusal(layer: nnx.Module, settings: LoRASettings, path: str) -> str | None:
     return None
 
 
-def rank_limit(layer: nnx.Module, settings: LoRASettings, path: str) -> int:
+def rank_limit(layer: nnx.Module, settings: UpdateSettings, path: str) -> int:
     """The largest rank that buys anything: the smaller side of the matrix.
 
     Of a convolution it is that of a group's window; of a fused projection the least of its parts'.
@@ -54,7 +54,7 @@ def rank_limit(layer: nnx.Module, settings: LoRASettings, path: str) -> int:
         return rank_limit_of(WeightView(lora_layer), settings, path)
 
 
-def rank_limit_of(weight: WeightView, settings: LoRASettings, path: str) -> int:
+def rank_limit_of(weight: WeightView, settings: UpdateSettings, path: str) -> int:
     """The same for a weight that is known to allow an update."""
     views = [weight]
     if settings.fused:
@@ -67,7 +67,7 @@ def rank_limit_of(weight: WeightView, settings: LoRASettings, path: str) -> int:
     return min(math.prod(inputs), outputs)
 
 
-def stack_shape(layer: nnx.Module, settings: LoRASettings, path: str) -> Shape:
+def stack_shape(layer: nnx.Module, settings: UpdateSettings, path: str) -> Shape:
     """Sizes of the leading axes that a stack of layers added to a supported layer's weight."""
     with as_lora_layer(layer, path) as lora_layer:
         layers.examine(lora_layer, settings, path)

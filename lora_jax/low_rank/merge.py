@@ -19,6 +19,7 @@ from lora_jax.arguments import MODEL, takes
 from lora_jax.checks import floating
 from lora_jax.errors import InputError
 from lora_jax.low_rank.layers import AdaptedLayer, adapted_layers
+from lora_jax.low_rank.pairs import pairs_of
 from lora_jax.low_rank.weights import WeightView
 
 
@@ -112,7 +113,7 @@ def merged_values(layer: AdaptedLayer, path: str) -> Inexact[Array, ...]:
 
 def _refuse_lookups(path: str, layer: AdaptedLayer) -> None:
     """The output layer would take the merged table, too."""
-    if any(pair.lookup_only for pair in layer.lora.pairs().values()):
+    if any(pair.lookup_only for pair in pairs_of(layer.lora).values()):
         raise InputError(
             f"the update of {path} is for lookups only (lookup_only), and its table is the output layer too: "
             "no one table is both. Keep the model adapted"

@@ -41,7 +41,7 @@ def seed_dropout(
     """
     for path, layer in adapted_layers(model).items():
         stack = layer.stack_shape()
-        for part, pair in layer.lora.pairs().items():
+        for part, pair in layer.lora.members().items():
             for earlier in ("dropout_key", "dropout_rate"):
                 if hasattr(pair, earlier):
                     delattr(pair, earlier)

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Inexact, Num
 
 from lora_jax.low_rank.contraction import Contraction, Shape
-from lora_jax.low_rank.settings import LoRASettings
+from lora_jax.low_rank.update_settings import UpdateSettings
 from lora_jax.sharding.layout import Layout, automatically
 from lora_jax.surgery import hide_methods
 
@@ -86,7 +86,7 @@ class LayerWithWeight:
         """Whether inputs (rows, tokens, ...) are treated token by token, see `lora_jax.pool`."""
         return False
 
-    def check(self, settings: LoRASettings) -> None:
+    def check(self, settings: UpdateSettings) -> None:
         """Raises ValueError if this layer, as it was configured, cannot be adapted in this way."""
 
     def weight_values(self) -> Inexact[Array, ...]:

@@ -13,8 +13,8 @@ from lora_jax.expressions import Expression
 from lora_jax.low_rank import limits, targets
 from lora_jax.low_rank.layers import AdaptedLayer, lora_layer_of
 from lora_jax.low_rank.parameters import ReadsUpdated
-from lora_jax.low_rank.settings import LoRASettings
 from lora_jax.low_rank.sharing import shared_weights
+from lora_jax.low_rank.update_settings import UpdateSettings
 from lora_jax.summary import MatchedLayer, SkippedLayer
 
 
@@ -29,7 +29,7 @@ class ChosenLayer:
     """
 
     target: str
-    settings: LoRASettings
+    settings: UpdateSettings
     wanted: int
 
 
@@ -57,7 +57,7 @@ class Chooser:
       head: regular expression for the task head's leaves, which "all-linear" leaves out.
     """
 
-    targets: tuple[tuple[str, LoRASettings], ...]
+    targets: tuple[tuple[str, UpdateSettings], ...]
     exclude: tuple[str, ...] = ()
     layers: tuple[int, ...] | None = None
     head: str | None = None
@@ -145,7 +145,7 @@ class Chooser:
                 )
 
     def _not_linear(
-        self, path: str, module: nnx.Module, settings: LoRASettings, head: Expression | None
+        self, path: str, module: nnx.Module, settings: UpdateSettings, head: Expression | None
     ) -> str | None:
         """Why "all-linear" leaves a layer out; None if it does not."""
         weight = f"{path}/{limits.weight_name(module)}".removeprefix("/")
@@ -181,7 +181,7 @@ def _unknown(modules: Mapping[str, nnx.Module]) -> list[SkippedLayer]:
     return found
 
 
-def _fitted(path: str, layer: nnx.Module, settings: LoRASettings) -> LoRASettings | str:
+def _fitted(path: str, layer: nnx.Module, settings: UpdateSettings) -> UpdateSettings | str:
     """The settings with a rank that the layer allows, or why it gets no update."""
     if lora_layer_of(layer) is None:
         return settings  # which `adapt` refuses

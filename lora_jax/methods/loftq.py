@@ -20,8 +20,8 @@ from lora_jax.checks import integer
 from lora_jax.errors import InputError
 from lora_jax.low_rank.dora import DoRAUpdate
 from lora_jax.low_rank.layers import LoRALayer, adapted_layers
+from lora_jax.low_rank.pairs import LowRankUpdate, pairs_with_weights
 from lora_jax.low_rank.targets import ALL_LINEAR, Exclude, Target
-from lora_jax.low_rank.updates import LowRankUpdate
 from lora_jax.low_rank.weights import WeightView
 from lora_jax.method import Method
 from lora_jax.partition import Params, parameters
@@ -126,7 +126,7 @@ def _take_turns(layer: LoRALayer, whole: Float[Array, ...], path: str, *, pack: 
         fill(weight, packed_arrays(weight, float_matrices(weight, left), f"what is left of {path}"))
     lost = (whole - weight.values()).reshape(view.shape)
     axis = view.roles.outputs[0]
-    for pair, part in layer.lora.pairs_with_weights(view).values():
+    for pair, part in pairs_with_weights(layer.lora, view).values():
         _set_nearest(pair, part, part.sliced(lost, axis))
         if isinstance(pair, DoRAUpdate):
             pair.magnitude[...] = pair.norms(part)

@@ -3,75 +3,41 @@
 from __future__ import annotations
 
 import dataclasses
-import zlib
 from collections.abc import Sequence
-from typing import Any, Literal
 
-import jax
 from flax import nnx
-from jaxtyping import Array, Key
 
-from lora_jax import patterns
-from lora_jax.checks import Integer, Real, integer
-from lora_jax.errors import InputError, brief
-from lora_jax.low_rank import flax_layers as _flax_layers  # noqa: F401 - registers Flax's layers
+from lora_jax.checks import Integer, Real
+from lora_jax.errors import InputError
 from lora_jax.low_rank.contraction import Init, Scaling
-from lora_jax.low_rank.layers import LoRALayer, adapt
-from lora_jax.low_rank.settings import LoRASettings, TooLarge
-from lora_jax.low_rank.sharing import shared_weights
-from lora_jax.low_rank.targets import (
-    ALL_LINEAR,
-    Exclude,
-    Layers,
-    Targets,
-    by_target,
-    is_open,
-    layer_numbers,
-    several,
-)
-from lora_jax.method import Insertion, LayerRule, Method
-from lora_jax.methods import common
-from lora_jax.methods.chosen_layers import Chooser, row
-from lora_jax.methods.cuts import MOST_LAYERS, CutInsertion
+from lora_jax.low_rank.layers import adapted_layers, factor_path
+from lora_jax.low_rank.settings import Gradient, LoRASettings
+from lora_jax.low_rank.targets import Exclude, Layers, Targets, is_open
+from lora_jax.low_rank.update_settings import TooLarge
+from lora_jax.method import Around, Method
 from lora_jax.methods.parameters import ParameterInsertion
-from lora_jax.partition import Rule
-from lora_jax.summary import MatchedLayer, SkippedLayer
-from lora_jax.surgery import pretrained_modules
+from lora_jax.methods.updates import Bias, UpdateInsertion, settings_by_target, update_method
+from lora_jax.optimizers import scaled_updates
 
 
 @dataclasses.dataclass(frozen=True)
-class LoRAInsertion(Chooser, Insertion):
-    """Adapts the layers that its targets choose, see `Chooser`; the first match wins."""
+class LoRAInsertion(UpdateInsertion):
+    """Adapts the layers that its targets choose with factor pairs."""
 
-    def insert(self, model: nnx.Module, key: Key[Array, ""]) -> None:
-        """Turns the chosen layers into their LoRA layers, in place."""
-        modules = pretrained_modules(model)
-        chosen = self.choose(modules).layers
-        shared = shared_weights(modules)
-        if odd := [path for path in chosen if path in shared]:
-            raise InputError(shared[odd[0]])
-        for path, layer in chosen.items():
-            layer_key = jax.random.fold_in(key, zlib.crc32(path.encode()))
-            adapt(modules[path], layer.settings, layer_key, path)
-
-    def matches(self, model: nnx.Module) -> list[MatchedLayer]:
-        """One row per adapted layer."""
-        modules = pretrained_modules(model)
-        rows = []
-        for path, chosen in self.choose(modules).layers.items():
-            layer = modules[path]
-            if not isinstance(layer, LoRALayer):
-                raise InputError(f"{path or 'the model'} is not adapted; insert the method first")
-            rows.append(row(path, layer, chosen))
-        return rows
-
-    def paths(self, model: nnx.Module) -> list[str]:
-        """The paths of the adapted layers."""
-        return list(self.choose(pretrained_modules(model)).layers)
-
-    def skipped(self, model: nnx.Module) -> list[SkippedLayer]:
-        """One row per layer that a target names and that has no update."""
-        return self.choose(pretrained_modules(model)).skipped
+    def around(self, model: nnx.Module, updates: int | None) -> Around | None:
+        """LoRA+: the updates of B are larger than those of A."""
+        rates: dict[str, float] = {}
+        adapted = adapted_layers(model)
+        for path, chosen in self.choose_in(model).layers.items():
+            rate = getattr(chosen.settings, "b_rate", 1.0)
+            if (
+                rate == 1 or adapted[path].gathers
+            ):  # the B of a table is the factor that starts at random
+                continue
+            for part in adapted[path].lora.members():
+                place = factor_path(path, adapted[path], part)
+                rates |= {f"{place}/{side}": rate for side in ("b", "b_bias", "magnitude")}
+        return scaled_updates(rates) if rates else None
 
 
 def lora(
@@ -94,8 +60,13 @@ def lora(
     exclude: Exclude = None,
     layers: Layers = None,
     cut: Sequence[Integer] = (),
-    bias: Literal["none", "all", "lora_only"] = "none",
+    bias: Bias = "none",
     head: str | None = None,
+    b_rate: Real = 1.0,
+    gradient: Gradient = "plain",
+    svd_iterations: Integer = 0,
+    gamma: Real = 16.0,
+    seed: Integer = 0,
 ) -> Method:
     """LoRA (Hu et al. 2021, section 4.1). Groups: `lora`, and `bias` and `head` if asked for.
 
@@ -110,7 +81,10 @@ def lora(
       rank: r, per matrix, and per part of a fused one.
       alpha: the constant of section 4.1; the default is the rank, which makes the scale 1.
       scaling: `alpha/r`, or rsLoRA's `alpha/sqrt(r)`.
-      init: start of A; `kaiming` as loralib, `gaussian` N(0, std^2) as the paper. B starts at zero.
+      init: start of A; `kaiming` as loralib, `gaussian` N(0, std^2) as the paper. B starts at zero. Or a
+        start of both factors, whose product is taken off again: `pissa` from the principal part of the
+        weight, `olora` from its orthonormal decomposition, `lora_ga` from its gradient, which
+        `start_from_gradients` (and the trainer) computes; see `low_rank.starts`.
       std: standard deviation of `gaussian`.
       dropout: rate on the branch's input; takes effect after `lora_jax.seed_dropout`.
       parts: of a fused projection, the parts to adapt; each has factors of its own.
@@ -135,64 +109,51 @@ def lora(
         `last_2/block/attention/query` means the query of the last two layers only.
       bias: which bias vectors train: none, all, or those of the adapted layers.
       head: regular expression for the task head's leaves.
+      b_rate: learning rate of B and its bias, and of magnitudes, as times that of A; 16 is LoRA+
+        (Hayou et al. 2024). Takes effect in the trainer, or by `Method.around`.
+      gradient: `lora_fa` freezes A and corrects the gradient of B, `lora_pro` corrects both, see
+        `low_rank.gradients`.
+      svd_iterations: of a randomised decomposition for `pissa`, much faster on large matrices; PEFT's
+        `pissa_niter_16` is 16. 0 is the exact one.
+      gamma: of `lora_ga`: larger is a smaller start.
+      seed: from which `lora_fa` draws A, of all runs alike, so that folders need not hold it.
 
     Raises:
       ValueError: an argument is out of range. What depends on the model is checked by `insert`: ranks,
         and whether every target, exclusion and number of a layer has an effect.
     """
-    per_target = {} if targets is None else by_target(targets)  # a config without them
-    if not per_target:
-        raise InputError("lora needs at least one target pattern")
-    if bias not in ("none", "all", "lora_only"):
-        raise InputError(f"bias must be 'none', 'all' or 'lora_only', got {brief(bias)}")
     shared = {
         "rank": rank, "alpha": alpha, "scaling": scaling, "init": init, "std": std,
         "dropout": dropout, "parts": parts, "fused": fused, "fused_sizes": fused_sizes,
         "magnitude": magnitude, "b_bias": b_bias, "lookup_only": lookup_only, "axes": axes,
+        "b_rate": b_rate, "gradient": gradient, "svd_iterations": svd_iterations, "gamma": gamma,
+        "seed": seed, "too_large": too_large,
     }  # fmt: skip
-    settings = {}
-    for target, own in per_target.items():
-        default = "skip" if target == ALL_LINEAR else "error"
-        values = {**shared, "too_large": default if too_large is None else too_large, **own}
-        settings[target] = LoRASettings.from_arguments(values, f"target {target!r}")
-    excluded, numbers = several(exclude, "exclude"), layer_numbers(layers)
-    for name in (*settings, *excluded):
-        if not is_open(name):
-            patterns.check(name, "target" if name in settings else "exclude", names=True)
-    chooser = LoRAInsertion(
-        tuple((target, own) for target, own in settings.items() if not own.axes),
-        excluded, numbers, head,
-    )  # fmt: skip
+    settings = settings_by_target("lora", LoRASettings, targets, shared)
     of_parameters = ParameterInsertion(
         tuple((target, own) for target, own in settings.items() if own.axes)
     )
     if of_parameters.targets:
-        _check_parameters(of_parameters, chooser, bias)
-    rules: list[Rule] = [Rule(".*", "lora", inserted="lora")]
-    if bias == "all":
-        rules.append(common.BIAS)
-    elif bias == "lora_only":
-        rules.append(LayerRule("bias", "bias", "", insertion=chooser))
-    resolved = {target: own.to_arguments() for target, own in settings.items()}
-    if ALL_LINEAR in settings:  # whose default is another one
-        resolved[ALL_LINEAR]["too_large"] = settings[ALL_LINEAR].too_large
-    arguments: dict[str, Any] = {"targets": resolved, "bias": bias, "head": head}
-    # What came after the first adapters were saved is left out where it has its default.
-    cuts = tuple(CutInsertion(integer("a number in cut", last, most=MOST_LAYERS)) for last in cut)
-    narrowing = {"exclude": excluded, "layers": numbers, "cut": [c.last for c in cuts]}
-    arguments |= {name: value for name, value in narrowing.items() if value}
-    insertions = tuple(insertion for insertion in (chooser, of_parameters) if insertion.targets)
-    return common.method("lora", arguments, (*cuts, *insertions), *rules)
+        alone = len(of_parameters.targets) == len(settings)
+        _check_parameters(
+            of_parameters, narrowed=bool(exclude or layers is not None), alone=alone, bias=bias
+        )
+    return update_method(
+        "lora", settings, insertion=LoRAInsertion, exclude=exclude, layers=layers, cut=cut, bias=bias,
+        head=head, others=(of_parameters,) if of_parameters.targets else (),
+    )  # fmt: skip
 
 
-def _check_parameters(insertion: ParameterInsertion, of_layers: LoRAInsertion, bias: str) -> None:
+def _check_parameters(
+    insertion: ParameterInsertion, *, narrowed: bool, alone: bool, bias: str
+) -> None:
     """Raises ValueError for arguments about layers beside targets that are parameters."""
-    if of_layers.exclude or of_layers.layers:
+    if narrowed:
         raise InputError(
             f"exclude and layers are about layers, and {insertion.targets[0][0]!r} names parameters (it has "
             "axes); say it in the pattern of that target, or write lora(...) + lora(...)"
         )
-    if not of_layers.targets and bias == "lora_only":
+    if alone and bias == "lora_only":
         raise InputError("bias='lora_only' is about layers, and all targets here are parameters")
     for target, _ in insertion.targets:
         if is_open(target):

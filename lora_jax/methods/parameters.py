@@ -46,6 +46,7 @@ class ParameterInsertion(Insertion):
                 )
         for path, parameter in chosen.items():
             parameter_key = jax.random.fold_in(key, zlib.crc32(path.encode()))
+            assert isinstance(parameter.settings, LoRASettings)
             adapt_parameter(*parameters[path], parameter.settings, parameter_key, path)
 
     def matches(self, model: nnx.Module) -> list[MatchedLayer]:

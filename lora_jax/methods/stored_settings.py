@@ -6,11 +6,39 @@ from collections.abc import Collection
 
 from lora_jax import patterns
 from lora_jax.errors import InputError
-from lora_jax.low_rank.settings import LoRASettings
+from lora_jax.low_rank.settings import STARTS, LoRASettings
 from lora_jax.low_rank.targets import is_open, layer_number
 from lora_jax.method import Method
 from lora_jax.methods.lora import LoRAInsertion
 from lora_jax.methods.parameters import ParameterInsertion
+from lora_jax.methods.updates import UpdateInsertion
+
+
+def are_factor_pairs(method: Method) -> bool:
+    """Whether the updates of a method are LoRA's factor pairs alone, so that its leaves `a` and `b` tell all.
+
+    They are not where factors have a start that is taken off, or A is drawn from a seed.
+    """
+    return all(
+        isinstance(own, LoRASettings) and own.init not in STARTS and own.gradient != "lora_fa"
+        for insertion in method.insertions
+        if isinstance(insertion, UpdateInsertion | ParameterInsertion)
+        for _, own in insertion.targets
+    )
+
+
+def refuse_other_updates(method: Method, what: str) -> None:
+    """Raises InputError for a method whose updates are not LoRA's factor pairs alone.
+
+    Args:
+      method: of an adapter.
+      what: cannot be done with it, for the message.
+    """
+    if not are_factor_pairs(method):
+        raise InputError(
+            f"{what} takes LoRA's factors A and B, and the updates of {method.name} are more or others. "
+            "Convert the adapter to LoRA first: lora_jax.to_lora(model, method), see docs/variants.md"
+        )
 
 
 def settings_of_layer(
@@ -31,6 +59,7 @@ def settings_of_layer(
     Raises:
       ValueError: no target of the method can have chosen it, or targets that differ.
     """
+    refuse_other_updates(method, "this")
     possible: list[LoRASettings] = []
     for insertion in method.insertions:
         if isinstance(insertion, LoRAInsertion):
@@ -62,6 +91,7 @@ def _possible(
         certain = certain and min(numbers) >= 0
     found = []
     for target, settings in insertion.targets:
+        assert isinstance(settings, LoRASettings)
         named = _names(target, path, adapted)
         if named is False:
             continue

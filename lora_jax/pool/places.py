@@ -16,8 +16,10 @@ from lora_jax.errors import InputError
 from lora_jax.expressions import Expression
 from lora_jax.factor_leaves import LORA
 from lora_jax.low_rank.dora import DoRAUpdate
+from lora_jax.low_rank.fused import FusedUpdate
 from lora_jax.low_rank.layers import LoRALayer, adapted_layers, factor_path, lora_layer_of
-from lora_jax.low_rank.updates import FusedUpdate, LowRankUpdate, WeightUpdate
+from lora_jax.low_rank.pairs import LowRankUpdate, pairs_of
+from lora_jax.low_rank.updates import WeightUpdate
 from lora_jax.low_rank.weights import WeightView
 from lora_jax.method import Method
 from lora_jax.methods.cuts import CutInsertion
@@ -124,7 +126,7 @@ def inserted(base: nnx.Module, method: Method, where: str) -> Inserted:
     layers, scales = {}, {}
     for path, layer in adapted_layers(model).items():
         layers[path] = _pairs(layer, path, where)
-        for part, pair in layer.lora.pairs().items():
+        for part, pair in pairs_of(layer.lora).items():
             scales[factor_path(path, layer, part)] = float(pair.scale)
     return Inserted(
         layers, scales,
@@ -135,10 +137,11 @@ def inserted(base: nnx.Module, method: Method, where: str) -> Inserted:
 
 def _pairs(layer: Any, path: str, where: str) -> Pairs:
     update = layer.lora
-    pairs = update.pairs()
-    plain = all(type(pair) in (LowRankUpdate, DoRAUpdate) for pair in pairs.values())
+    pairs = pairs_of(update)
+    members = update.members().values()
+    plain = all(type(m) in (LowRankUpdate, DoRAUpdate) and m.is_plain for m in members)
     if not isinstance(layer, LoRALayer) or not plain:
-        what = "a parameter" if plain else f"{path} by {type(next(iter(pairs.values()))).__name__}"
+        what = "a parameter" if plain else f"{path} by {type(next(iter(members))).__name__}"
         raise InputError(
             f"{where} adapts {what}, which has no form with slots: a pool holds W + scale * A B of layers; "
             f"{_REMEDY}"

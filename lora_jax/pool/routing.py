@@ -65,7 +65,7 @@ def route(
     for path, layer in adapted_layers(model).items():
         stack = layer.stack_shape()
         at_outputs = bool(seen_per_output) and f"{path}/".startswith(seen_per_output)
-        for pair in layer.lora.pairs().values():
+        for pair in layer.lora.members().values():
             if not isinstance(pair, PooledPair):
                 continue
             routes = of_outputs if at_outputs else _of_layer(of_batch, layer, form)
@@ -118,7 +118,7 @@ def _per_output(model: nnx.Module) -> tuple[str, ...]:
 
 def _slots_of(model: nnx.Module) -> int:
     for layer in adapted_layers(model).values():
-        for pair in layer.lora.pairs().values():
+        for pair in layer.lora.members().values():
             if isinstance(pair, PooledPair):
                 return pair.a.shape[len(layer.stack_shape())]
     return 1

@@ -16,7 +16,8 @@ from jaxtyping import Array, Float, Inexact, Int, Num
 from lora_jax.errors import InputError
 from lora_jax.low_rank.dora import rescaled
 from lora_jax.low_rank.kinds import TwoProducts
-from lora_jax.low_rank.updates import BaseCall, LowRankUpdate
+from lora_jax.low_rank.pairs import LowRankUpdate
+from lora_jax.low_rank.updates import BaseCall
 from lora_jax.low_rank.weights import WeightView
 from lora_jax.pool import beside
 from lora_jax.pool.routed import Bound, OutputRoute, Routed

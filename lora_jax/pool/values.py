@@ -79,7 +79,7 @@ def ratios(base: nnx.Module, adapter: Adapter) -> dict[str, np.ndarray]:
     model = adapter.method.insert(base, jax.random.key(0))
     found = {}
     for path, layer in adapted_layers(model).items():
-        for part, (pair, weight) in layer.lora.pairs_with_weights(WeightView(layer)).items():
+        for part, (pair, weight) in layer.lora.members_with_weights(WeightView(layer)).items():
             if isinstance(pair, DoRAUpdate):
                 place = factor_path(path, layer, part)
                 for name in ("a", "b", "magnitude"):

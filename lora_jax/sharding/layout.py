@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
@@ -17,6 +17,8 @@ from jaxtyping import Array
 from lora_jax.sharding import axes
 from lora_jax.sharding.axes import AnyVariable, Axes
 
+Shardings = tuple[NamedSharding | None, ...]
+Result = TypeVar("Result")
 _FLAX_RULES = ("sharding_rules", "mesh")
 
 
@@ -111,8 +113,8 @@ def sharding_of(value: Any) -> NamedSharding | None:
 
 
 def automatically(
-    function: Callable[..., Array], sharding: NamedSharding | None, *arrays: Array
-) -> Array:
+    function: Callable[..., Result], sharding: NamedSharding | Shardings | None, *arrays: Array
+) -> Result:
     """Calls a function of arrays whose products the compiler may split as it likes.
 
     On a mesh with explicit axes every product over a split axis must say how its result is split; here
@@ -120,12 +122,12 @@ def automatically(
 
     Args:
       function: of the arrays.
-      sharding: of its result.
+      sharding: of its result; of several results one for each.
       *arrays: its arguments.
     """
-    if not _is_explicit(sharding):
+    if not _is_explicit(sharding[0] if isinstance(sharding, tuple) else sharding):
         return function(*arrays)
-    result: Array = jax.sharding.auto_axes(function, out_sharding=sharding)(*arrays)
+    result: Result = jax.sharding.auto_axes(function, out_sharding=sharding)(*arrays)
     return result
 
 

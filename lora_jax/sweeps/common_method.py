@@ -8,12 +8,13 @@ from outside (see `runs`).
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lora_jax import methods
 from lora_jax.errors import InputError
 from lora_jax.files import to_json
+from lora_jax.low_rank.settings import STARTS
 from lora_jax.method import Method
 
 # Of a LoRA target; everything else about it is the structure of the program.
@@ -24,7 +25,7 @@ def structure_of(method: Method) -> str:
     """What methods must have in common for their runs to be one program, as text."""
     spec = copy.deepcopy(method.to_json())
     for target in _targets(spec):
-        for name in NUMBERS:
+        for name in NUMBERS if _is_plain(target) else ():
             del target[name]
     return to_json(spec, indent=None)
 
@@ -47,6 +48,8 @@ def common_method(members: Sequence[Method]) -> Method:
     spec = copy.deepcopy(members[0].to_json())
     every = [_targets(method.to_json()) for method in members]
     for index, target in enumerate(_targets(spec)):
+        if not _is_plain(target):
+            continue
         rank = max(targets[index]["rank"] for targets in every)
         target |= {"rank": rank, "alpha": rank, "scaling": "alpha/r", "dropout": 0.0}
     return methods.from_json(spec)
@@ -55,6 +58,11 @@ def common_method(members: Sequence[Method]) -> Method:
 def largest_rank(method: Method) -> int:
     """Of its LoRA targets; 0 without any."""
     return max((target["rank"] for target in _targets(method.to_json())), default=0)
+
+
+def _is_plain(target: Mapping[str, Any]) -> bool:
+    """Whether rank, scale and start are but numbers; where A and B have a start, they make the program."""
+    return target["init"] not in STARTS and target.get("gradient", "plain") == "plain"
 
 
 def _targets(spec: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -26,7 +26,8 @@ class RunValues(NamedTuple):
 
     Attributes:
       learning_rate: peak of its schedule.
-      scales: alpha/r (or alpha/sqrt(r)) of every factor pair, by path as in `layers.factor_pairs`.
+      scales: alpha/r (or alpha/sqrt(r)) of every factor pair whose scale is but a number, by path as in
+        `layers.factor_pairs`.
       rates: dropout rate of every factor pair; empty where no run has LoRA dropout.
     """
 
@@ -45,7 +46,7 @@ def run_values(adapted: nnx.Module, learning_rate: float) -> RunValues:
     pairs = layers.factor_pairs(adapted)
     return RunValues(
         np.float32(learning_rate),  # type: ignore[arg-type]
-        {path: np.float32(pair.scale) for path, pair in pairs.items()},  # type: ignore[misc]
+        {p: np.float32(pair.scale) for p, pair in pairs.items() if pair.is_plain},  # type: ignore[misc]
         {path: np.float32(pair.dropout) for path, pair in pairs.items()},  # type: ignore[misc]
     )
 

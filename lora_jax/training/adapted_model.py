@@ -14,17 +14,18 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Key
 
 from lora_jax import adapters, digests, files, fingerprints, partition, warm_start
+from lora_jax.adapters import replaced
 from lora_jax.errors import InputError
 from lora_jax.low_rank.layers import adapted_layers
 from lora_jax.low_rank.merge import strip
-from lora_jax.method import Method
+from lora_jax.method import Around, Method
 from lora_jax.partition import Params
 from lora_jax.quantisation.described import noted, packing
 from lora_jax.quantisation.weight import value_counts
 from lora_jax.sharding import axes
 from lora_jax.sharding.mesh import REST, make_mesh
 from lora_jax.sharding.placement import Placement, gather, in_host_memory
-from lora_jax.state import differing, values
+from lora_jax.state import differing, fixed, seeded, values
 from lora_jax.training import step
 from lora_jax.training.records import lora_layers
 from lora_jax.verification.report import Verification
@@ -97,6 +98,7 @@ class AdaptedModel:
             self.packed = packing(adapted)
             self.structure, trainable, frozen = partition.split(adapted, self.labels)
             self._statistics = set(values(adapted, "statistic"))
+            self._fixed, self._seeded = tuple(fixed(adapted)), tuple(seeded(adapted))
             mesh = make_mesh({"data": REST}) if mesh is None else mesh
             self.placement = Placement(mesh, axes.of_model(adapted))
             self.placement.shardings(trainable)  # a mesh that does not fit is refused here
@@ -159,8 +161,24 @@ class AdaptedModel:
         with files.replaced_folder(folder) as new:
             adapters.save_adapter(
                 new, parameters, self.labels, self.method, self.base, noted(self.packed) | dict(notes),
-                state=self._moved(trainable),
+                state=self.kept(trainable),
             )  # fmt: skip
+
+    def kept(self, trainable: Mapping[str, Any]) -> Params:
+        """What an adapter folder holds besides parameters: statistics that moved, and fixed values.
+
+        Args:
+          trainable: values of a run, which go before the frozen ones.
+        """
+        every = {**self.frozen, **trainable}
+        others = {path: every[path] for path in self._seeded if path in trainable}
+        others = differing(gather(others), gather({path: self.frozen[path] for path in others}))
+        return {**self._moved(trainable), **{path: every[path] for path in self._fixed}, **others}
+
+    def of_method(self, updates: int) -> Around | None:
+        """What the method does to the optimizer of a run with so many updates, see `Method.around`."""
+        shapes = jax.eval_shape(lambda: (dict(self.trainable), dict(self.frozen)))
+        return self.method.around(partition.join(self.structure, *shapes), updates)
 
     def _moved(self, trainable: Mapping[str, Any]) -> Params:
         """The statistics among some values that are not the base's any more."""
@@ -191,7 +209,7 @@ class AdaptedModel:
     def fingerprints(self, trainable: Mapping[str, Any]) -> dict[str, str]:
         """What tells a trained model from others: its base, and its trained parameters exactly."""
         parameters = {path: value for path, value in trainable.items() if path in self.labels}
-        whole = {**parameters, **self._moved(trainable)}
+        whole = {**parameters, **self.kept(trainable)}
         return {"base": self.base, "weights": fingerprints.fingerprint(whole, jnp.float32)}
 
     def started(self, init_adapter: str = "") -> Params:
@@ -206,10 +224,15 @@ class AdaptedModel:
         """
         if not init_adapter:
             return self.trainable
-        return warm_started(
+        started = warm_started(
             self.trainable, self.labels, init_adapter, bases=self.bases, method=self.method,
             adapted=self.model(self.trainable),
         )  # fmt: skip
+        there = adapters.load_adapter(init_adapter).state
+        kept = {path: there[path] for path in (*self._fixed, *self._seeded) if path in there}
+        old = {path: self.frozen[path] for path in kept}
+        self.frozen |= self.placement.put(replaced(kept, old, init_adapter, is_state=True))
+        return started
 
 
 def warm_started(

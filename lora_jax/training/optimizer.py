@@ -14,6 +14,7 @@ from lora_jax import partition, patterns
 from lora_jax.checks import one_of
 from lora_jax.errors import InputError
 from lora_jax.expressions import Expression
+from lora_jax.method import Around
 
 # Biases and LayerNorm are exempt from weight decay, as in the transformers trainer that the
 # paper's GLUE scripts use.
@@ -59,6 +60,7 @@ def adamw(
     b2: float = 0.999,
     eps: float = 1e-8,
     epsilon: Epsilon = "after",
+    of_method: Around | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """AdamW for the trainable groups of `labels`; everything is inside the trainable part.
 
@@ -75,6 +77,8 @@ def adamw(
       b1, b2, eps: Adam's constants; the defaults are the GLUE scripts'.
       epsilon: whether `eps` is added to the root of the second moment after its bias correction
         (Kingma and Ba 2015) or before it (the public GPT-2 code).
+      of_method: what the method does to its optimizer, see `Method.around`; clipping and accumulation come
+        before it.
     """
     one_of("epsilon", epsilon, get_args(Epsilon))
     patterns.check(no_decay, "no_decay")
@@ -91,6 +95,8 @@ def adamw(
     )
 
     def around(inside: optax.GradientTransformation) -> optax.GradientTransformation:
+        if of_method is not None:
+            inside = of_method(inside)
         if max_grad_norm:
             inside = optax.chain(optax.clip_by_global_norm(max_grad_norm), inside)
         if accumulate > 1:

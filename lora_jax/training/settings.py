@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Literal, get_args
 
 import jax
@@ -12,6 +13,7 @@ import optax
 from lora_jax.checks import instance
 from lora_jax.errors import InputError
 from lora_jax.expressions import Expression
+from lora_jax.method import Around
 from lora_jax.partition import Labels
 from lora_jax.ranges import Number, OneOf, Text, Whole, check_settings, setting
 from lora_jax.training import optimizer
@@ -107,7 +109,11 @@ class TrainSettings:
         return self.epochs * -(-per_epoch // self.accumulate)
 
     def optimizer(
-        self, labels: Labels, per_epoch: int, learning_rate: float | jax.Array | None = None
+        self,
+        labels: Labels,
+        per_epoch: int,
+        learning_rate: float | jax.Array | None = None,
+        of_method: Callable[[int], Around | None] = lambda updates: None,
     ) -> tuple[optax.Schedule, optax.GradientTransformationExtraArgs]:
         """The learning rate by update, and AdamW for the labelled parameters.
 
@@ -115,6 +121,7 @@ class TrainSettings:
           labels: group of every parameter that trains.
           per_epoch: batches of an epoch.
           learning_rate: replaces that of the settings; it may be traced.
+          of_method: of the number of updates, what the method does to its optimizer (`Method.around`).
 
         Raises:
           ValueError: the warm-up does not end before the run, or an epoch has fewer batches than an update.
@@ -131,7 +138,7 @@ class TrainSettings:
         transformation = optimizer.adamw(
             labels, schedule, weight_decay=self.weight_decay, max_grad_norm=self.max_grad_norm,
             accumulate=self.accumulate, per_epoch=per_epoch, b1=adam.b1, b2=adam.b2, eps=adam.eps,
-            epsilon=adam.epsilon, no_decay=adam.no_decay,
+            epsilon=adam.epsilon, no_decay=adam.no_decay, of_method=of_method(updates),
         )  # fmt: skip
         return schedule, transformation
 

@@ -109,7 +109,7 @@ class Trainer(AdaptedModel):
         seed, loss = check("seed", seed, SEED), scalar(loss)
         trainable = self.started(self.settings.init_adapter)
         labels = {path: self.labels[path] for path in trainable}
-        schedule, tx = self.settings.optimizer(labels, batches.per_epoch)
+        schedule, tx = self.settings.optimizer(labels, batches.per_epoch, of_method=self.of_method)
         settings = self.settings.loop(
             schedule, batches.per_epoch, headline=goal.headline, smaller_is_better=goal.smaller_is_better,
             label=goal.label,

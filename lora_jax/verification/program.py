@@ -81,7 +81,7 @@ class Comparison:
             for leaf in partition.parameters(layer.lora)
         }
         self._rest = {p: leaf for p, leaf in everything.items() if p not in self.inserted}
-        self.start = self._changed(lambda pair, weight, key: pair.restart(weight))
+        self.start = self._changed(lambda member, weight, key: member.restart(weight))
         self._random: dict[float, Params] = {}
         self._compiled = jax.jit(self._measure)
         traced = jax.make_jaxpr(self._outputs_of_base)(self._rest, self._of_base, self._arrays)
@@ -91,7 +91,7 @@ class Comparison:
         """Random values of all factors, whose products are this share of their weights."""
         if share not in self._random:
             self._random[share] = self._changed(
-                lambda pair, weight, key: pair.randomise(weight, key, share)
+                lambda member, weight, key: member.randomise(weight, key, share)
             )
         return self._random[share]
 
@@ -179,9 +179,9 @@ class Comparison:
     def _changed(self, change: Callable[..., None]) -> Params:
         copy = nnx.clone(self.adapted)
         for number, layer in enumerate(adapted_layers(copy).values()):
-            pairs = layer.lora.pairs_with_weights(WeightView(layer)).values()
-            for part, (pair, weight) in enumerate(pairs):
-                change(pair, weight, jax.random.fold_in(self._key, 1000 * number + part))
+            members = layer.lora.members_with_weights(WeightView(layer)).values()
+            for part, (member, weight) in enumerate(members):
+                change(member, weight, jax.random.fold_in(self._key, 1000 * number + part))
         return _leaves_of_updates(copy)
 
 

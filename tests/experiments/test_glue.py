@@ -19,7 +19,7 @@ from experiments.runs.run import run_all
 from lora_jax.adapters import load_adapter
 from lora_jax.data import batches, glue_tasks
 from lora_jax.data import glue as data
-from lora_jax.low_rank.updates import LowRankUpdate
+from lora_jax.low_rank.pairs import LowRankUpdate
 from lora_jax.models import hub
 
 ROOT = Path(__file__).parents[2]

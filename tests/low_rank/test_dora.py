@@ -302,7 +302,7 @@ def test_parts_of_a_fused_projection_have_magnitudes_of_their_own():
         "", rank=2, magnitude=True, parts=("q", "v"), fused=("q", "k", "v"), fused_sizes=(2, 3, 4)
     )
     adapted = randomised(method.insert(base, jax.random.key(0)))
-    assert {name: pair.magnitude.shape for name, pair in adapted.lora.pairs().items()} == {
+    assert {name: pair.magnitude.shape for name, pair in adapted.lora.members().items()} == {
         "q": (2,), "v": (4,),
     }  # fmt: skip
     merged = lora_jax.merge(adapted)

@@ -1,0 +1,114 @@
+"""Starts of a factor pair that are not zero: both factors are taken from the weight, or from its gradient.
+
+    pissa    W = U S V:  A_0 = U_r sqrt(S_r / scale),  B_0 = sqrt(S_r / scale) V_r
+    olora    W^T = Q R:  A_0 = (R_r)^T,  B_0 = (Q_r)^T
+    lora_ga  G = U S V:  A_0 = k U_{1..r},  B_0 = k V_{r+1..2r},  k = outputs^(1/4) / sqrt(gamma)
+
+PiSSA: Meng et al. 2024, arXiv 2404.02948. OLoRA: 2406.01775. LoRA-GA: Wang et al. 2024, 2407.05000.
+
+W is (inputs, outputs) here, and G its gradient. The update is scale * (A B - A_0 B_0), see `pairs`.
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+from typing import TYPE_CHECKING
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key
+
+from lora_jax.low_rank import contraction
+from lora_jax.low_rank.settings import LoRASettings
+
+if TYPE_CHECKING:
+    from lora_jax.low_rank.weights import WeightView
+
+OF_WEIGHT = ("pissa", "olora")
+Factors = tuple[Float[Array, "maps inputs rank"], Float[Array, "maps rank outputs"]]
+_OVERSAMPLED = 10  # directions beside the wanted ones in an approximate decomposition
+
+
+def of_weight(
+    weight: WeightView, settings: LoRASettings
+) -> tuple[Float[Array, ...], Float[Array, ...]]:
+    """The start that a weight gives, in the shapes of its factors.
+
+    Args:
+      weight: pre-trained; of a packed one its numbers.
+      settings: with `init`, one of OF_WEIGHT.
+    """
+    roles, rank = weight.roles, settings.rank
+    shape_a, shape_b = contraction.factor_shapes(roles, weight.shape, rank)
+    if weight.layer.is_abstract():  # then the shapes are all that is asked for
+        return jnp.zeros(shape_a), jnp.zeros(shape_b)
+
+    def start(matrix: Float[Array, "inputs outputs"]) -> tuple[Array, Array]:
+        if settings.init == "olora":
+            return olora(matrix, rank)
+        return pissa(matrix, rank, settings.scale, settings.svd_iterations)
+
+    matrices = roles.to_matrices(weight.values())
+    a, b = jax.lax.map(start, matrices)  # one after the other: only one is decomposed at a time
+    return a.reshape(shape_a), b.reshape(shape_b)
+
+
+def pissa(
+    matrix: Float[Array, "inputs outputs"], rank: int, scale: float, iterations: int = 0
+) -> tuple[Float[Array, "inputs rank"], Float[Array, "rank outputs"]]:
+    """Factors of the principal part of a weight: scale * A B is the nearest matrix of this rank.
+
+    Args:
+      matrix: the weight.
+      rank: of the factors.
+      scale: in front of their product.
+      iterations: of a randomised decomposition (Halko et al. 2011); 0: the exact one.
+    """
+    u, s, v = _decomposed(matrix, rank, iterations)
+    root = jnp.sqrt(s / scale)
+    return u * root, root[:, None] * v
+
+
+def olora(
+    matrix: Float[Array, "inputs outputs"], rank: int
+) -> tuple[Float[Array, "inputs rank"], Float[Array, "rank outputs"]]:
+    """Factors from the orthonormal decomposition of a weight."""
+    q, r = jnp.linalg.qr(matrix.T)
+    return r[:rank].T, q[:, :rank].T
+
+
+def lora_ga(
+    gradient: Float[Array, "inputs outputs"], rank: int, gamma: float
+) -> tuple[Float[Array, "inputs rank"], Float[Array, "rank outputs"]]:
+    """Factors whose first step is nearest to that of full fine-tuning (theorem 3.1 of that paper).
+
+    A has the first `rank` left singular vectors of the gradient and B the next right ones, so both are
+    orthonormal up to their size; the matrix has at least twice the rank.
+    """
+    u, _, v = jnp.linalg.svd(gradient, full_matrices=False)
+    size = gradient.shape[1] ** 0.25 / math.sqrt(gamma)
+    return size * u[:, :rank], size * v[rank : 2 * rank]
+
+
+def seeded(seed: int, path: str) -> Key[Array, ""]:
+    """The key of what a layer draws from a seed in its settings."""
+    return jax.random.fold_in(jax.random.key(seed), zlib.crc32(path.encode()))
+
+
+def _decomposed(
+    matrix: Float[Array, "inputs outputs"], rank: int, iterations: int
+) -> tuple[Float[Array, "inputs rank"], Float[Array, " rank"], Float[Array, "rank outputs"]]:
+    """The largest singular values of a matrix and their vectors."""
+    if not iterations:
+        u, s, v = jnp.linalg.svd(matrix, full_matrices=False)
+        return u[:, :rank], s[:rank], v[:rank]
+    width = min(rank + _OVERSAMPLED, *matrix.shape)
+    found = matrix @ jax.random.normal(jax.random.key(0), (matrix.shape[1], width))
+    for _ in range(iterations):
+        basis, _ = jnp.linalg.qr(found)
+        other, _ = jnp.linalg.qr(matrix.T @ basis)
+        found = matrix @ other
+    basis, _ = jnp.linalg.qr(found)
+    u, s, v = jnp.linalg.svd(basis.T @ matrix, full_matrices=False)
+    return (basis @ u)[:, :rank], s[:rank], v[:rank]
