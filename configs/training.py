@@ -20,6 +20,7 @@ def training_fields() -> dict[str, Any]:
         "epochs": 5,
         "batch_size": 8,
         "accumulate": 1,  # batches per update
+        "gradient_batches": 8,  # whose mean gradient starts factors with method.init=lora_ga
         "learning_rate": 2e-4,
         "warmup_ratio": 0.0,  # share of the updates; where it is 0, warmup_steps counts
         "warmup_steps": 0,

@@ -10,6 +10,7 @@ structure, trainable, frozen = lora_jax.split(adapted, method.labels(adapted))
 from lora_jax import linen
 from lora_jax.adapter_set import AdapterSet
 from lora_jax.adapters import attach, load_adapter, save_adapter
+from lora_jax.conversion import to_lora
 from lora_jax.fingerprints import base_parameters, fingerprint
 from lora_jax.low_rank.contraction import Contraction
 from lora_jax.low_rank.einsum import EinsumLoRALayer
@@ -31,6 +32,7 @@ from lora_jax.methods import (
     lora,
     prefix_embed,
     prefix_layer,
+    start_from_gradients,
     token_rows,
     top_layers,
 )
@@ -60,6 +62,7 @@ __all__ = [  # noqa: RUF022 - in groups
     "lora",
     "prefix_embed",
     "prefix_layer",
+    "start_from_gradients",
     "token_rows",
     "top_layers",
     # Partition: parameters by path, labels, the optimizer, the train step's parts, state that moves
@@ -81,9 +84,10 @@ __all__ = [  # noqa: RUF022 - in groups
     "load_adapter",
     "save",
     "save_adapter",
-    # Merging, and back to the base
+    # Merging, back to the base, and to plain LoRA
     "merge",
     "strip",
+    "to_lora",
     # Weights in four to eight bits
     "dequantise",
     "merge_packed",

@@ -6,7 +6,8 @@ from typing import get_args
 
 from experiments.runs.fields import Field, Fields
 from lora_jax.checks import WIDEST
-from lora_jax.low_rank.contraction import Scaling
+from lora_jax.low_rank.contraction import Init, Scaling
+from lora_jax.low_rank.settings import Gradient
 from lora_jax.methods.bottleneck import MOST_SIZE
 from lora_jax.methods.cuts import MOST_LAYERS
 from lora_jax.methods.prefix import MOST_TOKENS
@@ -18,10 +19,17 @@ METHOD: Fields = {
     "lora.rank": Field(Whole(), "r of every factor pair; no more than the smaller side of a matrix"),
     "lora.alpha": Field(OrNone(of=Number(above=0), none="the rank"), "the constant of section 4.1"),
     "lora.scaling": Field(OneOf(get_args(Scaling)), "of the update; the second one is rsLoRA's"),
-    "lora.init": Field(OneOf(("kaiming", "gaussian")), "initial values of A"),
+    "lora.init": Field(OneOf(get_args(Init)), "initial values of A, or of both factors"),
     "lora.std": _STD,
     "lora.dropout": Field(DROPOUT, "on the input of A"),
     "lora.magnitude": Field(Flag(), "whether the norms of columns train too (DoRA)"),
+    "lora.b_rate": Field(Number(above=0), "learning rate of B, as times that of A (LoRA+: 16)"),
+    "lora.gradient": Field(OneOf(get_args(Gradient)), "what becomes of the gradients of A and B"),
+    "lora.svd_iterations": Field(
+        Whole(least=0, most=1000), "of an approximate decomposition for pissa; 0 is the exact one"
+    ),
+    "lora.gamma": Field(Number(above=0), "of lora_ga: a larger one is a smaller start"),
+    "lora.seed": Field(Whole(least=0), "of the frozen A of lora_fa"),
     "lora.b_bias": Field(Flag(), "whether B has a bias that trains"),
     "lora.lookup_only": Field(
         Flag(), "of a table that is the output layer too: whether the output layer stays as it is"

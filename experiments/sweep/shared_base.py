@@ -20,6 +20,7 @@ from experiments.sweep.steps import Steps
 from lora_jax import partition
 from lora_jax.data.batches import TrainingBatches
 from lora_jax.method import Method
+from lora_jax.methods.gradient_start import waiting_weights
 from lora_jax.partition import Labels, Params
 from lora_jax.sharding.placement import in_host_memory
 from lora_jax.sweeps import runs
@@ -68,12 +69,14 @@ class SharedBase:
           ValueError: unknown experiment, or what its own command would refuse.
         """
         self.points = {point.name: point for point in points}
+        self._order = points[0].order
         self.settings = points[0].settings
         self.task = task or experiment(experiment_name).task(points[0].config)
         self.task.prepare()
         self._model: nnx.Module
         self._model, self._key = self.task.model(points[0].seed)
         self.widest = self._new_steps(common_method([point.method for point in points]), None)
+        self._start_from_gradients()
         self._steps = {str(self.widest.method): self.widest}
 
     def _new_steps(self, method: Method, widest: Steps | None) -> Steps:
@@ -114,6 +117,15 @@ class SharedBase:
             values=runs.run_values(adapted, settings.learning_rate),
             record=model_record(summary, lora_layers(summary)),
         )
+
+    def _start_from_gradients(self) -> None:
+        """Starts LoRA-GA's factors, from the same examples for all runs."""
+        settings = self.settings
+        if waiting_weights(self.widest.model.model(self.widest.model.trainable)):
+            batches = training_batches(self.task, settings, [self._order])
+            self.widest.model.start_from_gradients(
+                self.task.loss, batches, settings.train.gradient_batches
+            )
 
     def _common_start(self, trainable: Params) -> Params:
         """The factors whose start the frozen part of all runs holds (PiSSA, LoRA-GA): it is theirs, too."""

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Key
 
+from lora_jax.errors import InputError
 from lora_jax.low_rank import contraction, starts
 from lora_jax.low_rank.gradients import corrected
 from lora_jax.low_rank.settings import STARTS, Gradient, LoRASettings
@@ -36,6 +37,7 @@ class LowRankUpdate(FactorsUpdate):
       lookup_only: whether a table that is the output layer too is updated for lookups only.
       gradient: what becomes of the factors' gradients, see `gradients`.
       a_start, b_start: both factors at the start; only where the settings ask for a start of both.
+      gamma: of a start that the weight's gradient is to give, see `starts.lora_ga`.
     """
 
     lookup_only: bool = False
@@ -44,6 +46,7 @@ class LowRankUpdate(FactorsUpdate):
     a: nnx.Variable[Array]
     a_start: Fixed[Array]
     b_start: Fixed[Array]
+    gamma: float
 
     def __init__(self, a: Array, b: Array, *, alpha: float, scale: float, dropout: float):
         self.a = nnx.LoRAParam(a)
@@ -67,6 +70,11 @@ class LowRankUpdate(FactorsUpdate):
         rank = contraction.check_rank(settings.rank, min(fan_in, fan_out), path)
         shape_a, shape_b = contraction.factor_shapes(roles, weight.shape, rank)
         frozen_a = settings.gradient == "lora_fa"
+        if settings.init == "lora_ga" and 2 * rank > min(fan_in, fan_out):
+            raise InputError(
+                f"init='lora_ga' takes twice as many singular vectors as the rank, and {path or 'the layer'} "
+                f"has {min(fan_in, fan_out)}; rank {rank} is too large"
+            )
         if settings.init in starts.OF_WEIGHT:
             a, b = starts.of_weight(weight, settings)
         elif weight.gathers and not frozen_a:
@@ -90,6 +98,8 @@ class LowRankUpdate(FactorsUpdate):
             pair.a_start, pair.b_start = Fixed(pair.a[...]), Fixed(pair.b[...])
             weight.layout.give(pair.a_start, of_a)
             weight.layout.give(pair.b_start, of_b)
+        if settings.init == "lora_ga":
+            pair.gamma = float(settings.gamma)
         if settings.b_bias:
             pair.b_bias = nnx.LoRAParam(jnp.zeros(batch + outputs, jnp.float32))
             weight.layout.give(pair.b_bias, (*roles.batch, *roles.outputs))

@@ -11,6 +11,7 @@ every method, because the paper's counts leave it out (Table 2).
 
 from lora_jax.methods.bottleneck import adapter_d, adapter_h, adapter_l, adapter_p
 from lora_jax.methods.common import HEAD
+from lora_jax.methods.gradient_start import start_from_gradients
 from lora_jax.methods.lora import lora
 from lora_jax.methods.prefix import prefix_embed, prefix_layer
 from lora_jax.methods.registry import CONSTRUCTORS, create, from_json
@@ -33,6 +34,7 @@ __all__ = [
     "lora",
     "prefix_embed",
     "prefix_layer",
+    "start_from_gradients",
     "token_rows",
     "top_layers",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from lora_jax.errors import InputError
 from lora_jax.low_rank.layers import adapted_layers
 from lora_jax.low_rank.merge import strip
 from lora_jax.method import Around, Method
+from lora_jax.methods.gradient_start import mean_gradient, set_starts, waiting_weights
 from lora_jax.partition import Params
 from lora_jax.quantisation.described import noted, packing
 from lora_jax.quantisation.weight import value_counts
@@ -27,6 +29,7 @@ from lora_jax.sharding.mesh import REST, make_mesh
 from lora_jax.sharding.placement import Placement, gather, in_host_memory
 from lora_jax.state import differing, fixed, seeded, values
 from lora_jax.training import step
+from lora_jax.training.loop import Batches
 from lora_jax.training.records import lora_layers
 from lora_jax.verification.report import Verification
 from lora_jax.verification.verify import verify
@@ -211,6 +214,30 @@ class AdaptedModel:
         parameters = {path: value for path, value in trainable.items() if path in self.labels}
         whole = {**parameters, **self.kept(trainable)}
         return {"base": self.base, "weights": fingerprints.fingerprint(whole, jnp.float32)}
+
+    def start_from_gradients(self, loss: step.Loss, batches: Batches, count: int) -> None:
+        """Starts updates with `init="lora_ga"` from the gradient of their weights, in place.
+
+        Args:
+          loss: of (model, batch, key), a scalar; without dropout.
+          batches: the training data.
+          count: batches whose mean gradient it is; fewer where an epoch has fewer.
+        """
+        weights = waiting_weights(self.model(self.trainable))
+        if not weights:
+            return
+        chosen = {path: self.frozen[path] for path in weights.values()}
+        first = itertools.islice(batches.epoch(0, 0), min(count, batches.per_epoch))
+        gradients = mean_gradient(
+            self.structure, chosen, {**self.frozen, **self.placement.put(self.trainable)},
+            lambda model, batch: loss(model, batch, None), map(self.placement.batch, first),
+        )  # fmt: skip
+        model = self.model(self.trainable)
+        set_starts(model, weights, gradients)
+        _, trainable, frozen = partition.split(model, self.labels)
+        with in_host_memory():
+            self.trainable = {path: jnp.asarray(np.asarray(v)) for path, v in trainable.items()}
+        self.frozen |= self.placement.put({path: frozen[path] for path in self._fixed})
 
     def started(self, init_adapter: str = "") -> Params:
         """The trainable parameters as a run starts, LoRA's from another run if one is named.

@@ -68,6 +68,7 @@ class TrainSettings:
       checkpoint_every: steps between two checkpoints; there is one after every epoch, too.
       init_adapter: folder of a run on the same base whose LoRA factors start this one, of the same rank and
         scale, or at a larger rank with the same update; "" for none.
+      gradient_batches: batches whose mean gradient starts the factors of `init="lora_ga"`.
     """
 
     epochs: int = setting(3, Whole(least=0))
@@ -83,6 +84,7 @@ class TrainSettings:
     log_every: int = setting(50, Whole())
     checkpoint_every: int = setting(500, Whole())
     init_adapter: str = setting("", Text(empty="none"))
+    gradient_batches: int = setting(8, Whole())
 
     def __post_init__(self) -> None:
         check_settings(self)

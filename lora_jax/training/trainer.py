@@ -107,6 +107,8 @@ class Trainer(AdaptedModel):
                 "data, fsdp or model"
             )
         seed, loss = check("seed", seed, SEED), scalar(loss)
+        if not self.settings.init_adapter:
+            self.start_from_gradients(loss, batches, self.settings.gradient_batches)
         trainable = self.started(self.settings.init_adapter)
         labels = {path: self.labels[path] for path in trainable}
         schedule, tx = self.settings.optimizer(labels, batches.per_epoch, of_method=self.of_method)

@@ -1,0 +1,171 @@
+"""Updates of every kind as LoRA's: for tools that know W + scale * A B only, and for comparisons.
+
+    plain, method = lora_jax.to_lora(adapted, method)          # exact, where factors are multiplied
+    plain, method = lora_jax.to_lora(adapted, method, rank=8)  # the nearest update of this rank
+
+PiSSA, OLoRA and LoRA-GA become pairs of twice their rank (A B - A_0 B_0), VeRA, AdaLoRA, LoHa and LoKr pairs
+of the rank of their factors. DoRA and IA3 have no rank: they need one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Float
+
+from lora_jax.arguments import MODEL, takes
+from lora_jax.checks import integer
+from lora_jax.errors import InputError
+from lora_jax.low_rank.contraction import as_matrices
+from lora_jax.low_rank.dora import DoRAUpdate
+from lora_jax.low_rank.fused import FusedUpdate
+from lora_jax.low_rank.layers import AdaptedLayer, adapted_layers
+from lora_jax.low_rank.merge import strip
+from lora_jax.low_rank.pairs import LowRankUpdate, pairs_with_weights
+from lora_jax.low_rank.parameters import AdaptedParameter
+from lora_jax.low_rank.updates import FactorsUpdate, PartUpdate
+from lora_jax.low_rank.weights import WeightView
+from lora_jax.method import METHOD, Method
+from lora_jax.methods.parameters import ParameterInsertion
+from lora_jax.methods.registry import CONSTRUCTORS, from_json
+from lora_jax.methods.updates import UpdateInsertion
+
+Matrices = tuple[Float[np.ndarray, "maps inputs rank"], Float[np.ndarray, "maps rank outputs"]]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Converted:
+    """The factors of one part of a layer, and the bias that goes with them."""
+
+    a: Float[np.ndarray, "maps inputs rank"]
+    b: Float[np.ndarray, "maps rank outputs"]
+    bias: np.ndarray | None
+
+
+@takes(adapted=MODEL, method=METHOD)
+def to_lora(
+    adapted: nnx.Module, method: Method, rank: int | None = None
+) -> tuple[nnx.Module, Method]:
+    """The same model with LoRA in the place of its updates, and the method that it then has; a copy.
+
+    Args:
+      adapted: with the method.
+      method: whose updates change weights, with whatever trains of the base besides.
+      rank: of the new updates, which are then the nearest ones of this rank; layers whose update has a
+        smaller rank keep that. None: the exact updates.
+
+    Raises:
+      ValueError: the method inserts other things (bottleneck adapters, special tokens, cuts), or an update
+        that has no rank of its own meets rank=None.
+    """
+    if rank is not None:
+        integer("rank", rank)
+    odd = [i for i in method.insertions if not isinstance(i, UpdateInsertion | ParameterInsertion)]
+    if odd or not method.insertions:
+        raise InputError(
+            f"{method.name} cannot become LoRA: it inserts "
+            f"{type(odd[0]).__name__ if odd else 'nothing'}, and only updates of weights can"
+        )
+    found = {path: _converted(layer, path, rank) for path, layer in adapted_layers(adapted).items()}
+    targets = {
+        path: _arguments(adapted_layers(adapted)[path], parts) for path, parts in found.items()
+    }
+    plain = _method(method, targets)
+    model = plain.insert(strip(adapted), jax.random.key(0))
+    for path, layer in adapted_layers(model).items():
+        for part, (pair, _) in pairs_with_weights(layer.lora, WeightView(layer)).items():
+            _set(pair, found[path][part])
+    return model, plain
+
+
+def _converted(layer: AdaptedLayer, path: str, rank: int | None) -> dict[str, _Converted]:
+    """The factors of every part of a layer, all of one rank."""
+    members = layer.lora.members_with_weights(WeightView(layer))
+    factors = {part: _factors(m, weight, path, rank) for part, (m, weight) in members.items()}
+    widest = max(a.shape[-1] for a, _ in factors.values())
+    result = {}
+    for part, (member, weight) in members.items():
+        a, b = (_padded(f, widest, axis) for f, axis in zip(factors[part], (2, 1), strict=True))
+        bias = member.bias_delta(weight)
+        result[part] = _Converted(a, b, None if bias is None else np.asarray(bias))
+    return result
+
+
+def _factors(member: PartUpdate, weight: WeightView, path: str, rank: int | None) -> Matrices:
+    roles = weight.roles
+    if isinstance(member, FactorsUpdate) and not isinstance(member, DoRAUpdate):
+        a, b = as_matrices(roles, *map(jnp.asarray, member.factors(weight)))
+        pair = np.asarray(a, np.float64) * member.scale, np.asarray(b, np.float64)
+        smaller = min(pair[0].shape[1], pair[1].shape[2])
+        most = min(smaller, pair[0].shape[2]) if rank is None else min(rank, smaller)
+        return pair if pair[0].shape[2] <= most else _nearest(*pair, most)
+    if rank is None:
+        raise InputError(
+            f"the update of {path or 'the layer'} ({type(member).__name__}) has no rank of its own; "
+            "to_lora(model, method, rank=R) gives the nearest one of a rank"
+        )
+    delta = np.asarray(roles.to_matrices(member.delta(weight)), np.float64)
+    u, s, v = np.linalg.svd(delta, full_matrices=False)
+    return u[..., :rank] * s[:, None, :rank], v[:, :rank]
+
+
+def _nearest(a: np.ndarray, b: np.ndarray, rank: int) -> Matrices:
+    """The factors of the nearest matrices of a rank, without the matrices themselves."""
+    basis_a, small_a = np.linalg.qr(a)
+    basis_b, small_b = np.linalg.qr(np.swapaxes(b, 1, 2))
+    u, s, v = np.linalg.svd(small_a @ np.swapaxes(small_b, 1, 2), full_matrices=False)
+    wide = basis_a @ (u[..., :rank] * s[:, None, :rank])
+    return wide, v[:, :rank] @ np.swapaxes(basis_b, 1, 2)
+
+
+def _padded(factor: np.ndarray, rank: int, axis: int) -> np.ndarray:
+    widths = [(0, 0)] * factor.ndim
+    widths[axis] = (0, rank - factor.shape[axis])
+    return np.pad(factor, widths)
+
+
+def _arguments(layer: AdaptedLayer, parts: dict[str, _Converted]) -> dict[str, Any]:
+    """LoRA's arguments for one layer."""
+    first = next(iter(parts.values()))
+    rank = first.a.shape[-1]
+    arguments: dict[str, Any] = {"rank": rank, "alpha": rank}
+    update = layer.lora
+    if isinstance(update, FusedUpdate):
+        arguments |= {"parts": tuple(parts), "fused": update.names, "fused_sizes": update.sizes}
+    if any(part.bias is not None for part in parts.values()):
+        arguments["b_bias"] = True
+    if any(getattr(member, "lookup_only", False) for member in update.members().values()):
+        arguments["lookup_only"] = True
+    if isinstance(layer, AdaptedParameter):
+        arguments["axes"] = layer.axes
+    return arguments
+
+
+def _method(method: Method, targets: dict[str, dict[str, Any]]) -> Method:
+    """LoRA with these targets in the place of what inserts updates."""
+    spec, placed = [], False
+    for part in method.to_json():
+        own = part["arguments"]
+        if "targets" not in own or part["name"] not in _OF_UPDATES:
+            spec.append(part)
+        elif not placed:
+            kept = {name: own[name] for name in ("bias", "head") if name in own}
+            spec.append({"name": "lora", "arguments": {"targets": targets, **kept}})
+            placed = True
+    return from_json(spec)
+
+
+_OF_UPDATES = frozenset({"lora"} | {"vera", "adalora", "loha", "lokr", "ia3"} & CONSTRUCTORS.keys())
+
+
+def _set(pair: LowRankUpdate, values: _Converted) -> None:
+    pair.a[...] = jnp.asarray(values.a.reshape(pair.a.shape), jnp.float32)
+    pair.b[...] = jnp.asarray(values.b.reshape(pair.b.shape), jnp.float32)
+    if hasattr(pair, "b_bias"):
+        bias = np.zeros(pair.b_bias.shape) if values.bias is None else values.bias
+        pair.b_bias[...] = jnp.asarray(bias.reshape(pair.b_bias.shape), jnp.float32)
