@@ -140,8 +140,8 @@ def add_to_bias(layer: AdaptedLayer, path: str) -> None:
     bias = getattr(layer, "bias", None)
     if not isinstance(bias, nnx.Variable):
         raise InputError(
-            f"the update of {path or type(layer).__name__} has a bias (b_bias) or changes one, and the layer "
-            "has no `bias` that could take it in; keep the model adapted"
+            f"the update of {path or type(layer).__name__} has a bias (b_bias, or IA3's share of one), "
+            "and the layer has none that could take it in; keep the model adapted"
         )
     total = bias[...].astype(jnp.float32) + _bias_as_stored(layer, delta, bias.shape)
     bias[...] = total.astype(bias.dtype)
