@@ -40,6 +40,7 @@ METHOD: Fields = {
     ),
     "bitfit.add": Field(Flag(), "linear layers without a bias get one"),
     "lora.bias": Field(OneOf(("none", "all", "lora_only")), "which biases train too"),
+    "ia3.bias": Field(OneOf(("none", "all", "lora_only")), "which biases train too"),
     **{f"adapter_{kind}.size": Field(Whole(most=MOST_SIZE), "of the bottleneck") for kind in "hpld"},
     "adapter_d.layers": Field(Whole(most=MOST_LAYERS), "the last ones, which have adapters"),
     "top_layers.count": Field(Whole(most=MOST_LAYERS), "the last ones, which train"),

@@ -15,14 +15,9 @@ from jaxtyping import Array, Float, Inexact, Num
 from lora_jax.errors import InputTypeError
 from lora_jax.linen.calls import FORMS, LinenLoRALayer, node_class
 from lora_jax.low_rank import layers
+from lora_jax.low_rank.conv_kinds import ConvKind, ConvTransposeKind
 from lora_jax.low_rank.einsum import EinsumKind
-from lora_jax.low_rank.kinds import (
-    ConvKind,
-    ConvTransposeKind,
-    DenseKind,
-    EmbedKind,
-    GeneralKind,
-)
+from lora_jax.low_rank.kinds import DenseKind, EmbedKind, GeneralKind
 
 
 def register(

@@ -233,3 +233,17 @@ def delta(
     sizes |= dict(zip(roles.outputs, b.shape[n + 1 :], strict=True))
     dense = scale * product(*as_matrices(roles, a, b))
     return roles.from_matrices(dense, tuple(sizes[axis] for axis in range(roles.ndim)))
+
+
+def on_axes(values: Float[Array, ...], axes: Shape, ndim: int) -> Float[Array, ...]:
+    """Values in a shape that broadcasts against an array.
+
+    Args:
+      values: (one size for each of `axes`, in their order).
+      axes: of the array.
+      ndim: number of axes of the array.
+    """
+    shape = [1] * ndim
+    for axis, size in zip(axes, values.shape, strict=True):
+        shape[axis] = size
+    return jnp.transpose(values, sorted(range(len(axes)), key=axes.__getitem__)).reshape(shape)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Inexact, Num
 
 from lora_jax.errors import InputError
-from lora_jax.low_rank.contraction import Contraction
+from lora_jax.low_rank.contraction import Contraction, on_axes
 from lora_jax.low_rank.kinds import TwoProducts, apart
 from lora_jax.low_rank.lora_layer import LoRALayer
 from lora_jax.low_rank.update_settings import UpdateSettings
@@ -71,15 +71,18 @@ class EinsumKind(TwoProducts):
 
     def on_outputs(self, values: Inexact[Array, ...], ndim: int) -> Inexact[Array, ...]:
         """Values (*batch, *outputs) in a shape that broadcasts against a result with `ndim` axes."""
-        axes = self._result_axes(ndim)
-        shape = [1] * ndim
-        for axis, size in zip(axes, values.shape, strict=True):
-            shape[axis] = size
-        return jnp.transpose(values, sorted(range(len(axes)), key=axes.__getitem__)).reshape(shape)
+        return on_axes(values, tuple(self._result_axes(ndim)), ndim)
+
+    def on_inputs(self, values: Inexact[Array, ...], ndim: int) -> Inexact[Array, ...]:
+        """Values (*batch, *inputs) in a shape that broadcasts against inputs with `ndim` axes."""
+        letters, kernel, _ = self._letters()
+        roles = self.roles()
+        kept = [kernel[axis] for axis in roles.batch + roles.inputs]
+        return on_axes(values, tuple(_places(letters, kept, ndim)), ndim)
 
     def bias_in_order_of_roles(
-        self, bias: Inexact[Array, ...], view: tuple[int, ...]
-    ) -> Inexact[Array, ...]:
+        self, bias: Num[Array, ...], view: tuple[int, ...]
+    ) -> Num[Array, ...]:
         """The bias as (*batch, *outputs); its own axes are in the order of the result."""
         _, kernel, result = self._letters()
         sizes = dict(zip(kernel, view, strict=True))
@@ -100,11 +103,7 @@ class EinsumKind(TwoProducts):
 
     def _result_axes(self, ndim: int) -> list[int]:
         """Axes of a result with `ndim` axes that hold the kernel's batch and output axes."""
-        before, _, after = self._letters()[2].partition("...")
-        return [
-            before.index(letter) if letter in before else ndim - len(after) + after.index(letter)
-            for letter in self._kept_letters()
-        ]
+        return _places(self._letters()[2], self._kept_letters(), ndim)
 
     def by_token(self) -> bool:
         """Whether inputs (rows, tokens, ...) are treated token by token."""
@@ -141,6 +140,15 @@ class EinsumKind(TwoProducts):
         letters_in, kernel, _ = self._letters()
         contracted = {kernel[axis] for axis in self.roles().inputs}
         return "".join(c for c in letters_in if c not in contracted) + self._rank_letter()
+
+
+def _places(operand: str, letters: list[str], ndim: int) -> list[int]:
+    """Axes of an operand with `ndim` axes that have these letters; `...` stands for some of its axes."""
+    before, _, after = operand.partition("...")
+    return [
+        before.index(letter) if letter in before else ndim - len(after) + after.index(letter)
+        for letter in letters
+    ]
 
 
 class EinsumLoRALayer(LoRALayer, EinsumKind):

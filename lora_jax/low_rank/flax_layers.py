@@ -13,14 +13,9 @@ from jaxtyping import Array, Float, Inexact, Num
 
 from lora_jax.errors import InputError
 from lora_jax.low_rank.contraction import Shape
+from lora_jax.low_rank.conv_kinds import ConvKind, ConvTransposeKind
 from lora_jax.low_rank.einsum import EinsumLoRALayer
-from lora_jax.low_rank.kinds import (
-    ConvKind,
-    ConvTransposeKind,
-    DenseKind,
-    EmbedKind,
-    GeneralKind,
-)
+from lora_jax.low_rank.kinds import DenseKind, EmbedKind, GeneralKind
 from lora_jax.low_rank.layers import register
 from lora_jax.low_rank.lora_layer import LoRALayer
 from lora_jax.low_rank.weights import WeightView

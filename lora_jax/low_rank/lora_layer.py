@@ -92,11 +92,15 @@ class LoRALayer(nnx.Module, WeightInModule):
         surgery.restore(self)
 
     def bias_values(self) -> Inexact[Array, ...] | None:
-        """The bias of one layer as (*batch, *outputs); None without one."""
+        """The bias as (*stack, *batch, *outputs); None without one."""
         bias = getattr(self, "bias", None)
         if bias is None:
             return None
-        return self.bias_in_order_of_roles(bias[...], self.view())
+        ordered = lambda one: self.bias_in_order_of_roles(one, self.view())  # noqa: E731
+        for _ in self.stack_shape():
+            ordered = jax.vmap(ordered)
+        result: Array = ordered(bias[...])
+        return result
 
     def __call__(self, inputs: Array, *args: Any, **kwargs: Any) -> Array:
         """The base layer's result, changed by the update unless that is switched off."""

@@ -8,16 +8,20 @@ switch tasks, load another adapter onto the base and merge that.
 
 from __future__ import annotations
 
+import math
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
-from jaxtyping import Array, Inexact
+from jaxtyping import Array, Float, Inexact
 
 from lora_jax import surgery
 from lora_jax.arguments import MODEL, takes
 from lora_jax.checks import floating
 from lora_jax.errors import InputError
+from lora_jax.low_rank.contraction import Shape
 from lora_jax.low_rank.layers import AdaptedLayer, adapted_layers
 from lora_jax.low_rank.pairs import pairs_of
 from lora_jax.low_rank.weights import WeightView
@@ -121,7 +125,7 @@ def _refuse_lookups(path: str, layer: AdaptedLayer) -> None:
 
 
 def add_to_bias(layer: AdaptedLayer, path: str) -> None:
-    """Adds the bias of B, if there is one, to the layer's, in place.
+    """Adds what the update adds to the layer's bias, if it does (a bias of B, IA3), in place.
 
     Args:
       layer: with an update.
@@ -136,11 +140,25 @@ def add_to_bias(layer: AdaptedLayer, path: str) -> None:
     bias = getattr(layer, "bias", None)
     if not isinstance(bias, nnx.Variable):
         raise InputError(
-            f"the update of {path or type(layer).__name__} has a bias (b_bias), and the layer has none that "
-            "could take it in; keep the model adapted"
+            f"the update of {path or type(layer).__name__} has a bias (b_bias, or IA3's share of one), "
+            "and the layer has none that could take it in; keep the model adapted"
         )
-    total = bias[...].astype(jnp.float32) + delta.reshape(bias.shape)
+    total = bias[...].astype(jnp.float32) + _bias_as_stored(layer, delta, bias.shape)
     bias[...] = total.astype(bias.dtype)
+
+
+def _bias_as_stored(
+    layer: AdaptedLayer, values: Float[Array, ...], shape: Shape
+) -> Float[Array, ...]:
+    """Values (*stack, *batch, *outputs) in the order of a layer's bias, which an einsum's result decides."""
+    stack = layer.stack_shape()
+    one = shape[len(stack) :]
+    numbers = np.arange(math.prod(one)).reshape(one)
+    with jax.ensure_compile_time_eval():
+        order = np.asarray(layer.bias_in_order_of_roles(jnp.asarray(numbers), layer.view()))
+    if np.array_equal(order.reshape(-1), numbers.reshape(-1)):
+        return values.reshape(shape)
+    return values.reshape(*stack, -1)[..., np.argsort(order.reshape(-1))].reshape(shape)
 
 
 @takes(model=MODEL)

@@ -44,6 +44,9 @@ class UpdateSettings:
 
     # Names of fields that descriptions leave out where they have their defaults.
     optional: ClassVar[tuple[str, ...]] = ()
+    # Names of fields that have no meaning for a kind of update: they keep their defaults, users cannot give
+    # them, and descriptions leave them out.
+    without: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:
         positive("alpha", self.alpha)
@@ -69,15 +72,16 @@ class UpdateSettings:
         Raises:
           ValueError: an unknown argument, or a value out of range.
         """
-        known = {field.name for field in dataclasses.fields(cls)}
+        known = {field.name for field in dataclasses.fields(cls)} - set(cls.without)
         if unknown := sorted(map(str, set(arguments) - known)):
             raise InputError(f"{where}: unknown {brief(unknown)}; known are {sorted(known)}")
         values: dict[str, Any] = {
             name: tuple(value) if isinstance(value, list) else value
             for name, value in json_values(arguments).items()
         }
-        rank = check_rank(values["rank"], where=where)
-        values["alpha"] = rank if values["alpha"] is None else values["alpha"]
+        if cls.has_rank():
+            rank = check_rank(values["rank"], where=where)
+            values["alpha"] = rank if values["alpha"] is None else values["alpha"]
         try:
             return cls(**values)
         except InputError as error:
@@ -93,8 +97,13 @@ class UpdateSettings:
         return {
             name: value
             for name, value in dataclasses.asdict(self).items()
-            if name not in self.optional or value != defaults[name]
+            if name not in self.without and (name not in self.optional or value != defaults[name])
         }
+
+    @classmethod
+    def has_rank(cls) -> bool:
+        """Whether rank, and the scale that follows from it, mean something for this kind of update."""
+        return "rank" not in cls.without
 
     def capped(self: Settings, rank: int) -> Settings:
         """The settings of a layer that allows this smaller rank only.

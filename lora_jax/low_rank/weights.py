@@ -94,10 +94,10 @@ class LayerWithWeight:
         raise NotImplementedError
 
     def bias_values(self) -> Inexact[Array, ...] | None:
-        """The bias of one layer as (*batch, *outputs); None without one."""
+        """The bias as (*stack, *batch, *outputs); None without one."""
         raise NotImplementedError
 
-    def bias_in_order_of_roles(self, bias: Inexact[Array, ...], view: Shape) -> Inexact[Array, ...]:
+    def bias_in_order_of_roles(self, bias: Num[Array, ...], view: Shape) -> Num[Array, ...]:
         """The bias of one layer as stored, in the shape (*batch, *outputs) of a weight of this view."""
         batch, _, outputs = self.roles().sizes(view)
         return bias.reshape(batch + outputs)
@@ -133,6 +133,16 @@ class LayerWithWeight:
 
     def on_outputs(self, values: Inexact[Array, ...], ndim: int) -> Inexact[Array, ...]:
         """Values (*batch, *outputs) in a shape that broadcasts against a result with `ndim` axes."""
+        count = len(self.roles().batch)
+        between = (1,) * (ndim - values.ndim)
+        return values.reshape(*values.shape[:count], *between, *values.shape[count:])
+
+    def feature_axes(self) -> Shape:
+        """Input axes of one layer's view that hold features of the inputs: all but a convolution's window."""
+        return self.roles().inputs
+
+    def on_inputs(self, values: Inexact[Array, ...], ndim: int) -> Inexact[Array, ...]:
+        """Values (*batch, *features) in a shape that broadcasts against inputs with `ndim` axes."""
         count = len(self.roles().batch)
         between = (1,) * (ndim - values.ndim)
         return values.reshape(*values.shape[:count], *between, *values.shape[count:])
@@ -221,12 +231,25 @@ class WeightView:
         """Values (*batch, *outputs) in a shape that broadcasts against a result with `ndim` axes."""
         return self.layer.on_outputs(values, ndim)
 
+    @property
+    def feature_axes(self) -> Shape:
+        """Input axes of `shape` that hold features of the inputs."""
+        stack = len(self.layer.stack_shape())
+        return tuple(stack + axis for axis in self.layer.feature_axes())
+
+    def on_inputs(self, values: Inexact[Array, ...], ndim: int) -> Inexact[Array, ...]:
+        """Values (*batch, *features) in a shape that broadcasts against inputs with `ndim` axes."""
+        return self.layer.on_inputs(values, ndim)
+
+    def bias(self) -> Inexact[Array, ...] | None:
+        """The layer's bias, or this part of it, as (*stack, *batch, *outputs); None without one."""
+        bias = self.layer.bias_values()
+        return None if bias is None else self.sliced(bias, len(self.roles.batch))
+
     def bias_on_outputs(self, ndim: int) -> Inexact[Array, ...] | None:
         """The layer's bias in such a shape; None without one."""
-        bias = self.layer.bias_values()
-        if bias is None:
-            return None
-        return self.on_outputs(self.sliced(bias, len(self.layer.roles().batch)), ndim)
+        bias = self.bias()
+        return None if bias is None else self.on_outputs(bias, ndim)
 
     def parts(self, sizes: tuple[int, ...]) -> list[WeightView]:
         """The parts of these sizes along the first output axis, in order."""

@@ -12,7 +12,9 @@ every method, because the paper's counts leave it out (Table 2).
 from lora_jax.methods.bottleneck import adapter_d, adapter_h, adapter_l, adapter_p
 from lora_jax.methods.common import HEAD
 from lora_jax.methods.gradient_start import start_from_gradients
+from lora_jax.methods.ia3 import ia3
 from lora_jax.methods.lora import lora
+from lora_jax.methods.norms import norms
 from lora_jax.methods.prefix import prefix_embed, prefix_layer
 from lora_jax.methods.registry import CONSTRUCTORS, create, from_json
 from lora_jax.methods.selection import bitfit, full, head_only, leaves, top_layers
@@ -30,8 +32,10 @@ __all__ = [
     "from_json",
     "full",
     "head_only",
+    "ia3",
     "leaves",
     "lora",
+    "norms",
     "prefix_embed",
     "prefix_layer",
     "start_from_gradients",

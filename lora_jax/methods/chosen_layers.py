@@ -15,6 +15,7 @@ from lora_jax.low_rank.layers import AdaptedLayer, lora_layer_of
 from lora_jax.low_rank.parameters import ReadsUpdated
 from lora_jax.low_rank.sharing import shared_weights
 from lora_jax.low_rank.update_settings import UpdateSettings
+from lora_jax.methods.common import NORMS
 from lora_jax.summary import MatchedLayer, SkippedLayer
 
 
@@ -156,10 +157,6 @@ class Chooser:
         return limits.refusal(module, settings, path)
 
 
-# In a stack of layers their scales have two axes, and look like matrices.
-_NORMS = (nnx.LayerNorm, nnx.RMSNorm, nnx.BatchNorm, nnx.GroupNorm, nnx.InstanceNorm)
-
-
 def _unknown(modules: Mapping[str, nnx.Module]) -> list[SkippedLayer]:
     """Modules with a matrix of their own whose class has no LoRA layer; Flax's norms are meant so."""
     found = []
@@ -167,7 +164,7 @@ def _unknown(modules: Mapping[str, nnx.Module]) -> list[SkippedLayer]:
         kind = surgery.original_class(module)
         if lora_layer_of(module) is not None or kind.__module__.startswith("flax."):
             continue
-        if issubclass(kind, _NORMS):
+        if issubclass(kind, NORMS):  # in a stack their scales have two axes, and look like matrices
             continue
         if isinstance(module, ReadsUpdated):
             continue
@@ -201,7 +198,7 @@ def row(path: str, layer: AdaptedLayer, chosen: ChosenLayer) -> MatchedLayer:
         how=f"{settings}{f' (capped from rank {chosen.wanted})' if capped else ''}"
         + ("" if layer.lora.enabled else ", switched off"),
         parameters=partition.count(partition.parameters(layer.lora)),
-        rank=settings.rank,
+        rank=settings.rank if settings.has_rank() else None,
         parts=settings.parts,
-        scale=settings.scale,
+        scale=settings.scale if settings.has_rank() else None,
     )

@@ -15,6 +15,7 @@ from lora_jax.partition import HEAD, Rule
 EMBEDDING = r"(.*/)?embeddings/(word|token)"  # of the encoders and the decoder here
 FEED_FORWARD = r"(.*/)?feed_forward"
 SUBLAYERS = r"(.*/)?(attention|feed_forward)"
+NORMS = (nnx.LayerNorm, nnx.RMSNorm, nnx.BatchNorm, nnx.GroupNorm, nnx.InstanceNorm)
 BIAS = Rule(r"(.*/)?bias", "bias", inserted="")  # every pre-trained bias
 
 

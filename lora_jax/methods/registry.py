@@ -11,7 +11,9 @@ from typing import Any
 from lora_jax.errors import InputError, InputTypeError, brief, did_you_mean
 from lora_jax.method import Method
 from lora_jax.methods.bottleneck import adapter_d, adapter_h, adapter_l, adapter_p
+from lora_jax.methods.ia3 import ia3
 from lora_jax.methods.lora import lora
+from lora_jax.methods.norms import norms
 from lora_jax.methods.prefix import prefix_embed, prefix_layer
 from lora_jax.methods.selection import bitfit, full, head_only, leaves, top_layers
 from lora_jax.methods.token_rows import token_rows
@@ -23,7 +25,9 @@ CONSTRUCTORS: Mapping[str, Callable[..., Method]] = {
     "leaves": leaves,
     "bitfit": bitfit,
     "top_layers": top_layers,
+    "norms": norms,
     "lora": lora,
+    "ia3": ia3,
     "adapter_h": adapter_h,
     "adapter_p": adapter_p,
     "adapter_l": adapter_l,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import jax
@@ -99,7 +99,7 @@ def settings_by_target(
     settings = {}
     for target, own in per_target.items():
         values = dict(shared)
-        if values["too_large"] is None:
+        if "too_large" in values and values["too_large"] is None:
             values["too_large"] = "skip" if target == ALL_LINEAR else "error"
         settings[target] = kind.from_arguments({**values, **own}, f"target {target!r}")
     return settings
@@ -109,22 +109,24 @@ def update_method(
     name: str,
     settings: Mapping[str, UpdateSettings],
     *,
-    insertion: type[UpdateInsertion] = UpdateInsertion,
+    insertion: Callable[..., UpdateInsertion] = UpdateInsertion,
     exclude: Exclude = None,
     layers: Layers = None,
     cut: Sequence[Integer] = (),
     bias: Bias = "none",
     head: str | None = None,
     others: Sequence[Insertion] = (),
+    own: Mapping[str, Any] | None = None,
 ) -> Method:
     """The method that inserts an update into every layer that a target names.
 
     Args:
       name: of the constructor.
       settings: of all targets, by their text; those of `others` too.
-      insertion: kind of the insertion of layers.
+      insertion: makes the insertion of layers, as `UpdateInsertion` does.
       exclude, layers, cut, bias, head: as of `lora`.
       others: further insertions; targets with `axes` are theirs.
+      own: arguments that only this constructor has.
 
     Raises:
       ValueError: an argument is out of range, or a pattern is none.
@@ -136,7 +138,7 @@ def update_method(
         if not is_open(text):
             patterns.check(text, "target" if text in settings else "exclude", names=True)
     of_layers = tuple(
-        (target, own) for target, own in settings.items() if not getattr(own, "axes", "")
+        (target, each) for target, each in settings.items() if not getattr(each, "axes", "")
     )
     chooser = insertion(of_layers, excluded, numbers, head)
     rules: list[Rule] = [Rule(".*", "lora", inserted="lora")]
@@ -144,10 +146,11 @@ def update_method(
         rules.append(common.BIAS)
     elif bias == "lora_only":
         rules.append(LayerRule("bias", "bias", "", insertion=chooser))
-    resolved = {target: own.to_arguments() for target, own in settings.items()}
-    if ALL_LINEAR in settings:  # whose default is another one
+    resolved = {target: each.to_arguments() for target, each in settings.items()}
+    if ALL_LINEAR in settings and "too_large" not in settings[ALL_LINEAR].without:
+        # whose default is another one
         resolved[ALL_LINEAR]["too_large"] = settings[ALL_LINEAR].too_large
-    arguments: dict[str, Any] = {"targets": resolved, "bias": bias, "head": head}
+    arguments: dict[str, Any] = {"targets": resolved, **(own or {}), "bias": bias, "head": head}
     # What came after the first adapters were saved is left out where it has its default.
     cuts = tuple(CutInsertion(integer("a number in cut", last, most=MOST_LAYERS)) for last in cut)
     narrowing = {"exclude": excluded, "layers": numbers, "cut": [c.last for c in cuts]}

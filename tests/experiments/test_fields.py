@@ -230,6 +230,7 @@ def test_the_page_has_every_number_and_choice_of_the_methods():
         "fused",
         "fused_sizes",
         "axes",
+        "feed_forward",
         "exclude",
         "cut",
         "pattern",
@@ -239,5 +240,9 @@ def test_the_page_has_every_number_and_choice_of_the_methods():
     }
     for name, constructor in CONSTRUCTORS.items():
         for argument in set(inspect.signature(constructor).parameters) - left:
-            chosen = {("lora", "layers"), *((n, "std") for n in CONSTRUCTORS if n != "lora")}
+            chosen = {
+                ("lora", "layers"),
+                ("ia3", "layers"),
+                *((n, "std") for n in CONSTRUCTORS if n != "lora"),
+            }
             assert (name, argument) in chosen or f"{name}.{argument}" in METHOD
