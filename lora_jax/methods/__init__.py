@@ -11,6 +11,8 @@ every method, because the paper's counts leave it out (Table 2).
 
 from lora_jax.methods.bottleneck import adapter_d, adapter_h, adapter_l, adapter_p
 from lora_jax.methods.common import HEAD
+from lora_jax.methods.loha import loha
+from lora_jax.methods.lokr import lokr
 from lora_jax.methods.lora import lora
 from lora_jax.methods.prefix import prefix_embed, prefix_layer
 from lora_jax.methods.registry import CONSTRUCTORS, create, from_json
@@ -30,6 +32,8 @@ __all__ = [
     "full",
     "head_only",
     "leaves",
+    "loha",
+    "lokr",
     "lora",
     "prefix_embed",
     "prefix_layer",

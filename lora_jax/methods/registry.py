@@ -11,6 +11,8 @@ from typing import Any
 from lora_jax.errors import InputError, InputTypeError, brief, did_you_mean
 from lora_jax.method import Method
 from lora_jax.methods.bottleneck import adapter_d, adapter_h, adapter_l, adapter_p
+from lora_jax.methods.loha import loha
+from lora_jax.methods.lokr import lokr
 from lora_jax.methods.lora import lora
 from lora_jax.methods.prefix import prefix_embed, prefix_layer
 from lora_jax.methods.selection import bitfit, full, head_only, leaves, top_layers
@@ -24,6 +26,8 @@ CONSTRUCTORS: Mapping[str, Callable[..., Method]] = {
     "bitfit": bitfit,
     "top_layers": top_layers,
     "lora": lora,
+    "loha": loha,
+    "lokr": lokr,
     "adapter_h": adapter_h,
     "adapter_p": adapter_p,
     "adapter_l": adapter_l,
