@@ -222,7 +222,11 @@ def test_gradients_and_five_steps_of_adamw_are_pefts(pair):
         value, gradients = loss(trainable)
         assert float(value) == pytest.approx(theirs.item(), rel=1e-5)
         for name, gradient in pair.theirs(gradients=True).items():
-            np.testing.assert_allclose(gradients[f"lora/{name}"], gradient, rtol=1e-4, atol=1e-6)
+            size = np.abs(
+                gradient
+            ).max()  # what nearly cancels has the rounding of what it is summed of
+            mine = gradients[f"lora/{name}"]
+            np.testing.assert_allclose(mine, gradient, rtol=1e-4, atol=1e-5 * size + 1e-7)
         adamw.step()
         updates, state = tx.update(gradients, state, trainable)
         trainable = optax.apply_updates(trainable, updates)
