@@ -38,6 +38,23 @@ METHOD: Fields = {
         OrNone(of=OneOf(("error", "cap", "skip")), none="the default of the targets"),
         "what becomes of a layer that is smaller than the rank",
     ),
+    **{
+        f"{name}.{field}": allowed
+        for name in ("loha", "lokr")
+        for field, allowed in (
+            ("rank", Field(Whole(), "r of every product")),
+            ("alpha", Field(OrNone(of=Number(above=0), none="the rank"), "the update is scaled by alpha/r")),
+            ("scaling", Field(OneOf(get_args(Scaling)), "of the update")),
+            ("dropout", Field(DROPOUT, "on the input of the update")),
+            ("too_large", Field(
+                OrNone(of=OneOf(("error", "cap", "skip")), none="the default of the targets"),
+                "what becomes of a layer that is smaller than the rank",
+            )),
+            ("bias", Field(OneOf(("none", "all", "lora_only")), "which biases train too")),
+        )
+    },
+    "lokr.factor": Field(Whole(least=-1), "first of the two numbers that inputs divide into; -1: any"),
+    "lokr.decompose_both": Field(Flag(), "whether the first matrix is a product of two, too"),
     "bitfit.add": Field(Flag(), "linear layers without a bias get one"),
     "lora.bias": Field(OneOf(("none", "all", "lora_only")), "which biases train too"),
     "ia3.bias": Field(OneOf(("none", "all", "lora_only")), "which biases train too"),

@@ -11,6 +11,10 @@ from lora_jax.errors import InputError
 from lora_jax.low_rank.dora import DoRAUpdate
 from lora_jax.low_rank.fused import FusedUpdate, part_sizes
 from lora_jax.low_rank.ia3 import IA3Settings, IA3Update
+from lora_jax.low_rank.loha import LoHaUpdate
+from lora_jax.low_rank.loha_settings import LoHaSettings
+from lora_jax.low_rank.lokr import LoKrUpdate
+from lora_jax.low_rank.lokr_settings import LoKrSettings
 from lora_jax.low_rank.pairs import LowRankUpdate
 from lora_jax.low_rank.settings import LoRASettings
 from lora_jax.low_rank.update_settings import UpdateSettings
@@ -18,6 +22,10 @@ from lora_jax.low_rank.updates import PartUpdate, WeightUpdate
 from lora_jax.low_rank.weights import WeightView
 
 _KINDS: dict[type[UpdateSettings], type[PartUpdate]] = {IA3Settings: IA3Update}
+_KINDS: dict[type[UpdateSettings], type[PartUpdate]] = {
+    LoHaSettings: LoHaUpdate,
+    LoKrSettings: LoKrUpdate,
+}
 
 
 def kind_of(settings: UpdateSettings) -> type[PartUpdate]:

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Key
 
 from lora_jax.errors import InputError
 from lora_jax.low_rank import contraction, starts
+from lora_jax.low_rank.computed_factors import typical_size
 from lora_jax.low_rank.gradients import corrected
 from lora_jax.low_rank.settings import STARTS, Gradient, LoRASettings
 from lora_jax.low_rank.updates import BaseCall, FactorsUpdate, WeightUpdate
@@ -124,8 +125,7 @@ class LowRankUpdate(FactorsUpdate):
     def randomise(self, weight: WeightView, key: Key[Array, ""], share: float) -> None:
         """Sets random values, in place, whose product is a share of the weight."""
         fan_in = math.prod(weight.roles.sizes(weight.shape)[1])
-        size = jnp.sqrt(jnp.mean(weight.values() ** 2))
-        size = jnp.where(size > 0, size, 1 / math.sqrt(fan_in))
+        size = typical_size(weight)
         key_a, key_b = jax.random.split(key)
         std_b = share * size * math.sqrt(fan_in / self.rank) / self.scale
         if isinstance(self.a, nnx.Param):

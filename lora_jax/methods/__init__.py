@@ -13,6 +13,8 @@ from lora_jax.methods.bottleneck import adapter_d, adapter_h, adapter_l, adapter
 from lora_jax.methods.common import HEAD
 from lora_jax.methods.gradient_start import start_from_gradients
 from lora_jax.methods.ia3 import ia3
+from lora_jax.methods.loha import loha
+from lora_jax.methods.lokr import lokr
 from lora_jax.methods.lora import lora
 from lora_jax.methods.norms import norms
 from lora_jax.methods.prefix import prefix_embed, prefix_layer
@@ -34,6 +36,8 @@ __all__ = [
     "head_only",
     "ia3",
     "leaves",
+    "loha",
+    "lokr",
     "lora",
     "norms",
     "prefix_embed",

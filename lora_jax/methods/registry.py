@@ -12,6 +12,8 @@ from lora_jax.errors import InputError, InputTypeError, brief, did_you_mean
 from lora_jax.method import Method
 from lora_jax.methods.bottleneck import adapter_d, adapter_h, adapter_l, adapter_p
 from lora_jax.methods.ia3 import ia3
+from lora_jax.methods.loha import loha
+from lora_jax.methods.lokr import lokr
 from lora_jax.methods.lora import lora
 from lora_jax.methods.norms import norms
 from lora_jax.methods.prefix import prefix_embed, prefix_layer
@@ -28,6 +30,8 @@ CONSTRUCTORS: Mapping[str, Callable[..., Method]] = {
     "norms": norms,
     "lora": lora,
     "ia3": ia3,
+    "loha": loha,
+    "lokr": lokr,
     "adapter_h": adapter_h,
     "adapter_p": adapter_p,
     "adapter_l": adapter_l,

@@ -181,7 +181,8 @@ def test_every_field_of_a_run_has_a_case_above():
 
 # What an argument is tried with besides those of its range; other arguments that the method needs.
 _NEEDED = {"lora": {"targets": "q"}, "adapter_d": {"size": 4, "layers": 1}, "prefix_embed": {"prefix": 1},
-           "prefix_layer": {"prefix": 1}, "top_layers": {}, "bitfit": {}}  # fmt: skip
+           "prefix_layer": {"prefix": 1}, "top_layers": {}, "bitfit": {},
+           "loha": {"targets": "q"}, "lokr": {"targets": "q"}}  # fmt: skip
 _TRIED = [
     -1,
     0,
@@ -243,6 +244,9 @@ def test_the_page_has_every_number_and_choice_of_the_methods():
             chosen = {
                 ("lora", "layers"),
                 ("ia3", "layers"),
+            layered = ("lora", "loha", "lokr")
+            chosen = {
+                *((n, "layers") for n in layered),
                 *((n, "std") for n in CONSTRUCTORS if n != "lora"),
             }
             assert (name, argument) in chosen or f"{name}.{argument}" in METHOD
