@@ -33,6 +33,7 @@ from lora_jax.methods import (
     prefix_layer,
     token_rows,
     top_layers,
+    vera,
 )
 from lora_jax.partition import FROZEN, Rule, join, optimizer, parameters, split
 from lora_jax.pool import AdapterPool
@@ -62,6 +63,7 @@ __all__ = [  # noqa: RUF022 - in groups
     "prefix_layer",
     "token_rows",
     "top_layers",
+    "vera",
     # Partition: parameters by path, labels, the optimizer, the train step's parts, state that moves
     "FROZEN",
     "join",

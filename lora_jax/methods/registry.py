@@ -15,6 +15,7 @@ from lora_jax.methods.lora import lora
 from lora_jax.methods.prefix import prefix_embed, prefix_layer
 from lora_jax.methods.selection import bitfit, full, head_only, leaves, top_layers
 from lora_jax.methods.token_rows import token_rows
+from lora_jax.methods.vera import vera
 
 MOST_PARTS = 100  # of a combined method
 CONSTRUCTORS: Mapping[str, Callable[..., Method]] = {
@@ -24,6 +25,7 @@ CONSTRUCTORS: Mapping[str, Callable[..., Method]] = {
     "bitfit": bitfit,
     "top_layers": top_layers,
     "lora": lora,
+    "vera": vera,
     "adapter_h": adapter_h,
     "adapter_p": adapter_p,
     "adapter_l": adapter_l,
