@@ -39,6 +39,7 @@ from lora_jax.methods import (
     start_from_gradients,
     token_rows,
     top_layers,
+    vera,
 )
 from lora_jax.partition import FROZEN, Rule, join, optimizer, parameters, split
 from lora_jax.pool import AdapterPool
@@ -73,6 +74,7 @@ __all__ = [  # noqa: RUF022 - in groups
     "start_from_gradients",
     "token_rows",
     "top_layers",
+    "vera",
     # Partition: parameters by path, labels, the optimizer, the train step's parts, state that moves
     "FROZEN",
     "join",

@@ -55,6 +55,14 @@ METHOD: Fields = {
     },
     "lokr.factor": Field(Whole(least=-1), "first of the two numbers that inputs divide into; -1: any"),
     "lokr.decompose_both": Field(Flag(), "whether the first matrix is a product of two, too"),
+    "vera.rank": Field(Whole(), "length of the vector d; it may be larger than a matrix"),
+    "vera.d_initial": Field(Number(above=0), "what the vector d starts with"),
+    "vera.seed": Field(Whole(least=0), "from which the shared matrices are drawn"),
+    "vera.fan_in": Field(
+        Whole(least=0), "number of inputs that the size of A is for; 0 is the largest of the layers"
+    ),
+    "vera.dropout": Field(DROPOUT, "on the input of A"),
+    "vera.bias": Field(OneOf(("none", "all", "lora_only")), "which biases train too"),
     "bitfit.add": Field(Flag(), "linear layers without a bias get one"),
     "lora.bias": Field(OneOf(("none", "all", "lora_only")), "which biases train too"),
     "ia3.bias": Field(OneOf(("none", "all", "lora_only")), "which biases train too"),

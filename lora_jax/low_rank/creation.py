@@ -19,6 +19,8 @@ from lora_jax.low_rank.pairs import LowRankUpdate
 from lora_jax.low_rank.settings import LoRASettings
 from lora_jax.low_rank.update_settings import UpdateSettings
 from lora_jax.low_rank.updates import PartUpdate, WeightUpdate
+from lora_jax.low_rank.vera import VeRAUpdate
+from lora_jax.low_rank.vera_settings import VeRASettings
 from lora_jax.low_rank.weights import WeightView
 
 _KINDS: dict[type[UpdateSettings], type[PartUpdate]] = {IA3Settings: IA3Update}
@@ -26,6 +28,7 @@ _KINDS: dict[type[UpdateSettings], type[PartUpdate]] = {
     LoHaSettings: LoHaUpdate,
     LoKrSettings: LoKrUpdate,
 }
+_KINDS: dict[type[UpdateSettings], type[PartUpdate]] = {VeRASettings: VeRAUpdate}
 
 
 def kind_of(settings: UpdateSettings) -> type[PartUpdate]:

@@ -67,6 +67,20 @@ def rank_limit_of(weight: WeightView, settings: UpdateSettings, path: str) -> in
     return min(math.prod(inputs), outputs)
 
 
+def inputs_of(layer: nnx.Module, path: str) -> int:
+    """The number of inputs that one output of a layer sums over; 0 for a table, or where it is not known.
+
+    Args:
+      layer: adapted or not.
+      path: of the layer, for messages.
+    """
+    if layers.lora_layer_of(layer) is None:
+        return 0
+    with as_lora_layer(layer, path) as lora_layer:
+        _, inputs, _ = lora_layer.roles().sizes(lora_layer.view())
+        return 0 if lora_layer.gathers else math.prod(inputs)
+
+
 def stack_shape(layer: nnx.Module, settings: UpdateSettings, path: str) -> Shape:
     """Sizes of the leading axes that a stack of layers added to a supported layer's weight."""
     with as_lora_layer(layer, path) as lora_layer:

@@ -21,6 +21,7 @@ from lora_jax.methods.prefix import prefix_embed, prefix_layer
 from lora_jax.methods.registry import CONSTRUCTORS, create, from_json
 from lora_jax.methods.selection import bitfit, full, head_only, leaves, top_layers
 from lora_jax.methods.token_rows import token_rows
+from lora_jax.methods.vera import vera
 
 __all__ = [
     "CONSTRUCTORS",
@@ -45,4 +46,5 @@ __all__ = [
     "start_from_gradients",
     "token_rows",
     "top_layers",
+    "vera",
 ]

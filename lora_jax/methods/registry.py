@@ -19,6 +19,7 @@ from lora_jax.methods.norms import norms
 from lora_jax.methods.prefix import prefix_embed, prefix_layer
 from lora_jax.methods.selection import bitfit, full, head_only, leaves, top_layers
 from lora_jax.methods.token_rows import token_rows
+from lora_jax.methods.vera import vera
 
 MOST_PARTS = 100  # of a combined method
 CONSTRUCTORS: Mapping[str, Callable[..., Method]] = {
@@ -32,6 +33,7 @@ CONSTRUCTORS: Mapping[str, Callable[..., Method]] = {
     "ia3": ia3,
     "loha": loha,
     "lokr": lokr,
+    "vera": vera,
     "adapter_h": adapter_h,
     "adapter_p": adapter_p,
     "adapter_l": adapter_l,

@@ -183,6 +183,9 @@ def test_every_field_of_a_run_has_a_case_above():
 _NEEDED = {"lora": {"targets": "q"}, "adapter_d": {"size": 4, "layers": 1}, "prefix_embed": {"prefix": 1},
            "prefix_layer": {"prefix": 1}, "top_layers": {}, "bitfit": {},
            "loha": {"targets": "q"}, "lokr": {"targets": "q"}}  # fmt: skip
+_NEEDED = {"lora": {"targets": "q"}, "vera": {"targets": "q"}, "adapter_d": {"size": 4, "layers": 1},
+           "prefix_embed": {"prefix": 1}, "prefix_layer": {"prefix": 1}, "top_layers": {},
+           "bitfit": {}}  # fmt: skip
 _TRIED = [
     -1,
     0,
@@ -247,6 +250,7 @@ def test_the_page_has_every_number_and_choice_of_the_methods():
             layered = ("lora", "loha", "lokr")
             chosen = {
                 *((n, "layers") for n in layered),
+                ("vera", "layers"),
                 *((n, "std") for n in CONSTRUCTORS if n != "lora"),
             }
             assert (name, argument) in chosen or f"{name}.{argument}" in METHOD
