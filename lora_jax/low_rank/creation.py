@@ -8,6 +8,8 @@ import jax
 from jaxtyping import Array, Key
 
 from lora_jax.errors import InputError
+from lora_jax.low_rank.adalora import AdaLoRAUpdate
+from lora_jax.low_rank.adalora_settings import AdaLoRASettings
 from lora_jax.low_rank.dora import DoRAUpdate
 from lora_jax.low_rank.fused import FusedUpdate, part_sizes
 from lora_jax.low_rank.pairs import LowRankUpdate
@@ -16,7 +18,7 @@ from lora_jax.low_rank.update_settings import UpdateSettings
 from lora_jax.low_rank.updates import PartUpdate, WeightUpdate
 from lora_jax.low_rank.weights import WeightView
 
-_KINDS: dict[type[UpdateSettings], type[PartUpdate]] = {}
+_KINDS: dict[type[UpdateSettings], type[PartUpdate]] = {AdaLoRASettings: AdaLoRAUpdate}
 
 
 def kind_of(settings: UpdateSettings) -> type[PartUpdate]:

@@ -10,6 +10,7 @@ from typing import Any
 
 from lora_jax.errors import InputError, InputTypeError, brief, did_you_mean
 from lora_jax.method import Method
+from lora_jax.methods.adalora import adalora
 from lora_jax.methods.bottleneck import adapter_d, adapter_h, adapter_l, adapter_p
 from lora_jax.methods.lora import lora
 from lora_jax.methods.prefix import prefix_embed, prefix_layer
@@ -24,6 +25,7 @@ CONSTRUCTORS: Mapping[str, Callable[..., Method]] = {
     "bitfit": bitfit,
     "top_layers": top_layers,
     "lora": lora,
+    "adalora": adalora,
     "adapter_h": adapter_h,
     "adapter_p": adapter_p,
     "adapter_l": adapter_l,

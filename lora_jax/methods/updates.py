@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Literal
 
 import jax
@@ -109,22 +110,24 @@ def update_method(
     name: str,
     settings: Mapping[str, UpdateSettings],
     *,
-    insertion: type[UpdateInsertion] = UpdateInsertion,
+    insertion: Callable[..., UpdateInsertion] = UpdateInsertion,
     exclude: Exclude = None,
     layers: Layers = None,
     cut: Sequence[Integer] = (),
     bias: Bias = "none",
     head: str | None = None,
     others: Sequence[Insertion] = (),
+    more: Mapping[str, Any] = MappingProxyType({}),
 ) -> Method:
     """The method that inserts an update into every layer that a target names.
 
     Args:
       name: of the constructor.
       settings: of all targets, by their text; those of `others` too.
-      insertion: kind of the insertion of layers.
+      insertion: makes the insertion of layers, of the fields of `Chooser`.
       exclude, layers, cut, bias, head: as of `lora`.
       others: further insertions; targets with `axes` are theirs.
+      more: arguments that are of no target.
 
     Raises:
       ValueError: an argument is out of range, or a pattern is none.
@@ -147,7 +150,7 @@ def update_method(
     resolved = {target: own.to_arguments() for target, own in settings.items()}
     if ALL_LINEAR in settings:  # whose default is another one
         resolved[ALL_LINEAR]["too_large"] = settings[ALL_LINEAR].too_large
-    arguments: dict[str, Any] = {"targets": resolved, "bias": bias, "head": head}
+    arguments: dict[str, Any] = {"targets": resolved, "bias": bias, "head": head, **more}
     # What came after the first adapters were saved is left out where it has its default.
     cuts = tuple(CutInsertion(integer("a number in cut", last, most=MOST_LAYERS)) for last in cut)
     narrowing = {"exclude": excluded, "layers": numbers, "cut": [c.last for c in cuts]}
