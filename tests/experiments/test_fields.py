@@ -181,7 +181,8 @@ def test_every_field_of_a_run_has_a_case_above():
 
 
 # What an argument is tried with besides those of its range; other arguments that the method needs.
-_NEEDED = {"lora": {"targets": "q"}, "adalora": {"targets": "q"}, "adapter_d": {"size": 4, "layers": 1}, "prefix_embed": {"prefix": 1},
+_NEEDED = {"lora": {"targets": "q"}, "adalora": {"targets": "q"},
+           "adapter_d": {"size": 4, "layers": 1}, "prefix_embed": {"prefix": 1},
            "prefix_layer": {"prefix": 1}, "top_layers": {}, "bitfit": {}}  # fmt: skip
 _TRIED = [
     -1,
