@@ -125,8 +125,8 @@ def allocated_ranks(
     def chosen(state: Allocation) -> tuple[Allocation, Array]:
         """The state with the newest choice, and whether what it does not keep becomes zero now."""
         step = state.step
-        chooses = (step > schedule.warm_up) & (step < schedule.end) & (step % schedule.every == 0)
-        chooses |= step == schedule.end
+        # in the warm-up nothing is dropped, so that a choice there is none
+        chooses = (step < schedule.end) & (step % schedule.every == 0) | (step == schedule.end)
         dropped = jnp.asarray(table, jnp.int32)[jnp.minimum(step, schedule.end)]
         now = best(state.sensitivity, state.uncertainty, places, dropped)
         kept = {path: jnp.where(chooses, now[path], state.kept[path]) for path in of_e}

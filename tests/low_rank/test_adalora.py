@@ -130,11 +130,20 @@ class Both:
             self.peft.base_model.update_and_allocate(number)
             ours = 0.5 * orthogonality(trainable, PLACES)
             trainable, state, value = step(trainable, state, x, target)
+            allocator = self.peft.base_model.rankallocator
             pattern = self.peft.peft_config["default"].rank_pattern
             self.records.append({
                 "losses": (float(value + ours), float(theirs.detach())),
                 "ours": {path: np.asarray(v) for path, v in trainable.items()},
                 "theirs": self.of_theirs(),
+                "measured": tuple(
+                    {p: np.asarray(v) for p, v in values.items()}
+                    for values in allocation(state)[1:3]
+                ),
+                "theirs measured": tuple(
+                    self.of_theirs(lambda name, _, values=values: values.get(name))
+                    for values in (allocator.exp_avg_ipt, allocator.exp_avg_unc)
+                ),
                 "kept": {p: np.asarray(k) for p, k in allocation(state).kept.items()},
                 "pattern": pattern and {
                     f"{place}/e": np.asarray(pattern[_name(place)]) for place in PLACES
@@ -142,17 +151,20 @@ class Both:
             })  # fmt: skip
         self.trainable, self.state = trainable, state
 
-    def of_theirs(self):
-        """peft's values in our layout."""
-        return {
-            f"{name}/lora/{ours}": _transposed(getattr(getattr(self.theirs, name), f"lora_{side}"))
-            for name in ("up", "down")
+    def of_theirs(self, value=lambda name, parameter: parameter):
+        """peft's parameters, or what it holds for them, in our layout."""
+        found = {
+            f"{name}/lora/{ours}": value(
+                f"{name}.lora_{side}.default", getattr(layer, f"lora_{side}")["default"]
+            )
+            for name, layer in (("up", self.theirs.up), ("down", self.theirs.down))
             for ours, side in _SIDES.items()
         }
+        return {path: _transposed(v) for path, v in found.items() if v is not None}
 
 
 def _transposed(values):
-    array = values["default"].detach().numpy().T.copy()
+    array = values.detach().numpy().T.copy()
     return array[0] if array.shape[0] == 1 else array
 
 
@@ -188,6 +200,22 @@ def test_every_update_of_a_run_is_that_of_peft(both):
             np.testing.assert_allclose(record["ours"][path], value, rtol=1e-4, atol=2e-5)
             if path.endswith("e"):  # what is masked is exactly zero in both
                 np.testing.assert_array_equal(record["ours"][path] == 0, value == 0)
+
+
+def test_importance_is_measured_as_by_peft_until_the_ranks_are_final(both):
+    end = UPDATES - FINAL
+    for number, record in enumerate(both.records, start=1):
+        for ours, theirs in zip(record["measured"], record["theirs measured"], strict=True):
+            assert len(theirs) == (6 if number < end else 0)  # then peft forgets them
+            for path, value in theirs.items():
+                size = np.abs(value).max()
+                np.testing.assert_allclose(ours[path], value, rtol=1e-3, atol=1e-5 * size)
+        if number >= end:
+            for ours, last in zip(
+                record["measured"], both.records[end - 2]["measured"], strict=True
+            ):
+                for path, value in ours.items():
+                    np.testing.assert_array_equal(value, last[path])
 
 
 def test_every_choice_of_ranks_is_that_of_peft(both):
