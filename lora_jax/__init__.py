@@ -21,6 +21,7 @@ from lora_jax.low_rank.seeding import seed_dropout
 from lora_jax.low_rank.switching import disabled, enable
 from lora_jax.method import Method, trainable
 from lora_jax.methods import (
+    adalora,
     adapter_d,
     adapter_h,
     adapter_l,
@@ -56,6 +57,7 @@ __all__ = [  # noqa: RUF022 - in groups
     # Methods: what is inserted, and what trains
     "Method",
     "Rule",
+    "adalora",
     "adapter_d",
     "adapter_h",
     "adapter_l",

@@ -14,6 +14,11 @@ from lora_jax.methods.prefix import MOST_TOKENS
 from lora_jax.ranges import DROPOUT, Flag, Number, OneOf, OrNone, Whole
 
 _STD = Field(Number(least=0, most=WIDEST), "standard deviation of normal initial values")
+_TOO_LARGE = Field(
+    OrNone(of=OneOf(("error", "cap", "skip")), none="the default of the targets"),
+    "what becomes of a layer that is smaller than the rank",
+)
+_BIAS = Field(OneOf(("none", "all", "lora_only")), "which biases train too")
 # Checked where the methods are made (`lora_jax.methods`), with the same bounds: a test holds them together.
 METHOD: Fields = {
     "lora.rank": Field(Whole(), "r of every factor pair; no more than the smaller side of a matrix"),
@@ -66,6 +71,21 @@ METHOD: Fields = {
     "bitfit.add": Field(Flag(), "linear layers without a bias get one"),
     "lora.bias": Field(OneOf(("none", "all", "lora_only")), "which biases train too"),
     "ia3.bias": Field(OneOf(("none", "all", "lora_only")), "which biases train too"),
+    "lora.too_large": _TOO_LARGE,
+    "adalora.rank": Field(Whole(), "of every update at the start"),
+    "adalora.target_rank": Field(Whole(), "what is left of it at the end, on average"),
+    "adalora.alpha": Field(OrNone(of=Number(above=0), none="the rank"), "the scale is alpha / rank"),
+    "adalora.warm_up": Field(Whole(least=0), "updates at the start without pruning"),
+    "adalora.final": Field(Whole(least=0), "updates at the end without another choice of ranks"),
+    "adalora.every": Field(Whole(), "updates from one choice of ranks to the next"),
+    "adalora.beta1": Field(Number(above=0, below=1), "smoothing of the sensitivity"),
+    "adalora.beta2": Field(Number(above=0, below=1), "smoothing of its uncertainty"),
+    "adalora.orthogonal": Field(Number(least=0), "weight of the regulariser of A and B"),
+    "adalora.dropout": Field(DROPOUT, "on the input of A"),
+    "adalora.too_large": _TOO_LARGE,
+    "adalora.bias": _BIAS,
+    "bitfit.add": Field(Flag(), "linear layers without a bias get one"),
+    "lora.bias": _BIAS,
     **{f"adapter_{kind}.size": Field(Whole(most=MOST_SIZE), "of the bottleneck") for kind in "hpld"},
     "adapter_d.layers": Field(Whole(most=MOST_LAYERS), "the last ones, which have adapters"),
     "top_layers.count": Field(Whole(most=MOST_LAYERS), "the last ones, which train"),

@@ -8,6 +8,8 @@ import jax
 from jaxtyping import Array, Key
 
 from lora_jax.errors import InputError
+from lora_jax.low_rank.adalora import AdaLoRAUpdate
+from lora_jax.low_rank.adalora_settings import AdaLoRASettings
 from lora_jax.low_rank.dora import DoRAUpdate
 from lora_jax.low_rank.fused import FusedUpdate, part_sizes
 from lora_jax.low_rank.ia3 import IA3Settings, IA3Update
@@ -29,6 +31,7 @@ _KINDS: dict[type[UpdateSettings], type[PartUpdate]] = {
     LoKrSettings: LoKrUpdate,
 }
 _KINDS: dict[type[UpdateSettings], type[PartUpdate]] = {VeRASettings: VeRAUpdate}
+_KINDS: dict[type[UpdateSettings], type[PartUpdate]] = {AdaLoRASettings: AdaLoRAUpdate}
 
 
 def kind_of(settings: UpdateSettings) -> type[PartUpdate]:

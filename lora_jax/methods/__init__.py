@@ -9,6 +9,7 @@ One family a file: constructors, what they insert, and the rule that labels it. 
 every method, because the paper's counts leave it out (Table 2).
 """
 
+from lora_jax.methods.adalora import adalora
 from lora_jax.methods.bottleneck import adapter_d, adapter_h, adapter_l, adapter_p
 from lora_jax.methods.common import HEAD
 from lora_jax.methods.gradient_start import start_from_gradients
@@ -26,6 +27,7 @@ from lora_jax.methods.vera import vera
 __all__ = [
     "CONSTRUCTORS",
     "HEAD",
+    "adalora",
     "adapter_d",
     "adapter_h",
     "adapter_l",

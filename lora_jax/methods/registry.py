@@ -10,6 +10,7 @@ from typing import Any
 
 from lora_jax.errors import InputError, InputTypeError, brief, did_you_mean
 from lora_jax.method import Method
+from lora_jax.methods.adalora import adalora
 from lora_jax.methods.bottleneck import adapter_d, adapter_h, adapter_l, adapter_p
 from lora_jax.methods.ia3 import ia3
 from lora_jax.methods.loha import loha
@@ -34,6 +35,7 @@ CONSTRUCTORS: Mapping[str, Callable[..., Method]] = {
     "loha": loha,
     "lokr": lokr,
     "vera": vera,
+    "adalora": adalora,
     "adapter_h": adapter_h,
     "adapter_p": adapter_p,
     "adapter_l": adapter_l,

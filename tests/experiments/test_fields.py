@@ -19,6 +19,7 @@ from experiments.sweep.points import points
 from lora_jax import methods
 from lora_jax.errors import InputError
 from lora_jax.methods.registry import CONSTRUCTORS
+from lora_jax.ranges import LARGEST
 from lora_jax.run_folder import flat
 
 ROOT = Path(__file__).parents[2]
@@ -186,6 +187,9 @@ _NEEDED = {"lora": {"targets": "q"}, "adapter_d": {"size": 4, "layers": 1}, "pre
 _NEEDED = {"lora": {"targets": "q"}, "vera": {"targets": "q"}, "adapter_d": {"size": 4, "layers": 1},
            "prefix_embed": {"prefix": 1}, "prefix_layer": {"prefix": 1}, "top_layers": {},
            "bitfit": {}}  # fmt: skip
+_NEEDED = {"lora": {"targets": "q"}, "adalora": {"targets": "q"},
+           "adapter_d": {"size": 4, "layers": 1}, "prefix_embed": {"prefix": 1},
+           "prefix_layer": {"prefix": 1}, "top_layers": {}, "bitfit": {}}  # fmt: skip
 _TRIED = [
     -1,
     0,
@@ -216,6 +220,8 @@ def test_methods_refuse_what_the_page_says(argument):
     allowed = METHOD[argument].allowed
     if name in ("init", "std") and method == "lora":
         needed["init"] = "kaiming"
+    if name in ("rank", "target_rank") and method == "adalora":  # one bounds the other
+        needed |= {"rank": LARGEST, "target_rank": 1}
     for value in _TRIED:
         made = {**needed, name: value}
         if allowed.accepts(value):
@@ -251,6 +257,7 @@ def test_the_page_has_every_number_and_choice_of_the_methods():
             chosen = {
                 *((n, "layers") for n in layered),
                 ("vera", "layers"),
+                ("adalora", "layers"),
                 *((n, "std") for n in CONSTRUCTORS if n != "lora"),
             }
             assert (name, argument) in chosen or f"{name}.{argument}" in METHOD

@@ -1,0 +1,77 @@
+"""A program: AdaLoRA's optimizer on a model that a user split over a mesh. See test_adalora_on_meshes.py."""
+
+import json
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from jax.sharding import AxisType
+from jax.sharding import PartitionSpec as P
+
+import lora_jax as lj
+
+INIT = nnx.initializers.lecun_normal()
+X = jax.random.normal(jax.random.key(1), (4, 8))
+METHOD = lj.adalora("up|down|experts", rank=2, target_rank=1, final=1)
+
+
+def split(*axes):
+    return nnx.with_partitioning(INIT, axes)
+
+
+class Model(nnx.Module):
+    """A column-parallel and a row-parallel layer, and experts."""
+
+    def __init__(self, rngs: nnx.Rngs):
+        self.up = nnx.Linear(8, 16, kernel_init=split(None, "model"), use_bias=False, rngs=rngs)
+        self.down = nnx.Linear(16, 8, kernel_init=split("model", None), use_bias=False, rngs=rngs)
+        of_experts = split("model", None, None)
+        self.experts = nnx.Einsum("ebi,eio->ebo", (4, 8, 8), kernel_init=of_experts, rngs=rngs)
+
+    def __call__(self, x: jax.Array, wide: jax.Array, out: P | None) -> jax.Array:
+        sharding = {} if out is None else {"out_sharding": out}
+        y = self.down(jax.nn.tanh(self.up(x)), **sharding)
+        return jnp.sum(y**2) + jnp.sum(self.experts(wide) ** 2)
+
+
+def run(out: P | None) -> dict:
+    adapted = METHOD.insert(Model(nnx.Rngs(0)), jax.random.key(0))
+    x, wide = X, jnp.broadcast_to(X, (4, *X.shape))
+    if out is not None:
+        x, wide = jax.device_put(x, P("data")), jax.device_put(wide, P("model", "data"))
+    labels = METHOD.labels(adapted)
+    structure, trainable, frozen = lj.split(adapted, labels)
+    for number, path in enumerate(sorted(trainable)):
+        noise = 0.1 * jax.random.normal(jax.random.key(number), trainable[path].shape)
+        trainable[path] += jax.device_put(noise, trainable[path].sharding)
+    own = {path: labels[path] for path in trainable}
+    tx = lj.optimizer(own, optax.adam(1e-2), METHOD.around(adapted, updates=4))
+
+    @jax.jit
+    def step(trainable: dict, state: optax.OptState) -> tuple[dict, optax.OptState]:
+        loss = lambda values: lj.join(structure, values, frozen)(x, wide, out)  # noqa: E731
+        updates, state = tx.update(jax.grad(loss)(trainable), state, trainable)
+        return optax.apply_updates(trainable, updates), state
+
+    state = tx.init(trainable)
+    for _ in range(4):
+        trainable, state = step(trainable, state)
+    return {path: np.asarray(value).tolist() for path, value in trainable.items()}
+
+
+def main() -> None:
+    auto = (AxisType.Auto,) * 2
+    with jax.set_mesh(jax.make_mesh((1, 1), ("data", "model"), auto, devices=jax.devices()[:1])):
+        results = {"one": run(None)}
+    for kind in (AxisType.Auto, AxisType.Explicit):
+        with jax.set_mesh(jax.make_mesh((2, 4), ("data", "model"), axis_types=(kind, kind))):
+            results[kind.name] = run(P("data") if kind == AxisType.Explicit else None)
+    with open(sys.argv[1], "w") as file:
+        json.dump(results, file)
+
+
+if __name__ == "__main__":
+    main()
