@@ -39,10 +39,6 @@ METHOD: Fields = {
     "lora.lookup_only": Field(
         Flag(), "of a table that is the output layer too: whether the output layer stays as it is"
     ),
-    "lora.too_large": Field(
-        OrNone(of=OneOf(("error", "cap", "skip")), none="the default of the targets"),
-        "what becomes of a layer that is smaller than the rank",
-    ),
     **{
         f"{name}.{field}": allowed
         for name in ("loha", "lokr")
@@ -51,11 +47,8 @@ METHOD: Fields = {
             ("alpha", Field(OrNone(of=Number(above=0), none="the rank"), "the update is scaled by alpha/r")),
             ("scaling", Field(OneOf(get_args(Scaling)), "of the update")),
             ("dropout", Field(DROPOUT, "on the input of the update")),
-            ("too_large", Field(
-                OrNone(of=OneOf(("error", "cap", "skip")), none="the default of the targets"),
-                "what becomes of a layer that is smaller than the rank",
-            )),
-            ("bias", Field(OneOf(("none", "all", "lora_only")), "which biases train too")),
+            ("too_large", _TOO_LARGE),
+            ("bias", _BIAS),
         )
     },
     "lokr.factor": Field(Whole(least=-1), "first of the two numbers that inputs divide into; -1: any"),
@@ -67,10 +60,8 @@ METHOD: Fields = {
         Whole(least=0), "number of inputs that the size of A is for; 0 is the largest of the layers"
     ),
     "vera.dropout": Field(DROPOUT, "on the input of A"),
-    "vera.bias": Field(OneOf(("none", "all", "lora_only")), "which biases train too"),
-    "bitfit.add": Field(Flag(), "linear layers without a bias get one"),
-    "lora.bias": Field(OneOf(("none", "all", "lora_only")), "which biases train too"),
-    "ia3.bias": Field(OneOf(("none", "all", "lora_only")), "which biases train too"),
+    "vera.bias": _BIAS,
+    "ia3.bias": _BIAS,
     "lora.too_large": _TOO_LARGE,
     "adalora.rank": Field(Whole(), "of every update at the start"),
     "adalora.target_rank": Field(Whole(), "what is left of it at the end, on average"),

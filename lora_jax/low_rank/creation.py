@@ -25,13 +25,13 @@ from lora_jax.low_rank.vera import VeRAUpdate
 from lora_jax.low_rank.vera_settings import VeRASettings
 from lora_jax.low_rank.weights import WeightView
 
-_KINDS: dict[type[UpdateSettings], type[PartUpdate]] = {IA3Settings: IA3Update}
 _KINDS: dict[type[UpdateSettings], type[PartUpdate]] = {
+    AdaLoRASettings: AdaLoRAUpdate,
+    IA3Settings: IA3Update,
     LoHaSettings: LoHaUpdate,
     LoKrSettings: LoKrUpdate,
+    VeRASettings: VeRAUpdate,
 }
-_KINDS: dict[type[UpdateSettings], type[PartUpdate]] = {VeRASettings: VeRAUpdate}
-_KINDS: dict[type[UpdateSettings], type[PartUpdate]] = {AdaLoRASettings: AdaLoRAUpdate}
 
 
 def kind_of(settings: UpdateSettings) -> type[PartUpdate]:

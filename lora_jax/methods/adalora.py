@@ -130,5 +130,5 @@ def adalora(
     }
     return update_method(
         "adalora", settings, insertion=functools.partial(AdaLoRAInsertion, **schedule),
-        exclude=exclude, layers=layers, cut=cut, bias=bias, head=head, more=schedule,
+        exclude=exclude, layers=layers, cut=cut, bias=bias, head=head, own=schedule,
     )  # fmt: skip

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from types import MappingProxyType
 from typing import Any, Literal
 
 import jax
@@ -118,7 +117,6 @@ def update_method(
     head: str | None = None,
     others: Sequence[Insertion] = (),
     own: Mapping[str, Any] | None = None,
-    more: Mapping[str, Any] = MappingProxyType({}),
 ) -> Method:
     """The method that inserts an update into every layer that a target names.
 
@@ -129,10 +127,6 @@ def update_method(
       exclude, layers, cut, bias, head: as of `lora`.
       others: further insertions; targets with `axes` are theirs.
       own: arguments that only this constructor has.
-      insertion: makes the insertion of layers, of the fields of `Chooser`.
-      exclude, layers, cut, bias, head: as of `lora`.
-      others: further insertions; targets with `axes` are theirs.
-      more: arguments that are of no target.
 
     Raises:
       ValueError: an argument is out of range, or a pattern is none.
@@ -157,7 +151,6 @@ def update_method(
         # whose default is another one
         resolved[ALL_LINEAR]["too_large"] = settings[ALL_LINEAR].too_large
     arguments: dict[str, Any] = {"targets": resolved, **(own or {}), "bias": bias, "head": head}
-    arguments: dict[str, Any] = {"targets": resolved, "bias": bias, "head": head, **more}
     # What came after the first adapters were saved is left out where it has its default.
     cuts = tuple(CutInsertion(integer("a number in cut", last, most=MOST_LAYERS)) for last in cut)
     narrowing = {"exclude": excluded, "layers": numbers, "cut": [c.last for c in cuts]}

@@ -181,15 +181,10 @@ def test_every_field_of_a_run_has_a_case_above():
 
 
 # What an argument is tried with besides those of its range; other arguments that the method needs.
-_NEEDED = {"lora": {"targets": "q"}, "adapter_d": {"size": 4, "layers": 1}, "prefix_embed": {"prefix": 1},
-           "prefix_layer": {"prefix": 1}, "top_layers": {}, "bitfit": {},
-           "loha": {"targets": "q"}, "lokr": {"targets": "q"}}  # fmt: skip
-_NEEDED = {"lora": {"targets": "q"}, "vera": {"targets": "q"}, "adapter_d": {"size": 4, "layers": 1},
+_ON_LAYERS = ("lora", "adalora", "loha", "lokr", "vera", "ia3")
+_NEEDED = {**{name: {"targets": "q"} for name in _ON_LAYERS}, "adapter_d": {"size": 4, "layers": 1},
            "prefix_embed": {"prefix": 1}, "prefix_layer": {"prefix": 1}, "top_layers": {},
            "bitfit": {}}  # fmt: skip
-_NEEDED = {"lora": {"targets": "q"}, "adalora": {"targets": "q"},
-           "adapter_d": {"size": 4, "layers": 1}, "prefix_embed": {"prefix": 1},
-           "prefix_layer": {"prefix": 1}, "top_layers": {}, "bitfit": {}}  # fmt: skip
 _TRIED = [
     -1,
     0,
@@ -251,13 +246,7 @@ def test_the_page_has_every_number_and_choice_of_the_methods():
     for name, constructor in CONSTRUCTORS.items():
         for argument in set(inspect.signature(constructor).parameters) - left:
             chosen = {
-                ("lora", "layers"),
-                ("ia3", "layers"),
-            layered = ("lora", "loha", "lokr")
-            chosen = {
-                *((n, "layers") for n in layered),
-                ("vera", "layers"),
-                ("adalora", "layers"),
+                *((n, "layers") for n in _ON_LAYERS),
                 *((n, "std") for n in CONSTRUCTORS if n != "lora"),
             }
             assert (name, argument) in chosen or f"{name}.{argument}" in METHOD
