@@ -26,6 +26,7 @@ from lora_jax.low_rank import contraction
 from lora_jax.low_rank.computed_factors import identity, plain_layer, precise, typical_size
 from lora_jax.low_rank.contraction import Shape
 from lora_jax.low_rank.conv_kinds import ConvKind, ConvTransposeKind
+from lora_jax.low_rank.kinds import DenseKind, EmbedKind
 from lora_jax.low_rank.lokr_settings import LoKrSettings
 from lora_jax.low_rank.updates import FactorsUpdate
 from lora_jax.low_rank.weights import WeightView

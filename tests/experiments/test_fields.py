@@ -73,6 +73,7 @@ _RUN = {
     "warmup_ratio": [-0.1, 1.5, NAN], "warmup_steps": [-1], "adam.b1": [1.0, NAN], "adam.b2": [-0.1, 1.0],
     "adam.eps": [0.0, -1e-8, NAN], "adam.epsilon": ["early"], "epochs": [-1, 10**20], "batch_size": [0, -8],
     "accumulate": [0, -1], "log_every": [0], "checkpoint_every": [0, -1], "prng": ["mersenne"],
+    "gradient_batches": [0, -1], "log_every": [0], "checkpoint_every": [0, -1], "prng": ["mersenne"],
     "base_dtype": [""], "seeds": [(), (0, 0), (-1,), (10**20,), (0.5,), 0, ("a",)],
     "data.max_length": [-1, 0, 2, 10**6], "data.max_examples": [-1], "data.max_eval_examples": [-2],
     "data.order_seed": [-1, 10**20], "data.row_length": [-1, 10**6], "data.source": [""],
@@ -215,6 +216,11 @@ def test_methods_refuse_what_the_page_says(argument):
     allowed = METHOD[argument].allowed
     if name in ("init", "std") and method == "lora":
         needed["init"] = "kaiming"
+    needed |= (
+        {"svd_iterations": {"init": "pissa"}, "seed": {"gradient": "lora_fa"}}.get(name, {})
+        if method == "lora"
+        else {}
+    )
     if name in ("rank", "target_rank") and method == "adalora":  # one bounds the other
         needed |= {"rank": LARGEST, "target_rank": 1}
     for value in _TRIED:
