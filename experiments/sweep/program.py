@@ -58,7 +58,7 @@ def train_program(
     arrays = _arrays(base, steps, [points[i] for i in filled], [starts[i] for i in filled])
 
     def evaluate(trainable: Params) -> Sequence[Metrics]:
-        predict = steps.predict(trainable, arrays.values.scales)
+        predict = steps.predict(trainable, arrays.values)
         outputs = [predict(batch) for batch in base.task.evaluation_batches]
         return [base.task.metrics([output[i] for output in outputs]) for i in range(len(points))]
 
@@ -116,7 +116,7 @@ def _member(
             adapters.save_adapter(
                 new, padding.cut(trainable, shapes), start.labels, point.method,
                 base.widest.model.base, adapter_notes(task, settings, point.seed, progress),
-                state=base.widest.model.kept({}),
+                state={**base.widest.model.kept({}), **start.values.fixed},
             )  # fmt: skip
 
     loop = settings.train.loop(
@@ -148,7 +148,7 @@ def _best(task: Task, steps: Steps, point: Point, start: Start, folder: Path) ->
     known = adapter.base if adapter.base in steps.model.bases else steps.model.base
     best = adapters.apply_adapter(adapter, start.trainable, known, where)
     padded = padding.padded(best, steps.shapes)
-    trainable = steps.placement.put(runs.scaled(padded, start.values.scales))
+    trainable = steps.placement.put(runs.of_run(padded, start.values))
 
     def outputs() -> list[np.ndarray]:
         predict = steps.model.predictor(task.function)(trainable)

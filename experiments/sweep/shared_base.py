@@ -19,6 +19,7 @@ from experiments.sweep.points import Point
 from experiments.sweep.steps import Steps
 from lora_jax import partition
 from lora_jax.data.batches import TrainingBatches
+from lora_jax.files import to_json
 from lora_jax.method import Method
 from lora_jax.methods.gradient_start import waiting_weights
 from lora_jax.partition import Labels, Params
@@ -69,14 +70,13 @@ class SharedBase:
           ValueError: unknown experiment, or what its own command would refuse.
         """
         self.points = {point.name: point for point in points}
-        self._order = points[0].order
+        self._gradient_starts: dict[str, tuple[Params, Params]] = {}
         self.settings = points[0].settings
         self.task = task or experiment(experiment_name).task(points[0].config)
         self.task.prepare()
         self._model: nnx.Module
         self._model, self._key = self.task.model(points[0].seed)
         self.widest = self._new_steps(common_method([point.method for point in points]), None)
-        self._start_from_gradients()
         self._steps = {str(self.widest.method): self.widest}
 
     def _new_steps(self, method: Method, widest: Steps | None) -> Steps:
@@ -104,7 +104,9 @@ class SharedBase:
             }
             trainable |= self._common_start(trainable)
             trainable |= self.task.factors(self._model, point.method, key)
-            settings = point.settings.train
+            settings, fixed = point.settings.train, None
+            if waiting_weights(adapted):
+                trainable, fixed = self._started_from_gradients(point, trainable, key)
             if settings.init_adapter:
                 trainable = warm_started(
                     trainable, labels, settings.init_adapter, bases=self.widest.model.bases,
@@ -114,18 +116,27 @@ class SharedBase:
         return Start(
             trainable=trainable,
             labels=labels,
-            values=runs.run_values(adapted, settings.learning_rate),
+            values=runs.run_values(adapted, settings.learning_rate, fixed),
             record=model_record(summary, lora_layers(summary)),
         )
 
-    def _start_from_gradients(self) -> None:
-        """Starts LoRA-GA's factors, from the same examples for all runs."""
-        settings = self.settings
-        if waiting_weights(self.widest.model.model(self.widest.model.trainable)):
-            batches = training_batches(self.task, settings, [self._order])
-            self.widest.model.start_from_gradients(
-                self.task.loss, batches, settings.train.gradient_batches
-            )
+    def _started_from_gradients(
+        self, point: Point, trainable: Params, key: jax.Array
+    ) -> tuple[Params, Params]:
+        """LoRA-GA's start of a run, from its own examples and head: factors, and what is fixed of them."""
+        same = to_json([point.method.to_json(), point.seed, point.order], indent=None)
+        if same not in self._gradient_starts:  # as for other learning rates
+            model = AdaptedModel(
+                self._model, point.method, key=key, mesh=self.task.mesh, head=self.task.head,
+                dtype=self.settings.train.dtype, share_frozen_with=self.widest.model,
+            )  # fmt: skip
+            model.trainable |= trainable
+            batches = training_batches(self.task, point.settings, [point.order])
+            count = point.settings.train.gradient_batches
+            model.start_from_gradients(self.task.loss, batches, count)
+            fixed = {path: jnp.asarray(np.asarray(v)) for path, v in model.kept({}).items()}
+            self._gradient_starts[same] = dict(model.trainable), fixed
+        return self._gradient_starts[same]
 
     def _common_start(self, trainable: Params) -> Params:
         """The factors whose start the frozen part of all runs holds (PiSSA, LoRA-GA): it is theirs, too."""

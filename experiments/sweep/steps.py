@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -79,10 +79,10 @@ class Steps:
             )  # fmt: skip
         return self._train_steps[count]
 
-    def predict(self, trainable: Params, scales: Mapping[str, Any]) -> Predict:
+    def predict(self, trainable: Params, values: runs.RunValues) -> Predict:
         """What the runs with these parameters give for a batch, with a first axis of runs."""
         return lambda batch: np.asarray(
-            self._predict_step(trainable, scales, self.model.frozen, self.placement.batch(batch))
+            self._predict_step(trainable, values, self.model.frozen, self.placement.batch(batch))
         )
 
     def flops(self, trainable: Params, values: runs.RunValues, batch: Batch) -> int:

@@ -29,11 +29,13 @@ _DAMPING = 1e-8  # of the inverses, as both have it
 Factors = tuple[Float[Array, "maps inputs rank"], Float[Array, "maps rank outputs"]]
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 4))
 def corrected(
     rule: Gradient, roles: Contraction, a: Float[Array, ...], b: Float[Array, ...], scale: float
 ) -> tuple[Float[Array, ...], Float[Array, ...]]:
     """Both factors as they are, whose gradients will be corrected.
+
+    A factor becomes its value and a linear function of its change, which is zero; the transpose of that
+    function is the correction. So it needs no derivative of its own.
 
     Args:
       rule: of the correction.
@@ -42,35 +44,21 @@ def corrected(
       b: (*batch, rank, *outputs).
       scale: in front of their product.
     """
-    return a, b
 
+    def same(a: Array, b: Array) -> tuple[Array, Array]:
+        value_a, value_b = jax.lax.stop_gradient((a, b))
 
-def _forward(
-    rule: Gradient, roles: Contraction, a: Array, b: Array, scale: float
-) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
-    return (a, b), (a, b)
+        def correct(of_a: Array, of_b: Array) -> tuple[Array, Array]:
+            pairs = ((value_a, value_b), (of_a, of_b))
+            matrices = (jnp.asarray(m) for pair in pairs for m in as_matrices(roles, *pair))
+            function = _lora_fa if rule == "lora_fa" else lora_pro
+            new_a, new_b = jax.vmap(functools.partial(function, scale=scale))(*matrices)
+            return new_a.reshape(a.shape), new_b.reshape(b.shape)
 
+        change = jax.linear_transpose(correct, a, b)((a - value_a, b - value_b))
+        return value_a + change[0], value_b + change[1]
 
-def _backward(
-    rule: Gradient,
-    roles: Contraction,
-    scale: float,
-    kept: tuple[Array, Array],
-    gradients: tuple[Array, Array],
-) -> tuple[Array, Array]:
-    a, b = kept
-
-    def correct(a: Array, b: Array, of_a: Array, of_b: Array) -> tuple[Array, Array]:
-        pairs = ((a, b), (of_a, of_b))
-        matrices = (jnp.asarray(m) for pair in pairs for m in as_matrices(roles, *pair))
-        function = _lora_fa if rule == "lora_fa" else lora_pro
-        new_a, new_b = jax.vmap(functools.partial(function, scale=scale))(*matrices)
-        return new_a.reshape(a.shape).astype(a.dtype), new_b.reshape(b.shape).astype(b.dtype)
-
-    return automatically(correct, (sharding_of(a), sharding_of(b)), a, b, *gradients)
-
-
-corrected.defvjp(_forward, _backward)
+    return automatically(same, (sharding_of(a), sharding_of(b)), a, b)
 
 
 def _lora_fa(a: Array, b: Array, of_a: Array, of_b: Array, *, scale: float) -> tuple[Array, Array]:

@@ -22,7 +22,7 @@ from lora_jax.partition import Params, Structure
 from lora_jax.sharding.mesh import RUN
 from lora_jax.sharding.placement import Placement
 from lora_jax.state import moved
-from lora_jax.sweeps.runs import RunValues, scaled
+from lora_jax.sweeps.runs import RunValues, of_run
 from lora_jax.training.step import FINITE, Loss, Metrics, Weight, all_finite, batch_weight, outputs
 
 Optimizer = Callable[[Any], optax.GradientTransformation]
@@ -40,7 +40,7 @@ def make_run_objective(
     def objective(
         trainable: Params, values: RunValues, frozen: Params, batch: Any, key: jax.Array
     ) -> jax.Array:
-        model = partition.join(structure, scaled(trainable, values.scales), frozen)
+        model = partition.join(structure, of_run(trainable, values), frozen)
         for_model, for_branches = jax.random.split(key)
         seeding.seed_dropout(model, for_branches, values.rates)
         value = loss(model, batch, for_model)
@@ -145,8 +145,8 @@ def make_runs_predict_step(
     placement: Placement,
     function: Callable[[nnx.Module, Any], Any] = outputs,
     at_once: int = 0,
-) -> Callable[[Params, Mapping[str, Any], Params, Any], Any]:
-    """Builds `predict(trainable, scales, frozen, batch)` in evaluation mode: a first axis of runs.
+) -> Callable[[Params, RunValues, Params, Any], Any]:
+    """Builds `predict(trainable, values, frozen, batch)` in evaluation mode: a first axis of runs.
 
     Args:
       structure: of the model with the common method.
@@ -155,15 +155,15 @@ def make_runs_predict_step(
       at_once: see `make_runs_train_step`.
     """
 
-    def predict(trainable: Params, scales: Mapping[str, Any], frozen: Params, batch: Any) -> Any:
-        def run(arguments: tuple[Params, Mapping[str, Any]]) -> Any:
-            model = partition.join(structure, scaled(*arguments), frozen)
+    def predict(trainable: Params, values: RunValues, frozen: Params, batch: Any) -> Any:
+        def run(arguments: tuple[Params, RunValues]) -> Any:
+            model = partition.join(structure, of_run(*arguments), frozen)
             model.eval()
             return function(model, batch)
 
-        return _of_runs(run, (trainable, scales), at_once)
+        return _of_runs(run, (trainable, values), at_once)
 
-    compiled: Callable[[Params, Mapping[str, Any], Params, Any], Any] = placement.jit(
+    compiled: Callable[[Params, RunValues, Params, Any], Any] = placement.jit(
         predict, out_shardings=placement.replicated
     )
     return compiled

@@ -12,7 +12,7 @@ from flax import nnx
 import lora_jax
 from lora_jax import partition
 from lora_jax.sweeps import padding
-from lora_jax.sweeps.runs import run_values, scaled
+from lora_jax.sweeps.runs import RunValues, of_run, run_values
 from lora_jax.training.optimizer import adamw
 
 STEPS = 6  # 3 updates of 2 micro-batches
@@ -99,7 +99,9 @@ def trained(structure, trainable, frozen, scales, batches):
     )  # fmt: skip
 
     def loss(trainable, inputs, targets):
-        outputs = partition.join(structure, scaled(trainable, scales), frozen)(inputs)
+        outputs = partition.join(structure, of_run(trainable, RunValues(0.0, scales, {})), frozen)(
+            inputs
+        )
         return sum(jnp.mean((outputs[name] - targets[name]) ** 2) for name in outputs)
 
     def step(carry, batch):

@@ -264,7 +264,7 @@ def test_predictions_are_those_of_the_runs_alone(sweep):
     ]  # B is not zero, so that ranks and scales count
     stacked = padding.stacked([padding.padded(start, sweep.shapes) for start in starts])
     predict = runs_step.make_runs_predict_step(sweep.structure, sweep.placement)
-    found = predict(stacked, sweep.values.scales, sweep.frozen, batch)
+    found = predict(stacked, sweep.values, sweep.frozen, batch)
     assert found.shape == (len(sweep.runs), SLOTS, VOCABULARY)
     for i, run in enumerate(sweep.runs):
         alone = step.make_predict_step(run.structure)(starts[i], sweep.frozen, batch)

@@ -1,0 +1,47 @@
+"""Sweeps over the methods after LoRA: every point is the run that its own experiment makes of it alone."""
+
+import json
+
+import pytest
+
+from experiments.sweep.local import run_sweep
+from lora_jax.adapters import load_adapter
+from tests.experiments.sweep_runs import STEPS, alone, assert_same, glue_sweep, losses
+
+QUERY_VALUE = ".*/attention/(query|value)"
+SHORT = {"rank": (2,), "alpha": (4.0,)}
+# By name: fields of LoRA's method, or a whole other one.
+VARIANTS = {
+    "pissa": {**SHORT, "init": ("pissa",)},
+    "lora_ga": {**SHORT, "init": ("lora_ga",)},
+    "lora_fa": {**SHORT, "gradient": ("lora_fa",)},
+    "lora_pro": {**SHORT, "gradient": ("lora_pro",)},
+    "lora_plus": {**SHORT, "b_rate": (4.0,)},
+    "vera": {"name": "vera", "targets": QUERY_VALUE, "rank": 8},
+    "adalora": {
+        "name": "adalora", "targets": QUERY_VALUE, "rank": 4, "target_rank": 2, "warm_up": 2,
+        "final": 2, "every": 1,
+    },
+    "ia3": {"name": "ia3", "targets": QUERY_VALUE},
+}  # fmt: skip
+pytestmark = pytest.mark.usefixtures("no_java")
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_a_point_of_a_variant_is_the_run_alone(name, tiny_model, tiny_glue, tmp_path):
+    method = VARIANTS[name]
+    method = (method,) if "name" in method else method
+    grid = {"method": method, "learning_rate": (0.003, 0.01), "seeds": (0, 1)}
+    config = glue_sweep(tiny_model, tiny_glue, {"a": grid}, runs=4)
+    run_sweep(config, tmp_path / "sweep")
+    programs = json.loads((tmp_path / "sweep/plan.json").read_text())
+    assert [program["runs"] for program in programs] == [4]  # rates and seeds are one program
+    points = sorted((tmp_path / "sweep/points").iterdir())
+    assert len(points) == 4
+    point = next(p for p in points if "learning_rate=0.01" in p.name and p.name.endswith("seed=1"))
+    other = alone(point, tmp_path / "alone")
+    assert_same(point, other, rtol=1e-4, atol=2e-5)  # some variants divide by small numbers
+    assert len(losses(point)) == STEPS
+    ours, theirs = load_adapter(point), load_adapter(other)
+    assert ours.method.name == name and ours.state.keys() == theirs.state.keys()
+    assert bool(ours.state) == (name in ("pissa", "lora_ga"))
