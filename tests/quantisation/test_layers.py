@@ -259,6 +259,37 @@ def test_loftq_starts_at_the_best_matrix_of_the_rank(model, steps):
     assert error < np.linalg.norm(whole - alone)
 
 
+def test_qpissa_packs_what_its_factors_leave(model):
+    method = lora_jax.lora("out", rank=8, alpha=4)
+    whole = np.asarray(model.out.kernel[...], np.float64)
+    u, s, v = np.linalg.svd(whole)
+    principal = u[:, :8] * s[:8] @ v[:8]
+    adapted = loftq(model, method, jax.random.key(0), "out", "nf4", first="factors")
+    update = np.asarray(lora_jax.low_rank.layers.delta(adapted.out), np.float64)
+    np.testing.assert_allclose(update, principal, atol=1e-5)
+    packed = packed_weight(adapted.out)[1]
+    rest = nnx.clone(model)
+    rest.out.kernel[...] = jnp.asarray(whole - update, jnp.float32)
+    expected = packed_weight(lora_jax.quantise(rest, "out", "nf4").out)[1]
+    np.testing.assert_array_equal(packed.values(), expected.values())
+    errors_of = [
+        np.linalg.norm(
+            whole
+            - np.asarray(packed_weight(m.out)[1].values(), np.float64)
+            - np.asarray(lora_jax.low_rank.layers.delta(m.out), np.float64)
+        )
+        for m in (
+            adapted,
+            loftq(model, method, jax.random.key(0), "out", "nf4", first="factors", steps=5),
+        )
+    ]
+    alone = np.asarray(packed_weight(lora_jax.quantise(model, "out", "nf4").out)[1].values())
+    assert errors_of[1] < errors_of[0] < np.linalg.norm(whole - alone)
+    with pytest.raises(InputError, match="start otherwise"):
+        pissa = lora_jax.lora("out", rank=8, init="pissa")
+        loftq(model, pissa, jax.random.key(0), "out", "nf4")
+
+
 @pytest.mark.wrong_types
 def test_what_cannot_be_quantised_is_refused(model):
     quantised = lora_jax.quantise(model, "out", "q8_0")
