@@ -100,6 +100,8 @@ class AdaptedModel:
             self.layers = lora_layers(self.summary)
             self.packed = packing(adapted)
             self.structure, trainable, frozen = partition.split(adapted, self.labels)
+            self._shapes = jax.eval_shape(lambda: {**trainable, **frozen})
+            self._waiting = waiting_weights(adapted)
             self._statistics = set(values(adapted, "statistic"))
             self._fixed, self._seeded = tuple(fixed(adapted)), tuple(seeded(adapted))
             mesh = make_mesh({"data": REST}) if mesh is None else mesh
@@ -180,8 +182,7 @@ class AdaptedModel:
 
     def of_method(self, updates: int) -> Around | None:
         """What the method does to the optimizer of a run with so many updates, see `Method.around`."""
-        shapes = jax.eval_shape(lambda: (dict(self.trainable), dict(self.frozen)))
-        return self.method.around(partition.join(self.structure, *shapes), updates)
+        return self.method.around(partition.join(self.structure, self._shapes, {}), updates)
 
     def _moved(self, trainable: Mapping[str, Any]) -> Params:
         """The statistics among some values that are not the base's any more."""
@@ -223,8 +224,7 @@ class AdaptedModel:
           batches: the training data.
           count: batches whose mean gradient it is; fewer where an epoch has fewer.
         """
-        weights = waiting_weights(self.model(self.trainable))
-        if not weights:
+        if not (weights := self._waiting):
             return
         chosen = {path: self.frozen[path] for path in weights.values()}
         first = itertools.islice(batches.epoch(0, 0), min(count, batches.per_epoch))
