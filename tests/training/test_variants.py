@@ -14,13 +14,13 @@ from lora_jax.training import ArrayBatches, Trainer, TrainSettings
 
 random = np.random.default_rng(0)
 X = random.normal(size=(48, 6)).astype(np.float32)
-Y = random.normal(size=(48, 3)).astype(np.float32)
+Y = random.normal(size=(48, 5)).astype(np.float32)
 
 
 class Model(nnx.Module):
     def __init__(self, rngs):
         self.inner = nnx.Linear(6, 8, rngs=rngs)
-        self.outer = nnx.Linear(8, 3, rngs=rngs)
+        self.outer = nnx.Linear(8, 5, rngs=rngs)
 
     def __call__(self, x):
         return self.outer(jnp.tanh(self.inner(x)))
