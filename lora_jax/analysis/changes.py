@@ -162,7 +162,8 @@ def _noise(values: Maps, dtype: object) -> Float[np.ndarray, " maps"]:
     return _ROUNDINGS * float(jnp.finfo(dtype).eps) * norms
 
 
-def _check_shapes(path: str, now: Maps, before: Maps) -> None:
+def _check_shapes(path: str, now: np.ndarray, before: np.ndarray) -> None:
+    """Raises InputError for weights of different layers."""
     if now.shape != before.shape:
         raise InputError(
             f"{path or 'the layer'} has (maps, inputs, outputs) {now.shape} in the model and {before.shape} "

@@ -229,8 +229,8 @@ def of_model(
       base: the model before.
       head: regular expression for leaves that are not of the base, see `changes`.
       k, epsilon, side: as of `intruders`.
-      known: filled with the directions of the base's weights, and used: the next model of the same base
-        and side needs a third of the time less.
+      known: filled with the directions of the base's weights; given again for another model of the same
+        base and side, they are not computed again.
 
     Returns:
       {} where no weight matrix changed.
