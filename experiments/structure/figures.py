@@ -36,6 +36,8 @@ def spectra(results: Results) -> Figure:
     axis.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     axis.xaxis.set_minor_formatter(NullFormatter())
     axis.set_yscale("log")
+    low, high = (np.log10(limit) for limit in axis.get_ylim())
+    axis.set_ylim(10 ** np.floor(low), 10 ** np.ceil(high))
     axis.set_xlabel("direction k")
     axis.set_ylabel("singular value of the update\n(median over matrices)")
     _legend(figure, axis)
@@ -70,6 +72,9 @@ def forgetting(results: Results) -> Figure:
     axis.axhline(0, color="0.6", linewidth=0.8)
     axis.set_xlabel("intruder dimensions of all matrices")
     axis.set_ylabel("rise of the loss per token")
+    most = max(row.intruders for row in results.rows)
+    beside = max(0.5, 0.05 * most)
+    axis.set_xlim(-beside, most + beside)
     axis.xaxis.set_major_locator(MaxNLocator(8, integer=True))
     handles, labels = axis.get_legend_handles_labels()
     if converted:

@@ -124,6 +124,20 @@ def test_random_matrices_against_numpy(shape, epsilon):
     assert epsilon == 0.4 or sum(counts) > 0  # random matrices are full of intruders
 
 
+@pytest.mark.parametrize("shape", [(2, 9, 14), (2, 14, 9)])
+@pytest.mark.parametrize("side", ["outputs", "inputs"])
+@pytest.mark.parametrize("rank", [9, 3])  # of rank 3 the fourth direction is nothing but rounding
+def test_top_directions_are_the_first_of_all(shape, side, rank):
+    random = np.random.default_rng(6)
+    weights = random.normal(size=(*shape[:2], rank)) @ random.normal(size=(2, rank, shape[2]))
+    whole = structure.directions(weights, side)[..., :5]
+    top = structure.top_directions(weights, 5, side)
+    assert top.shape == whole.shape
+    cosines = np.abs(np.sum(top * whole, axis=-2))[:, :rank]
+    np.testing.assert_allclose(cosines, 1, rtol=1e-12)
+    np.testing.assert_allclose(np.swapaxes(top, 1, 2) @ top, [np.eye(5)] * 2, atol=1e-10)
+
+
 def test_stacked_matrices_are_the_same_as_single_ones():
     random = np.random.default_rng(5)
     before, a, b = (random.normal(size=s) for s in ((4, 10, 8), (4, 10, 3), (4, 3, 8)))
