@@ -326,3 +326,22 @@ def test_another_base_is_refused(base):
         structure.of_model(tuned(METHODS["lora"][0], base), other)
     with pytest.raises(ValueError, match="not of one base"):
         list(changes(other, base))
+
+
+class Experts(nnx.Module):
+    def __init__(self, rngs):
+        self.w = nnx.Param(jax.random.normal(rngs.params(), (3, 12, 10)))
+        self.dense = nnx.Linear(64, 64, rngs=rngs)
+
+
+def test_parameters_and_packed_bases():
+    base = from_shapes(lambda: Experts(nnx.Rngs(0)))
+    of_parameter = lora_jax.lora({"w": {"axes": "bio"}}, rank=2)
+    (found,) = structure.of_model(tuned(of_parameter, base), base).values()
+    assert list(found.rank) == [2, 2, 2]
+    packed = lora_jax.quantise(base, "dense", format="nf4")
+    adapted = tuned(lora_jax.lora("dense", rank=3), packed, scale=0.1)
+    for model in (adapted, lora_jax.merge(adapted)):
+        assert structure.of_model(model, packed)["dense"].rank == [3]
+    # Against the base as it was before, packing is of the update.
+    assert structure.of_model(adapted, base)["dense"].rank == [64]
