@@ -1,0 +1,1 @@
+"""Structure and forgetting of trained adapters (`python -m experiments.structure`)."""
