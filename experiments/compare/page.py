@@ -160,8 +160,8 @@ def _reading(table: Sequence[Row], seeds: int) -> str:
         "about one of twenty intervals misses the truth by chance.",
         "Trained: without the task's head. Time of a step: one run's share of its program's time without "
         f"compilation, median over the method's runs, as times {REFERENCE}'s where that is there; methods "
-        "of one program have one time. Adapter: the folder of the first seed at the best rate, with the head. "
-        "Diverged: runs, at all rates.",
+        "of one program have one time. Adapter: the folder of the first seed at the best rate, with the "
+        "head. Diverged: runs, at all rates.",
     ]
     if edges:
         lines.append(

@@ -321,10 +321,16 @@ def test_units_are_the_paper_s():
 def test_every_method_looks_different():
     names = list(common.MIDDLE)
     looks = figures.styles(names)
-    assert len({str(look.marker) for look in looks.values()}) == len(names)
-    places = figures._side_by_side(rows({n: grid(LORA) for n in names}, smaller_is_better=False))
+    assert len({str(look.marker.get_marker()) for look in looks.values()}) == len(names)
+    alike = rows(
+        {n: grid(LORA, trained=100 + (n == "full")) for n in names}, smaller_is_better=False
+    )
+    more = rows({"more": grid(LORA, trained=200)}, smaller_is_better=False)
+    group, alone = figures._alike([*more, *alike])
+    assert len(group) == len(names) and alone == more
+    places = figures._side_by_side(group)
     assert len(set(places.values())) == len(names)
-    assert np.exp(np.mean(np.log(list(places.values())))) == pytest.approx(100)
+    assert np.exp(np.mean(np.log(list(places.values())))) == pytest.approx(100, 1e-3)
     gone = rows({"lora": grid({0.1: (None, None)})}, smaller_is_better=False)
     assert figures.by_size(gone, "", 1.0) is None and figures.by_rate(gone, "", 1.0) is None
 
