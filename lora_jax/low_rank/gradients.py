@@ -70,6 +70,8 @@ def _backward(
     return automatically(correct, (sharding_of(a), sharding_of(b)), a, b, *gradients)
 
 
+# Model FLOPs are counted as without it, see `costs.flops`.
+_backward.of_identity = True  # type: ignore[attr-defined]
 corrected.defvjp(_forward, _backward)
 
 
