@@ -149,10 +149,11 @@ def _reading(table: Sequence[Row], seeds: int) -> str:
     none = [row.name for row in table if row.best is None]
     lines = [
         f"Learning rate: of those that were tried ({_tried(table)}) the one with the best mean over {seeds} "
-        "seeds of the headline, each run at its best epoch, on the evaluation data; rates at which a run "
-        "diverged or has no score do not count. The score is that mean, on the same data, as the paper "
-        "does it. So it is the best of several and a little too good for every method, more so where the "
-        "rates differ little or the scores vary much; no data are left that nothing was chosen by.",
+        f"seed{'s' * (seeds != 1)} of the headline, each run at its best epoch, on the evaluation data; "
+        "rates at which a run diverged or has no score do not count. The score is that mean, on the same "
+        "data, as the paper does it. So it is the best of several and a little too good for every method, "
+        "more so where the rates differ little or the scores vary much; no data are left that "
+        "nothing was chosen by.",
         "±: 95% intervals of Student's t over the seeds, which are few: they say how much seeds differ, not "
         "how much the choice of the learning rate or other data would change. With one seed there is none.",
         f"Difference: to {REFERENCE}, each at its own best rate, paired by seed (same order of the examples, "
