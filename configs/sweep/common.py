@@ -12,7 +12,7 @@ def sweep_config(
     experiment: str,
     run: ConfigDict,
     grids: Mapping[str, Mapping[str, Any]],
-    labels: Mapping[str, str] | None = None,
+    labels: Mapping[str, Any] | None = None,
 ) -> ConfigDict:
     """All fields of a sweep.
 
@@ -20,7 +20,7 @@ def sweep_config(
       experiment: `glue`, `nlg` or `tune`.
       run: config of one run, whose fields a grid replaces.
       grids: by a name of your choice, for the command line; see `experiments.sweep.points.points`.
-      labels: long values by the short name that they have in names of points.
+      labels: long values, whole methods too, by the short name that they have in names of points.
     """
     run.seeds = run.seeds[:1]
     run.mesh.run, run.mesh.data = -1, 1  # runs exchange nothing: spread them over the devices

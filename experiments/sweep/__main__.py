@@ -20,19 +20,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from absl import flags, logging
-from ml_collections import config_flags
-
 from experiments.report import document, records
 from experiments.runs import command_line, tune
 from experiments.runs.record import shown
 from experiments.runs.text_tables import markdown
-from experiments.sweep.experiment import experiment
+from experiments.sweep.command import SweepCommand
 from experiments.sweep.folder import planned_names
-from experiments.sweep.live_table import LiveTable, summary
-from experiments.sweep.local import run_sweep
-from experiments.sweep.points import Point, points
-from lora_jax.errors import InputError
+from experiments.sweep.points import Point
 from lora_jax.files import write_text
 from lora_jax.reading import read_object
 from lora_jax.sharding.hosts import is_main
@@ -70,36 +64,13 @@ def write_report(workdir: Path, experiment_name: str, members: Sequence[Point] =
 
 def main(_: list[str]) -> None:
     """Runs the command."""
-    logging.set_verbosity(logging.WARNING)  # Orbax and JAX say a lot at INFO
-    config = _CONFIG.value
     with command_line.readable_errors():
-        machines = _MACHINES()
-        command_line.join_hosts(_HOSTS.value)
-        if not _WORKDIR.value:
-            raise InputError("--workdir=DIR is needed: the folder of the sweep")
-        workdir = Path(_WORKDIR.value)
-        members = points(config)
-        varied = experiment(config.experiment)
-        table = LiveTable(
-            varied.headline(config.run), len(members), smaller_is_better=varied.smaller_is_better
-        )
-        if machines:
-            folder = ray.run_sweep(config, workdir, machines, table)
-        else:
-            folder = run_sweep(config, workdir, table if is_main() else None)
-        members = folder.named(members)  # on all hosts
-        write_report(workdir, config.experiment, members)
-        if is_main():
-            print(summary(folder.statuses(members), varied.smaller_is_better))
-            print(f"runs: {workdir}/points   report: {workdir}/report.md")
+        sweep = _SWEEP.train()
+        write_report(sweep.workdir, sweep.config.experiment, sweep.members)
+        sweep.say_summary()
+        command_line.say(f"runs: {sweep.workdir}/points   report: {sweep.workdir}/report.md")
 
 
 if __name__ == "__main__":
-    from experiments.sweep import ray, ray_cluster
-
-    _CONFIG = config_flags.DEFINE_config_file("config", None, "Sweep configuration.")
-    _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the sweep.")
-    _HOSTS = command_line.hosts_flag()
-    _MACHINES = ray_cluster.define_flags()
-    flags.mark_flag_as_required("config")
+    _SWEEP = SweepCommand()
     command_line.run(main)

@@ -60,7 +60,7 @@ def points(config: ConfigDict) -> list[Point]:
 
     A grid is a part of the run's config whose leaves are tuples of values:
     `{"method": {"rank": (1, 8)}, "seeds": (0, 1)}` are four points. `config.labels` has pairs of a
-    label and a value that is too long for a name, such as a target's pattern.
+    label and a value that is too long for a name, such as a target's pattern or a whole method.
 
     Raises:
       ValueError: an unknown field, no values, or a value of the wrong type; the message names it.
@@ -74,7 +74,7 @@ def points(config: ConfigDict) -> list[Point]:
         for name, grid in config.grids.items()
     }
     varied = list(dict.fromkeys(path for grid in grids.values() for path in grid))
-    labels = {_text(value): label for label, value in config.labels}
+    labels = {_whole(value) or _text(value): label for label, value in config.labels}
     by_name: dict[str, Point] = {}
     for grid_name, grid in grids.items():
         for values in _product(grid_name, grid):
@@ -181,9 +181,17 @@ def _text(value: Any) -> str:
     return str(value) if isinstance(value, float) and float(short) != value else short
 
 
+def _whole(value: Any) -> str:
+    """A whole method as text, all arguments in one order; "" for anything else."""
+    if not isinstance(value, Mapping | ConfigDict):
+        return ""
+    fields = flat(value.to_dict() if isinstance(value, ConfigDict) else value)
+    return to_json({path: fields[path] for path in sorted(fields)}, indent=None)
+
+
 def _short(value: Any, labels: Mapping[str, str]) -> str:
-    """A value as part of a folder's name."""
-    text = labels.get(_text(value), _text(value))
+    """A value as part of a folder's name: its label, or itself; of a whole method the name."""
+    text = labels.get(_whole(value)) or labels.get(_text(value), _text(value))
     return "".join(c if c.isalnum() or c in "+-._" else "~" for c in text)
 
 

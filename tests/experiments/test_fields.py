@@ -41,7 +41,7 @@ def _config(path):
 
 def _check(path, config):
     kind = path.parent.name
-    if kind == "sweep":
+    if kind in ("sweep", "compare"):
         fields.check_config(config, fields.SWEEP, ("run", "grids", "labels"))
         fields.check_run(config.run)
     elif kind in ("pretrain", "subspace", "pod", "plan", "latency"):

@@ -88,6 +88,25 @@ def test_a_name_is_short_and_can_be_a_folder(grid, labels, expected):
     assert names({"one": grid}, labels) == expected
 
 
+def test_whole_methods_have_the_label_of_their_arguments_or_their_name():
+    lora = {"name": "lora", "targets": QUERY, "rank": 2}
+    pissa, rates = {**lora, "init": "pissa"}, (0.1,)
+    grid = {"method": (lora, pissa), "learning_rate": rates, "seeds": (0,)}
+    one, other = names({"all": grid}, {"pissa": dict(reversed(pissa.items())), "plain": lora})
+    assert one == "learning_rate=0.1,method=plain,seed=0"
+    assert other == "learning_rate=0.1,method=pissa,seed=0"
+    # Without a label of its own a method has its name's, or its name, as ever.
+    assert names({"all": {"method": (lora, pissa)}}, {"pissa": pissa}) == [
+        "method=lora", "method=pissa",
+    ]  # fmt: skip
+    assert names({"all": {"method": (lora,)}}, {"ours": "lora"}) == ["method=ours"]
+    assert names({"all": {"method": (lora, {"name": "bitfit"})}}) == [
+        "method=lora", "method=bitfit",
+    ]  # fmt: skip
+    with pytest.raises(ValueError, match="two points have the name 'method=lora'"):
+        names({"all": {"method": (lora, pissa)}})
+
+
 def test_a_name_has_every_field_that_any_grid_varies():
     grids = {"a": {"method": {"rank": (1,)}}, "b": {"learning_rate": (0.5,)}}
     assert names(grids) == ["rank=1,learning_rate=0.001", "rank=8,learning_rate=0.5"]

@@ -1,0 +1,1 @@
+"""Comparisons: methods on one task at equal budgets (`python -m experiments.compare`)."""

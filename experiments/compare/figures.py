@@ -1,0 +1,207 @@
+"""The plots of a comparison: score against trained values, and against the learning rate."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from typing import Literal, NamedTuple
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.markers import MarkerStyle
+from matplotlib.ticker import NullFormatter
+
+from experiments.compare.statistics import REFERENCE, AtRate, Row
+from experiments.report.panel_grid import FONT, panel_grid, style_axes
+from lora_jax.analysis.plots import COLOURS
+
+# Every method has a marker of its own: with 7 colours that readers can tell apart, colours come again.
+_MARKERS: tuple[str | tuple[int, Literal[1], int], ...] = (
+    "o", "s", "^", "D", "v", "P", "X", "*", "h", "<", ">", "p", "d", (3, 1, 0), (4, 1, 0), (6, 1, 0),
+    (8, 1, 0), "H", "8",
+)  # fmt: skip
+_SAME = 1.25  # numbers of trained values within this factor are drawn side by side
+_APART = 1.1  # as times the one before
+_PANEL_METHODS = 4  # lines in one panel, besides the reference
+_BLACK = COLOURS[-1]
+
+
+class Style(NamedTuple):
+    """How a method looks in both plots."""
+
+    colour: str
+    marker: MarkerStyle
+
+    def size(self, points: float) -> float:
+        """The marker's size for one that looks as large as a circle of so many points."""
+        thin = isinstance(self.marker.get_marker(), tuple) or self.marker.get_marker() in ("*", "d")
+        return 1.4 * points if thin else points
+
+
+def styles(names: Sequence[str]) -> dict[str, Style]:
+    """A style for each method: the reference is a black circle, all others go through colours and markers."""
+    others = sorted(name for name in names if name != REFERENCE)
+    looks = zip(others, itertools.cycle(COLOURS[:-1]), itertools.cycle(_MARKERS[1:]), strict=False)
+    own = {name: Style(colour, MarkerStyle(marker)) for name, colour, marker in looks}
+    return {REFERENCE: Style(_BLACK, MarkerStyle(_MARKERS[0])), **own}
+
+
+def by_size(rows: Sequence[Row], label: str, factor: float) -> Figure | None:
+    """Score at the best rate against the number of trained values; None if no method has a score.
+
+    Args:
+      rows: the methods.
+      label: of the score.
+      factor: from scores to the label's unit.
+    """
+    shown = [row for row in rows if row.score is not None]
+    if not shown:
+        return None
+    looks = styles([row.name for row in rows])
+    figure = Figure(figsize=(7.4, 4.4), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    style_axes(axes)
+    axes.set_xscale("log")
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    places: dict[str, float] = {}
+    for group in _alike(shown):
+        own = _side_by_side(group)
+        places |= own
+        if len(group) > 1:
+            axes.axvspan(
+                min(own.values()) / _APART, max(own.values()) * _APART, color="0.94", zorder=0
+            )
+    for row in shown:
+        assert row.score is not None
+        look, value = looks[row.name], factor * row.score.value
+        half = 0.0 if math.isnan(row.score.half) else factor * row.score.half
+        axes.errorbar(
+            places[row.name], value, half or None, color=look.colour, marker=look.marker, capsize=2.5,
+            markersize=look.size(6.5), markeredgecolor="white", markeredgewidth=0.4, elinewidth=0.9,
+            linestyle="none",
+        )  # fmt: skip
+    axes.set_xlim(min(places.values()) / 2, max(places.values()) * 2)
+    axes.set_xlabel(
+        "trained values, the head apart (grey: about as many, drawn side by side)", fontsize=FONT
+    )
+    axes.set_ylabel(label, fontsize=FONT)
+    handles = [_handle(row.name, looks[row.name], line=False) for row in shown]
+    figure.legend(handles=handles, loc="outside right upper", fontsize=FONT, frameon=False)
+    return figure
+
+
+def _alike(rows: Sequence[Row]) -> list[list[Row]]:
+    """The methods in groups with about the same number of values, from few to many."""
+    groups: list[list[Row]] = []
+    for row in sorted(rows, key=lambda row: (row.trained, row.name)):
+        if groups and row.trained <= _SAME * groups[-1][0].trained:
+            groups[-1].append(row)
+        else:
+            groups.append([row])
+    return groups
+
+
+def _side_by_side(group: Sequence[Row]) -> dict[str, float]:
+    """Where the methods of a group are drawn: around the mean of their numbers of values."""
+    middle = math.exp(np.mean([math.log(max(row.trained, 1)) for row in group]))
+    half = (len(group) - 1) / 2
+    return {row.name: middle * _APART ** (n - half) for n, row in enumerate(group)}
+
+
+def by_rate(rows: Sequence[Row], label: str, factor: float) -> Figure | None:
+    """Score against the learning rate, a few methods in a panel, the reference in all; None without scores.
+
+    Args:
+      rows: the methods.
+      label: of the score.
+      factor: from scores to the label's unit.
+    """
+    if all(row.score is None for row in rows):
+        return None
+    looks = styles([row.name for row in rows])
+    reference = [row for row in rows if row.name == REFERENCE]
+    # In the order of the styles, so that the lines of a panel have different colours.
+    others = sorted((row for row in rows if row.name != REFERENCE), key=lambda row: row.name)
+    others = others or reference
+    parts = [others[i : i + _PANEL_METHODS] for i in range(0, len(others), _PANEL_METHODS)]
+    handles = [_handle(row.name, looks[row.name], line=True) for row in [*reference, *others]]
+    handles = list({handle.get_label(): handle for handle in handles}.values())
+    if any(row.diverged for row in rows):
+        text = "below: runs diverged"
+        handles.append(Line2D([], [], color="0.35", marker="x", linestyle="none", label=text))
+    columns = 5 if len(parts) > 1 else 3
+    figure, grid = panel_grid(len(parts), math.ceil(len(handles) / columns))
+    low, high = _limits(rows, factor)
+    rates = [at.rate for row in rows for at in row.rates]
+    for axes, part in zip(grid, parts, strict=True):
+        style_axes(axes)
+        axes.set_xscale("log")
+        axes.set_xlim(min(rates) / 1.6, max(rates) * 1.6)
+        axes.set_ylim(low, high)
+        drawn = {row.name: row for row in [*reference, *part]}
+        for row in drawn.values():
+            _draw_line(axes, row, looks[row.name], factor)
+        _draw_diverged(axes, drawn, looks)
+        axes.set_xlabel("learning rate", fontsize=FONT)
+        axes.set_ylabel(label, fontsize=FONT)
+    figure.legend(
+        handles=handles, loc="outside lower center", ncols=columns, fontsize=FONT, frameon=False,
+        columnspacing=1.0, handletextpad=0.4,
+    )  # fmt: skip
+    return figure
+
+
+def _limits(rows: Sequence[Row], factor: float) -> tuple[float, float]:
+    """Of the scores: the means and some room; bands may be cut. Below is the room of the crosses."""
+    means = [
+        factor * at.interval.value for row in rows for at in row.rates if at.interval is not None
+    ]
+    span = (max(means) - min(means)) or abs(max(means)) * 0.1 or 1.0
+    return min(means) - 0.25 * span, max(means) + 0.1 * span
+
+
+def _draw_line(axes: Axes, row: Row, look: Style, factor: float) -> None:
+    """The line of a method; it has a gap where runs failed. The chosen rate's marker is larger."""
+    at_all: Sequence[AtRate] = row.rates
+    x = np.array([at.rate for at in at_all])
+    found = [at.interval for at in at_all]
+    mean = np.array([math.nan if i is None else factor * i.value for i in found])
+    half = np.array([math.nan if i is None else factor * i.half for i in found])
+    reference = row.name == REFERENCE
+    axes.plot(
+        x, mean, color=look.colour, marker=look.marker, markersize=look.size(4.5), linewidth=1.1,
+        linestyle=":" if reference else "-", markeredgecolor="white", markeredgewidth=0.3,
+        zorder=2 if reference else 3,
+    )  # fmt: skip
+    axes.fill_between(x, mean - half, mean + half, color=look.colour, alpha=0.13, linewidth=0)
+    if row.best is not None and row.score is not None:
+        axes.plot(
+            row.best.rate, factor * row.score.value, color=look.colour, marker=look.marker,
+            markersize=look.size(8), markeredgecolor="white", markeredgewidth=0.4, linestyle="none", zorder=4,
+        )  # fmt: skip
+
+
+def _draw_diverged(axes: Axes, rows: Mapping[str, Row], looks: Mapping[str, Style]) -> None:
+    """A cross at the bottom for each rate at which runs of a method diverged, one line for each method."""
+    across = axes.get_xaxis_transform()
+    marked = [(row, at) for row in rows.values() for at in row.rates if at.diverged]
+    lines = list(dict.fromkeys(row.name for row, _ in marked))
+    for row, at in marked:
+        height = 0.03 + 0.035 * lines.index(row.name)
+        axes.plot(
+            at.rate, height, marker="x", markersize=5, markeredgewidth=1.4, linestyle="none",
+            color=looks[row.name].colour, transform=across, zorder=5,
+        )  # fmt: skip
+
+
+def _handle(name: str, look: Style, *, line: bool) -> Line2D:
+    dashes: Literal[":", "-", "none"] = (":" if name == REFERENCE else "-") if line else "none"
+    return Line2D(
+        [], [], color=look.colour, marker=look.marker, markersize=look.size(6.5), linestyle=dashes,
+        linewidth=1.1, markeredgecolor="white", markeredgewidth=0.4, label=name,
+    )  # fmt: skip
