@@ -24,7 +24,7 @@ from lora_jax.errors import InputError
 
 A = Float[np.ndarray, "r inputs"]
 B = Float[np.ndarray, "outputs r"]
-_CONVERGED = 1e-4  # of the angle between the subspaces, of which the rounds leave about this
+_CONVERGED = 1e-6  # of the angle between the subspaces, of which the rounds leave about this
 
 
 def first_factors(
@@ -70,8 +70,9 @@ def check_iterations(
             f"init_lora_weights='pissa_niter_{iterations}' began with random numbers that are not in the "
             f"file, and {module} depends on them: its singular values {rank} and {rank + 1} are "
             f"{s[rank - 1]:.4g} and {s[rank]:.4g}, so {left:.2g} of an error is left after {iterations} "
-            f"rounds ({_CONVERGED:g} would do). PEFT itself draws other numbers when it loads such an adapter. "
-            "Save it where it was trained as a plain adapter of rank 2r: model.save_pretrained(DIR, "
+            f"rounds ({_CONVERGED:g} would do). PEFT itself draws other numbers when it loads such an "
+            "adapter. Save it where it was trained as a plain adapter of rank 2r: model.save_pretrained(DIR, "
             "path_initial_model_for_weight_conversion=FOLDER_OF_THE_INITIAL_ADAPTER). Or take the exact "
-            "start in its place, with which outputs are other ones than in training: --ignore=init_lora_weights"
+            "start in its place, with which outputs are other ones than in training: "
+            "--ignore=init_lora_weights"
         )

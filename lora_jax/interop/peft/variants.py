@@ -17,10 +17,7 @@ from lora_jax.interop.peft.tensors import Arrays
 from lora_jax.low_rank.update_settings import UpdateSettings
 from lora_jax.method import Method
 
-TO_LORA = (
-    "Make it LoRA first, which PEFT has for every layer: lora_jax.to_lora(model, method), see "
-    "docs/variants.md"
-)
+TO_LORA = "Make it LoRA first, which PEFT has for all of it: lora_jax.to_lora(model, method)"
 _COMMON = (
     "auto_mapping", "base_model_name_or_path", "exclude_modules", "inference_mode", "modules_to_save",
     "peft_type", "peft_version", "revision", "target_modules", "task_type",
