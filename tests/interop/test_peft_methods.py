@@ -298,6 +298,8 @@ def edited(folder, new, drop=(), **settings):
 REFUSED = [
     (0, (), {"feedforward_modules": []}, r"down_proj: its tensors are .*\(1, 24\).* need .*\(16, 1\)"),
     (0, ("0.self_attn.k_proj.ia3_l",), {}, r"names 1 modules without factors"),
+    (0, (), {"feedforward_modules": "("}, r"feedforward_modules rule .* is no regular expression"),
+    (0, (), {"feedforward_modules": [1]}, r"feedforward_modules=\[1\]: not a list of names"),
     (0, (), {"new_key": 1}, r"unknown keys new_key"),
     (3, (), {"save_projection": False}, r"save_projection is false.*convert_to_lora"),
     (3, ("vera_A",), {}, r"vera_A is not in the file"),

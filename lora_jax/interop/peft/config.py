@@ -178,6 +178,7 @@ def check_types(config: PeftConfig, own: Types) -> None:
         "modules_to_save",
         "exclude_modules",
         "layers_pattern",
+        "feedforward_modules",
     ):
         value = config.values.get(key)
         if isinstance(value, list) and not all(isinstance(item, str) for item in value):

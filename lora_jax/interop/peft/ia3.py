@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Mapping
 from typing import Any, ClassVar
 
@@ -10,6 +9,7 @@ import numpy as np
 
 from lora_jax import methods
 from lora_jax.errors import InputError
+from lora_jax.expressions import Expression
 from lora_jax.interop.peft import targets
 from lora_jax.interop.peft.config import PeftConfig, Types
 from lora_jax.interop.peft.layers import Runs, Spec, target_of
@@ -101,5 +101,5 @@ def _settings(update: Update) -> IA3Settings:
 def _named(modules: Collection[str] | str, name: str) -> bool:
     """Whether `feedforward_modules` names a module, as PEFT decides it."""
     if isinstance(modules, str):
-        return re.fullmatch(modules, name) is not None
+        return Expression(modules, "feedforward_modules").matches(name)
     return any(name.endswith(end) for end in modules)
