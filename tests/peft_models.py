@@ -137,5 +137,11 @@ def without_note(folder, new):
     adapter = adapters.load_adapter(folder)
     notes = {key: value for key, value in adapter.notes.items() if key != "peft"}
     return adapters.save_adapter(
-        new, adapter.values, adapter.groups, adapter.method, adapter.base, notes
+        new,
+        adapter.values,
+        adapter.groups,
+        adapter.method,
+        adapter.base,
+        notes,
+        state=adapter.state,
     )

@@ -104,12 +104,15 @@ def _from_peft(folder: Path, output: Path, model: str | None, ignore: Sequence[s
             NOTE: origin(base.config), peft.NOTE: converted.note,
         }  # fmt: skip
         adapter = adapters.Adapter(
-            converted.method, converted.groups, converted.values, fingerprint, notes
+            converted.method,
+            converted.groups,
+            converted.values,
+            fingerprint,
+            notes,
+            converted.state,
         )
         adapters.attach(base.model, adapter, hub.HEAD)
-    return adapters.save_adapter(
-        output, converted.values, converted.groups, converted.method, fingerprint, notes
-    )
+    return adapter.save(output)
 
 
 def _head_outputs(tensors: Mapping[str, np.ndarray]) -> int:
@@ -227,7 +230,7 @@ def as_peft(adapter: Path, *, model: str | None = None, plain: bool = False) -> 
         form=base_format(loaded),
     )  # fmt: skip
     with _errors_naming(adapter):
-        adapters.attach(base.model, loaded, hub.HEAD)
+        inserted = peft.inserted_of(adapters.attach(base.model, loaded, hub.HEAD), loaded.method)
         note = loaded.notes.get(peft.NOTE)
         encoder = isinstance(base.config, EncoderConfig)
         bare = (
@@ -236,5 +239,7 @@ def as_peft(adapter: Path, *, model: str | None = None, plain: bool = False) -> 
         if plain:
             notes = {key: v for key, v in loaded.notes.items() if key != peft.NOTE}
             loaded = dataclasses.replace(loaded, notes=notes)
-        config, tensors = peft.to_tensors(loaded, base.names(bare=bare), base.leaf, name)
+        config, tensors = peft.to_tensors(
+            loaded, base.names(bare=bare), base.leaf, name, inserted=inserted, only_lora=plain
+        )
     return AsPeft(config=config, tensors=tensors, base=base.config)

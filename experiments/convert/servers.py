@@ -84,6 +84,11 @@ def export(
     """
     _check_arguments(output, server, type)
     made = peft.as_peft(adapter, model=model, plain=server != PEFT or rank is not None)
+    if made.config["peft_type"] != "LORA":
+        raise InputError(
+            f"{adapter} is {made.config['peft_type']} in PEFT, and the exports for programs are of LoRA: "
+            f"python -m experiments.convert to_peft --adapter={adapter} --output=DIR"
+        )
     found = _refused(adapter, server, made)
     if rank is not None or (server == VLLM and not is_uniform(made.config, made.tensors)):
         config, tensors = uniform(made.config, made.tensors, rank)

@@ -248,12 +248,12 @@ def test_torch_files_and_the_base_that_the_adapter_names(saved, bases, tmp_path)
 # --- What is refused ------------------------------------------------------------------------------
 
 SETTINGS = [
-    ({"peft_type": "LOHA"}, r"peft_type is 'LOHA'.*convert_to_lora"),
+    ({"peft_type": "OFT"}, r"peft_type is 'OFT'.*convert_to_lora"),
     ({"new_key": 1}, r"unknown keys new_key.*--ignore=new_key"),
     ({"use_qalora": True}, r"use_qalora=True: QA-LoRA pools.*Merge it in PEFT"),
     ({"alora_invocation_tokens": [1]}, r"alora_invocation_tokens=\[1\].*merge_and_unload"),
     ({"layer_replication": [[0, 2], [1, 2]]}, r"layer_replication=.*several times"),
-    ({"init_lora_weights": "pissa_niter_4"}, r"pissa_niter_4.*path_initial_model_for_weight_conv"),
+    ({"init_lora_weights": "pissa_niter_1"}, r"pissa_niter_1.*path_initial_model_for_weight_conv"),
     ({"init_lora_weights": "corda"}, r"corda.*path_initial_model_for_weight_conversion"),
     ({"r": 4}, r"factors are of rank 3, r and rank_pattern say 4"),
     ({"target_modules": ["q_proj"]}, r"factors of model.layers.0.self_attn.v_proj.*does not name"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import numpy as np
+from collections.abc import Collection
 
 from lora_jax.errors import InputError
 from lora_jax.interop.peft import initial, targets
@@ -11,16 +11,30 @@ from lora_jax.interop.peft.layers import Spec
 from lora_jax.interop.peft.names import Names, outputs
 from lora_jax.interop.peft.saved import BaseLeaf
 from lora_jax.interop.peft.tensors import Arrays, Sorted
+from lora_jax.interop.peft.variants import turned
 from lora_jax.low_rank.contraction import scale
 from lora_jax.patterns import some
 
+OF_LORA = ("lora_A", "lora_B", "lora_embedding_A", "lora_embedding_B")
 
-def check_targets(found: Sorted, settings: PeftConfig, names: Names) -> None:
-    """The factors must be those of the modules that the settings name, no more and no fewer."""
+
+def check_targets(
+    found: Sorted, settings: PeftConfig, names: Names, ends: Collection[str] = OF_LORA
+) -> None:
+    """The factors must be those of the modules that the settings name, no more and no fewer.
+
+    Args:
+      found: in the file.
+      settings: of the adapter.
+      names: of the base.
+      ends: of the names of factors, for messages.
+    """
     if not found.factors:
+        kind = settings.get("peft_type", "LORA")
+        factors = ", ".join(ends)
         raise InputError(
-            "no tensor is a factor of LoRA (lora_A, lora_B, lora_embedding_A, lora_embedding_B) of a layer; "
-            "an adapter without factors cannot be read"
+            f"no tensor is a factor of {kind} ({factors}) of a layer; an adapter without factors cannot be "
+            "read"
         )
     wanted = targets.chosen(settings, names.weights)
     if wanted is None:
@@ -42,16 +56,15 @@ def check_targets(found: Sorted, settings: PeftConfig, names: Names) -> None:
 def spec_of(module: str, found: Sorted, settings: PeftConfig, names: Names) -> Spec:
     """The settings of a module, which must be those of its factors."""
     factors, weight = found.factors[module], names.weights[module]
-    rank, alpha, twice = len(factors["a"]), settings.alpha(module), 1
+    rank = len(factors["a"])
     if (expected := settings.rank(module)) != rank:
         raise InputError(
             f"{module}: its factors are of rank {rank}, r and rank_pattern say {expected}; the two "
             "files do not belong together, or rank_pattern was lost"
         )
+    start = {}
     if settings.initial and not weight.is_table:
-        twice = 2
-    if twice == 2:  # the scale in front stays
-        alpha = alpha * (2 if settings.scaling == "alpha/r" else 2**0.5)
+        start = {"init": settings.initial, "svd_iterations": settings.iterations or False}
     magnitude, b_bias = settings.get("use_dora", False), settings.get("lora_bias", False)
     for side, wanted in (("magnitude", magnitude), ("b_bias", b_bias)):
         if (side in factors) != (wanted and not (side == "b_bias" and weight.is_table)):
@@ -60,29 +73,45 @@ def spec_of(module: str, found: Sorted, settings: PeftConfig, names: Names) -> S
                 f"{sorted(factors)}; the two files do not belong together"
             )
     tied = module in names.tied.values() and not settings.get("ensure_weight_tying", False)
-    return Spec(
-        rank=twice * rank, alpha=alpha, scaling=settings.scaling, magnitude=magnitude,
-        b_bias=b_bias and not weight.is_table, lookup_only=weight.is_table and tied,
-        dtype=str(factors["a"].dtype),
-    )  # fmt: skip
+    arguments = {
+        "rank": rank, "alpha": settings.alpha(module), "scaling": settings.scaling, **start,
+        "magnitude": magnitude, "b_bias": b_bias and not weight.is_table,
+        "lookup_only": weight.is_table and tied,
+    }  # fmt: skip
+    return Spec.of(arguments, str(factors["a"].dtype))
 
 
 def factors_of(
-    module: str, spec: Spec, found: Sorted, settings: PeftConfig, names: Names, base: BaseLeaf
+    module: str,
+    found: Sorted,
+    settings: PeftConfig,
+    names: Names,
+    base: BaseLeaf,
+    *,
+    approximate: bool,
 ) -> Arrays:
-    """The factors of a module in our shapes, one layer."""
+    """The factors of a module in our shapes, one layer, and their start where it is taken off again.
+
+    Args:
+      module: its name.
+      found: in the file.
+      settings: of the adapter.
+      names: of the base.
+      base: gives the base's values.
+      approximate: whether a start that follows from the base only nearly will do.
+    """
     factors, weight = dict(found.factors[module]), names.weights[module]
+    rank = len(factors["a"])
     if settings.initial and not weight.is_table:
-        rank = spec.rank // 2
         matrix = base(weight).reshape(weight.shape[0], -1).T
-        first = initial.first_factors(
-            settings.initial, matrix, rank,
-            scale(rank, settings.alpha(module), settings.scaling),  # type: ignore[arg-type]
-        )  # fmt: skip
-        factors["a"], factors["b"] = initial.with_first(factors["a"], factors["b"], first)
+        own = scale(rank, settings.alpha(module), settings.scaling)  # type: ignore[arg-type]
+        if settings.iterations and not approximate:
+            initial.check_iterations(module, matrix, rank, settings.iterations)
+        first = initial.first_factors(settings.initial, matrix, rank, own)
+        factors["a_start"], factors["b_start"] = first
     out = outputs(weight)
-    shapes = {"b": (spec.rank, *out), "b_bias": out, "magnitude": out}
-    ours = {"a": np.ascontiguousarray(factors.pop("a").T)}
-    for side, value in factors.items():
-        ours[side] = np.ascontiguousarray(value.T).reshape(shapes[side])
-    return ours
+    shapes = {"b": (rank, *out), "b_start": (rank, *out), "b_bias": out, "magnitude": out}
+    return {
+        side: turned(value, None if side in ("a", "a_start") else shapes[side])
+        for side, value in factors.items()
+    }

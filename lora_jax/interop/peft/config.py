@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from lora_jax.errors import InputError, brief
@@ -34,12 +34,25 @@ _ABSENT: Mapping[str, str] = {
     "use_bdlora": "BD-LoRA has factors of blocks",
     "use_qalora": "QA-LoRA pools the inputs of A",
 }
-_REMEDY = (
+REMEDY = (
     "Merge it in PEFT instead (model.merge_and_unload().save_pretrained(DIR)) and name DIR as the model, or "
     "train it again with lora_jax"
 )
 _FROM_BASE = ("pissa", "olora")  # initial factors that follow from the base alone
+_ITERATED = re.compile(r"pissa_niter_(?P<count>\d{1,4})")  # nearly: see `initial`
 _OTHER_BASE = ("pissa_niter_", "corda", "lora_ga", "loftq")
+
+Types = Mapping[str, type | tuple[type, ...]]
+_ALL_TYPES: Types = {
+    "target_modules": (list, str), "modules_to_save": list, "exclude_modules": (list, str),
+    "layers_to_transform": (list, int), "layers_pattern": (list, str), "fan_in_fan_out": bool,
+}  # fmt: skip
+_TYPES: Types = {
+    "r": int, "lora_alpha": (int, float), "lora_dropout": (int, float), "rank_pattern": dict,
+    "alpha_pattern": dict, "bias": str, "use_rslora": bool, "use_dora": bool, "lora_bias": bool,
+    "target_parameters": list, "trainable_token_indices": (list, dict), "ensure_weight_tying": bool,
+    "init_lora_weights": (bool, str),
+}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,18 +77,28 @@ class PeftConfig:
 
     @property
     def bias(self) -> str:
-        """Which biases train."""
-        return str(self.get("bias", "none"))
+        """Which biases train, in LoRA's words."""
+        found = str(self.get("bias", "none"))
+        return "lora_only" if found == "vera_only" else found
 
     @property
     def initial(self) -> str | None:
         """The start of the factors where it changed the base (`pissa`, `olora`), else None."""
+        if self.iterations:
+            return "pissa"
         name = self.get("init_lora_weights", True)
         return name.lower() if isinstance(name, str) and name.lower() in _FROM_BASE else None
 
+    @property
+    def iterations(self) -> int:
+        """Of the randomised decomposition that PiSSA started from; 0: it was exact, or another start."""
+        name = self.get("init_lora_weights", True)
+        found = _ITERATED.fullmatch(name.lower()) if isinstance(name, str) else None
+        return int(found["count"]) if found else 0
+
     def rank(self, module: str) -> int:
         """r of a module, by its name in transformers."""
-        value: int = _pattern(
+        value: int = of_pattern(
             self.get("rank_pattern", {}), module, self.get("r", 8), "rank_pattern"
         )
         return value
@@ -83,7 +106,7 @@ class PeftConfig:
     def alpha(self, module: str) -> float:
         """lora_alpha of a module."""
         whole = self.get("lora_alpha", 8)
-        value: float = _pattern(self.get("alpha_pattern", {}), module, whole, "alpha_pattern")
+        value: float = of_pattern(self.get("alpha_pattern", {}), module, whole, "alpha_pattern")
         return value
 
     def tokens(self, module: str) -> list[int] | None:
@@ -95,7 +118,7 @@ class PeftConfig:
         return None if chosen is None else list(chosen)
 
 
-def _pattern(patterns: Mapping[str, Any], module: str, default: Any, kind: str) -> Any:
+def of_pattern(patterns: Mapping[str, Any], module: str, default: Any, kind: str) -> Any:
     """The value of the first pattern that names the end of a module's name, as PEFT's `get_pattern_key`."""
     for key, value in patterns.items():
         if Expression(rf"(.*\.)?({key})", kind).matches(module):
@@ -103,52 +126,48 @@ def _pattern(patterns: Mapping[str, Any], module: str, default: Any, kind: str) 
     return default
 
 
-def read(values: Mapping[str, Any], ignore: Sequence[str] = ()) -> PeftConfig:
-    """Checks the keys and values of an adapter_config.json.
-
-    Args:
-      values: of the file.
-      ignore: keys that may be there although they are not known here; regular expressions.
-
-    Raises:
-      InputError: another method than LoRA, unknown keys, or values that we have nothing for.
-    """
-    kind = values.get("peft_type")
-    if kind != "LORA":
-        raise InputError(
-            f"peft_type is {brief(kind)}; adapters of PEFT's LORA can be read. Convert it in PEFT "
-            f"(peft.convert_to_lora, for methods that have it). {_REMEDY}"
-        )
-    if unknown := [key for key in values if key not in (*_USED, *_NOTED, *_ABSENT)]:
+def check_known(values: Mapping[str, Any], known: Collection[str], ignore: Sequence[str]) -> None:
+    """Raises InputError for keys that are neither known nor to be ignored."""
+    if unknown := [key for key in values if key not in known]:
         left = [key for key in unknown if not any(re.fullmatch(p, key) for p in ignore)]
         if left:
             raise InputError(
                 f"unknown keys {', '.join(left[:5])}: they may change what the adapter computes. If you know "
                 f"that they do not, name them: ignore=[{left[0]!r}] (--ignore={left[0]})"
             )
+
+
+def read_lora(values: Mapping[str, Any], ignore: Sequence[str] = ()) -> PeftConfig:
+    """Checks the settings of a LoRA.
+
+    Args:
+      values: of adapter_config.json.
+      ignore: keys that may be there although they are not known here; regular expressions.
+
+    Raises:
+      InputError: unknown keys, or values that we have nothing for.
+    """
+    check_known(values, (*_USED, *_NOTED, *_ABSENT), ignore)
     for key, why in _ABSENT.items():
         if values.get(key) not in (None, False, [], {}):
             raise InputError(
-                f"{key}={brief(values[key])}: {why}, and we have no such thing. {_REMEDY}"
+                f"{key}={brief(values[key])}: {why}, and we have no such thing. {REMEDY}"
             )
     config = PeftConfig(values)
-    _check_types(config)
+    check_types(config, _TYPES)
+    for key in ("rank_pattern", "alpha_pattern"):
+        check_pattern(config, key)
+    if config.bias not in ("none", "all", "lora_only"):
+        raise InputError(f"bias={brief(config.bias)}; PEFT has none, all and lora_only")
     _check_initial(config)
     if config.get("use_dora", False) and config.get("lora_bias", False):
         raise InputError("lora_bias and use_dora together: PEFT itself has no such layer")
     return config
 
 
-def _check_types(config: PeftConfig) -> None:
-    kinds: Mapping[str, type | tuple[type, ...]] = {
-        "r": int, "lora_alpha": (int, float), "lora_dropout": (int, float), "rank_pattern": dict,
-        "alpha_pattern": dict, "bias": str, "use_rslora": bool, "use_dora": bool, "lora_bias": bool,
-        "target_modules": (list, str), "target_parameters": list, "modules_to_save": list,
-        "exclude_modules": (list, str), "layers_to_transform": (list, int),
-        "layers_pattern": (list, str), "trainable_token_indices": (list, dict),
-        "ensure_weight_tying": bool, "fan_in_fan_out": bool, "init_lora_weights": (bool, str),
-    }  # fmt: skip
-    for key, kind in kinds.items():
+def check_types(config: PeftConfig, own: Types) -> None:
+    """Raises InputError for values that are not of the types that PEFT writes; `own` are a method's own."""
+    for key, kind in {**_ALL_TYPES, **own}.items():
         value = config.values.get(key)
         number = isinstance(value, bool) and kind not in (bool, (bool, str))
         if value is not None and (not isinstance(value, kind) or number):
@@ -159,6 +178,7 @@ def _check_types(config: PeftConfig) -> None:
         "modules_to_save",
         "exclude_modules",
         "layers_pattern",
+        "feedforward_modules",
     ):
         value = config.values.get(key)
         if isinstance(value, list) and not all(isinstance(item, str) for item in value):
@@ -170,16 +190,19 @@ def _check_types(config: PeftConfig) -> None:
     layers = config.values.get("layers_to_transform")
     if isinstance(layers, list) and not all(type(layer) is int for layer in layers):
         raise InputError(f"layers_to_transform={brief(layers)}: not a list of numbers")
-    for key in ("rank_pattern", "alpha_pattern"):
-        for name, value in config.get(key, {}).items():
-            if isinstance(value, bool) or not isinstance(value, int | float):
-                raise InputError(f"{key}: {name} has {brief(value)}, which is no number")
-    if config.bias not in ("none", "all", "lora_only"):
-        raise InputError(f"bias={brief(config.bias)}; PEFT has none, all and lora_only")
+
+
+def check_pattern(config: PeftConfig, key: str) -> None:
+    """Raises InputError for values of a pattern that are no numbers."""
+    for name, value in config.get(key, {}).items():
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise InputError(f"{key}: {name} has {brief(value)}, which is no number")
 
 
 def _check_initial(config: PeftConfig) -> None:
     name = config.get("init_lora_weights", True)
+    if config.initial:
+        return
     if isinstance(name, str) and name.lower().startswith(_OTHER_BASE):
         raise InputError(
             f"init_lora_weights={name!r} changed the base's weights in a way that does not follow from the "

@@ -23,21 +23,25 @@ _CUT = re.compile(r"(?P<before>(.*/)?layers/)(first|last_(?P<last>\d+))/block/(?
 
 @dataclasses.dataclass(frozen=True)
 class Spec:
-    """How one module of one layer is adapted: what `lora` is told, and the type of its factors."""
+    """How one module of one layer is adapted: what the constructor of our method is told of it.
 
-    rank: int
-    alpha: float
-    scaling: str
-    magnitude: bool = False
-    b_bias: bool = False
-    lookup_only: bool = False
+    Attributes:
+      values: names and values of arguments.
+      dtype: of its leaves, which is one for all layers of a run.
+    """
+
+    values: tuple[tuple[str, Any], ...]
     dtype: str = "float32"
 
+    @classmethod
+    def of(cls, arguments: Mapping[str, Any], dtype: str) -> Spec:
+        """From arguments; those that are False are left out, since that is their default."""
+        kept = [(name, value) for name, value in arguments.items() if value is not False]
+        return cls(tuple(kept), dtype)
+
     def arguments(self) -> dict[str, Any]:
-        """Arguments of `lora`; what has its default is left out."""
-        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        del values["dtype"]
-        return {name: value for name, value in values.items() if value is not False}
+        """The arguments."""
+        return dict(self.values)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,13 +101,13 @@ def lora_of(
       bias: which biases train.
       head: regular expression for the head's leaves.
     """
-    targets = {_target(path): spec.arguments() for path, spec in specs.items()}
+    targets = {target_of(path): spec.arguments() for path, spec in specs.items()}
     return methods.lora(
         targets, dropout=dropout, bias=bias, head=head, cut=runs.cut,  # type: ignore[arg-type]
     )  # fmt: skip
 
 
-def _target(path: str) -> str:
+def target_of(path: str) -> str:
     """The end of a path that names its module alone."""
     short = path.removeprefix(ROOT).removeprefix("encoder/")
     return short.removeprefix(_BLOCK)

@@ -10,14 +10,23 @@ import numpy as np
 from lora_jax import factor_leaves
 from lora_jax.adapter_files import Adapter
 from lora_jax.errors import InputError
+from lora_jax.interop.peft.inserted import Inserted
 from lora_jax.interop.peft.layers import uncut
 from lora_jax.interop.peft.names import Leaf, Names, width
 from lora_jax.interop.peft.saved import BaseLeaf
 from lora_jax.interop.peft.tensors import Arrays, factor_names
-from lora_jax.low_rank.settings import LoRASettings
+from lora_jax.interop.peft.variants import Update, Variant
+from lora_jax.low_rank.contraction import scale
+from lora_jax.low_rank.settings import STARTS, LoRASettings
 from lora_jax.methods.stored_settings import settings_of_layer
 
 _SIDES = ("a", "b", "b_bias", "magnitude")
+_STARTS = ("a_start", "b_start")
+_OF_OTHERS = (
+    "vector", "lambda_d", "lambda_b", "shared_a", "shared_b", "a1", "b1", "a2", "b2", "w1", "w1_a", "w1_b",
+    "w2", "w2_a", "w2_b", "e",
+)  # fmt: skip
+_KNOWN = (*_SIDES, *_STARTS, *_OF_OTHERS)
 REMEDY = (
     "Merge the adapter into its base and export that (python -m experiments.convert to_hugging_face), which "
     "any program loads"
@@ -27,7 +36,7 @@ REMEDY = (
 def is_factor(path: str) -> bool:
     """Whether a leaf is one of those that `modules_of` reads."""
     found = factor_leaves.place_of(path)
-    return found is not None and found[1] in _SIDES
+    return found is not None and found[1] in _KNOWN
 
 
 @dataclasses.dataclass
@@ -44,49 +53,113 @@ class Module:
 
 
 def modules_of(
-    adapter: Adapter, names: Names, base: BaseLeaf, *, halved: bool = False
+    adapter: Adapter,
+    names: Names,
+    base: BaseLeaf,
+    *,
+    inserted: Inserted | None = None,
+    started: bool = False,
 ) -> dict[str, Module]:
-    """The updates by the names of modules in transformers.
+    """LoRA's updates by the names of modules in transformers.
 
     Args:
       adapter: ours.
       names: of the base.
       base: gives the base's values.
-      halved: leave out the second half of the factors of matrices, see `initial`.
+      inserted: what the adapted model shows; needed where factors have a start, or come from a seed.
+      started: leave the start of factors out, which PEFT takes off by itself; else it becomes part of
+        factors of twice the rank.
 
     Raises:
       InputError: PEFT has no place for one of them.
     """
-    grouped: dict[str, dict[str, Arrays]] = {}
-    for place, leaves in factor_leaves.factors(adapter).items():
-        known = {side: leaves[side] for side in _SIDES if side in leaves}
-        grouped.setdefault(place.layer, {})[place.part] = known
-    if not grouped:
+    placed = _placed(adapter, names, inserted)
+    if not placed:
         raise InputError(
             f"the adapter ({adapter.method}) has no low-rank update, which PEFT's LORA is. {REMEDY}"
         )
-    by_module = {(leaf.module, leaf.layer): name for name, leaf in names.weights.items()}
+    adapted = {path: None for path, _ in placed.values()}
     result: dict[str, Module] = {}
+    for name, (path, parts) in placed.items():
+        settings = {}
+        for part, sides in parts.items():
+            if inserted is not None and path in inserted.settings:
+                own = inserted.settings[path]
+            else:
+                own = settings_of_layer(adapter.method, path, sides["a"].shape[-1], adapted, part)
+            assert isinstance(own, LoRASettings)
+            settings[part] = own
+        pairs = {part: _pair(sides, settings[part], started) for part, sides in parts.items()}
+        plain = {part: own for part, (own, _) in pairs.items()}
+        leaves = {part: sides for part, (_, sides) in pairs.items()}
+        result[name] = _module(path, leaves, plain, names.weights[name], base)
+    return result
+
+
+def updates_of(
+    adapter: Adapter, names: Names, inserted: Inserted, variant: Variant
+) -> dict[str, Update]:
+    """The updates of another method by the names of modules in transformers.
+
+    Raises:
+      InputError: PEFT has no place for one of them.
+    """
+    result = {}
+    for name, (path, parts) in _placed(adapter, names, inserted).items():
+        result[name] = Update(path, inserted.settings[path], parts, names.weights[name])
+        variant.check_layer(name, result[name])
+    return result
+
+
+def _placed(
+    adapter: Adapter, names: Names, inserted: Inserted | None
+) -> dict[str, tuple[str, dict[str, Arrays]]]:
+    """For every adapted module of transformers our path, and the leaves of one layer by part."""
+    fixed = inserted.fixed if inserted else adapter.state
+    whole = dataclasses.replace(adapter, values={**adapter.values, **fixed})
+    grouped: dict[str, dict[str, Arrays]] = {}
+    for place, leaves in factor_leaves.factors(whole).items():
+        known = {side: leaves[side] for side in _KNOWN if side in leaves}
+        grouped.setdefault(place.layer, {})[place.part] = known
+    by_module = {(leaf.module, leaf.layer): name for name, leaf in names.weights.items()}
+    result: dict[str, tuple[str, dict[str, Arrays]]] = {}
     for path, parts in grouped.items():
-        whole, first = uncut(path, names.depth)
-        stacked = "/block/" in whole
-        if (whole, 0 if stacked else None) not in by_module:
+        outer, first = uncut(path, names.depth)
+        stacked = "/block/" in outer
+        if (outer, 0 if stacked else None) not in by_module:
             raise InputError(
                 f"{path} has no counterpart in transformers' {names.architecture}. {REMEDY}"
             )
-        settings = {
-            part: settings_of_layer(adapter.method, path, sides["a"].shape[-1], grouped, part)
-            for part, sides in parts.items()
-        }
-        count = len(next(iter(parts.values()))["a"])
+        count = len(next(iter(next(iter(parts.values())).values())))
         for layer in range(count) if stacked else [None]:
-            name = by_module[whole, None if layer is None else first + layer]
-            pairs = {
-                part: {side: v if layer is None else v[layer] for side, v in sides.items()}
-                for part, sides in parts.items()
-            }
-            result[name] = _module(path, pairs, settings, names.weights[name], base, halved)
+            name = by_module[outer, None if layer is None else first + layer]
+            result[name] = (
+                path,
+                {
+                    part: {side: v if layer is None else v[layer] for side, v in sides.items()}
+                    for part, sides in parts.items()
+                },
+            )
     return {name: result[name] for name in names.weights if name in result}
+
+
+def _pair(leaves: Arrays, own: LoRASettings, started: bool) -> tuple[LoRASettings, Arrays]:
+    """The settings and leaves of a plain LoRA: with a start that is taken off, of twice the rank.
+
+    A B - A_0 B_0 is the product of (A - A_0, A_0) and (B, B - B_0), as in `lora_jax.to_lora`.
+    """
+    sides = {side: leaves[side] for side in _SIDES if side in leaves}
+    if started or own.init not in STARTS:
+        return own, sides
+    a, b, a_start, b_start = (leaves[side] for side in ("a", "b", *_STARTS))
+    sides["a"] = np.concatenate([a - a_start, a_start], axis=-1)
+    sides["b"] = np.concatenate([b, b - b_start])
+    sides = {side: value.astype(sides["a"].dtype) for side, value in sides.items()}
+    alpha = own.alpha * scale(1, 1.0, own.scaling) / scale(2, 1.0, own.scaling)  # the same scale
+    plain = dataclasses.replace(
+        own, rank=2 * own.rank, alpha=alpha, init="kaiming", svd_iterations=0
+    )
+    return plain, sides
 
 
 def _module(
@@ -95,7 +168,6 @@ def _module(
     settings: Mapping[str, LoRASettings],
     leaf: Leaf,
     base: BaseLeaf,
-    halved: bool,
 ) -> Module:
     own = next(iter(settings.values()))
     if own.axes:
@@ -107,8 +179,6 @@ def _module(
         return _blocks(path, pairs, settings, leaf, base)
     factors = {side: value.reshape(-1) for side, value in pairs[""].items() if side not in "ab"}
     a, b = pairs[""]["a"].T, pairs[""]["b"].reshape(own.rank, -1).T
-    if halved and not leaf.is_table:
-        a, b = a[: own.rank // 2], b[:, : own.rank // 2]
     return Module(own, {"a": np.ascontiguousarray(a), "b": np.ascontiguousarray(b), **factors})
 
 

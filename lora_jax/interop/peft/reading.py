@@ -11,18 +11,22 @@ import numpy as np
 
 from lora_jax import methods
 from lora_jax.errors import InputError
+from lora_jax.interop.peft import norms
 from lora_jax.interop.peft.adapted import check_targets, factors_of, spec_of
-from lora_jax.interop.peft.config import PeftConfig, read
+from lora_jax.interop.peft.any_config import read, variant_of
+from lora_jax.interop.peft.config import PeftConfig
 from lora_jax.interop.peft.layers import Runs, Spec, lora_of, runs_of
 from lora_jax.interop.peft.names import HEAD, Names
 from lora_jax.interop.peft.saved import BaseLeaf, Whole, check_tied, split_whole
 from lora_jax.interop.peft.tensors import Arrays, Sorted, plain, sort_out
+from lora_jax.interop.peft.variants import Variant
 from lora_jax.method import Method
 from lora_jax.partition import Labels
 from lora_jax.patterns import some
 
 NOTE = "peft"  # key of an adapter's notes
 _HEAD = r"head/.*"
+FIXED = ("a_start", "b_start", "shared_a", "shared_b")  # leaves that never train
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,12 +38,14 @@ class Converted:
       values: path to array, in the types of the file.
       groups: path to group.
       note: what only PEFT needs, for `writing`; JSON.
+      state: path to array of what the method inserts and never trains.
     """
 
     method: Method
     values: Arrays
     groups: Labels
     note: dict[str, Any]
+    state: Arrays = dataclasses.field(default_factory=dict)
 
 
 def from_tensors(
@@ -61,18 +67,26 @@ def from_tensors(
     Raises:
       InputError: something of it has no counterpart here, or does not fit; the message names it.
     """
-    settings = read(config, ignore)
-    found = sort_out(_of_task(plain(tensors), settings, names, ignore), names, ignore)
-    check_tied(found, settings, names)
-    check_targets(found, settings, names)
-    specs = {m: spec_of(m, found, settings, names) for m in names.weights if m in found.factors}
+    settings, variant = read(config, ignore), variant_of(config)
+    shared, others = variant.shared(tensors) if variant else ({}, tensors)
+    own, trained = plain(others), list[str]()
+    if isinstance(variant, norms.Norms):
+        own, trained = norms.renamed(own)
+    found = sort_out(
+        _of_task(own, settings, names, ignore), names, ignore, variant.ends if variant else None
+    )
+    modules = _modules(found, settings, names, base, ignore, variant, shared)
+    if trained:
+        norms.check_modules(trained, settings, names)
+    kept = {name: found.whole.pop(name) for name in trained}
     saved = split_whole(found, settings, names, base)
-    marks = _marks(specs, saved.leaves, names)
-    runs = runs_of(marks)
+    found.whole |= kept
+    leaves = (*trained, *saved.leaves)
+    runs = runs_of(_marks({name: spec for name, (spec, _) in modules.items()}, leaves, names))
     values: dict[str, list[np.ndarray]] = {}
     by_path: dict[str, Spec] = {}
     for run in runs.layers():
-        for module, spec in specs.items():
+        for module, (spec, ours) in modules.items():
             weight = names.weights[module]
             if weight.layer is not None and weight.layer not in run:
                 continue
@@ -80,24 +94,66 @@ def from_tensors(
                 continue
             path = runs.path(f"{weight.module}/", run).rstrip("/")
             by_path[path] = spec
-            for side, value in factors_of(module, spec, found, settings, names, base).items():
+            for side, value in ours.items():
                 values.setdefault(f"{path}/lora/{side}", []).append(value)
-    for name in (*saved.head, *saved.biases, *saved.leaves):
+    for name in (*saved.head, *saved.biases, *leaves):
         leaf = names.leaves[name]
         run = next((run for run in runs.layers() if leaf.layer in run), range(0))
         values.setdefault(runs.path(leaf.path, run), []).append(leaf.ours(found.whole[name]))
-    method = lora_of(
-        by_path, runs, dropout=settings.get("lora_dropout", 0.0), bias=settings.bias,
-        head=_HEAD if saved.head else None,
-    )  # fmt: skip
+    head = _HEAD if saved.head else None
+    if variant is None:
+        method = lora_of(
+            by_path, runs, dropout=settings.get("lora_dropout", 0.0), bias=settings.bias, head=head
+        )
+    elif trained:
+        method = norms.method_of(trained, names, runs, head)
+    else:
+        method = variant.build(by_path, runs, settings, head)
     method = _with_leaves(method, saved.leaves, names, runs)
     method = _with_rows(method, values, found, settings, names)
     stacked = {
         path: np.stack(parts) if _is_stacked(path) else parts[0] for path, parts in values.items()
     }
-    return Converted(
-        method, stacked, _groups(stacked, saved, names, runs), _note(config, found, saved, names)
-    )
+    state = {path: stacked.pop(path) for path in list(stacked) if _is_fixed(path)}
+    groups = _groups(stacked, saved, trained, names)
+    return Converted(method, stacked, groups, _note(config, found, saved, names), state)
+
+
+def _modules(
+    found: Sorted,
+    settings: PeftConfig,
+    names: Names,
+    base: BaseLeaf,
+    ignore: Sequence[str],
+    variant: Variant | None,
+    shared: Arrays,
+) -> dict[str, tuple[Spec, Arrays]]:
+    """How every module is adapted, and our leaves of it."""
+    result = {}
+    if variant is None:
+        check_tied(found, settings, names)
+        check_targets(found, settings, names)
+        approximate = any(re.fullmatch(pattern, "init_lora_weights") for pattern in ignore)
+        for module in (m for m in names.weights if m in found.factors):
+            spec = spec_of(module, found, settings, names)
+            result[module] = (
+                spec,
+                factors_of(module, found, settings, names, base, approximate=approximate),
+            )
+        return result
+    if variant.ends:
+        check_targets(found, settings, names, list(variant.ends))
+    for module in (m for m in names.weights if m in found.factors):
+        factors, weight = found.factors[module], names.weights[module]
+        arguments = variant.arguments(module, factors, weight, settings)
+        kind = str(next(iter(factors.values())).dtype)
+        ours = variant.leaves(module, factors, shared, weight, settings)
+        result[module] = Spec.of(arguments, kind), ours
+    return result
+
+
+def _is_fixed(path: str) -> bool:
+    return path.endswith(tuple(f"/lora/{side}" for side in FIXED))
 
 
 def _of_task(tensors: Arrays, settings: PeftConfig, names: Names, ignore: Sequence[str]) -> Arrays:
@@ -164,8 +220,10 @@ def _with_rows(
     return method + methods.token_rows(chosen) if chosen else method
 
 
-def _groups(values: Arrays, saved: Whole, names: Names, runs: Runs) -> Labels:
-    biases = {names.leaves[name].path for name in saved.biases}
+def _groups(values: Arrays, saved: Whole, norms: Sequence[str], names: Names) -> Labels:
+    biases, of_norms = (
+        {names.leaves[name].path for name in some} for some in (saved.biases, norms)
+    )
     groups = {}
     for path in values:
         if "/lora/" in path:
@@ -176,7 +234,8 @@ def _groups(values: Arrays, saved: Whole, names: Names, runs: Runs) -> Labels:
             groups[path] = methods.HEAD
         else:
             whole = re.sub(r"layers/(first|last_\d+)/block/", "layers/block/", path)
-            groups[path] = "bias" if whole in biases else "leaves"
+            kinds = {"bias": biases, "norms": of_norms}
+            groups[path] = next((kind for kind, own in kinds.items() if whole in own), "leaves")
     return groups
 
 

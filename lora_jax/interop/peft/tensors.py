@@ -69,13 +69,19 @@ def plain(tensors: Mapping[str, np.ndarray]) -> Arrays:
     return {name.removeprefix(PREFIX): np.asarray(value) for name, value in tensors.items()}
 
 
-def sort_out(tensors: Mapping[str, np.ndarray], names: Names, ignore: Sequence[str] = ()) -> Sorted:
+def sort_out(
+    tensors: Mapping[str, np.ndarray],
+    names: Names,
+    ignore: Sequence[str] = (),
+    ends: Mapping[str, str] | None = None,
+) -> Sorted:
     """Sorts tensors, without PEFT's prefix.
 
     Args:
       tensors: by name.
       names: of the base.
       ignore: regular expressions for names that may be left out although they are not known.
+      ends: ends of the names of factors and what they are called here; None: those of LoRA.
 
     Raises:
       InputError: tensors of unknown names, of wrong shapes or types, or not finite.
@@ -83,7 +89,7 @@ def sort_out(tensors: Mapping[str, np.ndarray], names: Names, ignore: Sequence[s
     found, unknown = Sorted(), []
     for name, value in tensors.items():
         _check_numbers(name, value)
-        if not _place(name, value, names, found):
+        if not _place(name, value, names, found, ends):
             unknown.append(name)
     left = [name for name in unknown if not any(re.fullmatch(p, name) for p in ignore)]
     if left:
@@ -95,13 +101,29 @@ def sort_out(tensors: Mapping[str, np.ndarray], names: Names, ignore: Sequence[s
                 f"{name} is not what {same} is; the file is broken. Save it again in PEFT"
             )
     for module, factors in (found.factors | found.tied).items():
-        _check_factors(module, factors, names)
+        if ends is None:
+            _check_factors(module, factors, names)
+        _check_type(module, factors)
     return found
 
 
-def _place(name: str, value: np.ndarray, names: Names, found: Sorted) -> bool:
+def _place(
+    name: str,
+    value: np.ndarray,
+    names: Names,
+    found: Sorted,
+    ends_of_factors: Mapping[str, str] | None,
+) -> bool:
     """Puts a tensor where it belongs; False for one of an unknown name."""
-    if match := _FACTOR.fullmatch(name):
+    if ends_of_factors is not None:
+        module, _, end = name.rpartition(".")
+        if end in ends_of_factors:
+            weight = names.weights.get(module)
+            if weight is None or weight.is_table:
+                return False
+            found.factors.setdefault(module, {})[ends_of_factors[end]] = value
+            return True
+    elif match := _FACTOR.fullmatch(name):
         module, end = match["module"], match["end"]
         tied = module in names.tied
         weight = names.weights.get(names.tied.get(module, module))
@@ -178,6 +200,9 @@ def _check_factors(module: str, factors: Arrays, names: Names) -> None:
     for side in ("b_bias", "magnitude"):
         if side in factors and factors[side].shape != (out,):
             raise InputError(f"{module}: {side} has shape {factors[side].shape}, expected ({out},)")
+
+
+def _check_type(module: str, factors: Arrays) -> None:
     if len({value.dtype for value in factors.values()}) > 1:
         raise InputError(
             f"{module}: its factors have several types, {sorted({str(v.dtype) for v in factors.values()})}; "

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection
 
 import numpy as np
 
 from lora_jax.adapter_files import Adapter
 from lora_jax.errors import InputError
 from lora_jax.interop.peft.layers import uncut
-from lora_jax.interop.peft.modules import REMEDY, Module, is_factor
+from lora_jax.interop.peft.modules import REMEDY, is_factor
 from lora_jax.interop.peft.names import Names
 from lora_jax.interop.peft.tensors import Arrays, rows_name
 from lora_jax.methods.token_rows import RowsInsertion
@@ -25,7 +25,8 @@ def whole_parameters(adapter: Adapter, names: Names) -> Arrays:
     Raises:
       InputError: leaves that an adapter of PEFT has no place for.
     """
-    by_path, result, left = names.by_path(), {}, list(adapter.state)
+    left = [path for path in adapter.state if not is_factor(path)]
+    by_path, result = names.by_path(), {}
     for path, value in adapter.values.items():
         if is_factor(path) or _ROWS.fullmatch(path):
             continue
@@ -45,7 +46,7 @@ def whole_parameters(adapter: Adapter, names: Names) -> Arrays:
     return result
 
 
-def wrapped(name: str, modules: Mapping[str, Module]) -> str:
+def wrapped(name: str, modules: Collection[str]) -> str:
     """The name of a whole parameter in the file: that of an adapted module is one of its base layer."""
     module, _, leaf = name.rpartition(".")
     return f"{module}.base_layer.{leaf}" if module in modules else name
