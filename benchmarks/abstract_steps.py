@@ -13,7 +13,7 @@ from jaxtyping import Array, PyTree
 
 from lora_jax import partition
 from lora_jax.data.batch import Batch
-from lora_jax.method import Method
+from lora_jax.method import Around, Method
 from lora_jax.quantisation.weight import value_counts
 from lora_jax.sweeps import step as sweep_step
 from lora_jax.sweeps.common_method import common_method
@@ -22,6 +22,7 @@ from lora_jax.sweeps.runs import stack as stack_values
 from lora_jax.training import optimizer, step
 
 LEARNING_RATE = 1e-4
+_UPDATES = 1000  # of a run, for methods with a schedule
 
 
 class Step(NamedTuple):
@@ -50,10 +51,12 @@ class _Adapted(NamedTuple):
     structure: partition.Structure
     trainable: partition.Params
     frozen: partition.Params
+    of_method: Around | None
 
     def optimizer(self, rate: Any = LEARNING_RATE) -> optax.GradientTransformation:
-        """AdamW of what trains."""
-        return optimizer.adamw({path: self.labels[path] for path in self.trainable}, rate)
+        """AdamW of what trains, and what the method does to it."""
+        labels = {path: self.labels[path] for path in self.trainable}
+        return optimizer.adamw(labels, rate, of_method=self.of_method)
 
 
 def _adapted(model: nnx.Module, method: Method, base_dtype: str | None) -> _Adapted:
@@ -66,7 +69,8 @@ def _adapted(model: nnx.Module, method: Method, base_dtype: str | None) -> _Adap
             path: leaf if path in packed else _of_type(leaf, base_dtype)
             for path, leaf in frozen.items()
         }
-    return _Adapted(adapted, labels, structure, trainable, frozen)
+    of_method = method.around(adapted, _UPDATES)
+    return _Adapted(adapted, labels, structure, trainable, frozen, of_method)
 
 
 def _of_type(leaf: Any, dtype: str) -> Any:

@@ -105,10 +105,12 @@ def _decomposed(
         return u[:, :rank], s[:rank], v[:rank]
     width = min(rank + _OVERSAMPLED, *matrix.shape)
     found = matrix @ jax.random.normal(jax.random.key(0), (matrix.shape[1], width))
-    for _ in range(iterations):
-        basis, _ = jnp.linalg.qr(found)
-        other, _ = jnp.linalg.qr(matrix.T @ basis)
-        found = matrix @ other
+
+    def sharper(step: int, found: Array) -> Array:
+        other, _ = jnp.linalg.qr(matrix.T @ jnp.linalg.qr(found)[0])
+        return matrix @ other
+
+    found = jax.lax.fori_loop(0, iterations, sharper, found)
     basis, _ = jnp.linalg.qr(found)
     u, s, v = jnp.linalg.svd(basis.T @ matrix, full_matrices=False)
     return (basis @ u)[:, :rank], s[:rank], v[:rank]
