@@ -75,8 +75,8 @@ def integer(
       ValueError: the value is not an integer, smaller than `least` or larger than `most`.
     """
     if not is_whole(value) or int(value) < least:
-        kind = "positive integer" if least == 1 else f"integer from {least} on"
-        raise InputError(f"{name} must be a {kind}{where}, got {brief(value)}")
+        kind = "a positive integer" if least == 1 else f"an integer from {least} on"
+        raise InputError(f"{name} must be {kind}{where}, got {brief(value)}")
     if most is not None and int(value) > most:
         raise InputError(f"{name} must be at most {most:,}{where}, got {brief(value)}")
     return int(value)

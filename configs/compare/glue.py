@@ -22,6 +22,22 @@ _TARGETS = minilm.METHODS["lora_all"]["targets"]
 _EXAMPLES = {"wnli": 635}  # of the training sets with fewer than 2,000
 
 
+def run_config(task: str) -> ConfigDict:
+    """The config of one run, whose method and learning rate a comparison replaces.
+
+    Raises:
+      ValueError: an unknown task.
+    """
+    if task not in (known := (*TASKS, "wnli")):
+        raise ValueError(f"unknown task {task!r}; known are {list(known)}")
+    run = minilm.get_config(f"{task},lora_all")
+    run.batch_size = 32
+    run.data.max_examples = 2_000
+    run.data.row_length = 0  # data.max_length: runs with different orders share rows of one length
+    run.log_every = 10
+    return run
+
+
 def get_config(arg: str = "sst2") -> ConfigDict:
     """Returns the config of `TASK` or `TASK,METHOD+METHOD`.
 
@@ -29,12 +45,6 @@ def get_config(arg: str = "sst2") -> ConfigDict:
       ValueError: an unknown task or method.
     """
     task, chosen = common.split(arg, "sst2")
-    if task not in (known := (*TASKS, "wnli")):
-        raise ValueError(f"unknown task {task!r} in {arg!r}; known are {list(known)}")
-    run = minilm.get_config(f"{task},lora_all")
-    run.batch_size = 32
-    run.data.max_examples = 2_000
-    run.data.row_length = 0  # data.max_length: runs with different orders share rows of one length
-    run.log_every = 10
+    run = run_config(task)
     every = common.methods(_TARGETS, common.updates(run, _EXAMPLES.get(task, 0)))
     return common.compare_config("glue", run, every, chosen)

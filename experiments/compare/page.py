@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 
 from experiments.compare import figures, peft
 from experiments.compare.contenders import Contender
+from experiments.compare.optimum import as_rate, of_row
 from experiments.compare.runs import Run, read
 from experiments.compare.statistics import REFERENCE, Row, contains_zero, rows
 from experiments.latency.intervals import Interval
@@ -25,7 +26,7 @@ from lora_jax.run_folder import RESULT
 from lora_jax.summary import readable_bytes
 
 _HEADER = (
-    "method", "trained", "learning rate", "score", f"difference to {REFERENCE}", "contains 0",
+    "method", "trained", "learning rate", "optimum", "score", f"difference to {REFERENCE}", "contains 0",
     "time of a step", "adapter", "diverged",
 )  # fmt: skip
 _EDGES = {
@@ -43,6 +44,7 @@ class Unit:
     def __init__(self, headline: str, smaller_is_better: bool):
         percent = any(c.percent for c in HEADLINES.values() if c.metric == headline)
         self.factor = 100.0 if percent else 1.0
+        self.smaller_is_better = smaller_is_better
         better = "less is better" if smaller_is_better else "more is better"
         self.label = f"{headline}{' x 100' if percent else ''}, {better}"
         self._digits = 1 if percent else 3
@@ -77,7 +79,7 @@ def write(trained: Trained, contenders: Sequence[Contender]) -> None:
     values = {
         "experiment": config.experiment, "headline": headline, "smaller_is_better": smaller,
         "reference": REFERENCE if REFERENCE in runs else None,
-        "methods": [_json(row, sizes[row.name]) for row in table],
+        "methods": [_json(row, sizes[row.name], smaller) for row in table],
     }  # fmt: skip
     files.write_json(workdir / "comparison.json", values)
     folder = workdir / "comparison"
@@ -134,6 +136,7 @@ def _cells(row: Row, size: int | None, unit: Unit) -> list[str]:
         row.name,
         f"{row.trained:,}",
         "-" if row.best is None else f"{row.best.rate:g}{_EDGES[row.edge]}",
+        as_rate(of_row(row, smaller_is_better=unit.smaller_is_better)),
         unit.text(row.score),
         unit.text(row.difference, signed=True),
         {None: "-", True: "yes", False: "no"}[zero],
@@ -154,6 +157,8 @@ def _reading(table: Sequence[Row], seeds: int) -> str:
         "data, as the paper does it. So it is the best of several and a little too good for every method, "
         "more so where the rates differ little or the scores vary much; no data are left that "
         "nothing was chosen by.",
+        "Optimum: the top of the parabola through the best rate and its neighbours, over the logarithm of "
+        "the rate, mean over seeds with its interval; a dash where a seed's best rate is an end of the grid.",
         "±: 95% intervals of Student's t over the seeds, which are few: they say how much seeds differ, not "
         "how much the choice of the learning rate or other data would change. With one seed there is none.",
         f"Difference: to {REFERENCE}, each at its own best rate, paired by seed (same order of the examples, "
@@ -180,7 +185,7 @@ def _tried(table: Sequence[Row]) -> str:
     return str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
 
 
-def _json(row: Row, size: int | None) -> dict[str, Any]:
+def _json(row: Row, size: int | None, smaller: bool) -> dict[str, Any]:
     """A method's row, in the units of run records."""
     zero = None if row.difference is None else contains_zero(row.difference)
     return {
@@ -188,6 +193,7 @@ def _json(row: Row, size: int | None) -> dict[str, Any]:
         "trained": row.trained,
         "learning_rate": None if row.best is None else row.best.rate,
         "edge": row.edge or None,
+        "log10_of_optimum": _interval(of_row(row, smaller_is_better=smaller)),
         "score": _interval(row.score),
         f"difference_to_{REFERENCE}": _interval(row.difference),
         "contains_zero": zero,

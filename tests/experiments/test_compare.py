@@ -1,5 +1,6 @@
 """Comparisons of methods: a tiny one from end to end, and its statistics on made-up runs."""
 
+import dataclasses
 import json
 import math
 import re
@@ -9,13 +10,13 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from configs.compare import common, e2e, glue, instructions
+from configs.compare import common, e2e, glue, instructions, regret
 from configs.glue import minilm
 from configs.sweep.common import sweep_config
 from experiments.compare import __main__ as compare
-from experiments.compare import contenders, figures, page, peft
+from experiments.compare import contenders, figures, optimum, page, peft
 from experiments.compare.runs import Run
-from experiments.compare.statistics import contains_zero, interval, rows
+from experiments.compare.statistics import AtRate, Row, contains_zero, interval, rows
 from experiments.latency.intervals import Interval
 from experiments.sweep import local as sweeps
 from experiments.sweep.command import Trained
@@ -156,7 +157,7 @@ def test_a_method_that_always_diverged_is_last_and_without_numbers(finished):
     assert "all seeds ended with a score: bitfit." in text
     (line,) = (line for line in text.splitlines() if line.startswith("| bitfit"))
     cells = [cell.strip() for cell in line.strip("|").split("|")]
-    assert cells[2:6] == ["-"] * 4 and cells[7:] == ["-", "4"]
+    assert cells[2:7] == ["-"] * 5 and cells[8:] == ["-", "4"]
 
 
 def test_the_page(finished):
@@ -415,3 +416,79 @@ def test_runs_that_another_command_trains_leave_the_comparison_to_later(
     compared(config, folder)
     assert "1 runs have no result yet, such as learning_rate=0.01" in capsys.readouterr().out
     assert (folder / "comparison.md").stat().st_mtime_ns == before
+
+
+# ---- where the best learning rate lies ------------------------------------------------------------------
+
+
+def _at_rates(tops, rates=(1e-4, 3e-4, 1e-3, 3e-3, 1e-2), sign=-1.0):
+    """A method whose scores are parabolas over the logarithm of the rate, with a top for every seed."""
+    of_rate = tuple(
+        AtRate(
+            rate=rate, diverged=0, failed=0,
+            scores={s: 0.9 + sign * 0.1 * (math.log10(rate) - top) ** 2 for s, top in enumerate(tops)},
+        )
+        for rate in rates
+    )  # fmt: skip
+    return Row(name="x", trained=1, rates=of_rate, best=of_rate[2], step_seconds=1.0)
+
+
+def test_the_optimum_of_a_parabola_is_its_top():
+    tops = (-3.2, -2.9, -3.05)
+    row = _at_rates(tops)
+    found = optimum.of_row(row, smaller_is_better=False)
+    expected = stats.t.interval(0.95, 2, np.mean(tops), stats.sem(tops))
+    np.testing.assert_allclose([found.value - found.half, found.value + found.half], expected)
+    assert optimum.as_rate(found) == "0.00089 (0.00038 to 0.0021)"
+    losses = _at_rates(tops, sign=1.0)
+    np.testing.assert_allclose(optimum.of_row(losses, smaller_is_better=True).value, np.mean(tops))
+    other = _at_rates((-4.2 + 0.3, -3.9 + 0.2, -4.05 + 0.1), rates=(1e-5, 1e-4, 1e-3))
+    difference = np.array(tops) - [-3.9, -3.7, -3.95]
+    found = optimum.ratio(row, other, smaller_is_better=False)
+    np.testing.assert_allclose(found.value, difference.mean())
+    np.testing.assert_allclose(found.half, stats.t.ppf(0.975, 2) * stats.sem(difference))
+
+
+def test_there_is_no_optimum_at_an_end_of_the_grid_or_beside_a_run_without_a_score():
+    assert optimum.of_row(_at_rates((-3.0, -5.0)), smaller_is_better=False) is None
+    assert optimum.as_rate(None) == "-"
+    row = _at_rates((-3.0, -3.1))
+    del row.rates[3].scores[1]
+    assert optimum.of_seed(row.rates, 0, smaller_is_better=False) == pytest.approx(-3.0)
+    assert optimum.of_seed(row.rates, 1, smaller_is_better=False) is None
+    assert optimum.ratio(row, _at_rates((-3.0, -3.1)), smaller_is_better=False) is None
+    flat = dataclasses.replace(
+        row, rates=tuple(dataclasses.replace(at, scores={0: 0.5}) for at in row.rates)
+    )
+    assert (
+        optimum.of_seed(flat.rates, 0, smaller_is_better=False) is None
+    )  # the first of equals is an end
+
+
+def test_the_comparison_about_regret_has_equal_counts_and_lower_rates_for_full_fine_tuning():
+    config = regret.get_config()
+    contenders.check(config)
+    found = points(config)
+    assert len(found) == len({point.name for point in found}) == 9 * 7 * 3
+    widths = {
+        "query": 768,
+        "key": 768,
+        "value": 768,
+        "attention/output": 768,
+        "up": 1920,
+        "down": 1920,
+    }
+    paths = {
+        p if "/" in p or p in ("up", "down") else f"attention/{p}": w for p, w in widths.items()
+    }
+    per_rank = {
+        name: sum(w for path, w in paths.items() if re.fullmatch(own["targets"], f"x/{path}"))
+        for name, own in regret.METHODS.items()
+        if "targets" in own
+    }
+    counts = {name: per_rank[name] * regret.METHODS[name]["rank"] for name in per_rank}
+    assert counts["lora"] == counts["attention_18"] > counts["attention_8"] > 0
+    rates = {name: grid.learning_rate for name, grid in config.grids.items()}
+    np.testing.assert_allclose(np.divide(rates["lora"], rates["full"]), 10)
+    with pytest.raises(ValueError, match="unknown method 'rank_3'"):
+        regret.get_config("sst2,rank_3")

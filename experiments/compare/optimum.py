@@ -1,0 +1,78 @@
+"""Where between the tried learning rates a method's best one lies: the top of a parabola, for every seed.
+
+Grids of rates are coarse, a factor of about 3 from one to the next. The score against the logarithm of the
+rate is nearly a parabola around its best value; through the best of the tried rates and its two neighbours
+there is one, and its top is the estimate. Where the best rate is an end of the grid there is none.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from experiments.compare.statistics import AtRate, Row, interval
+from experiments.latency.intervals import Interval
+
+
+def of_seed(rates: Sequence[AtRate], seed: int, *, smaller_is_better: bool) -> float | None:
+    """The logarithm (base 10) of a seed's best learning rate.
+
+    Args:
+      rates: of a method, from low to high.
+      seed: of the runs.
+      smaller_is_better: whether a smaller score is the better one.
+
+    Returns:
+      None if the best of the tried rates is an end of the grid, or the run at a neighbour has no score.
+    """
+    known = [(math.log10(at.rate), at.scores.get(seed)) for at in rates]
+    sign = 1 if smaller_is_better else -1
+    scored = [(sign * score, i) for i, (_, score) in enumerate(known) if score is not None]
+    if not scored:
+        return None
+    best = min(scored)[1]
+    if best in (0, len(known) - 1):
+        return None
+    x, y = zip(*((place, score) for place, score in known[best - 1 : best + 2]), strict=True)
+    if None in y:
+        return None
+    second, first, _ = np.polyfit(np.asarray(x) - x[1], sign * np.asarray(y, np.float64), 2)
+    return float(x[1] - first / (2 * second)) if second > 0 else float(x[1])
+
+
+def of_row(row: Row, *, smaller_is_better: bool) -> Interval | None:
+    """The mean over seeds, as a logarithm of base 10; None if a seed has none."""
+    found = by_seed(row, smaller_is_better=smaller_is_better)
+    return interval(list(found.values())) if found and None not in found.values() else None  # type: ignore[arg-type]
+
+
+def by_seed(row: Row, *, smaller_is_better: bool) -> dict[int, float | None]:
+    """The logarithm of the best rate of every seed."""
+    seeds = sorted({seed for at in row.rates for seed in at.scores})
+    return {s: of_seed(row.rates, s, smaller_is_better=smaller_is_better) for s in seeds}
+
+
+def ratio(one: Row, other: Row, *, smaller_is_better: bool) -> Interval | None:
+    """The logarithm of one method's best rate over another's, paired by seed; None if a seed lacks one."""
+    first, second = (by_seed(row, smaller_is_better=smaller_is_better) for row in (one, other))
+    if first.keys() != second.keys() or not first:
+        return None
+    differences = [_minus(first[seed], second[seed]) for seed in first]
+    return None if None in differences else interval([d for d in differences if d is not None])
+
+
+def _minus(one: float | None, other: float | None) -> float | None:
+    return None if one is None or other is None else one - other
+
+
+def as_rate(value: Interval | None) -> str:
+    """`1.2e-03 (8e-04 to 1.8e-03)` of a logarithm; a dash for None."""
+    if value is None:
+        return "-"
+    mean = f"{10**value.value:.2g}"
+    if math.isnan(value.half):
+        return mean
+    low, high = (10 ** (value.value + side * value.half) for side in (-1, 1))
+    return f"{mean} ({low:.2g} to {high:.2g})"
