@@ -33,6 +33,7 @@ import jax
 import jaxtyping
 import numpy as np
 import pytest
+import sampled
 import type_checking
 
 # Every annotated function of the library is checked at every call, shapes included.
@@ -92,6 +93,8 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if "slow" in item.keywords:
             item.add_marker(skipped)
+    for number in sampled.left_out(item.nodeid for item in items):
+        items[number].add_marker(skipped)
 
 
 _BESIDE_REPOSITORY = pathlib.Path(__file__).resolve().parents[2] / "shared" / "data"
