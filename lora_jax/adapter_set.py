@@ -28,7 +28,8 @@ from lora_jax.fingerprints import base_parameters, fingerprint
 from lora_jax.method import METHOD, Method
 from lora_jax.partition import Params, Structure
 from lora_jax.patterns import some
-from lora_jax.state import without_sown
+from lora_jax.state import fixed, without_sown
+from lora_jax.state import values as values_of_state
 
 Chosen = str | Mapping[str, float]
 _CHOSEN = Kind((str, Mapping), "the name of an adapter, weights by name, or None for the base")
@@ -197,7 +198,11 @@ class AdapterSet:
         """
         self._check_same(name, model)
         adapter = self[name]
-        values = {**adapter.values, **adapter.state}
+        _, _, frozen = self._split(
+            adapter.method
+        )  # of which another adapter may have had other state
+        kept = {path: frozen[path] for path in values_of_state(model, "statistic", "fixed")}
+        values = {**kept, **adapter.values, **adapter.state}
         for path, variable in nnx.to_flat_state(nnx.state(model)):
             if (value := values.get("/".join(map(str, path)))) is not None:
                 variable.set_value(jnp.asarray(value, variable.get_value().dtype))
@@ -216,7 +221,7 @@ def _taken(model: nnx.Module, adapter: Adapter) -> Adapter:
     labels = adapter.method.labels(model)
     _, trainable, frozen = partition.split(model, labels)
     values = {path: np.asarray(value) for path, value in trainable.items()}
+    state = {path: np.asarray(frozen[path]) for path in (*adapter.state, *fixed(model))}
     return dataclasses.replace(
-        adapter, groups={path: labels[path] for path in values}, values=values,
-        state={path: np.asarray(frozen[path]) for path in adapter.state},
-    )  # fmt: skip
+        adapter, groups={path: labels[path] for path in values}, values=values, state=state
+    )

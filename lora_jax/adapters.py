@@ -6,7 +6,7 @@ Loading is strict both ways: the same leaves with the same shapes, onto the same
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -34,6 +34,7 @@ from lora_jax.fingerprints import fingerprint as fingerprint
 from lora_jax.partition import Params
 from lora_jax.quantisation.described import PACKED, difference, packing
 from lora_jax.sharding.placement import gather
+from lora_jax.state import fixed
 
 _ADAPTER = Kind((Adapter,), "an Adapter, from lora_jax.load_adapter(folder)")
 
@@ -46,6 +47,7 @@ def apply_adapter(
     frozen: Mapping[str, Any] | None = None,
     *,
     packed: str = "",
+    fixed: Collection[str] = (),
 ) -> Params:
     """Returns `trainable` with every leaf replaced by the adapter's, strictly.
 
@@ -59,6 +61,7 @@ def apply_adapter(
       where: name of the adapter, for messages.
       frozen: the frozen leaves of the model, to which the adapter's statistics must fit.
       packed: what of the model is packed, see `quantisation.described`, for messages.
+      fixed: paths of the values that the adapter must have besides, see `state.fixed`.
 
     Raises:
       ValueError: another or an unknown base, or leaves missing, extra or of another shape.
@@ -81,7 +84,8 @@ def apply_adapter(
     there = {**adapter.values, **adapter.state}
     state = {path: leaf for path, leaf in (frozen or {}).items() if path in adapter.state}
     here = {**trainable, **state}
-    missing, extra = sorted(here.keys() - there.keys()), sorted(there.keys() - here.keys())
+    missing = sorted({*here, *fixed} - there.keys())
+    extra = sorted(there.keys() - here.keys())
     if missing or extra:
         raise InputError(
             f"{where} does not fit: missing {missing[:5]}, not in the model {extra[:5]}"
@@ -123,7 +127,9 @@ def attach(
         labels = adapter.method.labels(inserted)
     structure, trainable, frozen = partition.split(inserted, labels)
     packed = packing(model)
-    values = apply_adapter(adapter, trainable, base, where, frozen, packed=packed)
+    values = apply_adapter(
+        adapter, trainable, base, where, frozen, packed=packed, fixed=fixed(inserted)
+    )
     return partition.join(structure, values, frozen)
 
 

@@ -53,6 +53,8 @@ def to_lora(
 ) -> tuple[nnx.Module, Method]:
     """The same model with LoRA in the place of its updates, and the method that it then has; a copy.
 
+    Dropout of the updates is not taken over.
+
     Args:
       adapted: with the method.
       method: whose updates change weights, with whatever trains of the base besides.
@@ -75,7 +77,7 @@ def to_lora(
     targets = {
         path: _arguments(adapted_layers(adapted)[path], parts) for path, parts in found.items()
     }
-    plain = _method(method, targets)
+    plain = _method(method, adapted, targets)
     model = plain.insert(strip(adapted), jax.random.key(0))
     for path, layer in adapted_layers(model).items():
         for part, (pair, _) in pairs_with_weights(layer.lora, WeightView(layer)).items():
@@ -146,17 +148,18 @@ def _arguments(layer: AdaptedLayer, parts: dict[str, _Converted]) -> dict[str, A
     return arguments
 
 
-def _method(method: Method, targets: dict[str, dict[str, Any]]) -> Method:
-    """LoRA with these targets in the place of what inserts updates."""
-    spec, placed = [], False
+def _method(method: Method, adapted: nnx.Module, targets: dict[str, dict[str, Any]]) -> Method:
+    """LoRA in the place of each part that inserts updates, with those of the targets that it chose."""
+    spec = []
     for part in method.to_json():
         own = part["arguments"]
-        if "targets" not in own or part["name"] not in _OF_UPDATES:
+        if part["name"] not in _OF_UPDATES:
             spec.append(part)
-        elif not placed:
-            kept = {name: own[name] for name in ("bias", "head") if name in own}
-            spec.append({"name": "lora", "arguments": {"targets": targets, **kept}})
-            placed = True
+            continue
+        chosen = [path for i in from_json([part]).insertions for path in i.paths(adapted)]
+        kept = {name: own[name] for name in ("bias", "head") if name in own}
+        arguments = {"targets": {path: targets[path] for path in chosen}, **kept}
+        spec.append({"name": "lora", "arguments": arguments})
     return from_json(spec)
 
 

@@ -19,23 +19,24 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from lora_jax.low_rank.contraction import Contraction, as_matrices
 from lora_jax.low_rank.settings import Gradient
 from lora_jax.sharding.layout import automatically, sharding_of
 
-_DAMPING = 1e-8  # of the inverses, as both have it
+_DAMPING = 1e-8  # of the inverses, as both have it; in float32 it vanishes beside larger matrices
 Factors = tuple[Float[Array, "maps inputs rank"], Float[Array, "maps rank outputs"]]
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 4))
 def corrected(
     rule: Gradient, roles: Contraction, a: Float[Array, ...], b: Float[Array, ...], scale: float
 ) -> tuple[Float[Array, ...], Float[Array, ...]]:
     """Both factors as they are, whose gradients will be corrected.
 
-    A factor becomes its value and a linear function of its change, which is zero; the transpose of that
-    function is the correction. So it needs no derivative of its own.
+    There is no forward mode (`jax.jvp`): a correction of gradients is the derivative of no function.
 
     Args:
       rule: of the correction.
@@ -44,21 +45,41 @@ def corrected(
       b: (*batch, rank, *outputs).
       scale: in front of their product.
     """
+    return a, b
 
-    def same(a: Array, b: Array) -> tuple[Array, Array]:
-        value_a, value_b = jax.lax.stop_gradient((a, b))
 
-        def correct(of_a: Array, of_b: Array) -> tuple[Array, Array]:
-            pairs = ((value_a, value_b), (of_a, of_b))
-            matrices = (jnp.asarray(m) for pair in pairs for m in as_matrices(roles, *pair))
-            function = _lora_fa if rule == "lora_fa" else lora_pro
-            new_a, new_b = jax.vmap(functools.partial(function, scale=scale))(*matrices)
-            return new_a.reshape(a.shape), new_b.reshape(b.shape)
+def _forward(
+    rule: Gradient, roles: Contraction, a: Array, b: Array, scale: float
+) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
+    return (a, b), (a, b)
 
-        change = jax.linear_transpose(correct, a, b)((a - value_a, b - value_b))
-        return value_a + change[0], value_b + change[1]
 
-    return automatically(same, (sharding_of(a), sharding_of(b)), a, b)
+def _backward(
+    rule: Gradient,
+    roles: Contraction,
+    scale: float,
+    kept: tuple[Array, Array],
+    gradients: tuple[Array, Array],
+) -> tuple[Array, Array]:
+    def correct(a: Array, b: Array, of_a: Array, of_b: Array) -> tuple[Array, Array]:
+        pairs = ((a, b), (of_a, of_b))
+        matrices = (_precise(m) for pair in pairs for m in as_matrices(roles, *pair))
+        function = _lora_fa if rule == "lora_fa" else lora_pro
+        new_a, new_b = jax.vmap(functools.partial(function, scale=scale))(*matrices)
+        return new_a.reshape(a.shape).astype(a.dtype), new_b.reshape(b.shape).astype(b.dtype)
+
+    a, b = kept
+    return automatically(correct, (sharding_of(a), sharding_of(b)), a, b, *gradients)
+
+
+_backward.of_identity = True  # type: ignore[attr-defined]  # FLOPs are counted as without it
+corrected.defvjp(_forward, _backward)
+
+
+def _precise(values: Array | np.ndarray) -> Array:
+    """In float32, or float64 if they are: decompositions have no smaller type."""
+    array = jnp.asarray(values)
+    return array.astype(jnp.promote_types(array.dtype, jnp.float32))
 
 
 def _lora_fa(a: Array, b: Array, of_a: Array, of_b: Array, *, scale: float) -> tuple[Array, Array]:
@@ -95,7 +116,11 @@ def _product(left: Array, right: Array) -> Array:
 
 
 def _inverse(gram: Float[Array, "rank rank"]) -> Float[Array, "rank rank"]:
-    inverse: Array = jnp.linalg.inv(gram + _DAMPING * jnp.eye(len(gram), dtype=gram.dtype))
+    """The inverse; relative to the size of the matrix damped, for factors whose columns are dependent."""
+    size = jnp.trace(gram) / len(gram)
+    relative = 10 * jnp.finfo(gram.dtype).eps
+    damped = gram + (_DAMPING + relative * size) * jnp.eye(len(gram), dtype=gram.dtype)
+    inverse: Array = jnp.linalg.inv(damped)
     return inverse
 
 

@@ -77,14 +77,15 @@ class LowRankUpdate(FactorsUpdate):
                 f"has {min(fan_in, fan_out)}; rank {rank} is too large"
             )
         if settings.init in starts.OF_WEIGHT:
-            a, b = starts.of_weight(weight, settings)
+            a, b = starts.of_weight(weight, settings, path)
         elif weight.gathers and not frozen_a:
             a = jnp.zeros(shape_a, jnp.float32)
             b = contraction.initial_values(key, shape_b, rank, "gaussian", std=1.0)  # as loralib
         else:
             if frozen_a:
-                key = starts.seeded(settings.seed, path)
-            a = contraction.initial_values(key, shape_a, fan_in, settings.init, settings.std)
+                a = starts.seeded(settings.seed, path, shape_a, settings, fan_in)
+            else:
+                a = contraction.initial_values(key, shape_a, fan_in, settings.init, settings.std)
             b = jnp.zeros(shape_b, jnp.float32)
         dropout_rate = float(settings.dropout)
         pair = cls(a, b, alpha=float(settings.alpha), scale=settings.scale, dropout=dropout_rate)

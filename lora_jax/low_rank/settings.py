@@ -110,6 +110,25 @@ class LoRASettings(UpdateSettings):
         """Whether rank, alpha and initial values are only numbers: scale A B, whatever these are."""
         return self.init not in STARTS and self.gradient == "plain" and self.b_rate == 1
 
+    def fitted(self, limit: int, path: str) -> LoRASettings | str:
+        """The settings with a rank that a layer allows; see the base class.
+
+        LoRA-GA takes twice as many singular vectors as the rank.
+        """
+        if self.init != "lora_ga" or self.rank <= limit // 2:
+            return super().fitted(limit, path)
+        reason = (
+            f"init='lora_ga' takes twice as many singular vectors as the rank, {self.rank}, and its smaller "
+            f"side is {limit}"
+        )
+        if self.too_large == "error":
+            raise InputError(
+                f"{path or 'the model'}: {reason}; use a rank up to {limit // 2}, or too_large='cap' or "
+                f"'skip', or exclude={path!r}"
+            )
+        fitted = super().fitted(limit // 2, path)
+        return reason if isinstance(fitted, str) else fitted
+
     def to_arguments(self) -> dict[str, Any]:
         """The inverse of `from_arguments`; see there."""
         values = super().to_arguments()

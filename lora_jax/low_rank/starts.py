@@ -13,13 +13,16 @@ from __future__ import annotations
 
 import math
 import zlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float
 
+from lora_jax import threefry
+from lora_jax.errors import InputError
 from lora_jax.low_rank import contraction
+from lora_jax.low_rank.contraction import Shape
 from lora_jax.low_rank.settings import LoRASettings
 
 if TYPE_CHECKING:
@@ -31,13 +34,17 @@ _OVERSAMPLED = 10  # directions beside the wanted ones in an approximate decompo
 
 
 def of_weight(
-    weight: WeightView, settings: LoRASettings
+    weight: WeightView, settings: LoRASettings, path: str
 ) -> tuple[Float[Array, ...], Float[Array, ...]]:
     """The start that a weight gives, in the shapes of its factors.
 
     Args:
       weight: pre-trained; of a packed one its numbers.
       settings: with `init`, one of OF_WEIGHT.
+      path: of the layer, for messages.
+
+    Raises:
+      ValueError: PiSSA's factors would have columns of zeros, which never train.
     """
     roles, rank = weight.roles, settings.rank
     shape_a, shape_b = contraction.factor_shapes(roles, weight.shape, rank)
@@ -51,6 +58,14 @@ def of_weight(
 
     matrices = roles.to_matrices(weight.values())
     a, b = jax.lax.map(start, matrices)  # one after the other: only one is decomposed at a time
+    if settings.init == "pissa" and not isinstance(a, jax.core.Tracer):
+        smallest = jnp.min(jnp.sum(a * a, axis=1))
+        if not bool(smallest > 0):
+            raise InputError(
+                f"the weight of {path or 'the layer'} has a rank below {rank} (it may be zero), so factors "
+                f"of its principal part would be zero and never train; exclude={path!r}, or give this layer "
+                "init='kaiming'"
+            )
     return a.reshape(shape_a), b.reshape(shape_b)
 
 
@@ -91,9 +106,28 @@ def lora_ga(
     return size * u[:, :rank], size * v[rank : 2 * rank]
 
 
-def seeded(seed: int, path: str) -> Key[Array, ""]:
-    """The key of what a layer draws from a seed in its settings."""
-    return jax.random.fold_in(jax.random.key(seed), zlib.crc32(path.encode()))
+def seeded(seed: int, path: str, shape: Shape, settings: LoRASettings, fan_in: int) -> Array:
+    """The A of a layer that is drawn from a seed in its settings: `kaiming` or `gaussian`, see there.
+
+    Whatever JAX's settings for random numbers are, since no folder holds it.
+
+    Args:
+      seed: of the settings.
+      path: of the layer.
+      shape: of A.
+      settings: with `init` and `std`.
+      fan_in: contracted size of one map.
+    """
+    key = jax.random.key(seed, impl="threefry2x32")
+    words = threefry.words(jax.random.fold_in(key, zlib.crc32(path.encode())), shape)
+    uniform: Array = ((words >> 8).astype(jnp.float32) + 0.5) * jnp.float32(
+        2.0**-24
+    )  # within (0, 1)
+    if settings.init == "gaussian":
+        normal: Array = settings.std * jax.scipy.special.ndtri(uniform)
+        return normal
+    kaiming: Array = (2 * uniform - 1) / math.sqrt(fan_in)
+    return kaiming
 
 
 def _decomposed(
@@ -106,7 +140,7 @@ def _decomposed(
     width = min(rank + _OVERSAMPLED, *matrix.shape)
     found = matrix @ jax.random.normal(jax.random.key(0), (matrix.shape[1], width))
 
-    def sharper(step: int, found: Array) -> Array:
+    def sharper(step: Any, found: Array) -> Array:
         other, _ = jnp.linalg.qr(matrix.T @ jnp.linalg.qr(found)[0])
         return matrix @ other
 

@@ -126,9 +126,9 @@ class UpdateSettings:
         """
         if self.rank <= limit:
             return self
-        if self.too_large == "cap":
+        if self.too_large == "cap" and limit:
             return self.capped(limit)
-        if self.too_large == "skip":
+        if self.too_large in ("skip", "cap"):
             return f"rank {self.rank} is larger than its smaller side, {limit}"
         raise InputError(
             f"rank {self.rank} is larger than the matrix for {path or 'the model'}: its smaller side is "

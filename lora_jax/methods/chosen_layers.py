@@ -13,6 +13,7 @@ from lora_jax.expressions import Expression
 from lora_jax.low_rank import limits, targets
 from lora_jax.low_rank.layers import AdaptedLayer, lora_layer_of
 from lora_jax.low_rank.parameters import ReadsUpdated
+from lora_jax.low_rank.settings import LoRASettings
 from lora_jax.low_rank.sharing import shared_weights
 from lora_jax.low_rank.update_settings import UpdateSettings
 from lora_jax.methods.common import NORMS
@@ -190,6 +191,8 @@ def row(path: str, layer: AdaptedLayer, chosen: ChosenLayer) -> MatchedLayer:
     settings = chosen.settings
     if layer.gathers:  # row numbers have no dropout
         settings = dataclasses.replace(settings, dropout=0.0)
+        if isinstance(settings, LoRASettings):  # its B starts at random, and A at zero
+            settings = dataclasses.replace(settings, b_rate=1.0)
     capped = settings.rank < chosen.wanted
     return MatchedLayer(
         rule=chosen.target,

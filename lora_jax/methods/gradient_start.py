@@ -69,12 +69,29 @@ def start_from_gradients(
     weights = waiting_weights(adapted)
     if not weights:
         raise InputError("no update of this model has init='lora_ga', which starts from gradients")
+    _refuse_trained(adapted)
     copy = nnx.clone(adapted)
     labels = dict.fromkeys(partition.parameters(copy), partition.FROZEN)
     labels |= dict.fromkeys(weights.values(), partition.TRAINABLE)
     structure, chosen, rest = partition.split(copy, labels)
     set_starts(copy, weights, mean_gradient(structure, chosen, rest, loss, batches))
     return copy
+
+
+def _refuse_trained(adapted: nnx.Module) -> None:
+    """Raises ValueError for updates that are not at their start any more: they would be lost."""
+    for path, layer in adapted_layers(adapted).items():
+        for pair in pairs_of(layer.lora).values():
+            if not hasattr(pair, "gamma") or isinstance(pair.a.get_raw_value(), jax.core.Tracer):
+                continue
+            same = (pair.a[...] == pair.a_start[...]).all() & (
+                pair.b[...] == pair.b_start[...]
+            ).all()
+            if not bool(same):
+                raise InputError(
+                    f"the update of {path or 'the model'} is trained already, and a new start would undo "
+                    "that; start from gradients before training, on method.insert(base, key)"
+                )
 
 
 def mean_gradient(

@@ -10,14 +10,13 @@ from flax import nnx
 from lora_jax.checks import Integer, Real
 from lora_jax.errors import InputError
 from lora_jax.low_rank.contraction import Init, Scaling
-from lora_jax.low_rank.layers import adapted_layers, factor_path
 from lora_jax.low_rank.settings import Gradient, LoRASettings
 from lora_jax.low_rank.targets import Exclude, Layers, Targets, is_open
 from lora_jax.low_rank.update_settings import TooLarge
 from lora_jax.method import Around, Method
 from lora_jax.methods.parameters import ParameterInsertion
+from lora_jax.methods.rates import faster_b
 from lora_jax.methods.updates import Bias, UpdateInsertion, settings_by_target, update_method
-from lora_jax.optimizers import scaled_updates
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,18 +25,7 @@ class LoRAInsertion(UpdateInsertion):
 
     def around(self, model: nnx.Module, updates: int | None) -> Around | None:
         """LoRA+: the updates of B are larger than those of A."""
-        rates: dict[str, float] = {}
-        adapted = adapted_layers(model)
-        for path, chosen in self.choose_in(model).layers.items():
-            rate = getattr(chosen.settings, "b_rate", 1.0)
-            if (
-                rate == 1 or adapted[path].gathers
-            ):  # the B of a table is the factor that starts at random
-                continue
-            for part in adapted[path].lora.members():
-                place = factor_path(path, adapted[path], part)
-                rates |= {f"{place}/{side}": rate for side in ("b", "b_bias", "magnitude")}
-        return scaled_updates(rates) if rates else None
+        return faster_b(self.choose_in(model).layers, model)
 
 
 def lora(

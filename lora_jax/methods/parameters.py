@@ -18,8 +18,9 @@ from lora_jax.low_rank.parameters import AdaptedParameter, adapt_parameter
 from lora_jax.low_rank.settings import LoRASettings
 from lora_jax.low_rank.sharing import shared_variables
 from lora_jax.low_rank.weights import WeightView
-from lora_jax.method import Insertion
+from lora_jax.method import Around, Insertion
 from lora_jax.methods.chosen_layers import Choice, ChosenLayer, row
+from lora_jax.methods.rates import faster_b
 from lora_jax.summary import MatchedLayer, SkippedLayer
 
 
@@ -57,6 +58,10 @@ class ParameterInsertion(Insertion):
     def skipped(self, model: nnx.Module) -> list[SkippedLayer]:
         """One row per parameter that a target names and that has no update."""
         return self._chosen_in(model).skipped
+
+    def around(self, model: nnx.Module, updates: int | None) -> Around | None:
+        """LoRA+: the updates of B are larger than those of A."""
+        return faster_b(self._chosen_in(model).layers, model)
 
     def _chosen_in(self, model: nnx.Module) -> Choice:
         return self._choose(surgery.parameters_of(surgery.pretrained_modules(model)))

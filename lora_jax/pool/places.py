@@ -27,7 +27,10 @@ from lora_jax.partition import HEAD
 from lora_jax.pool.routed import PooledModule
 from lora_jax.pool.updates import PooledPair
 
-_REMEDY = "merge it and run it as a model of its own, or serve it beside the pool"
+_REMEDY = (
+    "merge it and run it as a model of its own, serve it beside the pool, or convert it to LoRA "
+    "(lora_jax.to_lora)"
+)
 
 
 @dataclasses.dataclass(frozen=True)

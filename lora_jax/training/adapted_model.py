@@ -112,8 +112,10 @@ class AdaptedModel:
             if shared is None:
                 plain = set(self.labels) - value_counts(adapted).keys()
                 self.frozen = self.placement.put(_cast(frozen, dtype, plain))
-            else:
-                self.frozen = {path: shared.frozen[path] for path in frozen}
+            else:  # but for what the method inserted, which is this one's own
+                own = {path: frozen[path] for path in (*self._fixed, *self._seeded)}
+                of_base = {path: shared.frozen[path] for path in frozen if path not in own}
+                self.frozen = of_base | self.placement.put(own)
 
     def model(self, trainable: Mapping[str, Any]) -> nnx.Module:
         """The adapted model with these trainable parameters; `lora_jax.merge` takes it.
@@ -206,7 +208,13 @@ class AdaptedModel:
         with in_host_memory():
             base = adapter.base if adapter.base in self.bases else self.base
             loaded = adapters.apply_adapter(
-                adapter, self.trainable, base, str(path), self.frozen, packed=self.packed
+                adapter,
+                self.trainable,
+                base,
+                str(path),
+                self.frozen,
+                packed=self.packed,
+                fixed=self._fixed,
             )
         return self.placement.put(loaded)
 

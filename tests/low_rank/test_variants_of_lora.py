@@ -14,7 +14,9 @@ from flax import nnx
 from peft.optimizers import create_lorafa_optimizer, create_loraplus_optimizer, lorafa
 
 import lora_jax
+from lora_jax.costs import flops
 from lora_jax.low_rank import gradients, starts
+from lora_jax.low_rank.contraction import Contraction
 from lora_jax.state import Fixed, Seeded
 from lora_jax.training import optimizer
 from tests.low_rank.layer_cases import CASES, random_input, randomise
@@ -316,3 +318,17 @@ def test_names_tell_the_variant():
 def test_settings_that_do_not_go_together_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         lora_jax.lora("", **arguments)
+
+
+@pytest.mark.parametrize("rule", ["lora_fa", "lora_pro"])
+def test_flops_are_those_without_the_correction(rule):
+    """Training counts the FLOPs of every step; what the gradient's correction computes is not the model's."""
+    roles = Contraction.from_letters("io")
+    a, b, x = jnp.ones((4, 2)), jnp.ones((2, 3)), jnp.ones((5, 4))
+
+    def loss(factors, correct):
+        a, b = gradients.corrected(rule, roles, *factors, 2.0) if correct else factors
+        return jnp.sum((x @ a @ b) ** 2)
+
+    plain, found = (flops.training(lambda f, c=c: loss(f, c), (a, b)) for c in (False, True))
+    assert found == plain > 0
