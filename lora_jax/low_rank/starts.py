@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding
 from jaxtyping import Array, Float
 
 from lora_jax import threefry
@@ -24,6 +26,7 @@ from lora_jax.errors import InputError
 from lora_jax.low_rank import contraction
 from lora_jax.low_rank.contraction import Shape
 from lora_jax.low_rank.settings import LoRASettings
+from lora_jax.sharding.layout import automatically
 
 if TYPE_CHECKING:
     from lora_jax.low_rank.weights import WeightView
@@ -56,17 +59,30 @@ def of_weight(
             return olora(matrix, rank)
         return pissa(matrix, rank, settings.scale, settings.svd_iterations)
 
-    matrices = roles.to_matrices(weight.values())
-    a, b = jax.lax.map(start, matrices)  # one after the other: only one is decomposed at a time
-    if settings.init == "pissa" and not isinstance(a, jax.core.Tracer):
-        smallest = jnp.min(jnp.sum(a * a, axis=1))
+    def factors(values: Float[Array, ...]) -> tuple[Array, Array]:
+        # one after the other: only one is decomposed at a time
+        a, b = jax.lax.map(start, roles.to_matrices(values))
+        return a.reshape(shape_a), b.reshape(shape_b)
+
+    a, b = automatically(factors, shardings_of_factors(weight), weight.values())
+    if settings.init == "pissa" and not isinstance(a, jax.core.Tracer) and a.is_fully_addressable:
+        batch, columns = len(roles.batch), np.asarray(a)
+        inputs = tuple(range(batch, columns.ndim - 1))
+        smallest = np.min(np.sum(columns * columns, axis=inputs))
         if not bool(smallest > 0):
             raise InputError(
                 f"the weight of {path or 'the layer'} has a rank below {rank} (it may be zero), so factors "
                 f"of its principal part would be zero and never train; exclude={path!r}, or give this layer "
                 "init='kaiming'"
             )
-    return a.reshape(shape_a), b.reshape(shape_b)
+    return a, b
+
+
+def shardings_of_factors(weight: WeightView) -> tuple[NamedSharding | None, NamedSharding | None]:
+    """How both factors of a weight are split over a mesh: as its axes are."""
+    roles, layout = weight.roles, weight.layout
+    of_a = layout.of_axes((*roles.batch, *roles.inputs, None))
+    return of_a, layout.of_axes((*roles.batch, None, *roles.outputs))
 
 
 def pissa(

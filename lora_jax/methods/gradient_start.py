@@ -24,6 +24,7 @@ from lora_jax.low_rank.layers import adapted_layers
 from lora_jax.low_rank.lora_layer import LoRALayer
 from lora_jax.low_rank.pairs import LowRankUpdate, pairs_of, pairs_with_weights
 from lora_jax.low_rank.weights import WeightView
+from lora_jax.sharding.layout import automatically
 
 Gradients = dict[str, Array]
 
@@ -157,7 +158,10 @@ def _set_start(pair: LowRankUpdate, weight: WeightView, gradient: Float[Array, .
     def start(matrix: Float[Array, "inputs outputs"]) -> tuple[Array, Array]:
         return starts.lora_ga(matrix, pair.rank, pair.gamma)
 
-    a, b = jax.lax.map(start, weight.roles.to_matrices(gradient))
-    for factor, start_of, value in ((pair.a, pair.a_start, a), (pair.b, pair.b_start, b)):
-        factor[...] = value.reshape(factor.shape)
-        start_of[...] = value.reshape(factor.shape)
+    def factors(gradient: Float[Array, ...]) -> tuple[Array, Array]:
+        a, b = jax.lax.map(start, weight.roles.to_matrices(gradient))
+        return a.reshape(pair.a.shape), b.reshape(pair.b.shape)
+
+    a, b = automatically(factors, starts.shardings_of_factors(weight), gradient)
+    pair.a[...] = pair.a_start[...] = a
+    pair.b[...] = pair.b_start[...] = b

@@ -1,4 +1,4 @@
-"""A program: AdaLoRA's optimizer on a model that a user split over a mesh. See test_adalora_on_meshes.py."""
+"""A program: methods after LoRA on a model that a user split over a mesh. See test_variants_on_meshes.py."""
 
 import json
 import sys
@@ -15,7 +15,17 @@ import lora_jax as lj
 
 INIT = nnx.initializers.lecun_normal()
 X = jax.random.normal(jax.random.key(1), (4, 8))
-METHOD = lj.adalora("up|down|experts", rank=2, target_rank=1, final=1)
+LAYERS = "up|down|experts"
+METHODS = {
+    "adalora": lj.adalora(LAYERS, rank=2, target_rank=1, final=1),
+    "pissa": lj.lora(LAYERS, rank=2, init="pissa"),
+    "lora_fa": lj.lora(LAYERS, rank=2, gradient="lora_fa"),
+    "lora_pro": lj.lora(LAYERS, rank=2, gradient="lora_pro", b_rate=2),
+    "vera": lj.vera(LAYERS, rank=4),
+    "loha": lj.loha(LAYERS, rank=2),
+    "lokr": lj.lokr(LAYERS, rank=2),
+    "ia3": lj.ia3(LAYERS, "down"),
+}
 
 
 def split(*axes):
@@ -37,18 +47,18 @@ class Model(nnx.Module):
         return jnp.sum(y**2) + jnp.sum(self.experts(wide) ** 2)
 
 
-def run(out: P | None) -> dict:
-    adapted = METHOD.insert(Model(nnx.Rngs(0)), jax.random.key(0))
+def run(method: lj.Method, out: P | None) -> dict:
+    adapted = method.insert(Model(nnx.Rngs(0)), jax.random.key(0))
     x, wide = X, jnp.broadcast_to(X, (4, *X.shape))
     if out is not None:
         x, wide = jax.device_put(x, P("data")), jax.device_put(wide, P("model", "data"))
-    labels = METHOD.labels(adapted)
+    labels = method.labels(adapted)
     structure, trainable, frozen = lj.split(adapted, labels)
     for number, path in enumerate(sorted(trainable)):
         noise = 0.1 * jax.random.normal(jax.random.key(number), trainable[path].shape)
         trainable[path] += jax.device_put(noise, trainable[path].sharding)
     own = {path: labels[path] for path in trainable}
-    tx = lj.optimizer(own, optax.adam(1e-2), METHOD.around(adapted, updates=4))
+    tx = lj.optimizer(own, optax.adam(1e-2), method.around(adapted, updates=4))
 
     @jax.jit
     def step(trainable: dict, state: optax.OptState) -> tuple[dict, optax.OptState]:
@@ -62,13 +72,17 @@ def run(out: P | None) -> dict:
     return {path: np.asarray(value).tolist() for path, value in trainable.items()}
 
 
+def every(out: P | None) -> dict:
+    return {name: run(method, out) for name, method in METHODS.items()}
+
+
 def main() -> None:
     auto = (AxisType.Auto,) * 2
     with jax.set_mesh(jax.make_mesh((1, 1), ("data", "model"), auto, devices=jax.devices()[:1])):
-        results = {"one": run(None)}
+        results = {"one": every(None)}
     for kind in (AxisType.Auto, AxisType.Explicit):
         with jax.set_mesh(jax.make_mesh((2, 4), ("data", "model"), axis_types=(kind, kind))):
-            results[kind.name] = run(P("data") if kind == AxisType.Explicit else None)
+            results[kind.name] = every(P("data") if kind == AxisType.Explicit else None)
     with open(sys.argv[1], "w") as file:
         json.dump(results, file)
 
