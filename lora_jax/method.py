@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
@@ -110,6 +111,10 @@ class Method:
         return Method(
             self.spec + other.spec, self.insertions + other.insertions, self.rules + other.rules
         )
+
+    def __hash__(self) -> int:
+        """Of the description, whose arguments are mappings and lists."""
+        return hash(json.dumps(self.to_json(), sort_keys=True, default=str))
 
     @property
     def special_tokens(self) -> tuple[int, int]:

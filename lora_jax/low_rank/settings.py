@@ -141,6 +141,7 @@ class LoRASettings(UpdateSettings):
         magnitude += ", lookups only" if self.lookup_only else ""
         magnitude += f", axes {self.axes}, formed at every read" if self.axes else ""
         magnitude += f", starts by {self.init}" if self.init in STARTS else ""
+        magnitude += " (start_from_gradients, or the trainer)" if self.init == "lora_ga" else ""
         magnitude += f", B learns {self.b_rate:g} times as fast" if self.b_rate != 1 else ""
         magnitude += f", gradient of {self.gradient}" if self.gradient != "plain" else ""
         return magnitude

@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
@@ -71,6 +72,10 @@ def start_from_gradients(
     if not weights:
         raise InputError("no update of this model has init='lora_ga', which starts from gradients")
     _refuse_trained(adapted)
+    if isinstance(batches, jax.Array | np.ndarray):
+        raise InputError(
+            "batches must be several: a list, or another iterable, of what the loss takes"
+        )
     copy = nnx.clone(adapted)
     labels = dict.fromkeys(partition.parameters(copy), partition.FROZEN)
     labels |= dict.fromkeys(weights.values(), partition.TRAINABLE)
@@ -115,11 +120,18 @@ def mean_gradient(
       ValueError: no batch, or a gradient that is not finite.
     """
 
+    def of_batch(chosen: Any, rest: Any, batch: Any) -> Array:
+        value = loss(partition.join(structure, chosen, rest), batch)
+        if not isinstance(value, jax.Array) or value.shape:
+            raise InputError(
+                f"the loss must be one number, and it is {getattr(value, 'shape', type(value).__name__)}; "
+                "give a function of (model, batch) that returns the mean alone"
+            )
+        return value
+
     @jax.jit
     def added(total: Gradients, chosen: Any, rest: Any, batch: Any) -> Gradients:
-        found: Gradients = jax.grad(
-            lambda leaves: loss(partition.join(structure, leaves, rest), batch)
-        )(chosen)
+        found: Gradients = jax.grad(of_batch)(chosen, rest, batch)
         return {path: total[path] + new.astype(jnp.float32) for path, new in found.items()}
 
     total, count = {p: jnp.zeros_like(leaf, jnp.float32) for p, leaf in chosen.items()}, 0

@@ -159,6 +159,21 @@ def test_b_of_a_bare_parameter_learns_faster_too():
     assert text.count("B learns 16 times as fast") == 1  # not of the table
 
 
+def test_equal_methods_have_one_hash():
+    first, second = (lora_jax.lora({"first": {"rank": 3}}, init="pissa") for _ in range(2))
+    assert first == second and hash(first) == hash(second) and len({first, second, of()}) == 2
+
+
+def test_losses_and_batches_of_a_start_are_checked():
+    waiting = of("lora_ga").insert(Model(), jax.random.key(0))
+    with pytest.raises(ValueError, match=r"the loss must be one number, and it is \(5, 6\)"):
+        lora_jax.start_from_gradients(waiting, lambda model, batch: model(batch), [X])
+    with pytest.raises(ValueError, match="the loss must be one number, and it is tuple"):
+        lora_jax.start_from_gradients(waiting, lambda m, b: (jnp.sum(m(b)), 0), [X])
+    with pytest.raises(ValueError, match="batches must be several"):
+        lora_jax.start_from_gradients(waiting, loss, X)
+
+
 def test_a_shared_base_is_the_base_alone():
     first = AdaptedModel(Model(), lora_jax.vera(["first", "second"], rank=4, seed=0))
     second = AdaptedModel(
