@@ -206,7 +206,7 @@ def test_wrong_descriptions_name_the_file_and_the_key(tmp_path, change, message)
         ("fused_sizes", [-8, 12], "a size in fused_sizes must be a positive integer, got -8"),
         ("fused_sizes", 4, "fused_sizes must be a list of sizes"),
         ("scaling", ["alpha/r"], "scaling must be"),
-        ("init", {}, "init must be 'kaiming' or 'gaussian'"), ("axes", 5, "axes must have one letter"),
+        ("init", {}, "init must be 'kaiming', 'gaussian', "), ("axes", 5, "axes must have one letter"),
         ("axes", "i" * 65 + "o", "axes must have one letter"), ("magnitude", "yes", "magnitude must be True"),
         ("too_large", [], "too_large must be 'error', 'cap' or 'skip'"), ("size", 3, r"unknown \['size'\]"),
     ],

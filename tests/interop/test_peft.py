@@ -159,17 +159,18 @@ def trained_here(name, with_head, method, bases, folder):
 
 
 def test_what_changed_has_new_settings(bases, tmp_path):
-    """The stored settings of PiSSA are those of factors on a changed base, and these here are of rank 2r."""
+    """Factors of PiSSA keep their start, and go back as PiSSA's: PEFT takes the start off again."""
     theirs = trained("llama", False, init_lora_weights="pissa")
     theirs.save_pretrained(tmp_path / "peft")
     folder = from_peft(str(tmp_path / "peft"), tmp_path / "ours", model=str(bases / "llama"))
     adapter = adapters.load_adapter(folder)
     values = {path: value * np.float32(1.01) for path, value in adapter.values.items()}
     adapters.save_adapter(
-        tmp_path / "moved", values, adapter.groups, adapter.method, adapter.base, adapter.notes
-    )
+        tmp_path / "moved", values, adapter.groups, adapter.method, adapter.base, adapter.notes,
+        state=adapter.state,
+    )  # fmt: skip
     config = to_peft(tmp_path / "moved", tmp_path / "new")
-    assert (config["r"], config["lora_alpha"], config["init_lora_weights"]) == (6, 16, True)
+    assert (config["r"], config["lora_alpha"], config["init_lora_weights"]) == (3, 8, "pissa")
     again = peft.PeftModel.from_pretrained(model_of("llama", False), tmp_path / "new")
     expected = our_logits(tmp_path / "moved", bases / "llama", "llama")
     assert np.abs(logits_of(again) - expected).max() < 1e-5
