@@ -198,9 +198,8 @@ class AdapterSet:
         """
         self._check_same(name, model)
         adapter = self[name]
-        _, _, frozen = self._split(
-            adapter.method
-        )  # of which another adapter may have had other state
+        # What the model has besides may be another adapter's.
+        _, _, frozen = self._split(adapter.method)
         kept = {path: frozen[path] for path in values_of_state(model, "statistic", "fixed")}
         values = {**kept, **adapter.values, **adapter.state}
         for path, variable in nnx.to_flat_state(nnx.state(model)):

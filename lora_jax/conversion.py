@@ -32,7 +32,7 @@ from lora_jax.low_rank.updates import FactorsUpdate, PartUpdate
 from lora_jax.low_rank.weights import WeightView
 from lora_jax.method import METHOD, Method
 from lora_jax.methods.parameters import ParameterInsertion
-from lora_jax.methods.registry import CONSTRUCTORS, from_json
+from lora_jax.methods.registry import from_json
 from lora_jax.methods.updates import UpdateInsertion
 
 Matrices = tuple[Float[np.ndarray, "maps inputs rank"], Float[np.ndarray, "maps rank outputs"]]
@@ -152,18 +152,15 @@ def _method(method: Method, adapted: nnx.Module, targets: dict[str, dict[str, An
     """LoRA in the place of each part that inserts updates, with those of the targets that it chose."""
     spec = []
     for part in method.to_json():
-        own = part["arguments"]
-        if part["name"] not in _OF_UPDATES:
+        own, insertions = part["arguments"], from_json([part]).insertions
+        if not insertions:  # it only trains what is there
             spec.append(part)
             continue
-        chosen = [path for i in from_json([part]).insertions for path in i.paths(adapted)]
+        chosen = [path for insertion in insertions for path in insertion.paths(adapted)]
         kept = {name: own[name] for name in ("bias", "head") if name in own}
         arguments = {"targets": {path: targets[path] for path in chosen}, **kept}
         spec.append({"name": "lora", "arguments": arguments})
     return from_json(spec)
-
-
-_OF_UPDATES = frozenset({"lora"} | {"vera", "adalora", "loha", "lokr", "ia3"} & CONSTRUCTORS.keys())
 
 
 def _set(pair: LowRankUpdate, values: _Converted) -> None:

@@ -17,6 +17,7 @@ from jaxtyping import Array, Float, Key
 
 from lora_jax.low_rank import contraction
 from lora_jax.low_rank.adalora_settings import AdaLoRASettings
+from lora_jax.low_rank.computed_factors import typical_size
 from lora_jax.low_rank.updates import FactorsUpdate
 from lora_jax.low_rank.weights import WeightView
 
@@ -72,8 +73,7 @@ class AdaLoRAUpdate(FactorsUpdate):
     def randomise(self, weight: WeightView, key: Key[Array, ""], share: float) -> None:
         """Sets random values, in place, whose product is a share of the weight."""
         fan_in = math.prod(weight.roles.sizes(weight.shape)[1])
-        size = jnp.sqrt(jnp.mean(weight.values() ** 2))
-        size = jnp.where(size > 0, size, 1 / math.sqrt(fan_in))
+        size = typical_size(weight)
         key_a, key_e, key_b = jax.random.split(key, 3)
         std_b = share * size * math.sqrt(fan_in / self.rank) / self.scale
         self.a[...] = jax.random.normal(key_a, self.a.shape) / math.sqrt(fan_in)

@@ -27,7 +27,6 @@ from lora_jax.low_rank.settings import Gradient
 from lora_jax.sharding.layout import automatically, sharding_of
 
 _DAMPING = 1e-8  # of the inverses, as both have it; in float32 it vanishes beside larger matrices
-Factors = tuple[Float[Array, "maps inputs rank"], Float[Array, "maps rank outputs"]]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 4))

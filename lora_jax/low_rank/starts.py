@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from lora_jax.low_rank.weights import WeightView
 
 OF_WEIGHT = ("pissa", "olora")
-Factors = tuple[Float[Array, "maps inputs rank"], Float[Array, "maps rank outputs"]]
 _OVERSAMPLED = 10  # directions beside the wanted ones in an approximate decomposition
 
 
@@ -136,9 +135,8 @@ def seeded(seed: int, path: str, shape: Shape, settings: LoRASettings, fan_in: i
     """
     key = jax.random.key(seed, impl="threefry2x32")
     words = threefry.words(jax.random.fold_in(key, zlib.crc32(path.encode())), shape)
-    uniform: Array = ((words >> 8).astype(jnp.float32) + 0.5) * jnp.float32(
-        2.0**-24
-    )  # within (0, 1)
+    # Within (0, 1).
+    uniform: Array = ((words >> 8).astype(jnp.float32) + 0.5) * jnp.float32(2.0**-24)
     if settings.init == "gaussian":
         normal: Array = settings.std * jax.scipy.special.ndtri(uniform)
         return normal

@@ -25,6 +25,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Key
 
 from lora_jax import threefry
+from lora_jax.low_rank.computed_factors import typical_size
 from lora_jax.low_rank.updates import FactorsUpdate
 from lora_jax.low_rank.vera_settings import VeRASettings
 from lora_jax.low_rank.weights import WeightView
@@ -86,9 +87,8 @@ class VeRAUpdate(FactorsUpdate):
 
     def randomise(self, weight: WeightView, key: Key[Array, ""], share: float) -> None:
         """Sets random vectors, in place, with which the update is about a share of the weight."""
-        inputs, rank = weight.roles.sizes(weight.shape)[1], self.lambda_d.shape[-1]
-        size = jnp.sqrt(jnp.mean(weight.values() ** 2))
-        size = jnp.where(size > 0, size, 1 / math.sqrt(math.prod(inputs)))
+        rank = self.lambda_d.shape[-1]
+        size = typical_size(weight)
         of_a, of_b = (jnp.sqrt(jnp.mean(m[...] ** 2)) for m in (self.shared_a, self.shared_b))
         key_d, key_b = jax.random.split(key)
         self.lambda_d[...] = jax.random.normal(key_d, self.lambda_d.shape)
