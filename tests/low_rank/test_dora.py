@@ -18,21 +18,11 @@ from lora_jax.low_rank.settings import LoRASettings
 from lora_jax.low_rank.updates import DropoutKey
 from lora_jax.low_rank.weights import WeightView
 from tests.low_rank.layer_cases import CASES, random_input, randomise
+from tests.low_rank.torch_layers import Holder
 
 torch.set_num_threads(1)
 RANK, ALPHA = 3, 6.0
 FLOAT32 = {"rtol": 2e-5, "atol": 2e-6}  # sums of at most some hundred products in another order
-
-
-class Holder(torch.nn.Module):
-    """A model of one layer, for peft."""
-
-    def __init__(self, layer):
-        super().__init__()
-        self.layer = layer
-
-    def forward(self, x):
-        return self.layer(x)
 
 
 def _conv(dims):

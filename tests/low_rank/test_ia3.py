@@ -15,21 +15,11 @@ from flax import nnx
 import lora_jax
 from lora_jax.errors import InputError
 from tests.low_rank.layer_cases import CASES, random_input, randomise
+from tests.low_rank.torch_layers import Holder
 
 torch.set_num_threads(1)
 KEY = jax.random.key(0)
 FLOAT32 = {"rtol": 2e-5, "atol": 2e-6}  # sums of at most some hundred products in another order
-
-
-class Holder(torch.nn.Module):
-    """A model of one layer, for peft."""
-
-    def __init__(self, layer):
-        super().__init__()
-        self.layer = layer
-
-    def forward(self, x):
-        return self.layer(x)
 
 
 def transposed(array):

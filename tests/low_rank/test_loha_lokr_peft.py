@@ -15,20 +15,10 @@ from peft.tuners.lokr.layer import factorization
 import lora_jax
 from lora_jax.low_rank.lokr import factorised
 from tests.low_rank.layer_cases import key, random_input
+from tests.low_rank.torch_layers import Holder
 
 torch.set_num_threads(1)
 FLOAT32 = {"rtol": 2e-5, "atol": 2e-6}  # sums of at most some hundred products in another order
-
-
-class Holder(torch.nn.Module):
-    """A model of one layer, for peft."""
-
-    def __init__(self, layer):
-        super().__init__()
-        self.layer = layer
-
-    def forward(self, x):
-        return self.layer(x)
 
 
 def _linear(inputs=12, outputs=8):

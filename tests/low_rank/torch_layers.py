@@ -6,6 +6,17 @@ import peft
 import torch
 
 
+class Holder(torch.nn.Module):
+    """A model of one layer, for peft."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x):
+        return self.layer(x)
+
+
 def torch_of(array):
     return torch.tensor(np.asarray(array))
 
