@@ -7,6 +7,7 @@ does in the base layer. The second, with B, is a plain product.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -70,6 +71,32 @@ def apart(
     return result
 
 
+def as_rows(
+    product: Callable[[Array, Array], Array],
+    inputs: Num[Array, ...],
+    factor: Inexact[Array, ...],
+    features: int = 1,
+) -> Inexact[Array, ...]:
+    """The product of inputs (*tokens, *features) with a factor, with all tokens as the rows of one matrix.
+
+    The factor's gradient is a sum over the tokens. Over several axes XLA's CPU compiler first transposes what
+    is large, the layer's inputs or the gradient of its outputs, with all that is computed on the way; over one
+    axis it does not. A mesh that fixes how a further axis of tokens is divided keeps the axes.
+
+    Args:
+      product: of inputs and factor, token by token.
+      inputs: of the layer, or the first product.
+      factor: A or B.
+      features: number of the last axes that are no tokens.
+    """
+    tokens = inputs.ndim - features
+    if tokens < 2 or any(jax.typeof(inputs).sharding.spec[1:tokens]):
+        return product(inputs, factor)
+    shape = inputs.shape
+    outputs = product(inputs.reshape(math.prod(shape[:tokens]), *shape[tokens:]), factor)
+    return outputs.reshape(*shape[:tokens], *outputs.shape[1:])
+
+
 class TwoProducts(Kind):
     """Base of the kinds whose way through the factors is two products, in whose middle is (..., rank).
 
@@ -111,13 +138,13 @@ class DenseKind(TwoProducts):
         self, inputs: Float[Array, "... inputs"], a: Float[Array, "inputs rank"]
     ) -> Float[Array, "... rank"]:
         """The layer's own product."""
-        return apart(self.own_product, inputs, a)
+        return as_rows(lambda x, a: apart(self.own_product, x, a), inputs, a)
 
     def second_product(
         self, low: Float[Array, "... rank"], b: Float[Array, "rank outputs"]
     ) -> Float[Array, "... outputs"]:
         """A plain product."""
-        return jnp.matmul(low, b, precision=self.second_precision())
+        return as_rows(lambda x, b: jnp.matmul(x, b, precision=self.second_precision()), low, b)
 
 
 class GeneralKind(TwoProducts):
@@ -150,17 +177,23 @@ class GeneralKind(TwoProducts):
         self, inputs: Inexact[Array, ...], a: Inexact[Array, ...]
     ) -> Inexact[Array, "... rank"]:
         """The layer's own product."""
-        return apart(self.own_product, inputs, a)
+        n_in, axes = self.axis_counts()[1], np.atleast_1d(self.configured().axis)
+        if not self.by_token() or set(axes.tolist()) != set(range(-n_in, 0)):
+            return apart(self.own_product, inputs, a)
+        return as_rows(lambda x, a: apart(self.own_product, x, a), inputs, a, features=n_in)
 
     def second_product(
         self, low: Inexact[Array, "... rank"], b: Inexact[Array, ...]
     ) -> Inexact[Array, ...]:
         """A plain product; batch axes come first."""
-        n_batch = self.axis_counts()[0]
+        n_batch, precision = self.axis_counts()[0], self.second_precision()
         lead = tuple(range(n_batch))
-        return jax.lax.dot_general(
-            low, b, (((low.ndim - 1,), (n_batch,)), (lead, lead)), precision=self.second_precision()
-        )
+
+        def product(x: Array, b: Array) -> Array:
+            contracted = ((x.ndim - 1,), (n_batch,))
+            return jax.lax.dot_general(x, b, (contracted, (lead, lead)), precision=precision)
+
+        return product(low, b) if n_batch else as_rows(product, low, b)
 
 
 class EmbedKind(TwoProducts):
