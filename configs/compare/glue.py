@@ -18,7 +18,7 @@ from configs.glue import minilm
 from configs.glue.common import TASKS
 from configs.sweep.common import ConfigDict
 
-_TARGETS = minilm.METHODS["lora_all"]["targets"]
+TARGETS = minilm.METHODS["lora_all"]["targets"]
 _EXAMPLES = {"wnli": 635}  # of the training sets with fewer than 2,000
 
 
@@ -46,5 +46,5 @@ def get_config(arg: str = "sst2") -> ConfigDict:
     """
     task, chosen = common.split(arg, "sst2")
     run = run_config(task)
-    every = common.methods(_TARGETS, common.updates(run, _EXAMPLES.get(task, 0)))
+    every = common.methods(TARGETS, common.updates(run, _EXAMPLES.get(task, 0)))
     return common.compare_config("glue", run, every, chosen)

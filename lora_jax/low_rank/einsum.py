@@ -10,7 +10,7 @@ from jaxtyping import Array, Inexact, Num
 
 from lora_jax.errors import InputError
 from lora_jax.low_rank.contraction import Contraction, on_axes
-from lora_jax.low_rank.kinds import TwoProducts, apart
+from lora_jax.low_rank.kinds import TwoProducts, with_factor
 from lora_jax.low_rank.lora_layer import LoRALayer
 from lora_jax.low_rank.update_settings import UpdateSettings
 
@@ -119,7 +119,8 @@ class EinsumKind(TwoProducts):
         roles = self.roles()
         of_a = "".join(kernel[axis] for axis in roles.batch + roles.inputs) + self._rank_letter()
         equation = f"{letters_in},{of_a}->{self._low_letters()}"
-        return apart(functools.partial(self.own_product, einsum_str=equation), inputs, a)
+        product = functools.partial(self.own_product, einsum_str=equation)
+        return with_factor(product, inputs, a, apart=True)
 
     def second_product(
         self, low: Inexact[Array, "... rank"], b: Inexact[Array, ...]

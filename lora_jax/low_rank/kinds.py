@@ -7,6 +7,7 @@ does in the base layer. The second, with B, is a plain product.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -46,55 +47,54 @@ class Kind(LayerWithWeight):
         return getattr(self.configured(), "precision", None)
 
 
-def apart(
-    product: Callable[[Array, Array], Array], inputs: Num[Array, ...], a: Inexact[Array, ...]
-) -> Inexact[Array, "... rank"]:
-    """The product with A, apart from that with the weight.
-
-    For GPUs XLA joins products of the same inputs, up to some thousand tokens, and copies their other
-    factors together for that: all of the weight, in every call. A barrier keeps them apart there; elsewhere
-    there is none. The backward pass keeps the inputs themselves, not what is behind the barrier.
-
-    Args:
-      product: of inputs and A.
-      inputs: of the layer.
-      a: (*batch, *inputs, rank).
-    """
-
-    def behind_barrier(inputs: Array, a: Array) -> Array:
-        same = jax.lax.platform_dependent(
-            inputs, cuda=jax.lax.optimization_barrier, default=lambda x: x
-        )
-        return product(same, a)
-
-    result: Array = jax.checkpoint(behind_barrier)(inputs, a)
-    return result
-
-
-def as_rows(
+def with_factor(
     product: Callable[[Array, Array], Array],
     inputs: Num[Array, ...],
     factor: Inexact[Array, ...],
-    features: int = 1,
+    *,
+    features: int = 0,
+    apart: bool = False,
 ) -> Inexact[Array, ...]:
-    """The product of inputs (*tokens, *features) with a factor, with all tokens as the rows of one matrix.
+    """The product of inputs with a factor, in the form that suits the device.
 
-    The factor's gradient is a sum over the tokens. Over several axes XLA's CPU compiler first transposes what
-    is large, the layer's inputs or the gradient of its outputs, with all that is computed on the way; over one
-    axis it does not. A mesh that fixes how a further axis of tokens is divided keeps the axes.
+    For CPUs all tokens are the rows of one matrix. The factor's gradient is a sum over them, and where they
+    are several axes XLA first transposes what is large, the layer's inputs or the gradient of its outputs,
+    with all that is computed on the way. Elsewhere the axes stay, as a mesh may divide several of them.
+
+    For GPUs XLA joins products of the same inputs, up to some thousand tokens, and copies their other
+    factors together for that: all of the weight, in every call. A barrier keeps them apart there. The
+    backward pass keeps the inputs themselves, not what is behind the barrier.
 
     Args:
-      product: of inputs and factor, token by token.
+      product: of inputs and factor.
       inputs: of the layer, or the first product.
       factor: A or B.
-      features: number of the last axes that are no tokens.
+      features: number of the inputs' last axes that are no tokens; 0 where they are not the last ones.
+      apart: whether the layer multiplies the same inputs with its weight.
     """
     tokens = inputs.ndim - features
-    if tokens < 2 or any(jax.typeof(inputs).sharding.spec[1:tokens]):
+    rows = features > 0 and tokens > 1 and not any(jax.typeof(inputs).sharding.spec[1:tokens])
+    if not rows and not apart:
         return product(inputs, factor)
-    shape = inputs.shape
-    outputs = product(inputs.reshape(math.prod(shape[:tokens]), *shape[tokens:]), factor)
-    return outputs.reshape(*shape[:tokens], *outputs.shape[1:])
+
+    def by_rows(x: Array, factor: Array) -> Array:
+        shape = x.shape
+        flat = product(x.reshape(math.prod(shape[:tokens]), *shape[tokens:]), factor)
+        return flat.reshape(*shape[:tokens], *flat.shape[1:])
+
+    def behind_barrier(x: Array, factor: Array) -> Array:
+        return product(jax.lax.optimization_barrier(x), factor)
+
+    forms = {"cpu": by_rows} if rows else {}
+    if apart:
+        forms["cuda"] = behind_barrier
+
+    def in_form(x: Array, factor: Array) -> Array:
+        chosen: Array = jax.lax.platform_dependent(x, factor, default=product, **forms)
+        return chosen
+
+    result: Array = jax.checkpoint(in_form)(inputs, factor)
+    return result
 
 
 class TwoProducts(Kind):
@@ -138,13 +138,14 @@ class DenseKind(TwoProducts):
         self, inputs: Float[Array, "... inputs"], a: Float[Array, "inputs rank"]
     ) -> Float[Array, "... rank"]:
         """The layer's own product."""
-        return as_rows(lambda x, a: apart(self.own_product, x, a), inputs, a)
+        return with_factor(self.own_product, inputs, a, features=1, apart=True)
 
     def second_product(
         self, low: Float[Array, "... rank"], b: Float[Array, "rank outputs"]
     ) -> Float[Array, "... outputs"]:
         """A plain product."""
-        return as_rows(lambda x, b: jnp.matmul(x, b, precision=self.second_precision()), low, b)
+        product = functools.partial(jnp.matmul, precision=self.second_precision())
+        return with_factor(product, low, b, features=1)
 
 
 class GeneralKind(TwoProducts):
@@ -178,9 +179,9 @@ class GeneralKind(TwoProducts):
     ) -> Inexact[Array, "... rank"]:
         """The layer's own product."""
         n_in, axes = self.axis_counts()[1], np.atleast_1d(self.configured().axis)
-        if not self.by_token() or set(axes.tolist()) != set(range(-n_in, 0)):
-            return apart(self.own_product, inputs, a)
-        return as_rows(lambda x, a: apart(self.own_product, x, a), inputs, a, features=n_in)
+        last = self.by_token() and set(axes.tolist()) == set(range(-n_in, 0))
+        features = n_in if last else 0
+        return with_factor(self.own_product, inputs, a, features=features, apart=True)
 
     def second_product(
         self, low: Inexact[Array, "... rank"], b: Inexact[Array, ...]
@@ -193,7 +194,7 @@ class GeneralKind(TwoProducts):
             contracted = ((x.ndim - 1,), (n_batch,))
             return jax.lax.dot_general(x, b, (contracted, (lead, lead)), precision=precision)
 
-        return product(low, b) if n_batch else as_rows(product, low, b)
+        return with_factor(product, low, b, features=0 if n_batch else 1)
 
 
 class EmbedKind(TwoProducts):

@@ -36,16 +36,20 @@ def waiting_weights(adapted: nnx.Module) -> dict[str, str]:
     Raises:
       ValueError: such a weight is not of floating-point numbers.
     """
-    found = {}
-    for path, layer in adapted_layers(adapted).items():
-        if not any(hasattr(pair, "gamma") for pair in pairs_of(layer.lora).values()):
-            continue
+    found: dict[str, str] = {}
+    layers = {
+        path: layer
+        for path, layer in adapted_layers(adapted).items()
+        if any(hasattr(pair, "gamma") for pair in pairs_of(layer.lora).values())
+    }
+    floats = partition.parameters(adapted) if layers else {}
+    for path, layer in layers.items():
         leaf = (
             f"{path}/{type(layer).weight}".removeprefix("/")
             if isinstance(layer, LoRALayer)
             else path
         )
-        if leaf not in partition.parameters(adapted):
+        if leaf not in floats:
             raise InputError(
                 f"{leaf} is quantised and has no gradient, from which init='lora_ga' starts; start on a base "
                 "of floating-point numbers, or take init='pissa'"

@@ -6,11 +6,13 @@ import math
 import re
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
+from flax import nnx
 from scipy import stats
 
-from configs.compare import common, e2e, glue, instructions, regret
+from configs.compare import common, e2e, glue, instructions, regret, small
 from configs.glue import minilm
 from configs.sweep.common import sweep_config
 from experiments.compare import __main__ as compare
@@ -24,6 +26,8 @@ from experiments.sweep.experiment import experiment
 from experiments.sweep.local import run_sweep
 from experiments.sweep.points import compatible, points
 from experiments.sweep.steps import Steps
+from lora_jax import methods
+from lora_jax.models.gpt2 import GPT2, GPT2Config
 from tests.experiments.sweep_runs import record
 
 METHODS = {
@@ -465,30 +469,45 @@ def test_there_is_no_optimum_at_an_end_of_the_grid_or_beside_a_run_without_a_sco
     )  # the first of equals is an end
 
 
-def test_the_comparison_about_regret_has_equal_counts_and_lower_rates_for_full_fine_tuning():
-    config = regret.get_config()
+# Values of a rank in a layer, by layer: inputs and outputs.
+WIDTHS = {
+    "e2e": {"attention/qkv": 4, "attention/output": 2, "up": 5, "down": 5},  # as times d
+    "sst2": {
+        "attention/query": 768, "attention/key": 768, "attention/value": 768, "attention/output": 768,
+        "up": 1920, "down": 1920,
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("task", WIDTHS)
+def test_the_comparison_about_regret_has_equal_counts_and_lower_rates_for_full_fine_tuning(task):
+    config = regret.get_config(task)
     contenders.check(config)
     found = points(config)
-    assert len(found) == len({point.name for point in found}) == 9 * 7 * 3
-    widths = {
-        "query": 768,
-        "key": 768,
-        "value": 768,
-        "attention/output": 768,
-        "up": 1920,
-        "down": 1920,
+    assert len(found) == len({point.name for point in found}) == 10 * 7 * 3
+    chosen = {name: grid.method[0] for name, grid in config.grids.items()}
+    counts = {
+        name: own["rank"]
+        * sum(w for path, w in WIDTHS[task].items() if re.fullmatch(own["targets"], f"x/{path}"))
+        for name, own in chosen.items()
+        if own["name"] == "lora"
     }
-    paths = {
-        p if "/" in p or p in ("up", "down") else f"attention/{p}": w for p, w in widths.items()
-    }
-    per_rank = {
-        name: sum(w for path, w in paths.items() if re.fullmatch(own["targets"], f"x/{path}"))
-        for name, own in regret.METHODS.items()
-        if "targets" in own
-    }
-    counts = {name: per_rank[name] * regret.METHODS[name]["rank"] for name in per_rank}
-    assert counts["lora"] == counts["attention_18"] > counts["attention_8"] > 0
+    alike = [counts[name] for name in counts if name.split("_")[0] in ("all", "attention", "mlp")]
+    assert len(alike) == 3 and len(set(alike)) == 1 and alike[0] > counts["lora"]
+    assert counts["rank_16"] == 2 * counts["lora"] == 16 * counts["rank_1"]
     rates = {name: grid.learning_rate for name, grid in config.grids.items()}
     np.testing.assert_allclose(np.divide(rates["lora"], rates["full"]), 10)
     with pytest.raises(ValueError, match="unknown method 'rank_3'"):
-        regret.get_config("sst2,rank_3")
+        regret.get_config(f"{task},rank_3")
+
+
+def test_the_small_comparison_scales_keys_and_values_of_the_joined_projection():
+    config = small.get_config("ia3+lora")
+    contenders.check(config)
+    model = GPT2(GPT2Config(vocab_size=50, n_embd=16, n_layer=2, n_head=2), nnx.Rngs(0))
+    method = methods.create(**config.grids.ia3.method[0])
+    adapted = method.insert(model, jax.random.key(0))
+    # Two thirds of the projection's 48 outputs and the 64 inputs of the second matrix, in two layers.
+    assert method.summary(adapted).counts()["trainable"] == 2 * (32 + 64)
+    with pytest.raises(ValueError, match="'webnlg'"):
+        small.get_config("webnlg")

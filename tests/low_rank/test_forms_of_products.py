@@ -1,4 +1,6 @@
-"""The product with A is kept apart from that with the weight in programs for GPUs, and only there."""
+"""Products with A and B in the form that suits the device: apart from the weight's on GPUs, by rows on CPUs."""
+
+import re
 
 import jax
 import jax.numpy as jnp
@@ -41,9 +43,31 @@ def test_the_barrier_is_in_programs_for_gpus(adapted):
         assert ("optimization_barrier" in text) is expected, platform
 
 
-def test_values_and_both_kinds_of_derivatives(adapted):
+@pytest.mark.parametrize("shape", [(3, 5, 6), (2, 3, 5, 6)])
+def test_factors_gradients_are_sums_over_one_axis_in_programs_for_cpus_alone(adapted, shape):
+    """Over several axes XLA's compiler for CPUs transposes the layer's inputs and output gradients."""
+    structure, params = partition.all_frozen(adapted)
+    factors = {path: value for path, value in params.items() if "lora" in path}
+    frozen = {path: value for path, value in params.items() if "lora" not in path}
+
+    def loss(factors, x):
+        return jnp.sum(jnp.sin(partition.join(structure, factors, frozen)(x)))
+
+    traced = jax.jit(jax.grad(loss)).trace(factors, jnp.ones(shape))
+    of_features = (
+        adapted.layer.lora.b.ndim - 2
+    )  # one product sums over both output axes of the general layer
+    for platform, of_tokens in {"cpu": 0, "tpu": 2, "cuda": 2}.items():
+        text = traced.lower(lowering_platforms=(platform,)).as_text()
+        axes = re.findall(r"contracting_dims = \[([0-9, ]*)\]", text)
+        assert len(axes) >= 5, "the products have another name now"
+        assert sum("," in found for found in axes) == of_tokens + of_features, platform
+
+
+@pytest.mark.parametrize("tokens", [(3,), (3, 2)])
+def test_values_and_both_kinds_of_derivatives(adapted, tokens):
     """Of a closed form, by reverse and by forward mode."""
-    x = jnp.asarray(np.random.default_rng(0).standard_normal((3, 6)), jnp.float32)
+    x = jnp.asarray(np.random.default_rng(0).standard_normal((*tokens, 6)), jnp.float32)
     layer = adapted.layer
     a, b = layer.lora.a[...], layer.lora.b[...]
     kernel, bias = layer.kernel[...].reshape(6, 4), layer.bias[...].reshape(4)
@@ -54,7 +78,7 @@ def test_values_and_both_kinds_of_derivatives(adapted):
     structure, params = partition.all_frozen(adapted)
 
     def ours(x, a):
-        return partition.join(structure, {}, {**params, "layer/lora/a": a})(x).reshape(3, 4)
+        return partition.join(structure, {}, {**params, "layer/lora/a": a})(x).reshape(*tokens, 4)
 
     close = {"rtol": 1e-5, "atol": 1e-6}
     np.testing.assert_allclose(ours(x, a), closed(x, a), **close)
