@@ -47,15 +47,15 @@ class Unit:
         self.smaller_is_better = smaller_is_better
         better = "less is better" if smaller_is_better else "more is better"
         self.label = f"{headline}{' x 100' if percent else ''}, {better}"
-        self._digits = 1 if percent else 3
+        self.digits = 1 if percent else 3
 
     def text(self, value: Interval | None, *, signed: bool = False) -> str:
         """`91.2 ± 0.8`; without the interval where it is unknown, a dash for None."""
         if value is None:
             return "-"
-        mean = f"{self.factor * value.value:{'+' if signed else ''}.{self._digits}f}"
+        mean = f"{self.factor * value.value:{'+' if signed else ''}.{self.digits}f}"
         half = self.factor * value.half
-        return mean if math.isnan(half) else f"{mean} ± {half:.{self._digits}f}"
+        return mean if math.isnan(half) else f"{mean} ± {half:.{self.digits}f}"
 
 
 def write(trained: Trained, contenders: Sequence[Contender]) -> None:
