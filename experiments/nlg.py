@@ -38,7 +38,8 @@ def evaluate(config: ConfigDict, workdir: Path) -> dict[str, Any]:
 
 def table(result: dict[str, Any]) -> str:
     """A short text of a run record."""
-    lines = [f"{result['task']} {result['split']}  {result['method']}  {result['model']}"]
+    split = result["split"] or "(nothing decoded)"
+    lines = [f"{result['task']} {split}  {result['method']}  {result['model']}"]
     for name, value in result["test"].items():
         mean, std = (as_in_paper(name, shown(value[key])) for key in ("mean", "std"))
         spread = f" ±{std}   ({count} seeds)" if (count := len(value["values"])) > 1 else ""
@@ -50,8 +51,9 @@ def table(result: dict[str, Any]) -> str:
         loss = shown(result["best"]["loss"]["mean"])
         lines.append(f"  validation loss {loss:.4f}; {speed(result)}")
     for seed, record in result["seeds"].items():
-        if (decode := record.get("decode")) is None:
+        if record.get("diverged"):
             lines.append(f"  seed {seed}: diverged at step {record['diverged']}, not decoded")
+        if (decode := record.get("decode")) is None:
             continue
         lines.append(
             f"  seed {seed}: decoded {decode['prompts']} inputs in {decode['seconds']:.0f} s, "
@@ -80,7 +82,8 @@ def main(_: list[str]) -> None:
         result = run_all(DataToTextTask, config, Path(folder))
         command_line.say(table(result))
         check_converged(result, Path(folder))
-        command_line.say(f"record: {folder}/result.json   texts: {folder}/seed_*/predictions.txt")
+        texts = f"   texts: {folder}/seed_*/predictions.txt" if result["split"] else ""
+        command_line.say(f"record: {folder}/result.json{texts}")
 
 
 if __name__ == "__main__":

@@ -247,6 +247,11 @@ class Record:
         remedy = self._remedy if remedy is None else remedy
         return Record(self.path, self.get(key, dict), f"{self.where}{key}.", remedy)
 
+    def records(self, key: str) -> list[Record]:
+        """A list of objects."""
+        inner = {f"{key}[{number}]": value for number, value in enumerate(self.get(key, list))}
+        return [Record(self.path, inner, self.where, self._remedy).record(name) for name in inner]
+
     def strings(self, key: str, default: Any = _REQUIRED) -> list[str]:
         """A list of strings."""
         values: list[Any] = self.get(key, list, default)

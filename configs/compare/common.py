@@ -26,9 +26,14 @@ MIDDLE: Mapping[str, float] = {
 _LADDER = (1e-6, 3e-6, 1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0)
 
 
-def rates(method: str) -> tuple[float, ...]:
-    """The five learning rates at which a method is tried, from low to high."""
-    at = _LADDER.index(MIDDLE[method])
+def rates(method: str, higher: int = 0) -> tuple[float, ...]:
+    """The five learning rates at which a method is tried, from low to high.
+
+    Args:
+      method: its name.
+      higher: by how many factors of about 3 they are higher than `MIDDLE` says, for a smaller model.
+    """
+    at = _LADDER.index(MIDDLE[method]) + higher
     return _LADDER[at - 2 : at + 3]
 
 
@@ -98,7 +103,11 @@ def updates(run: ConfigDict, examples: int = 0) -> int:
 
 
 def compare_config(
-    experiment: str, run: ConfigDict, every: Mapping[str, Mapping[str, Any]], chosen: list[str]
+    experiment: str,
+    run: ConfigDict,
+    every: Mapping[str, Mapping[str, Any]],
+    chosen: list[str],
+    higher: int = 0,
 ) -> ConfigDict:
     """All fields of a comparison, which is a sweep with a grid for each method.
 
@@ -109,11 +118,12 @@ def compare_config(
       run: config of one run; method, learning rate and seed are the grids'.
       every: all methods, see `methods`.
       chosen: names of those to compare.
+      higher: see `rates`.
     """
     run.method = dict(every["lora"])
     run.learning_rate = MIDDLE["lora"]
     grids = {
-        name: {"method": (every[name],), "learning_rate": rates(name), "seeds": SEEDS}
+        name: {"method": (every[name],), "learning_rate": rates(name, higher), "seeds": SEEDS}
         for name in chosen
     }
     return sweep_config(experiment, run, grids, every)

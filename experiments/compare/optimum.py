@@ -27,19 +27,48 @@ def of_seed(rates: Sequence[AtRate], seed: int, *, smaller_is_better: bool) -> f
     Returns:
       None if the best of the tried rates is an end of the grid, or the run at a neighbour has no score.
     """
-    known = [(math.log10(at.rate), at.scores.get(seed)) for at in rates]
-    sign = 1 if smaller_is_better else -1
-    scored = [(sign * score, i) for i, (_, score) in enumerate(known) if score is not None]
-    if not scored:
+    best = _best(rates, seed, smaller_is_better)
+    if best is None or _is_end(best, rates):
         return None
-    best = min(scored)[1]
-    if best in (0, len(known) - 1):
-        return None
-    x, y = zip(*((place, score) for place, score in known[best - 1 : best + 2]), strict=True)
+    known = [(math.log10(at.rate), at.scores.get(seed)) for at in rates[best - 1 : best + 2]]
+    x, y = zip(*known, strict=True)
     if None in y:
         return None
+    sign = 1 if smaller_is_better else -1
     second, first, _ = np.polyfit(np.asarray(x) - x[1], sign * np.asarray(y, np.float64), 2)
     return float(x[1] - first / (2 * second)) if second > 0 else float(x[1])
+
+
+def _best(rates: Sequence[AtRate], seed: int, smaller_is_better: bool) -> int | None:
+    """Where among the rates a seed's best one is, the lower one of equals; None without any score."""
+    sign = 1 if smaller_is_better else -1
+    scored = [(sign * at.scores[seed], i) for i, at in enumerate(rates) if seed in at.scores]
+    return min(scored)[1] if scored else None
+
+
+def _is_end(place: int, rates: Sequence[AtRate]) -> bool:
+    return place in (0, len(rates) - 1)
+
+
+def missing(row: Row, *, smaller_is_better: bool) -> str:
+    """Why seeds of a method have no best rate, for a page; "" if all have one."""
+    found = by_seed(row, smaller_is_better=smaller_is_better)
+    if not found:
+        return f"no run of {row.name} has a score"
+    without = [seed for seed, value in found.items() if value is None]
+    best = {seed: _best(row.rates, seed, smaller_is_better) for seed in without}
+    ends = [seed for seed, place in best.items() if place is not None and _is_end(place, row.rates)]
+    beside = [seed for seed in without if seed not in ends]
+    reasons = []
+    if ends:
+        reasons.append(f"the best rate of {row.name} is at an end of its grid for {_seeds(ends)}")
+    if beside:
+        reasons.append(f"{row.name} has no score beside its best rate for {_seeds(beside)}")
+    return "; ".join(reasons)
+
+
+def _seeds(seeds: Sequence[int]) -> str:
+    return f"seed{'s' * (len(seeds) != 1)} {', '.join(map(str, seeds))}"
 
 
 def of_row(row: Row, *, smaller_is_better: bool) -> Interval | None:
@@ -56,15 +85,18 @@ def by_seed(row: Row, *, smaller_is_better: bool) -> dict[int, float | None]:
 
 def ratio(one: Row, other: Row, *, smaller_is_better: bool) -> Interval | None:
     """The logarithm of one method's best rate over another's, paired by seed; None if a seed lacks one."""
+    found = ratio_by_seed(one, other, smaller_is_better=smaller_is_better)
+    return None if found is None else interval(list(found.values()))
+
+
+def ratio_by_seed(one: Row, other: Row, *, smaller_is_better: bool) -> dict[int, float] | None:
+    """The same for every seed; None if a seed lacks one, or the methods have other seeds."""
     first, second = (by_seed(row, smaller_is_better=smaller_is_better) for row in (one, other))
     if first.keys() != second.keys() or not first:
         return None
-    differences = [_minus(first[seed], second[seed]) for seed in first]
-    return None if None in differences else interval([d for d in differences if d is not None])
-
-
-def _minus(one: float | None, other: float | None) -> float | None:
-    return None if one is None or other is None else one - other
+    pairs = {seed: (first[seed], second[seed]) for seed in first}
+    found = {s: x - y for s, (x, y) in pairs.items() if x is not None and y is not None}
+    return found if len(found) == len(pairs) else None
 
 
 def as_rate(value: Interval | None) -> str:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 from matplotlib.figure import Figure
 
-from experiments.compare import figures, peft
+from experiments.compare import figures, peft, record
 from experiments.compare.contenders import Contender
 from experiments.compare.optimum import as_rate, of_row
-from experiments.compare.runs import Run, read
+from experiments.compare.record import Comparison
+from experiments.compare.runs import read
 from experiments.compare.statistics import REFERENCE, Row, contains_zero, rows
 from experiments.latency.intervals import Interval
 from experiments.paper.columns import HEADLINES
@@ -47,15 +47,15 @@ class Unit:
         self.smaller_is_better = smaller_is_better
         better = "less is better" if smaller_is_better else "more is better"
         self.label = f"{headline}{' x 100' if percent else ''}, {better}"
-        self._digits = 1 if percent else 3
+        self.digits = 1 if percent else 3
 
     def text(self, value: Interval | None, *, signed: bool = False) -> str:
         """`91.2 ± 0.8`; without the interval where it is unknown, a dash for None."""
         if value is None:
             return "-"
-        mean = f"{self.factor * value.value:{'+' if signed else ''}.{self._digits}f}"
+        mean = f"{self.factor * value.value:{'+' if signed else ''}.{self.digits}f}"
         half = self.factor * value.half
-        return mean if math.isnan(half) else f"{mean} ± {half:.{self._digits}f}"
+        return mean if math.isnan(half) else f"{mean} ± {half:.{self.digits}f}"
 
 
 def write(trained: Trained, contenders: Sequence[Contender]) -> None:
@@ -76,12 +76,17 @@ def write(trained: Trained, contenders: Sequence[Contender]) -> None:
     }
     for row in table:
         files.write_json(workdir / "peft" / f"{row.name}.json", peft.result(row, runs[row.name]))
-    values = {
-        "experiment": config.experiment, "headline": headline, "smaller_is_better": smaller,
-        "reference": REFERENCE if REFERENCE in runs else None,
-        "methods": [_json(row, sizes[row.name], smaller) for row in table],
-    }  # fmt: skip
-    files.write_json(workdir / "comparison.json", values)
+    first = read_object(runs[contenders[0].name][0].folder / RESULT, MADE_ANEW)
+    comparison = Comparison(
+        experiment=config.experiment,
+        task=first.get("task", str),
+        model=first.get("model", str),
+        budget=record.budget_of(first.get("config", dict)),
+        headline=headline,
+        smaller_is_better=smaller,
+        rows=tuple(table),
+    )
+    files.write_json(workdir / record.NAME, record.to_json(comparison, sizes))
     folder = workdir / "comparison"
     plots = {}
     for name, (title, draw) in _PLOTS.items():
@@ -90,18 +95,16 @@ def write(trained: Trained, contenders: Sequence[Contender]) -> None:
             image.unlink(missing_ok=True)  # of an earlier start with other methods
         else:
             plots[title] = f"{folder.name}/{save(figure, image).name}"
-    first = runs[contenders[0].name][0]
     seeds = len(contenders[0].seeds)
     files.write_text(
-        workdir / "comparison.md", markdown(table, sizes, unit, first, seeds=seeds, plots=plots)
+        workdir / "comparison.md", markdown(comparison, sizes, unit, seeds=seeds, plots=plots)
     )
 
 
 def markdown(
-    table: Sequence[Row],
+    comparison: Comparison,
     sizes: Mapping[str, int | None],
     unit: Unit,
-    first: Run,
     *,
     seeds: int,
     plots: Mapping[str, str],
@@ -109,20 +112,16 @@ def markdown(
     """The Markdown page.
 
     Args:
-      table: the methods.
-      sizes: bytes of their adapters.
+      comparison: its task, budget and methods.
+      sizes: bytes of the methods' adapters.
       unit: of the scores.
-      first: one of the runs, for task and budget.
       seeds: of each method at each rate.
       plots: paths of the images by title.
     """
-    record = read_object(first.folder / RESULT, MADE_ANEW)
-    config = record.get("config", dict)
-    data = config["data"].get("max_examples", 0)
+    table = comparison.rows
     parts = [
-        f"# Methods on {record.get('task', str)} with {model_label(record.get('model', str))}",
-        f"Equal budgets: {f'the first {data:,}' if data else 'all'} training examples, {config['epochs']} "
-        f"epoch{'s' * (config['epochs'] != 1)}, batches of {config['batch_size']}. Scores: {unit.label}.",
+        f"# Methods on {comparison.task} with {model_label(comparison.model)}",
+        f"Equal budgets: {record.budget_text(comparison.budget)}. Scores: {unit.label}.",
         pipe_table(_HEADER, [_cells(row, sizes[row.name], unit) for row in table]),
         _reading(table, seeds),
         *(f"![{title}]({path})" for title, path in plots.items()),
@@ -183,36 +182,3 @@ def _tried(table: Sequence[Row]) -> str:
     """`5`, or `2 to 5`: the number of rates of a method."""
     counts = sorted({len(row.rates) for row in table})
     return str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
-
-
-def _json(row: Row, size: int | None, smaller: bool) -> dict[str, Any]:
-    """A method's row, in the units of run records."""
-    zero = None if row.difference is None else contains_zero(row.difference)
-    return {
-        "method": row.name,
-        "trained": row.trained,
-        "learning_rate": None if row.best is None else row.best.rate,
-        "edge": row.edge or None,
-        "log10_of_optimum": _interval(of_row(row, smaller_is_better=smaller)),
-        "score": _interval(row.score),
-        f"difference_to_{REFERENCE}": _interval(row.difference),
-        "contains_zero": zero,
-        "step_seconds": row.step_seconds,
-        f"times_{REFERENCE}": row.times,
-        "adapter_bytes": size,
-        "diverged": row.diverged,
-        "rates": [
-            {
-                "learning_rate": at.rate,
-                "scores": {str(seed): score for seed, score in at.scores.items()},
-                "mean": _interval(at.interval),
-                "diverged": at.diverged,
-                "failed": at.failed,
-            }
-            for at in row.rates
-        ],
-    }
-
-
-def _interval(value: Interval | None) -> dict[str, float] | None:
-    return None if value is None else {"mean": value.value, "half": value.half}

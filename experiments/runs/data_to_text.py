@@ -42,18 +42,25 @@ class DataToTextTask(DecoderTask):
         if config.epochs and not config.eval_only:
             limits = {"train": data.max_examples, "valid": data.max_eval_examples}
             self._pairs = {split: self._read(split).take(n) for split, n in limits.items()}
+        self.inputs |= {
+            f"{split} data": digests.of_texts([*pairs.contexts, *pairs.completions])
+            for split, pairs in self._pairs.items()
+        }
         self.split = data.decode_split
+        if not self.split:
+            if not self._pairs:
+                raise InputError(
+                    "config.data.decode_split is '', which decodes nothing, but without training "
+                    "(config.epochs, config.eval_only) there is nothing else to do: name one of "
+                    f"{list(data_to_text.SPLITS)}"
+                )
+            return
         self._test = by_context(self._read(self.split)).take(data.max_prompts)
         references = [text for texts in self._test.references for text in ("\n", *texts)]
         subsets = self._test.subsets  # of which each has scores of its own
-        self.inputs |= {
-            **{
-                f"{split} data": digests.of_texts([*pairs.contexts, *pairs.completions])
-                for split, pairs in self._pairs.items()
-            },
-            "decoded data": digests.of_texts([*self._test.contexts, *references]),
-            **({SUBSETS: digests.of_texts(subsets)} if any(subsets) else {}),
-        }
+        self.inputs["decoded data"] = digests.of_texts([*self._test.contexts, *references])
+        if any(subsets):
+            self.inputs[SUBSETS] = digests.of_texts(subsets)
 
     # What follows is made when it is first asked for: a run that is only read back needs none of it.
 
@@ -74,8 +81,10 @@ class DataToTextTask(DecoderTask):
         return self._validation.batches if self._pairs else ()
 
     @functools.cached_property
-    def decoding(self) -> Decoding:
-        """What follows training."""
+    def decoding(self) -> Decoding | None:
+        """What follows training; None where no split is decoded."""
+        if not self.split:
+            return None
         room = self.max_length - self._search.max_tokens - self._special.count
         prompts = completions.prompts(self._test, self.tokenizer, room)
         return Decoding(
@@ -118,5 +127,5 @@ class DataToTextTask(DecoderTask):
         return self._validation.metrics(outputs)
 
     def finish(self, trained: Callable[[], Trained]) -> dict[str, Any]:
-        """Decodes the test set and scores the texts."""
-        return self.decoding.record(trained())
+        """Decodes the test set and scores the texts; nothing where no split is decoded."""
+        return {} if self.decoding is None else self.decoding.record(trained())

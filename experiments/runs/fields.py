@@ -184,7 +184,9 @@ DATA_TO_TEXT: Fields = {
     "model.attention_dropout": Field(_RATE, "of Llama's kind: dropout of attention weights", False),
     "data.source": Field(Text(), "the folder of the original files"),
     "data.max_prompts": Field(_ALL, "distinct inputs of the decoded split; 0 is all"),
-    "data.decode_split": Field(OneOf(SPLITS), "the split that is decoded and scored"),
+    "data.decode_split": Field(
+        OneOf((*SPLITS, "")), "the split that is decoded and scored; '' decodes nothing"
+    ),
     **_BEAMS,
 }
 TUNE: Fields = {

@@ -139,7 +139,7 @@ class SharedBase:
         return self._gradient_starts[same]
 
     def _common_start(self, trainable: Params) -> Params:
-        """The factors whose start the frozen part of all runs holds (PiSSA, OLoRA): it is theirs, to the bit."""
+        """The factors whose start all runs share (PiSSA, OLoRA): the frozen part's, to the bit."""
         frozen = self.widest.model.frozen
         starts = {path: frozen.get(f"{path}_start") for path in trainable}
         return {

@@ -17,6 +17,7 @@ from configs.glue import minilm
 from configs.sweep.common import sweep_config
 from experiments.compare import __main__ as compare
 from experiments.compare import contenders, figures, optimum, page, peft
+from experiments.compare import record as json_file
 from experiments.compare.runs import Run
 from experiments.compare.statistics import AtRate, Row, contains_zero, interval, rows
 from experiments.latency.intervals import Interval
@@ -26,7 +27,7 @@ from experiments.sweep.experiment import experiment
 from experiments.sweep.local import run_sweep
 from experiments.sweep.points import compatible, points
 from experiments.sweep.steps import Steps
-from lora_jax import methods
+from lora_jax import files, methods
 from lora_jax.models.gpt2 import GPT2, GPT2Config
 from tests.experiments.sweep_runs import record
 
@@ -150,6 +151,15 @@ def test_the_numbers_are_those_of_the_run_records(finished):
         )
         files = [p for p in (where / "adapter").rglob("*") if p.is_file()]
         assert row["adapter_bytes"] == sum(p.stat().st_size for p in files) > 0
+
+
+def test_the_file_that_is_read_and_written_again_is_the_same(finished):
+    _, folder, _ = finished
+    found, text = json_file.read(folder, ""), (folder / json_file.NAME).read_text()
+    assert found.task == "rte"
+    assert found.budget == {"max_examples": 24, "epochs": 1, "batch_size": 8}
+    sizes = {row["method"]: row["adapter_bytes"] for row in json.loads(text)["methods"]}
+    assert files.to_json(json_file.to_json(found, sizes)) + "\n" == text
 
 
 def test_a_method_that_always_diverged_is_last_and_without_numbers(finished):

@@ -231,6 +231,19 @@ def test_killed_in_training_then_in_decoding_gives_the_same_bytes(
         assert one.read_bytes() == two.read_bytes(), name
 
 
+def test_without_a_split_to_decode_a_run_trains_the_same_and_writes_no_texts(
+    config, finished, tmp_path
+):
+    result = run_all(DataToTextTask, config(data__decode_split=""), tmp_path / "run")
+    expected, found = finished[1]["seeds"]["0"], result["seeds"]["0"]
+    assert all(found[key] == expected[key] for key in ("history", "best", "tokens", "slots"))
+    assert result["test"] == {} and not {"test", "decode", "missing"} & found.keys()
+    assert "decoded data" not in result["inputs"]
+    assert not list((tmp_path / "run").glob("**/predictions.txt"))
+    assert "nothing decoded" in nlg.table(result) and "not decoded" not in nlg.table(result)
+    assert run_all(DataToTextTask, config(data__decode_split=""), tmp_path / "run") == result
+
+
 @pytest.mark.parametrize(
     ("change", "says"),
     [
@@ -241,7 +254,11 @@ def test_killed_in_training_then_in_decoding_gives_the_same_bytes(
         ({"data.source": "/nowhere"}, r"No e2e train file.*/nowhere is not a folder"),
         (
             {"data.decode_split": "dev"},
-            r"decode_split must be 'train', 'valid' or 'test', got 'dev'",
+            r"decode_split must be 'train', 'valid', 'test' or '', got 'dev'",
+        ),
+        (
+            {"data.decode_split": "", "epochs": 0},
+            r"decode_split is '', .* without training .* name one of \['train', 'valid', 'test'\]",
         ),
         ({"model.name": "/no/model"}, r"model folder /no/model does not exist"),
         ({"decode.beams": 0}, r"config.decode.beams must be an integer from 1 to 1,000, got 0"),

@@ -1,4 +1,4 @@
-"""Products with A and B in the form that suits the device: apart from the weight's on GPUs, by rows on CPUs."""
+"""Products with A and B in the form that suits the device: apart from others on GPUs, by rows on CPUs."""
 
 import re
 

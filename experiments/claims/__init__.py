@@ -1,0 +1,1 @@
+"""What comparisons say of published claims about LoRA (`python -m experiments.claims`)."""
