@@ -10,8 +10,9 @@ from jaxtyping import Array, Inexact, Num
 
 from lora_jax.errors import InputError
 from lora_jax.low_rank.contraction import Contraction, on_axes
-from lora_jax.low_rank.kinds import TwoProducts, with_factor
+from lora_jax.low_rank.kinds import TwoProducts
 from lora_jax.low_rank.lora_layer import LoRALayer
+from lora_jax.low_rank.products import with_factor
 from lora_jax.low_rank.update_settings import UpdateSettings
 
 

@@ -22,6 +22,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from lora_jax.low_rank.products import with_factor
 from lora_jax.models.sublayer import Sublayer
 from lora_jax.sharding.axes import Axes, named
 from lora_jax.surgery import Inserted
@@ -44,7 +45,8 @@ class Affine(Inserted):
 
     def __call__(self, x: Float[Array, "... inputs"]) -> Float[Array, "... outputs"]:
         """Maps the last axis."""
-        return x @ self.kernel[...].astype(x.dtype) + self.bias[...].astype(x.dtype)
+        kernel = self.kernel[...].astype(x.dtype)
+        return with_factor(jnp.matmul, x, kernel, features=1) + self.bias[...].astype(x.dtype)
 
 
 class Norm(Inserted):
