@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from experiments.sweep.shared_base import SharedBase
 from lora_jax.costs import compiled
@@ -49,7 +50,7 @@ class Memory:
         arguments = (
             jax.tree.map(_abstract, dict(shapes), of_runs.shardings(shapes)),
             jax.tree.map(_abstract, state, of_runs.state_shardings(state, shapes)),
-            jax.tree.map(lambda leaf: _abstract(rates, each), self._values),
+            jax.tree.map(lambda leaf: _abstract(_of_each(leaf, count), each), self._values),
             steps.model.frozen,
             self._largest_batch(count),
             _abstract(keys, each),
@@ -76,3 +77,8 @@ class Memory:
 
 def _abstract(leaf: Any, sharding: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+
+def _of_each(values: np.ndarray, count: int) -> jax.ShapeDtypeStruct:
+    """The shape of what has an axis of other runs, for `count` of them."""
+    return jax.ShapeDtypeStruct((count, *values.shape[1:]), values.dtype)

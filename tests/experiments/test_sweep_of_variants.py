@@ -5,6 +5,9 @@ import json
 import pytest
 
 from experiments.sweep.local import run_sweep
+from experiments.sweep.memory import Memory
+from experiments.sweep.points import points
+from experiments.sweep.shared_base import SharedBase
 from lora_jax.adapters import load_adapter
 from tests.experiments.sweep_runs import STEPS, alone, assert_same, glue_sweep, losses
 
@@ -36,12 +39,25 @@ def test_a_point_of_a_variant_is_the_run_alone(name, tiny_model, tiny_glue, tmp_
     run_sweep(config, tmp_path / "sweep")
     programs = json.loads((tmp_path / "sweep/plan.json").read_text())
     assert [program["runs"] for program in programs] == [4]  # rates and seeds are one program
-    points = sorted((tmp_path / "sweep/points").iterdir())
-    assert len(points) == 4
-    point = next(p for p in points if "learning_rate=0.01" in p.name and p.name.endswith("seed=1"))
+    folders = sorted((tmp_path / "sweep/points").iterdir())
+    assert len(folders) == 4
+    point = next(p for p in folders if "learning_rate=0.01" in p.name and p.name.endswith("seed=1"))
     other = alone(point, tmp_path / "alone")
     assert_same(point, other, rtol=1e-4, atol=2e-5)  # some variants divide by small numbers
     assert len(losses(point)) == STEPS
     ours, theirs = load_adapter(point), load_adapter(other)
     assert ours.method.name == name and ours.state.keys() == theirs.state.keys()
     assert bool(ours.state) == (name in ("pissa", "lora_ga"))
+
+
+def test_memory_counts_what_every_run_holds_of_its_own(tiny_model, tiny_glue):
+    """LoRA-GA's starts are of a run's own data, so each run has its own."""
+    grid = {"method": {**SHORT, "init": ("lora_ga",)}, "seeds": (0, 1)}
+    base = SharedBase("glue", points(glue_sweep(tiny_model, tiny_glue, {"a": grid})))
+    start = base.start(next(iter(base.points.values())))
+    trained = sum(leaf.nbytes for leaf in start.trainable.values())
+    fixed = sum(leaf.nbytes for leaf in start.values.fixed.values())
+    assert fixed > 0
+    memory = Memory(base)
+    # The values that train with AdamW's two moments, and those that do not.
+    assert memory.needed_bytes(4) - memory.needed_bytes(2) >= 2 * (3 * trained + fixed)
