@@ -157,12 +157,23 @@ def by_rate(rows: Sequence[Row], label: str, factor: float) -> Figure | None:
 
 
 def _limits(rows: Sequence[Row], factor: float) -> tuple[float, float]:
-    """Of the scores: the means and some room; bands may be cut. Below is the room of the crosses."""
-    means = [
-        factor * at.interval.value for row in rows for at in row.rates if at.interval is not None
-    ]
+    """Of the scores at best rates and their neighbours, and some room; lines and bands that leave are cut.
+
+    A rate at which training fails without diverging has a score so bad that nothing else could be told apart
+    beside it. Below is the room of the crosses.
+    """
+    means = [factor * value for row in rows for value in _around_best(row)]
     span = (max(means) - min(means)) or abs(max(means)) * 0.1 or 1.0
     return min(means) - 0.25 * span, max(means) + 0.1 * span
+
+
+def _around_best(row: Row) -> list[float]:
+    """The means at a method's best rate and at the rates next to it."""
+    if row.best is None:
+        return []
+    at = row.rates.index(row.best)
+    near = row.rates[max(at - 1, 0) : at + 2]
+    return [own.interval.value for own in near if own.interval is not None]
 
 
 def _draw_line(axes: Axes, row: Row, look: Style, factor: float) -> None:

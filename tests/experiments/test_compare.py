@@ -447,6 +447,15 @@ def _at_rates(tops, rates=(1e-4, 3e-4, 1e-3, 3e-3, 1e-2), sign=-1.0):
     return Row(name="x", trained=1, rates=of_rate, best=of_rate[2], step_seconds=1.0)
 
 
+def test_a_rate_at_which_training_fails_does_not_flatten_the_plot():
+    row = _at_rates((-3.1, -3.0))
+    failed = AtRate(rate=0.1, scores={0: 30.0, 1: 40.0}, diverged=0, failed=0)
+    figure = figures.by_rate([dataclasses.replace(row, rates=(*row.rates, failed))], "loss", 1.0)
+    low, high = figure.axes[0].get_ylim()
+    near = [at.interval.value for at in row.rates[1:4]]
+    assert low < min(near) and max(near) < high < max(near) + (max(near) - min(near))
+
+
 def test_the_optimum_of_a_parabola_is_its_top():
     tops = (-3.2, -2.9, -3.05)
     row = _at_rates(tops)
