@@ -11,9 +11,12 @@ three seeds each. The task is E2E with a small GPT-2 (see configs/compare/small.
 MiniLM (`regret.py:sst2`; a loss tells more than an accuracy does).
 
 Batch sizes and short runs are comparisons of their own, in folders of their own:
-`--config.run.batch_size=128`, and `--config.run.data.max_examples=160` (10 updates). `python -m
-experiments.claims --main=runs/regret/main` judges them. Arguments: the task, and after a comma the names of
-some.
+`--config.run.batch_size=64`, and `--config.run.data.max_examples=80` (10 updates of E2E's 8 rows). All are
+judged by
+
+    python -m experiments.claims --main=runs/regret/main --large_batch=DIR --short=DIR --output=DIR
+
+Arguments: the task, and after a comma the names of some.
 """
 
 from __future__ import annotations
