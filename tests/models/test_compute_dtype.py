@@ -83,13 +83,14 @@ def loss_of(structure, frozen):
 
 
 def equations(jaxpr, in_scan=False):
-    """Every equation of a program, and whether it is inside of a scan."""
+    """Every equation of a program, and whether it is inside of a scan; of forms for devices the usual one."""
     for equation in jaxpr.eqns:
         yield equation, in_scan
         inside = in_scan or equation.primitive.name == "scan"
-        for parameter in jax.tree.leaves(
-            list(equation.params.values()), is_leaf=lambda leaf: hasattr(leaf, "eqns")
-        ):
+        values = list(equation.params.values())
+        if equation.params.get("branches_platforms"):
+            values = [equation.params["branches"][-1]]
+        for parameter in jax.tree.leaves(values, is_leaf=lambda leaf: hasattr(leaf, "eqns")):
             inner = getattr(parameter, "jaxpr", parameter)
             if hasattr(inner, "eqns"):
                 yield from equations(inner, inside)
