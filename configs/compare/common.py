@@ -96,6 +96,26 @@ def split(argument: str, first: str) -> tuple[str, list[str]]:
     return task or first, chosen
 
 
+def of_one_task(argument: str, task: str, kind: str = "data set") -> list[str]:
+    """The methods that `TASK,METHOD+METHOD` (or either part alone) names, of a config with one task.
+
+    Args:
+      argument: behind the colon of --config.
+      task: the only one.
+      kind: what it is, for the message.
+
+    Raises:
+      ValueError: another task, an unknown method, or one that is named twice.
+    """
+    name, chosen = split(argument, task)
+    if name != task:
+        known = f"known are {list(MIDDLE)}"
+        raise ValueError(
+            f"{name!r} in {argument!r} is no method, and no {kind} but {task}; {known}"
+        )
+    return chosen
+
+
 def updates(run: ConfigDict, examples: int = 0) -> int:
     """Updates of a run with the config's number of training examples, or fewer if there are no more."""
     most = run.data.max_examples

@@ -22,10 +22,7 @@ def get_config(arg: str = "e2e") -> ConfigDict:
     Raises:
       ValueError: an unknown method or another data set.
     """
-    name, chosen = common.split(arg, "e2e")
-    if name != "e2e":
-        known = f"known are {list(common.MIDDLE)}"
-        raise ValueError(f"{name!r} in {arg!r} is no method, and no data set but e2e; {known}")
+    chosen = common.of_one_task(arg, "e2e")
     run = smollm2.get_config("e2e,lora_all")
     run.data.max_examples, run.data.max_eval_examples, run.data.max_prompts = 800, 160, 20
     run.data.row_length = 128

@@ -23,10 +23,7 @@ def get_config(arg: str = "instructions") -> ConfigDict:
     Raises:
       ValueError: an unknown method or other data.
     """
-    name, chosen = common.split(arg, "instructions")
-    if name != "instructions":
-        known = f"known are {list(common.MIDDLE)}"
-        raise ValueError(f"{name!r} in {arg!r} is no method, and no data but instructions; {known}")
+    chosen = common.of_one_task(arg, "instructions", "data")
     run = smollm2.get_config("instructions")
     run.epochs, run.batch_size = 1, 16
     run.data.max_examples, run.data.max_prompts = 800, 20

@@ -73,11 +73,12 @@ def get_config(arg: str = "e2e") -> ConfigDict:
       ValueError: an unknown task or name.
     """
     task, _, named = arg.partition(",")
-    every = methods("small" if task == "e2e" else "minilm")
+    on_e2e = task == "e2e"
+    every = methods("small" if on_e2e else "minilm")
     chosen = named.split("+") if named else list(every)
     if unknown := [name for name in chosen if name not in every]:
         raise ValueError(f"unknown method {unknown[0]!r} in {arg!r}; known are {list(every)}")
-    run = small.run_config() if task == "e2e" else glue.run_config(task)
+    run = small.run_config() if on_e2e else glue.run_config(task)
     run.method, run.learning_rate = dict(every["lora"]), 1e-3
     grids = {
         name: {
@@ -87,4 +88,4 @@ def get_config(arg: str = "e2e") -> ConfigDict:
         }
         for name in chosen
     }
-    return sweep_config("nlg" if task == "e2e" else "glue", run, grids, every)
+    return sweep_config("nlg" if on_e2e else "glue", run, grids, every)

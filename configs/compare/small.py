@@ -46,10 +46,7 @@ def get_config(arg: str = "e2e") -> ConfigDict:
     Raises:
       ValueError: an unknown method or another data set.
     """
-    name, chosen = common.split(arg, "e2e")
-    if name != "e2e":
-        known = f"known are {list(common.MIDDLE)}"
-        raise ValueError(f"{name!r} in {arg!r} is no method, and no data set but e2e; {known}")
+    chosen = common.of_one_task(arg, "e2e")
     run = run_config()
     every = {**common.methods(TARGETS, common.updates(run)), "ia3": _IA3}
     return common.compare_config("nlg", run, every, chosen, higher=1)
