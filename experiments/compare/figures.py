@@ -2,52 +2,30 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Mapping, Sequence
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.markers import MarkerStyle
 from matplotlib.ticker import NullFormatter
 
 from experiments.compare.statistics import REFERENCE, AtRate, Row
 from experiments.report.panel_grid import FONT, panel_grid, style_axes
-from lora_jax.analysis.plots import COLOURS
+from experiments.runs import looks
+from experiments.runs.looks import Style
 
-# Every method has a marker of its own: with 7 colours that readers can tell apart, colours come again.
-_MARKERS: tuple[str | tuple[int, Literal[1], int], ...] = (
-    "o", "s", "^", "D", "v", "P", "X", "*", "h", "<", ">", "p", "d", (3, 1, 0), (4, 1, 0), (6, 1, 0),
-    (8, 1, 0), "H", "8",
-)  # fmt: skip
 _SAME = 1.25  # numbers of trained values within this factor are drawn side by side
 _APART = 1.1  # as times the one before
 _PANEL_METHODS = 4  # lines in one panel, besides the reference
-_BLACK = COLOURS[-1]
-
-
-class Style(NamedTuple):
-    """How a method looks in both plots."""
-
-    colour: str
-    marker: MarkerStyle
-
-    def size(self, points: float) -> float:
-        """The marker's size for one that looks as large as a circle of so many points."""
-        thin = isinstance(self.marker.get_marker(), tuple) or self.marker.get_marker() in ("*", "d")
-        return 1.4 * points if thin else points
 
 
 def styles(names: Sequence[str]) -> dict[str, Style]:
-    """A style for each method: the reference is a black circle, all others go through colours and markers."""
-    others = sorted(name for name in names if name != REFERENCE)
-    looks = zip(others, itertools.cycle(COLOURS[:-1]), itertools.cycle(_MARKERS[1:]), strict=False)
-    own = {name: Style(colour, MarkerStyle(marker)) for name, colour, marker in looks}
-    return {REFERENCE: Style(_BLACK, MarkerStyle(_MARKERS[0])), **own}
+    """A style for each method: the reference is a black circle, whatever else is drawn."""
+    return looks.styles(sorted(names), first=REFERENCE)
 
 
 def by_size(rows: Sequence[Row], label: str, factor: float) -> Figure | None:
@@ -61,7 +39,7 @@ def by_size(rows: Sequence[Row], label: str, factor: float) -> Figure | None:
     shown = [row for row in rows if row.score is not None]
     if not shown:
         return None
-    looks = styles([row.name for row in rows])
+    style_of = styles([row.name for row in rows])
     figure = Figure(figsize=(7.4, 4.4), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
@@ -78,7 +56,7 @@ def by_size(rows: Sequence[Row], label: str, factor: float) -> Figure | None:
             )
     for row in shown:
         assert row.score is not None
-        look, value = looks[row.name], factor * row.score.value
+        look, value = style_of[row.name], factor * row.score.value
         half = 0.0 if math.isnan(row.score.half) else factor * row.score.half
         axes.errorbar(
             places[row.name], value, half or None, color=look.colour, marker=look.marker, capsize=2.5,
@@ -90,7 +68,7 @@ def by_size(rows: Sequence[Row], label: str, factor: float) -> Figure | None:
         "trained values, the head apart (grey: about as many, drawn side by side)", fontsize=FONT
     )
     axes.set_ylabel(label, fontsize=FONT)
-    handles = [_handle(row.name, looks[row.name], line=False) for row in shown]
+    handles = [_handle(row.name, style_of[row.name], line=False) for row in shown]
     figure.legend(handles=handles, loc="outside right upper", fontsize=FONT, frameon=False)
     return figure
 
@@ -123,13 +101,13 @@ def by_rate(rows: Sequence[Row], label: str, factor: float) -> Figure | None:
     """
     if all(row.score is None for row in rows):
         return None
-    looks = styles([row.name for row in rows])
+    style_of = styles([row.name for row in rows])
     reference = [row for row in rows if row.name == REFERENCE]
     # In the order of the styles, so that the lines of a panel have different colours.
     others = sorted((row for row in rows if row.name != REFERENCE), key=lambda row: row.name)
     others = others or reference
     parts = [others[i : i + _PANEL_METHODS] for i in range(0, len(others), _PANEL_METHODS)]
-    handles = [_handle(row.name, looks[row.name], line=True) for row in [*reference, *others]]
+    handles = [_handle(row.name, style_of[row.name], line=True) for row in [*reference, *others]]
     handles = list({handle.get_label(): handle for handle in handles}.values())
     if any(row.diverged for row in rows):
         text = "below: runs diverged"
@@ -145,8 +123,8 @@ def by_rate(rows: Sequence[Row], label: str, factor: float) -> Figure | None:
         axes.set_ylim(low, high)
         drawn = {row.name: row for row in [*reference, *part]}
         for row in drawn.values():
-            _draw_line(axes, row, looks[row.name], factor)
-        _draw_diverged(axes, drawn, looks)
+            _draw_line(axes, row, style_of[row.name], factor)
+        _draw_diverged(axes, drawn, style_of)
         axes.set_xlabel("learning rate", fontsize=FONT)
         axes.set_ylabel(label, fontsize=FONT)
     figure.legend(
@@ -197,7 +175,7 @@ def _draw_line(axes: Axes, row: Row, look: Style, factor: float) -> None:
         )  # fmt: skip
 
 
-def _draw_diverged(axes: Axes, rows: Mapping[str, Row], looks: Mapping[str, Style]) -> None:
+def _draw_diverged(axes: Axes, rows: Mapping[str, Row], style_of: Mapping[str, Style]) -> None:
     """A cross at the bottom for each rate at which runs of a method diverged, one line for each method."""
     across = axes.get_xaxis_transform()
     marked = [(row, at) for row in rows.values() for at in row.rates if at.diverged]
@@ -206,7 +184,7 @@ def _draw_diverged(axes: Axes, rows: Mapping[str, Row], looks: Mapping[str, Styl
         height = 0.03 + 0.035 * lines.index(row.name)
         axes.plot(
             at.rate, height, marker="x", markersize=5, markeredgewidth=1.4, linestyle="none",
-            color=looks[row.name].colour, transform=across, zorder=5,
+            color=style_of[row.name].colour, transform=across, zorder=5,
         )  # fmt: skip
 
 

@@ -25,10 +25,10 @@ def _cell(value: object) -> str:
     return str(value).replace("|", "\\|")
 
 
-def csv_text(rows: Sequence[Mapping[str, object]]) -> str:
-    """CSV with a header, the first row's keys; None is an empty cell."""
+def csv_text(rows: Sequence[Mapping[str, object]], header: Sequence[str] = ()) -> str:
+    """CSV with a header, the first row's keys or the given one; None is an empty cell."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer = csv.DictWriter(text, header or list(rows[0]), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue()

@@ -3,7 +3,8 @@
     python -m experiments.structure --adapters=NAME=DIR,NAME=DIR --output=DIR [--rank=8] [--text=FILE]
 
 The folders are those of runs or adapters of one base, of any method that changes weight matrices: updates
-of all kinds, full fine-tuning, FT-Top2. Each stands twice in the tables, as it was trained and converted to
+of all kinds, full fine-tuning, FT-Top2. Methods that change none (biases, norms) have no structure, only
+their forgetting. Each stands twice in the tables, as it was trained and converted to
 plain LoRA of --rank (the nearest update; methods that cannot be converted say why). --text is a text that
 was not trained on; forgetting is the rise of the mean loss per token on it, against the base. It needs
 decoders: an encoder with a classification head has no such loss. Writes

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
 
 import numpy as np
 from jaxtyping import Float
@@ -13,24 +12,30 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, NullFormatter, StrMethodFormatter
 
+from experiments.runs import looks
 from experiments.structure.measuring import Measured, Results
-from lora_jax.analysis.plots import COLOURS, LINES, MARKERS
+from lora_jax.analysis.plots import LINES
 
 _LEAST = 1e-7  # of the largest value that is drawn: below it there is nothing but rounding
 
 
 def spectra(results: Results) -> Figure:
-    """Singular values of the updates as they were trained, median over the matrices; one line per adapter."""
+    """Singular values of the updates as they were trained, median over the matrices; one line per adapter.
+
+    Adapters that change no matrix have no line.
+    """
     figure, axis = _figure()
-    trained = [row for row in results.rows if row.form == "as trained"]
+    trained = [row for row in results.rows if row.form == "as trained" and row.structures]
+    style_of = looks.styles([row.name for row in trained])
     medians = [median_spectrum(row) for row in trained]
     top = max((float(values.max()) for values in medians if len(values)), default=1.0)
-    for row, values, (colour, marker, dashes) in zip(trained, medians, _styles(), strict=False):
+    for row, values, dashes in zip(trained, medians, itertools.cycle(LINES), strict=False):
+        look = style_of[row.name]
         shown = values[values > top * _LEAST]
         every = max(1, len(shown) // 12)
         axis.plot(
-            np.arange(1, len(shown) + 1), shown, color=colour, marker=marker, markevery=every,
-            linestyle=dashes, markersize=4, linewidth=1.2, label=row.name,
+            np.arange(1, len(shown) + 1), shown, color=look.colour, marker=look.marker, markevery=every,
+            linestyle=dashes, markersize=look.size(4), linewidth=1.2, label=row.name,
         )  # fmt: skip
     axis.set_xscale("log", base=2)
     axis.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
@@ -56,18 +61,18 @@ def median_spectrum(row: Measured) -> Float[np.ndarray, " n"]:
 def forgetting(results: Results) -> Figure:
     """The rise of the loss over intruder dimensions: filled as trained, open after conversion, joined."""
     figure, axis = _figure()
-    names = list(dict.fromkeys(row.name for row in results.rows))
+    style_of = looks.styles(list(dict.fromkeys(row.name for row in results.rows)))
     converted = ""
-    for name, (colour, marker, _) in zip(names, _styles(), strict=False):
+    for name, look in style_of.items():
         rows = [row for row in results.rows if row.name == name]
         points = [(row.intruders, results.forgetting(row) or 0.0) for row in rows]
-        axis.plot(*zip(*points, strict=True), color=colour, linewidth=0.8, linestyle=":")
+        axis.plot(*zip(*points, strict=True), color=look.colour, linewidth=0.8, linestyle=":")
         for row, (x, y) in zip(rows, points, strict=True):
             trained = row.form == "as trained"
             converted = converted if trained else row.form
             axis.plot(
-                x, y, color=colour, marker=marker, linestyle="none", markersize=7,
-                markerfacecolor=colour if trained else "none", label=name if trained else None,
+                x, y, color=look.colour, marker=look.marker, linestyle="none", markersize=look.size(6),
+                markerfacecolor=look.colour if trained else "none", label=name if trained else None,
             )  # fmt: skip
     axis.axhline(0, color="0.6", linewidth=0.8)
     axis.set_xlabel("intruder dimensions of all matrices")
@@ -83,14 +88,6 @@ def forgetting(results: Results) -> Figure:
         labels.append(f"open: as LoRA of {converted}")
     figure.legend(handles, labels, loc="outside right upper", fontsize=7)
     return figure
-
-
-def _styles() -> Iterator[tuple[str, str, str]]:
-    """Colour, marker and dashes of every line, as in `plots`; after all of them from the beginning."""
-    both = list(zip(COLOURS, MARKERS, strict=True))
-    for dashes in itertools.cycle(LINES):
-        for colour, marker in both:
-            yield colour, marker, dashes
 
 
 def _figure() -> tuple[Figure, Axes]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -58,7 +59,7 @@ class Measured:
       name: of the adapter.
       form: `as trained`, or `rank R`.
       method: in words.
-      structures: by path of the layer (and part).
+      structures: by path of the layer (and part); {} if no weight matrix changed.
       loss: per token of the text; None without one.
     """
 
@@ -73,8 +74,8 @@ class Measured:
         return np.concatenate([getattr(s, field)[s.norm > 0] for s in self.structures.values()])
 
     def mean(self, field: str) -> float:
-        """The mean of a number of `Structure` over the matrices that changed."""
-        return float(np.mean(self.of_changed(field)))
+        """The mean of a number of `Structure` over the matrices that changed; NaN if none did."""
+        return float(np.mean(self.of_changed(field))) if self.matrices else math.nan
 
     @property
     def matrices(self) -> int:
@@ -119,7 +120,7 @@ def measure(adapters: Mapping[str, Adapter], settings: Settings) -> Results:
 
     Raises:
       FileNotFoundError, ValueError: the base cannot be read or is another one, adapters are of several
-        bases, one changes no weight matrix, or a setting is out of range.
+        bases, none changes a weight matrix and there is no text, or a setting is out of range.
     """
     integer("--rank", settings.rank)
     integer("--length", settings.length, least=2)
@@ -146,13 +147,19 @@ def measure(adapters: Mapping[str, Adapter], settings: Settings) -> Results:
                 model, base, head=adapter.method.head or hub.HEAD, k=settings.k,
                 epsilon=settings.epsilon, side=settings.side, known=known,
             )  # fmt: skip
-            if not any((one.norm > 0).any() for one in found.values()):
-                raise InputError(
-                    f"{label} changes no weight matrix (its method is {adapter.method}), so that there is no "
-                    "structure to look at; leave it out"
-                )
             value = loss(model, method.special_tokens) if loss else None
-            rows.append(Measured(label, form, str(method), found, value))
+            row = Measured(label, form, str(method), found, value)
+            if not row.matrices:
+                row = dataclasses.replace(row, structures={})
+                notes.append(f"{label} changes no weight matrix: it has no structure.")
+            if row.matrices or loss:
+                rows.append(row)
+    if not rows:
+        raise InputError(
+            f"no weight matrix is changed by {', '.join(adapters)} (first method: "
+            f"{next(iter(adapters.values())).method}), so that there is no structure to look at; give other "
+            "adapters, or a --text for what they forgot"
+        )
     if isinstance(architectures.read_config(hub.find(name)), EncoderConfig):
         notes.append(f"{name}: {NO_LOSS}.")
     return Results(rows, base_loss, loss.tokens if loss else 0, notes)

@@ -18,6 +18,7 @@ from lora_jax.analysis import plots
 PAGE, TABLE, RECORD = "structure.md", "matrices.csv", "structure.json"
 FILES = (PAGE, TABLE, RECORD)
 _FIELDS = ("rank", "effective_rank", "stable_rank", "norm", "relative", "intruders")
+_COLUMNS = ("adapter", "form", "weight", "map", *_FIELDS)  # of the table of matrices
 _MEANING = """\
 `rank`, `effective rank` (exp of the entropy of the singular values), `stable rank` and `relative size`
 (Frobenius norm over that of the weight) are means over the matrices. `intruders`: of the first {k} singular
@@ -47,8 +48,8 @@ def _row(results: Results, row: Measured) -> dict[str, object]:
         "effective rank": row.mean("effective_rank"),
         "stable rank": row.mean("stable_rank"),
         "relative size": row.mean("relative"),
-        "intruders": row.intruders,
-        "intruders per matrix": row.intruders / row.matrices,
+        "intruders": row.intruders if row.matrices else math.nan,
+        "intruders per matrix": row.intruders / row.matrices if row.matrices else math.nan,
     }
     if row.loss is not None:
         cells |= {"loss": row.loss, "forgetting": results.forgetting(row)}
@@ -92,7 +93,9 @@ def write(output: Path, results: Results, settings: Settings) -> None:
             _FORGETTING.format(tokens=results.tokens, text=settings.text, loss=results.base_loss)
         )
     parts += results.notes
-    drawn = {"spectra.png": (figures.spectra(results), "Spectra of the updates")}
+    drawn = {}
+    if any(row.matrices for row in results.rows):
+        drawn["spectra.png"] = figures.spectra(results), "Spectra of the updates"
     if results.base_loss is not None:
         drawn["forgetting.png"] = (
             figures.forgetting(results),
@@ -102,7 +105,7 @@ def write(output: Path, results: Results, settings: Settings) -> None:
         plots.save(figure, output / "figures" / file)
         parts.append(f"![{caption}](figures/{file})")
     files.write_text(output / PAGE, "\n\n".join(parts) + "\n")
-    files.write_text(output / TABLE, text_tables.csv_text(matrices))
+    files.write_text(output / TABLE, text_tables.csv_text(matrices, _COLUMNS))
     files.write_json(output / RECORD, _record(results, settings, rows, matrices))
 
 

@@ -1,6 +1,7 @@
 """experiments.structure on tiny folders: losses against transformers, structure against numpy, errors."""
 
 import csv
+import dataclasses
 import json
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import tiny_folders
 import torch
 import transformers
 import tune_files
+from matplotlib.markers import MarkerStyle
 from pool_adapters import adapter as random_adapter
 
 import lora_jax
@@ -177,6 +179,55 @@ def test_figures_hold_the_numbers(measured):
         assert (line.get_markerfacecolor() == "none") == (row.form != "as trained")
 
 
+def test_an_adapter_without_matrices_has_its_forgetting(root, tmp_path):
+    """BitFit changes no matrix: beside others it costs nobody their numbers, and has a loss of its own."""
+    model = hub.load_decoder(root / "model", hub.read_decoder_config(root / "model"))
+    save(tmp_path / "bias", model, lora_jax.bitfit(), root / "model")
+    adapters = named_adapters.named([f"lora={root / 'lora'}", f"bias={tmp_path / 'bias'}"])
+    settings = Settings(rank=RANK, text=str(root / "text.txt"), length=LENGTH)
+    results = measure(adapters, settings)
+    assert [(row.name, row.matrices) for row in results.rows] == [
+        ("lora", 4), ("lora", 4), ("bias", 0)
+    ]  # fmt: skip
+    adapted = lora_jax.attach(model, load_adapter(tmp_path / "bias"))
+    hub.save_decoder(tmp_path / "tuned", adapted, eos_token_id=0)
+    expected, _ = loss_by_torch(tmp_path / "tuned", root)
+    assert results.rows[-1].loss == pytest.approx(expected, rel=2e-6)
+    page.write(tmp_path / "out", results, settings)
+    text = (tmp_path / "out/structure.md").read_text()
+    assert "bias changes no weight matrix: it has no structure." in text
+    cells = next(line for line in text.splitlines() if line.startswith("| bias | as trained"))
+    assert cells.split("|")[3:10] == [" 0 ", *[" – "] * 6]
+    (axis,) = figures.spectra(results).axes
+    assert [line.get_label() for line in axis.get_lines()] == ["lora"]
+    labels = [text.get_text() for text in figures.forgetting(results).legends[0].get_texts()]
+    assert labels == ["lora", "bias", "open: as LoRA of rank 1"]
+    without = measure(adapters, Settings(rank=RANK))
+    assert [row.name for row in without.rows] == ["lora", "lora"]
+    assert any(note.startswith("bias changes no weight matrix") for note in without.notes)
+    alone = measure(named_adapters.named([f"bias={tmp_path / 'bias'}"]), settings)
+    page.write(tmp_path / "alone", alone, settings)
+    assert {path.name for path in (tmp_path / "alone/figures").iterdir()} == {"forgetting.png"}
+
+
+def _shape(marker):
+    style = MarkerStyle(marker)
+    return style.get_path().transformed(style.get_transform()).vertices.tobytes()
+
+
+def test_many_adapters_look_different(measured):
+    """Seventeen names share no pair of colour and marker, in either figure."""
+    results, _ = measured
+    first = results.rows[0]
+    rows = [dataclasses.replace(first, name=f"method {n}") for n in range(17)]
+    many = dataclasses.replace(results, rows=rows)
+    for figure in (figures.spectra(many), figures.forgetting(many)):
+        (axis,) = figure.axes
+        drawn = [line for line in axis.get_lines() if line.get_label().startswith("method")]
+        style = {(line.get_color(), _shape(line.get_marker())) for line in drawn}
+        assert len(drawn) == len(style) == 17
+
+
 def test_an_encoder_has_structure_and_no_loss(tmp_path):
     tiny_folders.write_bert(tmp_path / "bert")
     model = hub.load_classifier(
@@ -209,7 +260,7 @@ def test_wrong_input_is_named(root, tmp_path):
         measure(lora, Settings(text=str(tmp_path / "short.txt")))
     model = hub.load_decoder(root / "model", hub.read_decoder_config(root / "model"))
     save(tmp_path / "bias", model, lora_jax.bitfit(), root / "model")
-    with pytest.raises(InputError, match="biases changes no weight matrix"):
+    with pytest.raises(InputError, match="no weight matrix is changed by biases"):
         measure(named_adapters.named([f"biases={tmp_path / 'bias'}"]), Settings())
     save(tmp_path / "nameless", model, METHODS["lora"])
     nameless = named_adapters.named([f"x={tmp_path / 'nameless'}"])
