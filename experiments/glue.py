@@ -46,7 +46,9 @@ def problem(config: ConfigDict) -> Problem:
     glue_task, data = glue_tasks.task(config.task), config.data
     train = None
     if not config.eval_only:
-        train = glue.read(glue_task, "train", data.source).take(data.max_examples)
+        every = glue.read(glue_task, "train", data.source)
+        take = every.balanced if data.get("balanced") else every.take
+        train = take(data.max_examples)
     return Problem(
         name=glue_task.name,
         num_outputs=glue_task.num_outputs,

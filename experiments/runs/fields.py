@@ -132,6 +132,9 @@ GLUE: Fields = {
     "model.hidden_dropout_prob": Field(_RATE, "dropout of the encoder"),
     "model.attention_probs_dropout_prob": Field(_RATE, "dropout of attention weights"),
     "data.source": Field(Text(), "`tfds`, `tfds:DIR`, or a folder with the original GLUE files"),
+    "data.balanced": Field(
+        Flag(), "trains on as many examples of each class, the first ones of the file", False
+    ),
 }
 OWN_TEXTS = "classify"  # `task` of experiments.classify
 CLASSIFY: Fields = {

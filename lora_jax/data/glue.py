@@ -61,6 +61,37 @@ class Examples:
         """Returns the first `limit` examples in order, or all if `limit` is not positive."""
         return self.subset(range(min(limit, len(self)))) if limit > 0 else self
 
+    def balanced(self, limit: int) -> Examples:
+        """Returns the first examples of each class, `limit` in all and as many of each, in order.
+
+        So are the small training sets of the paper's Table 16. Where the classes do not divide `limit`, the
+        first ones have one more.
+
+        Args:
+            limit: Number of examples; if it is not positive, as many as the rarest class has of each.
+
+        Raises:
+            ValueError: The labels are scores, or a class has too few examples.
+        """
+        if self.labels.dtype.kind == "f":
+            raise InputError(
+                "Balanced examples need classes, and these labels are scores: leave data.balanced out"
+            )
+        classes, counts = np.unique(self.labels, return_counts=True)
+        if limit <= 0:
+            limit = len(classes) * int(counts.min())
+        each, rest = divmod(limit, len(classes))
+        chosen = []
+        for number, (label, count) in enumerate(zip(classes, counts, strict=True)):
+            wanted = each + (number < rest)
+            if wanted > count:
+                raise InputError(
+                    f"{limit} balanced examples need {wanted} of class {label}, and there are {count}: at "
+                    f"most {len(classes) * int(counts.min())} can be balanced; lower data.max_examples"
+                )
+            chosen.append(np.flatnonzero(self.labels == label)[:wanted])
+        return self.subset(np.sort(np.concatenate(chosen)))
+
     def subset(self, indices: Sequence[int] | Int[np.ndarray, " _"]) -> Examples:
         """Returns the examples at `indices`, in the order of `indices`."""
         rows = np.asarray(indices, dtype=np.int64)

@@ -180,3 +180,31 @@ def test_take_and_subset_keep_texts_with_their_labels():
     assert chosen.labels.tolist() == [3, 0, 3] and chosen.labels.dtype == np.int32
     with pytest.raises(ValueError, match="5 first texts, 4 second texts"):
         glue.Examples(texts, texts[1:], np.arange(5))
+
+
+def _examples(labels):
+    labels = np.asarray(labels)
+    texts = [f"text {n}" for n in range(len(labels))]
+    return glue.Examples(texts, [f"second {n}" for n in range(len(labels))], labels)
+
+
+def test_balanced_examples_are_the_first_of_each_class():
+    labels = np.array([2, 0, 0, 1, 0, 2, 1, 1, 0, 2], np.int32)
+    examples = _examples(labels)
+    taken = examples.balanced(6)
+    assert taken.labels.tolist() == [2, 0, 0, 1, 2, 1]
+    assert taken.first == [f"text {n}" for n in (0, 1, 2, 3, 5, 6)]
+    assert taken.second == [f"second {n}" for n in (0, 1, 2, 3, 5, 6)]
+    assert np.bincount(examples.balanced(7).labels).tolist() == [3, 2, 2]
+    assert np.bincount(examples.balanced(0).labels).tolist() == [3, 3, 3]
+    with pytest.raises(ValueError, match="need 4 of class 1, and there are 3: at most 9"):
+        examples.balanced(11)
+    scores = _examples(np.array([0.5, 1.0], np.float32))
+    with pytest.raises(ValueError, match=r"labels are scores: leave data\.balanced out"):
+        scores.balanced(2)
+
+
+def test_real_balanced_examples(real_data):
+    mnli = glue.read(glue_tasks.task("mnli"), "train", str(real_data))
+    assert np.bincount(mnli.balanced(100).labels).tolist() == [34, 33, 33]
+    assert np.bincount(mnli.balanced(1_000).labels).tolist() == [334, 333, 333]

@@ -61,6 +61,19 @@ def mnli(config, tmp_path_factory):
     return folder, train(config("mnli", learning_rate=1e-2), folder)
 
 
+def test_balanced_data_are_what_is_trained_on(config):
+    values = config("mnli")
+    values.data.max_examples = 9
+    first = glue.problem(values).train
+    values.data.balanced = True
+    train = glue.problem(values).train
+    assert np.bincount(train.labels).tolist() == [3, 3, 3]
+    assert len(first) == 9 and np.bincount(first.labels).tolist() != [3, 3, 3]
+    values.task = "stsb"
+    with pytest.raises(ValueError, match=r"labels are scores: leave data\.balanced out"):
+        glue.problem(values)
+
+
 def test_record_of_two_seeds(finished, config):
     folder, result = finished
     assert json.loads((folder / "result.json").read_text()) == json.loads(json.dumps(result))

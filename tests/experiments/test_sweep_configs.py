@@ -12,7 +12,15 @@ from configs import record
 from configs.glue import minilm_weights, roberta_base_lora, roberta_large_lora
 from configs.glue.common import TASKS
 from configs.nlg import gpt2_medium_lora, small
-from configs.sweep import learning_rate, rank_glue, smollm2_rates, table_5, table_6, table_18
+from configs.sweep import (
+    learning_rate,
+    rank_glue,
+    smollm2_rates,
+    table_5,
+    table_6,
+    table_16,
+    table_18,
+)
 from configs.training import training_fields
 from experiments.paper import scores
 from experiments.runs import folder as workdirs
@@ -70,6 +78,7 @@ def swept(every):
         (table_18, "smollm2", 8, 1, ["rank=1,seed=0", "rank=128,seed=0"]),
         (smollm2_rates, "lora", 4, 1, ["learning_rate=0.0003,seed=0", "learning_rate=0.01,seed=0"]),
         (smollm2_rates, "full", 4, 1, ["learning_rate=1e-05,seed=0", "learning_rate=0.0003,seed=0"]),
+        (table_16, "100", 20, 4, ["learning_rate=0.001,method=lora,seed=4"]),
         (table_18, "small", 9, 1, ["rank=1,seed=0", "rank=256,seed=0"]),
         (table_18, "gpt2_medium", 11, 1, ["rank=1,seed=0", "rank=1024,seed=0"]),
     ],
@@ -298,3 +307,21 @@ def test_folders_without_a_run_are_explained(tmp_path):
     file.write_text("{")
     with pytest.raises(ValueError, match=f"{file}, line 1: found invalid JSON"):
         record.get_config(str(tmp_path))
+
+
+@pytest.mark.parametrize(("size", "settings"), table_16.SETTINGS.items())
+def test_table_17_is_in_the_sweeps_over_sizes(size, settings):
+    """Table 17: batches, epochs, lengths of the prefixes, rank; five seeds of each method."""
+    found = points(table_16.get_config(str(size)))
+    assert len(found) == 4 * 5
+    for point in found:
+        run = point.config
+        assert (run.batch_size, run.epochs) == settings[:2]
+        assert run.data.balanced and run.data.max_examples == size
+        method = dict(run.method)
+        if method["name"] == "prefix_embed":
+            assert (method["prefix"], method["infix"]) == (settings[2], 8)
+        if method["name"] == "prefix_layer":
+            assert (method["prefix"], method["infix"]) == (8, 8)
+        if method["name"] == "lora":
+            assert method["rank"] == 8 and method["targets"] == ".*/attention/(query|value)"
