@@ -123,7 +123,7 @@ def by_rate(rows: Sequence[Row], label: str, factor: float) -> Figure | None:
         axes.set_ylim(low, high)
         drawn = {row.name: row for row in [*reference, *part]}
         for row in drawn.values():
-            _draw_line(axes, row, style_of[row.name], factor)
+            _draw_line(axes, row, style_of[row.name], factor, (low, high))
         _draw_diverged(axes, drawn, style_of)
         axes.set_xlabel("learning rate", fontsize=FONT)
         axes.set_ylabel(label, fontsize=FONT)
@@ -154,13 +154,20 @@ def _around_best(row: Row) -> list[float]:
     return [own.interval.value for own in near if own.interval is not None]
 
 
-def _draw_line(axes: Axes, row: Row, look: Style, factor: float) -> None:
-    """The line of a method; it has a gap where runs failed. The chosen rate's marker is larger."""
+def _draw_line(
+    axes: Axes, row: Row, look: Style, factor: float, limits: tuple[float, float]
+) -> None:
+    """The line of a method; it has a gap where runs failed. The chosen rate's marker is larger.
+
+    The band has no part between a mean inside the limits and one outside: where training fails, seeds differ
+    so much that it would fill the panel.
+    """
     at_all: Sequence[AtRate] = row.rates
     x = np.array([at.rate for at in at_all])
     found = [at.interval for at in at_all]
     mean = np.array([math.nan if i is None else factor * i.value for i in found])
     half = np.array([math.nan if i is None else factor * i.half for i in found])
+    half[(mean < limits[0]) | (mean > limits[1])] = math.nan
     reference = row.name == REFERENCE
     axes.plot(
         x, mean, color=look.colour, marker=look.marker, markersize=look.size(4.5), linewidth=1.1,

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 import pytest
 from flax import nnx
+from matplotlib.collections import PolyCollection
 from scipy import stats
 
 from configs.compare import common, e2e, glue, instructions, regret, small
@@ -348,6 +349,21 @@ def test_every_method_looks_different():
     assert np.exp(np.mean(np.log(list(places.values())))) == pytest.approx(100, 1e-3)
     gone = rows({"lora": grid({0.1: (None, None)})}, smaller_is_better=False)
     assert figures.by_size(gone, "", 1.0) is None and figures.by_rate(gone, "", 1.0) is None
+
+
+def test_where_training_fails_no_band_fills_the_panel():
+    """At 3.0 the mean is far outside of what is drawn: the line leaves, the band ends before."""
+    scores = {**LORA, 3.0: (-40.0, 0.7, 0.6)}
+    found = rows({"lora": grid(scores), "other": grid(LORA)}, smaller_is_better=False)
+    axes = figures.by_rate(found, "", 1.0).axes[0]
+    assert axes.get_ylim()[0] > 0
+    bands = [band for band in axes.collections if isinstance(band, PolyCollection)]
+    assert len(bands) == 2
+    for band in bands:
+        (path,) = band.get_paths()
+        assert set(path.vertices[:, 0].round(6)) == {0.1, 0.3, 1.0}
+    lines = [line for line in axes.get_lines() if len(line.get_xdata()) > 1]
+    assert max(max(line.get_xdata()) for line in lines) == 3.0
 
 
 @pytest.mark.parametrize(
