@@ -10,6 +10,7 @@ of the rank of their factors. DoRA and IA3 have no rank: they need one.
 from __future__ import annotations
 
 import dataclasses
+import re
 from typing import Any
 
 import jax
@@ -30,7 +31,8 @@ from lora_jax.low_rank.pairs import LowRankUpdate, pairs_with_weights
 from lora_jax.low_rank.parameters import AdaptedParameter
 from lora_jax.low_rank.updates import FactorsUpdate, PartUpdate
 from lora_jax.low_rank.weights import WeightView
-from lora_jax.method import METHOD, Method
+from lora_jax.method import METHOD, Insertion, Method
+from lora_jax.methods.norms import NormChoice
 from lora_jax.methods.parameters import ParameterInsertion
 from lora_jax.methods.registry import from_json
 from lora_jax.methods.updates import UpdateInsertion
@@ -62,16 +64,17 @@ def to_lora(
         smaller rank keep that. None: the exact updates.
 
     Raises:
-      ValueError: the method inserts other things (bottleneck adapters, special tokens, cuts), or an update
-        that has no rank of its own meets rank=None.
+      ValueError: the method inserts other things (bottleneck adapters, special tokens, cuts), an update
+        that has no rank of its own meets rank=None, or one is switched off.
     """
     if rank is not None:
         integer("rank", rank)
-    odd = [i for i in method.insertions if not isinstance(i, UpdateInsertion | ParameterInsertion)]
-    if odd or not method.insertions:
+    insertions = [i for i in method.insertions if not isinstance(i, NormChoice)]  # these only look
+    odd = [i for i in insertions if not isinstance(i, UpdateInsertion | ParameterInsertion)]
+    if odd or not insertions:
         raise InputError(
-            f"{method.name} cannot become LoRA: it inserts "
-            f"{type(odd[0]).__name__ if odd else 'nothing'}, and only updates of weights can"
+            f"{method.name} cannot become LoRA: it inserts {_words(odd[0]) if odd else 'nothing'}, and only "
+            "updates of weights can"
         )
     found = {path: _converted(layer, path, rank) for path, layer in adapted_layers(adapted).items()}
     targets = {
@@ -85,16 +88,31 @@ def to_lora(
     return model, plain
 
 
+def _words(insertion: Insertion) -> str:
+    """What an insertion is, for a message: `CutInsertion` is a cut."""
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", " ", type(insertion).__name__).lower()
+
+
 def _converted(layer: AdaptedLayer, path: str, rank: int | None) -> dict[str, _Converted]:
-    """The factors of every part of a layer, all of one rank."""
-    members = layer.lora.members_with_weights(WeightView(layer))
-    factors = {part: _factors(m, weight, path, rank) for part, (m, weight) in members.items()}
-    widest = max(a.shape[-1] for a, _ in factors.values())
+    """The factors of every part of a layer, each of its own rank."""
+    if not layer.lora.enabled:
+        raise InputError(
+            f"the update of {path or type(layer).__name__} is switched off; switch it on before it is "
+            "converted (lora_jax.enable)"
+        )
     result = {}
-    for part, (member, weight) in members.items():
-        a, b = (_padded(f, widest, axis) for f, axis in zip(factors[part], (2, 1), strict=True))
+    for part, (member, weight) in layer.lora.members_with_weights(WeightView(layer)).items():
+        a, b = _factors(member, weight, path, rank)
         bias = member.bias_delta(weight)
         result[part] = _Converted(a, b, None if bias is None else np.asarray(bias))
+    needed = max(own.a.shape[2] for own in result.values())
+    allowed = min(min(own.a.shape[1], own.b.shape[2]) for own in result.values())
+    if needed > allowed:  # parts of unequal sizes have one rank in LoRA
+        raise InputError(
+            f"the update of {path} needs rank {needed}, and the smallest of its parts {', '.join(result)} "
+            f"allows {allowed}: to_lora(model, method, rank={allowed}) gives the nearest update. For the "
+            "exact one adapt parts of one size only"
+        )
     return result
 
 
@@ -105,7 +123,7 @@ def _factors(member: PartUpdate, weight: WeightView, path: str, rank: int | None
         pair = np.asarray(a, np.float64) * member.scale, np.asarray(b, np.float64)
         smaller = min(pair[0].shape[1], pair[1].shape[2])
         most = min(smaller, pair[0].shape[2]) if rank is None else min(rank, smaller)
-        return pair if pair[0].shape[2] <= most else _nearest(*pair, most)
+        return pair if pair[0].shape[2] <= most else nearest(*pair, most)
     if rank is None:
         raise InputError(
             f"the update of {path or 'the layer'} ({type(member).__name__}) has no rank of its own; "
@@ -116,8 +134,13 @@ def _factors(member: PartUpdate, weight: WeightView, path: str, rank: int | None
     return u[..., :rank] * s[:, None, :rank], v[:, :rank]
 
 
-def _nearest(a: np.ndarray, b: np.ndarray, rank: int) -> Matrices:
-    """The factors of the nearest matrices of a rank, without the matrices themselves."""
+def nearest(a: np.ndarray, b: np.ndarray, rank: int) -> Matrices:
+    """The factors of the nearest matrices of a rank, without the matrices themselves.
+
+    Args:
+      a, b: factors of a larger rank, (maps, inputs, rank) and (maps, rank, outputs).
+      rank: at most the smaller side of the matrices, of which the nearest ones are the matrices themselves.
+    """
     basis_a, small_a = np.linalg.qr(a)
     basis_b, small_b = np.linalg.qr(np.swapaxes(b, 1, 2))
     u, s, v = np.linalg.svd(small_a @ np.swapaxes(small_b, 1, 2), full_matrices=False)
@@ -133,8 +156,7 @@ def _padded(factor: np.ndarray, rank: int, axis: int) -> np.ndarray:
 
 def _arguments(layer: AdaptedLayer, parts: dict[str, _Converted]) -> dict[str, Any]:
     """LoRA's arguments for one layer."""
-    first = next(iter(parts.values()))
-    rank = first.a.shape[-1]
+    rank = max(part.a.shape[-1] for part in parts.values())
     arguments: dict[str, Any] = {"rank": rank, "alpha": rank}
     update = layer.lora
     if isinstance(update, FusedUpdate):
@@ -153,7 +175,8 @@ def _method(method: Method, adapted: nnx.Module, targets: dict[str, dict[str, An
     spec = []
     for part in method.to_json():
         own, insertions = part["arguments"], from_json([part]).insertions
-        if not insertions:  # it only trains what is there
+        if all(isinstance(insertion, NormChoice) for insertion in insertions):
+            # It only trains what is there.
             spec.append(part)
             continue
         chosen = [path for insertion in insertions for path in insertion.paths(adapted)]
@@ -164,8 +187,10 @@ def _method(method: Method, adapted: nnx.Module, targets: dict[str, dict[str, An
 
 
 def _set(pair: LowRankUpdate, values: _Converted) -> None:
-    pair.a[...] = jnp.asarray(values.a.reshape(pair.a.shape), jnp.float32)
-    pair.b[...] = jnp.asarray(values.b.reshape(pair.b.shape), jnp.float32)
+    rank = pair.a.shape[-1]
+    a, b = _padded(values.a, rank, 2), _padded(values.b, rank, 1)
+    pair.a[...] = jnp.asarray(a.reshape(pair.a.shape), jnp.float32)
+    pair.b[...] = jnp.asarray(b.reshape(pair.b.shape), jnp.float32)
     if hasattr(pair, "b_bias"):
         bias = np.zeros(pair.b_bias.shape) if values.bias is None else values.bias
         pair.b_bias[...] = jnp.asarray(bias.reshape(pair.b_bias.shape), jnp.float32)

@@ -24,10 +24,11 @@ from lora_jax.method import Method
 from lora_jax.methods.gradient_start import waiting_weights
 from lora_jax.partition import Labels, Params
 from lora_jax.sharding.placement import in_host_memory
+from lora_jax.state import fixed, seeded
 from lora_jax.sweeps import runs
 from lora_jax.sweeps.common_method import common_method
 from lora_jax.training import AdaptedModel
-from lora_jax.training.adapted_model import warm_started
+from lora_jax.training.adapted_model import warm_started, warm_state
 from lora_jax.training.records import lora_layers
 
 
@@ -97,26 +98,29 @@ class SharedBase:
         with in_host_memory():
             adapted = point.method.insert(self._model, key)
             labels = point.method.labels(adapted)
-            _, fresh, _ = partition.split(adapted, labels)
+            _, fresh, frozen = partition.split(adapted, labels)
             trainable = {
                 path: jnp.asarray(head.get(path, value), jnp.float32)
                 for path, value in fresh.items()
             }
             trainable |= self._common_start(trainable)
             trainable |= self.task.factors(self._model, point.method, key)
-            settings, fixed = point.settings.train, None
+            settings = point.settings.train
+            own: Params = {}
             if waiting_weights(adapted):
-                trainable, fixed = self._started_from_gradients(point, trainable, key)
+                trainable, own = self._started_from_gradients(point, trainable, key)
             if settings.init_adapter:
                 trainable = warm_started(
                     trainable, labels, settings.init_adapter, bases=self.widest.model.bases,
                     method=point.method, adapted=adapted,
                 )  # fmt: skip
+                paths = (*fixed(adapted), *seeded(adapted))
+                own = {**own, **warm_state(paths, frozen, settings.init_adapter)}
         summary = point.method.summary(adapted)
         return Start(
             trainable=trainable,
             labels=labels,
-            values=runs.run_values(adapted, settings.learning_rate, fixed),
+            values=runs.run_values(adapted, settings.learning_rate, own),
             record=model_record(summary, lora_layers(summary)),
         )
 

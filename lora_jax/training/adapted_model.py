@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -263,11 +263,27 @@ class AdaptedModel:
             self.trainable, self.labels, init_adapter, bases=self.bases, method=self.method,
             adapted=self.model(self.trainable),
         )  # fmt: skip
-        there = adapters.load_adapter(init_adapter).state
-        kept = {path: there[path] for path in (*self._fixed, *self._seeded) if path in there}
-        old = {path: self.frozen[path] for path in kept}
-        self.frozen |= self.placement.put(replaced(kept, old, init_adapter, is_state=True))
+        kept = warm_state((*self._fixed, *self._seeded), self.frozen, init_adapter)
+        self.frozen |= self.placement.put(kept)
         return started
+
+
+def warm_state(paths: Iterable[str], frozen: Params, init_adapter: str) -> Params:
+    """What another run has of the values that a method inserts and does not train, by path.
+
+    The factors of such a run go with them: an update A B - A_0 B_0 is another one with other A_0 and B_0.
+
+    Args:
+      paths: of these values in a model with the same method.
+      frozen: its values, fresh; their shapes and types count.
+      init_adapter: folder of the other run or of its adapter.
+
+    Raises:
+      InputError: the other run's have other shapes.
+    """
+    there = adapters.load_adapter(init_adapter).state
+    kept = {path: there[path] for path in paths if path in there}
+    return replaced(kept, {path: frozen[path] for path in kept}, init_adapter, is_state=True)
 
 
 def warm_started(

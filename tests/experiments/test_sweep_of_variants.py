@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 
 from experiments.sweep.local import run_sweep
@@ -48,6 +49,28 @@ def test_a_point_of_a_variant_is_the_run_alone(name, tiny_model, tiny_glue, tmp_
     ours, theirs = load_adapter(point), load_adapter(other)
     assert ours.method.name == name and ours.state.keys() == theirs.state.keys()
     assert bool(ours.state) == (name in ("pissa", "lora_ga"))
+
+
+@pytest.mark.parametrize("init", ["lora_ga", "pissa"])
+def test_a_point_that_starts_from_another_adapter_is_the_run_alone(
+    init, tiny_model, tiny_glue, tmp_path
+):
+    """With the factors goes what is taken off of them: a fresh one would make another function of them."""
+    grid = {"method": {**SHORT, "init": (init,)}}
+    config = glue_sweep(tiny_model, tiny_glue, {"a": grid}, task="mnli", seeds=(1,))
+    run_sweep(config, tmp_path / "first")
+    (source,) = (tmp_path / "first/points").iterdir()
+    grid = {**grid, "learning_rate": (0.003, 0.01)}
+    config = glue_sweep(tiny_model, tiny_glue, {"a": grid}, init_adapter=str(source), seeds=(0,))
+    run_sweep(config, tmp_path / "second")
+    point = next(p for p in (tmp_path / "second/points").iterdir() if "0.01" in p.name)
+    other = alone(point, tmp_path / "alone")
+    assert_same(point, other, rtol=1e-4, atol=2e-5)
+    started, here, there = (load_adapter(path).state for path in (source, point, other))
+    assert started
+    for path, value in started.items():
+        np.testing.assert_array_equal(here[path], value)
+        np.testing.assert_array_equal(there[path], value)
 
 
 def test_memory_counts_what_every_run_holds_of_its_own(tiny_model, tiny_glue):

@@ -9,6 +9,7 @@ import numpy as np
 
 from lora_jax import factor_leaves
 from lora_jax.adapter_files import Adapter
+from lora_jax.conversion import nearest
 from lora_jax.errors import InputError
 from lora_jax.interop.peft.inserted import Inserted
 from lora_jax.interop.peft.layers import uncut
@@ -152,13 +153,18 @@ def _pair(leaves: Arrays, own: LoRASettings, started: bool) -> tuple[LoRASetting
     if started or own.init not in STARTS:
         return own, sides
     a, b, a_start, b_start = (leaves[side] for side in ("a", "b", *_STARTS))
-    sides["a"] = np.concatenate([a - a_start, a_start], axis=-1)
-    sides["b"] = np.concatenate([b, b - b_start])
-    sides = {side: value.astype(sides["a"].dtype) for side, value in sides.items()}
-    alpha = own.alpha * scale(1, 1.0, own.scaling) / scale(2, 1.0, own.scaling)  # the same scale
-    plain = dataclasses.replace(
-        own, rank=2 * own.rank, alpha=alpha, init="kaiming", svd_iterations=0
-    )
+    wide, tall = np.concatenate([a - a_start, a_start], axis=-1), np.concatenate([b, b - b_start])
+    rank, outputs = 2 * own.rank, tall.shape[1:]
+    if rank > (most := min(wide.shape[0], tall[0].size)):  # which no matrix has
+        exact = nearest(
+            wide[None].astype(np.float64), tall.reshape(1, rank, -1).astype(np.float64), most
+        )
+        wide, tall, rank = exact[0][0], exact[1][0].reshape(most, *outputs), most
+    sides |= {"a": wide, "b": tall}
+    sides = {side: value.astype(a.dtype) for side, value in sides.items()}
+    # The same scale, alpha / r or alpha / sqrt(r).
+    alpha = own.alpha * scale(own.rank, 1.0, own.scaling) / scale(rank, 1.0, own.scaling)
+    plain = dataclasses.replace(own, rank=rank, alpha=alpha, init="kaiming", svd_iterations=0)
     return plain, sides
 
 
