@@ -13,7 +13,7 @@ from experiments.compare.record import Comparison
 from experiments.compare.statistics import Row
 
 STATEMENTS: Mapping[int, str] = {
-    1: "LoRA's best learning rate is about ten times that of full fine-tuning, at every rank",
+    1: "LoRA's best learning rate is about ten times that of full fine-tuning",
     2: "LoRA's best learning rate does not depend on the rank",
     3: "With little data LoRA of a high rank loses nothing against full fine-tuning",
     4: "LoRA of a low rank falls behind",
@@ -25,6 +25,7 @@ STATEMENTS: Mapping[int, str] = {
 TEN_TIMES = (5.0, 20.0)  # what counts as about ten times
 SAME_RATE = (0.5, 2.0)  # and as the same rate
 _LOWEST = 1  # the rank that is said to fall behind
+_HIGH = 32  # from which on a rank is called high
 
 
 class Comparisons(NamedTuple):
@@ -79,8 +80,10 @@ def _same_rate(main: Comparison) -> Claim | LeftOut:
     )  # fmt: skip
 
 
-def _high_rank(main: Comparison) -> Claim:
+def _high_rank(main: Comparison) -> Claim | LeftOut:
     high, highest = _highest(main)
+    if high < _HIGH:
+        return LeftOut(3, f"it needs a rank of {_HIGH} or more, and the highest is {high}")
     return Claim(
         number=3, quantity=f"rank {high} worse than full by", ratio=False,
         measured=_worse(main, highest, full(main)), rule=no_worse(_margin(main)),
@@ -90,8 +93,8 @@ def _high_rank(main: Comparison) -> Claim:
 def _low_rank(main: Comparison) -> Claim | LeftOut:
     high, highest = _highest(main)
     low = ranks(main).get(_LOWEST)
-    if low is None or high == _LOWEST:
-        return LeftOut(4, f"it needs rank {_LOWEST} and a higher one")
+    if low is None or high < _HIGH:
+        return LeftOut(4, f"it needs rank {_LOWEST} and one of {_HIGH} or more")
     return Claim(
         number=4, quantity=f"rank {_LOWEST} worse than rank {high} by", ratio=False,
         measured=_worse(main, low, highest), rule=worse(_margin(main)),

@@ -41,7 +41,9 @@ def drawn(comparison: Comparison) -> Figure:
 
 
 def _draw_ratios(axes: Axes, ratios: Mapping[str, Measured]) -> None:
-    axes.axvspan(*TEN_TIMES, color=_SHADE, zorder=0)
+    low, high = TEN_TIMES
+    within = f"{low:g} to {high:g} times: about ten"
+    axes.axvspan(low, high, color=_SHADE, zorder=0, label=within)
     axes.axvline(10, color="0.35", linestyle="--", linewidth=1)
     axes.set_xscale("log")
     _draw(axes, ratios, lambda logarithm: 10**logarithm)
@@ -51,14 +53,19 @@ def _draw_ratios(axes: Axes, ratios: Mapping[str, Measured]) -> None:
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}x"))
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_xlabel("best learning rate over that of full fine-tuning", fontsize=FONT)
+    axes.legend(fontsize=FONT - 1, frameon=False, loc="lower right")
 
 
 def _draw_losses(axes: Axes, losses: Mapping[str, Measured], unit: Unit) -> None:
     axes.axvline(0, color="0.35", linewidth=1)
-    axes.axvline(unit.factor * MARGIN, color="0.35", linestyle=":", linewidth=1)
+    margin = unit.factor * MARGIN
+    axes.axvline(
+        margin, color="0.35", linestyle=":", linewidth=1, label=f"{margin:g}: less is no loss"
+    )
     _draw(axes, losses, lambda difference: unit.factor * difference)
     metric = unit.label.partition(",")[0]
     axes.set_xlabel(f"worse than full fine-tuning by ({metric})", fontsize=FONT)
+    axes.legend(fontsize=FONT - 1, frameon=False, loc="lower right")
 
 
 def _draw(axes: Axes, measured: Mapping[str, Measured], shown: Callable[[float], float]) -> None:

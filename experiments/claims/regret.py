@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from experiments.compare.record import NAME, Comparison
@@ -12,9 +12,15 @@ from experiments.compare.statistics import REFERENCE, Row
 from lora_jax.errors import FileError
 
 FULL = "full"
+_COMMAND = (
+    "`python -m experiments.compare --config=configs/compare/regret.py:e2e --workdir={} "
+    "--config.run.data.source=FOLDER` (210 runs; behind a comma some of them, such as "
+    "regret.py:e2e,rank_1+rank_64+full)"
+)
 REFERENCE_RANK = 8  # of the method `lora`
 ALIKE = 0.02  # share by which numbers of trained values may differ where they are said to be equal
 _LARGER = "Train it with --config.run.batch_size=LARGER, in a folder of its own"
+_SHORTER = "Train it with --config.run.data.max_examples=FEWER, in a folder of its own"
 _OTHER = "Name the comparison of the same task with another budget, such as fewer examples"
 
 
@@ -28,14 +34,12 @@ def read(folder: Path, flag: str) -> Comparison:
     Raises:
       MissingFileError, FileError: it has not ended, or has not the methods of the config.
     """
-    command = (
-        f"`python -m experiments.compare --config=configs/compare/regret.py --workdir={folder}`"
-    )
-    found = read_comparison(folder, f"{command} ({flag})")
+    found = read_comparison(folder, f"{_COMMAND.format(folder)} ({flag})")
     if FULL not in _by_name(found) or not ranks(found):
+        other = f"{_COMMAND.format('ANOTHER_FOLDER')} ({flag})"
         raise FileError(
             folder / NAME, "methods", f"{[*_by_name(found)]}", f"`{FULL}` and LoRA at some rank",
-            f"It must be a comparison of configs/compare/regret.py: {command} ({flag})",
+            f"It must be a comparison of configs/compare/regret.py: {other}",
         )  # fmt: skip
     return found
 
@@ -57,13 +61,33 @@ def check_alike(main: Comparison, other: Comparison, folder: Path, flag: str) ->
         own, first = getattr(other, name), getattr(main, name)
         if own != first and "" not in (own, first):
             raise FileError(path, name, f"{own!r}", f"{first!r}, as in --main", _OTHER)
-    if not (main.budget and other.budget):
+    if main.budget and other.budget:
+        _check_budgets(main.budget, other.budget, path, flag)
+
+
+def _check_budgets(
+    main: Mapping[str, int], other: Mapping[str, int], path: Path, flag: str
+) -> None:
+    """Raises FileError unless one has larger batches of the same data, or is shorter with equal batches."""
+
+    def check(name: str, right: bool, wanted: str, remedy: str) -> None:
+        if not right:
+            raise FileError(path, f"budget.{name}", f"{other[name]}", wanted, remedy)
+
+    def equal(*names: str, remedy: str) -> None:
+        for name in names:
+            check(name, other[name] == main[name], f"{main[name]}, as in --main", remedy)
+
+    if flag == "--large_batch":
+        size = main["batch_size"]
+        check("batch_size", other["batch_size"] > size, f"more than {size}", _LARGER)
+        equal("examples", "epochs", remedy=_LARGER)
         return
-    if flag == "--large_batch" and other.budget["batch_size"] <= main.budget["batch_size"]:
-        found, least = other.budget["batch_size"], main.budget["batch_size"]
-        raise FileError(path, "budget.batch_size", f"{found}", f"more than {least}", _LARGER)
-    if other.budget == main.budget:
-        raise FileError(path, "budget", "that of --main", "another one", _OTHER)
+    equal("batch_size", remedy=_SHORTER)
+    longest = main["examples"] * main["epochs"]
+    shorter = other["examples"] * other["epochs"] < longest
+    wanted = f"fewer in all than {longest} (examples times epochs)"
+    check("examples", shorter, wanted, _SHORTER)
 
 
 def ranks(comparison: Comparison) -> dict[int, Row]:

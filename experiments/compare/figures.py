@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
@@ -11,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import NullFormatter
+from matplotlib.ticker import LogFormatterSciNotation, NullFormatter
 
 from experiments.compare.statistics import REFERENCE, AtRate, Row
 from experiments.report.panel_grid import FONT, panel_grid, style_axes
@@ -19,13 +20,20 @@ from experiments.runs import looks
 from experiments.runs.looks import Style
 
 _SAME = 1.25  # numbers of trained values within this factor are drawn side by side
+_DECADE = 10.0
 _APART = 1.1  # as times the one before
 _PANEL_METHODS = 4  # lines in one panel, besides the reference
 
 
 def styles(names: Sequence[str]) -> dict[str, Style]:
     """A style for each method: the reference is a black circle, whatever else is drawn."""
-    return looks.styles(sorted(names), first=REFERENCE)
+    return looks.styles(sorted(names, key=_natural), first=REFERENCE)
+
+
+def _natural(name: str) -> tuple[tuple[bool, int, str], ...]:
+    """Sorts names with numbers by these: rank_4 before rank_16."""
+    parts = re.findall(r"[0-9]+|[^0-9]+", name)
+    return tuple((part.isdecimal(), int(part) if part.isdecimal() else 0, part) for part in parts)
 
 
 def by_size(rows: Sequence[Row], label: str, factor: float) -> Figure | None:
@@ -64,8 +72,14 @@ def by_size(rows: Sequence[Row], label: str, factor: float) -> Figure | None:
             linestyle="none",
         )  # fmt: skip
     axes.set_xlim(min(places.values()) / 2, max(places.values()) * 2)
+    if max(places.values()) < _DECADE * min(places.values()):
+        axes.xaxis.set_minor_formatter(LogFormatterSciNotation(minor_thresholds=(2, 1)))
+        axes.tick_params(axis="x", which="minor", labelsize=FONT)
+    grouped = any(len(group) > 1 for group in _alike(shown))
     axes.set_xlabel(
-        "trained values, the head apart (grey: about as many, drawn side by side)", fontsize=FONT
+        "number of trained values, without the head"
+        + (" (in grey: about equally many, drawn side by side)" if grouped else ""),
+        fontsize=FONT,
     )
     axes.set_ylabel(label, fontsize=FONT)
     handles = [_handle(row.name, style_of[row.name], line=False) for row in shown]
@@ -104,7 +118,9 @@ def by_rate(rows: Sequence[Row], label: str, factor: float) -> Figure | None:
     style_of = styles([row.name for row in rows])
     reference = [row for row in rows if row.name == REFERENCE]
     # In the order of the styles, so that the lines of a panel have different colours.
-    others = sorted((row for row in rows if row.name != REFERENCE), key=lambda row: row.name)
+    others = sorted(
+        (row for row in rows if row.name != REFERENCE), key=lambda row: _natural(row.name)
+    )
     others = others or reference
     parts = [others[i : i + _PANEL_METHODS] for i in range(0, len(others), _PANEL_METHODS)]
     handles = [_handle(row.name, style_of[row.name], line=True) for row in [*reference, *others]]

@@ -74,6 +74,9 @@ def write(trained: Trained, contenders: Sequence[Contender]) -> None:
         row.name: peft.folder_bytes(peft.chosen_run(row, runs[row.name]).folder / "adapter")
         for row in table
     }
+    for path in (workdir / "peft").glob("*.json"):
+        if path.stem not in sizes:  # of an earlier start with other methods
+            path.unlink()
     for row in table:
         files.write_json(workdir / "peft" / f"{row.name}.json", peft.result(row, runs[row.name]))
     first = read_object(runs[contenders[0].name][0].folder / RESULT, MADE_ANEW)
@@ -81,7 +84,9 @@ def write(trained: Trained, contenders: Sequence[Contender]) -> None:
         experiment=config.experiment,
         task=first.get("task", str),
         model=first.get("model", str),
-        budget=record.budget_of(first.get("config", dict)),
+        budget=record.budget_of(
+            first.get("config", dict), max(run.examples for own in runs.values() for run in own)
+        ),
         headline=headline,
         smaller_is_better=smaller,
         rows=tuple(table),
@@ -157,7 +162,10 @@ def _reading(table: Sequence[Row], seeds: int) -> str:
         "more so where the rates differ little or the scores vary much; no data are left that "
         "nothing was chosen by.",
         "Optimum: the top of the parabola through the best rate and its neighbours, over the logarithm of "
-        "the rate, mean over seeds with its interval; a dash where a seed's best rate is an end of the grid.",
+        "the rate, mean over seeds with its interval; it is at most half a step of the grid from the best "
+        "rate that was tried, and the interval says how much seeds differ, not how well a parabola fits. A "
+        "dash where a seed's best rate is an end of the grid, where training fails right beside it, or where "
+        "a seed has no score.",
         "±: 95% intervals of Student's t over the seeds, which are few: they say how much seeds differ, not "
         "how much the choice of the learning rate or other data would change. With one seed there is none.",
         f"Difference: to {REFERENCE}, each at its own best rate, paired by seed (same order of the examples, "

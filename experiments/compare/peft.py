@@ -1,7 +1,8 @@
 """A method's result in the form of the method comparison of Hugging Face's PEFT.
 
-PEFT's own tables and plots read such files. Memory is null: the runs of a program share the devices, so that
-no run's own was measured.
+Names and places are those of its result files. Memory is null, since the runs of a program share the devices
+so that no run's own was measured; scores are those of the task under their own names. PEFT's own table wants
+numbers for both, and a `test accuracy`, so other tasks' files need a table of their own.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from lora_jax.reading import Record, read_object
 
 NAME = "comparison.json"
 _DIFFERENCE, _TIMES = f"difference_to_{REFERENCE}", f"times_{REFERENCE}"
-_BUDGET = ("max_examples", "epochs", "batch_size")
+_BUDGET = ("examples", "epochs", "batch_size")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -27,7 +27,8 @@ class Comparison:
       experiment: of its runs, such as `glue`.
       task: of its runs; "" in files of earlier versions, which say neither this nor model and budget.
       model: the base of its runs.
-      budget: of a run: max_examples (0: all there are), epochs, batch_size.
+      budget: of a run: training examples of an epoch, epochs, and examples of an update (batch_size); {} in
+        files of earlier versions.
       headline: the metric that is compared.
       smaller_is_better: whether a smaller score is the better one.
       rows: the methods, the best score first.
@@ -42,19 +43,22 @@ class Comparison:
     rows: tuple[Row, ...]
 
 
-def budget_of(config: Mapping[str, Any]) -> dict[str, int]:
-    """The budget of a run from the config in its record."""
-    most = config["data"].get("max_examples", 0)
-    return {"max_examples": most, "epochs": config["epochs"], "batch_size": config["batch_size"]}
+def budget_of(config: Mapping[str, Any], examples: int) -> dict[str, int]:
+    """The budget of the runs.
+
+    Args:
+      config: in the record of one.
+      examples: of an epoch, see `Run`.
+    """
+    batch_size = config["batch_size"] * config.get("accumulate", 1)
+    return {"examples": examples, "epochs": config["epochs"], "batch_size": batch_size}
 
 
 def budget_text(budget: Mapping[str, int]) -> str:
-    """`the first 4,000 training examples, 1 epoch, batches of 16`."""
+    """`4,000 training examples, 1 epoch, updates of 16`."""
     examples, epochs, batch_size = (budget[name] for name in _BUDGET)
-    return (
-        f"{f'the first {examples:,}' if examples else 'all'} training examples, {epochs} "
-        f"epoch{'s' * (epochs != 1)}, batches of {batch_size}"
-    )
+    ending = "s" * (epochs != 1)
+    return f"{examples:,} training examples, {epochs} epoch{ending}, updates of {batch_size}"
 
 
 def to_json(comparison: Comparison, sizes: Mapping[str, int | None]) -> dict[str, Any]:
@@ -100,11 +104,17 @@ def read(folder: Path, made_by: str) -> Comparison:
         experiment=record.get("experiment", str),
         task=record.get("task", str, ""),
         model=record.get("model", str, ""),
-        budget={} if budget is None else {name: budget.integer(name, 0) for name in _BUDGET},
+        budget=_budget(budget),
         headline=record.get("headline", str),
         smaller_is_better=record.get("smaller_is_better", bool),
         rows=tuple(_row_from_json(own) for own in record.records("methods")),
     )
+
+
+def _budget(record: Record | None) -> dict[str, int]:
+    if record is None or "max_examples" in record.values:  # of an earlier version
+        return {}
+    return {name: record.integer(name, 1) for name in _BUDGET}
 
 
 def _row_to_json(row: Row, size: int | None, smaller: bool) -> dict[str, Any]:

@@ -26,6 +26,7 @@ class Run:
       step_seconds: of one step, the run's share of its program, without compilation.
       trained: number of trained values without the task's head.
       folder: of the run.
+      examples: of an epoch, as far as the run came.
     """
 
     rate: float
@@ -35,6 +36,7 @@ class Run:
     step_seconds: float
     trained: int
     folder: Path
+    examples: int = 0
 
 
 def unfinished(contenders: Sequence[Contender], workdir: Path) -> list[str]:
@@ -85,7 +87,14 @@ def _run(point: Point, workdir: Path, headline: str) -> Run:
         step_seconds=_step_seconds(run),
         trained=parameters.get("trainable", int) - head,
         folder=path.parent,
+        examples=_examples(record, run),
     )
+
+
+def _examples(record: Record, run: Record) -> int:
+    """Examples of an epoch; of a run that diverged in its first epoch those before."""
+    epochs = record.record("config").integer("epochs", 1)
+    return round(run.get("examples", int) / epochs)
 
 
 def _best(run: Record, headline: str) -> float | None:

@@ -12,11 +12,15 @@ from lora_jax.errors import InputError
 def named(texts: Sequence[str]) -> dict[str, Adapter]:
     """Adapters by name from texts NAME=DIR, or DIR, which is its own name; of adapters or of runs.
 
+    Args:
+      texts: what stood between the commas of a flag; folders with commas in their names, as those of sweeps,
+        are put together again.
+
     Raises:
       InputError: two have one name, or a folder is no adapter.
     """
     result: dict[str, Adapter] = {}
-    for text in texts:
+    for text in _whole(texts):
         name, separator, folder = text.partition("=")
         if not separator or Path(text).is_dir():
             name, folder = text, text
@@ -26,6 +30,21 @@ def named(texts: Sequence[str]) -> dict[str, Adapter]:
             )
         result[name] = load_adapter(folder)
     return result
+
+
+def _whole(texts: Sequence[str]) -> list[str]:
+    """The texts, with those joined by commas that only together name a folder."""
+    result, rest = [], list(texts)
+    while rest:
+        joined = (",".join(rest[:count]) for count in range(1, len(rest) + 1))
+        found = next((text for text in joined if _is_folder(text)), rest[0])
+        result.append(found)
+        rest = rest[found.count(",") + 1 :]
+    return result
+
+
+def _is_folder(text: str) -> bool:
+    return Path(text).is_dir() or Path(text.partition("=")[2] or ".none").is_dir()
 
 
 def weights(texts: Sequence[str], adapters: Mapping[str, Adapter]) -> dict[str, float]:

@@ -43,7 +43,7 @@ def spectra(results: Results) -> Figure:
     axis.set_yscale("log")
     low, high = (np.log10(limit) for limit in axis.get_ylim())
     axis.set_ylim(10 ** np.floor(low), 10 ** np.ceil(high))
-    axis.set_xlabel("direction k")
+    axis.set_xlabel("direction k (logarithmic)")
     axis.set_ylabel("singular value of the update\n(median over matrices)")
     _legend(figure, axis)
     return figure
@@ -71,7 +71,8 @@ def forgetting(results: Results) -> Figure:
             trained = row.form == "as trained"
             converted = converted if trained else row.form
             axis.plot(
-                x, y, color=look.colour, marker=look.marker, linestyle="none", markersize=look.size(6),
+                x, y, color=look.colour, marker=look.marker, linestyle="none",
+                markersize=look.size(6 if trained else 9),
                 markerfacecolor=look.colour if trained else "none", label=name if trained else None,
             )  # fmt: skip
     axis.axhline(0, color="0.6", linewidth=0.8)

@@ -23,7 +23,7 @@ _MEANING = """\
 `rank`, `effective rank` (exp of the entropy of the singular values), `stable rank` and `relative size`
 (Frobenius norm over that of the weight) are means over the matrices. `intruders`: of the first {k} singular
 vectors of each tuned weight, on the side of the {side}, those whose largest |cosine| to one of the base's is
-below {epsilon:g}; of all matrices together."""
+below {epsilon:g}; of all matrices together, so at most {k} times as many as there are matrices."""
 _FORGETTING = """\
 `loss`: mean over {tokens:,} tokens of {text}; the base's is {loss:.4f}. `forgetting`: the rise against it."""
 

@@ -145,7 +145,7 @@ class LiveTable:
             news = (s.state, _finite(s.score), _finite(s.best), s.best_epoch)
             if news != self._told.get(s.name, ("waiting", None, None, 0)):
                 self._told[s.name] = news
-                line = f"{s.name}: {s.state}, step {_steps(s)}, loss {_number(s.loss)}, "
+                line = f"{s.name}: {s.state}, step {_steps(s)}, training loss {_number(s.loss)}, "
                 line += f"{self._headline} {_number(s.score)}, best (epoch) {_best_cell(s)}"
                 self._console.out(line, highlight=False)
 
@@ -170,7 +170,7 @@ class LiveTable:
 
 def _table(runs: Sequence[RunStatus], best: RunStatus | None, headline: str, width: int) -> Table:
     """A row of one line for each run; where it is narrow bars are left out, then names cut."""
-    headers = ("", "step", "loss", _cut(headline, width // 8), "best (epoch)", "state")
+    headers = ("", "step", "train loss", _cut(headline, width // 8), "best (epoch)", "state")
     rows = [
         (f"{100 * s.step // s.steps}%" if s.steps else "", _steps(s), _number(s.loss),
          _number(s.score), _best_cell(s), s.state)

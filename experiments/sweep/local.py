@@ -193,10 +193,13 @@ def run_sweep(
       ValueError: bad grids, or another sweep's folder.
     """
     folder, members = opened(config, workdir)
+    if table is not None:
+        command_line.say(f"{len(members)} runs: data and model are read")
     tasks = check_all(config, folder, members) if only is None else {}
     board = Board(folder, members, table)
     with table or nullcontext():
         board.show()
+        _say_others(folder, members)
         for together in compatible(members):
             task = tasks.pop(together[0].name, None)
             for base, unfinished in _work(config, folder, together, only, task):
@@ -204,6 +207,16 @@ def run_sweep(
                     _train(folder, base, program, board, shared=only is None)
                 del base  # it makes room for that of the next points
     return folder
+
+
+def _say_others(folder: SweepFolder, members: Sequence[Point]) -> None:
+    """Says that runs were planned which the grids no longer have: programs are trained whole."""
+    planned_runs = {name for program in folder.unfinished(members) for name in program.points}
+    if (others := planned_runs - {point.name for point in members}) and is_main():
+        command_line.say(
+            f"{len(others)} runs that the grids no longer have, such as {min(others)}, are trained, too: "
+            "their programs were planned with them. For the grids alone use another --workdir"
+        )
 
 
 def _base(
@@ -236,6 +249,11 @@ def _train(
         if held:
             command_line.say(f"program {program.name} is left to another: {held}")
         elif set(program.points) - folder.finished():  # not finished by another just now
+            if is_main():
+                first = program.points[0]
+                command_line.say(
+                    f"program {program.name}: {program.runs} runs, {first} first; its step is compiled"
+                )
             watch = board.watch(base, program)
             train_program(base, program, folder.path, watch, board.aside)
 

@@ -147,7 +147,7 @@ class UpdateSettings:
 
     def __str__(self) -> str:
         parts = f", {','.join(self.parts)} of {','.join(self.fused)}" if self.parts else ""
-        scale = f"scale {self.scale:g} ({self.scaling})"
+        scale = f"scale {self.scale:.5g} ({self.scaling})"
         dropout = f"dropout {self.dropout:g}"
         return f"rank {self.rank}, alpha {self.alpha:g}, {scale}, {dropout}{parts}{self.describe()}"
 

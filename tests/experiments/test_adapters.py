@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -89,6 +90,18 @@ def test_adapters_are_compared_by_cosine(folders, tmp_path):
     norm = np.linalg.norm(deltas(folders[0])["query"])
     assert rows[0] == f"| query | 2 | - | {norm:.4g} | - | - |"
     assert listing.compared(one, one).count("| 1.000 |") == 2
+
+
+def test_folders_with_commas_are_named_as_sweeps_name_them(folders, tmp_path):
+    """Flags split at commas, and a point of a sweep is called `learning_rate=0.01,method=lora,seed=0`."""
+    points = [tmp_path / f"rate=0.0{n},method=lora,seed=0" for n in (1, 2)]
+    for place, folder in zip(points, folders, strict=False):
+        shutil.copytree(folder, place)
+    one, other = points
+    text = f"a={one},{other},b={folders[0]}"
+    assert list(named_adapters.named(text.split(","))) == ["a", str(other), "b"]
+    with pytest.raises(FileNotFoundError, match="rate=0.09"):
+        named_adapters.named(f"a={tmp_path}/rate=0.09,method=lora".split(","))
 
 
 def test_combined_and_reduced_folders(folders, tmp_path):

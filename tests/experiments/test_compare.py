@@ -158,7 +158,7 @@ def test_the_file_that_is_read_and_written_again_is_the_same(finished):
     _, folder, _ = finished
     found, text = json_file.read(folder, ""), (folder / json_file.NAME).read_text()
     assert found.task == "rte"
-    assert found.budget == {"max_examples": 24, "epochs": 1, "batch_size": 8}
+    assert found.budget == {"examples": 24, "epochs": 1, "batch_size": 8}
     sizes = {row["method"]: row["adapter_bytes"] for row in json.loads(text)["methods"]}
     assert files.to_json(json_file.to_json(found, sizes)) + "\n" == text
 
@@ -502,6 +502,47 @@ def test_there_is_no_optimum_at_an_end_of_the_grid_or_beside_a_run_without_a_sco
     assert (
         optimum.of_seed(flat.rates, 0, smaller_is_better=False) is None
     )  # the first of equals is an end
+
+
+@pytest.mark.parametrize(
+    ("fails", "known"), [(1.65, True), (1.9, True), (2.2, False), (9.9, False)]
+)
+def test_a_neighbour_at_which_training_fails_says_nothing_of_the_top(fails, known):
+    """At 1e-2 the loss is worse by more than ten times what the worst of the other side's is."""
+    scores = {3e-4: 1.65, 1e-3: 1.604, 3e-3: 1.6, 1e-2: fails}
+    at = tuple(
+        AtRate(rate=rate, scores=dict.fromkeys(range(3), score), diverged=0, failed=0)
+        for rate, score in scores.items()
+    )
+    row = Row(name="x", trained=1, rates=at, best=at[2], step_seconds=1.0)
+    found = optimum.of_row(row, smaller_is_better=True)
+    assert (found is not None) == known
+    if known:
+        top = np.polyfit([-3, np.log10(3e-3), -2], [1.604, 1.6, fails], 2)
+        assert found.value == pytest.approx(-top[1] / (2 * top[0]))
+        assert not optimum.missing(row, smaller_is_better=True)
+    else:
+        why = "training of x fails right beside its best rate for seeds 0, 1, 2"
+        assert optimum.missing(row, smaller_is_better=True) == why
+
+
+def test_a_seed_without_a_score_at_any_rate_leaves_the_method_without_an_optimum():
+    rates = _at_rates((-3.0, -3.1)).rates
+    row = Row(
+        name="x", trained=1, rates=tuple(dataclasses.replace(at, failed=1, diverged=1) for at in rates),
+        best=None, step_seconds=1.0,
+    )  # fmt: skip
+    assert optimum.of_row(row, smaller_is_better=False) is None
+    why = "1 seed of x has no score at any rate"
+    assert optimum.missing(row, smaller_is_better=False) == why
+    assert optimum.ratio(row, row, smaller_is_better=False) is None
+
+
+def test_the_budget_is_what_was_trained_on():
+    config = {"batch_size": 8, "accumulate": 2, "epochs": 3, "data": {"max_examples": 500}}
+    budget = json_file.budget_of(config, 60)
+    assert budget == {"examples": 60, "epochs": 3, "batch_size": 16}
+    assert json_file.budget_text(budget) == "60 training examples, 3 epochs, updates of 16"
 
 
 # Values of a rank in a layer, by layer: inputs and outputs.

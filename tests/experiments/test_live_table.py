@@ -63,7 +63,7 @@ def test_columns_and_order_of_the_rows():
     lines = drawn(RUNS, colours=None, note="program 2 of 3")
     header, *table = bare(lines)
     assert header.split() == [
-        "run", "progress", "step", "loss", "accuracy", "best", "(epoch)", "state"
+        "run", "progress", "step", "train", "loss", "accuracy", "best", "(epoch)", "state"
     ]  # fmt: skip
     assert rows(lines) == [RUNS[i].name for i in (2, 5, 3, 1, 4, 0)]
     cells = {line.split()[0]: line.replace("━", "").split()[1:] for line in table}
@@ -176,11 +176,11 @@ def test_plain_lines_once_per_epoch_and_state(environment, monkeypatch):
 
         assert update() == []  # hundreds of runs wait
         assert update(state="training", steps=90) == [
-            "targets=[q,v]: training, step 0/90, loss -, accuracy -, best (epoch) -"
+            "targets=[q,v]: training, step 0/90, training loss -, accuracy -, best (epoch) -"
         ]
         assert [update(step=i, loss=1 / i) for i in range(1, 31)] == [[]] * 30
         assert update(score=0.7, best=0.7, best_epoch=1) == [
-            "targets=[q,v]: training, step 30/90, loss 0.03333, accuracy 0.7, best (epoch) 0.7 (1)"
+            "targets=[q,v]: training, step 30/90, training loss 0.03333, accuracy 0.7, best (epoch) 0.7 (1)"
         ]
         assert update(step=45) == []
         assert len(update(step=60, score=0.70001)) == 1  # not the best, and hardly another
@@ -201,7 +201,7 @@ def test_no_escape_codes_in_a_pipe_even_if_colours_are_forced():
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.decode().split("\n") == [
-        "a: training, step 0/?, loss -, accuracy -, best (epoch) -", ""
+        "a: training, step 0/?, training loss -, accuracy -, best (epoch) -", ""
     ]  # fmt: skip
 
 

@@ -257,7 +257,9 @@ def test_command_line(tiny_model, tiny_glue, tmp_path):
     assert lines[-2].startswith("3 of 3 finished, 0 training, 0 diverged, 0 waiting; best 0.")
     for name in ("rank=1,seed=0", "rank=2,seed=0", "rank=8,seed=1"):
         assert (tmp_path / "sweep/points" / name / "result.json").exists()
-        assert any(line.startswith(f"{name}: finished, step 3/3, loss 0.") for line in lines)
+        assert any(
+            line.startswith(f"{name}: finished, step 3/3, training loss 0.") for line in lines
+        )
     assert "\x1b" not in done.stdout + done.stderr and "Traceback" not in done.stderr
     report = (tmp_path / "sweep/report.md").read_text()
     assert "## Rank sweeps" in report and "python -m experiments.report sweep/points" in report

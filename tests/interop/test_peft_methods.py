@@ -239,6 +239,25 @@ def test_adapters_trained_here(name, with_head, method, kind, bases, tmp_path):
     assert_same_tensors(tmp_path / "peft", tmp_path / "back")
 
 
+def test_a_start_of_a_rank_whose_double_no_matrix_has(bases, tmp_path):
+    """Two factors of rank r with a start are a pair of 2 r, or of all that the matrix allows."""
+    method = lora_jax.lora(
+        ["query", "up"], rank=12, init="pissa", alpha=3
+    )  # of 16 x 16 and 16 x 24
+    folder = trained_here("llama", False, method, bases, tmp_path / "ours")
+    expected = our_logits(folder, bases / "llama", "llama")
+    to_peft(folder, tmp_path / "peft")
+    tensors = load_file(tmp_path / "peft" / WEIGHTS)
+    assert {min(value.shape) for value in tensors.values()} == {16}
+    model = peft.PeftModel.from_pretrained(model_of("llama", False), tmp_path / "peft")
+    assert np.abs(logits_of(model) - expected).max() < TOLERANCE
+    from_peft(str(tmp_path / "peft"), tmp_path / "again", model=str(bases / "llama"))
+    assert (
+        np.abs(our_logits(tmp_path / "again", bases / "llama", "llama") - expected).max()
+        < TOLERANCE
+    )
+
+
 def test_what_came_from_peft_and_changed(bases, tmp_path):
     """VeRA's matrices are PEFT's and no seed of ours gives them: they go with the adapter."""
     config = peft.VeraConfig(r=5, target_modules=["q_proj"])
