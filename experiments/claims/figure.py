@@ -20,7 +20,7 @@ from experiments.report.panel_grid import FONT, style_axes
 from lora_jax.analysis.plots import COLOURS
 
 _LINE = 0.28  # inches for each method
-_REST = 1.0  # inches for the axis below
+_REST = 1.2  # inches for the axis below
 _RATIOS = (0.5, 200.0)  # limits of the ratios that are drawn, unless a mean lies beyond
 _COLOUR, _SHADE = COLOURS[0], "0.92"
 
@@ -41,9 +41,7 @@ def drawn(comparison: Comparison) -> Figure:
 
 
 def _draw_ratios(axes: Axes, ratios: Mapping[str, Measured]) -> None:
-    low, high = TEN_TIMES
-    within = f"{low:g} to {high:g} times: about ten"
-    axes.axvspan(low, high, color=_SHADE, zorder=0, label=within)
+    axes.axvspan(*TEN_TIMES, color=_SHADE, zorder=0)
     axes.axvline(10, color="0.35", linestyle="--", linewidth=1)
     axes.set_xscale("log")
     _draw(axes, ratios, lambda logarithm: 10**logarithm)
@@ -52,20 +50,23 @@ def _draw_ratios(axes: Axes, ratios: Mapping[str, Measured]) -> None:
     axes.set_xlim(min([low, *(m / 2 for m in means)]), max([high, *(2 * m for m in means)]))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}x"))
     axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.set_xlabel("best learning rate over that of full fine-tuning", fontsize=FONT)
-    axes.legend(fontsize=FONT - 1, frameon=False, loc="lower right")
+    least, most = TEN_TIMES
+    axes.set_xlabel(
+        f"best learning rate over that of full fine-tuning\n(grey: {least:g} to {most:g} times, about ten)",
+        fontsize=FONT,
+    )
 
 
 def _draw_losses(axes: Axes, losses: Mapping[str, Measured], unit: Unit) -> None:
     axes.axvline(0, color="0.35", linewidth=1)
     margin = unit.factor * MARGIN
-    axes.axvline(
-        margin, color="0.35", linestyle=":", linewidth=1, label=f"{margin:g}: less is no loss"
-    )
+    axes.axvline(margin, color="0.35", linestyle=":", linewidth=1)
     _draw(axes, losses, lambda difference: unit.factor * difference)
     metric = unit.label.partition(",")[0]
-    axes.set_xlabel(f"worse than full fine-tuning by ({metric})", fontsize=FONT)
-    axes.legend(fontsize=FONT - 1, frameon=False, loc="lower right")
+    axes.set_xlabel(
+        f"worse than full fine-tuning by ({metric})\n(dotted: {margin:g}, below which nothing is lost)",
+        fontsize=FONT,
+    )
 
 
 def _draw(axes: Axes, measured: Mapping[str, Measured], shown: Callable[[float], float]) -> None:
