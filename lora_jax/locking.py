@@ -59,12 +59,19 @@ def exclusive(folder: Path, name: str = NAME, patience: float = 0.0) -> Iterator
 
 
 @contextlib.contextmanager
-def taken(folder: Path, name: str = NAME, patience: float = 0.0) -> Iterator[None]:
-    """The same for this process alone, whatever the other hosts do."""
+def taken(
+    folder: Path, name: str = NAME, patience: float = 0.0, *, quiet: bool = False
+) -> Iterator[None]:
+    """The same for this process alone, whatever the other hosts do.
+
+    Args:
+      folder, name, patience: as of `exclusive`.
+      quiet: does not say that a lock was left behind, as for many folders of one program that was ended.
+    """
     made = _make(folder)
     try:
         _check_above(folder)
-        lock = _acquired(folder / name, patience)
+        lock = _acquired(folder / name, patience, quiet)
         try:
             with files.guarded(folder, lambda: _check(folder / name, lock)):
                 yield
@@ -95,7 +102,7 @@ def _check_above(folder: Path) -> None:
             )
 
 
-def _acquired(path: Path, patience: float) -> SoftFileLease:
+def _acquired(path: Path, patience: float, quiet: bool = False) -> SoftFileLease:
     from filelock import SoftFileLease, Timeout  # not needed by those who only read
 
     lock = SoftFileLease(
@@ -117,7 +124,7 @@ def _acquired(path: Path, patience: float) -> SoftFileLease:
         raise named(error, path) from error
     except ValueError as error:  # a lease of another length
         raise FolderInUseError(f"{_in_use(path)} ({error})", path.parent) from error
-    if before and not patience:
+    if before and not (patience or quiet):
         _LOG.warning("%s: the lock of %s was left behind; it is taken over", path.parent, before)
     now = datetime.datetime.now().astimezone().isoformat(" ", "seconds")
     with contextlib.suppress(OSError), path.open("a") as file:

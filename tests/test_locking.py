@@ -73,6 +73,14 @@ def test_a_process_number_that_was_given_away_again_holds_nothing(tmp_path):
         pass
 
 
+@pytest.mark.parametrize("quiet", [False, True])
+def test_one_of_many_locks_says_that_they_were_left_behind(quiet, tmp_path, caplog):
+    """A sweep that was killed leaves the lock of its program, and one for each of its runs."""
+    (tmp_path / NAME).write_text(marker(tmp_path, start="12345"))
+    with locking.taken(tmp_path, quiet=quiet):
+        assert ("was left behind; it is taken over" in caplog.text) != quiet
+
+
 def test_a_folder_that_was_only_locked_is_removed(tmp_path):
     with pytest.raises(KeyboardInterrupt), exclusive(tmp_path / "a" / "b"):
         raise KeyboardInterrupt

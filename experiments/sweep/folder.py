@@ -107,8 +107,9 @@ class SweepFolder:
 
             def take() -> str:
                 try:
-                    for folder in (self.path / "programs" / program.name, *folders):
-                        stack.enter_context(locking.taken(folder))
+                    stack.enter_context(locking.taken(self.path / "programs" / program.name))
+                    for folder in folders:
+                        stack.enter_context(locking.taken(folder, quiet=True))
                 except FolderInUseError as error:
                     return str(error)
                 return ""
