@@ -14,8 +14,10 @@ from typing import Any, Protocol, runtime_checkable
 from flax import nnx
 
 from lora_jax.errors import FileError, InputError, SettingError
-from lora_jax.models import config_json, llama_json
+from lora_jax.models import config_json, deberta_json, llama_json
 from lora_jax.models.decoder import Decoder
+from lora_jax.models.deberta import DebertaClassifier
+from lora_jax.models.deberta_config import DebertaConfig
 from lora_jax.models.encoder import Classifier, EncoderConfig
 from lora_jax.models.gpt2 import GPT2, GPT2Config
 from lora_jax.models.layouts import LAYOUTS, Layout
@@ -120,6 +122,14 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         keys=config_json.ENCODER,
         published=_published_encoder,
         derived=_roberta_fields,
+    ),
+    "deberta-v2": Architecture(
+        config=DebertaConfig,
+        model=DebertaClassifier,
+        layout=LAYOUTS["deberta-v2"],
+        keys=deberta_json.KEYS,
+        published=deberta_json.published,
+        derived=deberta_json.derived,
     ),
     "gpt2": Architecture(
         config=GPT2Config,
