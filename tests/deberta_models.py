@@ -115,7 +115,9 @@ def batches(lengths, types: int, seed: int = 0, shape=(2, 40)):
     """A padded batch for PyTorch, and the same examples in shared rows for us."""
     random = np.random.default_rng(seed)
     ids = [random.integers(1, 50, n).astype(np.int32) for n in lengths]
-    kinds = [np.where(np.arange(n) < n // 2, 0, max(types - 1, 0)).astype(np.int32) for n in lengths]
+    kinds = [
+        np.where(np.arange(n) < n // 2, 0, max(types - 1, 0)).astype(np.int32) for n in lengths
+    ]
     padded = np.zeros((3, len(ids), max(lengths)), np.int64)
     for row, (tokens, own) in enumerate(zip(ids, kinds, strict=True)):
         padded[:, row, : len(tokens)] = tokens, np.ones_like(tokens), own

@@ -15,9 +15,9 @@ from flax import nnx
 
 from lora_jax.errors import FileError, InputError, SettingError
 from lora_jax.models import config_json, deberta_json, llama_json
-from lora_jax.models.decoder import Decoder
 from lora_jax.models.deberta import DebertaClassifier
 from lora_jax.models.deberta_config import DebertaConfig
+from lora_jax.models.decoder import Decoder
 from lora_jax.models.encoder import Classifier, EncoderConfig
 from lora_jax.models.gpt2 import GPT2, GPT2Config
 from lora_jax.models.layouts import LAYOUTS, Layout

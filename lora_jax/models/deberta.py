@@ -7,8 +7,6 @@ first layer. Batches are packed as those of `encoder`.
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
@@ -31,7 +29,7 @@ class DebertaEncoder(nnx.Module):
 
     def __init__(self, config: DebertaConfig, rngs: nnx.Rngs):
         self.embeddings = Embeddings(config, rngs)
-        kinds = ()
+        kinds: tuple[int, ...] = ()
         if config.relative_attention:
             self.relative = table(config, 2 * config.span, config.hidden_size, rngs)
         if config.norm_rel_ebd == LAYER_NORM:
@@ -95,6 +93,6 @@ class DebertaClassifier(Classifier):
     """A DeBERTa with a head on the classification token of every example; see `Classifier`."""
 
     def __init__(self, config: DebertaConfig, num_outputs: int, rngs: nnx.Rngs):
-        self.encoder: Any = DebertaEncoder(config, rngs)
+        self.encoder = DebertaEncoder(config, rngs)
         self.head = ContextHead(config, num_outputs, rngs)
         self.config = config

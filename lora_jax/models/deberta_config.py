@@ -48,9 +48,10 @@ class DebertaConfig(EncoderConfig):
 
     `embedding_size` is the width of the tables where it is another one. With `relative_attention` there are
     embeddings of relative positions, of `position_buckets` on each side or, if that is not positive, of
-    `max_relative_positions` distances (`max_position_embeddings` if that is not positive); `norm_rel_ebd` says
-    whether they are normalised. `pos_att_type` says what they are multiplied with, "c2p" with queries and
-    "p2c" with keys, and `share_att_key` whether the layer's projections of keys and queries serve them too.
+    `max_relative_positions` distances (`max_position_embeddings` if that is not positive), and
+    `norm_rel_ebd` says whether they are normalised. `pos_att_type` says what they are multiplied with, "c2p"
+    with queries and "p2c" with keys, and `share_att_key` whether the layer's projections of keys and queries
+    serve them too.
     `position_biased_input` adds embeddings of positions to those of words. With a `conv_kernel_size` a
     convolution stands beside the first layer. `classifier_dropout` is `cls_dropout` there; see
     `EncoderConfig` for the other fields.
@@ -132,10 +133,11 @@ class DebertaConfig(EncoderConfig):
 
     def positions(self, distances: Int[np.ndarray, "*shape"]) -> Int[np.ndarray, "*shape"]:
         """The rows of the table of relative positions for distances of queries from keys."""
-        numbers = distances
+        numbers: Int[np.ndarray, "*shape"] = distances
         if self.position_buckets > 0:
             numbers = buckets(distances, self.position_buckets, self.longest)
-        return np.clip(numbers + self.span, 0, 2 * self.span - 1)
+        rows: Int[np.ndarray, "*shape"] = np.clip(numbers + self.span, 0, 2 * self.span - 1)
+        return rows
 
 
 def _v2(hidden: int, layers: int, heads: int) -> DebertaConfig:

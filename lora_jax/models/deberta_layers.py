@@ -67,6 +67,9 @@ class Attention(PostNorm, AttentionSublayer):
             self.position_query = inward()
         self.output = linear(config, ("heads", "embed"), (d, d), rngs)
         self.norm = norm(config, config.hidden_size, config.layer_norm_eps, rngs)
+        names = ("key", "query") if config.share_att_key else ("position_key", "position_query")
+        used = (config.by_query, config.by_key)
+        self.of_positions = tuple(n for n, there in zip(names, used, strict=True) if there)
         self.config = config
 
     def __call__(
@@ -117,7 +120,7 @@ class Attention(PostNorm, AttentionSublayer):
 
 
 class Convolution(nnx.Module):
-    """What stands beside the first layer: a convolution over the tokens of an example, and the norm of the sum.
+    """What stands beside the first layer: a convolution over an example's tokens, and the norm of the sum.
 
     Attributes:
       conv: whose windows are given one by one, so that none reaches into another example.
@@ -148,19 +151,14 @@ class Convolution(nnx.Module):
             inside = (columns + offset >= spans.first) & (columns + offset < spans.last)
             seen = padded[:, reach + offset : reach + offset + length]
             windows.append(jnp.where(inside[..., None], seen, 0))
-        every = jnp.stack(windows, axis=2).reshape(-1, len(windows), x.shape[2])
-        out = self.conv(every).reshape(x.shape)
+        out = self.conv(jnp.stack(windows, axis=2))[:, :, 0]
         dropped = dropout(out, self.config.hidden_dropout_prob, key)
         result: Array = ACTIVATIONS[self.config.conv_act](dropped)
         return constrain(result, "batch", None, "width")
 
 
 class DebertaBlock(Block):
-    """A Transformer layer, to whose output something is added in the first one.
-
-    Attributes:
-      reads_embeddings: whether that is there.
-    """
+    """A Transformer layer, to whose output that of a convolution over the embeddings is added in the first."""
 
     def __init__(self, config: DebertaConfig, rngs: nnx.Rngs):
         super().__init__(Attention(config, rngs), FeedForward(config, rngs))
@@ -181,4 +179,5 @@ class DebertaBlock(Block):
             result: Array = jax.lax.cond(first, added, lambda x: x, x)
             return result
 
-        return joined(x)
+        output: Array = joined(x)
+        return output

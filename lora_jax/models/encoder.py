@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -303,12 +303,14 @@ class Classifier(nnx.Module):
     """
 
     per_output = ("pooler", "head")  # see `lora_jax.pool.route`
+    encoder: Any
+    head: Any  # whose last layer is `output`
 
     def __init__(self, config: EncoderConfig, num_outputs: int, rngs: nnx.Rngs):
         self.encoder = Encoder(config, rngs)
         if config.architecture == "bert":
             self.pooler = head_linear(config, config.hidden_size, rngs)
-            self.head: nnx.Module = BertHead(config, num_outputs, rngs)
+            self.head = BertHead(config, num_outputs, rngs)
         else:
             self.head = RobertaHead(config, num_outputs, rngs)
         self.config = config
@@ -334,4 +336,5 @@ class Classifier(nnx.Module):
         first = first.astype(jnp.float32)
         if self.config.architecture == "bert":
             first = jnp.tanh(self.pooler(first))
-        return self.head(first, keys[1]).astype(jnp.float32)
+        logits: Array = self.head(first, keys[1]).astype(jnp.float32)
+        return logits

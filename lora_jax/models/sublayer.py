@@ -103,9 +103,11 @@ class AttentionSublayer(Sublayer):
 
     Attributes:
       keeps_apart: whether rows are shared by examples of different adapters, see `kept_apart`.
+      of_positions: names of its layers that project what belongs to no example, too.
     """
 
     keeps_apart: bool = False
+    of_positions: tuple[str, ...] = ()
 
     def around(self, attention: Attention) -> Attention:
         """The attention that this sublayer calls: the given one, if need be with `kept_apart` around it."""
@@ -150,7 +152,13 @@ class FeedForwardSublayer(Sublayer):
 
 
 class Block(nnx.Module):
-    """One Transformer layer: attention, then the feed-forward layer."""
+    """One Transformer layer: attention, then the feed-forward layer.
+
+    Attributes:
+      reads_embeddings: whether it reads the model's embeddings by another way than its input.
+    """
+
+    reads_embeddings: bool = False
 
     def __init__(self, attention: AttentionSublayer, feed_forward: FeedForwardSublayer):
         self.attention = attention

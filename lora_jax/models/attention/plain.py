@@ -46,7 +46,7 @@ def attend(
     keys = None if key is None else jax.random.split(key, len(q))
     compute = jax.checkpoint(functools.partial(_of_rows, scores=scores, rate=rate))
     spans = jax.tree.map(lambda x: jnp.broadcast_to(x, q.shape[:2]), spans)
-    parts = _parts(*q.shape[:3], 1 if relative is None else 1 + relative.columns)
+    parts = _parts(q.shape, 1 if relative is None else 1 + relative.arrays)
     if parts == 1:
         result: Array = compute(q, k, v, spans, keys, relative)
         return result
@@ -62,15 +62,14 @@ def attend(
     return result
 
 
-def _parts(rows: int, length: int, heads: int, arrays: int) -> int:
+def _parts(shape: tuple[int, ...], arrays: int) -> int:
     """Number of equal parts of the rows whose scores are computed one after the other.
 
     Args:
-      rows: of all devices.
-      length: tokens of a row.
-      heads: of all devices.
+      shape: of the queries, on all devices: rows, length, heads, size.
       arrays: as large as the scores that there are of each part.
     """
+    rows, length, heads, _ = shape
     over = ways("batch")
     # Rows of a device, which parts divide.
     own = max(rows // over, 1) if rows % over == 0 else 1

@@ -36,9 +36,9 @@ class Relative:
     queries: Float[Array, "distances heads size"] | None
 
     @property
-    def columns(self) -> int:
-        """Values that a device holds of every query and key besides their score."""
-        return sum(4 for table in (self.keys, self.queries) if table is not None)
+    def arrays(self) -> int:
+        """Arrays as large as the scores that there are for the products: of each at most three."""
+        return sum(3 for table in (self.keys, self.queries) if table is not None)
 
     def products(
         self,
