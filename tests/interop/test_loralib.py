@@ -133,10 +133,15 @@ def folders(tmp_path_factory):
     bert = transformers.BertConfig(**SIZES)
     roberta = transformers.RobertaConfig(**SIZES, pad_token_id=1)
     gpt2 = transformers.GPT2Config(vocab_size=40, n_positions=20, n_embd=16, n_layer=3, n_head=2)
+    deberta = transformers.DebertaV2Config(
+        **SIZES, relative_attention=True, position_buckets=4, pos_att_type="p2c|c2p", conv_kernel_size=3,
+        share_att_key=True, norm_rel_ebd="layer_norm", position_biased_input=False, type_vocab_size=0,
+    )
     models = {
         "bert": transformers.BertForSequenceClassification(bert),
         "roberta": transformers.RobertaForSequenceClassification(roberta),
         "gpt2": transformers.GPT2LMHeadModel(gpt2),
+        "deberta-v2": transformers.DebertaV2ForSequenceClassification(deberta),
     }
     for name, model in models.items():
         randomise(model).save_pretrained(root / name)
@@ -149,11 +154,13 @@ def reference(folder, settings):
         "bert": transformers.BertForSequenceClassification,
         "roberta": transformers.RobertaForSequenceClassification,
         "gpt2": transformers.GPT2LMHeadModel,
+        "deberta-v2": transformers.DebertaV2ForSequenceClassification,
     }[folder.name]
     blocks = {
         "bert": lambda m: m.bert.encoder.layer,
         "roberta": lambda m: m.roberta.encoder.layer,
         "gpt2": lambda m: m.transformer.h,
+        "deberta-v2": lambda m: m.deberta.encoder.layer,
     }[folder.name]
     torch.manual_seed(1)
     return replaced(kind.from_pretrained(folder), blocks, settings).eval()
@@ -162,7 +169,8 @@ def reference(folder, settings):
 def state_of(model):
     """What the authors' scripts save: the contraction, and the head of a classifier."""
     state = loralib.lora_state_dict(model)
-    state |= {k: v for k, v in model.state_dict().items() if k.startswith("classifier.")}
+    heads = ("classifier.", "pooler.")
+    state |= {k: v for k, v in model.state_dict().items() if k.startswith(heads)}
     return {key: value.numpy() for key, value in state.items()}
 
 
