@@ -32,8 +32,15 @@ _KINDS = {  # settings, and the class of the pre-trained model
     "roberta": (transformers.RobertaConfig(**_SIZES, pad_token_id=1), "RobertaModel"),
     "deberta": (
         transformers.DebertaV2Config(
-            **_SIZES, relative_attention=True, position_buckets=4, pos_att_type="p2c|c2p", conv_kernel_size=3,
-            share_att_key=True, norm_rel_ebd="layer_norm", position_biased_input=False, type_vocab_size=0,
+            **_SIZES,
+            relative_attention=True,
+            position_buckets=4,
+            pos_att_type="p2c|c2p",
+            conv_kernel_size=3,
+            share_att_key=True,
+            norm_rel_ebd="layer_norm",
+            position_biased_input=False,
+            type_vocab_size=0,
         ),
         "DebertaV2Model",
     ),

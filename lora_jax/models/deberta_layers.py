@@ -158,7 +158,7 @@ class Convolution(nnx.Module):
 
 
 class DebertaBlock(Block):
-    """A Transformer layer, to whose output that of a convolution over the embeddings is added in the first."""
+    """A Transformer layer; to the output of the first one that of a convolution may be added."""
 
     def __init__(self, config: DebertaConfig, rngs: nnx.Rngs):
         super().__init__(Attention(config, rngs), FeedForward(config, rngs))

@@ -282,7 +282,9 @@ def count_and_head(module, variant, expected):
 
 # The counts themselves are compared with formulas in test_parameters.py.
 @pytest.mark.parametrize(("label", "size", "module", "variant"), [row[:4] for row in TABLE_2])
-def test_values_that_train_are_those_in_the_head_of_the_file(label, size, module, variant):
+def test_values_of_table_2_that_train_are_those_in_the_head_of_the_file(
+    label, size, module, variant
+):
     count_and_head(module, variant, count(row_of(2, label, size).row).trained)
 
 

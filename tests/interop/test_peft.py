@@ -70,10 +70,16 @@ CASES = [
     case("deberta", True, modules_to_save=["classifier", "pooler"]),
     case("deberta"),
     case(
-        "deberta", True, target_modules="all-linear", bias="lora_only", use_dora=True,
+        "deberta",
+        True,
+        target_modules="all-linear",
+        bias="lora_only",
+        use_dora=True,
         modules_to_save=["classifier", "pooler"],
     ),
-    case("deberta", target_modules=["query_proj", "key_proj", "rel_embeddings", "dense"], bias="all"),
+    case(
+        "deberta", target_modules=["query_proj", "key_proj", "rel_embeddings", "dense"], bias="all"
+    ),
     case("gpt2", bias="all", use_dora=True),
     case("gpt2", lora_bias=True, target_modules=["c_attn", "mlp.c_proj"]),
     case("gpt2", target_modules=["wte", "c_attn"]),

@@ -9,16 +9,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import peft
 import pytest
 import torch
+import transformers
 from deberta_models import VARIANTS, to_ours
 from deviations import deviation
+from safetensors.numpy import load_file
 from transformers.models.deberta_v2 import modeling_deberta_v2 as of_torch
 
-from lora_jax import partition
+import lora_jax
+from lora_jax import methods, partition
 from lora_jax.errors import InputError
+from lora_jax.models import hub
 from lora_jax.models.attention.relative import Relative, buckets
 from lora_jax.models.deberta_config import SIZES
+from lora_jax.quantisation.layers import quantised_layers
 
 torch.set_num_threads(1)
 
@@ -181,3 +187,140 @@ def test_buckets_are_those_of_transformers(count, longest):
 def test_settings_that_cannot_be_are_errors(changes, message):
     with pytest.raises(InputError, match=message):
         dataclasses.replace(SIZES["deberta-v2-xxlarge"], **changes)
+
+
+def test_lora_moves_as_in_peft(tmp_path):
+    """Three steps of AdamW with LoRA on what serves positions too, and the heads; nothing is dropped."""
+    theirs = deberta_models.reference("v2-xxlarge")
+    theirs.save_pretrained(tmp_path)
+    ours, _ = deberta_models.load(tmp_path)
+    targets = ["query_proj", "key_proj", "value_proj"]
+    settings = peft.LoraConfig(
+        r=2, lora_alpha=6, target_modules=targets, task_type="SEQ_CLS",
+        modules_to_save=["classifier", "pooler"],
+    )  # fmt: skip
+    adapted = peft.get_peft_model(theirs, settings).eval()
+    method = methods.lora(".*/attention/(query|key|value)", rank=2, alpha=6, head="head/.*")
+    model = method.insert(ours, jax.random.key(0))
+    structure, params, frozen = partition.split(model, method.labels(model))
+    named = {name: p for name, p in adapted.named_parameters() if p.requires_grad}
+    random = np.random.default_rng(0)
+    for name, parameter in named.items():
+        if "lora_" in name:
+            parameter.data = torch.tensor(
+                random.normal(size=parameter.shape, scale=0.3), dtype=torch.float32
+            )
+    params = {path: jnp.asarray(value) for path, value in of_peft(named).items()}
+    torch_inputs, batch = deberta_models.batches(LENGTHS, 0)
+    labels = np.array([0, 2, 1, 1, 0])
+    steps = torch.optim.AdamW(named.values(), lr=1e-2, weight_decay=0.01)
+    tx = optax.adamw(1e-2, weight_decay=0.01)
+    state = tx.init(params)
+
+    @jax.jit
+    def step(params, state):
+        def loss(p):
+            logits = partition.join(structure, p, frozen)(*batch)
+            return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+
+        value, gradients = jax.value_and_grad(loss)(params)
+        updates, state = tx.update(gradients, state, params)
+        return optax.apply_updates(params, updates), state, value
+
+    start = params
+    for _ in range(3):
+        loss = torch.nn.functional.cross_entropy(
+            adapted(**torch_inputs).logits, torch.tensor(labels)
+        )
+        steps.zero_grad()
+        loss.backward()
+        steps.step()
+        params, state, value = step(params, state)
+        assert abs(float(value) - loss.item()) < 1e-5 * loss.item()
+    after = of_peft(named)
+    for path, expected in after.items():
+        moved = np.abs(expected - start[path]).max()
+        # A gradient near 0 has a sign by rounding, and Adam's first step is its sign; REACHED is reached.
+        assert 0.01 < moved < 0.1
+        print(path, np.abs(params[path] - expected).max() / moved)
+        assert np.abs(params[path] - expected).max() < 5e-3 * moved, path
+
+
+def of_peft(named):
+    """PEFT's trained parameters by our paths."""
+    plain = {}
+    for name, value in named.items():
+        name = name.removeprefix("base_model.model.").replace(".modules_to_save.default", "")
+        plain[name.replace(".default.weight", "")] = value.detach().numpy().copy()
+    factors, rest = {}, {}
+    for name, value in plain.items():
+        (factors if "lora_" in name else rest)[name] = value
+    result = to_ours({name: torch.tensor(value) for name, value in rest.items()})
+    for name in ("query", "key", "value"):
+        for side in "AB":
+            stem = f"deberta.encoder.layer.{{}}.attention.self.{name}_proj.lora_{side}"
+            layers = [factors[stem.format(i)].T for i in range(len(factors) // 6)]
+            path = f"encoder/layers/block/attention/{name}/lora/{side.lower()}"
+            result[path] = np.stack(layers)
+    return result
+
+
+def test_a_packed_base_computes_with_its_rounded_weights(tmp_path):
+    """NF4 as it is read: every linear layer but the head's."""
+    sizes = {
+        "hidden_size": 64,
+        "num_attention_heads": 2,
+        "intermediate_size": 64,
+        "embedding_size": 128,
+    }
+    theirs = deberta_models.reference("only p2c", num_hidden_layers=1, **sizes)
+    theirs.save_pretrained(tmp_path)
+    packed, _ = deberta_models.load(tmp_path, base_format="nf4")
+    block = "encoder/layers/block/"
+    attention = ("query", "key", "value", "position_query", "output")
+    assert set(quantised_layers(packed)) == {
+        "encoder/embeddings/projection", f"{block}feed_forward/up", f"{block}feed_forward/down",
+        *(f"{block}attention/{name}" for name in attention),
+    }  # fmt: skip
+    batch = deberta_models.batches(LENGTHS, 0)[1]
+    run = jax.jit(lambda model: model(*batch))
+    rounded, exact = lora_jax.dequantise(packed, jnp.float32), deberta_models.load(tmp_path)[0]
+    found, expected, exact = (np.asarray(run(model)) for model in (packed, rounded, exact))
+    assert np.abs(found - expected).max() < 1e-4 * np.abs(expected).max()
+    assert np.abs(found - exact).max() > 1e-2 * np.abs(exact).max()
+
+
+def test_a_saved_model_is_the_folder_that_it_was_read_from(tmp_path):
+    for number, variant in enumerate(
+        ("v2-xxlarge", "no buckets, own keys", "absolute", "narrow table")
+    ):
+        folder, again = tmp_path / f"{number}", tmp_path / f"{number} again"
+        deberta_models.reference(variant, num_hidden_layers=1).save_pretrained(folder)
+        model, config = deberta_models.load(folder)
+        hub.save_classifier(again, model)
+        assert hub.read_config(again) == config
+        one, other = (load_file(place / "model.safetensors") for place in (folder, again))
+        assert one.keys() == other.keys()
+        assert all(one[name].tobytes() == other[name].tobytes() for name in one)
+        assert all(one[name].shape == other[name].shape for name in one)
+        theirs = transformers.AutoModelForSequenceClassification.from_pretrained(again)
+        assert type(theirs) is transformers.DebertaV2ForSequenceClassification
+
+
+def test_replaced_activations_would_not_reach_the_convolution(tmp_path):
+    deberta_models.reference("v2-xxlarge").save_pretrained(tmp_path / "v2")
+    deberta_models.reference("v3").save_pretrained(tmp_path / "v3")
+    method = methods.prefix_layer(2)
+    with pytest.raises(TypeError, match="convolution over the embeddings.*prefix_embed works"):
+        method.insert(deberta_models.load(tmp_path / "v2")[0], jax.random.key(0))
+    method.insert(deberta_models.load(tmp_path / "v3")[0], jax.random.key(0))
+
+
+def test_a_pool_has_no_slot_for_positions(tmp_path):
+    deberta_models.reference("v3").save_pretrained(tmp_path)
+    model, _ = deberta_models.load(tmp_path)
+    with pytest.raises(
+        InputError, match="attention/query, which projects the model's relative pos"
+    ):
+        lora_jax.AdapterPool(model, [methods.lora(["query", "value"], rank=2)])
+    lora_jax.AdapterPool(model, [methods.lora(["value", "up"], rank=2)])

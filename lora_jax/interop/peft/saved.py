@@ -58,8 +58,8 @@ def split_whole(found: Sorted, settings: PeftConfig, names: Names, base: BaseLea
             "adapter_config.json"
         )
         of_head = (
-            "transformers makes a head at random where the base has none, and PEFT trains and saves only what "
-            "modules_to_save names: name all of the head there (of DeBERTa pooler and classifier)"
+            "transformers makes a head at random where the base has none, and PEFT trains and saves only "
+            "what modules_to_save names: name all of the head there (of DeBERTa pooler and classifier)"
         )
         lost = settings.bias == "lora_only" and set(missing) <= set(trained)
         remedy = "It is incomplete; save the adapter again in PEFT"
