@@ -161,7 +161,9 @@ def _check_named(
 
 
 # Ids that are used here although a config.json may leave them out, by model_type.
-_DEFAULTS: dict[str, dict[str, Any]] = {"roberta": {"pad_token_id": 1}}
+_DEFAULTS: dict[str, dict[str, Any]] = dict.fromkeys(
+    ("roberta", "xlm-roberta", "camembert"), {"pad_token_id": 1}
+)
 _IDS = tuple(f"{name}_token_id" for name in ("pad", "bos", "eos", "cls", "sep", "unk", "mask"))
 
 

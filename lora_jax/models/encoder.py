@@ -69,7 +69,7 @@ class EncoderConfig:
         begin behind their table, or the architecture or the type is unknown.
     """
 
-    names: ClassVar[tuple[str, ...]] = ("bert", "roberta")
+    names: ClassVar[tuple[str, ...]] = ("bert", "roberta", "xlm-roberta", "camembert")
     allowed: ClassVar[Mapping[str, Range]] = RANGES
 
     architecture: str

@@ -130,6 +130,14 @@ _NO_POOLER = (
     "transformers.BertModel.from_pretrained(folder).save_pretrained(new)"
 )
 
+_ROBERTA = Layout(
+    prefix="roberta.",
+    names=_ENCODER,
+    heads=r"lm_head\..*|classifier\..*|qa_outputs\..*|pooler\..*",
+    buffers=_BUFFERS,
+    head={"head/dense": "classifier.dense", "head/output": "classifier.out_proj"},
+)
+
 LAYOUTS: Mapping[str, Layout] = {
     "bert": Layout(
         prefix="bert.",
@@ -139,13 +147,7 @@ LAYOUTS: Mapping[str, Layout] = {
         head={"head/output": "classifier"},
         needed={"pooler.": _NO_POOLER},
     ),
-    "roberta": Layout(
-        prefix="roberta.",
-        names=_ENCODER,
-        heads=r"lm_head\..*|classifier\..*|qa_outputs\..*|pooler\..*",
-        buffers=_BUFFERS,
-        head={"head/dense": "classifier.dense", "head/output": "classifier.out_proj"},
-    ),
+    **dict.fromkeys(("roberta", "xlm-roberta", "camembert"), _ROBERTA),
     "deberta-v2": Layout(
         prefix="deberta.",
         names=_DEBERTA,

@@ -240,10 +240,9 @@ def test_lora_moves_as_in_peft(tmp_path):
     after = of_peft(named)
     for path, expected in after.items():
         moved = np.abs(expected - start[path]).max()
-        # A gradient near 0 has a sign by rounding, and Adam's first step is its sign; REACHED is reached.
+        # A gradient near 0 has a sign by rounding, and Adam's first step is its sign; 8e-5 is reached.
         assert 0.01 < moved < 0.1
-        print(path, np.abs(params[path] - expected).max() / moved)
-        assert np.abs(params[path] - expected).max() < 5e-3 * moved, path
+        assert np.abs(params[path] - expected).max() < 1e-3 * moved, path
 
 
 def of_peft(named):
