@@ -22,9 +22,9 @@ the base is the one that the adapter names. Whatever has no counterpart is refus
         --model=roberta-base --output=DIR
     python -m experiments.convert to_loralib --adapter=DIR --output=FILE
 
-A checkpoint is a state dict of RoBERTa, BERT, DeBERTa or GPT-2: a .safetensors file, or a .bin or .pt file (these
-need PyTorch, which reads tensors only). It does not hold alpha: the released RoBERTa-base MNLI file needs
-16, those of GPT-2 need 32. The result is evaluated like any adapter: `python -m experiments.glue
+A checkpoint is a state dict of RoBERTa, BERT, DeBERTa or GPT-2: a .safetensors file, or a .bin or .pt file
+(these need PyTorch, which reads tensors only). It does not hold alpha: the released RoBERTa-base MNLI file
+needs 16, those of GPT-2 need 32. The result is evaluated like any adapter: `python -m experiments.glue
 --config=configs/glue/roberta_base_lora.py:mnli,script --config.eval_only=True --config.adapter=DIR`.
 
 `--model` names the base (a folder, or a hub name). Everything is checked against it, and the adapter

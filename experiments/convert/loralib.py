@@ -150,8 +150,8 @@ def to_loralib(
     Args:
       adapter: an adapter folder, or a run folder with one.
       output: the file to write.
-      architecture: `roberta`, `bert`, `deberta-v2` or `gpt2`; needed for an encoder without a head that this module
-        did not convert.
+      architecture: `roberta`, `bert`, `deberta-v2` or `gpt2`; needed for an encoder without a head that
+        this module did not convert, and for DeBERTa where the adapter does not say its base's settings.
       prefix: text before every key; the authors' GPT-2 code reads keys that begin with `module.`.
 
     Returns:

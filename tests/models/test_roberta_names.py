@@ -15,7 +15,10 @@ from lora_jax.data.packing import TokenisedExamples
 from lora_jax.models import hub
 
 KINDS = {
-    "xlm-roberta": (transformers.XLMRobertaConfig, transformers.XLMRobertaForSequenceClassification),
+    "xlm-roberta": (
+        transformers.XLMRobertaConfig,
+        transformers.XLMRobertaForSequenceClassification,
+    ),
     "camembert": (transformers.CamembertConfig, transformers.CamembertForSequenceClassification),
 }
 SIZES = {
@@ -35,9 +38,7 @@ def test_logits_equal_pytorch_and_a_saved_model_is_the_same_folder(kind, tmp_pat
     theirs.save_pretrained(tmp_path / "base")
     config = hub.read_config(tmp_path / "base")
     assert config.architecture == kind and config.position_offset == 2
-    ours = hub.load_classifier(
-        tmp_path / "base", config, 3, jax.random.key(0), head="published"
-    )
+    ours = hub.load_classifier(tmp_path / "base", config, 3, jax.random.key(0), head="published")
 
     random = np.random.default_rng(0)
     ids = [random.integers(3, 50, n).astype(np.int32) for n in (5, 22, 9)]
