@@ -30,13 +30,27 @@ _GPT2 = {
 _KINDS = {  # settings, and the class of the pre-trained model
     "bert": (transformers.BertConfig(**_SIZES), "BertModel"),
     "roberta": (transformers.RobertaConfig(**_SIZES, pad_token_id=1), "RobertaModel"),
+    "deberta": (
+        transformers.DebertaV2Config(
+            **_SIZES,
+            relative_attention=True,
+            position_buckets=4,
+            pos_att_type="p2c|c2p",
+            conv_kernel_size=3,
+            share_att_key=True,
+            norm_rel_ebd="layer_norm",
+            position_biased_input=False,
+            type_vocab_size=0,
+        ),
+        "DebertaV2Model",
+    ),
     "gpt2": (transformers.GPT2Config(**_GPT2), "GPT2LMHeadModel"),
     "llama": (transformers.LlamaConfig(**_LLAMA), "LlamaForCausalLM"),
     "tied": (transformers.LlamaConfig(**_LLAMA, tie_word_embeddings=True), "LlamaForCausalLM"),
     "qwen2": (transformers.Qwen2Config(**_LLAMA), "Qwen2ForCausalLM"),
 }
 IDS = np.random.default_rng(0).integers(3, 40, (2, 7))
-ENCODERS = ("bert", "roberta")
+ENCODERS = ("bert", "roberta", "deberta")
 
 
 @functools.cache

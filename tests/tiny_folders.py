@@ -1,4 +1,4 @@
-"""Tiny model folders with tokenizers, as the hub has them: BERT, RoBERTa and GPT-2."""
+"""Tiny model folders with tokenizers, as the hub has them: BERT, RoBERTa, DeBERTa and GPT-2."""
 
 from __future__ import annotations
 
@@ -56,6 +56,20 @@ def write_roberta(folder: pathlib.Path, kind=transformers.RobertaForMaskedLM, **
     )
 
 
+def write_deberta(folder: pathlib.Path, kind=transformers.DebertaV2Model, **config) -> None:
+    """A DeBERTa as v2-xxlarge is, with tokenizer.json; every word of `WORDS` is a token."""
+    tokens = ["[PAD]", "[CLS]", "[SEP]", "[UNK]", *(f"▁{word}" for word in WORDS), "[MASK]"]
+    values = {
+        "vocab_size": len(tokens), "pad_token_id": 0, "relative_attention": True, "position_buckets": 4,
+        "norm_rel_ebd": "layer_norm", "share_att_key": True, "pos_att_type": "p2c|c2p",
+        "conv_kernel_size": 3, "conv_act": "gelu", "position_biased_input": False, "type_vocab_size": 0,
+        **_ENCODER, **config,
+    }  # fmt: skip
+    _randomise(kind(transformers.DebertaV2Config(**values))).save_pretrained(folder)
+    vocabulary = [(token, 0.0 if token.startswith("[") else -1.0) for token in tokens]
+    transformers.DebertaV2Tokenizer(vocab=vocabulary).save_pretrained(folder)
+
+
 def write_gpt2(folder: pathlib.Path, kind=transformers.GPT2LMHeadModel, **config) -> None:
     """A GPT-2 with tokenizer.json."""
     tokenizer = _bpe(["<|endoftext|>"])
@@ -69,7 +83,9 @@ def write_gpt2(folder: pathlib.Path, kind=transformers.GPT2LMHeadModel, **config
     ).save_pretrained(folder)
 
 
-WRITE = {"bert": write_bert, "roberta": write_roberta, "gpt2": write_gpt2}
+WRITE = {
+    "bert": write_bert, "roberta": write_roberta, "deberta-v2": write_deberta, "gpt2": write_gpt2,
+}  # fmt: skip
 
 
 def write_all(root: pathlib.Path) -> pathlib.Path:

@@ -31,7 +31,7 @@ def plan_config(
     """All fields of a plan.
 
     Args:
-      size: name of a model in the SIZES of `models.encoder`, `models.gpt2` or `models.llama_sizes`.
+      size: name of a model in the SIZES of `models.encoder`, `deberta_config`, `gpt2` or `llama_sizes`.
       method: compared with full fine-tuning.
       mesh: sizes of the mesh's axes; one may be -1. The axis `run` splits the runs of a sweep.
       rows, length: rows of a run's batch over all devices, and tokens per row.

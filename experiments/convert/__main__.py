@@ -22,9 +22,9 @@ the base is the one that the adapter names. Whatever has no counterpart is refus
         --model=roberta-base --output=DIR
     python -m experiments.convert to_loralib --adapter=DIR --output=FILE
 
-A checkpoint is a state dict of RoBERTa, BERT or GPT-2: a .safetensors file, or a .bin or .pt file (these
-need PyTorch, which reads tensors only). It does not hold alpha: the released RoBERTa-base MNLI file needs
-16, those of GPT-2 need 32. The result is evaluated like any adapter: `python -m experiments.glue
+A checkpoint is a state dict of RoBERTa, BERT, DeBERTa or GPT-2: a .safetensors file, or a .bin or .pt file
+(these need PyTorch, which reads tensors only). It does not hold alpha: the released RoBERTa-base MNLI file
+needs 16, those of GPT-2 need 32. The result is evaluated like any adapter: `python -m experiments.glue
 --config=configs/glue/roberta_base_lora.py:mnli,script --config.eval_only=True --config.adapter=DIR`.
 
 `--model` names the base (a folder, or a hub name). Everything is checked against it, and the adapter
@@ -134,6 +134,6 @@ if __name__ == "__main__":
     flags.DEFINE_string(
         "packed", "", f"to_hugging_face: packs the merged matrices again: {', '.join(PACKED)}."
     )
-    flags.DEFINE_string("architecture", None, "to_loralib: roberta, bert or gpt2.")
+    flags.DEFINE_string("architecture", None, "to_loralib: roberta, bert, deberta-v2 or gpt2.")
     flags.DEFINE_string("prefix", "", "to_loralib: text before every key, for example module.")
     command_line.run(main)

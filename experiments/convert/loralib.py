@@ -13,7 +13,7 @@ import jax
 
 from experiments.convert import state_dicts
 from experiments.convert.outputs import check_adapter_folder
-from experiments.runs import bases
+from experiments.runs import bases, origins
 from experiments.runs.origins import NOTE, origin
 from lora_jax import adapters, locking, partition
 from lora_jax.digests import of_file
@@ -150,8 +150,8 @@ def to_loralib(
     Args:
       adapter: an adapter folder, or a run folder with one.
       output: the file to write.
-      architecture: `roberta`, `bert` or `gpt2`; needed for an encoder without a head that this module
-        did not convert.
+      architecture: `roberta`, `bert`, `deberta-v2` or `gpt2`; needed for an encoder without a head that
+        this module did not convert, and for DeBERTa where the adapter does not say its base's settings.
       prefix: text before every key; the authors' GPT-2 code reads keys that begin with `module.`.
 
     Returns:
@@ -165,7 +165,7 @@ def to_loralib(
     if half_of_pair(prefix):
         raise InputError(f"prefix {prefix!a} has half of a surrogate pair, which no file can hold")
     loaded = adapters.load_adapter(adapter)
-    architecture = architecture or loaded.notes.get("architecture")
+    architecture = architecture or origins.architecture(loaded)
     with _errors_naming(adapter):
         state = loralib_export.to_state_dict(loaded.values, architecture, prefix)
         settings = loralib_export.layer_settings(loaded.method, loaded.values, architecture)

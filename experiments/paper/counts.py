@@ -15,8 +15,8 @@ from flax import nnx
 from experiments.paper.row import PaperRow
 from lora_jax.errors import InputError
 from lora_jax.methods import HEAD as HEAD_GROUP
-from lora_jax.models import encoder, gpt2
-from lora_jax.models.deberta_shapes import ClassifierShapes, DebertaShapes
+from lora_jax.models import deberta_config, encoder, gpt2
+from lora_jax.models.deberta import DebertaClassifier
 from lora_jax.models.encoder import Classifier
 from lora_jax.models.gpt2 import GPT2
 
@@ -27,7 +27,12 @@ MODELS: Mapping[str, Callable[[], nnx.Module]] = {
         name: functools.partial(lambda config: Classifier(config, CLASSES, nnx.Rngs(0)), config)
         for name, config in encoder.SIZES.items()
     },
-    "deberta-v2-xxlarge": lambda: ClassifierShapes(DebertaShapes(), CLASSES, nnx.Rngs(0)),
+    **{
+        name: functools.partial(
+            lambda config: DebertaClassifier(config, CLASSES, nnx.Rngs(0)), config
+        )
+        for name, config in deberta_config.SIZES.items()
+    },
     **{
         name: functools.partial(lambda config: GPT2(config, nnx.Rngs(0)), config)
         for name, config in gpt2.SIZES.items()

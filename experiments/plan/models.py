@@ -10,14 +10,15 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from lora_jax.errors import InputError
-from lora_jax.models import encoder, gpt2, hub, llama_sizes
+from lora_jax.models import deberta_config, encoder, gpt2, hub, llama_sizes
 from lora_jax.models.architectures import ARCHITECTURES, AnyConfig
+from lora_jax.models.encoder import EncoderConfig
 
 _CLASSES = 2
 
 
 def _sizes() -> Mapping[str, AnyConfig]:
-    return {**encoder.SIZES, **gpt2.SIZES, **llama_sizes.SIZES}
+    return {**encoder.SIZES, **deberta_config.SIZES, **gpt2.SIZES, **llama_sizes.SIZES}
 
 
 def model_config(config: ConfigDict, base_dtype: str) -> AnyConfig:
@@ -46,7 +47,7 @@ def heads(config: ConfigDict) -> int:
 
 def is_classifier(config: ConfigDict) -> bool:
     """Whether the plan's model is an encoder with a task head."""
-    return config.model.size in encoder.SIZES
+    return isinstance(_sizes().get(config.model.size), EncoderConfig)
 
 
 def head_pattern(config: ConfigDict) -> str | None:

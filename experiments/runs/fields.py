@@ -131,6 +131,7 @@ GLUE: Fields = {
     "task": Field(OneOf((*TASKS, "sentiment")), "the task; `sentiment` is the quickstart's"),
     "model.hidden_dropout_prob": Field(_RATE, "dropout of the encoder"),
     "model.attention_probs_dropout_prob": Field(_RATE, "dropout of attention weights"),
+    "model.classifier_dropout": Field(_RATE, "dropout before the output layer of the head", False),
     "data.source": Field(Text(), "`tfds`, `tfds:DIR`, or a folder with the original GLUE files"),
     "data.balanced": Field(
         Flag(), "trains on as many examples of each class, the first ones of the file", False

@@ -49,6 +49,15 @@ def base_format(adapter: Adapter | None) -> str:
     return found if isinstance(found, str) else FLOAT
 
 
+def architecture(adapter: Adapter) -> str | None:
+    """The model_type of an adapter's base; None if its notes do not say it."""
+    note = adapter.notes.get(NOTE)
+    settings = note.get(_SETTINGS) if isinstance(note, Mapping) else None
+    found = settings.get("architecture") if isinstance(settings, Mapping) else None
+    found = adapter.notes.get("architecture", found)
+    return found if isinstance(found, str) else None
+
+
 def check(adapter: Adapter, here: Origin, where: str) -> str:
     """Compares what an adapter says of its base with a model.
 

@@ -13,6 +13,7 @@ from lora_jax.reading import MOST_JSON, Record, read_object, read_text
 WHOLE = "tokenizer.json"  # has everything
 # The files that hold a vocabulary: one of these sets is needed. Others only configure.
 SETS = ((WHOLE,), ("vocab.txt",), ("vocab.json", "merges.txt"))
+_SENTENCE_PIECE = ("spm.model", "sentencepiece.bpe.model", "tokenizer.model", "spiece.model")
 _CONFIGURE = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 _AGAIN = "Copy the tokenizer's files again from where the model is from"
 FILES = (*dict.fromkeys(name for names in SETS for name in names), *_CONFIGURE)
@@ -46,6 +47,14 @@ def read_vocabulary(folder: Path) -> Vocabulary:
         occurs twice, or two files give a token different ids.
     """
     if not any(all((folder / name).is_file() for name in names) for names in SETS):
+        for name in _SENTENCE_PIECE:
+            if (folder / name).is_file():
+                raise MissingFileError(
+                    f"{folder} holds its tokenizer as {name} alone, which is not read here. Make a "
+                    "tokenizer.json of it once, with the packages sentencepiece and protobuf: "
+                    "transformers.AutoTokenizer.from_pretrained(folder).save_pretrained(new), and copy the "
+                    "files to where the model is"
+                )
         held = ", ".join(sorted(p.name for p in folder.iterdir())[:12]) if folder.is_dir() else ""
         raise MissingFileError(
             f"{folder} holds no tokenizer (it holds {held or 'nothing'}), expected tokenizer.json, or "

@@ -161,7 +161,9 @@ def _check_named(
 
 
 # Ids that are used here although a config.json may leave them out, by model_type.
-_DEFAULTS: dict[str, dict[str, Any]] = {"roberta": {"pad_token_id": 1}}
+_DEFAULTS: dict[str, dict[str, Any]] = {
+    name: {"pad_token_id": 1} for name in ("roberta", "xlm-roberta", "camembert")
+}
 _IDS = tuple(f"{name}_token_id" for name in ("pad", "bos", "eos", "cls", "sep", "unk", "mask"))
 
 
@@ -283,9 +285,11 @@ def check_types(examples: TokenisedExamples, type_vocab_size: int, where: str) -
 
     Args:
       examples: of a split.
-      type_vocab_size: of the model.
+      type_vocab_size: of the model; 0 for one that has no token types and does not read them.
       where: name of the split, for messages.
     """
+    if not type_vocab_size:
+        return
     most = max((int(types.max(initial=0)) for types in examples.types), default=0)
     if most >= type_vocab_size:
         raise InputError(

@@ -43,7 +43,7 @@ class Converted:
     """A converted state dict: what `adapters.save_adapter` takes.
 
     Attributes:
-      architecture: `roberta`, `bert` or `gpt2`.
+      architecture: `roberta`, `bert`, `deberta-v2` or `gpt2`.
       method: LoRA whose insertion into the model makes exactly the factors in `values`.
       values: path to array, float32.
       groups: path to `lora` or `head`.
@@ -66,7 +66,7 @@ def from_state_dict(
     layers: int | None = None,
     ignore_base: bool = False,
 ) -> Converted:
-    """Converts a loralib state dict of RoBERTa, BERT or GPT-2.
+    """Converts a loralib state dict of RoBERTa, BERT, DeBERTa or GPT-2.
 
     Args:
       state: key to array, as saved.

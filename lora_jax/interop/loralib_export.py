@@ -23,7 +23,7 @@ def to_state_dict(
 
     Args:
       values: the adapter's leaves by path, factors and head.
-      architecture: `roberta`, `bert` or `gpt2`; needed for an encoder without a head.
+      architecture: `roberta`, `bert`, `deberta-v2` or `gpt2`; needed for an encoder without a head.
       prefix: text to put before every key. The authors' GPT-2 code needs `module.`: it silently
         ignores keys that begin with `transformer.`.
 

@@ -10,7 +10,7 @@ from typing import Literal
 from lora_jax.errors import InputError
 from lora_jax.models.layouts import LAYOUTS
 
-Name = Literal["roberta", "bert", "gpt2"]
+Name = Literal["roberta", "bert", "deberta-v2", "gpt2"]
 FUSED = ("q", "k", "v")  # order of GPT-2's c_attn along its output axis (paper.md, section 1.4)
 
 
@@ -56,9 +56,11 @@ def _architecture(
 
 
 _ROBERTA_HEAD = {"classifier.dense": "head/dense", "classifier.out_proj": "head/output"}
+_DEBERTA_HEAD = {"pooler.dense": "head/dense", "classifier": "head/output"}
 ARCHITECTURES: Mapping[str, Architecture] = {
     "roberta": _architecture("roberta", "encoder/layers/block", _ROBERTA_HEAD),
     "bert": _architecture("bert", "encoder/layers/block", {"classifier": "head/output"}),
+    "deberta-v2": _architecture("deberta-v2", "encoder/layers/block", _DEBERTA_HEAD),
     "gpt2": _architecture("gpt2", "layers/block", {}, ("attn.c_attn",)),
 }
 
@@ -105,7 +107,9 @@ def find(keys: Iterable[str]) -> Architecture:
 
 
 def guess(paths: Iterable[str]) -> Architecture:
-    """The architecture of an adapter of ours; RoBERTa and BERT differ in the names of the head only.
+    """The architecture of an adapter of ours, by the names of its head, in which encoders differ.
+
+    Those of DeBERTa's are RoBERTa's, so it is never found: it must be said.
 
     Args:
       paths: paths of the adapter's leaves.

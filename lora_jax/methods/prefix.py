@@ -132,6 +132,11 @@ class PrefixLayerInsertion(SpecialTokensInsertion):
                 f"the {type(model).__name__} holds no lora_jax.models.sublayer.Block whose "
                 "activations could be replaced; prefix_embed works with any nnx.Embed"
             )
+        if any(block.reads_embeddings for block in blocks.values()):
+            raise InputTypeError(
+                f"the first layer of the {type(model).__name__} has a convolution over the embeddings beside "
+                "it, which replaced activations would not reach; prefix_embed works with it"
+            )
         _, embedding = self._change_embedding(model, TolerantEmbed)
         for path, block in blocks.items():
             *stack, width = block.attention.norm.scale.shape

@@ -14,7 +14,9 @@ from typing import Any, Protocol, runtime_checkable
 from flax import nnx
 
 from lora_jax.errors import FileError, InputError, SettingError
-from lora_jax.models import config_json, llama_json
+from lora_jax.models import config_json, deberta_json, llama_json
+from lora_jax.models.deberta import DebertaClassifier
+from lora_jax.models.deberta_config import DebertaConfig
 from lora_jax.models.decoder import Decoder
 from lora_jax.models.encoder import Classifier, EncoderConfig
 from lora_jax.models.gpt2 import GPT2, GPT2Config
@@ -85,10 +87,16 @@ class Architecture:
         return self.model(config, rngs)
 
 
-def _roberta_fields(record: Record) -> dict[str, Any]:
+def _roberta_fields(name: str, record: Record) -> dict[str, Any]:
     """RoBERTa's first position comes after its padding index."""
     padding = record.integer("pad_token_id", 0) if "pad_token_id" in record.values else 1
-    return {"architecture": "roberta", "position_offset": padding + 1}
+    return {"architecture": name, "position_offset": padding + 1}
+
+
+# By model_type, the class of transformers. Multilingual and French RoBERTas have names of their own.
+_ROBERTAS = {
+    "roberta": "RobertaModel", "xlm-roberta": "XLMRobertaModel", "camembert": "CamembertModel",
+}  # fmt: skip
 
 
 def _published_encoder(config: EncoderConfig) -> dict[str, Any]:
@@ -96,7 +104,8 @@ def _published_encoder(config: EncoderConfig) -> dict[str, Any]:
     if config.architecture == "bert":
         return {"model_type": "bert", "architectures": ["BertModel"], **fields}
     padding = {"pad_token_id": config.position_offset - 1}  # which says where positions begin
-    return {"model_type": "roberta", "architectures": ["RobertaModel"], **fields, **padding}
+    names = [_ROBERTAS[config.architecture]]
+    return {"model_type": config.architecture, "architectures": names, **fields, **padding}
 
 
 def _published_gpt2(config: GPT2Config) -> dict[str, Any]:
@@ -113,13 +122,24 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         published=_published_encoder,
         derived=lambda record: {"architecture": "bert"},
     ),
-    "roberta": Architecture(
-        config=EncoderConfig,
-        model=Classifier,
-        layout=LAYOUTS["roberta"],
-        keys=config_json.ENCODER,
-        published=_published_encoder,
-        derived=_roberta_fields,
+    **{
+        name: Architecture(
+            config=EncoderConfig,
+            model=Classifier,
+            layout=LAYOUTS[name],
+            keys=config_json.ENCODER,
+            published=_published_encoder,
+            derived=functools.partial(_roberta_fields, name),
+        )
+        for name in _ROBERTAS
+    },
+    "deberta-v2": Architecture(
+        config=DebertaConfig,
+        model=DebertaClassifier,
+        layout=LAYOUTS["deberta-v2"],
+        keys=deberta_json.KEYS,
+        published=deberta_json.published,
+        derived=deberta_json.derived,
     ),
     "gpt2": Architecture(
         config=GPT2Config,

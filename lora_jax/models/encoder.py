@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -68,6 +69,9 @@ class EncoderConfig:
         begin behind their table, or the architecture or the type is unknown.
     """
 
+    names: ClassVar[tuple[str, ...]] = ("bert", "roberta", "xlm-roberta", "camembert")
+    allowed: ClassVar[Mapping[str, Range]] = RANGES
+
     architecture: str
     _: dataclasses.KW_ONLY
     vocab_size: int
@@ -93,9 +97,10 @@ class EncoderConfig:
         check_compute_dtype(self.compute_dtype)
         check_base_format(self.base_format)
         check_kernel(self, "attention_probs_dropout_prob")
-        if self.architecture not in ("bert", "roberta"):
-            raise InputError(f"architecture must be 'bert' or 'roberta', got {self.architecture!r}")
-        ranges.check(self, RANGES)
+        if self.architecture not in self.names:
+            known = " or ".join(map(repr, self.names))
+            raise InputError(f"architecture must be {known}, got {self.architecture!r}")
+        ranges.check(self, self.allowed)
         if self.hidden_size % self.num_attention_heads:
             raise InputError(
                 f"hidden_size {self.hidden_size} is not divisible by "
@@ -159,7 +164,7 @@ def gelu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     return 0.5 * x * (1 + jax.lax.erf(x * 2**-0.5))
 
 
-def _head_linear(config: EncoderConfig, outputs: int, rngs: nnx.Rngs) -> nnx.Linear:
+def head_linear(config: EncoderConfig, outputs: int, rngs: nnx.Rngs) -> nnx.Linear:
     """A linear layer of a head, which always computes in float32: it is small."""
     normal = nnx.initializers.normal(config.initializer_range)
     axes = named("embed", None)
@@ -267,8 +272,8 @@ class RobertaHead(nnx.Module):
     """Dropout, dense layer, tanh, dropout, output layer; all new for a task (fairseq's head)."""
 
     def __init__(self, config: EncoderConfig, num_outputs: int, rngs: nnx.Rngs):
-        self.dense = _head_linear(config, config.hidden_size, rngs)
-        self.output = _head_linear(config, num_outputs, rngs)
+        self.dense = head_linear(config, config.hidden_size, rngs)
+        self.output = head_linear(config, num_outputs, rngs)
         self.rate = config.head_dropout
 
     def __call__(self, x: Float[Array, "n hidden"], key: DropoutKey) -> Float[Array, "n outputs"]:
@@ -282,7 +287,7 @@ class BertHead(nnx.Module):
     """Dropout and output layer: what is new for a task on top of BERT's pre-trained pooler."""
 
     def __init__(self, config: EncoderConfig, num_outputs: int, rngs: nnx.Rngs):
-        self.output = _head_linear(config, num_outputs, rngs)
+        self.output = head_linear(config, num_outputs, rngs)
         self.rate = config.head_dropout
 
     def __call__(self, x: Float[Array, "n hidden"], key: DropoutKey) -> Float[Array, "n outputs"]:
@@ -298,12 +303,14 @@ class Classifier(nnx.Module):
     """
 
     per_output = ("pooler", "head")  # see `lora_jax.pool.route`
+    encoder: Any
+    head: Any  # whose last layer is `output`
 
     def __init__(self, config: EncoderConfig, num_outputs: int, rngs: nnx.Rngs):
         self.encoder = Encoder(config, rngs)
         if config.architecture == "bert":
-            self.pooler = _head_linear(config, config.hidden_size, rngs)
-            self.head: BertHead | RobertaHead = BertHead(config, num_outputs, rngs)
+            self.pooler = head_linear(config, config.hidden_size, rngs)
+            self.head = BertHead(config, num_outputs, rngs)
         else:
             self.head = RobertaHead(config, num_outputs, rngs)
         self.config = config
@@ -329,4 +336,5 @@ class Classifier(nnx.Module):
         first = first.astype(jnp.float32)
         if self.config.architecture == "bert":
             first = jnp.tanh(self.pooler(first))
-        return self.head(first, keys[1]).astype(jnp.float32)
+        logits: Array = self.head(first, keys[1]).astype(jnp.float32)
+        return logits

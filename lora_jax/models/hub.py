@@ -282,7 +282,8 @@ def load_decoder_classifier(
 
 def new_head(config: EncoderConfig, num_outputs: int, key: Key[Array, ""]) -> partition.Params:
     """The head's initial values that `load_classifier` gives with this key, by path."""
-    return _head(lambda: Classifier(config, num_outputs, nnx.Rngs(params=key)))
+    make = ARCHITECTURES[config.architecture].make
+    return _head(lambda: make(config, num_outputs, nnx.Rngs(params=key)))
 
 
 def _head(make: Callable[[], nnx.Module]) -> partition.Params:

@@ -6,6 +6,7 @@ A new architecture is a layout here, an entry in `architectures`, and a model fi
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping
 
 _PUBLISHED_LEAF = {"kernel": "weight", "scale": "weight", "bias": "bias"}
@@ -66,6 +67,24 @@ _ENCODER = {
     "encoder/layers/block/feed_forward/norm": "encoder.layer.{}.output.LayerNorm",
     "pooler": "pooler.dense",
 }
+_DEBERTA = {
+    **{
+        path: name
+        for path, name in _ENCODER.items()
+        if not re.search(r"attention/(query|key|value)$|^pooler$", path)
+    },
+    "encoder/embeddings/projection": "embeddings.embed_proj",
+    "encoder/relative/embedding": "encoder.rel_embeddings.weight",
+    "encoder/norm": "encoder.LayerNorm",
+    "encoder/convolution/conv": "encoder.conv.conv",
+    "encoder/convolution/norm": "encoder.conv.LayerNorm",
+    "encoder/layers/block/attention/query": "encoder.layer.{}.attention.self.query_proj",
+    "encoder/layers/block/attention/key": "encoder.layer.{}.attention.self.key_proj",
+    "encoder/layers/block/attention/value": "encoder.layer.{}.attention.self.value_proj",
+    # Of models whose positions have projections of their own.
+    "encoder/layers/block/attention/position_key": "encoder.layer.{}.attention.self.pos_key_proj",
+    "encoder/layers/block/attention/position_query": "encoder.layer.{}.attention.self.pos_query_proj",
+}
 _GPT2 = {
     "embeddings/token/embedding": "wte.weight",
     "embeddings/position/embedding": "wpe.weight",
@@ -111,6 +130,14 @@ _NO_POOLER = (
     "transformers.BertModel.from_pretrained(folder).save_pretrained(new)"
 )
 
+_ROBERTA = Layout(
+    prefix="roberta.",
+    names=_ENCODER,
+    heads=r"lm_head\..*|classifier\..*|qa_outputs\..*|pooler\..*",
+    buffers=_BUFFERS,
+    head={"head/dense": "classifier.dense", "head/output": "classifier.out_proj"},
+)
+
 LAYOUTS: Mapping[str, Layout] = {
     "bert": Layout(
         prefix="bert.",
@@ -120,12 +147,14 @@ LAYOUTS: Mapping[str, Layout] = {
         head={"head/output": "classifier"},
         needed={"pooler.": _NO_POOLER},
     ),
-    "roberta": Layout(
-        prefix="roberta.",
-        names=_ENCODER,
-        heads=r"lm_head\..*|classifier\..*|qa_outputs\..*|pooler\..*",
-        buffers=_BUFFERS,
-        head={"head/dense": "classifier.dense", "head/output": "classifier.out_proj"},
+    **dict.fromkeys(("roberta", "xlm-roberta", "camembert"), _ROBERTA),
+    "deberta-v2": Layout(
+        prefix="deberta.",
+        names=_DEBERTA,
+        heads=r"(cls|lm_predictions|mask_predictions|classifier|pooler|qa_outputs)\..*",
+        # transformers leaves out a table of positions, too, where config.json says that there is none.
+        buffers=rf"{_BUFFERS}|embeddings\.position_embeddings\.weight",
+        head={"head/dense": "pooler.dense", "head/output": "classifier"},
     ),
     "gpt2": Layout(
         prefix="transformer.",

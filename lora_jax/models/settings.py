@@ -9,8 +9,8 @@ from lora_jax.models.architectures import ModelConfig
 
 # Of training, of initial values, or of how the same numbers are computed.
 WITHOUT_EFFECT = (
-    "hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout", "embd_pdrop",
-    "attn_pdrop", "resid_pdrop", "attention_dropout", "initializer_range", "unroll", "remat",
+    "hidden_dropout_prob", "pooler_dropout", "attention_probs_dropout_prob", "classifier_dropout",
+    "embd_pdrop", "attn_pdrop", "resid_pdrop", "attention_dropout", "initializer_range", "unroll", "remat",
     "compute_dtype", "attention",
 )  # fmt: skip
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import jax
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from lora_jax.dropout import DropoutKey, split_key
 from lora_jax.models.attention.attend import Attention, kept_apart
@@ -15,6 +15,20 @@ from lora_jax.models.attention.spans import Spans
 from lora_jax.models.cache import Cache, KeysValues, LayerCache
 from lora_jax.models.rotary import Rotation
 from lora_jax.sharding.axes import constrain
+
+
+class Beside(NamedTuple):
+    """What joins the output of a model's first block, computed from its input.
+
+    Attributes:
+      states: of every token.
+      norm: of the sum.
+      first: whether a block is the first one; for a whole stack, of every kind of its blocks.
+    """
+
+    states: Float[Array, "rows length width"]
+    norm: nnx.LayerNorm
+    first: Bool[Array, "*kinds"]
 
 
 class Context(NamedTuple):
@@ -27,16 +41,21 @@ class Context(NamedTuple):
       spans: which tokens attend to which.
       tokens: token ids of the rows.
       rotation: of queries and keys by their positions; None where the embeddings have positions.
+      relative: embeddings of relative positions, which the layers share; None where there are none.
+      beside: what joins the first block's output, if anything does.
     """
 
     spans: Spans
     tokens: Int[Array, "rows length"]
     rotation: Rotation | None = None
+    relative: Float[Array, "positions width"] | None = None
+    beside: Beside | None = None
 
     def of_kind(self, kind: Int[Array, ""]) -> Context:
         """What a block of one kind reads."""
         spans, rotation = jax.tree.map(lambda x: x[kind], (self.spans, self.rotation))
-        return Context(spans, self.tokens, rotation)
+        beside = self.beside and self.beside._replace(first=self.beside.first[kind])
+        return self._replace(spans=spans, rotation=rotation, beside=beside)
 
 
 class Sublayer(nnx.Module):
@@ -84,9 +103,11 @@ class AttentionSublayer(Sublayer):
 
     Attributes:
       keeps_apart: whether rows are shared by examples of different adapters, see `kept_apart`.
+      of_positions: names of its layers that project what belongs to no example, too.
     """
 
     keeps_apart: bool = False
+    of_positions: tuple[str, ...] = ()
 
     def around(self, attention: Attention) -> Attention:
         """The attention that this sublayer calls: the given one, if need be with `kept_apart` around it."""
@@ -131,7 +152,13 @@ class FeedForwardSublayer(Sublayer):
 
 
 class Block(nnx.Module):
-    """One Transformer layer: attention, then the feed-forward layer."""
+    """One Transformer layer: attention, then the feed-forward layer.
+
+    Attributes:
+      reads_embeddings: whether it reads the model's embeddings by another way than its input.
+    """
+
+    reads_embeddings: bool = False
 
     def __init__(self, attention: AttentionSublayer, feed_forward: FeedForwardSublayer):
         self.attention = attention

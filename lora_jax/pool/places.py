@@ -23,6 +23,7 @@ from lora_jax.low_rank.updates import WeightUpdate
 from lora_jax.low_rank.weights import WeightView
 from lora_jax.method import Method
 from lora_jax.methods.cuts import CutInsertion
+from lora_jax.models.sublayer import AttentionSublayer
 from lora_jax.partition import HEAD
 from lora_jax.pool.routed import PooledModule
 from lora_jax.pool.updates import PooledPair
@@ -127,7 +128,18 @@ def inserted(base: nnx.Module, method: Method, where: str) -> Inserted:
             f"low-rank updates and heads; {_REMEDY}"
         )
     layers, scales = {}, {}
+    positions = {
+        "/".join(map(str, (*path, name)))
+        for path, module in nnx.iter_modules(base)
+        if isinstance(module, AttentionSublayer)
+        for name in module.of_positions
+    }
     for path, layer in adapted_layers(model).items():
+        if path in positions:
+            raise InputError(
+                f"{where} adapts {path}, which projects the model's relative positions, too: they belong to "
+                f"no row of a batch, so that a pool has no slot for them; {_REMEDY}"
+            )
         layers[path] = _pairs(layer, path, where)
         for part, pair in pairs_of(layer.lora).items():
             scales[factor_path(path, layer, part)] = float(pair.scale)

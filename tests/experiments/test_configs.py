@@ -10,6 +10,8 @@ from flax import nnx
 
 from configs.glue import (
     common,
+    deberta_xxl_full,
+    deberta_xxl_lora,
     minilm_weights,
     roberta_base_adapter_d,
     roberta_base_bitfit,
@@ -38,7 +40,8 @@ from configs.pretrain import small as pretrain
 from experiments.paper import scores
 from experiments.paper.counts import count
 from lora_jax import methods, partition
-from lora_jax.models import hub
+from lora_jax.models import deberta_config, hub
+from lora_jax.models.deberta import DebertaClassifier
 from lora_jax.models.encoder import Classifier, EncoderConfig
 from lora_jax.models.gpt2 import GPT2, SIZES
 
@@ -48,7 +51,8 @@ ALL = [
     (roberta_large_adapter_h, ""), (roberta_large_adapter_h, ",large"),
     (roberta_large_adapter_p, ""), (roberta_large_adapter_p, ",large"), (roberta_large_bitfit, ""),
     (roberta_large_full, ""), (roberta_large_lora, ""), (roberta_large_lora, ",restricted"),
-    (roberta_large_lora, ",script"),
+    (roberta_large_lora, ",script"), (deberta_xxl_full, ""), (deberta_xxl_lora, ""),
+    (deberta_xxl_lora, ",table"), (deberta_xxl_lora, ",script"),
 ]  # fmt: skip
 
 
@@ -97,6 +101,42 @@ def test_lora_rows(module, argument, expected):
     )  # fmt: skip
     assert values == expected
     assert config.method.rank == 8 and config.warmup_ratio == 0.06 and config.weight_decay == 0.1
+
+
+# Table 10 and the scripts as paper.md 5.3 has them, in its order: batch, epochs, rate, weight decay, dropout
+# of the head, length, warm-up
+TABLE_10 = {
+    "mnli": (8, 5, 1e-4, 0, 0.15, 256), "sst2": (8, 16, 6e-5, 0.01, 0, 128),
+    "mrpc": (32, 30, 2e-4, 0.01, 0, 128), "cola": (4, 10, 1e-4, 0, 0.1, 64),
+    "qnli": (6, 8, 1e-4, 0.01, 0.1, 512), "qqp": (8, 11, 1e-4, 0.01, 0.2, 320),
+    "rte": (4, 11, 2e-4, 0.01, 0.2, 320), "stsb": (4, 10, 2e-4, 0.1, 0.2, 128),
+}  # fmt: skip
+SCRIPT_10 = {
+    "mnli": (64, 1e-4, 1000), "sst2": (64, 6e-5, 1000), "mrpc": (256, 2e-4, 0.1), "cola": (32, 1.3e-4, 100),
+    "qnli": (48, 1e-4, 500), "qqp": (64, 1e-4, 10000), "rte": (32, 2.6e-4, 50), "stsb": (32, 2e-4, 100),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("task", TABLE_10)
+def test_table_10(task):
+    """Its rank of 8 is not that of Table 2's 4.7M values, which is the config's."""
+    config, table, script = (
+        deberta_xxl_lora.get_config(task + variant) for variant in ("", ",table", ",script")
+    )
+    for one in (config, table):
+        assert (
+            one.batch_size, one.epochs, one.learning_rate, one.weight_decay,
+            one.model.classifier_dropout, one.data.max_length,
+        ) == TABLE_10[task]  # fmt: skip
+        assert (one.warmup_ratio, one.warmup_steps) == (0.1, 0)
+    batch, rate, warmup = SCRIPT_10[task]
+    assert (script.batch_size, script.learning_rate) == (batch, rate)
+    assert (script.warmup_steps or script.warmup_ratio) == warmup and script.seeds == (0,)
+    assert script.model == config.model and script.data == config.data
+    ranks = [(c.method.rank, c.method.alpha) for c in (config, table, script)]
+    assert ranks == [(16, 32), (8, 8), (16, 32)]
+    full = deberta_xxl_full.get_config(task)
+    assert {k for k in full if full[k] != config[k]} == {"method", "learning_rate"}
 
 
 # Table 9's adapter rows as paper.md 5.1 has them: size, epochs and learning rates in its order
@@ -179,8 +219,7 @@ def values_that_train(method, make):
     return partition.count({k: v for k, v in params.items() if labels[k] not in skipped})
 
 
-# Table 2 without DeBERTa's two rows (no such model here): label and size of the row, its config, its
-# variant, and the line of the file's head that has its scores.
+# Label and size of the row, its config, its variant, and the line of the file's head that has its scores.
 TABLE_2 = [
     ("RoB-base (FT)*", "125.0M", roberta_base_full, "", "paper"),
     ("RoB-base (BitFit)*", "0.1M", roberta_base_bitfit, "", "paper"),
@@ -194,7 +233,10 @@ TABLE_2 = [
     ("RoB-large (AdptH)†", "6.0M", roberta_large_adapter_h, ",large", "paper, large"),
     ("RoB-large (AdptH)†", "0.8M", roberta_large_adapter_h, ",small", "paper, small"),
     ("RoB-large (LoRA)†", "0.8M", roberta_large_lora, ",restricted", "paper†"),
+    ("DeB-XXL (FT)*", "1500.0M", deberta_xxl_full, "", "paper"),
+    ("DeB-XXL (LoRA)", "4.7M", deberta_xxl_lora, "", "paper"),
 ]
+MODELS = {"RoB-base": "roberta-base", "RoB-large": "roberta-large", "DeB-XXL": "deberta-v2-xxlarge"}
 
 
 def head_of(module):
@@ -209,10 +251,9 @@ def row_of(table, label, size):
     return row
 
 
-def test_every_row_of_table_2_but_debertas_is_checked():
+def test_every_row_of_table_2_is_checked():
     rows = {(row.label, row.trained) for row in scores.SCORES[2]}
-    deberta = {("DeB-XXL (FT)*", "1500.0M"), ("DeB-XXL (LoRA)", "4.7M")}
-    assert {row[:2] for row in TABLE_2} | deberta == rows and len(TABLE_2) == 12
+    assert {row[:2] for row in TABLE_2} == rows and len(TABLE_2) == 14
 
 
 @pytest.mark.parametrize(("label", "size", "module", "variant", "line"), TABLE_2)
@@ -223,22 +264,27 @@ def test_every_row_of_table_2_has_a_config(label, size, module, variant, line):
     assert " | ".join([line, *row.scores]) in lines
     for task in PAPER_ORDER:
         config = module.get_config(task + variant)
-        assert config.task == task and config.model.name == row.row.model
-        assert config.model.name == label.split()[0].replace("RoB", "roberta")
+        assert config.task == task
+        name = config.model.name.removeprefix("microsoft/")
+        assert name == row.row.model == MODELS[label.split()[0]]
 
 
 def count_and_head(module, variant, expected):
     """The config of a GLUE file trains as many values as expected, and its head says so."""
     config = module.get_config("rte" + variant)
     method = methods.create(head=hub.HEAD, **config.method.to_dict())
-    encoder = ENCODERS[config.model.name]
-    assert values_that_train(method, lambda rngs: Classifier(encoder, 2, rngs)) == expected
+    name = config.model.name.removeprefix("microsoft/")
+    kind = DebertaClassifier if name in deberta_config.SIZES else Classifier
+    encoder = {**ENCODERS, **deberta_config.SIZES}[name]
+    assert values_that_train(method, lambda rngs: kind(encoder, 2, rngs)) == expected
     assert f"{expected:,} " in " ".join(module.__doc__.split())
 
 
 # The counts themselves are compared with formulas in test_parameters.py.
 @pytest.mark.parametrize(("label", "size", "module", "variant"), [row[:4] for row in TABLE_2])
-def test_roberta_values_that_train_are_those_in_the_head_of_the_file(label, size, module, variant):
+def test_values_of_table_2_that_train_are_those_in_the_head_of_the_file(
+    label, size, module, variant
+):
     count_and_head(module, variant, count(row_of(2, label, size).row).trained)
 
 

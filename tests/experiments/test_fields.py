@@ -173,7 +173,7 @@ def test_every_field_of_a_run_has_a_case_above():
     assert left == {
         "adam.no_decay", "init_adapter", "adapter", "mesh.run", "mesh.fsdp", "mesh.model",
         "model.attention_probs_dropout_prob", "model.attn_pdrop", "model.resid_pdrop",
-        "model.attention_dropout", "data.validation",
+        "model.attention_dropout", "model.classifier_dropout", "data.validation",
         "data.test", "data.messages", "data.separator", "data.system", "data.chat_template",
     }  # fmt: skip
     assert set(flat(_config(ROOT / "configs/glue/minilm.py").to_dict())) >= set(_RUN) - {

@@ -10,10 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny_folders
 from safetensors.numpy import load_file
 from transformers import AutoTokenizer
 
-from configs.glue import minilm
+from configs.glue import deberta_xxl_lora, minilm
 from experiments import glue
 from experiments.runs.run import run_all
 from lora_jax.adapters import load_adapter
@@ -362,3 +363,21 @@ def test_no_epochs_are_refused_before_the_folder_is_claimed(config, tmp_path):
     with pytest.raises(ValueError, match=r"config\.epochs is 0: an untrained head has no score"):
         train(config(epochs=0), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_deberta_xxl_in_small(tiny_glue, tmp_path):
+    """The paper's config on a model of the same kind: trained, checked, and evaluated as it was trained."""
+    model = tmp_path / "model"
+    tiny_folders.write_deberta(model, max_position_embeddings=48)
+    values = deberta_xxl_lora.get_config("rte")
+    values.model.name, values.data.source = str(model), str(tiny_glue)
+    values.method.rank, values.data.max_length = 2, 40
+    values.seeds, values.epochs, values.batch_size = (0,), 1, 16
+    record = train(values, tmp_path / "run")
+    assert record["steps"] == 4 and record["config"]["model"]["classifier_dropout"] == 0.2
+    adapter = load_adapter(tmp_path / "run")
+    assert {path.split("/")[0] for path in adapter.values} == {"encoder", "head"}
+    assert adapter.notes["base"]["settings"]["position_buckets"] == 4
+    values.eval_only, values.adapter = True, str(tmp_path / "run")
+    metrics = glue.evaluate(values, None)
+    assert metrics == {name: value["values"][0] for name, value in record["best"].items()}

@@ -26,7 +26,8 @@ from lora_jax.models.encoder import EncoderConfig
 KEY = jax.random.key(0)
 TOKENS = np.array([2, 7, 9, 5, 11, 3], np.int32)
 WRITE = {
-    "bert": tiny_folders.write_bert, "roberta": tiny_folders.write_roberta, "gpt2": tiny_folders.write_gpt2
+    "bert": tiny_folders.write_bert, "roberta": tiny_folders.write_roberta,
+    "deberta-v2": tiny_folders.write_deberta, "gpt2": tiny_folders.write_gpt2,
 }  # fmt: skip
 
 
@@ -93,7 +94,7 @@ def test_classifiers_become_folders_for_sequence_classification(architecture, tm
     assert tokenizer(text)["input_ids"] == before(text)["input_ids"]
 
 
-@pytest.mark.parametrize("architecture", ["bert", "roberta"])
+@pytest.mark.parametrize("architecture", ["bert", "roberta", "deberta-v2"])
 def test_an_encoder_without_a_head_stays_one(architecture, tmp_path):
     WRITE[architecture](tmp_path / "base")
     config = architectures.read_config(tmp_path / "base")

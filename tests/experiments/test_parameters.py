@@ -20,7 +20,8 @@ from experiments import parameters
 from experiments.paper import counts
 from experiments.paper.rows import ROWS
 from lora_jax import methods, partition
-from lora_jax.models.deberta_shapes import ClassifierShapes, DebertaShapes
+from lora_jax.models.deberta import DebertaClassifier
+from lora_jax.models.deberta_config import SIZES, DebertaConfig
 
 # Pre-trained values, without a head (and without RoBERTa's pooler).
 TOTALS = {
@@ -273,8 +274,10 @@ def torch_count(model):
     return sum(p.numel() for p in model.parameters())
 
 
-def test_defaults_are_the_published_sizes():
-    assert DebertaShapes() == DebertaShapes(**XXLARGE)
+def test_sizes_are_the_published_ones():
+    config = SIZES["deberta-v2-xxlarge"]
+    assert {name: getattr(config, name) for name in XXLARGE} == XXLARGE
+    assert (config.span, config.longest, config.heads) == (256, 512, 24)
 
 
 def test_deberta_xxlarge_has_transformers_count():
@@ -286,7 +289,12 @@ def test_deberta_xxlarge_has_transformers_count():
 
 def test_every_leaf_of_deberta_has_its_tensors():
     """Sizes without common factors: a wrong one cannot hide behind another."""
-    shapes = nnx.eval_shape(lambda: ClassifierShapes(DebertaShapes(**SMALL), 7, nnx.Rngs(0)))
+    config = DebertaConfig(
+        num_attention_heads=4, max_position_embeddings=512, relative_attention=True,
+        pos_att_type=("p2c", "c2p"), share_att_key=True, norm_rel_ebd="layer_norm",
+        position_biased_input=False, **SMALL,
+    )  # fmt: skip
+    shapes = nnx.eval_shape(lambda: DebertaClassifier(config, 7, nnx.Rngs(0)))
     model = deberta(
         transformers.DebertaV2ForSequenceClassification, num_attention_heads=4, num_labels=7,
         pooler_hidden_size=24, **SMALL,

@@ -8,9 +8,10 @@ import json
 import jax
 import numpy as np
 import pytest
+from flax import nnx
 from jax.sharding import Mesh
 
-from configs.pod import gpt2_large_lora, gpt3_175b_lora, roberta_large_lora
+from configs.pod import deberta_xxl_lora, gpt2_large_lora, gpt3_175b_lora, roberta_large_lora
 from experiments.plan import abstract_step, models, tables
 from experiments.plan.figures import StepFigures
 from experiments.plan.planner import Planner
@@ -214,6 +215,13 @@ def _fake(**sizes):
     shape = tuple(sizes.get(axis, 1) for axis in ("data", "fsdp", "model"))
     return Mesh(np.array([*jax.devices() * int(np.prod(shape))][: int(np.prod(shape))]).reshape(shape),
                 ("data", "fsdp", "model"))  # fmt: skip
+
+
+def test_deberta_is_planned_as_the_encoders_are():
+    config = deberta_xxl_lora.get_config()
+    assert (models.head_pattern(config), models.heads(config)) == ("head/.*", 24)
+    made = jax.eval_shape(lambda: nnx.state(models.make(models.model_config(config, "bfloat16"))))
+    assert sum(leaf.size for leaf in jax.tree.leaves(made)) == 1_564_549_632 + 2_363_906
 
 
 def test_configs_of_the_three_models(small_models):

@@ -33,6 +33,9 @@ ENCODER = {  # every linear layer of a block, with loralib's settings
     "output.dense": {"r": 4, "lora_alpha": 8},
 }
 PAPER = {name: ENCODER[name] for name in ("attention.self.query", "attention.self.value")}
+DEBERTA = {  # the paper's, and the keys, which project positions as queries do
+    f"attention.self.{name}_proj": {"r": 4, "lora_alpha": 8} for name in ("query", "key", "value")
+}
 DECODER = {
     "attn.c_attn": {"r": 3, "lora_alpha": 12, "enable_lora": [True, False, True]},
     "attn.c_proj": {"r": 2, "lora_alpha": 12},
@@ -133,10 +136,22 @@ def folders(tmp_path_factory):
     bert = transformers.BertConfig(**SIZES)
     roberta = transformers.RobertaConfig(**SIZES, pad_token_id=1)
     gpt2 = transformers.GPT2Config(vocab_size=40, n_positions=20, n_embd=16, n_layer=3, n_head=2)
+    deberta = transformers.DebertaV2Config(
+        **SIZES,
+        relative_attention=True,
+        position_buckets=4,
+        pos_att_type="p2c|c2p",
+        conv_kernel_size=3,
+        share_att_key=True,
+        norm_rel_ebd="layer_norm",
+        position_biased_input=False,
+        type_vocab_size=0,
+    )
     models = {
         "bert": transformers.BertForSequenceClassification(bert),
         "roberta": transformers.RobertaForSequenceClassification(roberta),
         "gpt2": transformers.GPT2LMHeadModel(gpt2),
+        "deberta-v2": transformers.DebertaV2ForSequenceClassification(deberta),
     }
     for name, model in models.items():
         randomise(model).save_pretrained(root / name)
@@ -149,11 +164,13 @@ def reference(folder, settings):
         "bert": transformers.BertForSequenceClassification,
         "roberta": transformers.RobertaForSequenceClassification,
         "gpt2": transformers.GPT2LMHeadModel,
+        "deberta-v2": transformers.DebertaV2ForSequenceClassification,
     }[folder.name]
     blocks = {
         "bert": lambda m: m.bert.encoder.layer,
         "roberta": lambda m: m.roberta.encoder.layer,
         "gpt2": lambda m: m.transformer.h,
+        "deberta-v2": lambda m: m.deberta.encoder.layer,
     }[folder.name]
     torch.manual_seed(1)
     return replaced(kind.from_pretrained(folder), blocks, settings).eval()
@@ -162,7 +179,8 @@ def reference(folder, settings):
 def state_of(model):
     """What the authors' scripts save: the contraction, and the head of a classifier."""
     state = loralib.lora_state_dict(model)
-    state |= {k: v for k, v in model.state_dict().items() if k.startswith("classifier.")}
+    heads = ("classifier.", "pooler.")
+    state |= {k: v for k, v in model.state_dict().items() if k.startswith(heads)}
     return {key: value.numpy() for key, value in state.items()}
 
 
@@ -212,13 +230,14 @@ def difference(folder, model, converted):
         ("roberta", PAPER, {}),
         ("roberta", {**ENCODER, "output.dense": {"r": 2, "lora_alpha": 8}}, {}),
         ("bert", ENCODER, {}),
+        ("deberta-v2", DEBERTA, {}),
         ("gpt2", DECODER, {}),
         ("gpt2", {"attn.c_attn": {"r": 2, "lora_alpha": 12, "enable_lora": [True] * 3}},
          {"parts": ("v", "k", "q")}),
         ("gpt2", {"attn.c_attn": {"r": 2, "lora_alpha": 12, "enable_lora": [False, True, False]}},
          {"parts": ("k",)}),
     ],
-    ids=["paper", "ranks", "all", "decoder", "q,k,v", "k"],
+    ids=["paper", "ranks", "all", "deberta", "decoder", "q,k,v", "k"],
 )  # fmt: skip
 def test_logits_equal_those_of_loralib(folders, name, settings, options):
     folder, alpha = folders / name, next(iter(settings.values()))["lora_alpha"]
@@ -228,18 +247,18 @@ def test_logits_equal_those_of_loralib(folders, name, settings, options):
     assert converted.architecture == name and converted.layers == 3
     assert difference(folder, model, converted) < 2e-5
     # And back: equal keys and bits, and loralib takes them.
-    back = to_state_dict(converted.values)
+    back = to_state_dict(converted.values, name)
     assert back.keys() == state.keys()
     assert all(back[key].tobytes() == state[key].tobytes() for key in state)
     empty = reference(folder, settings)
-    for name, p in empty.named_parameters():
-        if "lora_" in name or name.startswith("classifier."):
+    for key, p in empty.named_parameters():
+        if "lora_" in key or key.startswith(("classifier.", "pooler.dense")):
             torch.nn.init.zeros_(p)
     result = empty.load_state_dict({k: torch.tensor(v) for k, v in back.items()}, strict=False)
     assert not result.unexpected_keys and not any("lora_" in k for k in result.missing_keys)
     np.testing.assert_array_equal(logits_of(empty), logits_of(model))
     expected = {k: {"lora_dropout": 0.0, **v} for k, v in settings.items()}
-    assert layer_settings(converted.method, converted.values) == expected
+    assert layer_settings(converted.method, converted.values, name) == expected
 
 
 def test_logits_are_others_with_another_alpha(folders):
@@ -409,7 +428,7 @@ def test_factors_of_two_ranks(state):
         (["roberta.encoder.layer.0.attention.self.query.weight"], "not a loralib state dict"),
         ([], "not a loralib state dict"),
         ([PEFT], r"roberta\.encoder\.layer\.N.*PEFT's, whose format is not loralib's"),
-        (["deberta.encoder.layer.0.attention.self.query_proj.lora_A"], "no supported layer"),
+        (["distilbert.transformer.layer.0.attention.q_lin.lora_A"], "no supported layer"),
     ],
 )
 def test_other_files(keys, message):

@@ -67,6 +67,19 @@ CASES = [
     case(
         "bert", True, trainable_token_indices=[3, 9], exclude_modules=["layer.0.attention.self.key"]
     ),
+    case("deberta", True, modules_to_save=["classifier", "pooler"]),
+    case("deberta"),
+    case(
+        "deberta",
+        True,
+        target_modules="all-linear",
+        bias="lora_only",
+        use_dora=True,
+        modules_to_save=["classifier", "pooler"],
+    ),
+    case(
+        "deberta", target_modules=["query_proj", "key_proj", "rel_embeddings", "dense"], bias="all"
+    ),
     case("gpt2", bias="all", use_dora=True),
     case("gpt2", lora_bias=True, target_modules=["c_attn", "mlp.c_proj"]),
     case("gpt2", target_modules=["wte", "c_attn"]),
@@ -122,6 +135,11 @@ OURS = [
         "bert", True,
         lora_jax.lora({"last_1/block/attention/query": {}, "feed_forward/up": {"rank": 2}}, rank=3,
                       cut=[1], bias="all", head="head/.*"),
+    ),
+    (
+        "deberta", True,
+        lora_jax.lora(".*/attention/(query|value)", rank=3, bias="all", head="head/.*")
+        + lora_jax.leaves("encoder/norm/.*"),
     ),
     ("tied", False, lora_jax.lora("query", rank=2) + lora_jax.leaves("embeddings/.*|norm/scale")),
 ]  # fmt: skip

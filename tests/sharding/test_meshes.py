@@ -10,11 +10,12 @@ SLOW = ("data", "data x fsdp", "data x model", "fsdp x model")  # each compiles 
 MESHES = (*CORE, *(pytest.param(mesh, marks=pytest.mark.slow) for mesh in SLOW))
 CASES = {
     "roberta": ("lora everywhere", "adapter_h", "prefix_layer + top", "full"),
+    "deberta": ("full",),
     "gpt2": ("lora + prefix_embed", "adapter_l", "bitfit", "full", "lora over q4_1"),
     "llama": ("dora over q8_0",),
 }
 # The method that trains on every mesh; that of llama over a packed base.
-FIRST = {"roberta": "lora", "gpt2": "lora", "llama": "lora over nf4"}
+FIRST = {"roberta": "lora", "deberta": "lora", "gpt2": "lora", "llama": "lora over nf4"}
 # Bytes of the frozen part on one device, as a share of all. Tables and matrices are split by fsdp,
 # matrices by model; vectors (a tenth of so small a model) and, by model, the tables stay whole.
 FROZEN = {

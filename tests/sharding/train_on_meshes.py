@@ -24,6 +24,8 @@ from lora_jax.data.batch import Batch
 from lora_jax.data.completions import TokenisedPairs
 from lora_jax.data.packing import TokenisedExamples
 from lora_jax.data.special_tokens import in_examples, in_pairs, special_ids
+from lora_jax.models.deberta import DebertaClassifier
+from lora_jax.models.deberta_config import DebertaConfig
 from lora_jax.models.encoder import Classifier, EncoderConfig
 from lora_jax.models.gpt2 import GPT2, GPT2Config
 from lora_jax.models.llama import Llama
@@ -63,6 +65,12 @@ METHODS = {
         "prefix_layer + top": lora_jax.prefix_layer(1, 1) + lora_jax.top_layers(1, head="head/.*"),
         "full": lora_jax.full(head="head/.*"),
     },
+    "deberta": {
+        "lora": lora_jax.lora(
+            ".*/attention/(query|value)", rank=2, alpha=8.0, dropout=0.1, head="head/.*"
+        ),
+        "full": lora_jax.full(head="head/.*"),
+    },
     "gpt2": {
         "lora": lora_jax.lora(QV, rank=2, alpha=8.0),
         "lora + prefix_embed": lora_jax.lora(QV, rank=2, alpha=8.0) + lora_jax.prefix_embed(1, 1),
@@ -76,6 +84,7 @@ METHODS = {
         "dora over q8_0": lora_jax.lora("all-linear", rank=2, alpha=8.0, magnitude=True),
     },
 }  # fmt: skip
+ENCODERS = ("roberta", "deberta")
 VOCABULARY = 97  # odd, as the published ones
 
 
@@ -94,6 +103,18 @@ def roberta(rngs: nnx.Rngs) -> Classifier:
         remat="dots",
     )
     return Classifier(sizes, 3, rngs)
+
+
+def deberta(rngs: nnx.Rngs) -> DebertaClassifier:
+    """As v2-xxlarge: positions by the layers' own projections, and a convolution."""
+    sizes = DebertaConfig(
+        vocab_size=VOCABULARY, hidden_size=32, num_hidden_layers=2, num_attention_heads=4,
+        intermediate_size=64, max_position_embeddings=32, relative_attention=True, position_buckets=8,
+        pos_att_type=("p2c", "c2p"), share_att_key=True, norm_rel_ebd="layer_norm",
+        position_biased_input=False, conv_kernel_size=3, conv_act="gelu", initializer_range=0.1,
+        remat="dots",
+    )  # fmt: skip
+    return DebertaClassifier(sizes, 3, rngs)
 
 
 def gpt2(rngs: nnx.Rngs) -> GPT2:
@@ -122,7 +143,7 @@ def batches(name: str, method: lora_jax.Method) -> list[Batch]:
     for _ in range(STEPS):
         lengths = random.integers(4, 20, 11)
         ids = [random.integers(1, VOCABULARY, n).astype(np.int32) for n in lengths]
-        if name == "roberta":
+        if name in ENCODERS:
             labels = random.integers(0, 3, len(ids)).astype(np.int32)
             types = [np.zeros_like(row) for row in ids]
             examples = in_examples(TokenisedExamples(ids, types, labels), special)
@@ -136,7 +157,7 @@ def batches(name: str, method: lora_jax.Method) -> list[Batch]:
 
 def train(name: str, method: lora_jax.Method, mesh: jax.sharding.Mesh, form: str = "") -> dict:
     """Losses, trained leaves and predictions, over a base that is packed in a form, if one is named."""
-    make = {"roberta": roberta, "gpt2": gpt2, "llama": llama}[name]
+    make = {"roberta": roberta, "deberta": deberta, "gpt2": gpt2, "llama": llama}[name]
     base = make(nnx.Rngs(0))
     if form:
         base = lora_jax.quantise(base, format=form)
@@ -156,7 +177,7 @@ def train(name: str, method: lora_jax.Method, mesh: jax.sharding.Mesh, form: str
         accumulate=2,
         eps=eps,
     )
-    loss = step.classification_loss if name == "roberta" else step.completion_loss(0.1, chunk=64)
+    loss = step.classification_loss if name in ENCODERS else step.completion_loss(0.1, chunk=64)
     train_step = step.make_train_step(structure, loss, tx, placement, trainable)
     placed, frozen = placement.put(trainable), placement.put(frozen)
     wanted = [leaf.sharding for leaf in jax.tree.leaves(placed)]

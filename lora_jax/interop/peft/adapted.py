@@ -44,8 +44,13 @@ def check_targets(
             f"the file has factors of {some(extra)}, which target_modules does not name: PEFT leaves them "
             "out when it loads. Correct target_modules in adapter_config.json, or leave the tensors out"
         )
+    bare = not names.prefix  # there is no head around it whose layers could be named
     if missing := [
-        module for module in names.weights if module in wanted and module not in found.factors
+        module
+        for module in names.weights
+        if module in wanted
+        and module not in found.factors
+        and not (bare and names.of_head(f"{module}.weight"))
     ]:
         raise InputError(
             f"target_modules names {len(missing)} modules without factors in the file: {some(missing)}; it "

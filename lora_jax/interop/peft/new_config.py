@@ -15,6 +15,8 @@ from lora_jax.interop.peft.tensors import Arrays
 from lora_jax.interop.peft.variants import TO_LORA, Update, Variant, whole_number
 from lora_jax.low_rank.contraction import scale
 from lora_jax.low_rank.settings import LoRASettings
+from lora_jax.models.architectures import ARCHITECTURES
+from lora_jax.models.encoder import EncoderConfig
 
 
 def new_config(
@@ -176,7 +178,7 @@ def _modules_to_save(whole: Arrays, names: Names, modules: Collection[str], bias
 def _task(names: Names, whole: Arrays) -> str | None:
     if any(names.of_head(name) for name in whole):
         return "SEQ_CLS"
-    if names.architecture in ("bert", "roberta"):
+    if issubclass(ARCHITECTURES[names.architecture].config, EncoderConfig):
         return None if names.prefix else "FEATURE_EXTRACTION"
     return "CAUSAL_LM" if names.prefix else None
 

@@ -57,10 +57,15 @@ def split_whole(found: Sorted, settings: PeftConfig, names: Names, base: BaseLea
             "If the base's own shall stand in, as after loading in PEFT, set bias to none in "
             "adapter_config.json"
         )
+        of_head = (
+            "transformers makes a head at random where the base has none, and PEFT trains and saves only "
+            "what modules_to_save names: name all of the head there (of DeBERTa pooler and classifier)"
+        )
         lost = settings.bias == "lora_only" and set(missing) <= set(trained)
+        remedy = "It is incomplete; save the adapter again in PEFT"
+        remedy = of_peft if lost else of_head if set(missing) <= set(heads) else remedy
         raise InputError(
-            f"{len(missing)} parameters that train are not in the file: {some(missing)}. "
-            + (of_peft if lost else "It is incomplete; save the adapter again in PEFT")
+            f"{len(missing)} parameters that train are not in the file: {some(missing)}. {remedy}"
         )
     _check_tables(result.leaves, settings, names)
     return result

@@ -15,6 +15,7 @@ from lora_jax.costs import gpu_targets
 from lora_jax.dropout import DropoutKey, dropping
 from lora_jax.errors import InputError
 from lora_jax.models.attention import gpus, plain, splash
+from lora_jax.models.attention.relative import Relative
 from lora_jax.models.attention.scores import PLAIN, Scores
 from lora_jax.models.attention.spans import Spans
 from lora_jax.ranges import OneOf
@@ -84,6 +85,7 @@ def attend(
     key: DropoutKey = None,
     scores: Scores = PLAIN,
     kernel: Kernel = "auto",
+    relative: Relative | None = None,
 ) -> Float[Array, "rows length heads size"]:
     """Scaled dot-product attention.
 
@@ -97,11 +99,13 @@ def attend(
       scores: how products of queries and keys become scores.
       kernel: by whom it is computed. With dropout it is XLA, as no kernel has one that changes from step to
         step; so it is on other devices, and for shapes, spans or scores that the kernel does not have.
+      relative: embeddings of relative positions, which no kernel has either.
     """
     key = dropping(key, rate)
-    chosen = "xla" if key is not None else _chosen(kernel, q, spans, scores)
+    by_xla = key is not None or relative is not None
+    chosen = "xla" if by_xla else _chosen(kernel, q, spans, scores)
     if chosen == "xla":
-        return plain.attend(q, k, v, spans, scores, rate, key)
+        return plain.attend(q, k, v, spans, scores, rate, key, relative)
     computed = {"splash": splash.attend, "triton": gpus.triton, "cudnn": gpus.cudnn}[chosen]
     return on_each_device(functools.partial(computed, scores=scores), q, k, v, spans)
 
