@@ -4,9 +4,9 @@
         --config.model.name=NAME --config.data.source=FOLDER
 
 NAME is a folder, a GGUF file, or a name of the hub, of any family of docs/decoders.md; without it Llama 2 7B.
-The argument is `DATASET,METHOD`, as of configs/nlg/gpt2_xl.py, whose head has the paper's numbers. These models
-have no biases: bitfit adds some. Their keys and values may be narrower than their queries, so rows of one
-number of values in the paper need not have one here.
+The argument is `DATASET,METHOD`, as of configs/nlg/gpt2_xl.py, whose head has the paper's numbers. These
+models have no biases: bitfit adds some. Their keys and values may be narrower than their queries, so rows of
+one number of values in the paper need not have one here.
 """
 
 from configs.nlg import common

@@ -5,15 +5,16 @@
         --config.data.source=FOLDER
 
 Methods: lora (r = 4 on q and v, as the paper), lora_all (r = 8 on all seven matrices of a layer), full,
-bitfit (its linear layers have no biases: they get some), top2, adapter_h, adapter_l, prefix_embed, prefix_layer
-(about as many values as LoRA), none (the model is decoded as it is). The model is one that was tuned to chat,
-published in four bits (Q4_1) and read into float32. This is no row of the paper: learning rates, epochs
-and the number of training rows are ours, everything else is Table 11's. Results: docs/measured.md.
+bitfit (its linear layers have no biases: they get some), top2, adapter_h, adapter_l, prefix_embed,
+prefix_layer (about as many values as LoRA), none (the model is decoded as it is). The model is one that was
+tuned to chat, published in four bits (Q4_1) and read into float32. This is no row of the paper: learning
+rates, epochs and the number of training rows are ours, everything else is Table 11's. Results:
+docs/measured.md.
 
 The paper's Table 4 on this model, with any of these methods:
 
-    python -m experiments.nlg --config=configs/nlg/smollm2.py:wikisql,lora --workdir=runs/smollm2_wikisql_lora \\
-        --config.data.source=FOLDER
+    python -m experiments.nlg --config=configs/nlg/smollm2.py:wikisql,lora \\
+        --workdir=runs/smollm2_wikisql_lora --config.data.source=FOLDER
 
 Data sets: wikisql, samsum, dialogsum, mnli_text and others of configs/nlg/table_12.py, which says what they
 set; the texts are decoded greedily.

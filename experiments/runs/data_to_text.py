@@ -113,8 +113,8 @@ class DataToTextTask(DecoderTask):
         split: str = self._config.data.get("train_split", "train")
         if split == self.split == "test":
             raise InputError(
-                "config.data.train_split and config.data.decode_split are both 'test': the model would be scored "
-                "on what it was trained on. Set config.data.decode_split='valid'"
+                "config.data.train_split and config.data.decode_split are both 'test': the model would be "
+                "scored on what it was trained on. Set config.data.decode_split='valid'"
             )
         return split
 

@@ -89,4 +89,6 @@ def _of_tables(questions: Sequence[Sequence[Question]]) -> str:
     tables = {id(each.table): each.table for alike in questions for each in alike}
     if any(table.rows is None for table in tables.values()):
         return ""
-    return digests.of_texts(to_json([*table.rows], indent=None) for table in tables.values() if table.rows)
+    return digests.of_texts(
+        to_json([*table.rows], indent=None) for table in tables.values() if table.rows
+    )

@@ -1,7 +1,7 @@
 """Corpora for decoders, from their original files in a folder.
 
-Data to text, on which the paper trains GPT-2 (section 5.4, appendices C and F): E2E, WebNLG 2017 and DART. If a
-folder has a corpus in several formats, the one that the paper's public code reads is taken: txt before csv
+Data to text, on which the paper trains GPT-2 (section 5.4, appendices C and F): E2E, WebNLG 2017 and DART. If
+a folder has a corpus in several formats, the one that the paper's public code reads is taken: txt before csv
 (E2E), json before XML (WebNLG, DART). And what it trains GPT-3 on (section 5.5, appendix C): WikiSQL, SAMSum,
 with DialogSum beside, and MNLI as text, with GLUE's other pairs beside.
 """

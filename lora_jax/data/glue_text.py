@@ -1,4 +1,4 @@
-"""Pairs of GLUE as texts that a decoder continues with the name of the class (paper, Tables 4, 5, 6 and 15)."""
+"""Pairs of GLUE as texts, which a decoder continues with the name of the class (paper, Tables 4 to 6, 15)."""
 
 from __future__ import annotations
 

@@ -129,7 +129,10 @@ def _named_tables(questions: tables.Table) -> Mapping[str, Table]:
         conditions = sql.get("conds") if isinstance(sql, dict) else None
         if not isinstance(sql, dict) or not isinstance(conditions, list):
             raise questions.error(number, "sql", short(sql), "an object with sel, agg and conds")
-        named = [sql.get("sel"), *(each[0] if isinstance(each, list) and each else None for each in conditions)]
+        named = [
+            sql.get("sel"),
+            *(each[0] if isinstance(each, list) and each else None for each in conditions),
+        ]
         if any(isinstance(name, int) for name in named):
             stem = questions.path.name.removesuffix(".gz").removesuffix(".jsonl")
             raise FileError(

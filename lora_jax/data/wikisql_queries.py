@@ -12,7 +12,14 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
-AGGREGATIONS = ("", "MAX", "MIN", "COUNT", "SUM", "AVG")  # in the order of their numbers in the files
+AGGREGATIONS = (
+    "",
+    "MAX",
+    "MIN",
+    "COUNT",
+    "SUM",
+    "AVG",
+)  # in the order of their numbers in the files
 OPERATORS = ("=", ">", "<")
 
 _NAME = r'"(?:[^"]|"")*"'

@@ -1,8 +1,8 @@
 """Scores of queries on WikiSQL: logical form and execution, as the official evaluation has them.
 
-The evaluation is evaluate.py of salesforce/WikiSQL, with lib/query.py and lib/dbengine.py. Logical-form accuracy
-is what the paper reports (Tables 4, 5, 6 and 15). What a model wrote is parsed into a query first, and
-whatever is none on the question's table is wrong. The SQL that runs is made here: columns are numbers,
+The evaluation is evaluate.py of salesforce/WikiSQL, with lib/query.py and lib/dbengine.py. Logical-form
+accuracy is what the paper reports (Tables 4, 5, 6 and 15). What a model wrote is parsed into a query first,
+and whatever is none on the question's table is wrong. The SQL that runs is made here: columns are numbers,
 values are bound.
 """
 
@@ -52,12 +52,16 @@ def score(texts: Sequence[str], questions: Sequence[Sequence[Question]]) -> Scor
     if unread := parsed.count(None):
         notes[LOGICAL_FORM] = f"{unread:,} of {len(found):,} texts are no query on their table"
     if any(each.table.rows is None for _, each in found):
-        why = "the rows of the tables are not known: it needs the tables' file beside the questions'"
+        why = (
+            "the rows of the tables are not known: it needs the tables' file beside the questions'"
+        )
         return Scores(values, {EXECUTION: why}, notes)
     results = [same_result(query, each) for query, each in found]
     values[EXECUTION] = results.count(True) / len(found)
     if broken := results.count(None):
-        notes[EXECUTION] = f"{broken:,} questions count as wrong, as their own queries cannot be run"
+        notes[EXECUTION] = (
+            f"{broken:,} questions count as wrong, as their own queries cannot be run"
+        )
     return Scores(values, {}, notes)
 
 
@@ -119,7 +123,9 @@ def run(query: Query, table: Table, connection: sqlite3.Connection) -> _Result:
     selected = f"col{query.column}"
     if query.aggregation:
         selected = f"{query.aggregation}({selected})"
-    conditions = [f"col{each.column} {each.operator} :col{each.column}" for each in query.conditions]
+    conditions = [
+        f"col{each.column} {each.operator} :col{each.column}" for each in query.conditions
+    ]
     where = f" WHERE {' AND '.join(conditions)}" if conditions else ""
     return [cell for (cell,) in connection.execute(f"SELECT {selected} FROM data{where}", values)]
 

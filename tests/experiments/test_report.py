@@ -47,7 +47,7 @@ def ours(table, **where):
 
 
 def test_average_of_table_2_rounds_to_the_printed_one():
-    assert [len(rows) for rows in SCORES.values()] == [14, 12, 11, 11]
+    assert [len(rows) for rows in SCORES.values()] == [14, 12, 8, 11, 11, 30]
     for row in SCORES[2]:
         *tasks, average = (float(score.partition("±")[0]) for score in row.scores)
         assert len(tasks) == 8 and abs(sum(tasks) / 8 - average) < 0.0501, row
