@@ -129,7 +129,7 @@ def _named_tables(questions: tables.Table) -> Mapping[str, Table]:
         conditions = sql.get("conds") if isinstance(sql, dict) else None
         if not isinstance(sql, dict) or not isinstance(conditions, list):
             raise questions.error(number, "sql", short(sql), "an object with sel, agg and conds")
-        named = [
+        named: list[Any] = [
             sql.get("sel"),
             *(each[0] if isinstance(each, list) and each else None for each in conditions),
         ]
@@ -184,7 +184,7 @@ def _query(questions: tables.Table, number: int, sql: Any, columns: Sequence[str
 
 
 def _text(content: tables.Table, number: int, column: str) -> str:
-    value = content.rows[number].get(column)
+    value: Any = content.rows[number].get(column)
     if not _is_text(value) or not value.strip():
         raise content.error(number, column, short(value), "a text that is not blank")
     return str(value)
