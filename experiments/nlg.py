@@ -1,12 +1,12 @@
-"""Data-to-text with GPT-2 and any method: the paper's Tables 3 (E2E), 13 (DART) and 14 (WebNLG).
+"""A decoder on a corpus with any method: the paper's Tables 3 (E2E), 4, 13 (DART) and 14 (WebNLG).
 
     python -m experiments.nlg --config=configs/nlg/gpt2_medium_lora.py:e2e --workdir=DIR \\
         --config.data.source=FOLDER
 
 FOLDER holds the original files of the data sets. Every seed is trained, its best epoch (validation
-loss) decodes the test set by beam search, and the texts are scored. The run record is
-DIR/result.json; DIR/seed_S holds predictions.txt, references.txt (for experiments.score) and the
-adapter. A run that was killed goes on with the same command. To decode and score an adapter:
+loss) decodes the test set by beam search, and the texts are scored; docs/data_to_text.md says how. The
+run record is DIR/result.json; DIR/seed_S holds predictions.txt, references.txt (for experiments.score) and
+the adapter. A run that was killed goes on with the same command. To decode and score an adapter:
 `--config.eval_only=True --config.adapter=DIR`. `--config.epochs=0` scores the model unadapted.
 """
 

@@ -1,4 +1,4 @@
-"""What all data-to-text configs share: fields, and the values of Table 11 and of Li and Liang 2021."""
+"""What all configs of experiments.nlg share: fields, and the values of Table 11 and of Li and Liang 2021."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
 from configs.arguments import parse
+from configs.nlg import table_12
 from configs.training import decoder_fields, order_fields, training_fields
 
 DATASETS = ("e2e", "webnlg", "dart")
@@ -69,18 +70,19 @@ def nlg_config(
     method: Mapping[str, Any],
     dropout: Mapping[str, float] = MappingProxyType(_GPT2_DROPOUT),
 ) -> ConfigDict:
-    """All fields, with the values of Table 11.
+    """All fields, with the values of Table 11, or for the data sets of Table 12 with what these need.
 
     Args:
-      dataset: e2e, webnlg or dart.
+      dataset: e2e, webnlg or dart, or one of `table_12.DATASETS`.
       model: a folder, `package:NAME`, or a hub name.
       method: name of a method and its arguments, see `lora_jax.methods`.
       dropout: rates of the model, by their names in its config.json.
     """
     table_11 = column(dataset)
+    of_gpt3 = dataset in table_12.DATASETS
     if method["name"] == "lora":
-        method = {**method, "dropout": table_11["dropout"]}
-    return ConfigDict(
+        method = {**method, "dropout": 0.0 if of_gpt3 else table_11["dropout"]}
+    config = ConfigDict(
         {
             # adam.epsilon is "after", as AdamW is defined; in the public GPT-2 code it is "before".
             **training_fields(),
@@ -117,6 +119,40 @@ def nlg_config(
             "checkpoint_every": 1000,
         }
     )
+    if of_gpt3:
+        config.data.train_split = "train"
+        config.update_from_flattened_dict(table_12.of_dataset(dataset))
+    return config
+
+
+def table_12_config(
+    argument: str,
+    model: str,
+    *,
+    fused: bool,
+    dropout: Mapping[str, float] = MappingProxyType(_GPT2_DROPOUT),
+) -> ConfigDict:
+    """A row of Table 4 on another model, with the values of Table 12.
+
+    Args:
+      argument: `dataset,method` of `table_12.DATASETS` and `table_12.table_4`.
+      model: a folder, `package:NAME`, or a hub name.
+      fused: see `table_12.lora`.
+      dropout: as of `nlg_config`.
+
+    Raises:
+      ValueError: an unknown data set or method; the message names the known ones.
+    """
+    rows = table_12.table_4(fused)
+    dataset, method = parse(argument, list(rows), "method")
+    if dataset not in table_12.DATASETS:
+        raise ValueError(
+            f"unknown data set {dataset!r} in {argument!r}; known are {list(table_12.DATASETS)}"
+        )
+    config = nlg_config(dataset, model, rows[method], dropout)
+    config.update(table_12.of_method(dataset, rows[method]))
+    config.seeds = (0,)
+    return config
 
 
 def li_and_liang_config(

@@ -1,4 +1,4 @@
-"""The question of Table 5 on one GLUE task: which attention weights, with one budget of values for all.
+"""The question of Table 5 on one task: which attention weights, with one budget of values for all.
 
     python -m experiments.sweep --config=configs/sweep/table_5.py:sst2 --workdir=runs/table_5/sst2 \\
         --config.run.data.source=FOLDER_WITH_GLUE_TSV_FILES
@@ -13,12 +13,21 @@
 compared. Each set of weights is one group, whose seeds share a program. The same points as single runs:
 configs/glue/minilm_weights.py (on mrpc with all examples here); their results: docs/measured.md.
 
-Variants: `TASK,roberta_base` and `TASK,roberta_large`, as in configs/sweep/table_6.py.
+Variants: `TASK,roberta_base` and `TASK,roberta_large`, as in configs/sweep/table_6.py. The paper's own data
+on a decoder: `wikisql` and `mnli_text`, alone or with a model of configs/sweep/nlg_runs.py:
+
+    python -m experiments.sweep --config=configs/sweep/table_5.py:wikisql,smollm2 \\
+        --workdir=runs/table_5/wikisql --config.run.data.source=FOLDER
+
+SmolLM2's keys and values are a third as wide as its queries, so there the sets differ in their budgets.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 from configs.glue.minilm_weights import targets
+from configs.sweep import nlg_runs
 from configs.sweep.common import ConfigDict, sweep_config
 from configs.sweep.glue_runs import run_config
 
@@ -27,8 +36,16 @@ _SETS = {8: ("q", "k", "v", "o"), 4: ("qk", "qv"), 2: ("qkvo",)}  # by rank
 
 def get_config(arg: str = "sst2") -> ConfigDict:
     """Returns the config of `TASK` or `TASK,MODEL`."""
+    sets = tuple(weights for several in _SETS.values() for weights in several)
+    if nlg_runs.is_dataset(arg):
+        run, fused, _ = nlg_runs.run_config(arg)
+        return sweep_config("nlg", run, *_grids(run, nlg_runs.labelled(sets, fused)))
     run, _ = run_config(arg)
-    labels = {weights: targets(weights) for sets in _SETS.values() for weights in sets}
+    return sweep_config("glue", run, *_grids(run, {each: targets(each) for each in sets}))
+
+
+def _grids(run: ConfigDict, labels: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A grid for each rank, and the labels of the targets."""
     grids = {
         f"rank_{rank}": {
             "method": {"targets": tuple(labels[weights] for weights in sets), "rank": (rank,)},
@@ -36,4 +53,4 @@ def get_config(arg: str = "sst2") -> ConfigDict:
         }
         for rank, sets in _SETS.items()
     }
-    return sweep_config("glue", run, grids, labels)
+    return grids, labels

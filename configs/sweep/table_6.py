@@ -1,4 +1,4 @@
-"""The question of Table 6 on one GLUE task: ranks 1 to 64 of W_q, of W_q and W_v, and of all four weights.
+"""The question of Table 6 on one task: ranks 1 to 64 of W_q, of W_q and W_v, and of all four weights.
 
     python -m experiments.sweep --config=configs/sweep/table_6.py:sst2 --workdir=runs/table_6/sst2 \\
         --config.run.data.source=FOLDER_WITH_GLUE_TSV_FILES
@@ -19,12 +19,17 @@ examples here); their results on sst2 and stsb: docs/measured.md.
 
 Variants: `TASK,roberta_base` and `TASK,roberta_large` have Table 9's values, its alpha at every rank and 5
 seeds, all without the start from MNLI that the paper has on mrpc, rte and stsb: those factors are of one rank
-and one set of weights.
+and one set of weights. The paper's own data on a decoder: `wikisql` and `mnli_text`, alone or with a model of
+configs/sweep/nlg_runs.py:
+
+    python -m experiments.sweep --config=configs/sweep/table_6.py:wikisql,smollm2 \\
+        --workdir=runs/table_6/wikisql --config.run.data.source=FOLDER
 """
 
 from __future__ import annotations
 
 from configs.glue.minilm_weights import targets
+from configs.sweep import nlg_runs
 from configs.sweep.common import ConfigDict, sweep_config
 from configs.sweep.glue_runs import run_config
 
@@ -33,7 +38,11 @@ WEIGHTS = ("q", "qv", "qkvo")
 
 def get_config(arg: str = "sst2") -> ConfigDict:
     """Returns the config of `TASK` or `TASK,MODEL`."""
-    run, _ = run_config(arg)
-    labels = {weights: targets(weights) for weights in WEIGHTS}
+    if nlg_runs.is_dataset(arg):
+        run, fused, _ = nlg_runs.run_config(arg)
+        experiment, labels = "nlg", nlg_runs.labelled(WEIGHTS, fused)
+    else:
+        run, _ = run_config(arg)
+        experiment, labels = "glue", {weights: targets(weights) for weights in WEIGHTS}
     method = {"targets": tuple(labels.values()), "rank": (1, 2, 4, 8, 64)}
-    return sweep_config("glue", run, {"ranks": {"method": method, "seeds": run.seeds}}, labels)
+    return sweep_config(experiment, run, {"ranks": {"method": method, "seeds": run.seeds}}, labels)

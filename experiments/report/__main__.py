@@ -1,4 +1,4 @@
-"""Gathers run records into the paper's Tables 2, 3, 5, 6, 13, 14 and 18, ours beside the paper's.
+"""Gathers run records into the paper's Tables 2 to 6, 13, 14, 15 and 18, ours beside the paper's.
 
     python -m experiments.report WORKDIR... --output=docs/results.md
 

@@ -7,6 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+# The split that the paper scores, where it is not test.
+_SCORED = {"wikisql": "valid", "mnli_text": "valid"}
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Record:
@@ -58,7 +61,7 @@ class Record:
         if not self.split:
             limit = data.get("max_eval_examples", 0)
             return f"{limit:,} dev examples" if limit else ""
-        split = f"{self.split} split" if self.split != "test" else ""
+        split = f"{self.split} split" if self.split != _SCORED.get(self.task, "test") else ""
         limit = data.get("max_prompts", 0)
         return ", ".join([split] * bool(split) + [f"{limit:,} inputs"] * bool(limit))
 

@@ -40,11 +40,13 @@ _UNITS = {
     "matthews": "Matthews x 100",
     "pearson": "Pearson x 100",
     "bleu": "BLEU",
+    "logical_form": "right logical form, %",
+    "rouge_1": "ROUGE-1",
 }
 
 
 def figure(table: Table) -> Figure | None:
-    """The figure of Table 2, 3, 13 or 14; None if nothing can be compared."""
+    """The figure of Table 2, 3, 4, 13, 14 or 15; None if nothing can be compared."""
     drawn = panels(table)
     if not drawn:
         return None

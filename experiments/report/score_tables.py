@@ -1,4 +1,4 @@
-"""Tables 2, 3, 13 and 14: every row of the paper with the runs that belong to it, other runs below."""
+"""Tables 2, 3, 4, 13, 14 and 15: every row of the paper with the runs that belong to it, other runs below."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _SAME_WHEN_RESTRICTED = ("mnli", "sst2", "cola")
 
 
 def score_table(number: int, records: Sequence[Record], elsewhere: Collection[str]) -> Table:
-    """One of Tables 2, 3, 13 and 14.
+    """One of Tables 2, 3, 4, 13, 14 and 15.
 
     Args:
       number: of the table.
@@ -130,7 +130,7 @@ def _cells(
     for i, column in enumerate(columns):
         record = by_task.get(column.task)
         ours = _average(by_task) if column is AVERAGE else ours_of(column, record)
-        quoted: PaperFields = paper_of(paper.scores[i]) if paper else {}
+        quoted: PaperFields = paper_of(paper.scores[i]) if paper and i < len(paper.scores) else {}
         trained = str(record.trained) if record else paper.trained if paper else ""
         cells.append(
             Cell(

@@ -1,4 +1,4 @@
-"""Data to text with GPT-2: the task from tokenised texts to scores of what the model writes."""
+"""A corpus for decoders: the task from its texts to scores of what the model writes."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
+from experiments.runs import scoring
 from experiments.runs.decoding import Decoding
 from experiments.runs.language import DecoderTask, Validation, end_tokens
 from experiments.runs.task import Trained
@@ -38,15 +39,17 @@ class DataToTextTask(DecoderTask):
         settings = {name: config.decode[name] for name in for_search}
         self._search, self._config = BeamSearch(end_tokens(self.tokenizer), **settings), config
         self._check_room()
+        self.split = data.decode_split
         self._pairs: dict[str, Pairs] = {}  # for training, by split
         if config.epochs and not config.eval_only:
-            limits = {"train": data.max_examples, "valid": data.max_eval_examples}
-            self._pairs = {split: self._read(split).take(n) for split, n in limits.items()}
+            self._pairs = {
+                "train": self._read(self._trained_split(), "train").take(data.max_examples),
+                "valid": self._read("valid").take(data.max_eval_examples),
+            }
         self.inputs |= {
             f"{split} data": digests.of_texts([*pairs.contexts, *pairs.completions])
             for split, pairs in self._pairs.items()
         }
-        self.split = data.decode_split
         if not self.split:
             if not self._pairs:
                 raise InputError(
@@ -61,6 +64,9 @@ class DataToTextTask(DecoderTask):
         self.inputs["decoded data"] = digests.of_texts([*self._test.contexts, *references])
         if any(subsets):
             self.inputs[SUBSETS] = digests.of_texts(subsets)
+        self._score, tables = scoring.scorer(self.name, self.split, self._source, self._test)
+        if tables:
+            self.inputs["decoded tables"] = tables
 
     # What follows is made when it is first asked for: a run that is only read back needs none of it.
 
@@ -89,7 +95,7 @@ class DataToTextTask(DecoderTask):
         prompts = completions.prompts(self._test, self.tokenizer, room)
         return Decoding(
             self._config, self.tokenizer, self._search, self._test,
-            in_prompts(prompts, self._special),
+            in_prompts(prompts, self._special), self._score,
         )  # fmt: skip
 
     def _check_room(self) -> None:
@@ -102,12 +108,24 @@ class DataToTextTask(DecoderTask):
                 f"least one: lower it to {most} or less"
             )
 
-    def _read(self, split: str) -> Pairs:
+    def _trained_split(self) -> str:
+        """The split that is trained on; InputError if test is both that and the one that is scored."""
+        split: str = self._config.data.get("train_split", "train")
+        if split == self.split == "test":
+            raise InputError(
+                "config.data.train_split and config.data.decode_split are both 'test': the model would be "
+                "scored on what it was trained on. Set config.data.decode_split='valid'"
+            )
+        return split
+
+    def _read(self, split: str, used: str = "") -> Pairs:
+        """The texts of a split, which may be used as another one: the notes on them are that one's."""
         pairs = data_to_text.read(self.name, split, self._source)
         texts = [*dict.fromkeys(pairs.contexts), *pairs.completions]
         tokenizers.check_texts(texts, self.tokenizer, f"{self.name} {split}")
-        if pairs.notes:
-            self.notes[split] = pairs.notes
+        stands_in = "" if used in ("", split) else f"the {split} split stands in for it"
+        if notes := "; ".join(filter(None, (stands_in, pairs.notes))):
+            self.notes[used or split] = notes
         return pairs
 
     def _tokenised(self, split: str) -> completions.TokenisedPairs:

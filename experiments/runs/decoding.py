@@ -14,6 +14,7 @@ from flax import nnx
 from ml_collections import ConfigDict
 from transformers import PreTrainedTokenizerBase
 
+from experiments.runs.scoring import Score
 from experiments.runs.task import Trained
 from lora_jax import digests, partition
 from lora_jax.data.pairs import EvaluationSet, clean
@@ -22,7 +23,7 @@ from lora_jax.decoding.predictions import Predictions, decode_all
 from lora_jax.decoding.sampling import Sampling, sample
 from lora_jax.low_rank import layers
 from lora_jax.low_rank.merge import merge
-from lora_jax.metrics import files, generation
+from lora_jax.metrics import files
 from lora_jax.metrics.generation import Scores
 from lora_jax.models.decoder import Decoder
 from lora_jax.partition import Params, Structure
@@ -140,7 +141,18 @@ class Decoding(PromptDecoding):
         search: BeamSearch,
         test: EvaluationSet,
         prompts: Sequence[np.ndarray],
+        score: Score,
     ):
+        """Takes what is decoded and scored.
+
+        Args:
+          config: of the run.
+          tokenizer: of the model.
+          search: how tokens are chosen.
+          test: the inputs and their references.
+          prompts: token ids of every input.
+          score: of the texts, see `scoring.scorer`.
+        """
         depends_on = {
             **config.decode.to_dict(),
             "dataset": config.dataset,
@@ -149,8 +161,7 @@ class Decoding(PromptDecoding):
         super().__init__(
             tokenizer, search, prompts, batch_size=config.decode.batch_size, depends_on=depends_on
         )
-        self.test = test
-        self._dataset: str = config.dataset
+        self.test, self._score = test, score
 
     def decode(self, trained: Trained) -> tuple[Predictions, list[str]]:
         """Decodes the test set; writes predictions.txt and references.txt into the run's folder.
@@ -167,25 +178,8 @@ class Decoding(PromptDecoding):
     def record(self, trained: Trained) -> dict[str, Any]:
         """Decodes, and scores the texts: what a seed's record says of it."""
         predictions, texts = self.decode(trained)
-        scores = Scores(**from_main(lambda: dataclasses.asdict(self.score(texts))))
+        scores = Scores(**from_main(lambda: dataclasses.asdict(self._score(texts))))
         return {
             "test": scores.values, "missing": scores.missing, "metric_notes": scores.notes,
             "decode": predictions.speed(),
         }  # fmt: skip
-
-    def score(self, texts: list[str]) -> Scores:
-        """Scores of the decoded texts, one per different input; WebNLG's and DART's by subset, too."""
-        if self._dataset == "e2e":
-            return generation.e2e(texts, self.test.references)
-        scores = generation.webnlg(texts, self.test.references)
-        values, missing, notes = dict(scores.values), dict(scores.missing), dict(scores.notes)
-        subsets = sorted(set(self.test.subsets))
-        for subset in subsets if len(subsets) > 1 else []:
-            chosen = [i for i, name in enumerate(self.test.subsets) if name == subset]
-            part = generation.webnlg(
-                [texts[i] for i in chosen], [self.test.references[i] for i in chosen]
-            )
-            values |= {f"{name}_{subset}": value for name, value in part.values.items()}
-            missing |= {f"{name}_{subset}": why for name, why in part.missing.items()}
-            notes |= {f"{name}_{subset}": note for name, note in part.notes.items()}
-        return Scores(values, missing, notes)

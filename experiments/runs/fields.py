@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from experiments.runs.field import Field, Fields
 from experiments.runs.options import check_together
 from experiments.runs.tune_fields import TUNE_FIELDS
+from lora_jax.data.data_to_text import DATA_TO_TEXT as DATA_TO_TEXT_CORPORA
 from lora_jax.data.data_to_text import DATASETS, SPLITS
 from lora_jax.data.glue_tasks import TASKS
 from lora_jax.errors import InputError, did_you_mean
@@ -188,6 +189,11 @@ DATA_TO_TEXT: Fields = {
     "model.attention_dropout": Field(_RATE, "of Llama's kind: dropout of attention weights", False),
     "data.source": Field(Text(), "the folder of the original files"),
     "data.max_prompts": Field(_ALL, "distinct inputs of the decoded split; 0 is all"),
+    "data.train_split": Field(
+        OneOf(("train", "test")),
+        "the split that is trained on; test stands in where the training file cannot be had",
+        False,
+    ),
     "data.decode_split": Field(
         OneOf((*SPLITS, "")), "the split that is decoded and scored; '' decodes nothing"
     ),
@@ -220,7 +226,7 @@ PRETRAIN: Fields = {
         f"data.corpora.{name}": Field(
             OneOf(("texts", "pairs")), "read as texts alone, or as pairs of data and text", False
         )
-        for name in DATASETS
+        for name in DATA_TO_TEXT_CORPORA
     },
 }
 SUBSPACE: Fields = {

@@ -1,89 +1,31 @@
-"""Data-to-text corpora: E2E, WebNLG 2017 and DART, from their original files in a folder.
+"""Corpora for decoders, from their original files in a folder.
 
-The paper trains GPT-2 on them (section 5.4, appendices C and F). If a folder has a corpus in several
-formats, the one that the paper's public code reads is taken: txt before csv (E2E), json before XML
-(WebNLG, DART).
+Data to text, on which the paper trains GPT-2 (section 5.4, appendices C and F): E2E, WebNLG 2017 and DART. If
+a folder has a corpus in several formats, the one that the paper's public code reads is taken: txt before csv
+(E2E), json before XML (WebNLG, DART). And what it trains GPT-3 on (section 5.5, appendix C): WikiSQL, SAMSum,
+with DialogSum beside, and MNLI as text, with GLUE's other pairs beside.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
-from lora_jax.data import dart, e2e, webnlg
+from lora_jax.data import dart, dialogues, e2e, glue_text, webnlg, wikisql
+from lora_jax.data.corpora import LAYOUTS, find_split
 from lora_jax.data.pairs import Pairs, Row
 from lora_jax.data.text_files import find, folder
-from lora_jax.errors import InputError, MissingFileError
+from lora_jax.errors import InputError
 
-DATASETS = ("e2e", "webnlg", "dart")
+DATA_TO_TEXT = ("e2e", "webnlg", "dart")
+DATASETS = (*DATA_TO_TEXT, "wikisql", "samsum", "dialogsum", *glue_text.OF_GLUE)
 SPLITS = ("train", "valid", "test")
 
 _DART_TEXTS = {"train": 62_659}  # number of texts in the official file
-
-
-@dataclasses.dataclass(frozen=True)
-class _Layout:
-    """Where a corpus lies.
-
-    Attributes:
-      folders: usual names of the corpus's folder.
-      files: for each split, the names of its files, best first.
-      home: where to get the corpus.
-      inner: folders inside the corpus's folder in which the files may be.
-    """
-
-    folders: tuple[str, ...]
-    files: Mapping[str, tuple[str, ...]]
-    home: str
-    inner: tuple[str, ...] = ("",)
-
-
-_LAYOUTS = {
-    "e2e": _Layout(
-        ("e2e", "e2e-dataset", "e2e_data"),
-        {
-            "train": ("train.txt", "trainset.csv"),
-            "valid": ("valid.txt", "devset.csv"),
-            "test": ("test.txt", "testset_w_refs.csv"),
-        },
-        "GitHub repository microsoft/LoRA, folder examples/NLG/data/e2e (train.txt, valid.txt, "
-        "test.txt), or tuetschek/e2e-dataset (trainset.csv, devset.csv, testset_w_refs.csv)",
-        ("", "csv"),
-    ),
-    "webnlg": _Layout(
-        ("webnlg_challenge_2017", "webnlg_2017", "webnlg"),
-        {
-            "train": ("train.json", "train/*triples/*.xml"),
-            "valid": ("dev.json", "dev/*triples/*.xml"),
-            "test": ("test.json", "testdata_with_lex.xml", "test/testdata_with_lex.xml"),
-        },
-        "GitHub repository microsoft/LoRA, folder examples/NLG/data/webnlg_challenge_2017 "
-        "(train.json, dev.json, test.json); the XML files of the challenge are in "
-        "ThiagoCF05/webnlg and in XiangLi1999/PrefixTuning, folder data/webnlg_challenge_2017",
-    ),
-    "dart": _Layout(
-        ("dart",),
-        {
-            "train": (
-                *("dart-v1.1.1-full-train.json", "train.json"),
-                *("dart-v1.1.1-full-train.xml", "train.xml", "train.partial.json"),
-            ),
-            "valid": (
-                "dart-v1.1.1-full-dev.json",
-                "dev.json",
-                "dart-v1.1.1-full-dev.xml",
-                "dev.xml",
-            ),
-            "test": (
-                *("dart-v1.1.1-full-test.json", "test.json"),
-                *("dart-v1.1.1-full-test.xml", "test.xml"),
-            ),
-        },
-        "GitHub repository Yale-LILY/dart, folder data/v1.1.1 (dart-v1.1.1-full-train.json or .xml "
-        "and the same with dev, test), or microsoft/LoRA, folder examples/NLG/data/dart",
-        ("", "v1.1.1", "data/v1.1.1"),
-    ),
+_OFFICIAL = {  # rows of the official files (paper, appendix C; their own repositories)
+    "wikisql": {"train": 56_355, "valid": 8_421, "test": 15_878},
+    "samsum": {"train": 14_732, "valid": 818, "test": 819},
+    "dialogsum": {"train": 12_460, "valid": 500, "test": 1_500},
 }
 
 
@@ -94,8 +36,8 @@ def read(dataset: str, split: str, source: str) -> Pairs:
       dataset: one of `DATASETS`.
       split: 'train', 'valid' or 'test'.
       source: a folder that holds the corpus's files, or the corpus's folder (e2e/,
-        webnlg_challenge_2017/ or webnlg_2017/, dart/), or nlg/ with that folder inside. Files may be
-        gzipped (.gz).
+        webnlg_challenge_2017/ or webnlg_2017/, dart/, wikisql/, samsum/, dialogsum/), or nlg/ with that
+        folder inside. Files may be gzipped (.gz). For GLUE's tasks see `glue.read`.
 
     Returns:
       The rows in the order of the file. `notes` says so if they are not the official split
@@ -109,33 +51,63 @@ def read(dataset: str, split: str, source: str) -> Pairs:
         raise InputError(f"Unknown dataset {dataset!r}. Use one of: {', '.join(DATASETS)}.")
     if split not in SPLITS:
         raise InputError(f"{dataset} has no split {split!r}. Use one of: {', '.join(SPLITS)}.")
-    paths = _find(dataset, split, folder(source))
-    notes = ""
-    if dataset == "webnlg":
-        rows = webnlg.rows(paths)
-    elif dataset == "e2e":
-        rows = e2e.rows(paths[0], split)
-        _check_other_forms(paths[0], rows, split)
-        if ".csv" in paths[0].suffixes:
-            notes = (
-                f"{paths[0].name}: blanks around punctuation are derived by rule; fewer than 1 "
-                "reference in 100 differs in blanks from the txt that the paper's code reads"
-            )
+    if dataset in glue_text.OF_GLUE:
+        rows, notes = glue_text.rows(dataset, split, source), ""
     else:
-        rows = dart.rows(paths[0])
-        if ".partial" in paths[0].suffixes:
-            official = _DART_TEXTS[split]
-            notes = (
-                f"partial {split} set: {paths[0].name} has {len(rows):,} of the {official:,} texts "
-                "of the official DART v1.1.1, so results do not compare with the paper's"
-            )
+        paths = find_split(dataset, split, folder(source))
+        rows, notes = _rows(dataset, split, paths)
     contexts, completions, subsets = (list(column) for column in zip(*rows, strict=True))
     return Pairs(contexts, completions, subsets, notes)
 
 
+def questions(split: str, source: str) -> list[wikisql.Question]:
+    """The questions of a split of WikiSQL, whose rows `read` gives; arguments and errors are its."""
+    return wikisql.read(find_split("wikisql", split, folder(source))[0])
+
+
+def _rows(dataset: str, split: str, paths: list[pathlib.Path]) -> tuple[list[Row], str]:
+    """The rows of a corpus's files, and the notes on them."""
+    path, notes = paths[0], ""
+    if dataset == "webnlg":
+        return webnlg.rows(paths), ""
+    if dataset == "e2e":
+        rows = e2e.rows(path, split)
+        _check_other_forms(path, rows, split)
+        if ".csv" in path.suffixes:
+            notes = (
+                f"{path.name}: blanks around punctuation are derived by rule; fewer than 1 "
+                "reference in 100 differs in blanks from the txt that the paper's code reads"
+            )
+        return rows, notes
+    if dataset == "dart":
+        rows = dart.rows(path)
+        if ".partial" in path.suffixes:
+            official = _DART_TEXTS[split]
+            notes = (
+                f"partial {split} set: {path.name} has {len(rows):,} of the {official:,} texts "
+                "of the official DART v1.1.1, so results do not compare with the paper's"
+            )
+        return rows, notes
+    if dataset == "wikisql":
+        rows = [question.row for question in wikisql.read(path)]
+        if wikisql.tables_beside(path) is None:
+            notes = (
+                f"the tables of {path.name} are not there: as the schema of a table stand the columns that "
+                "its queries name, without types; this is an easier task than the paper's, and execution is "
+                "not scored"
+            )
+    else:
+        rows = dialogues.rows(path)
+    official = _OFFICIAL[dataset][split]
+    if len(rows) != official:
+        count = f"{path.name} has {len(rows):,} rows, the official {split} set has {official:,}"
+        notes = "; ".join(filter(None, (count, notes)))
+    return rows, notes
+
+
 def _check_other_forms(path: pathlib.Path, rows: Sequence[Row], split: str) -> None:
     """Raises InputError if a csv of E2E beside the txt that is taken is not of the same inputs."""
-    layout = _LAYOUTS["e2e"]
+    layout = LAYOUTS["e2e"]
     names = [name for name in layout.files[split] if ".csv" in name]
     if ".csv" in path.suffixes:
         return
@@ -145,24 +117,3 @@ def _check_other_forms(path: pathlib.Path, rows: Sequence[Row], split: str) -> N
                 f"{path} and {other} are both there, with different rows: which of them is meant is not "
                 "known. Move one of them away"
             )
-
-
-def _find(dataset: str, split: str, root: pathlib.Path) -> list[pathlib.Path]:
-    """Returns the split's file, or its XML files, or raises FileNotFoundError."""
-    layout = _LAYOUTS[dataset]
-    outer = [root / name for name in layout.folders]
-    outer += [root / "nlg" / name for name in layout.folders]
-    folders = [path / inner for path in (*outer, root) for inner in layout.inner]
-    paths = find(folders, layout.files[split])
-    if paths:
-        return paths
-    if root.is_dir():
-        names = sorted(path.name for path in root.iterdir())
-        there = f"{root} holds: {', '.join(names[:20]) or 'nothing'}"
-    else:
-        there = f"{root} is not a folder"
-    raise MissingFileError(
-        f"No {dataset} {split} file. Looked for {', '.join(layout.files[split])} (or .gz) in: "
-        f"{', '.join(map(str, folders))}; {there}. Get the data from: {layout.home}. Then give the "
-        "folder as source."
-    )

@@ -17,7 +17,7 @@ _Value = TypeVar("_Value")
 
 MOST = 2**26  # bytes of a file, unpacked; the largest of the corpora has 24 million
 _REMEDY = (
-    "Get the file again from the repository that lora_jax.data.data_to_text names for it, or "
+    "Get the file again from the repository that lora_jax.data.corpora names for it, or "
     "repair this place"
 )
 _SHORT = reprlib.Repr()  # of values that may be large or nested deep

@@ -23,10 +23,13 @@ from lora_jax.ranges import LARGEST
 from lora_jax.run_folder import flat
 
 ROOT = Path(__file__).parents[2]
-_HELPERS = {"__init__", "common", "arguments", "training", "record", "folders", "glue_runs"}
+_HELPERS = {
+    "__init__", "common", "arguments", "training", "record", "folders", "glue_runs", "nlg_runs", "table_12",
+}  # fmt: skip
 _ARGUMENTS = {"glue": "rte", "nlg": "e2e", "sweep": "rte", "subspace": "runs/r8"}
 _OF_FILE = {"minilm_weights": "rte,qv,8", "table_18": "small", "tune_rates": "small",
-            "smollm2_rates": "lora"}  # fmt: skip
+            "smollm2_rates": "lora", "gpt2_xl": "samsum,full", "llama": "wikisql,bitfit",
+            "table_15": "mnli_text"}  # fmt: skip
 
 
 def _files():
@@ -85,7 +88,7 @@ _NLG = {
     "decode.beams": [0, 10**6], "decode.length_penalty": [NAN, INF, 1e9], "decode.max_tokens": [0, 10**7],
     "decode.no_repeat_ngram": [-1], "decode.batch_size": [0, 10**6], "label_smoothing": [1.0, -0.1, NAN],
     "dataset": ["e3e"], "data.decode_split": ["dev"], "data.max_prompts": [-1], "model.embd_pdrop": [1.0],
-    "model.attention": ["flash", ""], "loftq": [1, "yes"],
+    "model.attention": ["flash", ""], "loftq": [1, "yes"], "data.train_split": ["valid", ""],
 }  # fmt: skip
 _CLASSIFY = {
     "labels": ["class", ""], "headline": ["f1", "mse"], "data.train": ["", ("a", "a"), ("",)],

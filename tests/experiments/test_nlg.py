@@ -249,7 +249,7 @@ def test_without_a_split_to_decode_a_run_trains_the_same_and_writes_no_texts(
     [
         (
             {"dataset": "e3e"},
-            r"config.dataset must be 'e2e', 'webnlg' or 'dart', got 'e3e'. Did you mean 'e2e'",
+            r"config.dataset must be 'e2e', 'webnlg', .* or 'wnli_text', got 'e3e'. Did you mean 'e2e'",
         ),
         ({"data.source": "/nowhere"}, r"No e2e train file.*/nowhere is not a folder"),
         (

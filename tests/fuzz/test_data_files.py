@@ -11,6 +11,7 @@ import os
 import random
 
 import pytest
+import wikisql_files
 from corpus_files import dart_xml, entry, webnlg_json, webnlg_xml
 from glue_files import write_rows
 from hypothesis import event, given
@@ -30,6 +31,14 @@ DART = [
     {"tripleset": [["a", "B_C", "d"], ["e", "F", "g é"]], "annotations": [{"source": "s", "text": "t"}]},
     {"tripleset": [["h", "I", "j"]], "annotations": [{"source": "s", "text": " u "}] * 2},
 ]  # fmt: skip
+# One line, which is JSON, so that its values can be changed, too.
+WIKISQL = json.dumps(
+    wikisql_files.by_name(wikisql_files.QUESTIONS[1], wikisql_files.PLAYERS["header"])
+)
+SAMSUM = [
+    {"id": "1", "dialogue": "A: Hi é\r\nB: Hello", "summary": "A and B meet."},
+    {"id": "2", "dialogue": "A: No", "summary": "A says no."},
+]
 E2E = "name : Blue Spice | Type : pub||Blue Spice is a pub .\nname : B | area : é||B in é .\n"
 CSV = 'mr,ref\n"name[Blue Spice], eatType[pub]","Blue Spice, a ""pub""."\nname[B],B in é.\n'
 CORPORA = {
@@ -41,6 +50,9 @@ CORPORA = {
     "dart/train.json": json.dumps(DART),
     "dart/train.xml": dart_xml(DART),
     "dart/train.json.gz": json.dumps(DART),
+    "wikisql/train.jsonl": WIKISQL,
+    "samsum/train.json": json.dumps(SAMSUM),
+    "dialogsum/train.jsonl": json.dumps(SAMSUM[0]),
 }
 SCORES = {
     "references": "a cheap pub\na pub\n\nBlue Spice é\n\n",
