@@ -18,7 +18,7 @@ def classify_config(model: str, method: Mapping[str, Any]) -> ConfigDict:
       method: name of a method and its arguments, see `lora_jax.methods`.
     """
     config = glue_config("classify", model, method)
-    del config.data.source
+    del config.data.source, config.data.balanced
     config.labels = "classes"  # or numbers, for regression
     config.headline = (
         "auto"  # the score that chooses the best epoch: accuracy, or pearson for numbers

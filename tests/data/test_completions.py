@@ -43,7 +43,7 @@ def test_end_marker_inside_a_text_is_no_end_token(tokenizer):
     assert tokenizer("<|endoftext|>")["input_ids"] == [END]
 
 
-@pytest.mark.parametrize("dataset", data_to_text.DATASETS)
+@pytest.mark.parametrize("dataset", [*data_to_text.DATA_TO_TEXT, "wikisql", "mnli_text"])
 def test_batch_equals_one_by_one_and_decodes_back(dataset, tokenizer, corpus):
     pairs = corpus(dataset, "valid")
     chosen = np.random.default_rng(1).choice(len(pairs), 60, replace=False)

@@ -29,7 +29,7 @@ _HELPERS = {
 _ARGUMENTS = {"glue": "rte", "nlg": "e2e", "sweep": "rte", "subspace": "runs/r8"}
 _OF_FILE = {"minilm_weights": "rte,qv,8", "table_18": "small", "tune_rates": "small",
             "smollm2_rates": "lora", "gpt2_xl": "samsum,full", "llama": "wikisql,bitfit",
-            "table_15": "mnli_text"}  # fmt: skip
+            "table_15": "mnli_text", "table_16": "100"}  # fmt: skip
 
 
 def _files():
@@ -79,7 +79,8 @@ _RUN = {
     "log_every": [0], "checkpoint_every": [0, -1], "prng": ["mersenne"],
     "base_dtype": [""], "seeds": [(), (0, 0), (-1,), (10**20,), (0.5,), 0, ("a",)],
     "data.max_length": [-1, 0, 2, 10**6], "data.max_examples": [-1], "data.max_eval_examples": [-2],
-    "data.order_seed": [-1, 10**20], "data.row_length": [-1, 10**6], "data.source": [""],
+    "data.balanced": [1, "yes"], "data.order_seed": [-1, 10**20], "data.row_length": [-1, 10**6],
+    "data.source": [""],
     "model.name": [""], "model.remat": ["some"], "model.unroll": [0], "mesh.data": [-2, 10**6],
     "model.hidden_dropout_prob": [1.0, -0.1, NAN], "task": ["rt", ""], "verify": [1], "eval_only": ["yes"],
     "adapter_task": ["", 3], "model.base_format": ["int3", "", 4],
