@@ -66,7 +66,7 @@ def glue_config(task: str, model: str, method: Mapping[str, Any]) -> ConfigDict:
                 "source": "tfds",  # or tfds:DIR, or a folder with the original GLUE TSV files
                 "max_length": 512,
                 "max_examples": 0,  # of the training set; 0 is all
-                "balanced": False,  # True: as many of each class, as in Table 16
+                "balanced": placeholder(bool),  # True: as many of each class, as in Table 16
                 "max_eval_examples": 0,
             },
             "init_adapter": "",  # a run whose LoRA factors start this one (MNLI for mrpc, rte, stsb)

@@ -135,7 +135,9 @@ GLUE: Fields = {
     "model.classifier_dropout": Field(_RATE, "dropout before the output layer of the head", False),
     "data.source": Field(Text(), "`tfds`, `tfds:DIR`, or a folder with the original GLUE files"),
     "data.balanced": Field(
-        Flag(), "trains on as many examples of each class, the first ones of the file", False
+        OrNone(of=Flag(), none="no"),
+        "trains on as many examples of each class, the first ones of the file",
+        False,
     ),
 }
 OWN_TEXTS = "classify"  # `task` of experiments.classify
