@@ -413,7 +413,7 @@ def test_capped_layers_have_the_rank_they_allow_and_the_scale_of_the_others(scal
     row = rows["model/layers/0/self_attn/k_proj"]
     alpha = 6 if scaling == "alpha/r" else 7.34847
     assert row.rank == 4 and row.how == (
-        f"rank 4, alpha {alpha:g}, scale {configured:g} ({scaling}), dropout 0 (capped from rank 6)"
+        f"rank 4, alpha {alpha:g}, scale {configured:.5g} ({scaling}), dropout 0 (capped from rank 6)"
     )
     assert rows["model/layers/0/self_attn/q_proj"].rank == 6
     assert "capped" not in rows["model/layers/0/self_attn/q_proj"].how
