@@ -151,7 +151,7 @@ def measure(adapters: Mapping[str, Adapter], settings: Settings) -> Results:
             row = Measured(label, form, str(method), found, value)
             if not row.matrices:
                 row = dataclasses.replace(row, structures={})
-                notes.append(f"{label} changes no weight matrix: it has no structure.")
+                notes.append(f"{label} ({form}) changes no weight matrix: it has no structure.")
             if row.matrices or loss:
                 rows.append(row)
     if not rows:

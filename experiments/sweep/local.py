@@ -199,7 +199,8 @@ def run_sweep(
     board = Board(folder, members, table)
     with table or nullcontext():
         board.show()
-        _say_others(folder, members)
+        if only is None:
+            _say_others(folder, members)
         for together in compatible(members):
             task = tasks.pop(together[0].name, None)
             for base, unfinished in _work(config, folder, together, only, task):

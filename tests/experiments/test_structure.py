@@ -195,7 +195,7 @@ def test_an_adapter_without_matrices_has_its_forgetting(root, tmp_path):
     assert results.rows[-1].loss == pytest.approx(expected, rel=2e-6)
     page.write(tmp_path / "out", results, settings)
     text = (tmp_path / "out/structure.md").read_text()
-    assert "bias changes no weight matrix: it has no structure." in text
+    assert "bias (as trained) changes no weight matrix: it has no structure." in text
     cells = next(line for line in text.splitlines() if line.startswith("| bias | as trained"))
     assert cells.split("|")[3:10] == [" 0 ", *[" – "] * 6]
     (axis,) = figures.spectra(results).axes
@@ -204,7 +204,7 @@ def test_an_adapter_without_matrices_has_its_forgetting(root, tmp_path):
     assert labels == ["lora", "bias", "open: as LoRA of rank 1"]
     without = measure(adapters, Settings(rank=RANK))
     assert [row.name for row in without.rows] == ["lora", "lora"]
-    assert any(note.startswith("bias changes no weight matrix") for note in without.notes)
+    assert any(note.startswith("bias (as trained) changes no weight") for note in without.notes)
     alone = measure(named_adapters.named([f"bias={tmp_path / 'bias'}"]), settings)
     page.write(tmp_path / "alone", alone, settings)
     assert {path.name for path in (tmp_path / "alone/figures").iterdir()} == {"forgetting.png"}
