@@ -26,7 +26,7 @@ from lora_jax.low_rank.contraction import as_matrices
 from lora_jax.low_rank.dora import DoRAUpdate
 from lora_jax.low_rank.fused import FusedUpdate
 from lora_jax.low_rank.layers import AdaptedLayer, adapted_layers
-from lora_jax.low_rank.merge import strip
+from lora_jax.low_rank.merge import check_enabled, strip
 from lora_jax.low_rank.pairs import LowRankUpdate, pairs_with_weights
 from lora_jax.low_rank.parameters import AdaptedParameter
 from lora_jax.low_rank.updates import FactorsUpdate, PartUpdate
@@ -95,11 +95,7 @@ def _words(insertion: Insertion) -> str:
 
 def _converted(layer: AdaptedLayer, path: str, rank: int | None) -> dict[str, _Converted]:
     """The factors of every part of a layer, each of its own rank."""
-    if not layer.lora.enabled:
-        raise InputError(
-            f"the update of {path or type(layer).__name__} is switched off; switch it on before it is "
-            "converted (lora_jax.enable)"
-        )
+    check_enabled(layer, path, "converting it")
     result = {}
     for part, (member, weight) in layer.lora.members_with_weights(WeightView(layer)).items():
         a, b = _factors(member, weight, path, rank)

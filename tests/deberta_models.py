@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import re
-
+import encoder_tensors
 import jax
 import numpy as np
 import torch
@@ -44,6 +43,13 @@ VARIANTS = {
     },
 }  # fmt: skip
 
+# A published kind in few words, for models whose sizes are given.
+PUBLISHED_KIND = {
+    "relative_attention": True, "position_buckets": 4, "pos_att_type": "p2c|c2p", "conv_kernel_size": 3,
+    "share_att_key": True, "norm_rel_ebd": "layer_norm", "position_biased_input": False,
+    "type_vocab_size": 0,
+}  # fmt: skip
+
 # transformers' names below the prefix, and our paths; written out again, so that it checks the layout.
 _LAYER, _BLOCK = r"encoder\.layer\.\d+\.", "encoder/layers/block/"
 NAMES = (
@@ -67,34 +73,15 @@ NAMES = (
 
 
 def to_ours(named: dict[str, torch.Tensor]) -> dict[str, np.ndarray]:
-    """Tensors by transformers' names as arrays by our paths: stacked and transposed."""
-    groups: dict[str, dict[int, np.ndarray]] = {}
-    for name, tensor in named.items():
-        module, _, leaf = name.removeprefix("deberta.").rpartition(".")
-        [path] = [re.sub(p, ours, module) for p, ours in NAMES if re.fullmatch(p, module)]
-        value = tensor.detach().numpy()
-        if leaf == "weight":
-            table = module.endswith("embeddings")
-            leaf = "embedding" if table else "scale" if value.ndim == 1 else "kernel"
-            value = value.T if leaf == "kernel" else value
-        layer = re.search(r"layer\.(\d+)\.", module)
-        groups.setdefault(f"{path}/{leaf}", {})[int(layer[1]) if layer else -1] = value
-    return {
-        path: parts[-1] if -1 in parts else np.stack([parts[i] for i in range(len(parts))])
-        for path, parts in groups.items()
-    }
+    """Tensors by transformers' names as arrays by our paths."""
+    return encoder_tensors.to_ours(named, NAMES)
 
 
 def reference(variant: str, seed: int = 0, **changes):
     """transformers' classifier with random values everywhere, large enough that attention is not flat."""
     config = transformers.DebertaV2Config(**{**BASE, **VARIANTS[variant], **changes})
     model = transformers.DebertaV2ForSequenceClassification(config).eval()
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            parameter.normal_(0, 0.2, generator=generator)
-            if name.endswith("LayerNorm.weight"):
-                parameter.add_(1)
+    encoder_tensors.randomise(model, seed)
     return model
 
 

@@ -6,6 +6,7 @@ import copy
 import functools
 import json
 
+import deberta_models
 import numpy as np
 import peft
 import torch
@@ -31,17 +32,7 @@ _KINDS = {  # settings, and the class of the pre-trained model
     "bert": (transformers.BertConfig(**_SIZES), "BertModel"),
     "roberta": (transformers.RobertaConfig(**_SIZES, pad_token_id=1), "RobertaModel"),
     "deberta": (
-        transformers.DebertaV2Config(
-            **_SIZES,
-            relative_attention=True,
-            position_buckets=4,
-            pos_att_type="p2c|c2p",
-            conv_kernel_size=3,
-            share_att_key=True,
-            norm_rel_ebd="layer_norm",
-            position_biased_input=False,
-            type_vocab_size=0,
-        ),
+        transformers.DebertaV2Config(**_SIZES, **deberta_models.PUBLISHED_KIND),
         "DebertaV2Model",
     ),
     "gpt2": (transformers.GPT2Config(**_GPT2), "GPT2LMHeadModel"),

@@ -145,10 +145,7 @@ def table_12_config(
     """
     rows = table_12.table_4(fused)
     dataset, method = parse(argument, list(rows), "method")
-    if dataset not in table_12.DATASETS:
-        raise ValueError(
-            f"unknown data set {dataset!r} in {argument!r}; known are {list(table_12.DATASETS)}"
-        )
+    table_12.check(dataset, argument)
     config = nlg_config(dataset, model, rows[method], dropout)
     config.update(table_12.of_method(dataset, rows[method]))
     config.seeds = (0,)

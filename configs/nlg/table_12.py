@@ -32,6 +32,14 @@ RATES: Mapping[str, float] = {
 }  # fmt: skip
 
 
+def check(dataset: str, argument: str) -> None:
+    """Raises ValueError for a data set that is not of `DATASETS`; the message names these."""
+    if dataset not in DATASETS:
+        raise ValueError(
+            f"unknown data set {dataset!r} in {argument!r}; known are {list(DATASETS)}"
+        )
+
+
 def of_dataset(dataset: str) -> dict[str, Any]:
     """The fields that a data set sets whatever the model, by path."""
     own = _WIKISQL if dataset == "wikisql" else _CLASS if dataset in GLUE_TEXT else _SUMMARY

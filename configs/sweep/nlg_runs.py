@@ -42,10 +42,7 @@ def run_config(argument: str) -> tuple[ConfigDict, bool, dict[str, float]]:
       ValueError: an unknown data set or model; the message names the known ones.
     """
     dataset, model = parse(argument, tuple(MODELS), "model")
-    if dataset not in table_12.DATASETS:
-        raise ValueError(
-            f"unknown data set {dataset!r} in {argument!r}; known are {list(table_12.DATASETS)}"
-        )
+    table_12.check(dataset, argument)
     config, fused = MODELS[model].get_config(f"{dataset},lora"), model in _FUSED
     whole = {k: v for k, v in config.method.to_dict().items() if k not in ("parts", "fused")}
     config.method = ConfigDict({**whole, "targets": table_12.weights("qv", fused)})

@@ -100,11 +100,7 @@ def merged_values(layer: AdaptedLayer, path: str) -> Inexact[Array, ...]:
       ValueError: the update is switched off or for lookups only, or the weight is of integers.
     """
     _refuse_lookups(path, layer)
-    if not layer.lora.enabled:
-        raise InputError(
-            f"the update of {path or type(layer).__name__} is switched off; switch it on before "
-            "merging (lora_jax.enable), or take the base with lora_jax.strip"
-        )
+    check_enabled(layer, path, "merging")
     stored = layer.weight_dtype()
     if not jnp.issubdtype(stored, jnp.floating):
         raise InputError(
@@ -113,6 +109,15 @@ def merged_values(layer: AdaptedLayer, path: str) -> Inexact[Array, ...]:
             "base whose weights are floating-point numbers"
         )
     return layer.lora.merged(WeightView(layer)).reshape(layer.weight_shape())
+
+
+def check_enabled(layer: AdaptedLayer, path: str, what: str) -> None:
+    """Raises InputError if the update of a layer is switched off; `what` is about to be done with it."""
+    if not layer.lora.enabled:
+        raise InputError(
+            f"the update of {path or type(layer).__name__} is switched off; switch it on before "
+            f"{what} (lora_jax.enable), or take the base with lora_jax.strip"
+        )
 
 
 def _refuse_lookups(path: str, layer: AdaptedLayer) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import deberta_models
 import jax
 import loralib
 import numpy as np
@@ -136,17 +137,7 @@ def folders(tmp_path_factory):
     bert = transformers.BertConfig(**SIZES)
     roberta = transformers.RobertaConfig(**SIZES, pad_token_id=1)
     gpt2 = transformers.GPT2Config(vocab_size=40, n_positions=20, n_embd=16, n_layer=3, n_head=2)
-    deberta = transformers.DebertaV2Config(
-        **SIZES,
-        relative_attention=True,
-        position_buckets=4,
-        pos_att_type="p2c|c2p",
-        conv_kernel_size=3,
-        share_att_key=True,
-        norm_rel_ebd="layer_norm",
-        position_biased_input=False,
-        type_vocab_size=0,
-    )
+    deberta = transformers.DebertaV2Config(**SIZES, **deberta_models.PUBLISHED_KIND)
     models = {
         "bert": transformers.BertForSequenceClassification(bert),
         "roberta": transformers.RobertaForSequenceClassification(roberta),

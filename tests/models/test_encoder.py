@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 
+import encoder_tensors
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -52,32 +52,8 @@ NAMES = (
 
 
 def to_ours(named: dict[str, torch.Tensor]) -> dict[str, np.ndarray]:
-    """Torch tensors by torch name, as arrays by our path: stacked and transposed."""
-    groups: dict[str, dict[int, np.ndarray]] = {}
-    for name, tensor in named.items():
-        module, _, leaf = re.sub(r"^(bert|roberta)\.", "", name).rpartition(".")
-        [path] = [re.sub(p, ours, module) for p, ours in NAMES if re.fullmatch(p, module)]
-        value = tensor.detach().numpy()
-        if leaf == "weight":
-            table = module.endswith("embeddings")
-            leaf = "embedding" if table else "scale" if value.ndim == 1 else "kernel"
-            value = value.T if leaf == "kernel" else value
-        layer = re.search(r"layer\.(\d+)\.", module)
-        groups.setdefault(f"{path}/{leaf}", {})[int(layer[1]) if layer else -1] = value
-    return {
-        path: parts[-1] if -1 in parts else np.stack([parts[i] for i in range(len(parts))])
-        for path, parts in groups.items()
-    }
-
-
-def randomise(model: torch.nn.Module, seed: int) -> None:
-    """Random values everywhere, biases and norms too, large enough that attention is not flat."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, p in model.named_parameters():
-            p.normal_(0, 0.2, generator=generator)
-            if name.endswith("LayerNorm.weight"):
-                p.add_(1)
+    """Torch tensors by torch name, as arrays by our path."""
+    return encoder_tensors.to_ours(named, NAMES)
 
 
 def padded(lengths, vocab_size, type_vocab, pad, seed):
@@ -154,7 +130,7 @@ def test_logits_and_all_gradients_equal_pytorch(shape, tmp_path):
         "roberta": (transformers.RobertaConfig, transformers.RobertaForSequenceClassification),
     }[kind]
     theirs = model_class(config_class(**sizes)).eval()
-    randomise(theirs, seed=sum(map(len, map(str, shape))) + layers)
+    encoder_tensors.randomise(theirs, seed=sum(map(len, map(str, shape))) + layers)
     theirs.save_pretrained(tmp_path)
 
     folder = hub.find(str(tmp_path))
