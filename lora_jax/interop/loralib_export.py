@@ -137,11 +137,9 @@ def layer_settings(
         if layer not in ranks:
             continue
         settings = settings_of_layer(method, layer, ranks[layer], ranks)
-        # loralib knows alpha/r only, so rsLoRA needs another alpha there.
-        plain = settings.scaling == "alpha/r"
         arguments[theirs] = {
             "r": settings.rank,
-            "lora_alpha": settings.alpha if plain else settings.scale * settings.rank,
+            "lora_alpha": settings.plain_alpha,
             "lora_dropout": settings.dropout,
         }
         if settings.parts:

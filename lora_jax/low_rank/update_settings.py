@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, TypeVar, get_args
 
@@ -111,8 +112,11 @@ class UpdateSettings:
         The scale in front of A B stays, so that capped layers learn as fast as the others: alpha
         follows the rank.
         """
-        alpha = self.scale * rank / scale(rank, rank, self.scaling)
-        return dataclasses.replace(self, rank=rank, alpha=alpha)
+        divisor = float if self.scaling == "alpha/r" else math.sqrt
+        # Multiplied first, since 5 * (9 / 9) may be rounded twice and 5 * 9 / 9 is 5.
+        return dataclasses.replace(
+            self, rank=rank, alpha=self.alpha * divisor(rank) / divisor(self.rank)
+        )
 
     def fitted(self: Settings, limit: int, path: str) -> Settings | str:
         """The settings with a rank that a layer allows, or why it gets no update.
@@ -140,6 +144,11 @@ class UpdateSettings:
     def scale(self) -> float:
         """The factor in front of A B."""
         return scale(self.rank, self.alpha, self.scaling)
+
+    @property
+    def plain_alpha(self) -> float:
+        """The alpha with which alpha/r is this scale, for programs that know no other scaling."""
+        return self.alpha if self.scaling == "alpha/r" else self.alpha * math.sqrt(self.rank)
 
     def describe(self) -> str:
         """What is special about the update, for `str`; starts with a comma where there is something."""

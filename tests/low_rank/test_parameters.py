@@ -1,5 +1,8 @@
 """Parameters that no layer contracts: experts, and projections in a module's own code."""
 
+import itertools
+from fractions import Fraction
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +12,7 @@ from flax import nnx
 import lora_jax as lj
 from lora_jax.analysis import factor_pairs
 from lora_jax.low_rank import layers
+from lora_jax.low_rank.settings import LoRASettings
 
 X = jax.random.normal(jax.random.key(5), (6, 8))
 KEY = jax.random.key(0)
@@ -297,3 +301,16 @@ def test_float64_stays_float64():
         for method in (lj.lora("", rank=2), lj.lora({"kernel": {"axes": "io"}}, rank=2)):
             merged = lj.merge(method.insert(layer, KEY))
             np.testing.assert_array_equal(merged.kernel[...], weight)
+
+
+@pytest.mark.parametrize("scaling", ["alpha/r", "alpha/sqrt(r)"])
+def test_alphas_of_capped_ranks_are_the_nearest_numbers(scaling):
+    """5 of rank 9 at rank 9 is 5, and not 5.000000000000001, which a config of PEFT would show."""
+    for alpha, rank, smaller in itertools.product((1, 5, 7, 10, 16), (3, 5, 9, 12, 49), (1, 3, 4)):
+        settings = LoRASettings(rank=rank, alpha=float(alpha), scaling=scaling)
+        capped = settings.capped(smaller)
+        if scaling == "alpha/r":
+            assert capped.alpha == float(Fraction(alpha * smaller, rank))
+            assert settings.plain_alpha == alpha
+        np.testing.assert_allclose(capped.scale, settings.scale, rtol=1e-15)
+        np.testing.assert_allclose(settings.plain_alpha / rank, settings.scale, rtol=1e-15)

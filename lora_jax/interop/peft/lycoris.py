@@ -54,14 +54,7 @@ class _Lycoris(Variant):
     ) -> dict[str, Any]:
         """The most frequent rank and alpha, and patterns for the others."""
         ranks = {name: update.settings.rank for name, update in updates.items()}
-        alphas = {
-            name: whole_number(
-                u.settings.alpha
-                if u.settings.scaling == "alpha/r"
-                else u.settings.scale * u.settings.rank
-            )
-            for name, u in updates.items()
-        }
+        alphas = {name: whole_number(u.settings.plain_alpha) for name, u in updates.items()}
         rank, alpha = (Counter(v.values()).most_common(1)[0][0] for v in (ranks, alphas))
         return {
             "r": rank,

@@ -13,7 +13,6 @@ from lora_jax.interop.peft.modules import REMEDY, Module
 from lora_jax.interop.peft.names import Names
 from lora_jax.interop.peft.tensors import Arrays
 from lora_jax.interop.peft.variants import TO_LORA, Update, Variant, whole_number
-from lora_jax.low_rank.contraction import scale
 from lora_jax.low_rank.settings import LoRASettings
 from lora_jax.models.architectures import ARCHITECTURES
 from lora_jax.models.encoder import EncoderConfig
@@ -146,8 +145,7 @@ def _alphas(every: Mapping[str, LoRASettings]) -> tuple[str, dict[str, float]]:
     kinds = {s.scaling for s in every.values()}
     if len(kinds) == 1:
         return kinds.pop(), {name: whole_number(s.alpha) for name, s in every.items()}
-    plain = {name: s.scale / scale(s.rank, 1.0) for name, s in every.items()}
-    return "alpha/r", {name: whole_number(alpha) for name, alpha in plain.items()}
+    return "alpha/r", {name: whole_number(s.plain_alpha) for name, s in every.items()}
 
 
 def _bias_mode(adapter: Adapter) -> str:
