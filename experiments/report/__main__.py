@@ -2,7 +2,8 @@
 
     python -m experiments.report WORKDIR... --output=docs/results.md
 
-A WORKDIR is the folder of one run, or a folder that holds many; what is inside of `seed_*` is skipped.
+A WORKDIR is the folder of one run, or a folder that holds many; what is inside of `seed_*` is skipped. It may
+be a file reproduced.json of experiments.reproduce as well.
 Beside NAME.md, the folder NAME has every table as CSV (one line per cell), plots of score against number of
 trained values in the form of the paper's Figure 2 and, where there are rank sweeps, rank_sweeps.csv and
 rank_curves.png. Without --output the Markdown is printed.

@@ -11,6 +11,7 @@ from typing import Any
 
 from experiments.report import adapted_layers, checked, older_records
 from experiments.report.record import Record, model_label
+from experiments.reproduce import parcel
 from lora_jax import reading
 from lora_jax.errors import InputError, MissingFileError, SettingError
 from lora_jax.files import to_json
@@ -38,17 +39,19 @@ class RunRecords:
 def find(
     folders: Sequence[str | os.PathLike[str]], left_out: Mapping[Path, str] = _NONE
 ) -> RunRecords:
-    """Reads every record below the folders, except those inside `seed_*`.
+    """Reads every record below the folders, except those inside `seed_*`, and those of files.
 
     Args:
-      folders: of runs, or with runs inside.
+      folders: of runs, or with runs inside; or reproduced.json of experiments.reproduce, see `parcel`.
       left_out: folders of runs that no table shall show, each with the reason.
 
     Raises:
       OSError: a folder is missing.
       ValueError: there is no record, or one is broken; the message names the file.
     """
-    runs = _labelled([Path(folder) for folder in folders])
+    paths = [Path(folder) for folder in folders]
+    sent = [path for path in paths if path.suffix == ".json" and path.is_file()]
+    runs = _labelled([path for path in paths if path not in sent])
     records: list[Record] = []
     unfinished: list[str] = []
     others: list[tuple[str, str]] = []
@@ -62,24 +65,37 @@ def find(
         if not path.exists():
             unfinished.append(label)
             continue
-        record = checked.read(path)
-        first = known.setdefault(to_json(record.values, indent=None), label)
-        if record.values.get("task") == "pretrain":
-            others.append((label, "a pre-training run, no adaptation"))
-        elif record.values.get("task") == "tune":
-            others.append((label, "a run of experiments.tune on texts that are not the paper's"))
-        elif first != label:
-            others.append((label, f"a copy of the run `{first}`, which is shown"))
-        else:
-            records.append(_record(record, label))
+        _take(checked.read(path), label, records, others, known)
+    for path in sent:
+        for label, record in parcel.records(path):
+            _take(record, f"{path.name}: {label}", records, others, known)
     if not records:
         started = f"; not finished: {', '.join(unfinished)}" if unfinished else ""
         raise InputError(
             f"no run record (result.json) in {', '.join(map(str, folders))}{started}. Give the "
-            "--workdir of a finished run of experiments.glue or experiments.nlg, or a folder that "
-            "holds such runs"
+            "--workdir of a finished run of experiments.glue or experiments.nlg, a folder that "
+            "holds such runs, or the file reproduced.json of experiments.reproduce"
         )
     return RunRecords(tuple(records), tuple(unfinished), tuple(others))
+
+
+def _take(
+    record: reading.Record,
+    label: str,
+    records: list[Record],
+    others: list[tuple[str, str]],
+    known: dict[str, str],
+) -> None:
+    """Puts a record among those that are shown, or among the others with the reason."""
+    first = known.setdefault(to_json(record.values, indent=None), label)
+    if record.values.get("task") == "pretrain":
+        others.append((label, "a pre-training run, no adaptation"))
+    elif record.values.get("task") == "tune":
+        others.append((label, "a run of experiments.tune on texts that are not the paper's"))
+    elif first != label:
+        others.append((label, f"a copy of the run `{first}`, which is shown"))
+    else:
+        records.append(_record(record, label))
 
 
 def _labelled(roots: Sequence[Path]) -> dict[Path, str]:

@@ -1,0 +1,61 @@
+"""In which band a score made again is expected, and whether it lies there."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+from typing import Literal
+
+from scipy import stats
+
+Verdict = Literal["within", "above", "below", "diverged", "not known"]
+Band = tuple[float, float]
+
+
+def band(values: Sequence[float], tolerance: float) -> Band | None:
+    """Where the mean of as many seeds lies in 95 of 100 cases, if they are drawn as these were.
+
+    Two means of n seeds differ by t s sqrt(2 / n) at most, with the standard deviation s of the seeds and
+    Student's t of n - 1 degrees of freedom. The band is never narrower than `tolerance` to each side, since
+    equal seeds differ by less than new ones, but not by nothing on another processor.
+
+    Args:
+      values: of each seed; NaN where one diverged.
+      tolerance: what one seed may differ by.
+
+    Returns:
+      The lowest and the highest; None if a seed diverged.
+    """
+    if not values or any(math.isnan(value) for value in values):
+        return None
+    mean, half = statistics.fmean(values), tolerance
+    if (count := len(values)) > 1:
+        spread = statistics.stdev(values)
+        half = max(half, float(stats.t.ppf(0.975, count - 1)) * spread * math.sqrt(2 / count))
+    return mean - half, mean + half
+
+
+def of_paper(printed: str, unit: float, tolerance: float) -> Band:
+    """The band around a score of the paper: twice its printed spread, at least the tolerance.
+
+    Args:
+      printed: as in the paper, `95.1±.2`.
+      unit: what the paper's scores are divided by to be a record's: 100 or 1.
+      tolerance: of the record's units.
+    """
+    value, _, spread = printed.partition("±")
+    half = max(2 * float(spread or 0) / unit, tolerance)
+    return float(value) / unit - half, float(value) / unit + half
+
+
+def verdict(values: Sequence[float], expected: Band | None) -> Verdict:
+    """Where the mean over seeds lies."""
+    if not values or any(math.isnan(value) for value in values):
+        return "diverged"
+    if expected is None:
+        return "not known"
+    mean = statistics.fmean(values)
+    if mean < expected[0]:
+        return "below"
+    return "above" if mean > expected[1] else "within"

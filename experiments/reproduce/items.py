@@ -1,0 +1,106 @@
+"""A piece of the documents that one command makes again, and the command."""
+
+from __future__ import annotations
+
+import dataclasses
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+from lora_jax.errors import InputError
+
+SOURCES = {
+    "glue": "GLUE's original TSV files (without it they are downloaded)",
+    "nlg": "the folders of E2E, WebNLG, DART, WikiSQL and the others (docs/data_to_text.md)",
+}
+_OPTIONAL = "glue"  # the default of its configs downloads
+Kind = Literal["run", "sweep", "comparison"]
+RECORDS: Mapping[Kind, str] = {
+    "run": "result.json",
+    "sweep": "sweep.json",
+    "comparison": "comparison.json",
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Item:
+    """A command and the scores that it gives.
+
+    Attributes:
+      table: of the paper, `2`; `variants` for the page of that name.
+      model: in one word, as the flag has it.
+      name: what else tells it from others, such as `sst2/lora`.
+      module: the command, `experiments.glue`.
+      config: the value of --config.
+      settings: further flags.
+      source: whose folder the command reads, see `SOURCES`; "" for none.
+      kind: what the command writes, see `RECORDS`.
+      metrics: of a run's or a sweep's record; of a comparison the score is its headline.
+      paper: what the paper prints, by metric, such as 95.1±.2; {} for what is no row of the paper.
+      needs: by field, the other item whose folder it takes and what in that folder, such as `model`.
+      tolerance: by how much one seed may differ on another machine or by chance, in the record's units.
+      examples: of the training set, for the length of training; 0 if that is not planned.
+      differs: from the paper's set-up, in words.
+    """
+
+    table: str
+    model: str
+    name: str
+    module: str
+    config: str
+    settings: tuple[str, ...] = ()
+    source: str = ""
+    kind: Kind = "run"
+    metrics: tuple[str, ...] = ()
+    paper: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    needs: Mapping[str, tuple[str, str]] = dataclasses.field(default_factory=dict)
+    tolerance: float = 0.0
+    examples: int = 0
+    differs: str = ""
+
+    @property
+    def id(self) -> str:
+        """Its name among all, which is its folder's, too: `table_2/minilm/sst2/lora`."""
+        group = f"table_{self.table}" if self.table.isdigit() else self.table
+        return f"{group}/{self.model}/{self.name}"
+
+    @property
+    def of_run(self) -> str:
+        """What the fields of a run begin with on the command line."""
+        return "--config" if self.kind == "run" else "--config.run"
+
+
+def folder(root: Path, name: str) -> Path:
+    """Where an item's command works."""
+    return root / name
+
+
+def command(item: Item, root: Path, sources: Mapping[str, str]) -> list[str]:
+    """The arguments of Python for an item.
+
+    Args:
+      item: the item.
+      root: folder of all items.
+      sources: folders of data by name, see `SOURCES`.
+
+    Raises:
+      InputError: a folder of data is not named.
+    """
+    arguments = ["-m", item.module, f"--config={item.config}"]
+    arguments.append(f"--workdir={folder(root, item.id)}")
+    if found := sources.get(item.source):
+        arguments.append(f"{item.of_run}.data.source={found}")
+    elif item.source and item.source != _OPTIONAL:
+        raise InputError(
+            f"{item.id} needs a folder of data: --{item.source}=FOLDER, {SOURCES[item.source]}"
+        )
+    for field, (needed, inside) in item.needs.items():
+        arguments.append(f"{item.of_run}.{field}={folder(root, needed) / inside}")
+    return [*arguments, *item.settings]
+
+
+def shown(item: Item) -> str:
+    """The command for a page, with words for the folders."""
+    known = {name: f"{name.upper()}_FOLDER" for name in SOURCES}
+    return "python " + shlex.join(command(item, Path("runs/reproduce"), known))

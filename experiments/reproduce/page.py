@@ -1,0 +1,163 @@
+"""docs/reproduce.md: every item with its command, the paper's score, the expected band, and what was made."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import groupby
+
+from experiments.paper.scores import as_in_paper
+from experiments.reproduce import bands, cost
+from experiments.reproduce.catalogue import catalogue
+from experiments.reproduce.cost import Cost
+from experiments.reproduce.items import Item, shown
+from experiments.reproduce.manifest import Made, Manifest
+from experiments.reproduce.outcome import Outcome
+
+_HEAD = """# Every number from one command
+
+Made by `python -m experiments.reproduce --page` from [reproduce.json](reproduce.json), the list of what
+was made again, when and on what.
+
+```bash
+python -m experiments.reproduce --table=2 --model=minilm --glue=FOLDER --workdir=runs/reproduce
+```
+
+runs what belongs to Table 2 with MiniLM, one command after the other (`--only=sst2/` a part of it,
+`--list` shows them, and the same command goes on after an interruption), and says of each score whether
+it lies in the expected band. `--glue` names GLUE's original TSV files, without it they are downloaded;
+`--nlg` the folders of E2E, WebNLG, DART and the others ([data_to_text.md](data_to_text.md)).
+
+A band is where the mean over as many new seeds lies in 95 of 100 cases: the mean measured here and t s
+sqrt(2/n) to each side, with the standard deviation s of n seeds; at least what chance in the scored
+examples or another processor may change. A row of the paper that was not run has the paper's score as
+its band: twice the printed spread, at least the same.
+
+**Send results back.** The command leaves `reproduced.json` in its folder, with the record of every run
+and a digest of each. Open an issue with that file; `python -m experiments.report reproduced.json
+--output=PAGE.md` puts it into the paper's tables, as it does folders of runs.
+"""
+_NOT_RUN = """
+No number of these rows has been measured by this project, which has no accelerator and no hub. One
+command fills them in: the group's, on a machine with a GPU. Memory is that of one device by XLA's
+compiler for it (bfloat16 base, batches packed into rows of {length} tokens), nothing ran; hours are the
+products of all seeds at {efficiency:.0%} of the device's peak, which is a guess. A dash: the mean length
+of the data set is not measured.
+"""
+
+
+def page(manifest: Manifest) -> str:
+    """The whole page."""
+    items = list(catalogue().values())
+    made = [item for item in items if item.id in manifest.made]
+    rest = [item for item in items if item.id not in manifest.made]
+    parts = [_HEAD, "\n## Made\n"]
+    for (table, model), group in groupby(made, key=_group):
+        parts += [_title(table, model), _made_table(list(group), manifest.made)]
+    parts += [
+        "\n## Not made yet, without an accelerator\n",
+        _commands(i for i in rest if not i.examples),
+    ]
+    parts += [
+        "\n## Not run: rows of the paper\n",
+        _NOT_RUN.format(length=512, efficiency=cost.EFFICIENCY),
+    ]
+    far = [item for item in rest if item.examples]
+    for (table, model), group in groupby(far, key=_group):
+        parts += [_title(table, model), _not_run(list(group), manifest.costs)]
+    return "\n".join(parts) + "\n"
+
+
+def results(outcomes: Mapping[str, Outcome], manifest: Manifest) -> str:
+    """What was made now beside the bands, as Markdown."""
+    lines = ["| item | score | paper | expected | made now | |", "|---|---|---|---|---|---|"]
+    for name, outcome in outcomes.items():
+        item = catalogue()[name]
+        for score, values in outcome.scores.items():
+            expected = _expected(item, score, manifest)
+            lines.append(
+                f"| {name} | {score} | {item.paper.get(score, '-')} | {_band(score, expected)} | "
+                f"{_mean(score, values)} | {bands.verdict(values, expected)} |"
+            )
+    return "\n".join(lines) + "\n"
+
+
+def _expected(item: Item, score: str, manifest: Manifest) -> bands.Band | None:
+    made = manifest.made.get(item.id)
+    if made is not None and score in made.scores:
+        return made.scores[score].band
+    if printed := item.paper.get(score):
+        unit = 100.0 if as_in_paper(score, 1.0) == "100.00" or item.table == "2" else 1.0
+        return bands.of_paper(printed, unit, item.tolerance)
+    return None
+
+
+def _group(item: Item) -> tuple[str, str]:
+    return item.table, item.model
+
+
+def _title(table: str, model: str) -> str:
+    what = f"Table {table}" if table.isdigit() else table.capitalize()
+    return f"\n### {what}, {model}\n"
+
+
+def _made_table(items: Sequence[Item], made: Mapping[str, Made]) -> str:
+    lines = [
+        "| item | score | mean ± s of the seeds | expected band | seeds | minutes | made | on |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for item in items:
+        one = made[item.id]
+        for name, score in one.scores.items():
+            minutes = "-" if one.seconds is None else f"{one.seconds / 60:.0f}"
+            lines.append(
+                f"| `{item.name}` | {name} | {_mean(name, score.values)} | {_band(name, score.band)} | "
+                f"{len(score.values)} | {minutes} | {one.made} | {one.on}, jax {one.versions.get('jax')} |"
+            )
+    differs = dict.fromkeys(item.differs for item in items if item.differs)
+    notes = "".join(f"\nWhat differs from the paper: {text}.\n" for text in differs)
+    return "\n".join([*lines, notes])
+
+
+def _commands(items: Iterable[Item]) -> str:
+    lines = ["| item | command |", "|---|---|"]
+    return "\n".join([*lines, *(f"| `{item.id}` | `{shown(item)}` |" for item in items), ""])
+
+
+def _not_run(items: Sequence[Item], costs: Mapping[str, Cost]) -> str:
+    table, model = _group(items[0])
+    source = items[0].source
+    flag = f" --{source}=FOLDER" if source == "nlg" else ""
+    lines = [
+        f"`python -m experiments.reproduce --table={table} --model={model}{flag} --workdir=runs/reproduce`\n",
+        "| item | paper | device | memory, GiB | hours |",
+        "|---|---|---|---|---|",
+    ]
+    for item in items:
+        paper = ", ".join(f"{name} {score}" for name, score in item.paper.items()) or "-"
+        lines.append(f"| `{item.name}` | {paper} | {_cost(costs.get(item.id))} |")
+    return "\n".join([*lines, ""])
+
+
+def _cost(known: Cost | None) -> str:
+    if known is None:
+        return "- | - | -"
+    fits = "" if known.fits else " (does not fit)"
+    hours = known.seconds / 3600
+    return f"{known.topology} | {known.peak / 2**30:.1f}{fits} | {hours:.2g}"
+
+
+def _mean(name: str, values: Sequence[float]) -> str:
+    if not values or any(math.isnan(value) for value in values):
+        return "diverged"
+    mean = _number(name, statistics.fmean(values))
+    return mean if len(values) == 1 else f"{mean} ± {_number(name, statistics.stdev(values))}"
+
+
+def _band(name: str, band: bands.Band | None) -> str:
+    return "-" if band is None else f"{_number(name, band[0])} to {_number(name, band[1])}"
+
+
+def _number(name: str, value: float) -> str:
+    return as_in_paper(name.rpartition(": ")[2], value)

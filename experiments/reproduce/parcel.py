@@ -1,0 +1,60 @@
+"""The file in which results are sent on: run records as they were written, by item.
+
+    {"format": "lora_jax results 1", "items": {"table_2/minilm/sst2/lora": {
+        "scores": {"accuracy": [0.84, 0.85, 0.84]}, "seconds": 312.0, "made": "2026-12-01", "on": "...",
+        "versions": {...}, "records": {".": {a run's result.json}}}}}
+
+`experiments.report` takes it beside folders of runs. Every record has a digest of its own content, so that
+what was changed on the way is refused.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from experiments.reproduce.outcome import Outcome
+from lora_jax import run_files
+from lora_jax.files import write_json
+from lora_jax.reading import Record, read_object
+
+NAME = "reproduced.json"
+FORMAT = "lora_jax results 1"
+_REMEDY = (
+    "Make it again: the same command of experiments.reproduce writes it from the finished runs"
+)
+
+
+def write(path: Path, outcomes: Mapping[str, Outcome]) -> None:
+    """Writes the file.
+
+    Args:
+      path: of the file.
+      outcomes: by item.
+    """
+    items = {name: dataclasses.asdict(outcome) for name, outcome in outcomes.items()}
+    write_json(path, {"format": FORMAT, "items": items})
+
+
+def records(path: Path) -> Iterator[tuple[str, Record]]:
+    """The run records of a file with their labels, `ITEM` or `ITEM/POINT`.
+
+    Raises:
+      FileError: it is no such file, or a record is not what a run wrote (its digest differs).
+    """
+    for name, item in _items(path):
+        inside = item.record("records")
+        for folder in inside.values:
+            record = inside.record(folder)
+            run_files.check_record(path, record.values)
+            yield name if folder == "." else f"{name}/{folder}", record
+
+
+def _items(path: Path) -> Iterator[tuple[str, Record]]:
+    whole = read_object(path, _REMEDY)
+    if whole.get("format", str) != FORMAT:
+        raise whole.error("format", repr(whole.values["format"])[:60], repr(FORMAT))
+    items = whole.record("items")
+    for name in items.values:
+        yield name, items.record(name)

@@ -1,0 +1,230 @@
+"""Every item of experiments.reproduce can be run, and what it says of a score is what the seeds say."""
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from experiments.compare.record import Comparison, to_json
+from experiments.compare.runs import Run
+from experiments.compare.statistics import rows
+from experiments.paper.scores import SCORES
+from experiments.report.records import find
+from experiments.reproduce import bands, cost, manifest, outcome, page, parcel, running
+from experiments.reproduce.catalogue import catalogue, chosen
+from experiments.reproduce.items import Item, command, shown
+from experiments.runs.fields import OPEN, PLAN, check_config
+from lora_jax import run_files
+from lora_jax.errors import FileError, InputError
+from tests.experiments.report_records import glue_record, nlg_record, write
+
+ITEM = Item(
+    table="2", model="toy", name="sst2/lora", module="tests.experiments.left_by_hand",
+    config="works", metrics=("accuracy",), tolerance=0.01,
+)  # fmt: skip
+
+
+def known(config, field):
+    """Whether a config has a field, by its path."""
+    for name in field.split("."):
+        if name not in config:
+            return False
+        config = config[name]
+    return True
+
+
+def test_every_item_has_a_config_with_the_fields_that_its_command_sets():
+    for item in catalogue().values():
+        config = cost.config_of(item)
+        for argument in command(item, Path("runs"), {"glue": "G", "nlg": "N"})[4:]:
+            field = argument.partition("=")[0].removeprefix("--config.")
+            assert known(config, field), (item.id, field)
+        assert set(item.needs) <= {"init_adapter", "model.name"}
+        for needed, _ in item.needs.values():
+            assert needed in catalogue()
+
+
+def test_every_score_of_the_papers_tables_2_3_13_and_14_is_an_items():
+    for table in (2, 3, 13, 14):
+        printed = [score for row in SCORES[table] for score in row.scores]
+        if table == 2:  # without the averages
+            printed = [score for row in SCORES[2] for score in row.scores[:8]]
+        paper = [s for i in catalogue().values() if i.table == str(table) for s in i.paper.values()]
+        assert sorted(paper) == sorted(score for score in printed if score != "-")
+
+
+def test_a_command_as_it_is_shown():
+    assert shown(catalogue()["table_2/roberta_base/lora/rte"]) == (
+        "python -m experiments.glue --config=configs/glue/roberta_base_lora.py:rte "
+        "--workdir=runs/reproduce/table_2/roberta_base/lora/rte --config.data.source=GLUE_FOLDER "
+        "--config.init_adapter=runs/reproduce/table_2/roberta_base/lora/mnli"
+    )
+    assert "--config.run.model.name=runs/reproduce/variants/small/pretrained/model" in shown(
+        catalogue()["variants/small/e2e"]
+    )
+
+
+def test_what_an_item_needs_stands_before_it():
+    found = [item.id for item in chosen("2", "roberta_base", "lora/(rte|sst2)")]
+    base = "table_2/roberta_base/lora/"
+    assert found == [f"{base}sst2", f"{base}mnli", f"{base}rte"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("7b",), r"--table=7b: known are 2, 3, 14, 13, 5, 6"),
+        (("2", "gpt2"), r"--model=gpt2: known models of table 2 are minilm, roberta_base"),
+        (("2", "minilm", "wnli"), r"--only=wnli is in no name of table_2/minilm/sst2/head_only"),
+        (("2", "minilm", "("), r"--only=\( is no regular expression"),
+    ],
+)
+def test_items_that_are_not_there(arguments, message):
+    with pytest.raises(InputError, match=message):
+        chosen(*arguments)
+
+
+def test_95_of_100_bands_have_the_mean_of_new_seeds():
+    draws = np.random.default_rng(0).normal(3.0, 0.5, (4000, 2, 3))
+    hits = [bands.verdict(new, bands.band(old, 0.0)) == "within" for old, new in draws.tolist()]
+    # 4,000 draws of a share of 0.95 spread by 0.0034.
+    assert abs(np.mean(hits) - 0.95) < 0.012
+
+
+def test_bands_are_at_least_the_tolerance_and_of_one_seed_just_that():
+    assert bands.band((0.5,), 0.02) == (0.48, 0.52)
+    assert bands.band((0.5, 0.5), 0.02) == (0.48, 0.52)
+    low, high = bands.band((0.4, 0.6), 0.02)
+    half = stats.t.ppf(0.975, 1) * math.sqrt(0.02)
+    np.testing.assert_allclose((low, high), (0.5 - half, 0.5 + half))
+    assert bands.band((0.5, math.nan), 0.02) is None
+    assert bands.verdict((0.47,), (0.48, 0.52)) == "below"
+    assert bands.verdict((0.53,), (0.48, 0.52)) == "above"
+    assert bands.verdict((math.nan,), (0.48, 0.52)) == "diverged"
+    np.testing.assert_allclose(bands.of_paper("87.5±.3", 100, 0.001), (0.869, 0.881))
+    np.testing.assert_allclose(bands.of_paper("8.72", 1, 0.1), (8.62, 8.82))
+
+
+def test_scores_of_runs_are_those_of_texts_before_those_of_validation(tmp_path):
+    nlg_record(tmp_path / "run", bleu=(0.7, 0.72))
+    item = dataclasses.replace(ITEM, metrics=("bleu", "loss"))
+    found = outcome.read(item, tmp_path / "run")
+    assert found.scores == {"bleu": (0.7, 0.72), "loss": (1.5, 1.5)}
+    with pytest.raises(FileError, match=r"result.json, best: .*the score 'cider' among them"):
+        outcome.read(dataclasses.replace(ITEM, metrics=("cider",)), tmp_path / "run")
+
+
+def test_seeds_of_a_sweeps_point_are_one_score(tmp_path):
+    item = dataclasses.replace(ITEM, kind="sweep")
+    for name, values in {
+        "rank=1,seed=0": (0.1,), "rank=1,seed=1": (0.2,), "rank=2,seed=0": (0.3,)
+    }.items():  # fmt: skip
+        glue_record(tmp_path / "points" / name, values=values)
+    (tmp_path / "sweep.json").write_text("{}")
+    assert outcome.finished(item, tmp_path)
+    scores = outcome.read(item, tmp_path).scores
+    assert scores == {"rank=1: accuracy": (0.1, 0.2), "rank=2: accuracy": (0.3,)}
+    (tmp_path / "points" / "rank=2,seed=1").mkdir()  # a run that goes on
+    assert not outcome.finished(item, tmp_path)
+
+
+def made(root, **changes):
+    """The outcome of `ITEM`, whose run left a signed record."""
+    folder = root / ITEM.id
+    record = json.loads((glue_record(folder, **changes) / "result.json").read_text())
+    write(folder, run_files.signed(folder, record))
+    return outcome.read(ITEM, folder)
+
+
+def test_a_file_that_is_sent_makes_the_tables_that_its_folders_make(tmp_path):
+    parcel.write(tmp_path / "sent.json", {ITEM.id: made(tmp_path / "a", values=(0.8, 0.9))})
+    (sent,), (here,) = find([tmp_path / "sent.json"]).records, find([tmp_path / "a"]).records
+    assert sent.workdir == f"sent.json: {ITEM.id}"
+    assert dataclasses.replace(sent, workdirs=here.workdirs) == here
+
+
+def test_a_score_that_was_changed_on_the_way_is_refused(tmp_path):
+    path = tmp_path / "sent.json"
+    parcel.write(path, {ITEM.id: made(tmp_path)})
+    sent = json.loads(path.read_text())
+    sent["items"][ITEM.id]["records"]["."]["best"]["accuracy"]["values"] = [0.99]
+    path.write_text(json.dumps(sent))
+    with pytest.raises(FileError, match=r"sent.json: found content that is not what the run wrote"):
+        find([path])
+    path.write_text('{"format": "another", "items": {}}')
+    with pytest.raises(FileError, match=r"format: found 'another', expected 'lora_jax results 1'"):
+        find([path])
+
+
+def test_commands_run_once_and_what_failed_is_named(tmp_path):
+    said = []
+    first = running.run([ITEM], tmp_path, {}, said.append)
+    assert first[ITEM.id].scores == {"accuracy": (0.8, 0.9)} and len(said) == 1
+    arguments = (tmp_path / ITEM.id / "arguments.txt").read_text().splitlines()
+    assert arguments == ["--config=works", f"--workdir={tmp_path / ITEM.id}"]
+    running.run([ITEM], tmp_path, {}, said.append)
+    assert len(said) == 1
+    fails = dataclasses.replace(ITEM, name="other", config="fails")
+    with pytest.raises(InputError, match=r"table_2/toy/other ended with status 3"):
+        running.run([ITEM, fails], tmp_path, {}, said.append)
+
+
+def test_data_that_are_not_named_are_asked_for_before_anything_runs(tmp_path):
+    needs = dataclasses.replace(ITEM, name="needs", source="nlg")
+    with pytest.raises(InputError, match=r"table_2/toy/needs needs a folder of data: --nlg=FOLDER"):
+        running.run([ITEM, needs], tmp_path, {}, print)
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_is_kept_is_read_back_and_judges_the_next_one(tmp_path):
+    path = tmp_path / "reproduce.json"
+    item = next(iter(catalogue().values()))
+    known = manifest.with_outcome(
+        manifest.Manifest({}, {}), item, made(tmp_path, values=(0.5, 0.6))
+    )
+    manifest.write(known, path)
+    again = manifest.read(path)
+    assert again == known and again.made[item.id].scores["accuracy"].values == (0.5, 0.6)
+    text = page.results({item.id: made(tmp_path / "b", values=(0.55, 0.56))}, again)
+    assert text.splitlines()[2].endswith("| 55.50 ± 0.71 | within |")
+    assert "| accuracy | 55.00 ± 7.07 |" in page.page(again)
+
+
+def test_the_page_is_that_of_the_manifest():
+    text = page.page(manifest.read())
+    assert text == manifest.PATH.with_suffix(".md").read_text(), (
+        "python -m experiments.reproduce --page"
+    )
+
+
+def test_scores_of_a_comparison_are_those_of_every_method_at_its_best_rate(tmp_path):
+    def run(rate, seed, score):
+        return Run(
+            rate=rate, seed=seed, score=score, diverged=False, step_seconds=0.1, trained=5,
+            folder=tmp_path, examples=100,
+        )  # fmt: skip
+
+    found = {
+        "lora": [run(1e-3, 0, 0.7), run(1e-3, 1, 0.8), run(1e-2, 0, 0.9), run(1e-2, 1, 0.95)],
+        "full": [run(1e-4, 0, 0.6), run(1e-4, 1, 0.5)],
+    }
+    compared = Comparison(
+        experiment="glue", budget={"examples": 9, "epochs": 1, "batch_size": 3}, headline="accuracy", smaller_is_better=False,
+        rows=tuple(rows(found, smaller_is_better=False)),
+    )  # fmt: skip
+    text = json.dumps(to_json(compared, {"lora": 1, "full": 1}))
+    (tmp_path / "comparison.json").write_text(text)
+    glue_record(tmp_path / "points" / "one")
+    item = dataclasses.replace(ITEM, kind="comparison")
+    assert outcome.read(item, tmp_path).scores == {"lora": (0.9, 0.95), "full": (0.6, 0.5)}
+
+
+def test_plans_of_the_papers_rows_have_known_fields():
+    items = [item for item in catalogue().values() if cost.can_be_planned(item)]
+    assert {item.table for item in items} == {"2", "3"}
+    for item in items:
+        check_config(cost.plan_of(cost.config_of(item), 2), PLAN, OPEN)
