@@ -9,9 +9,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.report import adapted_layers, checked, older_records
+from experiments.report import adapted_layers, checked, older_records, sent
 from experiments.report.record import Record, model_label
-from experiments.reproduce import parcel
 from lora_jax import reading
 from lora_jax.errors import InputError, MissingFileError, SettingError
 from lora_jax.files import to_json
@@ -42,7 +41,7 @@ def find(
     """Reads every record below the folders, except those inside `seed_*`, and those of files.
 
     Args:
-      folders: of runs, or with runs inside; or reproduced.json of experiments.reproduce, see `parcel`.
+      folders: of runs, or with runs inside; or reproduced.json of experiments.reproduce, see `sent`.
       left_out: folders of runs that no table shall show, each with the reason.
 
     Raises:
@@ -50,8 +49,8 @@ def find(
       ValueError: there is no record, or one is broken; the message names the file.
     """
     paths = [Path(folder) for folder in folders]
-    sent = [path for path in paths if path.suffix == ".json" and path.is_file()]
-    runs = _labelled([path for path in paths if path not in sent])
+    files = [path for path in paths if path.suffix == ".json" and path.is_file()]
+    runs = _labelled([path for path in paths if path not in files])
     records: list[Record] = []
     unfinished: list[str] = []
     others: list[tuple[str, str]] = []
@@ -66,8 +65,8 @@ def find(
             unfinished.append(label)
             continue
         _take(checked.read(path), label, records, others, known)
-    for path in sent:
-        for label, record in parcel.records(path):
+    for path in files:
+        for label, record in sent.records(path):
             _take(record, f"{path.name}: {label}", records, others, known)
     if not records:
         started = f"; not finished: {', '.join(unfinished)}" if unfinished else ""

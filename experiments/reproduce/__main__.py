@@ -34,7 +34,8 @@ import jax
 from absl import flags
 from tqdm import tqdm
 
-from experiments.reproduce import cost, manifest, page, parcel, running
+from experiments.report import sent
+from experiments.reproduce import cost, manifest, page, running
 from experiments.reproduce.catalogue import chosen
 from experiments.reproduce.items import SOURCES, Item, shown
 from experiments.runs import command_line, folder
@@ -51,8 +52,8 @@ def _make(items: list[Item], root: Path, sources: dict[str, str], *, keep: bool)
     known = manifest.read()
     text = page.results(outcomes, known)
     files.write_text(root / "reproduced.md", text)
-    parcel.write(root / parcel.NAME, outcomes)
-    command_line.say(text + f"\nwritten to {root}: reproduced.md, {parcel.NAME}")
+    sent.write(root / sent.NAME, {k: dataclasses.asdict(v) for k, v in outcomes.items()})
+    command_line.say(text + f"\nwritten to {root}: reproduced.md, {sent.NAME}")
     if keep:
         for item in items:
             known = manifest.with_outcome(known, item, outcomes[item.id])

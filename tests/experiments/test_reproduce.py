@@ -13,8 +13,9 @@ from experiments.compare.record import Comparison, to_json
 from experiments.compare.runs import Run
 from experiments.compare.statistics import rows
 from experiments.paper.scores import SCORES
+from experiments.report import sent
 from experiments.report.records import find
-from experiments.reproduce import bands, cost, manifest, outcome, page, parcel, running
+from experiments.reproduce import bands, cost, manifest, outcome, page, running
 from experiments.reproduce.catalogue import catalogue, chosen
 from experiments.reproduce.items import Item, command, shown
 from experiments.runs.fields import OPEN, PLAN, check_config
@@ -140,19 +141,23 @@ def made(root, **changes):
     return outcome.read(ITEM, folder)
 
 
+def send(path, found):
+    sent.write(path, {ITEM.id: dataclasses.asdict(found)})
+
+
 def test_a_file_that_is_sent_makes_the_tables_that_its_folders_make(tmp_path):
-    parcel.write(tmp_path / "sent.json", {ITEM.id: made(tmp_path / "a", values=(0.8, 0.9))})
-    (sent,), (here,) = find([tmp_path / "sent.json"]).records, find([tmp_path / "a"]).records
-    assert sent.workdir == f"sent.json: {ITEM.id}"
-    assert dataclasses.replace(sent, workdirs=here.workdirs) == here
+    send(tmp_path / "sent.json", made(tmp_path / "a", values=(0.8, 0.9)))
+    (there,), (here,) = find([tmp_path / "sent.json"]).records, find([tmp_path / "a"]).records
+    assert there.workdir == f"sent.json: {ITEM.id}"
+    assert dataclasses.replace(there, workdirs=here.workdirs) == here
 
 
 def test_a_score_that_was_changed_on_the_way_is_refused(tmp_path):
     path = tmp_path / "sent.json"
-    parcel.write(path, {ITEM.id: made(tmp_path)})
-    sent = json.loads(path.read_text())
-    sent["items"][ITEM.id]["records"]["."]["best"]["accuracy"]["values"] = [0.99]
-    path.write_text(json.dumps(sent))
+    send(path, made(tmp_path))
+    changed = json.loads(path.read_text())
+    changed["items"][ITEM.id]["records"]["."]["best"]["accuracy"]["values"] = [0.99]
+    path.write_text(json.dumps(changed))
     with pytest.raises(FileError, match=r"sent.json: found content that is not what the run wrote"):
         find([path])
     path.write_text('{"format": "another", "items": {}}')
@@ -213,7 +218,8 @@ def test_scores_of_a_comparison_are_those_of_every_method_at_its_best_rate(tmp_p
         "full": [run(1e-4, 0, 0.6), run(1e-4, 1, 0.5)],
     }
     compared = Comparison(
-        experiment="glue", budget={"examples": 9, "epochs": 1, "batch_size": 3}, headline="accuracy", smaller_is_better=False,
+        experiment="glue", budget={"examples": 9, "epochs": 1, "batch_size": 3}, headline="accuracy",
+        smaller_is_better=False,
         rows=tuple(rows(found, smaller_is_better=False)),
     )  # fmt: skip
     text = json.dumps(to_json(compared, {"lora": 1, "full": 1}))

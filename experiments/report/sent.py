@@ -10,11 +10,10 @@ what was changed on the way is refused.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
-from experiments.reproduce.outcome import Outcome
 from lora_jax import run_files
 from lora_jax.files import write_json
 from lora_jax.reading import Record, read_object
@@ -26,14 +25,13 @@ _REMEDY = (
 )
 
 
-def write(path: Path, outcomes: Mapping[str, Outcome]) -> None:
+def write(path: Path, items: Mapping[str, Mapping[str, Any]]) -> None:
     """Writes the file.
 
     Args:
       path: of the file.
-      outcomes: by item.
+      items: by name; `records` of one has its run records by folder, `.` for a run alone.
     """
-    items = {name: dataclasses.asdict(outcome) for name, outcome in outcomes.items()}
     write_json(path, {"format": FORMAT, "items": items})
 
 
