@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib
+import json
 import math
 
 import jax
 from ml_collections import ConfigDict
 
 from configs.plan.common import plan_config
-from configs.training import training_fields
+from experiments.plan.figures import StepFigures
 from experiments.plan.models import head_pattern
 from experiments.plan.planner import Planner
 from experiments.plan.variants import configured
@@ -23,6 +25,8 @@ MEAN_TOKENS = {
 }  # fmt: skip
 _PACKED = 0.9  # useful share of packed rows
 _ROWS = 512  # tokens of a row
+# What of a run's training decides what a step needs; rates and lengths of training do not.
+_OF_STEP = ("accumulate", "max_grad_norm", "adam", "prng")
 EFFICIENCY = 0.4  # of the chip's peak, which is a guess
 
 
@@ -74,10 +78,7 @@ def planned(item: Item, topology: str) -> Cost:
     run = config_of(item)
     tokens = MEAN_TOKENS[item.name.split("/")[_task(item)]]
     rows = max(1, math.ceil(run.batch_size * tokens / (_PACKED * _ROWS)))
-    plan = plan_of(run, rows)
-    figures = Planner(plan, topology, None).figures(
-        configured(plan, head_pattern(plan)), {"data": 1, "fsdp": 1, "model": 1}, rows
-    )
+    figures = _compiled(plan_of(run, rows).to_json(), topology)
     steps = run.epochs * math.ceil(item.examples / run.batch_size) * len(run.seeds)
     peak = topologies.check(topology).peak_flops
     return Cost(
@@ -85,6 +86,15 @@ def planned(item: Item, topology: str) -> Cost:
         flops=figures.flops, steps=steps, seconds=steps * figures.flops / (EFFICIENCY * peak),
         jax=jax.__version__,
     )  # fmt: skip
+
+
+@functools.cache
+def _compiled(plan: str, topology: str) -> StepFigures:
+    """The figures of a plan, given as JSON: tasks often have the same."""
+    config = ConfigDict(json.loads(plan))
+    return Planner(config, topology, None).figures(
+        configured(config, head_pattern(config)), {"data": 1, "fsdp": 1, "model": 1}, config.rows
+    )
 
 
 def config_of(item: Item) -> ConfigDict:
@@ -102,11 +112,7 @@ def plan_of(run: ConfigDict, rows: int) -> ConfigDict:
       run: config of the runs.
       rows: of a batch, each of 512 tokens.
     """
-    training = {
-        name: run[name]
-        for name in training_fields()
-        if name not in ("mesh", "base_dtype", "init_adapter", "verify")
-    }
+    training = {name: run[name] for name in _OF_STEP}
     outputs = max(1, run.batch_size // rows) if "task" in run else _ROWS
     return plan_config(
         run.model.name, run.method.to_dict(), mesh={"data": 1, "fsdp": 1, "model": 1}, rows=rows,
