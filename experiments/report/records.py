@@ -9,7 +9,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.report import adapted_layers, checked, older_records
+from experiments.report import adapted_layers, checked, few_shot, older_records
+from experiments.report.few_shot import Prompted
 from experiments.report.record import Record, model_label
 from lora_jax import reading
 from lora_jax.errors import InputError, MissingFileError, SettingError
@@ -28,11 +29,13 @@ class RunRecords:
       records: one per finished run.
       unfinished: folders of runs without a result.json.
       others: folders that no table is about, each with the reason.
+      prompted: finished runs of experiments.prompting.
     """
 
     records: tuple[Record, ...]
     unfinished: tuple[str, ...]
     others: tuple[tuple[str, str], ...]
+    prompted: tuple[Prompted, ...] = ()
 
 
 def find(
@@ -52,6 +55,7 @@ def find(
     records: list[Record] = []
     unfinished: list[str] = []
     others: list[tuple[str, str]] = []
+    prompted: list[Prompted] = []
     known: dict[str, str] = {}  # labels by content
     reasons = {path.resolve(): reason for path, reason in left_out.items()}
     for folder, label in runs.items():
@@ -70,16 +74,18 @@ def find(
             others.append((label, "a run of experiments.tune on texts that are not the paper's"))
         elif first != label:
             others.append((label, f"a copy of the run `{first}`, which is shown"))
+        elif few_shot.KEY in record.values:
+            prompted.append(few_shot.read(record, label))
         else:
             records.append(_record(record, label))
-    if not records:
+    if not records and not prompted:
         started = f"; not finished: {', '.join(unfinished)}" if unfinished else ""
         raise InputError(
             f"no run record (result.json) in {', '.join(map(str, folders))}{started}. Give the "
             "--workdir of a finished run of experiments.glue or experiments.nlg, or a folder that "
             "holds such runs"
         )
-    return RunRecords(tuple(records), tuple(unfinished), tuple(others))
+    return RunRecords(tuple(records), tuple(unfinished), tuple(others), tuple(prompted))
 
 
 def _labelled(roots: Sequence[Path]) -> dict[Path, str]:
@@ -104,9 +110,10 @@ def _runs(root: Path) -> Iterable[Path]:
 
 
 def _is_run_config(folder: Path) -> bool:
-    """Whether config.json belongs to a run that trains, and not to a model or an evaluation."""
+    """Whether config.json belongs to a run that trains or prompts, and not to a model or an evaluation."""
     config = read_object(folder / SETTINGS).values
-    return "method" in config and "seeds" in config and not config.get("eval_only")
+    trains = "method" in config and not config.get("eval_only")
+    return "seeds" in config and (trains or "shots" in config)
 
 
 def _record(record: reading.Record, label: str) -> Record:

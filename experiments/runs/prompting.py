@@ -33,7 +33,6 @@ from lora_jax.sharding.placement import in_host_memory
 ACCURACY = "accuracy"  # by the sum of a text's log probabilities
 PER_TOKEN = "accuracy_per_token"  # by their mean
 UNCONDITIONAL = "accuracy_unconditional"  # by the sum less that without the query
-_TEXTS_PER_CLASS = "log_likelihoods"
 
 
 class Prompting:
@@ -121,10 +120,10 @@ class Prompting:
     def _scoring(self) -> tuple[Callable[[Batch], np.ndarray], int]:
         """What scores a batch, and the number of the model's values."""
         with in_host_memory():
-            model = hub.load_decoder(self._folder, self._decoder)
-            if self.adapter is not None:
-                model = attach(model, self.adapter, None, self._config.adapter)
-        whole = merged(model)
+            base = hub.load_decoder(self._folder, self._decoder)
+            name = self._config.adapter
+            adapted = attach(base, self.adapter, None, name) if self.adapter else base
+        whole = merged(adapted)
         whole.eval()
         structure, values = partition.all_frozen(whole)
         values = jax.device_put(values)
@@ -161,6 +160,12 @@ class Prompting:
             Question(prompt.tolist(), question.choices)
             for prompt, question in zip(with_special, found, strict=True)
         ], shown
+
+    def check_room(self) -> None:
+        """Raises InputError for prompts that are longer than the model's positions."""
+        for seed in self._config.seeds:
+            rows = likelihoods.choice_rows(self.questions(seed)[0])
+            scored.check_room(rows, self._decoder.max_length)
 
     def score(self, seed: int, folder: Path) -> dict[str, Any]:
         """Scores one draw of demonstrations; what a seed's record says of it.
@@ -208,7 +213,7 @@ class Prompting:
                 {
                     "label": names[label],
                     "prediction": names[int(values.argmax())],
-                    _TEXTS_PER_CLASS: dict(zip(names, values.tolist(), strict=True)),
+                    "log_likelihoods": dict(zip(names, values.tolist(), strict=True)),
                 },
                 indent=None,
             )

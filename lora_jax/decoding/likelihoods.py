@@ -12,6 +12,8 @@ import dataclasses
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Float64, Int64
@@ -19,7 +21,6 @@ from jaxtyping import Array, Float, Float64, Int64
 from lora_jax.data.batch import Batch
 from lora_jax.data.packing import Integers, Shape, TokenSequences, lay_out, with_slots
 from lora_jax.errors import InputError
-from lora_jax.training import step
 
 _STEP = 8  # the slots of a batch are a multiple of this
 
@@ -72,7 +73,7 @@ class ChoiceRows(TokenSequences):
             rows.append(np.full(len(places), row, np.int32))
             columns.append(places + np.int32(column))
             targets.append(self.targets[int(index)])
-        outputs = (np.concatenate(parts) for parts in (rows, columns, targets))
+        outputs = np.concatenate(rows), np.concatenate(columns), np.concatenate(targets)
         return with_slots(inputs, *outputs, slots)
 
     def owners(self, indices: Integers) -> Int64[np.ndarray, " outputs"]:
@@ -85,7 +86,7 @@ class ChoiceRows(TokenSequences):
         return np.bincount(np.concatenate(self.choices), minlength=int(self.count))
 
     def sums(
-        self, indices: Sequence[Integers], values: Sequence[Float[np.ndarray, " outputs"]]
+        self, indices: Sequence[Integers], values: Sequence[Float[np.ndarray, " _"]]
     ) -> Float64[np.ndarray, " choices"]:
         """The log likelihood of every choice.
 
@@ -105,43 +106,59 @@ def choice_rows(questions: Sequence[Question]) -> ChoiceRows:
     Raises:
       ValueError: a prompt or a choice has no token.
     """
-    columns: tuple[list[np.ndarray], ...] = ([], [], [], [])
+    rows: list[_Row] = []
     first = 0
     for number, (prompt, choices) in enumerate(questions):
         if not len(prompt) or not all(map(len, choices)):
             raise InputError(
                 f"question {number}: a prompt and each of its choices need at least one token"
             )
-        for row in _rows(tuple(prompt), [tuple(choice) for choice in choices], first):
-            for column, part in zip(columns, row, strict=True):
-                column.append(part)
+        rows += _rows(tuple(prompt), [tuple(choice) for choice in choices], first)
         first += len(choices)
-    return ChoiceRows(*columns, np.int64(first))
+    ids, places, targets, owners = (list(column) for column in zip(*rows, strict=True))
+    return ChoiceRows(ids, places, targets, owners, np.int64(first))
 
 
-def _rows(
-    prompt: tuple[int, ...], choices: Sequence[tuple[int, ...]], first: int
-) -> Iterable[tuple[np.ndarray, ...]]:
-    """The rows of one question: token ids, places, targets and choices, whose numbers begin at `first`."""
+class _Row(NamedTuple):
+    """A row of `ChoiceRows`."""
+
+    ids: np.ndarray
+    places: np.ndarray
+    targets: np.ndarray
+    choices: np.ndarray
+
+
+def _rows(prompt: tuple[int, ...], choices: Sequence[tuple[int, ...]], first: int) -> list[_Row]:
+    """The rows of one question, whose choices are numbered from `first`."""
     read = {choice[:-1] for choice in choices}
-    kept = [own for own in read if not any(own == o[: len(own)] and own != o for o in read)]
-    for beginning in sorted(kept):
-        places, targets, owners = [], [], []
+    kept = sorted(own for own in read if not any(_begins(other, own) for other in read - {own}))
+    rows = []
+    for beginning in kept:
+        places: list[int] = []
+        targets: list[int] = []
+        owners: list[int] = []
         for number, choice in enumerate(choices):
-            # Its tokens are scored in the first row, in this order, that begins as it does.
-            covering = [k for k in sorted(kept) if k[: len(choice) - 1] == choice[:-1]]
-            if covering[0] == beginning:
+            # Its tokens are scored in the first row that begins as it does.
+            if next(own for own in kept if _begins(own, choice[:-1])) == beginning:
                 places += range(len(prompt) - 1, len(prompt) - 1 + len(choice))
                 targets += choice
                 owners += [first + number] * len(choice)
-        row = np.array(prompt + beginning, np.int32)
-        yield row, *(np.array(v, t) for v, t in (
-            (places, np.int32), (targets, np.int32), (owners, np.int64)))  # fmt: skip
+        ids, at = np.array(prompt + beginning, np.int32), np.array(places, np.int32)
+        rows.append(_Row(ids, at, np.array(targets, np.int32), np.array(owners, np.int64)))
+    return rows
+
+
+def _begins(whole: tuple[int, ...], beginning: tuple[int, ...]) -> bool:
+    return whole[: len(beginning)] == beginning
 
 
 def log_probabilities(model: nnx.Module, batch: Batch) -> Float[Array, " slots"]:
     """The log probability (float32) of the token of every slot of a packed batch; unused slots give 0."""
-    return -step.completion_losses(model, batch, None)
+    logits = model(batch.inputs, batch.rows, batch.columns)  # type: ignore[operator]
+    every = jax.nn.log_softmax(logits.astype(jnp.float32))
+    return (
+        jnp.take_along_axis(every, jnp.asarray(batch.labels)[:, None], axis=1)[:, 0] * batch.weights
+    )
 
 
 def split(question_ids: Sequence[int], whole: Sequence[Sequence[int]]) -> Question:

@@ -23,6 +23,7 @@ from lora_jax.files import to_json, write_text
 from lora_jax.sharding.hosts import from_main, is_main
 
 _TOKENS = 2048  # of a batch, unless a row is longer
+_LENGTHS = 64  # the longest rows are a multiple of this
 _SETTINGS = "settings"
 
 
@@ -67,13 +68,10 @@ def score_all(
     Raises:
       ValueError: a row is longer than `max_length`, or the file belongs to other settings.
     """
-    longest = int(rows.lengths.max())
-    if longest > max_length:
-        raise InputError(
-            f"the longest prompt has {longest:,} tokens with its choices, and the model reads at most "
-            f"{max_length:,}: give fewer or shorter demonstrations"
-        )
-    batches = evaluation_batches(rows, width, max_length, _TOKENS)
+    check_room(rows, max_length)
+    # Rows that are not much longer than the longest prompt: the model may read far longer ones.
+    length = min(max_length, -(-int(rows.lengths.max()) // _LENGTHS) * _LENGTHS)
+    batches = evaluation_batches(rows, width, length, _TOKENS)
     counts = [rows.outputs(indices) for indices, _ in batches]
     complete = {**settings, "rows": rows.digest, "batches": counts}
     done = from_main(lambda: _resumed(path, complete, counts))
@@ -92,8 +90,19 @@ def score_all(
             done[str(number)] = line
             bar.update()
     lines = [done[str(number)] for number in range(len(batches))]
-    sums = rows.sums([indices for indices, _ in batches], [line["values"] for line in lines])
+    values = [np.array(line["values"], np.float64) for line in lines]  # null: no number
+    sums = rows.sums([indices for indices, _ in batches], values)
     return Scored(sums, int(rows.lengths.sum()), sum(line["seconds"] for line in lines))
+
+
+def check_room(rows: ChoiceRows, max_length: int) -> None:
+    """Raises InputError if a row is longer than the longest that the model can read."""
+    longest = int(rows.lengths.max())
+    if longest > max_length:
+        raise InputError(
+            f"the longest prompt has {longest:,} tokens with its choices, and the model reads at most "
+            f"{max_length:,}: give fewer or shorter demonstrations"
+        )
 
 
 def _resumed(path: Path, settings: Mapping[str, Any], counts: list[int]) -> dict[str, Any]:
