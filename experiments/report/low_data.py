@@ -27,7 +27,9 @@ _LABELS = {
 _MNLI = ("mnli", "mnli_text")
 _NOTE = (
     "Ours here is the mean over seeds for every model, ± their standard deviation; classifiers are scored "
-    "at their best epoch on the dev examples themselves, decoders at the epoch of the lowest validation loss."
+    "at their best epoch on the dev examples themselves, decoders at the epoch of the lowest validation "
+    "loss. Bars in the plot are 95% intervals of the mean over seeds (Student's t); of several set-ups at "
+    "one point the best is drawn."
 )
 _READING = """\
 Differences in points, paired by seed: the mean, and in brackets its 95% interval (Student's t). An order of

@@ -77,8 +77,10 @@ def _draw(axes: Axes, title: str, own: Mapping[str, Curve], looks: Mapping[str, 
     axes.set_xscale("log")
     axes.set_xlabel("training examples", fontsize=FONT)
     style_axes(axes)
-    for name, curve in own.items():
-        look = looks[name]
+    for name, look in looks.items():
+        if name not in own:
+            continue
+        curve = own[name]
         halves = [0.0 if math.isnan(point.half) else point.half for point in curve.values()]
         axes.errorbar(
             list(curve), [point.value for point in curve.values()],
