@@ -102,6 +102,7 @@ def nlg_config(
                 "source": "data",  # the folder of the original files
                 "max_length": 512,  # longer rows are cut; the longest real one has 259 tokens
                 "max_examples": 0,  # of the training set; 0 is all
+                "balanced": placeholder(bool),  # True: as many of each class, as in Table 16
                 "max_eval_examples": 0,  # rows of the validation set
                 "max_prompts": 0,  # distinct inputs of the decoded split; 0 is all
                 "decode_split": "test",

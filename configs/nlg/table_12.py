@@ -48,13 +48,18 @@ def of_dataset(dataset: str) -> dict[str, Any]:
 
 def of_method(dataset: str, method: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of Table 12: batch, epochs, learning rate, and 250,000 tokens of warm-up in updates."""
-    length = of_dataset(dataset)["data.max_length"]
     return {
         "batch_size": BATCH_SIZE,
         "epochs": EPOCHS,
         "learning_rate": RATES[method["name"]],
-        "warmup_steps": max(1, round(_WARMUP_TOKENS / (BATCH_SIZE * length))),
+        "warmup_steps": warmup_steps(dataset, BATCH_SIZE),
     }
+
+
+def warmup_steps(dataset: str, batch_size: int) -> int:
+    """250,000 tokens of warm-up (Tables 12 and 17) in updates, of rows that are all of Table 12's length."""
+    length = of_dataset(dataset)["data.max_length"]
+    return max(1, round(_WARMUP_TOKENS / (batch_size * length)))
 
 
 def lora(letters: str, rank: int, fused: bool) -> dict[str, Any]:

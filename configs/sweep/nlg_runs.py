@@ -21,7 +21,8 @@ from configs.nlg import gpt2_xl, llama, small, smollm2, table_12
 
 MODELS = {"smollm2": smollm2, "small": small, "gpt2_xl": gpt2_xl, "llama": llama}
 _FUSED = ("small", "gpt2_xl")  # queries, keys and values are one matrix
-_OURS = {"smollm2": smollm2.LEARNING_RATE, "small": small.LEARNING_RATE}
+# Learning rates by method of the models that have their own.
+OURS = {"smollm2": smollm2.LEARNING_RATE, "small": small.LEARNING_RATE}
 
 
 def is_dataset(argument: str) -> bool:
@@ -46,7 +47,7 @@ def run_config(argument: str) -> tuple[ConfigDict, bool, dict[str, float]]:
     config, fused = MODELS[model].get_config(f"{dataset},lora"), model in _FUSED
     whole = {k: v for k, v in config.method.to_dict().items() if k not in ("parts", "fused")}
     config.method = ConfigDict({**whole, "targets": table_12.weights("qv", fused)})
-    return config, fused, dict(_OURS.get(model, table_12.RATES))
+    return config, fused, dict(OURS.get(model, table_12.RATES))
 
 
 def labelled(letters: tuple[str, ...], fused: bool) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Gathers run records into the paper's Tables 2 to 6, 13, 14, 15 and 18, ours beside the paper's.
+"""Gathers run records into the paper's Tables 2 to 6, 8, 13 to 16 and 18, ours beside the paper's.
 
     python -m experiments.report WORKDIR... --output=docs/results.md
 
@@ -46,11 +46,12 @@ def main(arguments: list[str]) -> None:
             _check_output(Path(output))
         runs, command = find(folders), command_text(folders, output)
         if not output:
-            print(document(runs, tables(runs.records), command, {}), end="")
+            print(document(runs, tables(runs.records, runs.prompted), command, {}), end="")
             return
         write(runs, command, Path(output))
         folder = Path(output).with_suffix("")
-        print(f"wrote {output} and {folder}: {len(runs.records)} records, {len(TITLES)} tables")
+        count = len(runs.records) + len(runs.prompted)
+        print(f"wrote {output} and {folder}: {count} records, {len(TITLES)} tables")
 
 
 if __name__ == "__main__":

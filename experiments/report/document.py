@@ -5,14 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from matplotlib.figure import Figure
+
 from experiments.report import (
+    few_shot,
     gpt2_ranks,
+    low_data,
+    low_data_plot,
     rank_plot,
     rank_sweeps,
     rank_tables,
     score_plot,
     weight_sweeps,
 )
+from experiments.report.few_shot import Prompted
 from experiments.report.record import Record
 from experiments.report.records import RunRecords
 from experiments.report.score_tables import score_table
@@ -26,14 +32,21 @@ _LEGEND = """\
 Lines "paper" are quoted from the paper; lines "ours" were measured by the runs listed beneath each table.
 A dash is a missing cell. Ours on GLUE is the median over seeds, each at its best epoch on the dev set, as
 in the paper; in Tables 3, 4, 13, 14, 15 and 18 it is the mean over seeds, each at the epoch of the best
-validation loss. ± is the standard deviation over seeds; without it there was one seed. "Trained" counts the
-values that train, the task's head apart. A run is in a row of the paper only if it has the row's model,
-method and size; its set-up may still differ, see the lists."""
+validation loss, and Tables 8 and 16 say what it is there. ± is the standard deviation over seeds; without it
+there was one seed. "Trained" counts the values that train, the task's head apart. A run is in a row of the
+paper only if it has the row's model, method and size; its set-up may still differ, see the lists. Runs on as
+many examples of each class are in Tables 8 and 16 alone."""
 _PLOTTED = (2, 3, 4, 13, 14, 15)
 
 
-def tables(records: Sequence[Record]) -> list[Table]:
-    """All tables, each with the paper's rows and the runs that belong to it."""
+def tables(every: Sequence[Record], prompted: Sequence[Prompted] = ()) -> list[Table]:
+    """All tables, each with the paper's rows and the runs that belong to it.
+
+    Args:
+      every: records of runs that trained, or only decoded.
+      prompted: of runs of experiments.prompting.
+    """
+    records = [record for record in every if not low_data.is_low_data(record)]
     sweeps = weight_sweeps.find_sweeps(records)
     elsewhere = weight_sweeps.only_in_sweeps(records, sweeps)
     return [
@@ -42,9 +55,11 @@ def tables(records: Sequence[Record]) -> list[Table]:
         score_table(4, records, elsewhere),
         weight_sweeps.weights_table(sweeps),
         weight_sweeps.rank_table(sweeps),
+        few_shot.table(prompted, every),
         score_table(13, records, elsewhere),
         score_table(14, records, elsewhere),
         score_table(15, records, ()),
+        low_data.table(every),
         gpt2_ranks.gpt2_rank_table(records),
     ]
 
@@ -65,7 +80,7 @@ def document(
       plots: paths of images by table number.
       rank_curves: path of the image of the rank sweeps; "" without one.
     """
-    count = len(runs.records)
+    count = len(runs.records) + len(runs.prompted)
     parts = [
         "# Results beside the paper's",
         f"Made by `{command}` from {count} run record{'s' * (count != 1)}.",
@@ -75,12 +90,15 @@ def document(
         parts.append(table.markdown())
         if table.notes:
             parts.append("\n".join(f"- {note}" for note in table.notes))
+        if table.findings:
+            parts.append(table.findings)
         if table.records:
             parts.append("Set-up of our runs:\n\n" + "\n".join(set_up_lines(table.records)))
-        else:
+        elif not table.findings:
             parts.append("No run of ours.")
         if table.number in plots:
-            parts.append(f"![Score against trained values, {table.title}]({plots[table.number]})")
+            against = "training examples" if table.number == 16 else "trained values"
+            parts.append(f"![Score against {against}, {table.title}]({plots[table.number]})")
     sweeps = rank_sweeps.find_sweeps(runs.records)
     if sweeps:
         parts.append(rank_tables.markdown(sweeps, common, rank_curves))
@@ -120,12 +138,13 @@ def write(runs: RunRecords, command: str, path: Path, only_ours: bool = False) -
       only_ours: leaves out tables without a run of ours.
     """
     folder = path.with_suffix("")
-    shown = [table for table in tables(runs.records) if table.records or not only_ours]
+    every = tables(runs.records, runs.prompted)
+    shown = [table for table in every if table.records or table.findings or not only_ours]
     plots: dict[int, str] = {}
     for table in shown:
         files.write_text(folder / f"table_{table.number}.csv", table.csv())
         image = folder / f"table_{table.number}.png"
-        figure = score_plot.figure(table) if table.number in _PLOTTED else None
+        figure = _plot(table)
         if figure is None:
             image.unlink(missing_ok=True)  # of an earlier report
             continue
@@ -133,6 +152,13 @@ def write(runs: RunRecords, command: str, path: Path, only_ours: bool = False) -
         plots[table.number] = f"{folder.name}/{image.name}"
     curves = _write_ranks(runs.records, folder)
     files.write_text(path, document(runs, shown, command, plots, curves))
+
+
+def _plot(table: Table) -> Figure | None:
+    """The plot of a table; None for a table that has none, and where there is nothing to compare."""
+    if table.number == 16:
+        return low_data_plot.figure(table.records)
+    return score_plot.figure(table) if table.number in _PLOTTED else None
 
 
 def _write_ranks(records: Sequence[Record], folder: Path) -> str:

@@ -7,8 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-# The split that the paper scores, where it is not test.
-_SCORED = {"wikisql": "valid", "mnli_text": "valid"}
+from lora_jax.data.glue_text import OF_GLUE
+
+# Tasks of which the paper scores the validation split, not test; GLUE's other pairs as MNLI.
+_VALIDATED = ("wikisql", *OF_GLUE)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -61,7 +63,8 @@ class Record:
         if not self.split:
             limit = data.get("max_eval_examples", 0)
             return f"{limit:,} dev examples" if limit else ""
-        split = f"{self.split} split" if self.split != _SCORED.get(self.task, "test") else ""
+        scored = "valid" if self.task in _VALIDATED else "test"
+        split = f"{self.split} split" if self.split != scored else ""
         limit = data.get("max_prompts", 0)
         return ", ".join([split] * bool(split) + [f"{limit:,} inputs"] * bool(limit))
 

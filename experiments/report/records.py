@@ -9,7 +9,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.report import adapted_layers, checked, older_records, sent
+from experiments.report import adapted_layers, checked, few_shot, older_records, sent
+from experiments.report.few_shot import Prompted
 from experiments.report.record import Record, model_label
 from lora_jax import reading
 from lora_jax.errors import InputError, MissingFileError, SettingError
@@ -28,11 +29,13 @@ class RunRecords:
       records: one per finished run.
       unfinished: folders of runs without a result.json.
       others: folders that no table is about, each with the reason.
+      prompted: finished runs of experiments.prompting.
     """
 
     records: tuple[Record, ...]
     unfinished: tuple[str, ...]
     others: tuple[tuple[str, str], ...]
+    prompted: tuple[Prompted, ...] = ()
 
 
 def find(
@@ -50,51 +53,55 @@ def find(
     """
     paths = [Path(folder) for folder in folders]
     files = [path for path in paths if path.suffix == ".json" and path.is_file()]
-    runs = _labelled([path for path in paths if path not in files])
-    records: list[Record] = []
-    unfinished: list[str] = []
-    others: list[tuple[str, str]] = []
-    known: dict[str, str] = {}  # labels by content
-    reasons = {path.resolve(): reason for path, reason in left_out.items()}
-    for folder, label in runs.items():
+    found, reasons = _Found(), {path.resolve(): reason for path, reason in left_out.items()}
+    for folder, label in _labelled([path for path in paths if path not in files]).items():
         path = folder / RESULT
         if folder in reasons:
-            others.append((label, reasons[folder]))
-            continue
-        if not path.exists():
-            unfinished.append(label)
-            continue
-        _take(checked.read(path), label, records, others, known)
+            found.others.append((label, reasons[folder]))
+        elif path.exists():
+            found.take(checked.read(path), label)
+        else:
+            found.unfinished.append(label)
     for path in files:
         for label, record in sent.records(path):
-            _take(record, f"{path.name}: {label}", records, others, known)
-    if not records:
-        started = f"; not finished: {', '.join(unfinished)}" if unfinished else ""
+            found.take(record, f"{path.name}: {label}")
+    if not found.records and not found.prompted:
+        started = f"; not finished: {', '.join(found.unfinished)}" if found.unfinished else ""
         raise InputError(
             f"no run record (result.json) in {', '.join(map(str, folders))}{started}. Give the "
             "--workdir of a finished run of experiments.glue or experiments.nlg, a folder that "
             "holds such runs, or the file reproduced.json of experiments.reproduce"
         )
-    return RunRecords(tuple(records), tuple(unfinished), tuple(others))
+    return RunRecords(
+        tuple(found.records), tuple(found.unfinished), tuple(found.others), tuple(found.prompted)
+    )
 
 
-def _take(
-    record: reading.Record,
-    label: str,
-    records: list[Record],
-    others: list[tuple[str, str]],
-    known: dict[str, str],
-) -> None:
-    """Puts a record among those that are shown, or among the others with the reason."""
-    first = known.setdefault(to_json(record.values, indent=None), label)
-    if record.values.get("task") == "pretrain":
-        others.append((label, "a pre-training run, no adaptation"))
-    elif record.values.get("task") == "tune":
-        others.append((label, "a run of experiments.tune on texts that are not the paper's"))
-    elif first != label:
-        others.append((label, f"a copy of the run `{first}`, which is shown"))
-    else:
-        records.append(_record(record, label))
+@dataclasses.dataclass
+class _Found:
+    """`RunRecords` while they are gathered; `known` has the labels by content."""
+
+    records: list[Record] = dataclasses.field(default_factory=list)
+    unfinished: list[str] = dataclasses.field(default_factory=list)
+    others: list[tuple[str, str]] = dataclasses.field(default_factory=list)
+    prompted: list[Prompted] = dataclasses.field(default_factory=list)
+    known: dict[str, str] = dataclasses.field(default_factory=dict)
+
+    def take(self, record: reading.Record, label: str) -> None:
+        """Puts a record among those that are shown, or among the others with the reason."""
+        first = self.known.setdefault(to_json(record.values, indent=None), label)
+        if record.values.get("task") == "pretrain":
+            self.others.append((label, "a pre-training run, no adaptation"))
+        elif record.values.get("task") == "tune":
+            self.others.append(
+                (label, "a run of experiments.tune on texts that are not the paper's")
+            )
+        elif first != label:
+            self.others.append((label, f"a copy of the run `{first}`, which is shown"))
+        elif few_shot.KEY in record.values:
+            self.prompted.append(few_shot.read(record, label))
+        else:
+            self.records.append(_record(record, label))
 
 
 def _labelled(roots: Sequence[Path]) -> dict[Path, str]:
@@ -119,9 +126,10 @@ def _runs(root: Path) -> Iterable[Path]:
 
 
 def _is_run_config(folder: Path) -> bool:
-    """Whether config.json belongs to a run that trains, and not to a model or an evaluation."""
+    """Whether config.json belongs to a run that trains or prompts, and not to a model or an evaluation."""
     config = read_object(folder / SETTINGS).values
-    return "method" in config and "seeds" in config and not config.get("eval_only")
+    trains = "method" in config and not config.get("eval_only")
+    return "seeds" in config and (trains or "shots" in config)
 
 
 def _record(record: reading.Record, label: str) -> Record:

@@ -76,6 +76,7 @@ class Table:
       cells: every score, for the CSV.
       records: the runs in it.
       notes: what a reader needs to know of single runs.
+      findings: Markdown that follows: what the scores say; "" for nothing.
     """
 
     number: int
@@ -84,6 +85,7 @@ class Table:
     cells: list[Cell]
     records: list[Record]
     notes: list[str] = dataclasses.field(default_factory=list)
+    findings: str = ""
 
     @property
     def title(self) -> str:
@@ -107,8 +109,14 @@ def shown_as(value: str, std: str) -> str:
     return value + (f"±{std}" if std else "") if value else MISSING
 
 
-def ours_of(column: Column, record: Record | None) -> OurFields:
-    """The fields of a cell that a record fills: median (GLUE) or mean (data to text) over seeds."""
+def ours_of(column: Column, record: Record | None, *, mean: bool = False) -> OurFields:
+    """The fields of a cell that a record fills.
+
+    Args:
+      column: of the cell.
+      record: None leaves the cell empty.
+      mean: takes the mean over seeds, which is the median on GLUE else, and the mean on data to text.
+    """
     values = () if record is None else record.scores.get(column.metric, ())
     if record is None or not values:
         return {}
@@ -118,7 +126,7 @@ def ours_of(column: Column, record: Record | None) -> OurFields:
         return {"ours": text, "seeds": seeds, "workdir": workdir}
     result = spread(values)
     scale, digits = (100, 2) if column.percent else (1, 4)
-    center = result["mean" if record.split else "median"]
+    center = result["mean" if record.split or mean else "median"]
     std = f"{scale * result['std']:.{digits}f}" if len(values) > 1 else ""
     shown = f"{scale * center:.{digits}f}"
     return {"ours": shown, "ours_std": std, "seeds": seeds, "workdir": workdir}

@@ -42,8 +42,10 @@ class DataToTextTask(DecoderTask):
         self.split = data.decode_split
         self._pairs: dict[str, Pairs] = {}  # for training, by split
         if config.epochs and not config.eval_only:
+            every = self._read(self._trained_split(), "train")
+            take = every.balanced if data.get("balanced") else every.take
             self._pairs = {
-                "train": self._read(self._trained_split(), "train").take(data.max_examples),
+                "train": take(data.max_examples),
                 "valid": self._read("valid").take(data.max_eval_examples),
             }
         self.inputs |= {

@@ -58,6 +58,11 @@ _LOFTQ = Field(
     "LoRA's factors start at what packing lost (LoftQ, one step); over a packed `model.base_format`",
     False,
 )
+_BALANCED = Field(
+    OrNone(of=Flag(), none="no"),
+    "trains on as many examples of each class, the first ones of the file",
+    False,
+)
 _MODEL = Field(Text(), "a folder, a GGUF file, `package:NAME`, or a hub name")
 
 
@@ -134,11 +139,7 @@ GLUE: Fields = {
     "model.attention_probs_dropout_prob": Field(_RATE, "dropout of attention weights"),
     "model.classifier_dropout": Field(_RATE, "dropout before the output layer of the head", False),
     "data.source": Field(Text(), "`tfds`, `tfds:DIR`, or a folder with the original GLUE files"),
-    "data.balanced": Field(
-        OrNone(of=Flag(), none="no"),
-        "trains on as many examples of each class, the first ones of the file",
-        False,
-    ),
+    "data.balanced": _BALANCED,
 }
 OWN_TEXTS = "classify"  # `task` of experiments.classify
 CLASSIFY: Fields = {
@@ -190,6 +191,7 @@ DATA_TO_TEXT: Fields = {
     "model.resid_pdrop": Field(_RATE, "of GPT-2: dropout of what joins the residual stream", False),
     "model.attention_dropout": Field(_RATE, "of Llama's kind: dropout of attention weights", False),
     "data.source": Field(Text(), "the folder of the original files"),
+    "data.balanced": _BALANCED,
     "data.max_prompts": Field(_ALL, "distinct inputs of the decoded split; 0 is all"),
     "data.train_split": Field(
         OneOf(("train", "test")),

@@ -59,7 +59,8 @@ def is_run(folder: Path) -> bool:
         names = reading.read_object(file).values.keys() if file.is_file() else set[str]()
     except (InputError, OSError):  # of another program
         return False
-    return {"seeds", "method"} <= names or {"seed", "tokenizer"} <= names
+    kinds = ({"seeds", "method"}, {"seed", "tokenizer"}, {"seeds", "shots"})
+    return any(kind <= names for kind in kinds)
 
 
 @contextlib.contextmanager

@@ -41,7 +41,7 @@ def read(dataset: str, split: str, source: str) -> Pairs:
 
     Returns:
       The rows in the order of the file. `notes` says so if they are not the official split
-      or not exactly what the public code reads; print and record it.
+      or not exactly what the public code reads; print and record it. `classes` are those of GLUE's tasks.
 
     Raises:
       FileNotFoundError: no file of that split is there; the message says where to get it.
@@ -51,13 +51,15 @@ def read(dataset: str, split: str, source: str) -> Pairs:
         raise InputError(f"Unknown dataset {dataset!r}. Use one of: {', '.join(DATASETS)}.")
     if split not in SPLITS:
         raise InputError(f"{dataset} has no split {split!r}. Use one of: {', '.join(SPLITS)}.")
+    classes: tuple[str, ...] = ()
     if dataset in glue_text.OF_GLUE:
         rows, notes = glue_text.rows(dataset, split, source), ""
+        classes = glue_text.classes(dataset)
     else:
         paths = find_split(dataset, split, folder(source))
         rows, notes = _rows(dataset, split, paths)
     contexts, completions, subsets = (list(column) for column in zip(*rows, strict=True))
-    return Pairs(contexts, completions, subsets, notes)
+    return Pairs(contexts, completions, subsets, notes, classes)
 
 
 def questions(split: str, source: str) -> list[wikisql.Question]:

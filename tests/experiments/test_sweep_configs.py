@@ -11,7 +11,7 @@ from ml_collections import config_flags
 from configs import record
 from configs.glue import minilm_weights, roberta_base_lora, roberta_large_lora
 from configs.glue.common import TASKS
-from configs.nlg import gpt2_medium_lora, small
+from configs.nlg import gpt2_medium_lora, small, smollm2
 from configs.sweep import (
     learning_rate,
     rank_glue,
@@ -325,3 +325,28 @@ def test_table_17_is_in_the_sweeps_over_sizes(size, settings):
             assert (method["prefix"], method["infix"]) == (8, 8)
         if method["name"] == "lora":
             assert method["rank"] == 8 and method["targets"] == ".*/attention/(query|value)"
+
+
+@pytest.mark.parametrize("model", ["smollm2", "small", "gpt2_xl", "llama"])
+def test_table_17_is_in_the_sweeps_of_decoders(model):
+    """On MNLI as text; 250,000 tokens of warm-up are 16 updates of 20 rows of 768 tokens, 3 of 100."""
+    for size, (batch_size, epochs, prefix) in table_16.SETTINGS.items():
+        found = points(table_16.get_config(f"{size},{model}"))
+        assert len(found) == 4 * 5
+        for point in found:
+            run = point.config
+            assert (run.dataset, run.batch_size, run.epochs) == ("mnli_text", batch_size, epochs)
+            assert run.warmup_steps == (3 if size == 10_000 else 16) and run.warmup_ratio == 0
+            assert run.data.balanced and run.data.max_examples == size
+            method = dict(run.method)
+            own = {"smollm2": smollm2.LEARNING_RATE, "small": small.LEARNING_RATE}
+            rates = {"full": 5e-6, "prefix_embed": 4e-4 if size == 10_000 else 2e-4,
+                     "prefix_layer": 5e-5, "lora": 2e-4}  # fmt: skip
+            assert run.learning_rate == own.get(model, rates)[method["name"]]
+            if method["name"] == "lora":
+                assert method["rank"] == 8
+            elif method["name"] != "full":
+                lengths = (prefix, 8) if method["name"] == "prefix_embed" else (8, 8)
+                assert (method["prefix"], method["infix"]) == lengths
+    with pytest.raises(ValueError, match=r"unknown number of examples '7'.*'10000'"):
+        table_16.get_config(f"7,{model}")

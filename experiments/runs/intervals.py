@@ -1,4 +1,4 @@
-"""Means and slow-downs of timed passes with 95% confidence intervals."""
+"""Means, shares, and slow-downs of timed passes, with 95% confidence intervals."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 from scipy.special import stdtrit
+from scipy.stats import binomtest
 
 _LEVEL = 0.95
 
@@ -23,6 +24,12 @@ def mean(values: Sequence[float]) -> Interval:
     """The mean of at least two values with the interval of Student's t."""
     array = np.asarray(values, np.float64)
     return Interval(float(array.mean()), _half(array))
+
+
+def share(right: int, count: int) -> tuple[float, float]:
+    """The ends of Wilson's score interval for a probability, from `right` of `count` independent trials."""
+    found = binomtest(right, count).proportion_ci(_LEVEL, method="wilson")
+    return float(found.low), float(found.high)
 
 
 def slow_down(seconds: Sequence[float], base: Sequence[float]) -> Interval:
