@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from experiments.compare import optimum
 from experiments.compare.statistics import Row, interval
-from experiments.latency.intervals import Interval
+from experiments.runs.intervals import Interval
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from experiments.compare.statistics import AtRate, Row, interval
-from experiments.latency.intervals import Interval
+from experiments.runs.intervals import Interval
 
 _FAILS = 10  # times as much worse as the worst rate on the other side is
 

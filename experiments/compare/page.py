@@ -13,9 +13,9 @@ from experiments.compare.optimum import as_rate, of_row
 from experiments.compare.record import Comparison
 from experiments.compare.runs import read
 from experiments.compare.statistics import REFERENCE, Row, contains_zero, rows
-from experiments.latency.intervals import Interval
 from experiments.paper.columns import HEADLINES
 from experiments.report.record import model_label
+from experiments.runs.intervals import Interval
 from experiments.runs.record import MADE_ANEW
 from experiments.runs.text_tables import pipe_table
 from experiments.sweep.command import Trained

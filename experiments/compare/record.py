@@ -10,7 +10,7 @@ from typing import Any
 
 from experiments.compare.optimum import of_row
 from experiments.compare.statistics import REFERENCE, AtRate, Row, contains_zero
-from experiments.latency.intervals import Interval
+from experiments.runs.intervals import Interval
 from lora_jax.errors import MissingFileError
 from lora_jax.reading import Record, read_object
 

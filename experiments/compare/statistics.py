@@ -8,8 +8,8 @@ import statistics
 from collections.abc import Mapping, Sequence
 
 from experiments.compare.runs import Run
-from experiments.latency import intervals
-from experiments.latency.intervals import Interval
+from experiments.runs import intervals
+from experiments.runs.intervals import Interval
 
 REFERENCE = "lora"  # the method that the others are compared with
 

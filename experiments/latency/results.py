@@ -6,9 +6,9 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from experiments.latency import intervals
 from experiments.latency.contenders import BASE
 from experiments.latency.trials import Point
+from experiments.runs import intervals
 
 Record = dict[str, Any]
 

@@ -5,8 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from matplotlib.figure import Figure
+
 from experiments.report import (
+    figure_2,
     gpt2_ranks,
+    method_orders,
     rank_plot,
     rank_sweeps,
     rank_tables,
@@ -55,6 +59,7 @@ def document(
     command: str,
     plots: Mapping[int, str],
     rank_curves: str = "",
+    methods: str = "",
 ) -> str:
     """The Markdown page.
 
@@ -64,6 +69,7 @@ def document(
       command: that makes the page.
       plots: paths of images by table number.
       rank_curves: path of the image of the rank sweeps; "" without one.
+      methods: the same of Figure 2.
     """
     count = len(runs.records)
     parts = [
@@ -81,6 +87,8 @@ def document(
             parts.append("No run of ours.")
         if table.number in plots:
             parts.append(f"![Score against trained values, {table.title}]({plots[table.number]})")
+    if compared := method_orders.comparisons(runs.records):
+        parts.append(figure_2.markdown(compared, methods))
     sweeps = rank_sweeps.find_sweeps(runs.records)
     if sweeps:
         parts.append(rank_tables.markdown(sweeps, common, rank_curves))
@@ -131,17 +139,25 @@ def write(runs: RunRecords, command: str, path: Path, only_ours: bool = False) -
             continue
         save(figure, image)
         plots[table.number] = f"{folder.name}/{image.name}"
-    curves = _write_ranks(runs.records, folder)
-    files.write_text(path, document(runs, shown, command, plots, curves))
+    sweeps = rank_sweeps.find_sweeps(runs.records)
+    ranks = rank_tables.csv_text(sweeps) if sweeps else ""
+    curves = _write_plot(
+        folder, "rank_sweeps.csv", ranks, "rank_curves.png", rank_plot.figure(sweeps)
+    )
+    compared = method_orders.comparisons(runs.records)
+    pairs = figure_2.csv_text(compared) if any(map(method_orders.orders, compared)) else ""
+    of_methods = figure_2.figure(compared)
+    methods = _write_plot(folder, "figure_2.csv", pairs, "figure_2.png", of_methods)
+    files.write_text(path, document(runs, shown, command, plots, curves, methods))
 
 
-def _write_ranks(records: Sequence[Record], folder: Path) -> str:
-    """Writes the rank sweeps' CSV and figure; the figure's path in the Markdown, "" without one."""
-    sweeps = rank_sweeps.find_sweeps(records)
-    table, image = folder / "rank_sweeps.csv", folder / "rank_curves.png"
-    figure = rank_plot.figure(sweeps)
-    if sweeps:
-        files.write_text(table, rank_tables.csv_text(sweeps))
+def _write_plot(
+    folder: Path, table_name: str, text: str, image_name: str, figure: Figure | None
+) -> str:
+    """Writes a CSV, if there is text, and a figure; the figure's path in the Markdown, "" without one."""
+    table, image = folder / table_name, folder / image_name
+    if text:
+        files.write_text(table, text)
     else:
         table.unlink(missing_ok=True)  # of an earlier report
     if figure is None:

@@ -21,7 +21,7 @@ from experiments.compare import contenders, figures, optimum, page, peft
 from experiments.compare import record as json_file
 from experiments.compare.runs import Run
 from experiments.compare.statistics import AtRate, Row, contains_zero, interval, rows
-from experiments.latency.intervals import Interval
+from experiments.runs.intervals import Interval
 from experiments.sweep import local as sweeps
 from experiments.sweep.command import Trained
 from experiments.sweep.experiment import experiment

@@ -1,4 +1,4 @@
-"""Means and slow-downs of timed passes with 95% confidence intervals."""
+"""Means, and ratios of means, with 95% confidence intervals."""
 
 from __future__ import annotations
 
