@@ -102,7 +102,9 @@ def test_wikisql_from_files_to_scores(config, data, tmp_path):
     of_file = score.score(str(data), str(made), "wikisql")
     assert of_file["values"] == result["seeds"]["0"]["test"] and of_file["instances"] == 4
     assert score.table(of_file).startswith("wikisql  4 instances\n  logical_form")
-    with pytest.raises(ValueError, match="the train split of .* has 4 instances and .* has 1 lines"):
+    with pytest.raises(
+        ValueError, match="the train split of .* has 4 instances and .* has 1 lines"
+    ):
         (tmp_path / "one.txt").write_text("?\n")
         score.score(str(data), str(tmp_path / "one.txt"), "wikisql", split="train")
     shown = nlg.table(result)
