@@ -1,6 +1,8 @@
-"""Scores a file of generated texts against references, as the paper does in Tables 3, 13 and 14.
+"""Scores a file of generated texts against references, as the paper does in Tables 3, 4, 13 and 14.
 
     python -m experiments.score REFS HYPS --metrics=e2e --json=scores.json
+    python -m experiments.score REFS HYPS --metrics=samsum
+    python -m experiments.score FOLDER HYPS --metrics=wikisql --split=valid
 
 REFS is a file in the format of e2e-metrics (one reference per line, a blank line between instances), or
 several line-aligned files joined by commas, whose lines are empty where an instance has fewer references.
@@ -8,22 +10,35 @@ HYPS has one text per line. --metrics=webnlg is for WebNLG and DART; it lower-ca
 and leaves empty references out as the paper's code does. With --bleu=multi-bleu BLEU is what the scripts of
 DART and WebNLG print: it takes the texts as they are and an empty reference as one of length 0.
 METEOR needs Java; the table says so where there is none.
+--metrics=samsum is ROUGE of summaries, of DialogSum too; --metrics=mnli_text is the share of texts that are
+the name of the right class, of GLUE's other tasks as text too: there all references of an instance count.
+--metrics=wikisql is logical form and execution. A query is judged on its table, so in the place of REFS
+stands the folder of the data (config.data.source of the run), of which --split was decoded: one text for each
+different context, in their order, as experiments.nlg writes them.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from absl import flags
 
 from experiments.paper.scores import as_in_paper
-from experiments.runs import command_line
+from experiments.runs import command_line, scoring
+from lora_jax.data import data_to_text
+from lora_jax.data.pairs import by_context
 from lora_jax.errors import InputError
 from lora_jax.files import check_output, write_json
-from lora_jax.metrics import files, generation
+from lora_jax.metrics import files, generation, summaries
 
-_USAGE = "python -m experiments.score REFS HYPS [--metrics=e2e|webnlg] [--bleu=...] [--json=FILE]"
+_WITH_BLEU = ("e2e", "webnlg")
+METRICS = (*_WITH_BLEU, "samsum", "mnli_text", "wikisql")
+_USAGE = (
+    f"python -m experiments.score REFS HYPS [--metrics={'|'.join(METRICS)}] [--bleu=...] [--split=...] "
+    "[--json=FILE]"
+)
 
 
 def score(
@@ -32,15 +47,18 @@ def score(
     metrics: str,
     corpus_ter: bool = False,
     bleu: str = generation.LORA,
+    split: str = "valid",
 ) -> dict[str, Any]:
     """Scores a file of texts.
 
     Args:
-      references: path of the references, or several paths joined by commas.
+      references: path of the references, or several paths joined by commas; of 'wikisql' the folder of the
+        data.
       hypotheses: path of the texts to score.
-      metrics: 'e2e' or 'webnlg'.
+      metrics: one of `METRICS`.
       corpus_ter: adds 'ter_corpus' to the scores of 'webnlg'.
       bleu: which BLEU of 'webnlg', see `generation.webnlg`.
+      split: of WikiSQL's data: 'train', 'valid' or 'test'.
 
     Returns:
       JSON values: 'values', 'missing' and 'notes' of `generation.Scores`, and what was scored.
@@ -49,22 +67,29 @@ def score(
       OSError: a file cannot be read.
       ValueError: a file is malformed, or the numbers of instances and texts differ.
     """
-    if metrics == "e2e" and bleu != generation.LORA:
-        raise InputError(f"--bleu={bleu} belongs to --metrics=webnlg; that of e2e is pymteval's")
-    targets = files.read_references(*references.split(","), keep_blank=metrics == "webnlg")
+    if metrics != "webnlg" and bleu != generation.LORA:
+        own = "; that of e2e is pymteval's" if metrics == "e2e" else ""
+        raise InputError(f"--bleu={bleu} belongs to --metrics=webnlg{own}")
     texts = files.read_hypotheses(hypotheses)
-    if len(targets) != len(texts):
-        raise InputError(
-            f"{references} has {len(targets)} instances and {hypotheses} has {len(texts)} lines: "
-            "each instance needs one hypothesis"
-        )
-    if metrics == "e2e":
-        scores = generation.e2e(texts, targets)
+    if metrics == "wikisql":
+        test = by_context(data_to_text.read("wikisql", split, references))
+        _check_count(f"the {split} split of {references}", len(test), hypotheses, texts)
+        scores = scoring.scorer("wikisql", split, references, test)[0](texts)
     else:
-        scores = generation.webnlg(texts, targets, corpus_ter=corpus_ter, bleu=bleu)
+        blank = metrics == "webnlg"
+        targets = files.read_references(*references.split(","), keep_blank=blank)
+        _check_count(references, len(targets), hypotheses, texts)
+        if metrics == "e2e":
+            scores = generation.e2e(texts, targets)
+        elif metrics == "samsum":
+            scores = summaries.rouge(texts, targets)
+        elif metrics == "mnli_text":
+            scores = scoring.classes(texts, targets)
+        else:
+            scores = generation.webnlg(texts, targets, corpus_ter=corpus_ter, bleu=bleu)
     return {
         "metrics": metrics,
-        "bleu": "pymteval" if metrics == "e2e" else bleu,
+        **({"bleu": {"e2e": "pymteval"}.get(metrics, bleu)} if metrics in _WITH_BLEU else {}),
         "references": references,
         "hypotheses": hypotheses,
         "instances": len(texts),
@@ -74,9 +99,18 @@ def score(
     }
 
 
+def _check_count(where: str, instances: int, hypotheses: str, texts: Sequence[str]) -> None:
+    if instances != len(texts):
+        raise InputError(
+            f"{where} has {instances} instances and {hypotheses} has {len(texts)} lines: "
+            "each instance needs one hypothesis"
+        )
+
+
 def table(result: dict[str, Any]) -> str:
     """A short text: every score as the paper shows it, and as computed."""
-    lines = [f"{result['metrics']}  {result['instances']} instances  BLEU: {result['bleu']}"]
+    bleu = f"  BLEU: {result['bleu']}" if "bleu" in result else ""
+    lines = [f"{result['metrics']}  {result['instances']} instances{bleu}"]
     for name, value in result["values"].items():
         shown = as_in_paper(name, value)
         note = f"   ({result['notes'][name]})" if name in result["notes"] else ""
@@ -93,14 +127,16 @@ def main(arguments: list[str]) -> None:
         if _JSON.value:
             read = [*arguments[1].split(","), arguments[2]]
             check_output(Path(_JSON.value), read, "--json")
-        result = score(arguments[1], arguments[2], _METRICS.value, _CORPUS_TER.value, _BLEU.value)
+        result = score(
+            arguments[1], arguments[2], _METRICS.value, _CORPUS_TER.value, _BLEU.value, _SPLIT.value
+        )
         print(table(result))
         if _JSON.value:
             write_json(Path(_JSON.value), result)
 
 
 if __name__ == "__main__":
-    _METRICS = flags.DEFINE_enum("metrics", "e2e", ["e2e", "webnlg"], "Which scores.")
+    _METRICS = flags.DEFINE_enum("metrics", "e2e", METRICS, "Which scores.")
     _CORPUS_TER = flags.DEFINE_bool(
         "corpus_ter", False, "webnlg: also the corpus TER of TERCOM (slow)."
     )
@@ -108,5 +144,8 @@ if __name__ == "__main__":
         "bleu", generation.LORA, generation.BLEUS,
         "webnlg: BLEU as the paper's code computes it, or as the scripts of DART and WebNLG.",
     )  # fmt: skip
+    _SPLIT = flags.DEFINE_enum(
+        "split", "valid", ["train", "valid", "test"], "wikisql: the split that was decoded."
+    )
     _JSON = flags.DEFINE_string("json", None, "JSON file for the result.")
     command_line.run(main)

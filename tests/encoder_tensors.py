@@ -20,7 +20,9 @@ def to_ours(
     """
     groups: dict[str, dict[int, np.ndarray]] = {}
     for name, tensor in named.items():
-        module, _, leaf = re.sub(r"^(bert|roberta|deberta)\.", "", name).rpartition(".")
+        module, _, leaf = re.sub(
+            r"^(bert|roberta|deberta|electra|distilbert)\.", "", name
+        ).rpartition(".")
         [path] = [re.sub(p, ours, module) for p, ours in names if re.fullmatch(p, module)]
         value = tensor.detach().numpy()
         if leaf == "weight":

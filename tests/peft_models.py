@@ -28,6 +28,10 @@ _GPT2 = {
     "vocab_size": 40, "n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 20, "pad_token_id": 0,
     "num_labels": 6, "bos_token_id": 0, "eos_token_id": 0,
 }  # fmt: skip
+_DISTILBERT = {
+    "vocab_size": 40, "dim": 16, "n_layers": 2, "n_heads": 2, "hidden_dim": 24,
+    "max_position_embeddings": 20, "num_labels": 6,
+}  # fmt: skip
 _KINDS = {  # settings, and the class of the pre-trained model
     "bert": (transformers.BertConfig(**_SIZES), "BertModel"),
     "roberta": (transformers.RobertaConfig(**_SIZES, pad_token_id=1), "RobertaModel"),
@@ -35,13 +39,15 @@ _KINDS = {  # settings, and the class of the pre-trained model
         transformers.DebertaV2Config(**_SIZES, **deberta_models.PUBLISHED_KIND),
         "DebertaV2Model",
     ),
+    "electra": (transformers.ElectraConfig(**_SIZES, embedding_size=6), "ElectraModel"),
+    "distilbert": (transformers.DistilBertConfig(**_DISTILBERT), "DistilBertModel"),
     "gpt2": (transformers.GPT2Config(**_GPT2), "GPT2LMHeadModel"),
     "llama": (transformers.LlamaConfig(**_LLAMA), "LlamaForCausalLM"),
     "tied": (transformers.LlamaConfig(**_LLAMA, tie_word_embeddings=True), "LlamaForCausalLM"),
     "qwen2": (transformers.Qwen2Config(**_LLAMA), "Qwen2ForCausalLM"),
 }
 IDS = np.random.default_rng(0).integers(3, 40, (2, 7))
-ENCODERS = ("bert", "roberta", "deberta")
+ENCODERS = ("bert", "roberta", "deberta", "electra", "distilbert")
 
 
 @functools.cache

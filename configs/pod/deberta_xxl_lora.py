@@ -1,6 +1,8 @@
-"""DeBERTa XXL with LoRA on one TPU host: is there room, and for which batch?
+"""DeBERTa XXL with LoRA on one TPU host, or on GPUs: is there room, and for which batch?
 
     python -m experiments.plan --config=configs/pod/deberta_xxl_lora.py --topology=v5e:2x4
+    python -m experiments.plan --config=configs/pod/deberta_xxl_lora.py --topology=h100:1
+    python -m experiments.plan --config=configs/pod/deberta_xxl_lora.py --topology=rtx4090:1 --config.rows=8
 
 The method of Table 2 (r = 16 on query and value). A batch of 64 rows of 256 tokens, MNLI's length in
 Table 10, with 6 examples each: MNLI's mean length is 40 tokens.

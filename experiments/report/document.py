@@ -9,9 +9,11 @@ from matplotlib.figure import Figure
 
 from experiments.report import (
     few_shot,
+    figure_2,
     gpt2_ranks,
     low_data,
     low_data_plot,
+    method_orders,
     rank_plot,
     rank_sweeps,
     rank_tables,
@@ -70,6 +72,7 @@ def document(
     command: str,
     plots: Mapping[int, str],
     rank_curves: str = "",
+    methods: str = "",
 ) -> str:
     """The Markdown page.
 
@@ -79,6 +82,7 @@ def document(
       command: that makes the page.
       plots: paths of images by table number.
       rank_curves: path of the image of the rank sweeps; "" without one.
+      methods: the same of Figure 2.
     """
     count = len(runs.records) + len(runs.prompted)
     parts = [
@@ -99,6 +103,8 @@ def document(
         if table.number in plots:
             against = "training examples" if table.number == 16 else "trained values"
             parts.append(f"![Score against {against}, {table.title}]({plots[table.number]})")
+    if compared := method_orders.comparisons(runs.records):
+        parts.append(figure_2.markdown(compared, methods))
     sweeps = rank_sweeps.find_sweeps(runs.records)
     if sweeps:
         parts.append(rank_tables.markdown(sweeps, common, rank_curves))
@@ -150,8 +156,16 @@ def write(runs: RunRecords, command: str, path: Path, only_ours: bool = False) -
             continue
         save(figure, image)
         plots[table.number] = f"{folder.name}/{image.name}"
-    curves = _write_ranks(runs.records, folder)
-    files.write_text(path, document(runs, shown, command, plots, curves))
+    sweeps = rank_sweeps.find_sweeps(runs.records)
+    ranks = rank_tables.csv_text(sweeps) if sweeps else ""
+    curves = _write_plot(
+        folder, "rank_sweeps.csv", ranks, "rank_curves.png", rank_plot.figure(sweeps)
+    )
+    compared = method_orders.comparisons(runs.records)
+    pairs = figure_2.csv_text(compared) if any(map(method_orders.orders, compared)) else ""
+    of_methods = figure_2.figure(compared)
+    methods = _write_plot(folder, "figure_2.csv", pairs, "figure_2.png", of_methods)
+    files.write_text(path, document(runs, shown, command, plots, curves, methods))
 
 
 def _plot(table: Table) -> Figure | None:
@@ -161,13 +175,13 @@ def _plot(table: Table) -> Figure | None:
     return score_plot.figure(table) if table.number in _PLOTTED else None
 
 
-def _write_ranks(records: Sequence[Record], folder: Path) -> str:
-    """Writes the rank sweeps' CSV and figure; the figure's path in the Markdown, "" without one."""
-    sweeps = rank_sweeps.find_sweeps(records)
-    table, image = folder / "rank_sweeps.csv", folder / "rank_curves.png"
-    figure = rank_plot.figure(sweeps)
-    if sweeps:
-        files.write_text(table, rank_tables.csv_text(sweeps))
+def _write_plot(
+    folder: Path, table_name: str, text: str, image_name: str, figure: Figure | None
+) -> str:
+    """Writes a CSV, if there is text, and a figure; the figure's path in the Markdown, "" without one."""
+    table, image = folder / table_name, folder / image_name
+    if text:
+        files.write_text(table, text)
     else:
         table.unlink(missing_ok=True)  # of an earlier report
     if figure is None:

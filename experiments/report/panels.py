@@ -23,17 +23,28 @@ class Panel:
       model: label.
       examples: of training; None for the model without adaptation.
       evaluated_on: see `Record.evaluated_on`.
+      loss: whether scores are losses on the validation split, in place of the task's headline.
+      table: number of the paper's table, if all points are from there; else 0.
     """
 
     task: str
     model: str
     examples: int | None
     evaluated_on: str = ""
+    loss: bool = False
+    table: int = 0
+
+    @property
+    def metric(self) -> str:
+        """Name of the scores."""
+        return "loss" if self.loss else HEADLINES[self.task].metric
 
     @property
     def title(self) -> str:
         """Two lines: task and model, then training and evaluation."""
         name = HEADLINES[self.task].title if HEADLINES[self.task].metric != "bleu" else self.task
+        if self.table:
+            return f"{name}, {self.model}\nthe paper, Table {self.table}"
         scored = f", {self.evaluated_on}" * bool(self.evaluated_on)
         trained = f"{self.examples:,} training examples" if self.examples else "not trained"
         return f"{name}, {self.model}\n{trained}{scored}"

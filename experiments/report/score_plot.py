@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import NullFormatter
 
-from experiments.paper.columns import HEADLINES
 from experiments.report.panel_grid import FONT, columns_of, panel_grid, style_axes
 from experiments.report.panels import Panel, Point, panels
 from experiments.report.tables import Table
@@ -42,14 +41,18 @@ _UNITS = {
     "bleu": "BLEU",
     "logical_form": "right logical form, %",
     "rouge_1": "ROUGE-1",
+    "loss": "validation loss",
 }
 
 
 def figure(table: Table) -> Figure | None:
     """The figure of Table 2, 3, 4, 13, 14 or 15; None if nothing can be compared."""
     drawn = panels(table)
-    if not drawn:
-        return None
+    return draw(drawn) if drawn else None
+
+
+def draw(drawn: Mapping[Panel, Sequence[Point]]) -> Figure:
+    """The figure of some panels, at least one."""
     handles = _legend([point for points in drawn.values() for point in points])
     across = 5 if columns_of(len(drawn)) == 2 else 3
     result, grid = panel_grid(len(drawn), math.ceil(len(handles) / across))
@@ -70,7 +73,7 @@ def _draw(axes: Axes, panel: Panel, points: Sequence[Point]) -> None:
         axes.set_xlim(min(trained) / 4, max(trained) * 4)
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_xlabel("trained values, the head apart", fontsize=FONT)
-    axes.set_ylabel(_UNITS[HEADLINES[panel.task].metric], fontsize=FONT)
+    axes.set_ylabel(_UNITS[panel.metric], fontsize=FONT)
     style_axes(axes)
     axes.margins(y=0.08)
     for (method, _), series in _series(points).items():

@@ -14,11 +14,12 @@ from typing import Any, Protocol, runtime_checkable
 from flax import nnx
 
 from lora_jax.errors import FileError, InputError, SettingError
-from lora_jax.models import config_json, deberta_json, llama_json
+from lora_jax.models import config_json, deberta_json, encoder_json, llama_json
 from lora_jax.models.deberta import DebertaClassifier
 from lora_jax.models.deberta_config import DebertaConfig
 from lora_jax.models.decoder import Decoder
-from lora_jax.models.encoder import Classifier, EncoderConfig
+from lora_jax.models.encoder import Classifier
+from lora_jax.models.encoder_config import DistilBertConfig, ElectraConfig, EncoderConfig
 from lora_jax.models.gpt2 import GPT2, GPT2Config
 from lora_jax.models.layouts import LAYOUTS, Layout
 from lora_jax.models.llama import Llama
@@ -87,27 +88,6 @@ class Architecture:
         return self.model(config, rngs)
 
 
-def _roberta_fields(name: str, record: Record) -> dict[str, Any]:
-    """RoBERTa's first position comes after its padding index."""
-    padding = record.integer("pad_token_id", 0) if "pad_token_id" in record.values else 1
-    return {"architecture": name, "position_offset": padding + 1}
-
-
-# By model_type, the class of transformers. Multilingual and French RoBERTas have names of their own.
-_ROBERTAS = {
-    "roberta": "RobertaModel", "xlm-roberta": "XLMRobertaModel", "camembert": "CamembertModel",
-}  # fmt: skip
-
-
-def _published_encoder(config: EncoderConfig) -> dict[str, Any]:
-    fields = {k: getattr(config, k) for k in config_json.ENCODER.ranges}
-    if config.architecture == "bert":
-        return {"model_type": "bert", "architectures": ["BertModel"], **fields}
-    padding = {"pad_token_id": config.position_offset - 1}  # which says where positions begin
-    names = [_ROBERTAS[config.architecture]]
-    return {"model_type": config.architecture, "architectures": names, **fields, **padding}
-
-
 def _published_gpt2(config: GPT2Config) -> dict[str, Any]:
     fields = {k: v for k, v in dataclasses.asdict(config).items() if k in config_json.GPT2.ranges}
     return {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], **fields}
@@ -118,8 +98,8 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         config=EncoderConfig,
         model=Classifier,
         layout=LAYOUTS["bert"],
-        keys=config_json.ENCODER,
-        published=_published_encoder,
+        keys=encoder_json.ENCODER,
+        published=encoder_json.published,
         derived=lambda record: {"architecture": "bert"},
     ),
     **{
@@ -127,12 +107,26 @@ ARCHITECTURES: Mapping[str, Architecture] = {
             config=EncoderConfig,
             model=Classifier,
             layout=LAYOUTS[name],
-            keys=config_json.ENCODER,
-            published=_published_encoder,
-            derived=functools.partial(_roberta_fields, name),
+            keys=encoder_json.ENCODER,
+            published=encoder_json.published,
+            derived=functools.partial(encoder_json.roberta_fields, name),
         )
-        for name in _ROBERTAS
+        for name in encoder_json.ROBERTAS
     },
+    "electra": Architecture(
+        config=ElectraConfig,
+        model=Classifier,
+        layout=LAYOUTS["electra"],
+        keys=encoder_json.ELECTRA,
+        published=encoder_json.published,
+    ),
+    "distilbert": Architecture(
+        config=DistilBertConfig,
+        model=Classifier,
+        layout=LAYOUTS["distilbert"],
+        keys=encoder_json.DISTILBERT,
+        published=encoder_json.published,
+    ),
     "deberta-v2": Architecture(
         config=DebertaConfig,
         model=DebertaClassifier,
@@ -162,6 +156,21 @@ ARCHITECTURES: Mapping[str, Architecture] = {
 }
 
 
+# Why the model of a model_type is not one of those above.
+_OTHERS = {
+    "albert": "All layers of an ALBERT share one set of weights, which runs once for each. A layer that "
+    "stands at several depths is not implemented: a method would adapt all of them at once. BERT, RoBERTa, "
+    "ELECTRA and DistilBERT have weights of their own in every layer",
+}
+
+
+def _refused(record: Record, folder: Path) -> str:
+    """Why a model_type is refused, and what to do."""
+    if "model_type" not in record.values:
+        return config_json.without_config(folder)
+    return _OTHERS.get(str(record.values["model_type"]), "")
+
+
 def read_config(folder: Path, model: type[nnx.Module] = nnx.Module, **overrides: Any) -> AnyConfig:
     """A model's configuration from config.json.
 
@@ -181,7 +190,7 @@ def read_config(folder: Path, model: type[nnx.Module] = nnx.Module, **overrides:
     if not isinstance(name, str) or name not in supported:
         raise FileError(
             record.path, "", f"model_type {name!r}"[:80], f"one of {', '.join(supported)}",
-            "" if "model_type" in record.values else config_json.without_config(folder),
+            _refused(record, folder),
         )  # fmt: skip
     architecture = ARCHITECTURES[name]
     config_json.check_fixed(record, architecture.keys)
@@ -190,7 +199,7 @@ def read_config(folder: Path, model: type[nnx.Module] = nnx.Module, **overrides:
     for field in fields:
         needed = field.default is dataclasses.MISSING and field.name not in values
         if needed and (allowed := architecture.keys.ranges.get(field.name)):
-            raise record.error(field.name, "nothing", str(allowed))
+            raise record.error(architecture.keys.key(field.name), "nothing", str(allowed))
     try:
         config = architecture.config(**values)
     except InputError as error:

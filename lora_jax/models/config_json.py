@@ -13,7 +13,7 @@ from typing import Any
 
 from lora_jax.errors import FileError, MissingFileError, brief
 from lora_jax.gguf.container import SUFFIX
-from lora_jax.models import encoder, gguf_config, gpt2
+from lora_jax.models import gguf_config, gpt2
 from lora_jax.models.quantization_json import OTHER_PACKING, quantised_bits
 from lora_jax.ranges import Range
 from lora_jax.reading import Record, read_object
@@ -59,10 +59,11 @@ class Keys:
     """The keys of an architecture's config.json.
 
     Attributes:
-      ranges: of those that are fields of the configuration here, under the same name.
+      ranges: of the fields of the configuration here that are taken from the file as they stand.
       fixed: those that change the model, each with the values that are implemented; the first one is
         what it is without the key.
       without_effect: those that change nothing of what is computed here.
+      names: of the fields that the file has under another name, that name.
       same_as: other names of the fields, which transformers takes too.
       computed_from: those that other fields of the configuration are computed from.
       defaults: of the fields without a key, where those of the configuration here are others.
@@ -71,24 +72,23 @@ class Keys:
     ranges: Mapping[str, Range]
     fixed: Mapping[str, tuple[Any, ...]]
     without_effect: tuple[str, ...] = WITHOUT_EFFECT
+    names: Mapping[str, str] = dataclasses.field(default_factory=dict)
     same_as: Mapping[str, str] = dataclasses.field(default_factory=dict)
     computed_from: tuple[str, ...] = ()
     defaults: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
+    def key(self, field: str) -> str:
+        """What the file calls a field."""
+        return self.names.get(field, field)
+
     def known(self) -> set[str]:
         """All of them."""
         return {
-            "model_type", *self.ranges, *self.fixed, *self.without_effect, *self.same_as,
+            "model_type", *map(self.key, self.ranges), *self.fixed, *self.without_effect, *self.same_as,
             *self.computed_from, *TOKEN_IDS,
         }  # fmt: skip
 
 
-ENCODER = Keys(
-    ranges=encoder.RANGES,
-    fixed={**FIXED, "hidden_act": ("gelu",), "is_decoder": (False,)},
-    # An output embedding is of a language model's head, which is not used.
-    without_effect=(*WITHOUT_EFFECT, "tie_word_embeddings"),
-)
 GPT2 = Keys(
     ranges=gpt2.RANGES,
     fixed={
@@ -187,15 +187,16 @@ def fields(record: Record, keys: Keys) -> dict[str, Any]:
     Raises:
       FileError: a value of another type or out of its range, or two names of one field that differ.
     """
-    values = {name: record.values[name] for name in keys.ranges if name in record.values}
+    given = {name: keys.key(name) for name in keys.ranges if keys.key(name) in record.values}
     for other, name in keys.same_as.items():
         if other in record.values:
-            found = record.values[other]
-            if values.setdefault(name, found) != found:
-                raise record.error(other, repr(found), f"the value of {name}, {values[name]!r}")
-    for name, value in values.items():
-        allowed = keys.ranges[name]
+            first = given.setdefault(name, other)
+            if (found := record.values[other]) != (value := record.values[first]):
+                raise record.error(other, repr(found), f"the value of {first}, {value!r}")
+    values = {}
+    for name, key in given.items():
+        value, allowed = record.values[key], keys.ranges[name]
         if not allowed.accepts(value):
-            raise record.error(name, brief(value), str(allowed))
+            raise record.error(key, brief(value), str(allowed))
         values[name] = allowed.plain(value)
     return {**keys.defaults, **values}

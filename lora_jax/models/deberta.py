@@ -12,11 +12,12 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from lora_jax.data.batch import Inputs
-from lora_jax.dropout import DropoutKey, dropout, split_key
+from lora_jax.dropout import DropoutKey, split_key
 from lora_jax.models.attention.spans import of_kinds, of_segments
 from lora_jax.models.deberta_config import LAYER_NORM, DebertaConfig
-from lora_jax.models.deberta_layers import ACTIVATIONS, Convolution, DebertaBlock, Embeddings
-from lora_jax.models.encoder import Classifier, head_linear
+from lora_jax.models.deberta_layers import Convolution, DebertaBlock, Embeddings
+from lora_jax.models.encoder import Classifier
+from lora_jax.models.encoder_heads import DenseHead
 from lora_jax.models.parts import norm, table
 from lora_jax.models.stack import Stack
 from lora_jax.models.sublayer import Beside, Context
@@ -73,26 +74,10 @@ class DebertaEncoder(nnx.Module):
         return embeddings
 
 
-class ContextHead(nnx.Module):
-    """Pooler and output layer, both new for a task: the published model's pooler is not pre-trained."""
-
-    def __init__(self, config: DebertaConfig, num_outputs: int, rngs: nnx.Rngs):
-        self.dense = head_linear(config, config.hidden_size, rngs)
-        self.output = head_linear(config, num_outputs, rngs)
-        self.rates = config.pooler_dropout, config.head_dropout
-        self.activation = config.pooler_hidden_act
-
-    def __call__(self, x: Float[Array, "n hidden"], key: DropoutKey) -> Float[Array, "n outputs"]:
-        """Logits from the hidden states of the classification tokens."""
-        before, behind = split_key(key, 2)
-        pooled = self.dense(dropout(x, self.rates[0], before))
-        return self.output(dropout(ACTIVATIONS[self.activation](pooled), self.rates[1], behind))
-
-
 class DebertaClassifier(Classifier):
     """A DeBERTa with a head on the classification token of every example; see `Classifier`."""
 
     def __init__(self, config: DebertaConfig, num_outputs: int, rngs: nnx.Rngs):
         self.encoder = DebertaEncoder(config, rngs)
-        self.head = ContextHead(config, num_outputs, rngs)
+        self.head = DenseHead(config, num_outputs, rngs)
         self.config = config

@@ -10,20 +10,20 @@ import numpy as np
 from jaxtyping import Int
 
 from lora_jax.errors import InputError
-from lora_jax.models import encoder, ranges
+from lora_jax.models import encoder_config, ranges
+from lora_jax.models.activations import ACTIVATIONS, Activation
 from lora_jax.models.attention.attend import PLATFORMS
 from lora_jax.models.attention.relative import buckets
-from lora_jax.models.encoder import EncoderConfig
+from lora_jax.models.encoder_config import EncoderConfig
 from lora_jax.ranges import Flag, OneOf, OrNone, Range, Several, Whole
 
 CONTENT_TO_POSITION, POSITION_TO_CONTENT = "c2p", "p2c"
 LAYER_NORM, NO_NORM = "layer_norm", "none"
-ACTIVATIONS = ("gelu", "tanh", "relu")
 _COUNT = Whole(least=-1, most=ranges.ROWS.most)
 
 # Of the fields that config.json has, see `DebertaConfig`.
 RANGES: Mapping[str, Range] = {
-    **encoder.RANGES,
+    **encoder_config.RANGES,
     "type_vocab_size": Whole(least=0, most=ranges.ROWS.most),
     "embedding_size": OrNone(of=ranges.WIDTH, none="the model's width"),
     "relative_attention": Flag(),
@@ -36,9 +36,9 @@ RANGES: Mapping[str, Range] = {
     "norm_rel_ebd": OneOf((NO_NORM, LAYER_NORM)),
     "position_biased_input": Flag(),
     "conv_kernel_size": Whole(least=0, most=255),
-    "conv_act": OneOf(ACTIVATIONS),
+    "conv_act": OneOf(tuple(ACTIVATIONS)),
     "pooler_dropout": ranges.RATE,
-    "pooler_hidden_act": OneOf(ACTIVATIONS),
+    "pooler_hidden_act": OneOf(tuple(ACTIVATIONS)),
 }
 
 
@@ -77,9 +77,9 @@ class DebertaConfig(EncoderConfig):
     norm_rel_ebd: str = NO_NORM
     position_biased_input: bool = True
     conv_kernel_size: int = 0
-    conv_act: str = "tanh"
+    conv_act: Activation = "tanh"
     pooler_dropout: float = 0.0
-    pooler_hidden_act: str = "gelu"
+    pooler_hidden_act: Activation = "gelu"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -103,6 +103,16 @@ class DebertaConfig(EncoderConfig):
     def table_width(self) -> int:
         """Width of the embedding tables."""
         return self.hidden_size if self.embedding_size is None else self.embedding_size
+
+    @property
+    def head_rates(self) -> tuple[float, float]:
+        """Dropout rates before a head's dense layer, and before its output layer."""
+        return self.pooler_dropout, self.head_dropout
+
+    @property
+    def head_activation(self) -> Activation:
+        """Activation of a head's dense layer."""
+        return self.pooler_hidden_act
 
     @property
     def longest(self) -> int:

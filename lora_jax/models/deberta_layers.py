@@ -12,17 +12,16 @@ from jaxtyping import Array, Float
 
 from lora_jax.data.batch import Inputs
 from lora_jax.dropout import DropoutKey, dropout, split_key
+from lora_jax.models.activations import ACTIVATIONS
 from lora_jax.models.attention.attend import attend
 from lora_jax.models.attention.relative import Relative
 from lora_jax.models.attention.scores import Scores
 from lora_jax.models.attention.spans import Spans
 from lora_jax.models.deberta_config import DebertaConfig
-from lora_jax.models.encoder import FeedForward, gelu
+from lora_jax.models.encoder import FeedForward
 from lora_jax.models.parts import linear, norm, table
 from lora_jax.models.sublayer import AttentionSublayer, Block, Context, PostNorm
 from lora_jax.sharding.axes import constrain, named
-
-ACTIVATIONS = {"gelu": gelu, "tanh": jnp.tanh, "relu": jax.nn.relu}
 
 
 class Embeddings(nnx.Module):

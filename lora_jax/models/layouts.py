@@ -67,6 +67,21 @@ _ENCODER = {
     "encoder/layers/block/feed_forward/norm": "encoder.layer.{}.output.LayerNorm",
     "pooler": "pooler.dense",
 }
+_ELECTRA = {
+    **{path: name for path, name in _ENCODER.items() if path != "pooler"},
+    "encoder/embeddings/projection": "embeddings_project",  # where the tables have another width
+}
+_DISTILBERT = {
+    **{path: name for path, name in _ENCODER.items() if path.startswith("encoder/embeddings/")},
+    "encoder/layers/block/attention/query": "transformer.layer.{}.attention.q_lin",
+    "encoder/layers/block/attention/key": "transformer.layer.{}.attention.k_lin",
+    "encoder/layers/block/attention/value": "transformer.layer.{}.attention.v_lin",
+    "encoder/layers/block/attention/output": "transformer.layer.{}.attention.out_lin",
+    "encoder/layers/block/attention/norm": "transformer.layer.{}.sa_layer_norm",
+    "encoder/layers/block/feed_forward/up": "transformer.layer.{}.ffn.lin1",
+    "encoder/layers/block/feed_forward/down": "transformer.layer.{}.ffn.lin2",
+    "encoder/layers/block/feed_forward/norm": "transformer.layer.{}.output_layer_norm",
+}
 _DEBERTA = {
     **{
         path: name
@@ -148,6 +163,21 @@ LAYOUTS: Mapping[str, Layout] = {
         needed={"pooler.": _NO_POOLER},
     ),
     **dict.fromkeys(("roberta", "xlm-roberta", "camembert"), _ROBERTA),
+    "electra": Layout(
+        prefix="electra.",
+        names=_ELECTRA,
+        heads=r"(discriminator_predictions|generator_predictions|generator_lm_head|sequence_summary|"
+        r"classifier|qa_outputs)\..*",
+        buffers=_BUFFERS,
+        head={"head/dense": "classifier.dense", "head/output": "classifier.out_proj"},
+    ),
+    "distilbert": Layout(
+        prefix="distilbert.",
+        names=_DISTILBERT,
+        heads=r"(vocab_transform|vocab_layer_norm|vocab_projector|pre_classifier|classifier|qa_outputs)\..*",
+        buffers=_BUFFERS,
+        head={"head/dense": "pre_classifier", "head/output": "classifier"},
+    ),
     "deberta-v2": Layout(
         prefix="deberta.",
         names=_DEBERTA,

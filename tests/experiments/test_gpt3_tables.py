@@ -10,7 +10,7 @@ from flax import nnx
 
 from configs.nlg import gpt2_xl, llama, small, smollm2, table_12
 from configs.sweep import table_5, table_6, table_15
-from experiments import nlg
+from experiments import nlg, score
 from experiments.paper import scores
 from experiments.report import document, score_plot
 from experiments.report.records import find
@@ -98,6 +98,15 @@ def test_wikisql_from_files_to_scores(config, data, tmp_path):
     questions = data_to_text.questions("valid", str(data))
     alike = [[each] for each in questions[:3]] + [questions[3:]]
     assert wikisql.score(texts, alike).values == result["seeds"]["0"]["test"]
+    made = tmp_path / "run/seed_0/predictions.txt"
+    of_file = score.score(str(data), str(made), "wikisql")
+    assert of_file["values"] == result["seeds"]["0"]["test"] and of_file["instances"] == 4
+    assert score.table(of_file).startswith("wikisql  4 instances\n  logical_form")
+    with pytest.raises(
+        ValueError, match="the train split of .* has 4 instances and .* has 1 lines"
+    ):
+        (tmp_path / "one.txt").write_text("?\n")
+        score.score(str(data), str(tmp_path / "one.txt"), "wikisql", split="train")
     shown = nlg.table(result)
     percent = f"{100 * result['test']['logical_form']['mean']:.2f}"
     assert re.search(rf"logical_form +{percent}\b", shown)
@@ -146,6 +155,9 @@ def test_samsum_and_mnli_from_files_to_scores(config, tmp_path, argument, names)
     assert list(result["test"]) == names and result["seeds"]["0"]["decode"]["prompts"] == 6
     texts = files.read_hypotheses(tmp_path / "run/seed_0/predictions.txt")
     references = files.read_references(tmp_path / "run/seed_0/references.txt")
+    paths = [str(tmp_path / f"run/seed_0/{kind}.txt") for kind in ("references", "predictions")]
+    of_files = score.score(*paths, argument.partition(",")[0])
+    assert of_files["values"] == result["seeds"]["0"]["test"] and "bleu" not in of_files
     again = summaries.rouge if argument.startswith("samsum") else scoring.classes
     assert again(texts, references).values == result["seeds"]["0"]["test"]
 

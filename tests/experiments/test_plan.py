@@ -18,9 +18,9 @@ from experiments.plan.planner import Planner
 from experiments.plan.report import report, search
 from experiments.plan.variants import Variant, compared, configured
 from lora_jax import methods
-from lora_jax.costs import chips, compiled
+from lora_jax.costs import chips, compiled, topologies
 from lora_jax.errors import InputError
-from lora_jax.models import encoder
+from lora_jax.models import deberta_config, encoder
 from lora_jax.models import gpt2 as gpt2_model
 from lora_jax.sharding.mesh import make_mesh
 
@@ -222,6 +222,31 @@ def test_deberta_is_planned_as_the_encoders_are():
     assert (models.head_pattern(config), models.heads(config)) == ("head/.*", 24)
     made = jax.eval_shape(lambda: nnx.state(models.make(models.model_config(config, "bfloat16"))))
     assert sum(leaf.size for leaf in jax.tree.leaves(made)) == 1_564_549_632 + 2_363_906
+
+
+def test_deberta_is_planned_for_a_gpu(monkeypatch):
+    """The step that is handed to the compiler is that of the model's kind, and the page is of the card."""
+    small = dataclasses.replace(
+        deberta_config.SIZES["deberta-v2-xxlarge"], hidden_size=16, num_hidden_layers=2,
+        num_attention_heads=2, intermediate_size=24, vocab_size=50, max_position_embeddings=32,
+        position_buckets=8,
+    )  # fmt: skip
+    monkeypatch.setitem(deberta_config.SIZES, "deberta-v2-xxlarge", small)
+    monkeypatch.setattr(topologies, "devices", lambda _: jax.devices()[:1])
+    config = small_plan(deberta_xxl_lora.get_config(), data=-1)
+    config.length = 32
+    traced = []
+
+    def compile_(self, variant, mesh, sizes, rows, runs):
+        traced.append(abstract_step.build(config, variant, mesh, rows))
+        return dataclasses.replace(step(rows, 2**33, True, 1.0), trainable=traced[-1].trainable)
+
+    monkeypatch.setattr(Planner, "_compile", compile_)
+    text = report(Planner(config, "h100:1", None), config, models.head_pattern(config))
+    assert "| fits h100 (79.11 GiB) | yes | yes |  |" in text
+    factors, head = 2 * 2 * 2 * 16 * 16, 16 * 16 + 16 + 2 * 16 + 2
+    assert f"| trained values | {factors + head:,} | " in text
+    assert [each.flops > 0 for each in traced] == [True, True]
 
 
 def test_configs_of_the_three_models(small_models):

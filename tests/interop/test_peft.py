@@ -80,6 +80,14 @@ CASES = [
     case(
         "deberta", target_modules=["query_proj", "key_proj", "rel_embeddings", "dense"], bias="all"
     ),
+    case("electra", True, target_modules=["embeddings_project", "query", "dense"], bias="all"),
+    case(
+        "distilbert",
+        True,
+        target_modules=["q_lin", "lin2"],
+        use_dora=True,
+        modules_to_save=["pre_classifier", "classifier"],
+    ),
     case("gpt2", bias="all", use_dora=True),
     case("gpt2", lora_bias=True, target_modules=["c_attn", "mlp.c_proj"]),
     case("gpt2", target_modules=["wte", "c_attn"]),

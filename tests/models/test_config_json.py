@@ -14,11 +14,11 @@ import tiny_folders
 import transformers
 
 from lora_jax.errors import FileError, InputError, MissingFileError
-from lora_jax.models import architectures, config_json, deberta_json, hub, llama_json
+from lora_jax.models import architectures, config_json, deberta_json, encoder_json, hub, llama_json
 
 CLASSES = {
-    "bert": (transformers.BertConfig, config_json.ENCODER),
-    "roberta": (transformers.RobertaConfig, config_json.ENCODER),
+    "bert": (transformers.BertConfig, encoder_json.ENCODER),
+    "roberta": (transformers.RobertaConfig, encoder_json.ENCODER),
     "deberta-v2": (transformers.DebertaV2Config, deberta_json.KEYS),
     "gpt2": (transformers.GPT2Config, config_json.GPT2),
 }
@@ -34,7 +34,15 @@ FAMILIES = {
     "qwen2": transformers.Qwen2Config, "qwen3": transformers.Qwen3Config,
     "gemma2": transformers.Gemma2Config, "gemma3_text": transformers.Gemma3TextConfig,
 }  # fmt: skip
-ALL = CLASSES | {name: (kind, llama_json.keys(name)) for name, kind in FAMILIES.items()}
+OTHER_ENCODERS = {
+    "electra": (transformers.ElectraConfig, encoder_json.ELECTRA),
+    "distilbert": (transformers.DistilBertConfig, encoder_json.DISTILBERT),
+}
+ALL = (
+    CLASSES
+    | OTHER_ENCODERS
+    | {name: (kind, llama_json.keys(name)) for name, kind in FAMILIES.items()}
+)
 KEY = jax.random.key(0)
 
 
@@ -89,7 +97,8 @@ def test_every_field_of_transformers_is_in_one_list(kind):
     found = (fields | read_by(kind)) - methods - {"per_layer_config"}
     assert found - (images if kind == "gemma3_text" else set()) <= keys.known()
     groups = [
-        {*keys.ranges}, {*keys.fixed}, {*keys.without_effect}, {*keys.same_as}, {*keys.computed_from}
+        {*map(keys.key, keys.ranges)}, {*keys.fixed}, {*keys.without_effect}, {*keys.same_as},
+        {*keys.computed_from},
     ]  # fmt: skip
     assert len(set().union(*groups)) == sum(map(len, groups))  # one list each
 

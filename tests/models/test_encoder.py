@@ -18,7 +18,7 @@ from random_models import with_norms_near_one
 
 from lora_jax import methods, partition
 from lora_jax.data.batch import Inputs
-from lora_jax.models import encoder, hub
+from lora_jax.models import activations, encoder, hub
 from lora_jax.models.attention.spans import of_segments
 from lora_jax.models.encoder import Classifier, EncoderConfig
 from lora_jax.models.stack import Stack
@@ -461,4 +461,4 @@ def test_attention_dropout_keeps_the_expectation():
 def test_gelu_is_exact():
     x = np.linspace(-8, 8, 1001, dtype=np.float32)
     expected = torch.nn.functional.gelu(torch.tensor(x, dtype=torch.float64)).numpy()
-    np.testing.assert_allclose(encoder.gelu(jnp.asarray(x)), expected, atol=1e-6)
+    np.testing.assert_allclose(activations.gelu(jnp.asarray(x)), expected, atol=1e-6)
