@@ -19,7 +19,7 @@ from experiments.runs.fields import check_config
 from experiments.runs.vision_fields import VISION
 from experiments.vision import contenders, digits, page, runs
 from experiments.vision.runs import Contender, Run
-from lora_jax import files, locking, partition, run_folder
+from lora_jax import files, partition, run_folder
 from lora_jax.errors import InputError
 from lora_jax.training.records import environment
 
@@ -43,14 +43,12 @@ def measure(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     _check(config)
     folder.check_place(workdir)
     plain = folder.plain(config)
-    run_folder.finished(workdir, plain, (), _REMEDY)
-    with locking.exclusive(workdir):
-        record = run_folder.finished(workdir, plain, (), _REMEDY)
-        if record is None:
-            folder.claim(workdir, config)
-            record = _measured(config, workdir)
-            files.write_json(workdir / run_folder.RESULT, record)
-        page.write(workdir, record)
+    record = run_folder.finished(workdir, plain, (), _REMEDY)
+    if record is None:
+        folder.claim(workdir, config)
+        record = _measured(config, workdir)  # every run locks its own folder
+        files.write_json(workdir / run_folder.RESULT, record)
+    page.write(workdir, record)
     return record
 
 
