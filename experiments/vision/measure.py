@@ -46,7 +46,7 @@ def measure(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     record = run_folder.finished(workdir, plain, (), _REMEDY)
     if record is None:
         folder.claim(workdir, config)
-        record = _measured(config, workdir)  # every run locks its own folder
+        record = run_folder.plain(_measured(config, workdir))  # every run locks its own folder
         files.write_json(workdir / run_folder.RESULT, record)
     page.write(workdir, record)
     return record

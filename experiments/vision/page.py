@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -63,13 +62,11 @@ def _cells(row: Mapping[str, Any], config: Mapping[str, Any]) -> list[str]:
     ]  # fmt: skip
 
 
-def _accuracy(interval: Mapping[str, float | None] | None) -> str:
+def _accuracy(interval: Mapping[str, Any] | None) -> str:
     if interval is None:
         return "-"
-    value, half = interval["value"], interval["half"]
-    assert value is not None
-    known = half is not None and not math.isnan(half)
-    return f"{100 * value:.1f}" + (f" ± {100 * half:.1f}" if known and half is not None else "")
+    half = interval["half"]  # None of one seed
+    return f"{100 * interval['value']:.1f}" + ("" if half is None else f" ± {100 * half:.1f}")
 
 
 def _meaning(record: Mapping[str, Any]) -> str:
@@ -102,9 +99,8 @@ def figure(record: Mapping[str, Any]) -> Figure:
         halves = [100 * (row["accuracy"]["half"] or 0.0) for row in rows]
         x, y = [row["trained"] for row in rows], [100 * row["accuracy"]["value"] for row in rows]
         axes.errorbar(
-            x, y, [0.0 if math.isnan(half) else half for half in halves], color=look.colour,
-            marker=look.marker, markersize=look.size(6), capsize=2.5, elinewidth=0.9, linewidth=1.0,
-            label=name,
+            x, y, halves, color=look.colour, marker=look.marker, markersize=look.size(6), capsize=2.5,
+            elinewidth=0.9, linewidth=1.0, label=name,
         )  # fmt: skip
         for row, at, height in zip(rows, x, y, strict=True):
             if row["method"].startswith(_LORA):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import re
 
 import jax
 import jax.numpy as jnp
@@ -19,9 +21,10 @@ from safetensors.numpy import load_file, save_file
 from vision_models import for_torch, pictures, to_ours
 
 import lora_jax as lj
-from lora_jax import partition, state
+from lora_jax import adapters, partition, state
 from lora_jax.errors import InputError
-from lora_jax.models import config_json
+from lora_jax.interop import peft as of_peft
+from lora_jax.models.layouts import VIT_MODULES
 from lora_jax.models.vision import files
 from lora_jax.models.vision.resnet import ResNet, ResNetConfig
 from lora_jax.models.vision.vit import ViT, ViTConfig
@@ -166,13 +169,7 @@ def test_lora_on_convolutions_is_that_of_peft(variant, tmp_path):
     )
 
 
-def test_verify_passes_on_convolutions_and_linear_layers(pair):
-    _, ours, images, _ = pair
-    targets = ("all-linear",) if isinstance(ours, ViT) else (CONV,)
-    found = lj.verify(ours, lj.lora(targets[0], rank=2, head=r"head/.*"), images[:2])
-    found.check()
-
-
+@pytest.mark.parametrize("pair", ["vit", "bottleneck"], indirect=True)
 def test_what_does_not_fit_is_refused(pair, tmp_path):
     _, ours, images, folder = pair
     config = files.read_config(folder)
@@ -203,7 +200,14 @@ def test_what_does_not_fit_is_refused(pair, tmp_path):
     with pytest.raises(InputError, match="channels last"):
         ours(images.transpose(0, 3, 1, 2))
     fresh = files.load(folder, config, 7, jax.random.key(0))
-    assert fresh(images).shape == (5, 7)
+    assert fresh.head.output.kernel.shape[-1] == 7
+
+
+@pytest.mark.parametrize("pair", ["vit", "bottleneck"], indirect=True)
+def test_verify_passes_on_convolutions_and_linear_layers(pair):
+    _, ours, images, _ = pair
+    targets = "all-linear" if isinstance(ours, ViT) else CONV
+    lj.verify(ours, lj.lora(targets, rank=2, head=r"head/.*"), images[:2]).check()
 
 
 @pytest.mark.parametrize("kind", ["vit", "resnet"])
@@ -211,7 +215,6 @@ def test_every_key_of_transformers_is_known(kind):
     config = transformers.AutoConfig.for_model(kind)
     unknown = set(config.to_dict()) - files.KINDS[kind].keys.known()
     assert not unknown
-    assert isinstance(config_json.TOKEN_IDS, tuple)
 
 
 def test_published_sizes():
@@ -261,19 +264,78 @@ def files_eval(model, images):
 
 
 def test_bfloat16_is_near_float32():
-    config = ResNetConfig(embedding_size=8, hidden_sizes=(8, 16), depths=(1, 1), stem="small")
-    images = pictures(2, 16)
-    logits = {}
-    for dtype in ("float32", "bfloat16"):
-        for own in (config, ViTConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
-                                      intermediate_size=16, image_size=16, patch_size=4)):  # fmt: skip
-            model = files.make(
-                own.__class__(**{**vars(own), "compute_dtype": dtype}), 3, nnx.Rngs(0)
-            )
+    sizes = {"embedding_size": 8, "hidden_sizes": (8,), "depths": (1,), "layer_type": "basic"}
+    transformer = ViTConfig(
+        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16,
+        image_size=8, patch_size=4,
+    )  # fmt: skip
+    run = nnx.jit(lambda model, images: model(images))
+    for config in (ResNetConfig(stem="small", **sizes), transformer):
+        logits = []
+        for dtype in ("float32", "bfloat16"):
+            own = dataclasses.replace(config, compute_dtype=dtype)
+            model = nnx.jit(lambda own=own: files.make(own, 3, nnx.Rngs(0)))()
             model.eval()
-            logits[dtype, own.architecture] = np.asarray(model(jnp.asarray(images)))
-    for kind in ("resnet", "vit"):
-        exact, rounded = logits["float32", kind], logits["bfloat16", kind]
+            logits.append(np.asarray(run(model, pictures(2))))
+        exact, rounded = logits
         assert rounded.dtype == np.float32
         difference = np.abs(rounded - exact).max() / np.abs(exact).max()
-        assert 1e-5 < difference < 0.1
+        assert 1e-5 < difference < 0.1  # 8 bits of mantissa, through a few layers
+
+
+def test_adapters_of_peft_for_vit_come_and_go(tmp_path):
+    """Under the names of modules in today's transformers, and under those of published adapters."""
+    theirs = vision_models.reference("vit", seed=5)
+    theirs.save_pretrained(tmp_path)
+    base = vision_models.load(tmp_path)
+    settings = peft.LoraConfig(
+        r=2, lora_alpha=6, target_modules=["q_proj", "v_proj", "o_proj", "fc1", "fc2"],
+        modules_to_save=["classifier"],
+    )  # fmt: skip
+    adapted = peft.get_peft_model(theirs, settings).eval()
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, value in adapted.named_parameters():
+            if "lora_" in name or "modules_to_save" in name:
+                value.normal_(0, 0.2, generator=generator)
+    adapted.save_pretrained(tmp_path / "adapter")
+    config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    tensors = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
+    expected = adapted(for_torch(pictures())).logits.detach().numpy()
+
+    params = partition.parameters(base)
+    shapes = {path: tuple(value.shape) for path, value in params.items()}
+
+    def leaf(of):
+        return np.asarray(params[of.path] if of.layer is None else params[of.path][of.layer])
+
+    old = {"q_proj": "query", "v_proj": "value", "o_proj": "dense", "fc1": "dense", "fc2": "dense"}
+
+    def published(name):
+        name = name.replace("vit.layers", "vit.encoder.layer")
+        name = re.sub(
+            r"attention\.([qv])_proj", lambda m: f"attention.attention.{old[m[0][10:]]}", name
+        )
+        name = name.replace("attention.o_proj", "attention.output.dense")
+        return name.replace("mlp.fc1", "intermediate.dense").replace("mlp.fc2", "output.dense")
+
+    classic = {**config, "target_modules": sorted(set(old.values()))}
+    run = nnx.jit(lambda model, images: model(images))
+    for architecture, own, given in (
+        (VIT_MODULES, config, tensors),
+        ("vit", classic, {published(n): v for n, v in tensors.items()}),
+    ):
+        names = of_peft.names(architecture, 2, shapes, bare=False)
+        found = of_peft.from_tensors(own, given, names, leaf)
+        fingerprint = adapters.fingerprint(adapters.base_parameters(base, files.HEAD))
+        adapter = adapters.Adapter(found.method, found.groups, found.values, fingerprint, {})
+        model = adapters.attach(base, adapter, files.HEAD)
+        reached = deviation({"": np.asarray(run(model, pictures()))}, {"": expected})
+        assert reached < LOGITS
+        back, again = of_peft.to_tensors(adapter, names, leaf, "base")
+        assert set(back["target_modules"]) <= {n.rpartition(".")[2] for n in names.weights} | set(
+            names.weights
+        )
+        assert {n: v.shape for n, v in again.items()} == {n: v.shape for n, v in given.items()}
+        for name, value in given.items():
+            np.testing.assert_array_equal(again[name], value, err_msg=name)
