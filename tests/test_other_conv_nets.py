@@ -70,14 +70,14 @@ def _loss(model, batch, key):
 def test_a_net_of_others_is_adapted_by_the_type_of_its_layers(tmp_path):
     base = Net(rngs=nnx.Rngs(0))
     data = _pictures(32)
-    # A grouped convolution has factors of its own for every group, whose rank is 1 where a group has a channel.
+    # Every group of a convolution has factors of its own, of rank 1 where it is a single channel.
     method = lj.lora(nnx.Conv, rank=2, alpha=8, too_large="cap", head=r"classify/.*")
     found = lj.verify(base, method, data["image"][:2])
     found.check()
 
     base.eval()
     kernel = np.asarray(base.blocks.layers[0].depthwise.kernel[...])
-    trainer = Trainer(base, method, TrainSettings(epochs=6, learning_rate=3e-2, warmup_ratio=0.0))
+    trainer = Trainer(base, method, TrainSettings(epochs=10, learning_rate=3e-2, warmup_ratio=0.0))
     adapted = {layer.path for layer in trainer.summary.layers}
     inside = {
         f"blocks/layers/{n}/{name}" for n in (0, 1) for name in ("expand", "depthwise", "project")
