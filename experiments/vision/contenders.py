@@ -16,6 +16,7 @@ from lora_jax.models.vision.vit import ViTConfig
 
 _LORA = re.compile(r"lora_([1-9][0-9]{0,3})")
 _HEAD_SIZE = 12  # of a ViT's attention
+_PATCHES = 4  # of a side
 
 
 def net(config: ConfigDict) -> VisionConfig:
@@ -30,7 +31,8 @@ def net(config: ConfigDict) -> VisionConfig:
     hidden = 3 * width
     return ViTConfig(
         hidden_size=hidden, num_hidden_layers=depth, num_attention_heads=max(1, hidden // _HEAD_SIZE),
-        intermediate_size=2 * hidden, image_size=size, patch_size=4, unroll=depth,
+        intermediate_size=2 * hidden, image_size=size, patch_size=max(1, size // _PATCHES),
+        unroll=depth,
     )  # fmt: skip
 
 
