@@ -15,6 +15,7 @@ from experiments.runs.fields import Field, Fields
 from experiments.runs.latency_fields import LATENCY
 from experiments.runs.method_fields import METHOD
 from experiments.runs.prompting_fields import PROMPTING
+from experiments.runs.vision_fields import VISION
 from lora_jax.files import check_output, write_text
 
 _HEAD = """\
@@ -41,6 +42,7 @@ _SECTIONS: Mapping[str, tuple[str, Fields]] = {
     "Sweeps": ("experiments.sweep; `run` has the fields of a run, `grids` tuples of values", fields.SWEEP),
     "Subspace analysis": ("experiments.subspace; `adapters` has a folder by name", fields.SUBSPACE),
     "Plans": ("experiments.plan", fields.PLAN),
+    "Pictures": ("experiments.vision", VISION),
     "Latency": ("experiments.latency; `adapters` has a method by name", LATENCY),
     "Few-shot prompting": ("experiments.prompting", PROMPTING),
 }  # fmt: skip

@@ -13,7 +13,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from flax import nnx
 
-from lora_jax.errors import FileError, InputError, SettingError
+from lora_jax.errors import FileError
 from lora_jax.models import config_json, deberta_json, encoder_json, llama_json
 from lora_jax.models.deberta import DebertaClassifier
 from lora_jax.models.deberta_config import DebertaConfig
@@ -193,20 +193,7 @@ def read_config(folder: Path, model: type[nnx.Module] = nnx.Module, **overrides:
             _refused(record, folder),
         )  # fmt: skip
     architecture = ARCHITECTURES[name]
-    config_json.check_fixed(record, architecture.keys)
-    values = {**config_json.fields(record, architecture.keys), **architecture.derived(record)}
-    fields = dataclasses.fields(architecture.config)
-    for field in fields:
-        needed = field.default is dataclasses.MISSING and field.name not in values
-        if needed and (allowed := architecture.keys.ranges.get(field.name)):
-            raise record.error(architecture.keys.key(field.name), "nothing", str(allowed))
-    try:
-        config = architecture.config(**values)
-    except InputError as error:
-        raise SettingError(record.path, "", error) from error
-    if unknown := overrides.keys() - {field.name for field in fields}:
-        raise InputError(
-            f"{', '.join(sorted(unknown))}: no such field; a model of type {name} has "
-            f"{', '.join(field.name for field in fields)}"
-        )
-    return dataclasses.replace(config, **overrides)
+    config: AnyConfig = config_json.configuration(
+        record, architecture.config, architecture.keys, architecture.derived, overrides
+    )
+    return config

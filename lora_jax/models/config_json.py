@@ -7,11 +7,11 @@ that is in no list is one that transformers does not know either: it has no effe
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from lora_jax.errors import FileError, MissingFileError, brief
+from lora_jax.errors import FileError, InputError, MissingFileError, SettingError, brief
 from lora_jax.gguf.container import SUFFIX
 from lora_jax.models import gguf_config, gpt2
 from lora_jax.models.quantization_json import OTHER_PACKING, quantised_bits
@@ -153,17 +153,19 @@ def without_config(folder: Path) -> str:
     )
 
 
-def check_classifier(folder: Path) -> None:
-    """Raises FileError if config.json does not say that the model classifies whole texts.
+def check_classifier(folder: Path, ending: str = "ForSequenceClassification") -> None:
+    """Raises FileError if config.json does not say that the model classifies whole texts, or pictures.
 
     The heads of models that classify tokens have the same names and shapes.
+
+    Args:
+      folder: of the model.
+      ending: of the names of transformers' classes of such models.
     """
     record = read(folder)
     names = record.strings("architectures", [])
-    if not any(name.endswith("ForSequenceClassification") for name in names):
-        raise record.error(
-            "architectures", repr(names), "one that ends in ForSequenceClassification"
-        )
+    if not any(name.endswith(ending) for name in names):
+        raise record.error("architectures", repr(names), f"one that ends in {ending}")
 
 
 def check_fixed(record: Record, keys: Keys) -> None:
@@ -200,3 +202,43 @@ def fields(record: Record, keys: Keys) -> dict[str, Any]:
             raise record.error(key, brief(value), str(allowed))
         values[name] = allowed.plain(value)
     return {**keys.defaults, **values}
+
+
+def configuration(
+    record: Record,
+    kind: type[Any],
+    keys: Keys,
+    derived: Callable[[Record], Mapping[str, Any]],
+    overrides: Mapping[str, Any],
+) -> Any:
+    """A model's configuration from its config.json.
+
+    Args:
+      record: from `read`.
+      kind: dataclass of the configuration.
+      keys: of the file.
+      derived: fields that are computed from it.
+      overrides: fields that replace those of the file.
+
+    Raises:
+      FileError: a key that the configuration needs is not there, or a value that is not implemented or out
+        of its range.
+      InputError: an override that is no field, or out of its range.
+    """
+    check_fixed(record, keys)
+    values = {**fields(record, keys), **derived(record)}
+    known = dataclasses.fields(kind)
+    for field in known:
+        needed = field.default is dataclasses.MISSING and field.name not in values
+        if needed and (allowed := keys.ranges.get(field.name)):
+            raise record.error(keys.key(field.name), "nothing", str(allowed))
+    try:
+        config = kind(**values)
+    except InputError as error:
+        raise SettingError(record.path, "", error) from error
+    if unknown := overrides.keys() - {field.name for field in known}:
+        raise InputError(
+            f"{', '.join(sorted(unknown))}: no such field; a model of type "
+            f"{record.values['model_type']} has {', '.join(field.name for field in known)}"
+        )
+    return dataclasses.replace(config, **overrides)

@@ -9,7 +9,31 @@ import dataclasses
 import re
 from collections.abc import Mapping
 
-_PUBLISHED_LEAF = {"kernel": "weight", "scale": "weight", "bias": "bias"}
+import numpy as np
+
+_PUBLISHED_LEAF = {
+    "kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var",
+}  # fmt: skip
+
+
+VIT_MODULES = (
+    "vit-modules"  # key of the layout of ViT by the names of modules in later transformers
+)
+
+
+def from_torch(value: np.ndarray) -> np.ndarray:
+    """A weight (out, in, *window) of PyTorch as Flax stores it: (*window, in, out)."""
+    return value.transpose(*range(2, value.ndim), 1, 0)
+
+
+def to_torch(value: np.ndarray) -> np.ndarray:
+    """The inverse of `from_torch`."""
+    return value.transpose(-1 % value.ndim, -2 % value.ndim, *range(value.ndim - 2))
+
+
+def torch_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape of a weight of Flax in PyTorch."""
+    return (*shape[:-3:-1], *shape[:-2])
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -24,7 +48,8 @@ class Layout:
       head: published names of a head, by our module path: the whole name, without the prefix.
       tied: published names of tensors that must be equal to another one, which is used.
       needed: why a model without certain tensors is refused, by the beginning of their names.
-      transposed: kernels are stored (out, in), as PyTorch's Linear has them; those of heads always are.
+      transposed: kernels are stored (out, in), or (out, in, *window), as PyTorch's layers have them; those of
+        heads always are.
       fused: our modules whose outputs (parts, width) are one axis in the published tensor.
     """
 
@@ -135,6 +160,34 @@ _GEMMA = {
     "layers/block/feed_forward/post_norm": "layers.{}.post_feedforward_layernorm",
 }
 
+# Of ViT: names in files, which are those of the modules up to transformers 5.
+_VIT = {
+    "embeddings/class_token": "embeddings.cls_token",
+    "embeddings/position": "embeddings.position_embeddings",
+    "embeddings/patch": "embeddings.patch_embeddings.projection",
+    "layers/block/attention/norm": "encoder.layer.{}.layernorm_before",
+    "layers/block/attention/query": "encoder.layer.{}.attention.attention.query",
+    "layers/block/attention/key": "encoder.layer.{}.attention.attention.key",
+    "layers/block/attention/value": "encoder.layer.{}.attention.attention.value",
+    "layers/block/attention/output": "encoder.layer.{}.attention.output.dense",
+    "layers/block/feed_forward/norm": "encoder.layer.{}.layernorm_after",
+    "layers/block/feed_forward/up": "encoder.layer.{}.intermediate.dense",
+    "layers/block/feed_forward/down": "encoder.layer.{}.output.dense",
+    "norm": "layernorm",
+}
+# Names of the modules in later versions, by which adapters that are trained there call their tensors.
+_VIT_MODULES = {
+    **_VIT,
+    "layers/block/attention/norm": "layers.{}.layernorm_before",
+    "layers/block/attention/query": "layers.{}.attention.q_proj",
+    "layers/block/attention/key": "layers.{}.attention.k_proj",
+    "layers/block/attention/value": "layers.{}.attention.v_proj",
+    "layers/block/attention/output": "layers.{}.attention.o_proj",
+    "layers/block/feed_forward/norm": "layers.{}.layernorm_after",
+    "layers/block/feed_forward/up": "layers.{}.mlp.fc1",
+    "layers/block/feed_forward/down": "layers.{}.mlp.fc2",
+}
+
 _SCORE = {"head/score": "score"}  # of a decoder in a classifier
 
 _BUFFERS = r"embeddings\.(position_ids|token_type_ids)"  # of old and of some new versions
@@ -210,5 +263,15 @@ LAYOUTS: Mapping[str, Layout] = {
             (_GEMMA, ("gemma2", "gemma3_text")),
         )
         for name in families
+    },
+    **{
+        name: Layout(
+            prefix="vit.",
+            names=names,
+            heads=r"classifier\..*|pooler\..*|decoder\..*",  # the pooler: of a model without a head
+            buffers=r"embeddings\.mask_token",
+            head={"head/output": "classifier"},
+        )
+        for name, names in (("vit", _VIT), (VIT_MODULES, _VIT_MODULES))
     },
 }

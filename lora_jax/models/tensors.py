@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lora_jax.errors import InputError
-from lora_jax.models.layouts import Layout
+from lora_jax.models.layouts import Layout, from_torch, to_torch, torch_shape
 
 Shape = tuple[int, ...]
 
@@ -23,7 +23,7 @@ class Source:
 
     Attributes:
       names: of the tensors in the files: one, or one of every layer.
-      transposed: whether they are stored (out, in).
+      transposed: whether they are stored (out, in), or (out, in, *window).
       shape: of our leaf.
       stacked: whether the leaf has a first axis of layers.
     """
@@ -36,7 +36,7 @@ class Source:
     def leaf(self, values: Mapping[str, np.ndarray]) -> jax.Array:
         """Our leaf from the values of the tensors."""
         shape = self.shape[1:] if self.stacked else self.shape
-        parts = [values[n].T if self.transposed else values[n] for n in self.names]
+        parts = [from_torch(values[n]) if self.transposed else values[n] for n in self.names]
         parts = [part.reshape(shape) for part in parts]
         return jnp.asarray(np.stack(parts) if self.stacked else parts[0])
 
@@ -93,7 +93,7 @@ def plan(
             continue
         used.update(names)
         expected = layout.published_shape(path, shape[1:] if stacked else shape)
-        expected = expected[::-1] if transposed else expected
+        expected = torch_shape(expected) if transposed else expected
         problems["misshapen"] += [
             f"{name} is {tensors[plain[name]]}, config.json asks for {expected}"
             for name in names
@@ -159,7 +159,7 @@ def published_tensors(
 
     def make(leaf: np.ndarray, path: str, transpose: bool) -> np.ndarray:
         part = leaf.reshape(layout.published_shape(path, leaf.shape))
-        return np.ascontiguousarray(part.T if transpose else part)
+        return np.ascontiguousarray(to_torch(part) if transpose else part)
 
     tensors: dict[str, Callable[[], np.ndarray]] = {}
     for path, value in params.items():

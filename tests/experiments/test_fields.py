@@ -15,6 +15,7 @@ from experiments.runs.method_fields import METHOD
 from experiments.runs.prompting_fields import PROMPTING
 from experiments.runs.run import run_all
 from experiments.runs.tune import TuneTask
+from experiments.runs.vision_fields import VISION
 from experiments.subspace.analysis import analyse
 from experiments.sweep.points import points
 from lora_jax import methods
@@ -27,7 +28,13 @@ ROOT = Path(__file__).parents[2]
 _HELPERS = {
     "__init__", "common", "arguments", "training", "record", "folders", "glue_runs", "nlg_runs", "table_12",
 }  # fmt: skip
-_ARGUMENTS = {"glue": "rte", "nlg": "e2e", "sweep": "rte", "subspace": "runs/r8"}
+_ARGUMENTS = {
+    "glue": "rte",
+    "nlg": "e2e",
+    "sweep": "rte",
+    "subspace": "runs/r8",
+    "vision": "rotated",
+}
 _OF_FILE = {"minilm_weights": "rte,qv,8", "table_18": "small", "tune_rates": "small",
             "smollm2_rates": "lora", "gpt2_xl": "samsum,full", "llama": "wikisql,bitfit",
             "table_15": "mnli_text", "table_16": "100"}  # fmt: skip
@@ -48,11 +55,12 @@ def _check(path, config):
     if kind in ("sweep", "compare"):
         fields.check_config(config, fields.SWEEP, ("run", "grids", "labels"))
         fields.check_run(config.run)
-    elif kind in ("pretrain", "subspace", "pod", "plan", "latency", "prompting"):
+    elif kind in ("pretrain", "subspace", "pod", "plan", "latency", "prompting", "vision"):
         of_kind = {
             "pretrain": (fields.PRETRAIN, ()), "subspace": (fields.SUBSPACE, ("adapters",)),
             "pod": (fields.PLAN, fields.OPEN), "plan": (fields.PLAN, fields.OPEN),
             "latency": (LATENCY, LATENCY_OPEN), "prompting": (PROMPTING, ()),
+            "vision": (VISION, ()),
         }  # fmt: skip
         fields.check_config(config, *of_kind[kind])
     else:

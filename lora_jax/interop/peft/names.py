@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Shaped
 
 from lora_jax.models.decoder_classifier import ROOT
-from lora_jax.models.layouts import LAYOUTS, Layout
+from lora_jax.models.layouts import LAYOUTS, Layout, from_torch, to_torch, torch_shape
 from lora_jax.models.tensors import published_name
 
 HEAD = "head/"
@@ -49,14 +49,15 @@ class Leaf:
 
     def ours(self, value: Shaped[np.ndarray, ...]) -> Shaped[np.ndarray, ...]:
         """A tensor of transformers in our shape."""
-        turned = value.T if self.transposed else value
+        turned = from_torch(value) if self.transposed else value
         return np.ascontiguousarray(turned).reshape(self.shape)
 
     def theirs(self, value: Shaped[np.ndarray, ...]) -> Shaped[np.ndarray, ...]:
         """One layer of our leaf as transformers has it."""
-        inner = self.published[::-1] if self.transposed else self.published
-        turned = value.reshape(inner)
-        return np.ascontiguousarray(turned.T if self.transposed else turned)
+        if not self.transposed:
+            return np.ascontiguousarray(value.reshape(self.published))
+        outputs, inputs, *window = self.published
+        return np.ascontiguousarray(to_torch(value.reshape(*window, inputs, outputs)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,7 +145,7 @@ def _leaf(path: str, layer: int | None, shape: Shape, layout: Layout) -> Leaf:
     inner = path.removeprefix(ROOT)
     transposed = layout.source(inner)[1]
     published = layout.published_shape(inner, shape)
-    return Leaf(path, layer, shape, published[::-1] if transposed else published, transposed)
+    return Leaf(path, layer, shape, torch_shape(published) if transposed else published, transposed)
 
 
 def outputs(weight: Leaf) -> Shape:

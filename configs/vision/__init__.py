@@ -1,0 +1,1 @@
+"""Adapting classifiers of pictures."""

@@ -1,0 +1,1 @@
+"""Methods on nets for pictures, adapted from upright digits to turned or coloured ones."""

@@ -1,0 +1,1 @@
+"""Classifiers of pictures: residual convolutional nets (ResNet) and Vision Transformers (ViT)."""
