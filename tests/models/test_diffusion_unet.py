@@ -12,8 +12,7 @@ from deviations import deviation
 from diffusion_models import UNETS, channels_first, channels_last
 
 from lora_jax import partition
-from lora_jax.errors import InputError
-from lora_jax.models.diffusion.files import UNET, load, read_config
+from lora_jax.models.diffusion.files import UNET, load
 from lora_jax.models.tensors import published_name
 
 # Reached on a CPU in float32, relative to the largest value of the tensor: 1e-6 and 2e-6. The order of
@@ -82,7 +81,9 @@ def test_predictions_and_all_gradients_equal_diffusers(variant, folders):
     projection = np.random.default_rng(2).standard_normal(channels_last(expected).shape, np.float32)
     (expected * channels_first(projection)).sum().backward()
     zero = torch.zeros_like
-    theirs_by_name = {k: zero(p) if p.grad is None else p.grad for k, p in theirs.named_parameters()}
+    theirs_by_name = {
+        k: zero(p) if p.grad is None else p.grad for k, p in theirs.named_parameters()
+    }
     batch = (sample, times, context if ours.config.attends else None, mask)
     found, gradients = both(ours, *batch, projection=projection)
     reached = (

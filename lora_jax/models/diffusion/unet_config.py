@@ -8,7 +8,7 @@ from typing import Any, get_args
 
 from lora_jax import ranges
 from lora_jax.errors import InputError
-from lora_jax.models.attention.attend import PLATFORMS, Kernel, check_kernel
+from lora_jax.models.attention.attend import Kernel, check_kernel
 from lora_jax.models.parts import check_compute_dtype
 from lora_jax.models.ranges import DEPTH, EPSILON, INNER, WIDTH, check
 from lora_jax.models.stack import Remat

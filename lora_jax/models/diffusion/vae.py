@@ -42,7 +42,9 @@ class AutoencoderKL(nnx.Module):
           InputError: the sizes are others.
         """
         factor = self.config.factor
-        if images.shape[-1] != self.config.in_channels or any(n % factor for n in images.shape[1:3]):
+        if images.shape[-1] != self.config.in_channels or any(
+            n % factor for n in images.shape[1:3]
+        ):
             raise InputError(
                 f"images must be (batch, height, width, {self.config.in_channels}), with height and width "
                 f"multiples of {factor}; got {images.shape}"

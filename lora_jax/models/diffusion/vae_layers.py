@@ -66,7 +66,9 @@ class Level(nnx.Module):
         self, config: VAEConfig, sizes: tuple[int, int], rngs: nnx.Rngs, *, layers: int, step: str
     ):
         inputs, outputs = sizes
-        resnets = [_resnet(config, (inputs if i == 0 else outputs, outputs), rngs) for i in range(layers)]
+        resnets = [
+            _resnet(config, (inputs if i == 0 else outputs, outputs), rngs) for i in range(layers)
+        ]
         self.resnets = nnx.List(resnets)
         if step == "down":
             self.downsamplers = nnx.List([Downsample(config, outputs, rngs, behind=True)])
@@ -107,7 +109,9 @@ class Encoder(nnx.Module):
         )  # fmt: skip
         self.mid_block = MidBlock(config, rngs)
         self.conv_norm_out = group_norm(config, widths[-1], _EPSILON, rngs)
-        self.conv_out = conv(config, ("embed", None), (widths[-1], 2 * config.latent_channels), rngs)
+        self.conv_out = conv(
+            config, ("embed", None), (widths[-1], 2 * config.latent_channels), rngs
+        )
 
     def __call__(self, x: Pixels) -> Float[Array, "batch rows columns moments"]:
         """What the 1 x 1 convolution behind it reads."""
