@@ -13,7 +13,8 @@ from flax import nnx
 from safetensors.numpy import load_file, save_file
 
 import lora_jax as lj
-from lora_jax.errors import FileError, InputError
+from experiments.convert import styles
+from lora_jax.errors import FileError, InputError, MissingFileError
 from lora_jax.interop import diffusion
 from lora_jax.interop.diffusion.keys import Place, place
 from lora_jax.models.diffusion import files
@@ -285,3 +286,24 @@ def test_values_too_large_for_16_bits_are_refused(pair, tmp_path):
         diffusion.write(tmp_path / "a.safetensors", adapters, ours, dtype="float16")
     written = diffusion.write(tmp_path / "a.safetensors", adapters, ours, dtype="bfloat16")
     assert len(load_file(written)) == len(adapters["unet"].values)
+
+
+def test_the_command_reads_and_writes_styles(pair, tmp_path, capsys):
+    _, ours = pair
+    for name, model in ours.items():
+        files.save_model(tmp_path / "sd" / name, model)
+    style = diffusion.write(tmp_path / "a.safetensors", random_adapters(ours), ours, form="kohya")
+    adapters = styles.from_style(style, tmp_path / "ours", str(tmp_path / "sd"))
+    assert sorted(path.name for path in (tmp_path / "ours").iterdir()) == sorted(adapters)
+    with pytest.raises(InputError, match="is there and not empty"):
+        styles.from_style(style, tmp_path / "ours", str(tmp_path / "sd"))
+    again = tmp_path / "b.safetensors"
+    settings = {"form": "kohya", "dtype": "float32"}
+    parts = styles.to_style(tmp_path / "ours", again, str(tmp_path / "sd"), **settings)
+    assert parts == ["unet", "text_encoder"]
+    one, two = load_file(style), load_file(again)
+    assert one.keys() == two.keys() and all(np.array_equal(one[k], two[k]) for k in one)
+    styles.to_style(tmp_path / "ours/unet", again, str(tmp_path / "sd"), **settings)
+    assert len(load_file(again)) < len(one)
+    with pytest.raises(MissingFileError, match="holds no adapter of Stable Diffusion"):
+        styles.to_style(tmp_path / "sd", again, str(tmp_path / "sd"), **settings)

@@ -17,7 +17,7 @@ from lora_jax import methods
 from lora_jax.adapter_files import Adapter
 from lora_jax.errors import FileError, InputError
 from lora_jax.fingerprints import base_parameters, fingerprint
-from lora_jax.interop.diffusion.keys import Side, places
+from lora_jax.interop.diffusion.keys import KOHYA, Side, places
 from lora_jax.interop.diffusion.modules import Module, modules, with_underscores
 from lora_jax.method import Method
 from lora_jax.patterns import some
@@ -47,8 +47,7 @@ def read(path: str | os.PathLike[str], models: Mapping[str, nnx.Module]) -> dict
       InputError: tensors that are no factors of LoRA, are of a model that is not given, or do not fit; the
         message names them.
     """
-    path = Path(path)
-    file = Tensors(path / FILE if path.is_dir() else path, _REMEDY)
+    file = Tensors(style_file(path), _REMEDY)
     found = places(file.shapes)
     file.check_types(FLOATING, [name for name, one in found.items() if one.side != "alpha"])
     file.check_types(NUMBERS)
@@ -84,6 +83,17 @@ def read(path: str | os.PathLike[str], models: Mapping[str, nnx.Module]) -> dict
     return result
 
 
+def style_file(path: str | os.PathLike[str]) -> Path:
+    """The file that is meant by its name or by that of a folder of diffusers."""
+    return Path(path) / FILE if Path(path).is_dir() else Path(path)
+
+
+def parts(path: str | os.PathLike[str]) -> list[str]:
+    """The models that a style file adapts, `unet` and `text_encoder`; raises as `read`."""
+    found = {one.part for one in places(Tensors(style_file(path), _REMEDY).shapes).values()}
+    return [part for part in KOHYA if part in found]
+
+
 def _numbers(path: Path, name: str, value: Any) -> np.ndarray:
     result = np.asarray(value, np.float32)
     if not np.all(np.isfinite(result)):
@@ -116,7 +126,7 @@ def _adapter(
 ) -> Adapter:
     if settings.get("use_dora"):
         raise InputError(f"{path} is of DoRA (use_dora), of which the magnitudes are not read")
-    targets: dict[str, dict[str, float]] = {}
+    targets: dict[str, dict[str, Any]] = {}
     values: dict[str, np.ndarray] = {}
     for where, own in factors.items():
         module = by_path[where]
@@ -149,7 +159,7 @@ def _alpha(own: Factors, module: Module, settings: Mapping[str, Any], rank: int)
     return float(settings["lora_alpha"])
 
 
-def _method(targets: Mapping[str, Mapping[str, float]]) -> Method:
+def _method(targets: Mapping[str, Mapping[str, Any]]) -> Method:
     """One setting where all modules have the same, else each its own."""
     settings = {tuple(own.items()) for own in targets.values()}
     if len(settings) == 1:
