@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeGuard
 
 import jax.numpy as jnp
 import numpy as np
@@ -70,10 +70,14 @@ def write(
             ranks.append(rank)
             alphas.append(alpha)
             if form == "kohya":
-                own = {"down": down, "up": up, "alpha": np.asarray(alpha, np.float32)}
+                own: dict[keys.Side, np.ndarray] = {
+                    "down": down,
+                    "up": up,
+                    "alpha": np.asarray(alpha, np.float32),
+                }
                 tensors |= {
                     keys.kohya(part, name, side): _typed(value, dtype, name)
-                    for side, value in own.items()  # type: ignore[misc]
+                    for side, value in own.items()
                 }
             else:
                 scaled = np.float32(alpha / rank) * up
@@ -118,7 +122,7 @@ def _factors(
     return result
 
 
-def _is_plain(update: object) -> bool:
+def _is_plain(update: object) -> TypeGuard[LowRankUpdate]:
     """Whether an update is LoRA's two factors and nothing else."""
     more = ("b_bias", "a_start")
     return type(update) is LowRankUpdate and not any(hasattr(update, name) for name in more)
