@@ -27,6 +27,14 @@ A checkpoint is a state dict of RoBERTa, BERT, DeBERTa or GPT-2: a .safetensors 
 needs 16, those of GPT-2 need 32. The result is evaluated like any adapter: `python -m experiments.glue
 --config=configs/glue/roberta_base_lora.py:mnli,script --config.eval_only=True --config.adapter=DIR`.
 
+    python -m experiments.convert from_style --adapter=FILE.safetensors --model=FOLDER --output=DIR
+    python -m experiments.convert to_style --adapter=DIR --model=FOLDER --output=FILE.safetensors \\
+        [--form=diffusers|kohya] [--dtype=float16]
+
+read and write the files in which styles of Stable Diffusion 1.x and 2.x are shared, by diffusers and by
+kohya's scripts (docs/diffusion.md). FOLDER is the pipeline as diffusers saves it; DIR gets an adapter folder
+for each model that the style adapts, `unet` and `text_encoder`.
+
 `--model` names the base (a folder, or a hub name). Everything is checked against it, and the adapter
 stores its fingerprint. Without a base the adapter can be analysed and can warm-start a run, but putting
 it onto a model is refused, since nothing shows that this model is the right one.
@@ -43,6 +51,7 @@ from experiments.convert.exports import DTYPES, PACKED, to_gguf, to_hugging_face
 from experiments.convert.loralib import from_loralib, to_loralib
 from experiments.convert.peft import from_peft, to_peft
 from experiments.convert.sources import Named
+from experiments.convert.styles import FORMS, from_style, to_style
 from experiments.runs import command_line, named_adapters
 from lora_jax.errors import InputError
 from lora_jax.models.gguf_export import STORED, TYPES
@@ -71,15 +80,19 @@ def main(arguments: Sequence[str]) -> None:
                 print(f"  {name}: {kind}({', '.join(f'{k}={v}' for k, v in layer.items())})")
         elif command in ("from_peft", "to_peft") and FLAGS.adapter and FLAGS.output:
             print(_of_peft(command))
+        elif command in ("from_style", "to_style") and FLAGS.adapter and FLAGS.output:
+            print(_of_style(command))
         elif command in ("to_gguf", "to_hugging_face") and FLAGS.output:
             for line in _exported(command):
                 print(line)
         else:
             raise InputError(
-                "give one of six commands: from_peft --adapter=FOLDER --model=BASE --output=DIR, "
+                "give one of eight commands: from_peft --adapter=FOLDER --model=BASE --output=DIR, "
                 "to_peft --adapter=DIR --model=BASE --output=FOLDER, from_loralib --checkpoint=FILE "
                 "--alpha=NUMBER --output=DIR, to_loralib --adapter=DIR --output=FILE, to_gguf --run=DIR "
-                "--output=FILE.gguf, or to_hugging_face --run=DIR --output=DIR"
+                "--output=FILE.gguf, to_hugging_face --run=DIR --output=DIR, "
+                "from_style --adapter=FILE --model=FOLDER --output=DIR, or to_style --adapter=DIR "
+                "--model=FOLDER --output=FILE.safetensors"
             )
 
 
@@ -96,6 +109,19 @@ def _of_peft(command: str) -> str:
         FLAGS.adapter, output, model=FLAGS.model, subfolder=FLAGS.subfolder, ignore=FLAGS.ignore
     )
     return f"adapter: {folder}"
+
+
+def _of_style(command: str) -> str:
+    """Reads or writes a style file; what was done, in a line."""
+    output, model = Path(FLAGS.output), FLAGS.model
+    if not model:
+        raise InputError(f"{command}: name the folder of Stable Diffusion, --model=FOLDER")
+    if command == "from_style":
+        adapters = from_style(Path(FLAGS.adapter), output, model)
+        said = ", ".join(f"{output / name} ({one.method})"[:300] for name, one in adapters.items())
+        return f"adapters: {said}"
+    parts = to_style(Path(FLAGS.adapter), output, model, form=FLAGS.form, dtype=FLAGS.dtype)
+    return f"style in the form of {FLAGS.form}: {output} (of {' and '.join(parts)})"
 
 
 def _exported(command: str) -> list[str]:
@@ -130,7 +156,8 @@ if __name__ == "__main__":
     flags.DEFINE_list("weights", [], "Of these: a number for each, or NAME=NUMBER; else 1.")
     flags.DEFINE_string("rest", None, "The one of these whose head and biases are taken.")
     flags.DEFINE_string("type", STORED, f"to_gguf: {', '.join(TYPES)}.")
-    flags.DEFINE_enum("dtype", "float32", DTYPES, "to_hugging_face: type of the weights.")
+    flags.DEFINE_enum("dtype", "float32", DTYPES, "to_hugging_face, to_style: type of the numbers.")
+    flags.DEFINE_enum("form", FORMS[0], FORMS, "to_style: whose names the tensors have.")
     flags.DEFINE_string(
         "packed", "", f"to_hugging_face: packs the merged matrices again: {', '.join(PACKED)}."
     )

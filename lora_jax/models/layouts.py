@@ -51,6 +51,7 @@ class Layout:
       transposed: kernels are stored (out, in), or (out, in, *window), as PyTorch's layers have them; those of
         heads always are.
       fused: our modules whose outputs (parts, width) are one axis in the published tensor.
+      older: parts of names that old files have, with what stands in their place today.
     """
 
     prefix: str
@@ -62,6 +63,7 @@ class Layout:
     needed: Mapping[str, str] = dataclasses.field(default_factory=dict)
     transposed: bool = True
     fused: tuple[str, ...] = ()
+    older: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def source(self, path: str) -> tuple[str, bool]:
         """Published name (or template) of one of our leaves, and whether it is transposed."""

@@ -131,6 +131,8 @@ def _plain_names(tensors: Iterable[str], layout: Layout, where: str) -> dict[str
     plain: dict[str, str] = {}
     for name in sorted(tensors):
         key = _modern(name.removeprefix(layout.prefix))
+        for old, new in layout.older.items():
+            key = key.replace(old, new)
         if key in plain:
             raise InputError(
                 f"the tensors of {where} are ambiguous: {plain[key]} and {name} are two names of one "
