@@ -24,7 +24,7 @@ _SMALL = {"norm_num_groups": 4, "layers_per_block": 1, "cross_attention_dim": 12
 UNETS = {
     "sd1": {**_SMALL, **_types((True, False)), "block_out_channels": (8, 16), "attention_head_dim": 2},
     "sd2": {
-        **_SMALL, **_types((True, True)), "block_out_channels": (8, 16), "layers_per_block": 2,
+        **_SMALL, **_types((True, True)), "block_out_channels": (8, 16),
         "attention_head_dim": (1, 4), "use_linear_projection": True, "upcast_attention": True,
     },
     "no attention": {
@@ -33,8 +33,8 @@ UNETS = {
     },
     "no middle": {
         **_SMALL, **_types((False, True)), "block_out_channels": (12, 8), "mid_block_type": None,
-        "transformer_layers_per_block": 2, "flip_sin_to_cos": False, "freq_shift": 1, "norm_eps": 1e-3,
-        "out_channels": 6, "attention_head_dim": 4,
+        "layers_per_block": 2, "transformer_layers_per_block": 2, "flip_sin_to_cos": False, "freq_shift": 1,
+        "norm_eps": 1e-3, "out_channels": 6, "attention_head_dim": 4,
     },
     "one block": {**_SMALL, **_types((True,)), "block_out_channels": (8,), "attention_head_dim": [8]},
 }  # fmt: skip
