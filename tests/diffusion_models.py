@@ -41,14 +41,12 @@ UNETS = {
 VAES = {
     "sd": {
         "down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2,
-        "block_out_channels": (8, 16), "layers_per_block": 2, "norm_num_groups": 4,
+        "block_out_channels": (4, 8), "layers_per_block": 2, "norm_num_groups": 4,
     },
-    "wide": {
-        "down_block_types": ("DownEncoderBlock2D",) * 3, "up_block_types": ("UpDecoderBlock2D",) * 3,
-        "block_out_channels": (4, 8, 8), "norm_num_groups": 2, "latent_channels": 3, "in_channels": 1,
+    "one block": {
+        "block_out_channels": (8,), "norm_num_groups": 2, "latent_channels": 3, "in_channels": 1,
         "out_channels": 1, "scaling_factor": 0.5,
     },
-    "one block": {"block_out_channels": (8,), "norm_num_groups": 8, "layers_per_block": 1},
     "no attention": {
         "block_out_channels": (8,), "norm_num_groups": 4, "mid_block_add_attention": False,
         "latent_channels": 2,
@@ -61,7 +59,6 @@ CLIPS = {
         "hidden_size": 8, "num_attention_heads": 1, "num_hidden_layers": 1, "layer_norm_eps": 1e-3,
         "max_position_embeddings": 11,
     },
-    "one head size": {"hidden_size": 12, "num_attention_heads": 12, "num_hidden_layers": 1},
 }  # fmt: skip
 
 
