@@ -1,6 +1,6 @@
 """CLIP's text encoder (Radford et al. 2021, arXiv:2103.00020), which Stable Diffusion reads texts by.
 
-Its layers stand in a list, not in a scan: their paths are the names of transformers, which adapters have, too.
+Its layers stand in a list, not in a scan: their paths are the names of transformers, as adapters have them.
 """
 
 from __future__ import annotations

@@ -74,9 +74,8 @@ class Attention(nnx.Module):
         self, x: Float[Array, "batch tokens all"]
     ) -> Float[Array, "batch tokens heads size"]:
         heads = x.reshape(*x.shape[:-1], self.heads, -1)
-        axis = (
-            None if self.heads % ways("heads") else "heads"
-        )  # 5 heads on 2 devices are whole on each
+        # 5 heads on 2 devices are whole on each.
+        axis = None if self.heads % ways("heads") else "heads"
         return constrain(heads, "batch", None, axis, None)
 
 
@@ -89,7 +88,8 @@ def _to_context(
 ) -> Float[Array, "batch tokens heads size"]:
     """By XLA: there are few elements in a context, so that the scores are small."""
     seen = None if mask is None else mask[:, None, None]
-    return jax.nn.dot_product_attention(q, k, v, mask=seen, implementation="xla")
+    mixed: Array = jax.nn.dot_product_attention(q, k, v, mask=seen, implementation="xla")
+    return mixed
 
 
 class GatedGelu(nnx.Module):
@@ -101,7 +101,8 @@ class GatedGelu(nnx.Module):
     def __call__(self, x: Tokens) -> Float[Array, "batch tokens inner"]:
         """The inner values of a feed-forward layer."""
         values, gate = jnp.split(self.proj(x), 2, axis=-1)
-        return values * gelu(gate)
+        inner: Array = values * gelu(gate)
+        return inner
 
 
 class FeedForward(nnx.Module):

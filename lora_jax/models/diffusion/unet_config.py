@@ -65,7 +65,7 @@ RANGES: Mapping[str, Range] = {
 class UNetConfig:
     """Sizes and settings of a U-Net; names and defaults are those of diffusers' UNet2DConditionModel.
 
-    `sample_size` is the side of the samples that it was trained on, which changes nothing of what it computes.
+    `sample_size` is the side of the samples it was trained on, which changes nothing of what it computes.
     `attention_head_dim` is the number of attention heads, of all blocks or of each one on the way down, and
     not their size: diffusers keeps the wrong name for the files that have it. `use_linear_projection` has
     linear layers around a transformer (Stable Diffusion 2) in place of 1 x 1 convolutions (1.x). Blocks

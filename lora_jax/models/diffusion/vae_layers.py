@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
@@ -14,8 +13,6 @@ from lora_jax.models.diffusion.resnet import Downsample, ResnetBlock, Upsample
 from lora_jax.models.diffusion.vae_config import VAEConfig
 
 _EPSILON = 1e-6  # of every norm
-Pixels = Float[Array | np.ndarray, "batch height width channels"]
-Latents = Float[Array | np.ndarray, "batch rows columns latent"]
 
 
 class PixelAttention(nnx.Module):
@@ -113,7 +110,7 @@ class Encoder(nnx.Module):
             config, ("embed", None), (widths[-1], 2 * config.latent_channels), rngs
         )
 
-    def __call__(self, x: Pixels) -> Float[Array, "batch rows columns moments"]:
+    def __call__(self, x: Image) -> Float[Array, "batch rows columns moments"]:
         """What the 1 x 1 convolution behind it reads."""
         x = on_devices(self.conv_in(x))
         for block in self.down_blocks:
@@ -140,7 +137,7 @@ class Decoder(nnx.Module):
         self.conv_norm_out = group_norm(config, widths[-1], _EPSILON, rngs)
         self.conv_out = conv(config, ("embed", None), (widths[-1], config.out_channels), rngs)
 
-    def __call__(self, z: Latents) -> Float[Array, "batch height width channels"]:
+    def __call__(self, z: Image) -> Float[Array, "batch rows columns outputs"]:
         """The image."""
         x = self.mid_block(on_devices(self.conv_in(z)))
         for block in self.up_blocks:
