@@ -3,34 +3,34 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from lora_jax.diffusion.schedule import NoiseSchedule
-from lora_jax.errors import InputError, SettingError, brief
+from lora_jax.errors import InputError, SettingError
 from lora_jax.files import write_json
+from lora_jax.models.config_json import Keys, check_fixed, fields
 from lora_jax.ranges import ranges_of
 from lora_jax.reading import read_object
 
 FILE = "scheduler_config.json"
-# Of settings that are not implemented: the values under which they change nothing.
-_FIXED: Mapping[str, tuple[Any, ...]] = {
-    "trained_betas": (None,),
-    "thresholding": (False,),
-    "interpolation_type": ("linear",),
-    "use_karras_sigmas": (False, None),
-    "use_exponential_sigmas": (False, None),
-    "use_beta_sigmas": (False, None),
-    "sigma_min": (None,),
-    "sigma_max": (None,),
-    "timestep_type": ("discrete",),
-    "final_sigmas_type": ("zero",),
-}
-# Without effect on DDPM, DDIM and Euler, or while a setting above is switched off.
-_WITHOUT_EFFECT = ("dynamic_thresholding_ratio", "sample_max_value", "skip_prk_steps")
-
 _CUTS = ("DDPMScheduler", "DDIMScheduler")  # the others have no clip_sample
+_KEYS = Keys(
+    ranges=ranges_of(NoiseSchedule),
+    fixed={
+        "trained_betas": (None,),
+        "thresholding": (False,),
+        "interpolation_type": ("linear",),
+        "use_karras_sigmas": (False, None),
+        "use_exponential_sigmas": (False, None),
+        "use_beta_sigmas": (False, None),
+        "sigma_min": (None,),
+        "sigma_max": (None,),
+        "timestep_type": ("discrete",),
+        "final_sigmas_type": ("zero",),
+    },
+    # On DDPM, DDIM and Euler, or while a setting above is switched off.
+    without_effect=("dynamic_thresholding_ratio", "sample_max_value", "skip_prk_steps"),
+)
 
 
 def read(path: Path) -> NoiseSchedule:
@@ -43,27 +43,17 @@ def read(path: Path) -> NoiseSchedule:
       path: of the file.
 
     Raises:
-      MissingFileError, FileError: no such file, or not an object.
-      SettingError: a setting is unknown, out of its range, or not implemented; the message names it.
+      MissingFileError, FileError: no such file, or not an object; or a setting that is unknown, out of its
+        range, or not implemented, which the message names.
     """
     record = read_object(path)
-    known = ranges_of(NoiseSchedule)
-    chosen: dict[str, Any] = {}
-    for name, value in record.values.items():
-        if name.startswith("_") or name in _WITHOUT_EFFECT:
-            continue
-        if name in _FIXED:
-            if not any(type(value) is type(fixed) and value == fixed for fixed in _FIXED[name]):
-                wanted = " or ".join(map(repr, _FIXED[name]))
-                raise SettingError(path, name, f"{brief(value)} is not implemented, only {wanted}")
-        elif name not in known:
-            raise SettingError(
-                path, name, f"an unknown setting; known are {', '.join(sorted(known))}"
-            )
-        elif not known[name].accepts(value):
-            raise SettingError(path, name, f"{brief(value)}; it must be {known[name]}")
-        else:
-            chosen[name] = value
+    known = _KEYS.known()
+    for name in record.values:
+        if not name.startswith("_") and name not in known:
+            expected = f"one of {', '.join(sorted(_KEYS.ranges))}"
+            raise record.error(name, f"an unknown setting {name}", expected)
+    check_fixed(record, _KEYS)
+    chosen = fields(record, _KEYS)
     if record.values.get("_class_name", _CUTS[0]) not in _CUTS:
         chosen = {"clip_sample": False, **chosen}
     try:
@@ -77,7 +67,6 @@ def write(folder: Path, schedule: NoiseSchedule) -> None:
     values = {
         name: value for name, value in dataclasses.asdict(schedule).items() if value is not None
     }
-    alone = {"set_alpha_to_one"}  # of DDIM; diffusers tells users of what DDPM does not know
-    if schedule.set_alpha_to_one:
-        values = {name: value for name, value in values.items() if name not in alone}
+    if schedule.set_alpha_to_one:  # of DDIM alone, and its default
+        del values["set_alpha_to_one"]
     write_json(folder / FILE, {"_class_name": "DDPMScheduler", **values})
