@@ -24,8 +24,10 @@ class Layout:
       head: published names of a head, by our module path: the whole name, without the prefix.
       tied: published names of tensors that must be equal to another one, which is used.
       needed: why a model without certain tensors is refused, by the beginning of their names.
-      transposed: kernels are stored (out, in), as PyTorch's Linear has them; those of heads always are.
+      transposed: kernels are stored (out, in), as PyTorch's Linear has them, or (out, in, height, width);
+        those of heads always are.
       fused: our modules whose outputs (parts, width) are one axis in the published tensor.
+      older: parts of names that old files have, with what stands in their place today.
     """
 
     prefix: str
@@ -37,6 +39,7 @@ class Layout:
     needed: Mapping[str, str] = dataclasses.field(default_factory=dict)
     transposed: bool = True
     fused: tuple[str, ...] = ()
+    older: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def source(self, path: str) -> tuple[str, bool]:
         """Published name (or template) of one of our leaves, and whether it is transposed."""

@@ -39,8 +39,13 @@ class ModelFiles:
       shapes: of every tensor; of a packed one those that it stands for.
     """
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, weights: str = WEIGHTS, index: str = INDEX):
         """Reads the headers, and the settings of packed matrices.
+
+        Args:
+          folder: of the model.
+          weights: name of the file where there is one.
+          index: name of the index where there are shards.
 
         Raises:
           MissingFileError: no weights, or a shard is missing.
@@ -48,9 +53,9 @@ class ModelFiles:
             packed matrix is not whole, or config.json says that other ones are packed.
         """
         self.folder = folder
-        self._files = _indexed(folder) if (folder / INDEX).exists() else {}
+        self._files = _indexed(folder, weights, index) if (folder / index).exists() else {}
         if not self._files:
-            path = folder / WEIGHTS
+            path = folder / weights
             if not path.is_file():
                 raise MissingFileError(f"{path} is missing. {_without_weights(folder)}")
             file = Tensors(path)
@@ -144,12 +149,12 @@ def open_files(place: Path) -> AnyFiles:
     return GgufFiles(place) if place.suffix == SUFFIX else ModelFiles(place)
 
 
-def _indexed(folder: Path) -> dict[str, Tensors]:
+def _indexed(folder: Path, weights: str, index: str) -> dict[str, Tensors]:
     """The file of every tensor, as index and shards agree on."""
-    path = folder / INDEX
-    if (folder / WEIGHTS).exists():
+    path = folder / index
+    if (folder / weights).exists():
         raise InputError(
-            f"{folder} holds both {WEIGHTS} and {INDEX}, which names other files: it is not clear "
+            f"{folder} holds both {weights} and {index}, which names other files: it is not clear "
             "which weights are meant. Delete one of them"
         )
     named = read_object(path).text_by_name("weight_map")

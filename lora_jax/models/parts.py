@@ -21,13 +21,18 @@ BASE_FORMATS = (FLOAT, STORED, *FORMATS)  # see `base_formats`
 
 
 @runtime_checkable
-class Settings(Protocol):
-    """What the layers read of a model's configuration."""
+class Computes(Protocol):
+    """What every layer reads of a model's configuration."""
 
     @property
     def compute_dtype(self) -> str:
         """Type of activations and matrix products."""
         ...
+
+
+@runtime_checkable
+class Settings(Computes, Protocol):
+    """What layers with random initial values read beside it."""
 
     @property
     def initializer_range(self) -> float:
@@ -49,14 +54,14 @@ def check_base_format(name: str) -> None:
         raise InputError(f"base_format must be one of {', '.join(BASE_FORMATS)}; got {brief(name)}")
 
 
-def _promoted(arrays: Any, /, *, dtype: Any = None, inexact: bool = True) -> Any:
-    """Flax's promotion to one type, but for the kernel, which `_product` casts."""
+def all_but_kernel(arrays: Any, /, *, dtype: Any = None, inexact: bool = True) -> Any:
+    """Flax's promotion to one type, but for the kernel, which `cast_again` casts."""
     x, kernel, bias = arrays
     x, bias = promote_dtype((x, bias), dtype=dtype, inexact=inexact)
     return x, kernel, bias
 
 
-def _product(x: Array, kernel: Array, *args: Any, **kwargs: Any) -> Array:
+def cast_again(x: Array, kernel: Array, *args: Any, **kwargs: Any) -> Array:
     """A product in the type of x, for which the backward pass casts the kernel again: a copy is not kept."""
 
     def product(x: Array, kernel: Array) -> Array:
@@ -95,8 +100,8 @@ def linear(
         outputs,
         use_bias=bias,
         dtype=jnp.dtype(settings.compute_dtype),
-        promote_dtype=_promoted,
-        dot_general=_product,
+        promote_dtype=all_but_kernel,
+        dot_general=cast_again,
         kernel_init=nnx.initializers.normal(settings.initializer_range),
         kernel_metadata=named(axes[0], *lead, axes[1]),
         bias_metadata=named(*lead, vector),
@@ -114,7 +119,7 @@ class LayerNorm(nnx.LayerNorm):
         return result
 
 
-def norm(settings: Settings, width: int, epsilon: float, rngs: nnx.Rngs) -> LayerNorm:
+def norm(settings: Computes, width: int, epsilon: float, rngs: nnx.Rngs) -> LayerNorm:
     """A LayerNorm over the model's width; its statistics are float32."""
     return LayerNorm(
         width,

@@ -23,7 +23,7 @@ class Source:
 
     Attributes:
       names: of the tensors in the files: one, or one of every layer.
-      transposed: whether they are stored (out, in).
+      transposed: whether they are stored (out, in), or (out, in, height, width).
       shape: of our leaf.
       stacked: whether the leaf has a first axis of layers.
     """
@@ -36,7 +36,7 @@ class Source:
     def leaf(self, values: Mapping[str, np.ndarray]) -> jax.Array:
         """Our leaf from the values of the tensors."""
         shape = self.shape[1:] if self.stacked else self.shape
-        parts = [values[n].T if self.transposed else values[n] for n in self.names]
+        parts = [_ours(values[n]) if self.transposed else values[n] for n in self.names]
         parts = [part.reshape(shape) for part in parts]
         return jnp.asarray(np.stack(parts) if self.stacked else parts[0])
 
@@ -93,7 +93,7 @@ def plan(
             continue
         used.update(names)
         expected = layout.published_shape(path, shape[1:] if stacked else shape)
-        expected = expected[::-1] if transposed else expected
+        expected = tuple(expected[axis] for axis in _order(len(expected))) if transposed else expected
         problems["misshapen"] += [
             f"{name} is {tensors[plain[name]]}, config.json asks for {expected}"
             for name in names
@@ -131,6 +131,8 @@ def _plain_names(tensors: Iterable[str], layout: Layout, where: str) -> dict[str
     plain: dict[str, str] = {}
     for name in sorted(tensors):
         key = _modern(name.removeprefix(layout.prefix))
+        for old, new in layout.older.items():
+            key = key.replace(old, new)
         if key in plain:
             raise InputError(
                 f"the tensors of {where} are ambiguous: {plain[key]} and {name} are two names of one "
@@ -138,6 +140,17 @@ def _plain_names(tensors: Iterable[str], layout: Layout, where: str) -> dict[str
             )
         plain[key] = name
     return plain
+
+
+def _order(ndim: int) -> tuple[int, ...]:
+    """The axes of a kernel of ours, inputs and outputs last, in the order that PyTorch has them in."""
+    outputs, inputs, window = ndim - 1, ndim - 2, range(ndim - 2)
+    return (outputs, inputs, *window)
+
+
+def _ours(kernel: np.ndarray) -> np.ndarray:
+    """A kernel of PyTorch in the order of our axes."""
+    return kernel.transpose(np.argsort(_order(kernel.ndim)))
 
 
 def _listed(kind: str, names: Sequence[str]) -> str:
@@ -159,7 +172,7 @@ def published_tensors(
 
     def make(leaf: np.ndarray, path: str, transpose: bool) -> np.ndarray:
         part = leaf.reshape(layout.published_shape(path, leaf.shape))
-        return np.ascontiguousarray(part.T if transpose else part)
+        return np.ascontiguousarray(part.transpose(_order(part.ndim)) if transpose else part)
 
     tensors: dict[str, Callable[[], np.ndarray]] = {}
     for path, value in params.items():
