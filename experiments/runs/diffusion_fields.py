@@ -45,10 +45,10 @@ DIFFUSION: Fields = {
 STYLE: Fields = {
     **_SHARED,
     "base": Field(
-        Text(), "the folder of a run of experiments.diffusion, or of Stable Diffusion as diffusers saves it"
+        Text(), "a run of experiments.diffusion, or a folder of Stable Diffusion as diffusers saves it"
     ),
     "ranks": Field(
-        Several(of=Whole(), empty="that of `method`"), "a run for each, in DIR/rank_R, and a page that compares them"
+        Several(of=Whole(), empty="that of `method`"), "a run for each, in DIR/rank_R, and a page"
     ),
     "data.source": Field(Text(), "`digits`, or a folder of pictures with captions"),
     "data.caption": Field(Text(empty="those of the folder"), "of all pictures of a folder"),
@@ -59,13 +59,13 @@ STYLE: Fields = {
     ),
     "data.count": Field(Whole(most=10**4), "pictures that are shown, from each class in turn"),
     "prior.weight": Field(
-        Number(least=0), "of the loss on what the base draws, so that it keeps that (DreamBooth's prior); 0: none"
+        Number(least=0), "of the loss on what the base draws (DreamBooth's prior); 0: none"
     ),
     "prior.count": Field(Whole(most=10**5), "pictures that the base draws for it"),
     "prior.captions": Field(
         Several(of=Text(), empty="all classes of the base"), "of these pictures"
     ),
     "samples.captions": Field(
-        Several(of=Text(empty="no caption")), "of the pictures that are drawn of models without classes", False
+        Several(of=Text(empty="no caption")), "of what is drawn of other pictures than digits", False
     ),
 }  # fmt: skip
