@@ -89,7 +89,7 @@ if __name__ == "__main__":
     _GUIDANCE = flags.DEFINE_float("guidance", 2.0, "Of classifier-free guidance; 1 is without.")
     _SEED = flags.DEFINE_integer("seed", 0, "Of the noise.", lower_bound=0)
     _SIZE = flags.DEFINE_integer(
-        "size", 512, "Height and width of Stable Diffusion's pictures.", lower_bound=8
+        "size", 512, "Pixels of Stable Diffusion's pictures.", lower_bound=8
     )
     _MERGE = flags.DEFINE_bool("merge", True, "Merge the adapters into the base first.")
     flags.mark_flags_as_required(["base", "captions"])

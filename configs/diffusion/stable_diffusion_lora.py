@@ -6,8 +6,8 @@
 FOLDER is Stable Diffusion as diffusers saves it; PICTURES holds PNG or JPEG files and metadata.jsonl with a
 line {"file_name": "1.png", "text": "a caption"} for each. The settings are those with which diffusers' guide
 calls `train_text_to_image_lora.py` on 833 pictures: rank 4 on the projections of attention, scale 1,
-N(0, (1/r)^2) for A, AdamW at 1e-4, 512 x 512 pixels, batches of 1, 4 of them an update, norm 1, 15,000 updates.
-There the rate falls as a cosine, here linearly; pictures are not flipped here, and latents are means.
+N(0, (1/r)^2) for A, AdamW at 1e-4, 512 x 512 pixels, batches of 1, 4 of them an update, norm 1, 15,000
+updates. There the rate falls as a cosine, here linearly; here no picture is flipped, and latents are means.
 
 `subject` behind the colon is DreamBooth's (Ruiz et al. 2023): one subject,
 `--config.data.caption="a photo of sks dog"`, and a prior, `--config.prior.captions="('a photo of dog',)"`.

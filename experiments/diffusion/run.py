@@ -90,32 +90,28 @@ class Run:
 def captions_of(contents: Sequence[int], count: int) -> tuple[list[str], np.ndarray]:
     """Captions of digits, `count` of each, and the digit of every caption."""
     of_each = np.repeat(np.asarray(contents, np.int64), count)
-    return [caption(number) for number in of_each], of_each
+    return [caption(number) for number in of_each.tolist()], of_each
 
 
 def loss_of(base: Base, config: ConfigDict) -> Callable[..., jax.Array]:
     """The training loss of a batch, with that of the prior's pictures where the batch has some."""
-    empty, gamma, weight = base.empty[0], config.snr_gamma, config.get("prior", {}).get("weight", 0)
-
-    def of_pictures(model: nnx.Module, batch: Any, key: jax.Array) -> jax.Array:
-        for_noise, for_captions = jax.random.split(key)
-        inputs = batch["inputs"]
-        noise, times = losses.draw(base.schedule, for_noise, inputs)
-        rate = config.caption_dropout
-        captions = losses.without_some(for_captions, batch["captions"], empty, rate)
-        denoise = functools.partial(_output, model, captions=captions)
-        return jnp.mean(
-            losses.denoising_losses(base.schedule, denoise, inputs, noise, times, gamma)
-        )
+    schedule, empty, gamma = base.schedule, base.empty[0], config.snr_gamma
+    weight = config.get("prior", {}).get("weight", 0.0)
 
     def loss(model: nnx.Module, batch: Any, key: jax.Array | None) -> jax.Array:
         key = jax.random.key(0) if key is None else key
-        if "prior" not in batch:
-            return of_pictures(model, batch, key)
-        first, second = jax.random.split(key)
-        return of_pictures(model, batch, first) + weight * of_pictures(
-            model, batch["prior"], second
-        )
+        own = {name: batch[name] for name in ("inputs", "captions")}
+        if "prior" in batch:  # in one pass with the others, as DreamBooth does
+            own = jax.tree.map(lambda *two: jnp.concatenate(two), own, batch["prior"])
+        for_noise, for_captions = jax.random.split(key)
+        noise, times = losses.draw(schedule, for_noise, own["inputs"])
+        rate = config.caption_dropout
+        captions = losses.without_some(for_captions, own["captions"], empty, rate)
+        denoise = functools.partial(_output, model, captions=captions)
+        of_each = losses.denoising_losses(schedule, denoise, own["inputs"], noise, times, gamma)
+        count = len(batch["inputs"])
+        total = jnp.mean(of_each[:count])
+        return total + weight * jnp.mean(of_each[count:]) if "prior" in batch else total
 
     return loss
 

@@ -15,7 +15,6 @@ from experiments.diffusion.bases import Base
 from experiments.diffusion.drawing import Drawing, draw
 from experiments.diffusion.run import Run, Training, captions_of
 from experiments.runs import fields, folder
-from experiments.runs.diffusion_fields import DIFFUSION, STYLE
 from experiments.runs.settings import train_settings
 from lora_jax import files, methods
 from lora_jax.data import digits
@@ -51,7 +50,7 @@ def unet_config(config: ConfigDict) -> UNetConfig:
 
 def learn(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     """Trains a new model of digits, or reads a finished run back; the run record."""
-    fields.check_config(config, DIFFUSION)
+    fields.check_config(config, fields.DIFFUSION)
 
     def read() -> tuple[data.Shown, dict[str, str]]:
         shown = data.whole(config)
@@ -83,7 +82,7 @@ def learn(config: ConfigDict, workdir: Path) -> dict[str, Any]:
 
 def adapt_all(config: ConfigDict, workdir: Path) -> dict[Path, dict[str, Any]]:
     """Adapts a base with every rank of the config; run records by the folder of the run."""
-    fields.check_config(config, STYLE, fields.OPEN)
+    fields.check_config(config, fields.STYLE, fields.OPEN)
     if not config.ranks:
         return {workdir: adapt(config, workdir)}
     if config.method.get("name") != KEEPS:

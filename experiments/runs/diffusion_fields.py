@@ -27,7 +27,7 @@ _SHARED: Fields = {
     "samples.count": Field(Whole(most=1000), "pictures of each caption, drawn after every epoch and scored"),
     "samples.seed": Field(SEED, "of their noise"),
 }  # fmt: skip
-DIFFUSION: Fields = {
+MODEL_FIELDS: Fields = {
     **_SHARED,
     **{f"noise.{name}": Field(allowed, "see `NoiseSchedule`")
        for name, allowed in ranges_of(NoiseSchedule).items() if name in _NOISE},
@@ -42,7 +42,7 @@ DIFFUSION: Fields = {
     "data.side": Field(OneOf(SIDES), "height and width of the digits in pixels"),
     "data.left_out": Field(_CLASSES, "digits that the model shall not learn"),
 }  # fmt: skip
-STYLE: Fields = {
+STYLE_FIELDS: Fields = {
     **_SHARED,
     "base": Field(
         Text(), "a run of experiments.diffusion, or a folder of Stable Diffusion as diffusers saves it"

@@ -1,7 +1,7 @@
 """Handwritten digits of scikit-learn as small grey pictures with captions, plain and in styles.
 
-1,797 digits of 8 x 8 pixels, UCI's "Optical recognition of handwritten digits" (Alpaydin and Kaynak 1998), which
-the package brings along: data for machines that reach no hub.
+1,797 digits of 8 x 8 pixels, UCI's "Optical recognition of handwritten digits" (Alpaydin and Kaynak 1998),
+which the package brings along: data for machines that reach no hub.
 """
 
 from __future__ import annotations
@@ -12,8 +12,6 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
-from scipy import ndimage
-from sklearn.datasets import load_digits
 
 from lora_jax.ranges import OneOf, Whole, check
 
@@ -49,7 +47,7 @@ class Digits:
     @property
     def captions(self) -> list[str]:
         """Their captions, such as `a three`."""
-        return [caption(number) for number in self.classes]
+        return [caption(number) for number in self.classes.tolist()]
 
     def first_of_each(self, count: int) -> Digits:
         """The first `count` of them, taken from each class in turn."""
@@ -87,6 +85,8 @@ def read(split: str, side: int = SIDE, style: str = PLAIN) -> Digits:
 
 @functools.cache
 def _files() -> tuple[Pictures, Int[np.ndarray, " n"]]:
+    from sklearn.datasets import load_digits  # takes long to import, and few programs need it
+
     found = load_digits()
     scaled = found.images.astype(np.float32) * (2 / _BRIGHTEST) - 1
     return scaled[..., None], found.target.astype(np.int64)
@@ -95,6 +95,8 @@ def _files() -> tuple[Pictures, Int[np.ndarray, " n"]]:
 def _enlarged(pictures: Pictures, side: int) -> Pictures:
     if side == SIDE:
         return pictures
+    from scipy import ndimage
+
     times = side // SIDE
     zoomed = ndimage.zoom(
         pictures, (1, times, times, 1), order=3, mode="nearest", grid_mode=True
@@ -109,6 +111,8 @@ def inverted(pictures: Pictures) -> Pictures:
 
 def slanted(pictures: Pictures) -> Pictures:
     """Sheared, so that the top lies to the right; the middle row stays."""
+    from scipy import ndimage
+
     side = pictures.shape[1]
     middle = (side - 1) / 2
     matrix = np.array([[1.0, 0.0], [_SLANT, 1.0]])
@@ -122,6 +126,8 @@ def slanted(pictures: Pictures) -> Pictures:
 
 def thick(pictures: Pictures) -> Pictures:
     """With broader strokes: every pixel as dark as the darkest in a window around it."""
+    from scipy import ndimage
+
     window = 1 + pictures.shape[1] // SIDE
     return ndimage.grey_dilation(pictures, size=(1, window, window, 1), mode="nearest")
 

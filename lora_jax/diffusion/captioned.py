@@ -107,7 +107,7 @@ def load(folder: Path) -> Captioned:
     """Reads the model of a folder.
 
     Raises:
-      MissingFileError, FileError: a file is missing or broken, or the folder is that of another kind of model.
+      MissingFileError, FileError: a file is missing or broken, or it is another kind of model.
     """
     record = read_object(folder / CONFIG)
     if record.values.get("kind") != KIND:
