@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 from absl import flags, logging
@@ -25,7 +26,7 @@ from experiments.runs import command_line, named_adapters
 from lora_jax.adapter_set import AdapterSet
 from lora_jax.adapters import Adapter
 from lora_jax.diffusion.grids import grid, write_png
-from lora_jax.diffusion.samplers import SAMPLERS
+from lora_jax.diffusion.samplers import SAMPLERS, Sampler
 from lora_jax.errors import InputError
 from lora_jax.files import check_output, make_folder
 from lora_jax.low_rank.merge import merge
@@ -58,7 +59,7 @@ def sample(
 def main(arguments: list[str]) -> None:
     """Runs the command."""
     logging.set_verbosity(logging.WARNING)
-    output, captions, count = Path(_OUTPUT.value), _CAPTIONS.value, _COUNT.value
+    output, captions, count = Path(_OUTPUT.value), _CAPTIONS.value or [], _COUNT.value
     with command_line.readable_errors():
         command_line.refuse_rest(arguments)
         if output.suffix.lower() != ".png":
@@ -66,11 +67,12 @@ def main(arguments: list[str]) -> None:
         check_output(output, flag="--output")
         adapters = named_adapters.named(_ADAPTERS.value)
         weights = named_adapters.weights(_WEIGHTS.value, adapters)
-        base = bases.read(_BASE.value, _SIZE.value, "float32")
+        base = bases.read(_BASE.value or "", _SIZE.value, "float32")
         model = with_adapters(base.model, adapters, weights)
         if adapters and _MERGE.value:
             model = merge(model)
-        how = Drawing(_SAMPLER.value, _STEPS.value, _GUIDANCE.value, _SEED.value)
+        sampler = cast(Sampler, _SAMPLER.value)
+        how = Drawing(sampler, _STEPS.value, _GUIDANCE.value, _SEED.value)
         pictures = sample(base, model, captions, count, how)
         make_folder(output.parent)
         write_png(output, grid(pictures, count, max(1, 32 // pictures.shape[1])))

@@ -6,7 +6,8 @@
 Behind the colon `inverted`, `slanted` or `thick`: ten pictures, one of each digit, in that style. Or
 `new_digit`: the base is one that has never seen a nine (configs/diffusion/digits.py:without_9), and ten
 pictures with the caption `a nine` teach it one, with the row of the word `nine` and a prior of the other
-digits. Several ranks are compared. `slanted,conv` adapts the convolutions as well.
+digits. Several ranks are compared. LoRA adapts attention and convolutions, as the base has no attention among
+pixels. `slanted,attention` leaves the convolutions as they are.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from configs.arguments import parse
 from configs.diffusion.digits import shared_fields
 
 ATTENTION = r".*/attn[12]/to_(q|k|v|out)"
-CONVOLUTIONS = r".*/(conv|conv1|conv2|conv_shortcut)"
+CONVOLUTIONS = r".*/(conv|conv1|conv2|conv_shortcut|conv_in|conv_out)"
 STYLES = ("inverted", "slanted", "thick")
 NEW, NEW_DIGIT, ROW = "new_digit", 9, 11  # `ROW`: of the word `nine` in the table
 
@@ -30,13 +31,14 @@ def get_config(arg: str = "slanted") -> ConfigDict:
     Raises:
       ValueError: another name.
     """
-    name, layers = parse(arg, ("attention", "conv"), "choice of layers")
+    name, layers = parse(arg, ("all", "attention"), "choice of layers")
     if name not in (*STYLES, NEW):
         raise ValueError(
             f"unknown style {name!r} in {arg!r}; known are {', '.join((*STYLES, NEW))}"
         )
     targets: Any = ATTENTION if layers == "attention" else (ATTENTION, CONVOLUTIONS)
     method: dict[str, Any] = {"name": "lora", "targets": targets, "rank": 4, "alpha": None}
+    method["too_large"] = "cap"  # of the convolutions from and to one channel
     is_new = name == NEW
     if is_new:
         method["plus"] = {"name": "token_rows", "rows": {"words": (ROW,)}}

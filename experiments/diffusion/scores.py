@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import dataclasses
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from lora_jax.adapters import DESCRIPTION, load_adapter
 from lora_jax.data import digits
 from lora_jax.diffusion.judge import Judge, loss
 from lora_jax.methods import full
+from lora_jax.partition import Params
 from lora_jax.training import ArrayBatches, Trainer, TrainSettings
 
 FOLDER = "judge"  # of the base's run
 STYLES = (digits.PLAIN, *digits.STYLES)
-_SEED, _EPOCHS, _BATCH = 0, 6, 64
+EPOCHS = 5
+_SEED, _BATCH = 0, 64
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,17 +47,30 @@ class Scorer:
         }
 
 
-def scorer(folder: Path, side: int) -> Scorer:
-    """Trains the judge on all training digits in all styles, or reads it back.
+def scorer(folder: Path, side: int, *, keep: bool) -> Scorer:
+    """Reads the judge of a folder, or trains it on all training digits in all styles.
 
     Args:
-      folder: of the judge; it is made by the base's run.
+      folder: of the judge.
       side: of the pictures.
+      keep: whether one that was trained is written there.
     """
-    trainer = Trainer(
-        Judge(side, 1, len(digits.NAMES), len(STYLES), nnx.Rngs(_SEED)), full(),
-        TrainSettings(epochs=_EPOCHS, learning_rate=3e-3),
-    )  # fmt: skip
+    judge = Judge(side, 1, len(digits.NAMES), len(STYLES), nnx.Rngs(_SEED))
+    settings = TrainSettings(epochs=EPOCHS, learning_rate=3e-3)
+    trainer = Trainer(judge, full(), settings)
+    if (folder / DESCRIPTION).is_file():
+        values, notes = trainer.load(folder), load_adapter(folder).notes
+    else:
+        with tempfile.TemporaryDirectory() as place:
+            values, notes = _trained(trainer, side, Path(place))
+        if keep:
+            trainer.save(folder, values, notes)
+    model = trainer.model(values)
+    accuracy = {name: float(notes["metrics"][name]) for name in ("content", "style")}
+    return Scorer(accuracy, lambda pictures: _answers(model, pictures))
+
+
+def _trained(trainer: Trainer, side: int, place: Path) -> tuple[Params, dict[str, Any]]:
     train, held_out = (_all_styles(split, side) for split in ("train", "held_out"))
 
     def accuracy(model: nnx.Module) -> dict[str, float]:
@@ -61,13 +79,8 @@ def scorer(folder: Path, side: int) -> Scorer:
         return {name: float(np.mean(values)) for name, values in right.items()}
 
     batches = ArrayBatches(train, _BATCH, seed=_SEED, drop_last=True)
-    result = trainer.fit(
-        batches, loss, folder, evaluate=accuracy, headline="content", label="judge"
-    )
-    model = trainer.model(result.best)
-    best = result.progress.history[result.progress.best - 1]
-    named = {name: best[name] for name in ("content", "style")}
-    return Scorer(named, lambda pictures: _answers(model, pictures))
+    result = trainer.fit(batches, loss, place, evaluate=accuracy, headline="content", label="judge")
+    return result.best, {"metrics": result.progress.history[result.progress.best - 1]}
 
 
 @nnx.jit

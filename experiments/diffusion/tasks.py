@@ -72,7 +72,7 @@ def learn(config: ConfigDict, workdir: Path) -> dict[str, Any]:
         run = Run(
             task="digits", config=config, base=bases.of_captioned(made, "a new model"),
             method=methods.full(), shown=shown, inputs=given,
-            scorer=scores.scorer(workdir / scores.FOLDER, config.data.side),
+            scorer=scores.scorer(workdir / scores.FOLDER, config.data.side, keep=True),
             captions=captions, contents=contents, save=save,
         )  # fmt: skip
         return Training(run, workdir).train()
@@ -127,7 +127,8 @@ def adapt(config: ConfigDict, workdir: Path) -> dict[str, Any]:
         scorer = None
         if shown.contents:
             texts, contents = captions_of(shown.contents, config.samples.count)
-            scorer = scores.scorer(Path(base.name).expanduser() / scores.FOLDER, base.size)
+            judge = Path(base.name).expanduser() / scores.FOLDER
+            scorer = scores.scorer(judge, base.size, keep=False)
         run = Run(
             task="style", config=config, base=base, method=method, shown=shown, inputs=given,
             prior=_prior(config, base), scorer=scorer, captions=texts, contents=contents,

@@ -101,7 +101,7 @@ def _enlarged(pictures: Pictures, side: int) -> Pictures:
     zoomed = ndimage.zoom(
         pictures, (1, times, times, 1), order=3, mode="nearest", grid_mode=True
     )  # fmt: skip
-    return np.clip(zoomed, -1, 1).astype(np.float32)
+    return np.asarray(np.clip(zoomed, -1, 1), np.float32)
 
 
 def inverted(pictures: Pictures) -> Pictures:
@@ -129,7 +129,7 @@ def thick(pictures: Pictures) -> Pictures:
     from scipy import ndimage
 
     window = 1 + pictures.shape[1] // SIDE
-    return ndimage.grey_dilation(pictures, size=(1, window, window, 1), mode="nearest")
+    return np.asarray(ndimage.grey_dilation(pictures, (1, window, window, 1), mode="nearest"))
 
 
 _SLANT = 0.6  # columns for each row

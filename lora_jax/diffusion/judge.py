@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -44,8 +46,8 @@ class Judge(nnx.Module):
         return self.content(x), self.style(x)
 
 
-def loss(model: Judge, batch: dict[str, Array], key: jax.Array | None) -> Float[Array, ""]:
-    """Sum of both cross-entropies; pictures are a little noisy while training (with a `key`)."""
+def loss(model: Any, batch: dict[str, Array], key: jax.Array | None) -> Float[Array, ""]:
+    """Sum of both cross-entropies of a `Judge`; pictures are a little noisy while training (with a `key`)."""
     pictures = batch["pictures"]
     if key is not None:
         pictures = pictures + _NOISE * jax.random.normal(key, pictures.shape)

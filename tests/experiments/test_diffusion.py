@@ -42,7 +42,7 @@ def style_config(argument, base):
 def base(tmp_path_factory):
     """A run without the nine, after one epoch and a kill, resumed."""
     folder = tmp_path_factory.mktemp("runs") / "digits"
-    scores._EPOCHS = 1
+    scores.EPOCHS = 1
     command.run(base_config("without_9"), folder)
     return folder
 
