@@ -53,12 +53,12 @@ def get_config(arg: str = "") -> ConfigDict:
         {
             **shared_fields(),
             "model": {
-                "channels": (24, 48),
+                "channels": (16, 32),
                 "attends": (False, True),
                 "layers": 1,
                 "heads": 4,
-                "groups": 8,
-                "words": 24,
+                "groups": 4,
+                "words": 16,
             },
             "noise": {
                 "num_train_timesteps": 1000,
@@ -67,8 +67,8 @@ def get_config(arg: str = "") -> ConfigDict:
                 "clip_sample": True,
             },
             "data": {"side": side, "left_out": tuple(left_out), "repeats": 5},
-            "epochs": 20,
-            "batch_size": 64,
+            "epochs": 10,
+            "batch_size": 32,
             "learning_rate": 3e-3,
             "warmup_steps": 50,
             "max_grad_norm": 1.0,
