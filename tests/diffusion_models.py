@@ -24,7 +24,7 @@ _SMALL = {"norm_num_groups": 4, "layers_per_block": 1, "cross_attention_dim": 12
 UNETS = {
     "sd1": {**_SMALL, **_types((True, False)), "block_out_channels": (8, 16), "attention_head_dim": 2},
     "sd2": {
-        **_SMALL, **_types((True, True)), "block_out_channels": (8, 16), "layers_per_block": 2,
+        **_SMALL, **_types((True, True)), "block_out_channels": (8, 16),
         "attention_head_dim": (1, 4), "use_linear_projection": True, "upcast_attention": True,
     },
     "no attention": {
@@ -33,22 +33,20 @@ UNETS = {
     },
     "no middle": {
         **_SMALL, **_types((False, True)), "block_out_channels": (12, 8), "mid_block_type": None,
-        "transformer_layers_per_block": 2, "flip_sin_to_cos": False, "freq_shift": 1, "norm_eps": 1e-3,
-        "out_channels": 6, "attention_head_dim": 4,
+        "layers_per_block": 2, "transformer_layers_per_block": 2, "flip_sin_to_cos": False, "freq_shift": 1,
+        "norm_eps": 1e-3, "out_channels": 6, "attention_head_dim": 4,
     },
     "one block": {**_SMALL, **_types((True,)), "block_out_channels": (8,), "attention_head_dim": [8]},
 }  # fmt: skip
 VAES = {
     "sd": {
         "down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2,
-        "block_out_channels": (8, 16), "layers_per_block": 2, "norm_num_groups": 4,
+        "block_out_channels": (4, 8), "layers_per_block": 2, "norm_num_groups": 4,
     },
-    "wide": {
-        "down_block_types": ("DownEncoderBlock2D",) * 3, "up_block_types": ("UpDecoderBlock2D",) * 3,
-        "block_out_channels": (4, 8, 8), "norm_num_groups": 2, "latent_channels": 3, "in_channels": 1,
+    "one block": {
+        "block_out_channels": (8,), "norm_num_groups": 2, "latent_channels": 3, "in_channels": 1,
         "out_channels": 1, "scaling_factor": 0.5,
     },
-    "one block": {"block_out_channels": (8,), "norm_num_groups": 8, "layers_per_block": 1},
     "no attention": {
         "block_out_channels": (8,), "norm_num_groups": 4, "mid_block_add_attention": False,
         "latent_channels": 2,
@@ -61,7 +59,6 @@ CLIPS = {
         "hidden_size": 8, "num_attention_heads": 1, "num_hidden_layers": 1, "layer_norm_eps": 1e-3,
         "max_position_embeddings": 11,
     },
-    "one head size": {"hidden_size": 12, "num_attention_heads": 12, "num_hidden_layers": 1},
 }  # fmt: skip
 
 

@@ -93,7 +93,9 @@ def plan(
             continue
         used.update(names)
         expected = layout.published_shape(path, shape[1:] if stacked else shape)
-        expected = tuple(expected[axis] for axis in _order(len(expected))) if transposed else expected
+        expected = (
+            tuple(expected[axis] for axis in _order(len(expected))) if transposed else expected
+        )
         problems["misshapen"] += [
             f"{name} is {tensors[plain[name]]}, config.json asks for {expected}"
             for name in names

@@ -96,7 +96,9 @@ class UpBlock(Block):
         channels = config.block_out_channels[::-1]
         width, before = channels[number], channels[max(number - 1, 0)]
         self.is_last = number == len(channels) - 1
-        below = width if self.is_last else channels[number + 1]  # of the last image that is read again
+        below = (
+            width if self.is_last else channels[number + 1]
+        )  # of the last image that is read again
         layers = config.layers_per_block + 1
         inputs = [
             (width if i else before) + (below if i == layers - 1 else width) for i in range(layers)
@@ -111,7 +113,10 @@ class UpBlock(Block):
             self.upsamplers = nnx.List([Upsample(config, width, rngs)])
 
     def __call__(
-        self, x: Float[Array, "batch height width inputs"], kept: list[Array], conditions: Conditions
+        self,
+        x: Float[Array, "batch height width inputs"],
+        kept: list[Array],
+        conditions: Conditions,
     ) -> Float[Array, "batch rows columns outputs"]:
         """The image, changed.
 

@@ -1,6 +1,6 @@
 """CLIP's text encoder (Radford et al. 2021, arXiv:2103.00020), which Stable Diffusion reads texts by.
 
-Its layers stand in a list, not in a scan: their paths are the names of transformers, which adapters have, too.
+Its layers stand in a list, not in a scan: their paths are the names of transformers, as adapters have them.
 """
 
 from __future__ import annotations
@@ -47,7 +47,10 @@ class SelfAttention(nnx.Module):
 
     def __call__(self, x: Hidden) -> Hidden:
         """What each token reads of itself and those before it."""
-        parts = (f(x).reshape(*x.shape[:-1], self.heads, -1) for f in (self.q_proj, self.k_proj, self.v_proj))
+        parts = (
+            f(x).reshape(*x.shape[:-1], self.heads, -1)
+            for f in (self.q_proj, self.k_proj, self.v_proj)
+        )
         q, k, v = (constrain(part, "batch", None, "heads", None) for part in parts)
         last = jnp.arange(1, x.shape[1] + 1, dtype=jnp.int32)[None]
         mixed = attend(q, k, v, Spans(jnp.zeros_like(last), last, causal=True), kernel=self.kernel)

@@ -134,7 +134,9 @@ def _check_class(record: Record, component: Component[Any]) -> None:
     key = component.class_key
     found = record.values.get(key, component.class_name)
     if found not in (component.class_name, [component.class_name]):
-        raise record.error(key, repr(found)[:80], f"{component.class_name}; others are not implemented")
+        raise record.error(
+            key, repr(found)[:80], f"{component.class_name}; others are not implemented"
+        )
 
 
 def load(
@@ -217,9 +219,7 @@ def tensors(model: nnx.Module, component: Component[Any]) -> dict[str, np.ndarra
     return to_published(params, component.layout(shapes))
 
 
-def save_model(
-    folder: str | os.PathLike[str], model: UNet | AutoencoderKL | CLIPTextModel
-) -> None:
+def save_model(folder: str | os.PathLike[str], model: UNet | AutoencoderKL | CLIPTextModel) -> None:
     """Writes config.json and safetensors, which `load` and `from_pretrained` of diffusers read.
 
     Args:

@@ -9,7 +9,15 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from lora_jax.models.diffusion.layers import SAME, Image, Settings, conv, dense, group_norm, on_devices
+from lora_jax.models.diffusion.layers import (
+    SAME,
+    Image,
+    Settings,
+    conv,
+    dense,
+    group_norm,
+    on_devices,
+)
 from lora_jax.models.diffusion.unet_config import UNetConfig
 
 _PERIOD = 10_000  # of the slowest wave, over 2 pi

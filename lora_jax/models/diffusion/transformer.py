@@ -58,7 +58,10 @@ class Attention(nnx.Module):
     ) -> Tokens:
         """What the tokens read of one another, or of the context's elements that `mask` names."""
         other = x if context is None else context
-        q, k, v = self._by_head(self.to_q(x)), *(self._by_head(f(other)) for f in (self.to_k, self.to_v))
+        q, k, v = (
+            self._by_head(self.to_q(x)),
+            *(self._by_head(f(other)) for f in (self.to_k, self.to_v)),
+        )
         if context is None:
             every = jnp.zeros((1, x.shape[1]), jnp.int32)
             mixed = attend(q, k, v, Spans(every, every + x.shape[1]), kernel=self.kernel)
@@ -67,9 +70,12 @@ class Attention(nnx.Module):
         result: Array = self.to_out(mixed.reshape(x.shape))
         return result
 
-    def _by_head(self, x: Float[Array, "batch tokens all"]) -> Float[Array, "batch tokens heads size"]:
+    def _by_head(
+        self, x: Float[Array, "batch tokens all"]
+    ) -> Float[Array, "batch tokens heads size"]:
         heads = x.reshape(*x.shape[:-1], self.heads, -1)
-        axis = None if self.heads % ways("heads") else "heads"  # 5 heads on 2 devices are whole on each
+        # 5 heads on 2 devices are whole on each.
+        axis = None if self.heads % ways("heads") else "heads"
         return constrain(heads, "batch", None, axis, None)
 
 
@@ -82,7 +88,8 @@ def _to_context(
 ) -> Float[Array, "batch tokens heads size"]:
     """By XLA: there are few elements in a context, so that the scores are small."""
     seen = None if mask is None else mask[:, None, None]
-    return jax.nn.dot_product_attention(q, k, v, mask=seen, implementation="xla")
+    mixed: Array = jax.nn.dot_product_attention(q, k, v, mask=seen, implementation="xla")
+    return mixed
 
 
 class GatedGelu(nnx.Module):
@@ -94,7 +101,8 @@ class GatedGelu(nnx.Module):
     def __call__(self, x: Tokens) -> Float[Array, "batch tokens inner"]:
         """The inner values of a feed-forward layer."""
         values, gate = jnp.split(self.proj(x), 2, axis=-1)
-        return values * gelu(gate)
+        inner: Array = values * gelu(gate)
+        return inner
 
 
 class FeedForward(nnx.Module):

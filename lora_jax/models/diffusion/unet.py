@@ -70,8 +70,8 @@ class UNet(nnx.Module):
             kept += more
         if self.config.mid_block_type is not None:
             x = self.mid_block(x, conditions)
-        for block in self.up_blocks:
-            x = block(x, kept, conditions)
+        for up in self.up_blocks:
+            x = up(x, kept, conditions)
         return self.conv_out(self.conv_norm_out(x)).astype(jnp.float32)
 
     def _check(self, sample: Array | np.ndarray, context: Array | np.ndarray | None) -> None:

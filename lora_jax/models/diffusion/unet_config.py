@@ -8,7 +8,7 @@ from typing import Any, get_args
 
 from lora_jax import ranges
 from lora_jax.errors import InputError
-from lora_jax.models.attention.attend import PLATFORMS, Kernel, check_kernel
+from lora_jax.models.attention.attend import Kernel, check_kernel
 from lora_jax.models.parts import check_compute_dtype
 from lora_jax.models.ranges import DEPTH, EPSILON, INNER, WIDTH, check
 from lora_jax.models.stack import Remat
@@ -65,7 +65,7 @@ RANGES: Mapping[str, Range] = {
 class UNetConfig:
     """Sizes and settings of a U-Net; names and defaults are those of diffusers' UNet2DConditionModel.
 
-    `sample_size` is the side of the samples that it was trained on, which changes nothing of what it computes.
+    `sample_size` is the side of the samples it was trained on, which changes nothing of what it computes.
     `attention_head_dim` is the number of attention heads, of all blocks or of each one on the way down, and
     not their size: diffusers keeps the wrong name for the files that have it. `use_linear_projection` has
     linear layers around a transformer (Stable Diffusion 2) in place of 1 x 1 convolutions (1.x). Blocks

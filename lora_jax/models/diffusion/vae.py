@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 from jaxtyping import Key as Keys
@@ -11,8 +12,10 @@ from jaxtyping import Key as Keys
 from lora_jax.errors import InputError
 from lora_jax.models.diffusion.layers import conv
 from lora_jax.models.diffusion.vae_config import VAEConfig
-from lora_jax.models.diffusion.vae_layers import Decoder, Encoder, Latents, Pixels
+from lora_jax.models.diffusion.vae_layers import Decoder, Encoder
 
+Pixels = Float[Array | np.ndarray, "batch height width channels"]
+Latents = Float[Array | np.ndarray, "batch rows columns latent"]
 _LOG_VARIANCES = (-30.0, 20.0)  # what they are kept between
 
 
@@ -31,7 +34,11 @@ class AutoencoderKL(nnx.Module):
         self.post_quant_conv = conv(config, (None, None), (latent, latent), rngs, window=1)
         self.config = config
 
-    def encode(self, images: Pixels) -> tuple[Latents, Latents]:
+    def encode(
+        self, images: Pixels
+    ) -> tuple[
+        Float[Array, "batch rows columns latent"], Float[Array, "batch rows columns latent"]
+    ]:
         """Mean and log variance of each image's latent image, in float32.
 
         Args:
@@ -42,7 +49,9 @@ class AutoencoderKL(nnx.Module):
           InputError: the sizes are others.
         """
         factor = self.config.factor
-        if images.shape[-1] != self.config.in_channels or any(n % factor for n in images.shape[1:3]):
+        if images.shape[-1] != self.config.in_channels or any(
+            n % factor for n in images.shape[1:3]
+        ):
             raise InputError(
                 f"images must be (batch, height, width, {self.config.in_channels}), with height and width "
                 f"multiples of {factor}; got {images.shape}"
@@ -84,7 +93,8 @@ class AutoencoderKL(nnx.Module):
         mean, log_variance = self.encode(images)
         if key is not None:
             mean += jnp.exp(log_variance / 2) * jax.random.normal(key, mean.shape)
-        return self.config.scaling_factor * mean
+        latents: Array = self.config.scaling_factor * mean
+        return latents
 
     def to_images(self, latents: Latents) -> Float[Array, "batch height width channels"]:
         """The images of what a U-Net gives, see `decode`."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
@@ -14,8 +13,6 @@ from lora_jax.models.diffusion.resnet import Downsample, ResnetBlock, Upsample
 from lora_jax.models.diffusion.vae_config import VAEConfig
 
 _EPSILON = 1e-6  # of every norm
-Pixels = Float[Array | np.ndarray, "batch height width channels"]
-Latents = Float[Array | np.ndarray, "batch rows columns latent"]
 
 
 class PixelAttention(nnx.Module):
@@ -66,7 +63,9 @@ class Level(nnx.Module):
         self, config: VAEConfig, sizes: tuple[int, int], rngs: nnx.Rngs, *, layers: int, step: str
     ):
         inputs, outputs = sizes
-        resnets = [_resnet(config, (inputs if i == 0 else outputs, outputs), rngs) for i in range(layers)]
+        resnets = [
+            _resnet(config, (inputs if i == 0 else outputs, outputs), rngs) for i in range(layers)
+        ]
         self.resnets = nnx.List(resnets)
         if step == "down":
             self.downsamplers = nnx.List([Downsample(config, outputs, rngs, behind=True)])
@@ -107,9 +106,11 @@ class Encoder(nnx.Module):
         )  # fmt: skip
         self.mid_block = MidBlock(config, rngs)
         self.conv_norm_out = group_norm(config, widths[-1], _EPSILON, rngs)
-        self.conv_out = conv(config, ("embed", None), (widths[-1], 2 * config.latent_channels), rngs)
+        self.conv_out = conv(
+            config, ("embed", None), (widths[-1], 2 * config.latent_channels), rngs
+        )
 
-    def __call__(self, x: Pixels) -> Float[Array, "batch rows columns moments"]:
+    def __call__(self, x: Image) -> Float[Array, "batch rows columns moments"]:
         """What the 1 x 1 convolution behind it reads."""
         x = on_devices(self.conv_in(x))
         for block in self.down_blocks:
@@ -136,7 +137,7 @@ class Decoder(nnx.Module):
         self.conv_norm_out = group_norm(config, widths[-1], _EPSILON, rngs)
         self.conv_out = conv(config, ("embed", None), (widths[-1], config.out_channels), rngs)
 
-    def __call__(self, z: Latents) -> Float[Array, "batch height width channels"]:
+    def __call__(self, z: Image) -> Float[Array, "batch rows columns outputs"]:
         """The image."""
         x = self.mid_block(on_devices(self.conv_in(z)))
         for block in self.up_blocks:
