@@ -10,16 +10,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from transformers import CLIPTokenizer
 
 from lora_jax import digests
 from lora_jax.diffusion import captioned, schedule_json
 from lora_jax.diffusion.schedule import NoiseSchedule
-from lora_jax.errors import FileError, MissingFileError
-from lora_jax.models.diffusion import files
+from lora_jax.errors import InputError, MissingFileError
+from lora_jax.models.diffusion.clip import CLIPTextModel
+from lora_jax.models.diffusion.pipeline import INDEX, load_pipeline
+from lora_jax.models.diffusion.vae import AutoencoderKL
 from lora_jax.run_files import MODEL
 
-_INDEX = "model_index.json"  # of a folder of diffusers
+_TEXTS = 32  # captions that are encoded at once
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -79,12 +80,12 @@ def read(name: str, size: int, dtype: str) -> Base:
       MissingFileError, FileError: there is no model, or it is broken.
     """
     folder = Path(name).expanduser()
-    if (folder / _INDEX).is_file():
+    if (folder / INDEX).is_file():
         return _stable_diffusion(folder, size, dtype)
     inner = folder / MODEL if (folder / MODEL).is_dir() else folder
     if not (inner / captioned.CONFIG).is_file():
         raise MissingFileError(
-            f"{folder} has neither {_INDEX} (Stable Diffusion as diffusers saves it) nor "
+            f"{folder} has neither {INDEX} (Stable Diffusion as diffusers saves it) nor "
             f"{MODEL}/{captioned.CONFIG} (a run of experiments.diffusion); name the folder of one of them as "
             "config.base"
         )
@@ -98,44 +99,41 @@ def _digest(folder: Path) -> str:
 
 def _stable_diffusion(folder: Path, size: int, dtype: str) -> Base:
     """Stable Diffusion 1.x or 2.x: U-Net, autoencoder, text encoder, tokenizer and schedule."""
-    unet = files.load(folder / "unet", files.UNET, dtype, compute_dtype=dtype)
-    vae = files.load(folder / "vae", files.VAE)
-    texts = files.load(folder / "text_encoder", files.TEXT_ENCODER)
-    try:
-        tokenizer = CLIPTokenizer.from_pretrained(str(folder / "tokenizer"), local_files_only=True)
-    except (OSError, ValueError, TypeError) as error:
-        found, expected = f"no tokenizer that can be read ({error})", "the files of a CLIPTokenizer"
-        raise FileError(folder / "tokenizer", "", found, expected) from error
+    made = load_pipeline(folder, dtype, compute_dtype=dtype)
+    vae, texts, tokenizer = made.vae, made.text_encoder, made.tokenizer
     factor, latent = vae.config.factor, vae.config.latent_channels
     if size % factor:
-        raise FileError(
-            folder,
-            "size",
-            f"pictures of {size} pixels",
-            f"a multiple of {factor}",
-            "Change config.data.size",
+        raise InputError(
+            f"config.data.size is {size}, and the autoencoder of {folder} takes multiples of {factor}"
         )
     length = min(tokenizer.model_max_length, texts.config.max_position_embeddings)
-    encoder, decoder = nnx.jit(_latents), nnx.jit(_pictures)
-    context = nnx.jit(lambda model, tokens: model(tokens))
 
     def encode(captions: Sequence[str]) -> np.ndarray:
         rows = tokenizer(list(captions), padding="max_length", truncation=True, max_length=length)
-        return np.asarray(context(texts, jnp.asarray(rows["input_ids"], jnp.int32)))
+        tokens = jnp.asarray(rows["input_ids"], jnp.int32)
+        starts = range(0, len(tokens), _TEXTS)
+        return np.concatenate([np.asarray(_context(texts, tokens[s : s + _TEXTS])) for s in starts])
 
     return Base(
-        name=str(folder), model=unet, schedule=schedule_json.read(folder / "scheduler" / schedule_json.FILE),
+        name=str(folder), model=made.unet, schedule=schedule_json.read(folder / "scheduler" / schedule_json.FILE),
         shape=(size // factor, size // factor, latent), size=size, channels=vae.config.in_channels,
         encode=encode, digest=_digest(folder),
         # One by one: a picture of 512 x 512 takes gigabytes on its way through the autoencoder.
-        to_inputs=lambda pictures: np.concatenate([np.asarray(encoder(vae, p[None])) for p in pictures]),
-        to_pictures=lambda inputs: np.concatenate([np.asarray(decoder(vae, z[None])) for z in inputs]),
+        to_inputs=lambda pictures: np.concatenate([np.asarray(_latents(vae, p[None])) for p in pictures]),
+        to_pictures=lambda inputs: np.concatenate([np.asarray(_pictures(vae, z[None])) for z in inputs]),
     )  # fmt: skip
 
 
-def _latents(vae: files.AutoencoderKL, pictures: jax.Array) -> jax.Array:
+@nnx.jit
+def _latents(vae: AutoencoderKL, pictures: jax.Array) -> jax.Array:
     return vae.to_latents(pictures)
 
 
-def _pictures(vae: files.AutoencoderKL, latents: jax.Array) -> jax.Array:
+@nnx.jit
+def _pictures(vae: AutoencoderKL, latents: jax.Array) -> jax.Array:
     return vae.to_images(latents)
+
+
+@nnx.jit
+def _context(texts: CLIPTextModel, tokens: jax.Array) -> jax.Array:
+    return texts(tokens)

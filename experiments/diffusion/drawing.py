@@ -14,7 +14,7 @@ from flax import nnx
 from experiments.diffusion.bases import Base
 from lora_jax.diffusion import samplers, sampling
 
-_MOST = 256  # pictures that are drawn at once
+_POINTS = 2**14  # of the inputs that are drawn at once: 256 of 8 x 8, 4 of 64 x 64
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,9 +52,10 @@ class Drawing:
     def batches(self, base: Base, captions: Sequence[str]) -> list[dict[str, np.ndarray]]:
         """Noise and captions, in batches of one size where there are many."""
         noise, encoded = self.noise(base, len(captions)), base.encode(captions)
+        most = max(1, _POINTS // (base.shape[0] * base.shape[1]))
         return [
-            {"noise": noise[start : start + _MOST], "captions": encoded[start : start + _MOST]}
-            for start in range(0, len(captions), _MOST)
+            {"noise": noise[start : start + most], "captions": encoded[start : start + most]}
+            for start in range(0, len(captions), most)
         ]
 
 
