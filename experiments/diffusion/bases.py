@@ -114,8 +114,9 @@ def _stable_diffusion(folder: Path, size: int, dtype: str) -> Base:
         starts = range(0, len(tokens), _TEXTS)
         return np.concatenate([np.asarray(_context(texts, tokens[s : s + _TEXTS])) for s in starts])
 
+    schedule = schedule_json.read(folder / "scheduler" / schedule_json.FILE)
     return Base(
-        name=str(folder), model=made.unet, schedule=schedule_json.read(folder / "scheduler" / schedule_json.FILE),
+        name=str(folder), model=made.unet, schedule=schedule,
         shape=(size // factor, size // factor, latent), size=size, channels=vae.config.in_channels,
         encode=encode, digest=_digest(folder),
         # One by one: a picture of 512 x 512 takes gigabytes on its way through the autoencoder.

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from experiments.diffusion.bases import Base
 from experiments.runs.diffusion_fields import DIGITS
 from lora_jax import digests
-from lora_jax.data import digits
+from lora_jax.data import digits, pictures
 from lora_jax.data.digits import Digits
 from lora_jax.diffusion.words import NOTHING, Words
 from lora_jax.errors import InputError
@@ -80,8 +80,6 @@ def few(config: ConfigDict, base: Base, known: Sequence[int]) -> Shown:
     """
     data = config.data
     if data.source != DIGITS:
-        from lora_jax.data import pictures  # needs Pillow, which digits do without
-
         found = pictures.read_folder(
             Path(data.source).expanduser(), base.size, base.channels, data.caption
         )
