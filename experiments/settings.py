@@ -39,6 +39,8 @@ _SECTIONS: Mapping[str, tuple[str, Fields]] = {
     "Tuning on one's own texts": ("experiments.tune", fields.TUNE),
     "Methods": ("`method`, by its name", METHOD),
     "Pre-training": ("experiments.pretrain", fields.PRETRAIN),
+    "Diffusion models": ("experiments.diffusion without `method`", fields.DIFFUSION),
+    "Styles and subjects": ("experiments.diffusion with `method`", fields.STYLE),
     "Sweeps": ("experiments.sweep; `run` has the fields of a run, `grids` tuples of values", fields.SWEEP),
     "Subspace analysis": ("experiments.subspace; `adapters` has a folder by name", fields.SUBSPACE),
     "Plans": ("experiments.plan", fields.PLAN),

@@ -11,6 +11,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from experiments.runs.diffusion_fields import MODEL_FIELDS, STYLE_FIELDS
 from experiments.runs.field import Field, Fields
 from experiments.runs.options import check_together
 from experiments.runs.tune_fields import TUNE_FIELDS
@@ -233,6 +234,8 @@ PRETRAIN: Fields = {
         for name in DATA_TO_TEXT_CORPORA
     },
 }
+DIFFUSION: Fields = {**_OPTIMISATION, **_MESH, **MODEL_FIELDS}
+STYLE: Fields = {**_OPTIMISATION, **_MESH, **STYLE_FIELDS}
 SUBSPACE: Fields = {
     "model": Field(Text(empty="none: no Table 7 and no Figure 8"), "the base of the adapters"),
     "comparisons": Field(

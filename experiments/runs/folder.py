@@ -59,7 +59,9 @@ def is_run(folder: Path) -> bool:
         names = reading.read_object(file).values.keys() if file.is_file() else set[str]()
     except (InputError, OSError):  # of another program
         return False
-    kinds = ({"seeds", "method"}, {"seed", "tokenizer"}, {"seeds", "shots"})
+    kinds = (
+        {"seeds", "method"}, {"seed", "tokenizer"}, {"seeds", "shots"}, {"seed", "caption_dropout"},
+    )  # fmt: skip
     return any(kind <= names for kind in kinds)
 
 

@@ -84,7 +84,7 @@ def training_record(runs: Sequence[Record], headline: str) -> dict[str, Any]:
         "waiting_seconds": waiting,
         "examples_per_second": rate("examples"),
         "tokens_per_second": rate("tokens"),
-        "padding_efficiency": total["tokens"] / total["slots"],
+        "padding_efficiency": total["tokens"] / total["slots"] if total["slots"] else 1.0,
         # Without compilation; recomputation does not count. MFU is null where the peak is not known.
         "flops": total["flops"],
         "flops_per_second_and_device": flops / stepping / devices if flops and stepping else None,

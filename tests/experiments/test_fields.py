@@ -55,6 +55,11 @@ def _check(path, config):
     if kind in ("sweep", "compare"):
         fields.check_config(config, fields.SWEEP, ("run", "grids", "labels"))
         fields.check_run(config.run)
+    elif kind == "diffusion":
+        if "method" in config:
+            fields.check_config(config, fields.STYLE, fields.OPEN)
+        else:
+            fields.check_config(config, fields.DIFFUSION)
     elif kind in ("pretrain", "subspace", "pod", "plan", "latency", "prompting", "vision"):
         of_kind = {
             "pretrain": (fields.PRETRAIN, ()), "subspace": (fields.SUBSPACE, ("adapters",)),

@@ -1,0 +1,1 @@
+"""Diffusion models of pictures: a small one of digits, styles, and LoRA on Stable Diffusion."""

@@ -1,0 +1,140 @@
+"""The diffusion models that are adapted: small ones of this project, and Stable Diffusion in a folder."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from lora_jax import digests
+from lora_jax.diffusion import captioned, schedule_json
+from lora_jax.diffusion.schedule import NoiseSchedule
+from lora_jax.errors import InputError, MissingFileError
+from lora_jax.models.diffusion.clip import CLIPTextModel
+from lora_jax.models.diffusion.pipeline import INDEX, load_pipeline
+from lora_jax.models.diffusion.vae import AutoencoderKL
+from lora_jax.run_files import MODEL
+
+_TEXTS = 32  # captions that are encoded at once
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Base:
+    """A model with what stands around it. What it draws are its `inputs`: pixels, or latents.
+
+    Attributes:
+      name: the folder.
+      model: of (inputs, timesteps, captions).
+      schedule: of the noise.
+      shape: of one input.
+      size, channels: of pictures.
+      encode: captions as the model reads them, arrays whose first axis is that of the captions.
+      to_inputs: of pictures.
+      to_pictures: of inputs.
+      digest: of the weights.
+      words: number of a word's row in the table; None where texts are encoded.
+    """
+
+    name: str
+    model: nnx.Module
+    schedule: NoiseSchedule
+    shape: tuple[int, int, int]
+    size: int
+    channels: int
+    encode: Callable[[Sequence[str]], np.ndarray]
+    to_inputs: Callable[[np.ndarray], np.ndarray]
+    to_pictures: Callable[[np.ndarray], np.ndarray]
+    digest: str
+    words: Callable[[str], int] | None = None
+
+    @property
+    def empty(self) -> np.ndarray:
+        """An empty caption."""
+        return self.encode([""])
+
+
+def of_captioned(made: captioned.Captioned, name: str, digest: str = "") -> Base:
+    """A small model of pixels."""
+    side, channels = made.config.sample_size, made.config.in_channels
+    return Base(
+        name=name, model=made.model, schedule=made.schedule, shape=(side, side, channels), size=side,
+        channels=channels, encode=made.words.encode, to_inputs=lambda pictures: pictures,
+        to_pictures=lambda inputs: inputs, digest=digest, words=made.words.number,
+    )  # fmt: skip
+
+
+def read(name: str, size: int, dtype: str) -> Base:
+    """The base of a config.
+
+    Args:
+      name: folder of a run of `experiments.diffusion`, of its model, or of Stable Diffusion.
+      size: of the pictures, where it is free: Stable Diffusion's.
+      dtype: of Stable Diffusion's weights.
+
+    Raises:
+      MissingFileError, FileError: there is no model, or it is broken.
+    """
+    folder = Path(name).expanduser()
+    if (folder / INDEX).is_file():
+        return _stable_diffusion(folder, size, dtype)
+    inner = folder / MODEL if (folder / MODEL).is_dir() else folder
+    if not (inner / captioned.CONFIG).is_file():
+        raise MissingFileError(
+            f"{folder} has neither {INDEX} (Stable Diffusion as diffusers saves it) nor "
+            f"{MODEL}/{captioned.CONFIG} (a run of experiments.diffusion); name the folder of one of them as "
+            "config.base"
+        )
+    return of_captioned(captioned.load(inner), name, _digest(inner))
+
+
+def _digest(folder: Path) -> str:
+    weights = sorted([*folder.rglob("*.safetensors"), *folder.rglob("*.json")])
+    return digests.of_files(weights)
+
+
+def _stable_diffusion(folder: Path, size: int, dtype: str) -> Base:
+    """Stable Diffusion 1.x or 2.x: U-Net, autoencoder, text encoder, tokenizer and schedule."""
+    made = load_pipeline(folder, dtype, compute_dtype=dtype)
+    vae, texts, tokenizer = made.vae, made.text_encoder, made.tokenizer
+    factor, latent = vae.config.factor, vae.config.latent_channels
+    if size % factor:
+        raise InputError(
+            f"config.data.size is {size}, and the autoencoder of {folder} takes multiples of {factor}"
+        )
+    length = min(tokenizer.model_max_length, texts.config.max_position_embeddings)
+
+    def encode(captions: Sequence[str]) -> np.ndarray:
+        rows = tokenizer(list(captions), padding="max_length", truncation=True, max_length=length)
+        tokens = jnp.asarray(rows["input_ids"], jnp.int32)
+        starts = range(0, len(tokens), _TEXTS)
+        return np.concatenate([np.asarray(_context(texts, tokens[s : s + _TEXTS])) for s in starts])
+
+    schedule = schedule_json.read(folder / "scheduler" / schedule_json.FILE)
+    return Base(
+        name=str(folder), model=made.unet, schedule=schedule,
+        shape=(size // factor, size // factor, latent), size=size, channels=vae.config.in_channels,
+        encode=encode, digest=_digest(folder),
+        # One by one: a picture of 512 x 512 takes gigabytes on its way through the autoencoder.
+        to_inputs=lambda pictures: np.concatenate([np.asarray(_latents(vae, p[None])) for p in pictures]),
+        to_pictures=lambda inputs: np.concatenate([np.asarray(_pictures(vae, z[None])) for z in inputs]),
+    )  # fmt: skip
+
+
+@nnx.jit
+def _latents(vae: AutoencoderKL, pictures: jax.Array) -> jax.Array:
+    return vae.to_latents(pictures)
+
+
+@nnx.jit
+def _pictures(vae: AutoencoderKL, latents: jax.Array) -> jax.Array:
+    return vae.to_images(latents)
+
+
+@nnx.jit
+def _context(texts: CLIPTextModel, tokens: jax.Array) -> jax.Array:
+    return texts(tokens)

@@ -1,0 +1,1 @@
+"""Diffusion models: schedules of noise, training losses, sampling as one program, captions."""

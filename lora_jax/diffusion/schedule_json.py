@@ -1,0 +1,72 @@
+"""scheduler_config.json, as diffusers writes it beside a model."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from lora_jax.diffusion.schedule import NoiseSchedule
+from lora_jax.errors import InputError, SettingError
+from lora_jax.files import write_json
+from lora_jax.models.config_json import Keys, check_fixed, fields
+from lora_jax.ranges import ranges_of
+from lora_jax.reading import read_object
+
+FILE = "scheduler_config.json"
+_CUTS = ("DDPMScheduler", "DDIMScheduler")  # the others have no clip_sample
+_KEYS = Keys(
+    ranges=ranges_of(NoiseSchedule),
+    fixed={
+        "trained_betas": (None,),
+        "thresholding": (False,),
+        "interpolation_type": ("linear",),
+        "use_karras_sigmas": (False, None),
+        "use_exponential_sigmas": (False, None),
+        "use_beta_sigmas": (False, None),
+        "sigma_min": (None,),
+        "sigma_max": (None,),
+        "timestep_type": ("discrete",),
+        "final_sigmas_type": ("zero",),
+    },
+    # On DDPM, DDIM and Euler, or while a setting above is switched off.
+    without_effect=("dynamic_thresholding_ratio", "sample_max_value", "skip_prk_steps"),
+)
+
+
+def read(path: Path) -> NoiseSchedule:
+    """The schedule of a scheduler_config.json.
+
+    Of any of diffusers' schedulers: the file says what noise the model was trained with, and which of the
+    samplers draws is another choice. What it leaves out has the defaults of `DDIMScheduler`.
+
+    Args:
+      path: of the file.
+
+    Raises:
+      MissingFileError, FileError: no such file, or not an object; or a setting that is unknown, out of its
+        range, or not implemented, which the message names.
+    """
+    record = read_object(path)
+    known = _KEYS.known()
+    for name in record.values:
+        if not name.startswith("_") and name not in known:
+            expected = f"one of {', '.join(sorted(_KEYS.ranges))}"
+            raise record.error(name, f"an unknown setting {name}", expected)
+    check_fixed(record, _KEYS)
+    chosen = fields(record, _KEYS)
+    if record.values.get("_class_name", _CUTS[0]) not in _CUTS:
+        chosen = {"clip_sample": False, **chosen}
+    try:
+        return NoiseSchedule(**chosen)
+    except InputError as error:
+        raise SettingError(path, "", error) from error
+
+
+def write(folder: Path, schedule: NoiseSchedule) -> None:
+    """Writes a schedule as diffusers' DDPMScheduler reads it."""
+    values = {
+        name: value for name, value in dataclasses.asdict(schedule).items() if value is not None
+    }
+    if schedule.set_alpha_to_one:  # of DDIM alone, and its default
+        del values["set_alpha_to_one"]
+    write_json(folder / FILE, {"_class_name": "DDPMScheduler", **values})

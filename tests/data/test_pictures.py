@@ -1,0 +1,97 @@
+"""Folders of pictures with captions."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from lora_jax.data import pictures
+from lora_jax.errors import FileError, InputError, MissingFileError
+
+
+@pytest.fixture
+def folder(tmp_path):
+    rng = np.random.default_rng(0)
+    (tmp_path / "more").mkdir()
+    for name in ("b.png", "a.png", "more/c.JPG"):
+        values = rng.integers(0, 256, (6, 9, 3), dtype=np.uint8)
+        Image.fromarray(values).save(tmp_path / name)
+    return tmp_path
+
+
+def table(folder, lines, name="metadata.jsonl"):
+    texts = [line if isinstance(line, str) else json.dumps(line) for line in lines]
+    (folder / name).write_text("\n".join(texts) + "\n")
+
+
+CAPTIONS = [
+    {"file_name": "b.png", "text": " a bee "},
+    {"file_name": "a.png", "text": "an ant", "license": "none"},
+    {"file_name": "more/c.JPG", "text": ""},
+]
+
+
+@pytest.mark.parametrize("name", pictures.TABLES)
+def test_a_table_names_the_captions(folder, name):
+    table(folder, CAPTIONS, name)
+    found = pictures.read_folder(folder, 6)
+    assert found.names == ["a.png", "b.png", "more/c.JPG"]
+    assert found.captions == ["an ant", "a bee", ""]
+    # The middle of a picture of the right height is taken as it is.
+    expected = np.asarray(Image.open(folder / "a.png"), np.float32)[:, 1:7]
+    around = [
+        np.abs(found.pictures[0] - (expected_ / 127.5 - 1)).max()
+        for expected_ in (expected, np.asarray(Image.open(folder / "a.png"), np.float32)[:, 2:8])
+    ]
+    assert min(around) < 0.6 and found.pictures.shape == (3, 6, 6, 3)
+
+
+def test_texts_beside_the_pictures_or_one_for_all(folder):
+    grey = pictures.read_folder(folder, 4, channels=1, caption="a sks insect")
+    assert grey.captions == ["a sks insect"] * 3 and grey.pictures.shape == (3, 4, 4, 1)
+    for name in ("a.txt", "b.txt", "more/c.txt"):
+        (folder / name).write_text(f"of {name}\n")
+    assert pictures.read_folder(folder, 4).captions == ["of a.txt", "of b.txt", "of more/c.txt"]
+
+
+def test_values_span_the_range(tmp_path):
+    Image.fromarray(np.array([[0, 255], [255, 0]], np.uint8)).save(tmp_path / "a.png")
+    found = pictures.read_folder(tmp_path, 2, channels=1, caption="x").pictures
+    np.testing.assert_array_equal(found[0, ..., 0], [[-1, 1], [1, -1]])
+
+
+def test_what_is_wrong_is_named(folder):
+    with pytest.raises(
+        InputError, match=r"3 of 3 pictures have no caption: a.png, b.png.*metadata.jsonl"
+    ):
+        pictures.read_folder(folder, 4)
+    table(folder, CAPTIONS[:2])
+    with pytest.raises(InputError, match="1 of 3 pictures have no caption: more/c.JPG"):
+        pictures.read_folder(folder, 4)
+    for line, error in (
+        ({"file_name": "d.png", "text": "x"}, "line 3: there is no picture 'd.png'"),
+        (CAPTIONS[0], "line 3.*second time"),
+        ({"file_name": "more/c.JPG"}, "line 3.*file_name"),
+        ("{", "line 3.*JSON"),
+    ):
+        table(folder, [*CAPTIONS[:2], line])
+        with pytest.raises(InputError, match=error):
+            pictures.read_folder(folder, 4)
+    table(folder, CAPTIONS)
+    (folder / "a.txt").write_text("x")
+    with pytest.raises(InputError, match="several places"):
+        pictures.read_folder(folder, 4)
+
+
+def test_broken_and_missing_files(tmp_path):
+    with pytest.raises(MissingFileError, match="no folder"):
+        pictures.read_folder(tmp_path / "none", 4)
+    with pytest.raises(MissingFileError, match="holds no pictures"):
+        pictures.read_folder(tmp_path, 4)
+    (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n broken")
+    with pytest.raises(FileError, match="a.png.*no picture that can be read"):
+        pictures.read_folder(tmp_path, 4, caption="x")
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png", format="GIF")
+    with pytest.raises(FileError, match="a PNG or JPEG file"):
+        pictures.read_folder(tmp_path, 4, caption="x")

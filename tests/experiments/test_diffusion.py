@@ -1,0 +1,173 @@
+"""`experiments.diffusion` from end to end with tiny models: a base, styles, a new digit, own pictures."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import lora_jax as lj
+from configs.diffusion import digits as digits_config
+from configs.diffusion import digits_style
+from experiments import sample_images
+from experiments.diffusion import __main__ as command
+from experiments.diffusion import bases, scores, tasks
+from experiments.diffusion.drawing import Drawing
+from experiments.runs import named_adapters
+from lora_jax.errors import InputError
+
+SMALL = {"sampler": "ddim", "steps": 2, "guidance": 2.0, "count": 2, "seed": 0}
+
+
+def base_config(argument=""):
+    config = digits_config.get_config(argument)
+    config.model.update({"channels": (4, 8), "heads": 2, "groups": 2, "words": 4})
+    config.noise.num_train_timesteps = 20
+    config.samples.update(SMALL)
+    config.update({"epochs": 2, "batch_size": 128, "warmup_steps": 1})
+    config.data.repeats = 1
+    return config
+
+
+def style_config(argument, base):
+    config = digits_style.get_config(argument)
+    config.samples.update(SMALL)
+    config.update({"base": str(base), "epochs": 2, "batch_size": 5})
+    config.data.repeats = 2
+    return config
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    """A run without the nine, after one epoch and a kill, resumed."""
+    folder = tmp_path_factory.mktemp("runs") / "digits"
+    every, scores.EPOCHS = scores._all_styles, 1
+    with pytest.MonkeyPatch.context() as patch:  # a judge of few pictures
+        few = lambda *of: {name: values[::24] for name, values in every(*of).items()}  # noqa: E731
+        patch.setattr(scores, "_all_styles", few)
+        command.run(base_config("without_9"), folder)
+    return folder
+
+
+def test_a_base_writes_its_record_its_model_and_grids(base):
+    record = json.loads((base / "result.json").read_text())
+    assert record["task"] == "digits" and record["steps"] == 2 * 10
+    assert set(record["best"]) == {"loss", "content", "style"}
+    assert [p.name for p in sorted((base / "samples").iterdir())] == [
+        "epoch_001.png",
+        "epoch_002.png",
+    ]
+    assert Image.open(base / "samples" / "epoch_001.png").size == (2 * 33 + 1, 9 * 33 + 1)
+    # 9 of 10 digits, two of each.
+    read = bases.read(str(base), 8, "float32")
+    assert tasks.known(read) == tuple(range(9)) and read.shape == (8, 8, 1)
+
+
+def test_a_killed_run_ends_with_the_same_bytes(base, tmp_path, monkeypatch):
+    folder, whole = tmp_path / "killed", tasks.Training.evaluated
+    shutil.copytree(base / "judge", folder / "judge")
+
+    def killed(self, trainable):
+        if self._epoch == 1:
+            raise KeyboardInterrupt
+        return whole(self, trainable)
+
+    monkeypatch.setattr(tasks.Training, "evaluated", killed)
+    with pytest.raises(KeyboardInterrupt):
+        tasks.learn(base_config("without_9"), folder)
+    monkeypatch.undo()
+    tasks.learn(base_config("without_9"), folder)
+    for name in ("model/model.safetensors", "samples/epoch_002.png"):
+        assert (folder / name).read_bytes() == (base / name).read_bytes(), name
+
+
+@pytest.fixture(scope="module")
+def slanted(base, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "slanted"
+    config = style_config("slanted", base)
+    config.ranks = (1, 2)
+    command.run(config, folder)
+    return folder
+
+
+def test_a_style_has_a_run_for_each_rank_and_a_page(base, slanted):
+    for rank in (1, 2):
+        record = json.loads((slanted / f"rank_{rank}" / "result.json").read_text())
+        assert {layer["rank"] for layer in record["layers"]} == {rank}
+        assert record["scores"]["before"]["style"] <= 1 and record["pictures"] == 10
+        assert set(record["inputs"]) == {"base", "pictures"}
+    page = (slanted / "styles.md").read_text()
+    assert "| 2 |" in page and "| base | 0 |" in page and (slanted / "ranks.png").is_file()
+    again = tasks.adapt(_of_rank(base, 1), slanted / "rank_1")  # read back
+    assert again["scores"] == json.loads((slanted / "rank_1" / "result.json").read_text())["scores"]
+    read = bases.read(str(base), 8, "float32")
+    adapted = lj.load(slanted / "rank_2", read.model)
+    how = Drawing("ddim", 2, 2.0, 0)
+    models = (read.model, adapted, lj.merge(adapted))
+    drawn = [sample_images.sample(read, model, ["a one"], 2, how) for model in models]
+    np.testing.assert_allclose(drawn[1], drawn[2], atol=1e-4)
+    assert np.abs(drawn[1] - drawn[0]).max() > 1e-3
+
+
+def _of_rank(base, rank):
+    config = style_config("slanted", base)
+    config.ranks, config.method.rank = (), rank
+    return config
+
+
+def test_adapters_are_mixed_by_weight(base, slanted):
+    read = bases.read(str(base), 8, "float32")
+    found = named_adapters.named([f"a={slanted}/rank_1", f"b={slanted}/rank_2"])
+    weights = named_adapters.weights(["0.5", "-1"], found)
+    mixed = lj.merge(sample_images.with_adapters(read.model, found, weights))
+    alone = [lj.merge(lj.load(slanted / f"rank_{rank}", read.model)) for rank in (1, 2)]
+    of = [lj.partition.parameters(model) for model in (read.model, *alone, mixed)]
+    for path, start in of[0].items():
+        expected = start + 0.5 * (of[1][path] - start) - (of[2][path] - start)
+        np.testing.assert_allclose(of[3][path], expected, atol=1e-5)
+
+
+def test_a_new_digit_gets_its_word_and_keeps_the_others_by_a_prior(base, tmp_path):
+    config = style_config("new_digit", base)
+    config.ranks, config.prior.count = (2,), 18
+    (record,) = tasks.adapt_all(config, tmp_path / "nine").values()
+    assert record["parameters"]["rows"] == 4 and record["pictures"] == 10
+    read = bases.read(str(base), 8, "float32")
+    adapted = lj.load(tmp_path / "nine" / "rank_2", read.model)
+    row = read.words("nine")
+    assert row == digits_style.ROW
+    assert not np.allclose(adapted.words.rows.values[...], read.model.words.embedding[...][row])
+
+
+def test_pictures_of_a_folder(base, tmp_path):
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    for number in range(3):
+        values = np.random.default_rng(number).integers(0, 256, (8, 8), dtype=np.uint8)
+        Image.fromarray(values).save(pictures / f"{number}.png")
+    config = style_config("slanted", base)
+    config.data.update({"source": str(pictures), "caption": "a new"})
+    config.samples.captions = ("a new", "a one")
+    config.update({"ranks": (), "batch_size": 3})
+    record = tasks.adapt(config, tmp_path / "run")
+    assert record["pictures"] == 3 and record["scores"] == {"before": {}, "after": {}}
+    config.prior.weight = 1.0
+    config.prior.captions = ("a dog",)
+    with pytest.raises(InputError, match="no word 'dog'"):
+        tasks.adapt(config, tmp_path / "other")
+    assert not (tmp_path / "other" / "config.json").exists()
+
+
+def test_what_does_not_fit_is_refused(base, tmp_path):
+    config = style_config("slanted", tmp_path)
+    with pytest.raises(InputError, match="neither model_index.json"):
+        tasks.adapt(config, tmp_path / "run")
+    config = style_config("slanted", base)
+    config.method = {"name": "bitfit"}
+    with pytest.raises(InputError, match="ranks"):
+        tasks.adapt_all(config, tmp_path / "run")
+    with pytest.raises(ValueError, match="unknown style 'bold'"):
+        digits_style.get_config("bold")
+    with pytest.raises(ValueError, match="without_0 to without_9"):
+        digits_config.get_config("without_x")
