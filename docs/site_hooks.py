@@ -20,6 +20,7 @@ from mkdocs.structure.pages import Page
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = "files"  # of the site, for what is not in docs/
 ALWAYS = ("CHANGELOG.md", "CONTRIBUTING.md")  # named in the navigation
+NESTED = re.compile(r"^( {2,})(?=- )", re.M)  # MkDocs wants four blanks where GitHub takes two
 LINK = re.compile(r"(\]\()([^)#\s:]+)((?:#[^)\s]*)?\))")
 
 
@@ -61,7 +62,10 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
         return f"{match[1]}{posixpath.relpath(uri, posixpath.dirname(here) or '.')}{match[3]}"
 
     parts = re.split(r"(^```.*?^```$)", markdown, flags=re.M | re.S)
-    return "".join(part if part.startswith("```") else LINK.sub(site_link, part) for part in parts)
+    for number in range(0, len(parts), 2):  # between blocks of code
+        text = LINK.sub(site_link, parts[number])
+        parts[number] = NESTED.sub(r"\1\1", text)
+    return "".join(parts)
 
 
 def _outside(path: str, text: str) -> set[str]:
