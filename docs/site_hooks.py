@@ -13,6 +13,7 @@ import posixpath
 import re
 from pathlib import Path
 
+import latex2mathml.converter
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
@@ -21,6 +22,9 @@ ROOT = Path(__file__).resolve().parents[1]
 FOLDER = "files"  # of the site, for what is not in docs/
 ALWAYS = ("CHANGELOG.md", "CONTRIBUTING.md")  # named in the navigation
 NESTED = re.compile(r"^( {2,})(?=- )", re.M)  # MkDocs wants four blanks where GitHub takes two
+MATH = re.compile(
+    r"(`[^`]*`)|\$\$(.+?)\$\$|\$([^$\n]+?)\$", re.S
+)  # code; a formula of its own; one in a line
 LINK = re.compile(r"(\]\()([^)#\s:]+)((?:#[^)\s]*)?\))")
 
 
@@ -111,7 +115,7 @@ def _notebook(notebook: dict, uri: str) -> dict[str, str | bytes]:
     for cell in notebook["cells"]:
         source = "".join(cell["source"])
         if cell["cell_type"] == "markdown":
-            parts.append(source)
+            parts.append(MATH.sub(_as_mathml, source))
             continue
         parts.append(f"```python\n{source}\n```")
         for output in cell.get("outputs", []):
@@ -123,3 +127,13 @@ def _notebook(notebook: dict, uri: str) -> dict[str, str | bytes]:
                 parts.append(f"![What the cell above draws]({posixpath.basename(name)})")
     result[uri] = "\n\n".join(parts) + "\n"
     return result
+
+
+def _as_mathml(match: re.Match[str]) -> str:
+    """LaTeX as MathML, which browsers show without a script; code stays as it is."""
+    code, block, inline = match.groups()
+    if code:
+        return code
+    text = latex2mathml.converter.convert(block or inline, display="block" if block else "inline")
+    # A line that begins with <math> would be a paragraph of its own.
+    return f"\n\n<div>{text}</div>\n\n" if block else f"<span>{text}</span>"

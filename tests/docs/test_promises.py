@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import re
 import tomllib
 from pathlib import Path
@@ -18,13 +19,16 @@ COUNTS = {
 _STOPS = re.compile(r"\bKilled\b|SIGKILL|SIGTERM|\.kill\(|\b_exit\(")
 
 
+@functools.cache
 def functions(folder):
-    """The test functions of a folder: the text of their file, and the node."""
+    """The test functions of a folder: their text, and the node."""
+    found = []
     for path in sorted(folder.rglob("test_*.py")):
-        text = path.read_text()
-        for node in ast.walk(ast.parse(text)):
+        lines = path.read_text().splitlines()
+        for node in ast.walk(ast.parse("\n".join(lines))):
             if isinstance(node, ast.FunctionDef) and node.name.startswith("test_"):
-                yield text, node
+                found.append(("\n".join(lines[node.lineno - 1 : node.end_lineno]), node))
+    return found
 
 
 def random_files():
@@ -43,20 +47,21 @@ def random_files():
 
 def raised():
     """Places that raise an error of `lora_jax.errors`."""
-    kinds = r"(InputError|InputTypeError|MissingFileError|FileError|SettingError|FolderInUseError)\("
+    kinds = (
+        r"(InputError|InputTypeError|MissingFileError|FileError|SettingError|FolderInUseError)\("
+    )
     files = [p for name in ("lora_jax", "experiments") for p in (ROOT / name).rglob("*.py")]
     return sum(len(re.findall(rf"raise (errors\.)?{kinds}", p.read_text())) for p in files)
 
 
 MEASURED = {
-    "tests of files that are wrong at random": lambda: len(list(functions(ROOT / "tests/fuzz"))),
+    "tests of files that are wrong at random": lambda: len(functions(ROOT / "tests/fuzz")),
     "random files that these tests read in a run": random_files,
     "tests in which a program is killed or stopped in the midst of something": lambda: sum(
-        bool(_STOPS.search(ast.get_source_segment(text, node)))
-        for text, node in functions(ROOT / "tests")
+        bool(_STOPS.search(text)) for text, _ in functions(ROOT / "tests")
     ),
     "places that refuse an input, each with its own message": raised,
-    "test functions": lambda: len(list(functions(ROOT / "tests"))),
+    "test functions": lambda: len(functions(ROOT / "tests")),
     "contracts on who may import whom": lambda: len(
         tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
     ),
@@ -67,7 +72,9 @@ MEASURED = {
 def test_the_counts_are_those_of_the_repository(name):
     """The page says at least so many; it need not be written again for every test more."""
     count = MEASURED[name]()
-    assert COUNTS[name] <= count <= 1.5 * COUNTS[name] + 2, f"docs/promises.md: {name} are {count:,}"
+    assert COUNTS[name] <= count <= 1.5 * COUNTS[name] + 2, (
+        f"docs/promises.md: {name} are {count:,}"
+    )
 
 
 def test_no_other_counts_are_on_the_page():

@@ -21,7 +21,9 @@ def _text(node):
     if isinstance(node, ast.Constant) and isinstance(node.value, str):
         return node.value
     if isinstance(node, ast.JoinedStr):
-        return "".join(_text(value) if isinstance(value, ast.Constant) else "\n" for value in node.values)
+        return "".join(
+            _text(value) if isinstance(value, ast.Constant) else "\n" for value in node.values
+        )
     return ""
 
 
