@@ -12,7 +12,7 @@ from pathlib import Path
 from absl import app, flags
 from ml_collections import ConfigDict
 
-from experiments.runs import process, typos
+from experiments.runs import process, troubleshooting, typos
 from lora_jax.errors import DivergedError, InputError
 from lora_jax.sharding import hosts
 
@@ -41,7 +41,7 @@ def parse_flags(arguments: list[str]) -> list[str]:
     except Exception as error:
         if os.environ.get("LORA_JAX_DEBUG"):
             raise
-        sys.exit(f"error: {_config_error(error, arguments)}")
+        sys.exit(_told(_config_error(error, arguments)))
     if "config" in flags.FLAGS:
         with readable_errors():
             refuse_rest(rest)
@@ -145,6 +145,12 @@ def readable_errors() -> Iterator[None]:
     except (ValueError, TypeError, OSError, ImportError, DivergedError) as error:
         if os.environ.get("LORA_JAX_DEBUG"):
             raise
-        sys.exit(f"error: {error}")
+        sys.exit(_told(error))
     except KeyboardInterrupt:
         sys.exit("interrupted; the same command goes on from the last checkpoint")
+
+
+def _told(error: object) -> str:
+    """An error as commands end with it, and where the documents explain it, if they do."""
+    link = troubleshooting.link(str(error))
+    return f"error: {error}" + (f"\nsee {link}" if link else "")

