@@ -507,7 +507,8 @@ def test_command_line(tmp_path):
     assert "(results/table_2.png)" in text and str(tmp_path) not in text
     names = sorted(path.name for path in (tmp_path / "docs/results").iterdir())
     assert names == sorted(
-        [f"table_{n}.csv" for n in (2, 3, 4, 5, 6, 13, 14, 15, 18)] + ["table_2.png", "table_3.png"]
+        [f"table_{n}.csv" for n in (2, 3, 4, 5, 6, 8, 13, 14, 15, 16, 18)]
+        + ["table_2.png", "table_3.png"]
     )
     assert (tmp_path / "docs/results/table_2.png").read_bytes().startswith(b"\x89PNG")
     bad = run()
