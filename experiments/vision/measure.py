@@ -13,7 +13,7 @@ import jax
 from ml_collections import ConfigDict
 
 from experiments.latency import intervals
-from experiments.latency.intervals import Interval
+from experiments.runs.intervals import Interval
 from experiments.runs import folder
 from experiments.runs.fields import check_config
 from experiments.runs.vision_fields import VISION
