@@ -10,6 +10,7 @@ from typing import Literal, NamedTuple
 
 from experiments.paper.columns import HEADLINES, Column
 from experiments.paper.scores import SIZES_16, SPREAD_16, TABLE_16
+from experiments.report import orders
 from experiments.report.record import Record
 from experiments.report.settings import pooled
 from experiments.report.tables import Cell, Table, ours_of, split_lines
@@ -36,7 +37,6 @@ Differences in points, paired by seed: the mean, and in brackets its 95% interva
 the paper is confirmed where the interval has the paper's sign alone, refuted where it has the other sign
 alone, and open where it contains 0; differences of the paper within its spread over seeds (±0.3) are no
 order. Each interval is at 95% by itself: of twenty without any effect one is wrong."""
-Verdict = Literal["confirmed", "refuted", "open", "no order in the paper", ""]
 
 
 class Setup(NamedTuple):
@@ -76,19 +76,9 @@ class Difference:
     doubt: str = ""
 
     @property
-    def verdict(self) -> Verdict:
+    def verdict(self) -> orders.Verdict | Literal[""]:
         """What ours says of the paper's order; "" where the paper has no such size or task."""
-        if self.paper is None:
-            return ""
-        if abs(self.paper) < SPREAD_16 + 1e-6:
-            return "no order in the paper"
-        if (
-            self.ours is None
-            or math.isnan(self.ours.half)
-            or abs(self.ours.value) <= self.ours.half
-        ):
-            return "open"
-        return "confirmed" if self.ours.value * self.paper > 0 else "refuted"
+        return "" if self.paper is None else orders.verdict(self.paper, self.ours, SPREAD_16)
 
 
 def is_low_data(record: Record) -> bool:

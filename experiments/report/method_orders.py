@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from experiments.paper.columns import COLUMNS, HEADLINES, Column
 from experiments.paper.scores import FLUCTUATIONS, SCORES, ScoreRow, parse
+from experiments.report.orders import VERDICTS, Verdict, verdict
 from experiments.report.panels import Panel
 from experiments.report.record import Record
 from experiments.report.settings import pooled
@@ -21,7 +22,6 @@ from experiments.runs.intervals import Interval
 
 # Where the paper compares the methods: the table, and the model in it.
 PAPER = {"wikisql": (15, "gpt3-175b"), "mnli_text": (15, "gpt3-175b"), "e2e": (3, "gpt2-medium")}
-SAME, REVERSED, OPEN, EVEN = "same", "reversed", "open", "even in the paper"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,14 +74,14 @@ class Order:
       first, second: names.
       paper: by how much the first one's best score is above the second one's in the paper.
       ours: by how much it is better here, with its 95% interval, NaN for one seed; below 0 if it is worse.
-      verdict: see `verdict`.
+      verdict: see `orders.verdict`.
     """
 
     first: str
     second: str
     paper: float
     ours: Interval
-    verdict: str
+    verdict: Verdict
 
 
 def comparisons(records: Iterable[Record]) -> list[Comparison]:
@@ -143,24 +143,9 @@ def difference(one: Mapping[str, float], other: Mapping[str, float]) -> Interval
     return Interval(_mean(one) - _mean(other), math.nan)
 
 
-def verdict(paper: float, ours: Interval, fluctuation: float) -> str:
-    """Whether two differences have one sign.
-
-    Args:
-      paper: the paper's difference.
-      ours: this project's.
-      fluctuation: of the paper's scores; a smaller difference is none.
-    """
-    if abs(paper) <= fluctuation + 1e-9:  # they are printed with one digit
-        return EVEN
-    if ours.value == 0 or abs(ours.value) <= ours.half:
-        return OPEN
-    return SAME if paper * ours.value > 0 else REVERSED
-
-
 def counted(found: Sequence[Order]) -> dict[str, int]:
     """How many pairs have each verdict."""
-    return {name: sum(o.verdict == name for o in found) for name in (SAME, REVERSED, OPEN, EVEN)}
+    return {name: sum(o.verdict == name for o in found) for name in VERDICTS}
 
 
 def _mean(scores: Mapping[str, float]) -> float:

@@ -13,9 +13,9 @@ import jax
 from ml_collections import ConfigDict
 
 from experiments.latency import intervals
-from experiments.runs.intervals import Interval
 from experiments.runs import folder
 from experiments.runs.fields import check_config
+from experiments.runs.intervals import Interval
 from experiments.runs.vision_fields import VISION
 from experiments.vision import contenders, digits, page, runs
 from experiments.vision.runs import Contender, Run

@@ -122,7 +122,8 @@ def test_what_goes_against_the_paper_is_refuted_and_what_cannot_be_judged_open(t
 
 def test_runs_on_little_data_are_in_table_16_alone(runs, tmp_path):
     tables = {t.number: t for t in document.tables(runs.records, runs.prompted)}
-    assert [r.workdir for r in tables[2].records] == ["runs0/whole"]
+    (whole,) = tables[2].records
+    assert whole.workdir.endswith("/whole")
     assert not tables[4].records and not tables[15].records
     path = tmp_path / "page.md"
     document.write(runs, "COMMAND", path, only_ours=True)
