@@ -20,7 +20,7 @@ from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = "files"  # of the site, for what is not in docs/
-ALWAYS = ("CHANGELOG.md", "CONTRIBUTING.md")  # named in the navigation
+ALWAYS = ("CHANGELOG.md", "CONTRIBUTING.md", "README.md")  # named in the navigation
 NESTED = re.compile(r"^( {2,})(?=- )", re.M)  # MkDocs wants four blanks where GitHub takes two
 MATH = re.compile(
     r"(`[^`]*`)|\$\$(.+?)\$\$|\$([^$\n]+?)\$", re.S
@@ -79,14 +79,12 @@ def _outside(path: str, text: str) -> set[str]:
         posixpath.normpath(posixpath.join(posixpath.dirname(path), match[2]))
         for match in LINK.finditer(text)
     }
-    outside = {t for t in targets if not t.startswith(("docs/", "..")) and t != "README.md"}
-    return {t for t in outside if (ROOT / t).is_file()}
+    outside = {target for target in targets if not target.startswith(("docs/", ".."))}
+    return {target for target in outside if (ROOT / target).is_file()}
 
 
 def _site_uri(path: str) -> str:
     """Where a file of the repository is among the site's sources."""
-    if path == "README.md":
-        return path  # the site's own first page
     if path.startswith("docs/"):
         return path.removeprefix("docs/")
     name = path if path.endswith(".md") else f"{os.path.splitext(path)[0]}.md"

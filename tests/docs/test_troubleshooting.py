@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments.runs import troubleshooting
+from experiments.runs import command_line, troubleshooting
 from lora_jax.errors import DivergedError, FileError, InputError
 
 ROOT = Path(__file__).parents[2]
@@ -67,3 +67,21 @@ def test_the_message_is_in_the_code(entry, texts):
 def test_a_message_leads_to_its_section(error, anchor):
     link = troubleshooting.link(str(error))
     assert link == (f"docs/troubleshooting.md#{anchor}" if anchor else "")
+
+
+@pytest.mark.parametrize(
+    ("error", "ends"),
+    [
+        (
+            InputError("b exists already; choose another file"),
+            "error: b exists already; choose another file\n"
+            "see docs/troubleshooting.md#the-output-is-there-already",
+        ),
+        (InputError("the server has no such thing"), "error: the server has no such thing"),
+    ],
+)
+def test_commands_name_the_section_below_the_error(error, ends, monkeypatch):
+    monkeypatch.delenv("LORA_JAX_DEBUG", raising=False)
+    with pytest.raises(SystemExit) as ended, command_line.readable_errors():
+        raise error
+    assert ended.value.code == ends
