@@ -21,6 +21,7 @@ from experiments.plan.shapes import placed
 from lora_jax import partition
 from lora_jax.costs import flops
 from lora_jax.method import Method
+from lora_jax.models.diffusion.layers import in_shapes
 from lora_jax.models.diffusion.unet import UNet
 from lora_jax.models.diffusion.unet_config import UNetConfig
 from lora_jax.sharding import axes
@@ -75,7 +76,7 @@ def build(
       ValueError: the mesh does not fit the model, or the method does not.
     """
     config = dataclasses.replace(config, compute_dtype=dtype)
-    base = nnx.eval_shape(lambda: UNet(config, nnx.Rngs(0)))
+    base = in_shapes(UNet, config)
     model = nnx.eval_shape(lambda: method.insert(base, jax.random.key(0)))
     structure, *both = partition.split(model, method.labels(model))
     trainable, frozen = (

@@ -24,6 +24,7 @@ from lora_jax.models.config_json import Keys
 from lora_jax.models.diffusion import clip_config, names, unet_json, vae_config
 from lora_jax.models.diffusion.clip import CLIPTextModel
 from lora_jax.models.diffusion.clip_config import CLIPTextConfig
+from lora_jax.models.diffusion.layers import in_shapes
 from lora_jax.models.diffusion.unet import UNet
 from lora_jax.models.diffusion.unet_config import UNetConfig
 from lora_jax.models.diffusion.vae import AutoencoderKL
@@ -162,7 +163,7 @@ def load(
     """
     folder = Path(folder)
     config = read_config(folder, component, **overrides)
-    model: _Model = nnx.eval_shape(lambda: component.make(config, nnx.Rngs(0)))
+    model = in_shapes(component.make, config)
     shapes = {path: leaf.shape for path, leaf in partition.parameters(model).items()}
     files = ModelFiles(folder, *_weights(folder, component.stem, variant))
     where = f"{folder} ({component.class_name})"
