@@ -7,13 +7,13 @@ compiled.needs(step.function, step.arguments, chip)  # memory and traffic, see l
 from __future__ import annotations
 
 import dataclasses
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, Float
 
 from experiments.plan.abstract_step import AbstractStep
@@ -89,22 +89,20 @@ def build(
     state = jax.eval_shape(tx.init, trainable)
     side = config.sample_size if size is None else size
     image = rows, side, side
-    shapes = NoisyLatents(
-        *(
-            jax.ShapeDtypeStruct(shape, jnp.float32)
-            for shape in (
-                (*image, config.in_channels), (rows,), (rows, _TOKENS, config.cross_attention_dim),
-                (*image, config.out_channels),
-            )
+    shapes: list[Any] = [
+        jax.ShapeDtypeStruct(shape, jnp.float32)
+        for shape in (
+            (*image, config.in_channels), (rows,), (rows, _TOKENS, config.cross_attention_dim),
+            (*image, config.out_channels),
         )
-    )  # type: ignore[arg-type]  # fmt: skip
-    examples = jax.NamedSharding(mesh, axes.spec(("batch",), mesh.axis_names))
+    ]  # fmt: skip
+    examples = NamedSharding(mesh, axes.spec(("batch",), mesh.axis_names))
     key = jax.eval_shape(lambda: jax.random.key(0))
     arguments = (
         placed(trainable, placement.shardings(trainable)),
         placed(state, placement.state_shardings(state, trainable)),
         placed(frozen, placement.shardings(frozen)),
-        jax.tree.map(lambda leaf: placed(leaf, examples), shapes),
+        NoisyLatents(*(placed(shape, examples) for shape in shapes)),
         placed(key, placement.replicated),
     )
     count = flops.training(step.make_objective(structure, loss), trainable, *arguments[2:])

@@ -20,7 +20,8 @@ from lora_jax import partition
 from lora_jax.errors import FileError, InputError, MissingFileError
 from lora_jax.models.diffusion import clip_config, unet_config, vae_config
 from lora_jax.models.diffusion.clip import CLIPTextModel
-from lora_jax.models.diffusion.files import TEXT_ENCODER, UNET, VAE, load, save_model, tensors
+from lora_jax.models.diffusion.components import TEXT_ENCODER, UNET, VAE
+from lora_jax.models.diffusion.files import load, save_model, tensors
 from lora_jax.models.diffusion.layers import in_shapes
 from lora_jax.models.diffusion.names import module_path, published_module
 from lora_jax.models.diffusion.pipeline import load_pipeline, save_pipeline

@@ -16,7 +16,8 @@ import lora_jax as lj
 from experiments.plan import denoising
 from lora_jax import partition
 from lora_jax.errors import InputError
-from lora_jax.models.diffusion.files import UNET, load
+from lora_jax.models.diffusion.components import UNET
+from lora_jax.models.diffusion.files import load
 from lora_jax.models.diffusion.layers import in_shapes
 from lora_jax.models.diffusion.unet import UNet
 from lora_jax.models.diffusion.unet_config import UNetConfig
@@ -135,7 +136,7 @@ def test_recomputing_changes_nothing_and_bfloat16_is_near(small, folders):
 
 def test_lora_on_attention_and_convolutions_merges_to_the_same(small):
     model, batch = small
-    targets = r".*/(to_q|to_k|to_v|to_out|conv1|conv2|conv_shortcut)"
+    targets = r"mid_block/(attentions|resnets/0)/.*(to_q|to_k|to_out|conv1|conv2)|up_blocks/.*/conv_shortcut"
     lj.verify(model, lj.lora(targets, rank=2), *batch).check()
     every = nnx.eval_shape(lambda: lj.lora("all-linear", rank=2).insert(model, jax.random.key(0)))
     adapted = {path.split("/lora/")[0] for path in partition.parameters(every) if "/lora/" in path}
