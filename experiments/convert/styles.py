@@ -16,10 +16,10 @@ from lora_jax.errors import InputError, MissingFileError
 from lora_jax.files import check_output, replaced_folder
 from lora_jax.interop import diffusion
 from lora_jax.interop.diffusion.reading import style_file
-from lora_jax.models.diffusion import files
+from lora_jax.models.diffusion import components, files
 from lora_jax.run_files import ADAPTER
 
-MODELS = (files.UNET.name, files.TEXT_ENCODER.name)
+MODELS = (components.UNET.name, components.TEXT_ENCODER.name)
 FORMS = ("diffusers", "kohya")
 
 
@@ -33,7 +33,7 @@ def models_of(folder: Path, names: Iterable[str] = MODELS) -> dict[str, nnx.Modu
     Raises:
       MissingFileError, FileError: a model is missing or broken.
     """
-    return {name: files.load(folder / name, files.COMPONENTS[name]) for name in names}
+    return {name: files.load(folder / name, components.COMPONENTS[name]) for name in names}
 
 
 def from_style(path: Path, output: Path, model: str) -> dict[str, Adapter]:
@@ -95,7 +95,7 @@ def adapters_of(folder: Path) -> dict[str, Adapter]:
     """
     for single in (folder, folder / ADAPTER):
         if (single / DESCRIPTION).is_file():
-            return {files.UNET.name: load_adapter(single)}
+            return {components.UNET.name: load_adapter(single)}
     found = {
         name: load_adapter(folder / name)
         for name in MODELS

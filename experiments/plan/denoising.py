@@ -7,13 +7,13 @@ compiled.needs(step.function, step.arguments, chip)  # memory and traffic, see l
 from __future__ import annotations
 
 import dataclasses
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, Float
 
 from experiments.plan.abstract_step import AbstractStep
@@ -21,6 +21,7 @@ from experiments.plan.shapes import placed
 from lora_jax import partition
 from lora_jax.costs import flops
 from lora_jax.method import Method
+from lora_jax.models.diffusion.layers import in_shapes
 from lora_jax.models.diffusion.unet import UNet
 from lora_jax.models.diffusion.unet_config import UNetConfig
 from lora_jax.sharding import axes
@@ -75,7 +76,7 @@ def build(
       ValueError: the mesh does not fit the model, or the method does not.
     """
     config = dataclasses.replace(config, compute_dtype=dtype)
-    base = nnx.eval_shape(lambda: UNet(config, nnx.Rngs(0)))
+    base = in_shapes(UNet, config)
     model = nnx.eval_shape(lambda: method.insert(base, jax.random.key(0)))
     structure, *both = partition.split(model, method.labels(model))
     trainable, frozen = (
@@ -88,22 +89,20 @@ def build(
     state = jax.eval_shape(tx.init, trainable)
     side = config.sample_size if size is None else size
     image = rows, side, side
-    shapes = NoisyLatents(
-        *(
-            jax.ShapeDtypeStruct(shape, jnp.float32)
-            for shape in (
-                (*image, config.in_channels), (rows,), (rows, _TOKENS, config.cross_attention_dim),
-                (*image, config.out_channels),
-            )
+    shapes: list[Any] = [
+        jax.ShapeDtypeStruct(shape, jnp.float32)
+        for shape in (
+            (*image, config.in_channels), (rows,), (rows, _TOKENS, config.cross_attention_dim),
+            (*image, config.out_channels),
         )
-    )  # type: ignore[arg-type]  # fmt: skip
-    examples = jax.NamedSharding(mesh, axes.spec(("batch",), mesh.axis_names))
+    ]  # fmt: skip
+    examples = NamedSharding(mesh, axes.spec(("batch",), mesh.axis_names))
     key = jax.eval_shape(lambda: jax.random.key(0))
     arguments = (
         placed(trainable, placement.shardings(trainable)),
         placed(state, placement.state_shardings(state, trainable)),
         placed(frozen, placement.shardings(frozen)),
-        jax.tree.map(lambda leaf: placed(leaf, examples), shapes),
+        NoisyLatents(*(placed(shape, examples) for shape in shapes)),
         placed(key, placement.replicated),
     )
     count = flops.training(step.make_objective(structure, loss), trainable, *arguments[2:])

@@ -17,7 +17,7 @@ from experiments.convert import styles
 from lora_jax.errors import FileError, InputError, MissingFileError
 from lora_jax.interop import diffusion
 from lora_jax.interop.diffusion.keys import Place, place
-from lora_jax.models.diffusion import files
+from lora_jax.models.diffusion import components, files
 from tests import diffusion_models
 
 UNET = ["to_q", "to_v", "to_out.0", "ff.net.0.proj", "proj_in", "conv1", "conv_shortcut"]
@@ -37,7 +37,7 @@ def pair(request, tmp_path_factory):
     ours = {}
     for name, model in theirs.items():
         model.save_pretrained(folder / name)
-        ours[name] = files.load(folder / name, files.COMPONENTS[name])
+        ours[name] = files.load(folder / name, components.COMPONENTS[name])
     return theirs, ours
 
 

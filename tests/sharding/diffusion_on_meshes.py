@@ -15,6 +15,7 @@ import lora_jax
 from lora_jax import partition
 from lora_jax.models.diffusion.clip import CLIPTextModel
 from lora_jax.models.diffusion.clip_config import CLIPTextConfig
+from lora_jax.models.diffusion.layers import in_shapes
 from lora_jax.models.diffusion.unet import UNet
 from lora_jax.models.diffusion.unet_config import CROSS_DOWN, CROSS_UP, UNetConfig
 from lora_jax.models.diffusion.vae import AutoencoderKL
@@ -23,13 +24,13 @@ from lora_jax.sharding import axes
 from lora_jax.sharding.mesh import make_mesh
 from lora_jax.sharding.placement import Placement, gather
 
-METHOD = lora_jax.lora(r".*/(to_q|to_out|conv1|conv2|fc1)", rank=2)
+METHOD = lora_jax.lora(r"(unet|text_encoder|vae/decoder)/.*/(to_q|to_out|conv1|conv2|fc1)", rank=2)
 
 
 class Whole(nnx.Module):
     """All three; heads of the U-Net (1 and 2) divide over two devices in one block, and not in the other."""
 
-    def __init__(self, rngs: nnx.Rngs):
+    def __init__(self, _: None, rngs: nnx.Rngs):
         self.text_encoder = CLIPTextModel(
             CLIPTextConfig(
                 vocab_size=32, hidden_size=8, intermediate_size=16, num_hidden_layers=1,
@@ -50,14 +51,22 @@ class Whole(nnx.Module):
         return self.vae.decode(self.unet(sample, times, self.text_encoder(tokens)))
 
 
+def drawn(shape: tuple[int, ...], random: np.random.Generator) -> np.ndarray:
+    """Random values: of vectors around 1, as scales are; of matrices with the spread of their inputs."""
+    values = random.standard_normal(shape, np.float32)
+    return 1 + 0.1 * values if len(shape) < 2 else values / max(np.prod(shape[:-1]), 1) ** 0.5
+
+
 def run(sizes: dict[str, int], devices: int) -> dict[str, Any]:
     mesh = make_mesh(sizes, jax.devices()[:devices])
-    model = METHOD.insert(Whole(nnx.Rngs(0)), jax.random.key(1))
-    for number, (_, leaf) in enumerate(nnx.to_flat_state(nnx.state(model, nnx.LoRAParam))):
-        leaf[...] = leaf[...] + 0.1 * jax.random.normal(jax.random.key(number), leaf.shape)
-    structure, trainable, frozen = partition.split(model, METHOD.labels(model))
+    # In shapes, and the values from NumPy: no initial value needs a program of its own.
+    model = nnx.eval_shape(lambda: METHOD.insert(in_shapes(Whole, None), jax.random.key(1)))
+    structure, *both = partition.split(model, METHOD.labels(model))
     placement = Placement(mesh, axes.of_model(model))
     random = np.random.default_rng(0)
+    trainable, frozen = (
+        {path: drawn(leaf.shape, random) for path, leaf in sorted(part.items())} for part in both
+    )
     batch = placement.batch((
         random.integers(0, 32, (4, 8)).astype(np.int32),
         random.standard_normal((4, 4, 4, 4), np.float32),

@@ -16,7 +16,8 @@ from lora_jax.data.tokenizers import load_tokenizer
 from lora_jax.errors import InputError, MissingFileError
 from lora_jax.files import make_folder, to_json, write_bytes
 from lora_jax.models.diffusion.clip import CLIPTextModel
-from lora_jax.models.diffusion.files import COMPONENTS, TEXT_ENCODER, UNET, VAE, load, save_model
+from lora_jax.models.diffusion.components import COMPONENTS, TEXT_ENCODER, UNET, VAE
+from lora_jax.models.diffusion.files import load, save_model
 from lora_jax.models.diffusion.unet import UNet
 from lora_jax.models.diffusion.vae import AutoencoderKL
 from lora_jax.models.stack import Remat
