@@ -12,8 +12,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from experiments.latency import intervals
-from experiments.runs import folder
+from experiments.runs import folder, intervals
 from experiments.runs.fields import check_config
 from experiments.runs.intervals import Interval
 from experiments.runs.vision_fields import VISION
