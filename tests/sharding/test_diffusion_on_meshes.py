@@ -6,7 +6,7 @@ import numpy as np
 def test_outputs_and_gradients_are_those_of_one_device(on_eight_devices):
     records = on_eight_devices("diffusion_on_meshes.py")
     one, split = records["one"], records["all axes"]
-    # Sums over a split axis come in another order: 1e-6 of the largest value is reached.
+    # Sums over a split axis come in another order: some units of float32's last place.
     top = np.abs(one["output"]).max()
     np.testing.assert_allclose(split["output"], one["output"], rtol=0, atol=1e-5 * top)
     assert split["gradients"].keys() == one["gradients"].keys()

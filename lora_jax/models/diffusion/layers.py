@@ -157,7 +157,7 @@ def group_norm(
 
 
 class _OneKey(nnx.Rngs):
-    """Gives the same key each time: counting keys takes tracing a minute for a model of 700 arrays."""
+    """Gives the same key each time: counting them is most of the work of tracing a model of 700 arrays."""
 
     def __init__(self) -> None:
         pass
