@@ -7,6 +7,7 @@ compiled.needs(step.function, step.arguments, chip)  # memory and traffic, see l
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -15,15 +16,19 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, Float
+from ml_collections import ConfigDict
 
 from experiments.plan.abstract_step import AbstractStep
 from experiments.plan.shapes import placed
+from experiments.plan.variants import Variant
 from lora_jax import partition
 from lora_jax.costs import flops
+from lora_jax.errors import InputError
 from lora_jax.method import Method
 from lora_jax.models.diffusion.layers import in_shapes
 from lora_jax.models.diffusion.unet import UNet
-from lora_jax.models.diffusion.unet_config import UNetConfig
+from lora_jax.models.diffusion.unet_config import SIZES, UNetConfig
+from lora_jax.models.parts import FLOAT
 from lora_jax.sharding import axes
 from lora_jax.sharding.placement import Placement
 from lora_jax.training import step
@@ -45,6 +50,43 @@ class NoisyLatents(NamedTuple):
     timesteps: Float[Array, " batch"]
     context: Float[Array, "batch length context"]
     target: Float[Array, "batch height width outputs"]
+
+
+def is_unet(config: ConfigDict) -> bool:
+    """Whether a plan is of a U-Net."""
+    return config.model.size in SIZES
+
+
+def of_plan(
+    config: ConfigDict, variant: Variant, mesh: Mesh, rows: int, runs: int = 1
+) -> AbstractStep:
+    """The train step of a plan whose rows are images and whose tokens are elements of latent images.
+
+    Args:
+      config: of the plan, see configs/plan/stable_diffusion_lora.py.
+      variant: what is trained.
+      mesh: of the devices.
+      rows: images of a batch.
+      runs: of a program.
+
+    Raises:
+      InputError: several runs, a packed base, or a length that is no square.
+    """
+    side = math.isqrt(config.length)
+    if side**2 != config.length:
+        raise InputError(
+            f"config.length={config.length} of {config.model.size} is the number of elements of a latent "
+            "image, a square: 4096 for images of 512 x 512"
+        )
+    if runs > 1 or variant.base_format != FLOAT:
+        raise InputError(
+            f"{config.model.size}: a plan is of one run over a base of floating-point numbers; set "
+            "config.runs=1, config.model.base_format=float and config.packed=()"
+        )
+    unet = dataclasses.replace(
+        SIZES[config.model.size], remat=config.model.remat, attention=config.model.attention
+    )
+    return build(unet, variant.method, mesh, rows=rows, size=side, dtype=variant.base_dtype)
 
 
 def loss(model: nnx.Module, batch: NoisyLatents, key: jax.Array | None) -> Float[Array, ""]:

@@ -13,7 +13,7 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from experiments.plan import models
+from experiments.plan import denoising, models
 from experiments.plan.abstract_step import AbstractStep, build, build_runs
 from experiments.plan.figures import StepFigures
 from experiments.plan.variants import Variant
@@ -118,6 +118,8 @@ class Planner:
         return self.config.orders
 
     def _step(self, variant: Variant, mesh: Mesh, rows: int, runs: int) -> AbstractStep:
+        if denoising.is_unet(self.config):
+            return denoising.of_plan(self.config, variant, mesh, rows, runs)
         if runs > 1:
             return build_runs(self.config, variant, mesh, rows, runs)
         return build(self.config, variant, mesh, rows)
@@ -176,7 +178,8 @@ class Planner:
 
     def _meshes(self, runs: int) -> Iterator[dict[str, int]]:
         """Divisions of the devices, with the sizes of model and run that config.search names."""
-        count, heads = len(self.devices), models.heads(self.config)
+        count = len(self.devices)
+        heads = 1 if denoising.is_unet(self.config) else models.heads(self.config)
         for model in self.config.search.model:
             if heads % model or count % model:
                 continue

@@ -263,7 +263,7 @@ _SIZES = Several(of=Whole(most=2**20), empty="those of the plan")
 PLAN: Fields = {
     **_OPTIMISATION,
     **_MESH,
-    "model.size": Field(Text(), "an encoder, GPT-2 or GPT-3, or a decoder such as llama-2-7b"),
+    "model.size": Field(Text(), "an encoder, GPT-2 or GPT-3, a decoder such as llama-2-7b, or a U-Net"),
     "model.base_format": _BASE_FORMAT,
     "model.attention": _ATTENTION,
     "model.remat": _REMAT,

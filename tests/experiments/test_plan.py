@@ -11,8 +11,9 @@ import pytest
 from flax import nnx
 from jax.sharding import Mesh
 
+from configs.plan import stable_diffusion_lora
 from configs.pod import deberta_xxl_lora, gpt2_large_lora, gpt3_175b_lora, roberta_large_lora
-from experiments.plan import abstract_step, models, tables
+from experiments.plan import abstract_step, denoising, models, tables
 from experiments.plan.figures import StepFigures
 from experiments.plan.planner import Planner
 from experiments.plan.report import report, search
@@ -22,6 +23,7 @@ from lora_jax.costs import chips, compiled, topologies
 from lora_jax.errors import InputError
 from lora_jax.models import deberta_config, encoder
 from lora_jax.models import gpt2 as gpt2_model
+from lora_jax.models.diffusion.unet_config import UNetConfig
 from lora_jax.sharding.mesh import make_mesh
 
 TOPOLOGY = "v5e:2x2"
@@ -291,3 +293,34 @@ def test_the_step_of_a_plan_runs(gpt2, runs):
     assert metrics["loss"].shape == ((runs,) if runs > 1 else ())
     assert np.isfinite(metrics["loss"]).all()
     assert chips.by_topology(TOPOLOGY).memory_bytes > compiled.argument_bytes(step.arguments)
+
+
+def test_stable_diffusion_is_planned_by_pictures(monkeypatch):
+    small = UNetConfig(
+        sample_size=8, block_out_channels=(8, 16), norm_num_groups=4, layers_per_block=1,
+        cross_attention_dim=12, attention_head_dim=2,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+    )  # fmt: skip
+    monkeypatch.setitem(denoising.SIZES, "stable-diffusion-v1-5", small)
+    config = stable_diffusion_lora.get_config()
+    config.length = 64
+    mesh = make_mesh({}, jax.devices()[:1])
+    lora, full = (
+        denoising.of_plan(config, variant, mesh, rows=2) for variant in compared(config, None)
+    )
+    assert lora.total == full.total + lora.trainable
+    assert lora.trainable == sum(
+        4 * (leaf.shape[0] + leaf.shape[1])
+        for path, leaf in full.arguments[0].items()
+        if path.endswith(("to_q/kernel", "to_k/kernel", "to_v/kernel", "to_out/kernel"))
+    )
+    assert 0 < lora.flops < full.flops
+    for field, value, message in (
+        ("length", 60, r"config.length=60 .* a square: 4096"),
+        ("runs", 2, r"a plan is of one run"),
+    ):
+        config[field] = value
+        with pytest.raises(InputError, match=message):
+            denoising.of_plan(config, compared(config, None)[0], mesh, 2, config.runs)
+        config.length = 64
