@@ -41,7 +41,7 @@ def get_config(arg: str = "rotated") -> ConfigDict:
             "statistics": "auto",
             "pretrain": {"epochs": 8, "learning_rate": 3e-3},
             # The rate is chosen by the first `rate_seeds` seeds; the others run at that rate alone.
-            "learning_rates": (2e-3, 6e-3, 2e-2),
+            "learning_rates": (2e-3, 6e-3, 2e-2, 6e-2),
             "rate_seeds": 2,
             "seeds": (0, 1, 2, 3, 4),
             "epochs": 12,

@@ -27,7 +27,7 @@ _MEANING = """\
 A {net} of {parameters:,} values, pre-trained on {pretrain:,} upright digits ({upright} on held-out ones;
 {base} on those of the task, not adapted), adapted with {train} {task} ones; the head trains with every
 method. `accuracy`: on {test} other digits, mean ± 95% interval over {seeds} seeds, which draw the examples.
-`learning rate`: of {rates} the best on a third set of digits, by the first {rate_seeds} seeds. `FLOPs of a
+`learning rate`: of {rates} the best on a third set of digits, by the first {chosen_by}. `FLOPs of a
 step`: as XLA counts those of a train step with {batch} pictures. `statistics`: whether those of BatchNorm
 move in training."""
 
@@ -78,7 +78,8 @@ def _meaning(record: Mapping[str, Any]) -> str:
         upright=f"{100 * base['upright']:.1f}%", base=f"{100 * base['test']:.1f}%",
         train=data["train_examples"], test=data["test_examples"], seeds=len(config["seeds"]),
         rates=", ".join(f"{rate:g}" for rate in config["learning_rates"]),
-        rate_seeds=config["rate_seeds"], batch=config["batch_size"],
+        chosen_by="seed" if config["rate_seeds"] == 1 else f"{config['rate_seeds']} seeds",
+        batch=config["batch_size"],
     )  # fmt: skip
 
 
