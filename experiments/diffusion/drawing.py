@@ -37,7 +37,8 @@ class Drawing:
 
     def function(self, base: Base) -> Callable[[nnx.Module, Any], jax.Array]:
         """Of a model and a batch of `noise` and `captions`: what it draws."""
-        plan = samplers.plan(base.schedule, self.sampler, self.steps)
+        cuts = base.schedule.clip_sample
+        plan = samplers.plan(base.schedule, self.sampler, self.steps, noise_of_cut=cuts)
         empty, key = base.empty, jax.random.key(self.seed + 1)
 
         def draw(model: nnx.Module, batch: Any) -> jax.Array:

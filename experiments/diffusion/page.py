@@ -13,7 +13,11 @@ from lora_jax import files
 from lora_jax.analysis import plots
 
 PAGE, FIGURE = "styles.md", "ranks.png"
-_WORDS = {"content": "shows the digit, %", "style": "in the style, %"}
+_WORDS = {
+    "content": "shows the digit, %",
+    "style": "in the style, %",
+    "others": "other digits kept, %",
+}
 
 
 def write(workdir: Path, results: Mapping[Path, Mapping[str, Any]]) -> None:

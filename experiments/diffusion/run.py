@@ -75,10 +75,18 @@ class Run:
         return Drawing(given.sampler, given.steps, given.guidance, given.seed)
 
     def scores(self, pictures: np.ndarray) -> dict[str, float]:
-        """Of pictures of `captions`; {} where nothing tells what they show."""
+        """Of pictures of `captions`; {} where nothing tells what they show.
+
+        `content` and `style` are of what the run learns, `others` is the content of what it shall keep.
+        """
         if self.scorer is None or self.contents is None:
             return {}
-        return self.scorer(pictures, self.contents, self.shown.style)
+        own = np.isin(self.contents, self.shown.contents)
+        scores = self.scorer(pictures[own], self.contents[own], self.shown.style)
+        if own.all():
+            return scores
+        others = self.scorer(pictures[~own], self.contents[~own], self.shown.style)
+        return {**scores, "others": others["content"]}
 
     def sheet(self, pictures: np.ndarray) -> np.ndarray:
         """A grid with a row for each caption."""

@@ -126,7 +126,8 @@ def adapt(config: ConfigDict, workdir: Path) -> dict[str, Any]:
         texts = [text for text in texts or ("",) for _ in range(config.samples.count)]
         scorer = None
         if shown.contents:
-            texts, contents = captions_of(shown.contents, config.samples.count)
+            both = sorted({*shown.contents, *known(base)})
+            texts, contents = captions_of(both, config.samples.count)
             judge = Path(base.name).expanduser() / scores.FOLDER
             scorer = scores.scorer(judge, base.size, keep=False)
         run = Run(

@@ -57,7 +57,14 @@ class Plan(NamedTuple):
     start: float
 
 
-def plan(schedule: NoiseSchedule, sampler: Sampler, steps: int, eta: float = 0.0) -> Plan:
+def plan(
+    schedule: NoiseSchedule,
+    sampler: Sampler,
+    steps: int,
+    eta: float = 0.0,
+    *,
+    noise_of_cut: bool = False,
+) -> Plan:
     """The steps of a sampler.
 
     Args:
@@ -65,6 +72,9 @@ def plan(schedule: NoiseSchedule, sampler: Sampler, steps: int, eta: float = 0.0
       sampler: `ddpm` (Ho et al. 2020), `ddim` (Song et al. 2021) or `euler` (Karras et al. 2022).
       steps: number of them.
       eta: of DDIM: 0 adds no fresh noise, 1 as much as DDPM.
+      noise_of_cut: of DDIM where x_0 is cut (`clip_sample`): whether the noise is what is left of x_t beside
+        the cut x_0, diffusers' `use_clipped_model_output`. Without it strong guidance on pixels goes astray:
+        cutting stops it in x_0 and leaves the noise, which moves the other way.
 
     Raises:
       InputError: a value is out of its range, or the last steps would lie outside of the schedule.
@@ -85,7 +95,9 @@ def plan(schedule: NoiseSchedule, sampler: Sampler, steps: int, eta: float = 0.0
             f"the schedule ends at {schedule.num_train_timesteps - 1}; use fewer steps, or another "
             "timestep_spacing"
         )
-    return Plan(_ddpm(schedule, times) if sampler == "ddpm" else _ddim(schedule, times, eta), 1.0)
+    if sampler == "ddpm":
+        return Plan(_ddpm(schedule, times), 1.0)
+    return Plan(_ddim(schedule, times, eta, noise_of_cut), 1.0)
 
 
 def timesteps(schedule: NoiseSchedule, steps: int, default: str) -> Any:
@@ -137,17 +149,27 @@ def _ddpm(schedule: NoiseSchedule, times: Any) -> Steps:
     )  # fmt: skip
 
 
-def _ddim(schedule: NoiseSchedule, times: Any, eta: float) -> Steps:
+def _ddim(schedule: NoiseSchedule, times: Any, eta: float, noise_of_cut: bool) -> Steps:
     """Equations 12 and 16 of Song et al. 2021."""
     alphas = schedule.alphas.astype(np.float64)
     earlier = times - schedule.num_train_timesteps // len(times)
     last = 1.0 if schedule.set_alpha_to_one else alphas[0]
     alpha, before = alphas[times], np.where(earlier >= 0, alphas[np.maximum(earlier, 0)], last)
     spread = eta * np.sqrt((1 - before) / (1 - alpha) * (1 - alpha / before))
-    return Steps(
+    found = Steps(
         timesteps=times, **_predictions(schedule, alpha), next_x0=np.sqrt(before),
         next_noise=np.sqrt(1 - before - spread**2), next_sample=0 * alpha, fresh=spread,
     )  # fmt: skip
+    if not noise_of_cut:
+        return found
+    of_sample = found.next_noise / np.sqrt(
+        1 - alpha
+    )  # the noise is (x_t - sqrt(a_t) x_0) / sqrt(1 - a_t)
+    return found._replace(
+        next_x0=found.next_x0 - np.sqrt(alpha) * of_sample,
+        next_noise=0 * alpha,
+        next_sample=of_sample,
+    )
 
 
 def _euler(schedule: NoiseSchedule, steps: int) -> Plan:

