@@ -111,7 +111,7 @@ def attend(
 
 
 def _chosen(kernel: Kernel, q: Array, spans: Spans, scores: Scores) -> Kernel:
-    rows, length, heads, _ = q.shape
+    rows, length, heads, size = q.shape
     platform, best = _at_hand()
     if kernel == "auto":
         kernel = best if q.dtype.itemsize == 2 and length >= _SHORT else "xla"
@@ -120,7 +120,7 @@ def _chosen(kernel: Kernel, q: Array, spans: Spans, scores: Scores) -> Kernel:
         return "xla"
     fits = {
         "splash": splash.fits(rows // over, length),
-        "triton": gpus.triton_fits(length, spans, scores),
+        "triton": gpus.triton_fits(length, size, spans, scores),
         "cudnn": gpus.cudnn_fits(length, scores),
     }
     return kernel if fits[kernel] else "xla"

@@ -14,12 +14,23 @@ from lora_jax.models.attention.spans import Spans
 from lora_jax.models.attention.splash import KEPT
 
 _TRITON_BLOCK = 128
+# The kernel pads a head to a power of two; one of 256 takes 225 KiB of shared memory, an RTX 4090 has 99, an
+# A100 163.
+_TRITON_SIZE = 128
 _PACKED = "9.0"  # compute capability from which cuDNN takes packed rows
 
 
-def triton_fits(length: int, spans: Spans, scores: Scores) -> bool:
-    """Whether JAX's kernel has all that is asked for: no window, no cap, whole blocks."""
-    return length % _TRITON_BLOCK == 0 and not spans.windowed and scores.cap is None
+def triton_fits(length: int, size: int, spans: Spans, scores: Scores) -> bool:
+    """Whether JAX's kernel has all that is asked for: no window, no cap, whole blocks, heads of a size.
+
+    Args:
+      length: tokens of a row.
+      size: of a head.
+      spans: which tokens attend to which.
+      scores: how products of queries and keys become scores.
+    """
+    whole = length % _TRITON_BLOCK == 0 and size <= _TRITON_SIZE
+    return whole and not spans.windowed and scores.cap is None
 
 
 def triton(
