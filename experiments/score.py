@@ -70,6 +70,10 @@ def score(
     if metrics != "webnlg" and bleu != generation.LORA:
         own = "; that of e2e is pymteval's" if metrics == "e2e" else ""
         raise InputError(f"--bleu={bleu} belongs to --metrics=webnlg{own}")
+    if split != "valid" and metrics != "wikisql":
+        raise InputError(f"--split={split} belongs to --metrics=wikisql; REFS are of one split")
+    if corpus_ter and metrics != "webnlg":
+        raise InputError("--corpus_ter belongs to --metrics=webnlg")
     texts = files.read_hypotheses(hypotheses)
     if metrics == "wikisql":
         test = by_context(data_to_text.read("wikisql", split, references))

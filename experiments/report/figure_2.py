@@ -27,9 +27,10 @@ Runs of several methods with one model and as many examples, beside the paper's 
 (Table 15), on E2E GPT-2 medium (Table 3; the paper prints no losses of it, so losses are compared with its
 order by BLEU). Every method stands at its best size and set-up, chosen by the score shown. "Paper" and "ours"
 say by how much the first method is better than the second; ± is the 95% interval of the mean over the seeds
-that both have (Student's t, paired), without it there was one seed. The paper's order is *confirmed* or
-*refuted*, it is *open* (the interval contains 0, or there is none), or there is *no order in the paper* (no
-further apart than its scores fluctuate: 0.5 on WikiSQL, 0.1 on MNLI, the largest printed spread on E2E)."""
+that both have (Student's t, paired), without it they have one or none in common. The paper's order is
+*confirmed* or *refuted*, it is *open* (the interval contains 0, or there is none), or there is *no order in
+the paper* (no further apart than its scores fluctuate: 0.5 on WikiSQL, 0.1 on MNLI, the largest printed
+spread on E2E)."""
 
 
 def figure(found: Sequence[Comparison]) -> Figure | None:

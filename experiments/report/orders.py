@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Literal
 
 from experiments.runs.intervals import Interval
@@ -16,11 +15,12 @@ def verdict(paper: float, ours: Interval | None, spread: float) -> Verdict:
 
     Args:
       paper: the paper's difference.
-      ours: this project's with its interval; None, or NaN in the half, where there are no two seeds.
+      ours: this project's with its interval; None, or NaN in the half, where there are no two seeds. A half
+        of 0 is none either: of two seeds and few examples differences are equal by chance.
       spread: of the paper's scores; a difference within it is no order.
     """
     if abs(paper) <= spread + 1e-9:  # they are printed with one digit
         return "no order in the paper"
-    if ours is None or math.isnan(ours.half) or abs(ours.value) <= ours.half:
+    if ours is None or not 0 < ours.half < abs(ours.value):
         return "open"
     return "confirmed" if paper * ours.value > 0 else "refuted"

@@ -52,7 +52,7 @@ def find(
       ValueError: there is no record, or one is broken; the message names the file.
     """
     paths = [Path(folder) for folder in folders]
-    files = [path for path in paths if path.suffix == ".json" and path.is_file()]
+    files = [path for path in paths if path.suffix == ".json" and not path.is_dir()]
     found, reasons = _Found(), {path.resolve(): reason for path, reason in left_out.items()}
     for folder, label in _labelled([path for path in paths if path not in files]).items():
         path = folder / RESULT
@@ -64,7 +64,7 @@ def find(
             found.unfinished.append(label)
     for path in files:
         for label, record in sent.records(path):
-            found.take(record, f"{path.name}: {label}")
+            found.take(record, f"{Path(*path.parts[-2:])}: {label}")
     if not found.records and not found.prompted:
         started = f"; not finished: {', '.join(found.unfinished)}" if found.unfinished else ""
         raise InputError(
@@ -89,14 +89,15 @@ class _Found:
 
     def take(self, record: reading.Record, label: str) -> None:
         """Puts a record among those that are shown, or among the others with the reason."""
-        first = self.known.setdefault(to_json(record.values, indent=None), label)
+        content = to_json(record.values, indent=None)
+        is_copy, first = content in self.known, self.known.setdefault(content, label)
         if record.values.get("task") == "pretrain":
             self.others.append((label, "a pre-training run, no adaptation"))
         elif record.values.get("task") == "tune":
             self.others.append(
                 (label, "a run of experiments.tune on texts that are not the paper's")
             )
-        elif first != label:
+        elif is_copy:
             self.others.append((label, f"a copy of the run `{first}`, which is shown"))
         elif few_shot.KEY in record.values:
             self.prompted.append(few_shot.read(record, label))

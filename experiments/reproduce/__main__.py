@@ -5,8 +5,9 @@
         --workdir=runs/reproduce
     python -m experiments.reproduce --list
 
-Runs the commands of all items that belong to it and are not finished, and prints each score beside the
-paper's and the expected band (docs/reproduce.md says what a band is). Writes
+Runs the commands of all items that belong to it (one that is finished is read back, and checked against its
+settings and data), and prints each score beside the paper's and the expected band (docs/reproduce.md says
+what a band is). Writes
 
     WORKDIR/table_2/...        the folder of every command
     WORKDIR/reproduced.md      the table that it prints
@@ -29,6 +30,8 @@ for _name, _value in {
     os.environ.setdefault(_name, _value)
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 from absl import flags
@@ -36,8 +39,9 @@ from tqdm import tqdm
 
 from experiments.report import sent
 from experiments.reproduce import cost, manifest, page, running
-from experiments.reproduce.catalogue import chosen
+from experiments.reproduce.catalogue import catalogue, chosen
 from experiments.reproduce.items import SOURCES, Item, shown
+from experiments.reproduce.outcome import Outcome
 from experiments.runs import command_line, folder
 from lora_jax import files
 from lora_jax.errors import InputError
@@ -48,16 +52,26 @@ _PAGE = manifest.PATH.with_suffix(".md")
 def _make(items: list[Item], root: Path, sources: dict[str, str], *, keep: bool) -> None:
     folder.check_place(root)
     files.make_folder(root)
-    outcomes = running.run(items, root, sources, command_line.say)
-    known = manifest.read()
-    text = page.results(outcomes, known)
-    files.write_text(root / "reproduced.md", text)
-    sent.write(root / sent.NAME, {k: dataclasses.asdict(v) for k, v in outcomes.items()})
-    command_line.say(text + f"\nwritten to {root}: reproduced.md, {sent.NAME}")
-    if keep:
-        for item in items:
-            known = manifest.with_outcome(known, item, outcomes[item.id])
-        manifest.write(known)
+    known, last = manifest.read(), ""
+
+    def done(outcomes: Mapping[str, Outcome]) -> None:
+        nonlocal last
+        last = page.results(outcomes, known)
+        files.write_text(root / "reproduced.md", last)
+        sent.write(root / sent.NAME, {name: _parcel(one) for name, one in outcomes.items()})
+        if keep:
+            kept = known
+            for name, one in outcomes.items():
+                kept = manifest.with_outcome(kept, catalogue()[name], one)
+            manifest.write(kept)
+
+    running.run(items, root, sources, command_line.say, done)
+    command_line.say(last + f"\nwritten to {root}: reproduced.md, {sent.NAME}")
+
+
+def _parcel(outcome: Outcome) -> dict[str, Any]:
+    """What is sent on: the records, and when and on what they were made."""
+    return {"made": outcome.made, "on": outcome.on, "records": dict(outcome.records)}
 
 
 def _plan(items: list[Item], topology: str) -> None:
@@ -79,6 +93,8 @@ def main(arguments: list[str]) -> None:
             return
         if not (_LIST.value or _TABLE.value or _ONLY.value):
             raise InputError("name what to make: --table=TABLE and --model=MODEL; --list shows all")
+        if sum(map(bool, (_LIST.value, _COSTS.value, _WORKDIR.value))) > 1:
+            raise InputError("give one of --list, --costs and --workdir")
         items = chosen(_TABLE.value, _MODEL.value, _ONLY.value)
         if _LIST.value:
             for item in items:

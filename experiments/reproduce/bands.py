@@ -13,7 +13,12 @@ Verdict = Literal["within", "above", "below", "diverged", "not known"]
 Band = tuple[float, float]
 
 
-def band(values: Sequence[float], tolerance: float) -> Band | None:
+def center(values: Sequence[float], median: bool = False) -> float:
+    """The mean over seeds, or their median."""
+    return statistics.median(values) if median else statistics.fmean(values)
+
+
+def band(values: Sequence[float], tolerance: float, median: bool = False) -> Band | None:
     """Where the mean of as many seeds lies in 95 of 100 cases, if they are drawn as these were.
 
     Two means of n seeds differ by t s sqrt(2 / n) at most, with the standard deviation s of the seeds and
@@ -23,17 +28,18 @@ def band(values: Sequence[float], tolerance: float) -> Band | None:
     Args:
       values: of each seed; NaN where one diverged.
       tolerance: what one seed may differ by.
+      median: whether the band is that of medians, which is drawn around theirs with the same width.
 
     Returns:
       The lowest and the highest; None if a seed diverged.
     """
     if not values or any(math.isnan(value) for value in values):
         return None
-    mean, half = statistics.fmean(values), tolerance
+    middle, half = center(values, median), tolerance
     if (count := len(values)) > 1:
         spread = statistics.stdev(values)
         half = max(half, float(stats.t.ppf(0.975, count - 1)) * spread * math.sqrt(2 / count))
-    return mean - half, mean + half
+    return middle - half, middle + half
 
 
 def of_paper(printed: str, unit: float, tolerance: float) -> Band:
@@ -49,13 +55,13 @@ def of_paper(printed: str, unit: float, tolerance: float) -> Band:
     return float(value) / unit - half, float(value) / unit + half
 
 
-def verdict(values: Sequence[float], expected: Band | None) -> Verdict:
-    """Where the mean over seeds lies."""
+def verdict(values: Sequence[float], expected: Band | None, median: bool = False) -> Verdict:
+    """Where the mean over seeds, or their median, lies."""
     if not values or any(math.isnan(value) for value in values):
         return "diverged"
     if expected is None:
         return "not known"
-    mean = statistics.fmean(values)
-    if mean < expected[0]:
+    middle = center(values, median)
+    if middle < expected[0]:
         return "below"
-    return "above" if mean > expected[1] else "within"
+    return "above" if middle > expected[1] else "within"

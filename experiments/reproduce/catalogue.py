@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from experiments.reproduce import glue_items, sweep_items, text_items
 from experiments.reproduce.items import Item
 from lora_jax.errors import InputError
+from lora_jax.patterns import some
 
 
 @functools.cache
@@ -38,7 +39,7 @@ def chosen(table: str = "", model: str = "", only: str = "") -> list[Item]:
       InputError: there is none; the message names what there is.
     """
     every = catalogue()
-    tables = {item.table: None for item in every.values()}
+    tables = sorted({item.table for item in every.values()}, key=lambda name: (len(name), name))
     if table and table not in tables:
         raise InputError(f"--table={table}: known are {', '.join(tables)}")
     of_table = [item for item in every.values() if table in ("", item.table)]
@@ -52,9 +53,7 @@ def chosen(table: str = "", model: str = "", only: str = "") -> list[Item]:
         raise InputError(f"--only={only} is no regular expression: {error}") from error
     found = [i for i in of_table if model in ("", i.model) and pattern.search(i.id)]
     if not found:
-        raise InputError(
-            f"--only={only} is in no name of {', '.join(i.id for i in of_table)[:300]}"
-        )
+        raise InputError(f"--only={only} is in no name of {some([i.id for i in of_table])}")
     ordered: dict[str, Item] = {}
     for item in found:
         _add(item, ordered)

@@ -39,7 +39,10 @@ class Item:
       metrics: of a run's or a sweep's record; of a comparison the score is its headline.
       paper: what the paper prints, by metric, such as 95.1±.2; {} for what is no row of the paper.
       needs: by field, the other item whose folder it takes and what in that folder, such as `model`.
-      tolerance: by how much one seed may differ on another machine or by chance, in the record's units.
+      percent: metrics that are shown times 100, as the paper prints them; `*` for all.
+      tolerances: by metric, by how much one seed may differ on another machine or by chance, in the record's
+        units; "" is for all others.
+      median: whether scores over seeds are their median, as in Table 2, and not their mean.
       examples: of the training set, for the length of training; 0 if that is not planned.
       differs: from the paper's set-up, in words.
     """
@@ -55,7 +58,9 @@ class Item:
     metrics: tuple[str, ...] = ()
     paper: Mapping[str, str] = dataclasses.field(default_factory=dict)
     needs: Mapping[str, tuple[str, str]] = dataclasses.field(default_factory=dict)
-    tolerance: float = 0.0
+    percent: tuple[str, ...] = ()
+    tolerances: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    median: bool = False
     examples: int = 0
     differs: str = ""
 
@@ -64,6 +69,16 @@ class Item:
         """Its name among all, which is its folder's, too: `table_2/minilm/sst2/lora`."""
         group = f"table_{self.table}" if self.table.isdigit() else self.table
         return f"{group}/{self.model}/{self.name}"
+
+    def unit(self, score: str) -> float:
+        """What a score of a record is multiplied by to be shown; its name may have a point in front."""
+        metric = score.rpartition(": ")[2]
+        return 100.0 if metric in self.percent or "*" in self.percent else 1.0
+
+    def tolerance(self, score: str) -> float:
+        """By how much one seed of a score may differ."""
+        metric = score.rpartition(": ")[2]
+        return self.tolerances.get(metric, self.tolerances.get("", 0.0))
 
     @property
     def of_run(self) -> str:

@@ -44,6 +44,7 @@ class Made:
       made: the day.
       on: the machine.
       versions: of the packages that decide.
+      inputs: digests of data and model by name.
     """
 
     scores: Mapping[str, Score]
@@ -51,6 +52,7 @@ class Made:
     made: str
     on: str
     versions: Mapping[str, str]
+    inputs: Mapping[str, str]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,11 +98,11 @@ def write(manifest: Manifest, path: Path = PATH) -> None:
 def with_outcome(manifest: Manifest, item: Item, outcome: Outcome) -> Manifest:
     """The manifest with an item as it was made now; its bands are those of these seeds."""
     scores = {
-        name: Score(values, bands.band(values, item.tolerance))
+        name: Score(values, bands.band(values, item.tolerance(name), item.median))
         for name, values in outcome.scores.items()
     }
     known = {name: str(outcome.versions.get(name)) for name in _PACKAGES}
-    made = Made(scores, outcome.seconds, outcome.made, outcome.on, known)
+    made = Made(scores, outcome.seconds, outcome.made, outcome.on, known, dict(outcome.inputs))
     return dataclasses.replace(manifest, made={**manifest.made, item.id: made})
 
 
@@ -112,6 +114,7 @@ def _made(record: Record) -> Made:
         made=record.get("made", str),
         on=record.get("on", str),
         versions=record.text_by_name("versions"),
+        inputs=record.text_by_name("inputs"),
     )
 
 

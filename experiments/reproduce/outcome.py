@@ -32,6 +32,7 @@ class Outcome:
       made: the day on which the last record was written, 2026-12-01.
       on: the machine, in words.
       versions: of packages, as the first record has them.
+      inputs: digests of the data and the model, as the first record has them.
       records: of the runs as they wrote them, by folder (`.` for a run alone), digests included.
     """
 
@@ -40,17 +41,8 @@ class Outcome:
     made: str
     on: str
     versions: Mapping[str, str | None]
+    inputs: Mapping[str, str]
     records: Mapping[str, Mapping[str, Any]]
-
-
-def finished(item: Item, folder: Path) -> bool:
-    """Whether the command has left its record."""
-    return (folder / RECORDS[item.kind]).is_file() and (item.kind != "sweep" or _ended(folder))
-
-
-def _ended(folder: Path) -> bool:
-    points = [path for path in (folder / _POINTS).glob("*") if path.is_dir()]
-    return bool(points) and all((path / RECORDS["run"]).is_file() for path in points)
 
 
 def read(item: Item, folder: Path) -> Outcome:
@@ -84,6 +76,7 @@ def read(item: Item, folder: Path) -> Outcome:
         made=datetime.datetime.fromtimestamp(newest, datetime.UTC).date().isoformat(),
         on=_machine(first),
         versions=first.get("versions", {}),
+        inputs=first.get("inputs", {}),
         records={name: record.values for name, record in found.items()},
     )
 

@@ -7,7 +7,6 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
 
-from experiments.paper.scores import as_in_paper
 from experiments.reproduce import bands, cost
 from experiments.reproduce.catalogue import catalogue
 from experiments.reproduce.cost import Cost
@@ -30,9 +29,10 @@ it lies in the expected band. `--glue` names GLUE's original TSV files, without 
 `--nlg` the folders of E2E, WebNLG, DART and the others ([data_to_text.md](data_to_text.md)).
 
 A band is where the mean over as many new seeds lies in 95 of 100 cases: the mean measured here and t s
-sqrt(2/n) to each side, with the standard deviation s of n seeds; at least what chance in the scored
-examples or another processor may change. A row of the paper that was not run has the paper's score as
-its band: twice the printed spread, at least the same.
+sqrt(2/n) to each side, with the standard deviation s of n seeds, but never less than what chance in the
+scored examples or another processor may change. A row of the paper that was not run has a band around the
+paper's score, of twice the printed spread or the same least width; Table 2's are medians over seeds. The
+command says where data or model are not those of the band.
 
 **Send results back.** The command leaves `reproduced.json` in its folder, with the record of every run
 and a digest of each. Open an issue with that file; `python -m experiments.report reproduced.json
@@ -76,11 +76,25 @@ def results(outcomes: Mapping[str, Outcome], manifest: Manifest) -> str:
         item = catalogue()[name]
         for score, values in outcome.scores.items():
             expected = _expected(item, score, manifest)
+            verdict = bands.verdict(values, expected, item.median)
             lines.append(
-                f"| {name} | {score} | {item.paper.get(score, '-')} | {_band(score, expected)} | "
-                f"{_mean(score, values)} | {bands.verdict(values, expected)} |"
+                f"| {name} | {score} | {item.paper.get(score, '-')} | {_band(item, score, expected)} | "
+                f"{_shown(item, score, values)} | {verdict} |"
             )
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, "", *_other_inputs(outcomes, manifest), ""])
+
+
+def _other_inputs(outcomes: Mapping[str, Outcome], manifest: Manifest) -> list[str]:
+    """A line for each item whose data or model are not those of its band."""
+    lines = []
+    for name, outcome in outcomes.items():
+        before = manifest.made[name].inputs if name in manifest.made else {}
+        others = [
+            key for key, digest in outcome.inputs.items() if before.get(key, digest) != digest
+        ]
+        if others:
+            lines.append(f"- {name}: {', '.join(others)} are not those of the expected band.")
+    return lines
 
 
 def _expected(item: Item, score: str, manifest: Manifest) -> bands.Band | None:
@@ -88,8 +102,7 @@ def _expected(item: Item, score: str, manifest: Manifest) -> bands.Band | None:
     if made is not None and score in made.scores:
         return made.scores[score].band
     if printed := item.paper.get(score):
-        unit = 100.0 if as_in_paper(score, 1.0) == "100.00" or item.table == "2" else 1.0
-        return bands.of_paper(printed, unit, item.tolerance)
+        return bands.of_paper(printed, item.unit(score), item.tolerance(score))
     return None
 
 
@@ -112,7 +125,8 @@ def _made_table(items: Sequence[Item], made: Mapping[str, Made]) -> str:
         for name, score in one.scores.items():
             minutes = "-" if one.seconds is None else f"{one.seconds / 60:.0f}"
             lines.append(
-                f"| `{item.name}` | {name} | {_mean(name, score.values)} | {_band(name, score.band)} | "
+                f"| `{item.name}` | {name} | {_shown(item, name, score.values)} | "
+                f"{_band(item, name, score.band)} | "
                 f"{len(score.values)} | {minutes} | {one.made} | {one.on}, jax {one.versions.get('jax')} |"
             )
     differs = dict.fromkeys(item.differs for item in items if item.differs)
@@ -148,16 +162,20 @@ def _cost(known: Cost | None) -> str:
     return f"{known.topology} | {known.peak / 2**30:.1f}{fits} | {hours:.2g}"
 
 
-def _mean(name: str, values: Sequence[float]) -> str:
+def _shown(item: Item, score: str, values: Sequence[float]) -> str:
     if not values or any(math.isnan(value) for value in values):
         return "diverged"
-    mean = _number(name, statistics.fmean(values))
-    return mean if len(values) == 1 else f"{mean} ± {_number(name, statistics.stdev(values))}"
+    middle = _number(item, score, bands.center(values, item.median))
+    spread = f" ± {_number(item, score, statistics.stdev(values))}" if len(values) > 1 else ""
+    return middle + spread
 
 
-def _band(name: str, band: bands.Band | None) -> str:
-    return "-" if band is None else f"{_number(name, band[0])} to {_number(name, band[1])}"
+def _band(item: Item, score: str, band: bands.Band | None) -> str:
+    if band is None:
+        return "-"
+    return f"{_number(item, score, band[0])} to {_number(item, score, band[1])}"
 
 
-def _number(name: str, value: float) -> str:
-    return as_in_paper(name.rpartition(": ")[2], value)
+def _number(item: Item, score: str, value: float) -> str:
+    unit = item.unit(score)
+    return f"{unit * value:.{2 if unit == 100 else 4}f}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -23,16 +24,19 @@ def run(
     root: Path,
     sources: Mapping[str, str],
     say: Callable[[object], None],
-) -> dict[str, Outcome]:
-    """Runs what is not finished and reads everything.
+    done: Callable[[Mapping[str, Outcome]], None],
+) -> None:
+    """Runs every command and reads what it left.
 
-    An item's command is a program of its own, and goes on where it was interrupted.
+    An item's command is a program of its own: it goes on where it was interrupted, reads back what is
+    finished, and refuses a folder of other settings or data.
 
     Args:
       items: what an item needs stands before it.
       root: the folder of all items.
       sources: folders of data, see `items.SOURCES`.
       say: prints a line.
+      done: is given all outcomes so far after every item.
 
     Raises:
       InputError: data are not named (before anything is run), or a command failed.
@@ -43,11 +47,10 @@ def run(
     results: dict[str, Outcome] = {}
     for item in (bar := tqdm(items, desc="items", disable=None)):
         bar.set_postfix_str(item.id)
-        if not outcome.finished(item, folder(root, item.id)):
-            say(f"{item.id}: python {' '.join(commands[item.id])}")
-            _call(item, commands[item.id])
+        say(f"{item.id}: python {shlex.join(commands[item.id])}")
+        _call(item, commands[item.id])
         results[item.id] = outcome.read(item, folder(root, item.id))
-    return results
+        done(results)
 
 
 def _call(item: Item, arguments: Sequence[str]) -> None:

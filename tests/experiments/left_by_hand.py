@@ -7,7 +7,7 @@ from tests.experiments.report_records import glue_record
 
 given = dict(argument.removeprefix("--").partition("=")[::2] for argument in sys.argv[1:])
 workdir = pathlib.Path(given["workdir"])
-workdir.mkdir(parents=True)
+workdir.mkdir(parents=True, exist_ok=True)
 if given["config"] == "fails":
     sys.exit(3)
 glue_record(workdir, values=(0.8, 0.9))
