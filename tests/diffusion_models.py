@@ -36,7 +36,10 @@ UNETS = {
         "layers_per_block": 2, "transformer_layers_per_block": 2, "flip_sin_to_cos": False, "freq_shift": 1,
         "norm_eps": 1e-3, "out_channels": 6, "attention_head_dim": 4,
     },
-    "one block": {**_SMALL, **_types((True,)), "block_out_channels": (8,), "attention_head_dim": [8]},
+    "one block": {
+        **_SMALL, **_types((True,)), "block_out_channels": (8,), "attention_head_dim": [8],
+        "use_linear_projection": True, "sample_size": 4,
+    },
 }  # fmt: skip
 VAES = {
     "sd": {
@@ -75,7 +78,7 @@ def randomised(model, seed):
 
 
 def unet(variant, seed=0):
-    return randomised(diffusers.UNet2DConditionModel(sample_size=8, **UNETS[variant]), seed)
+    return randomised(diffusers.UNet2DConditionModel(**{"sample_size": 8, **UNETS[variant]}), seed)
 
 
 def vae(variant, seed=0):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import json
-import math
 import shutil
 
 import diffusers
@@ -21,7 +20,9 @@ from lora_jax import partition
 from lora_jax.errors import FileError, InputError, MissingFileError
 from lora_jax.models.diffusion import clip_config, unet_config, vae_config
 from lora_jax.models.diffusion.clip import CLIPTextModel
-from lora_jax.models.diffusion.files import TEXT_ENCODER, UNET, VAE, load, save_model, tensors
+from lora_jax.models.diffusion.components import TEXT_ENCODER, UNET, VAE
+from lora_jax.models.diffusion.files import load, save_model, tensors
+from lora_jax.models.diffusion.layers import in_shapes
 from lora_jax.models.diffusion.names import module_path, published_module
 from lora_jax.models.diffusion.pipeline import load_pipeline, save_pipeline
 from lora_jax.models.diffusion.unet import UNet
@@ -188,20 +189,20 @@ def test_every_setting_of_the_libraries_is_known(component, of_library):
 
 
 @pytest.mark.parametrize(
-    "size, of_text, counts",
+    "size, counts",
     [
-        ("stable-diffusion-v1-5", "quick_gelu", (859_520_964, 83_653_863, 123_060_480)),
-        ("stable-diffusion-2-1", "gelu", (865_910_724, 83_653_863, 340_387_840)),
+        ("stable-diffusion-v1-5", (859_520_964, 83_653_863, 123_060_480)),
+        pytest.param(
+            "stable-diffusion-2-1", (865_910_724, 83_653_863, 340_387_840), marks=pytest.mark.slow
+        ),
     ],
 )
-def test_published_sizes_have_their_numbers_of_parameters(size, of_text, counts):
+def test_published_sizes_have_their_numbers_of_parameters(size, counts):
     configs = unet_config.SIZES[size], vae_config.SIZES[size], clip_config.SIZES[size]
-    assert configs[2].hidden_act == of_text
     for model, config, count in zip(
         (UNet, AutoencoderKL, CLIPTextModel), configs, counts, strict=True
     ):
-        made = nnx.eval_shape(lambda model=model, config=config: model(config, nnx.Rngs(0)))
-        assert sum(math.prod(p.shape) for p in partition.parameters(made).values()) == count
+        assert partition.count(partition.parameters(in_shapes(model, config))) == count
 
 
 def test_paths_are_the_names_of_diffusers():

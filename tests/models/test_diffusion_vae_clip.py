@@ -13,9 +13,10 @@ from diffusion_models import CLIPS, VAES, channels_first, channels_last
 from flax import nnx
 
 from lora_jax.errors import InputError
-from lora_jax.models.diffusion.files import TEXT_ENCODER, VAE, load
+from lora_jax.models.diffusion.components import TEXT_ENCODER, VAE
+from lora_jax.models.diffusion.files import load
 
-# Relative to the largest value, from PyTorch in float64; 1e-6 is reached.
+# Relative to the largest value, from PyTorch in float64: float32 through some tens of operations.
 CLOSE = 1e-5
 
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,77 +19,18 @@ from lora_jax import partition
 from lora_jax.errors import FileError, InputError, MissingFileError, SettingError
 from lora_jax.files import make_folder, to_json, write_bytes, write_pieces
 from lora_jax.models import config_json
-from lora_jax.models.config_json import Keys
-from lora_jax.models.diffusion import clip_config, names, unet_json, vae_config
-from lora_jax.models.diffusion.clip import CLIPTextModel
-from lora_jax.models.diffusion.clip_config import CLIPTextConfig
-from lora_jax.models.diffusion.unet import UNet
-from lora_jax.models.diffusion.unet_config import UNetConfig
-from lora_jax.models.diffusion.vae import AutoencoderKL
-from lora_jax.models.diffusion.vae_config import VAEConfig
-from lora_jax.models.layouts import Layout
+from lora_jax.models.diffusion.components import COMPONENTS, AnyModel, Component, Model
+from lora_jax.models.diffusion.layers import in_shapes
 from lora_jax.models.model_files import ModelFiles
 from lora_jax.models.plain import check_plain
 from lora_jax.models.tensors import plan, to_published
 from lora_jax.reading import Record, read_object
-
-_Model = TypeVar("_Model", UNet, AutoencoderKL, CLIPTextModel)
-Shapes = Mapping[str, tuple[int, ...]]
 
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".msgpack")
 _CONVERT = (
     "Only safetensors are read; convert other files with diffusers, where you trust them: "
     "DiffusionPipeline.from_pretrained(folder).save_pretrained(new, safe_serialization=True)"
 )
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Component(Generic[_Model]):
-    """A kind of model, as files have it.
-
-    Attributes:
-      name: of its folder.
-      library: of Python that the class is from.
-      class_name: that it has there; `class_key` is the key of config.json that says so.
-      config: dataclass of its sizes and settings.
-      make: the model, from (config, rngs).
-      keys: of config.json.
-      published: what config.json says of a saved model.
-      stem: of the names of its files of weights.
-      layout: how published tensors relate to parameters, from their paths.
-    """
-
-    name: str
-    library: str
-    class_name: str
-    class_key: str
-    config: type[Any]
-    make: Callable[[Any, nnx.Rngs], _Model]
-    keys: Keys
-    published: Callable[[Any], dict[str, Any]]
-    stem: str
-    layout: Callable[[Shapes], Layout] = names.layout
-
-
-_WEIGHTS = "diffusion_pytorch_model"
-UNET = Component(
-    name="unet", library="diffusers", class_name=unet_json.CLASS, class_key="_class_name",
-    config=UNetConfig, make=UNet, keys=unet_json.KEYS, published=unet_json.published, stem=_WEIGHTS,
-)  # fmt: skip
-VAE = Component(
-    name="vae", library="diffusers", class_name=vae_config.CLASS, class_key="_class_name",
-    config=VAEConfig, make=AutoencoderKL, keys=vae_config.KEYS, published=vae_config.published,
-    stem=_WEIGHTS,
-)  # fmt: skip
-TEXT_ENCODER = Component(
-    name="text_encoder", library="transformers", class_name=clip_config.CLASS, class_key="architectures",
-    config=CLIPTextConfig, make=CLIPTextModel, keys=clip_config.KEYS, published=clip_config.published,
-    stem="model",
-    layout=functools.partial(
-        names.layout, prefix="text_model.", heads=r"text_projection\..*", buffers=r"embeddings\.position_ids"
-    ),
-)  # fmt: skip
-COMPONENTS: Mapping[str, Component[Any]] = {c.name: c for c in (UNET, VAE, TEXT_ENCODER)}
 
 
 def read_config(folder: str | os.PathLike[str], component: Component[Any], **overrides: Any) -> Any:
@@ -141,12 +81,12 @@ def _check_class(record: Record, component: Component[Any]) -> None:
 
 def load(
     folder: str | os.PathLike[str],
-    component: Component[_Model],
+    component: Component[Model],
     dtype: jax.typing.DTypeLike = jnp.float32,
     *,
     variant: str | None = None,
     **overrides: Any,
-) -> _Model:
+) -> Model:
     """The model of a folder; all names, types and shapes are checked before a value is read.
 
     Args:
@@ -162,7 +102,7 @@ def load(
     """
     folder = Path(folder)
     config = read_config(folder, component, **overrides)
-    model: _Model = nnx.eval_shape(lambda: component.make(config, nnx.Rngs(0)))
+    model = in_shapes(component.make, config)
     shapes = {path: leaf.shape for path, leaf in partition.parameters(model).items()}
     files = ModelFiles(folder, *_weights(folder, component.stem, variant))
     where = f"{folder} ({component.class_name})"
@@ -219,7 +159,7 @@ def tensors(model: nnx.Module, component: Component[Any]) -> dict[str, np.ndarra
     return to_published(params, component.layout(shapes))
 
 
-def save_model(folder: str | os.PathLike[str], model: UNet | AutoencoderKL | CLIPTextModel) -> None:
+def save_model(folder: str | os.PathLike[str], model: AnyModel) -> None:
     """Writes config.json and safetensors, which `load` and `from_pretrained` of diffusers read.
 
     Args:

@@ -10,13 +10,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from transformers import PreTrainedTokenizerBase
 
-from lora_jax.data.tokenizers import load_tokenizer
 from lora_jax.errors import InputError, MissingFileError
 from lora_jax.files import make_folder, to_json, write_bytes
 from lora_jax.models.diffusion.clip import CLIPTextModel
-from lora_jax.models.diffusion.files import COMPONENTS, TEXT_ENCODER, UNET, VAE, load, save_model
+from lora_jax.models.diffusion.components import COMPONENTS, TEXT_ENCODER, UNET, VAE
+from lora_jax.models.diffusion.files import load, save_model
 from lora_jax.models.diffusion.unet import UNet
 from lora_jax.models.diffusion.vae import AutoencoderKL
 from lora_jax.models.stack import Remat
@@ -37,14 +36,14 @@ class Pipeline:
       unet: predicts the noise of latent images.
       vae: latent images of images, and back.
       text_encoder: the context of the U-Net, from token ids.
-      tokenizer: of transformers; texts are padded to its `model_max_length`.
+      tokenizer: a PreTrainedTokenizerBase of transformers; texts are padded to its `model_max_length`.
       scheduler: the values of scheduler_config.json: the noise of each time, what is predicted.
     """
 
     unet: UNet
     vae: AutoencoderKL
     text_encoder: CLIPTextModel
-    tokenizer: PreTrainedTokenizerBase
+    tokenizer: Any
     scheduler: Mapping[str, Any]
 
     def __post_init__(self) -> None:
@@ -84,6 +83,9 @@ def load_pipeline(
       FileNotFoundError: no such folder, or a part is missing.
       ValueError: a part of another class (as in Stable Diffusion XL), or see `files.load`.
     """
+    # With the extra `data`; the models alone do without it.
+    from lora_jax.data.tokenizers import load_tokenizer
+
     folder = Path(folder)
     if not (folder / INDEX).is_file():
         raise MissingFileError(
