@@ -39,12 +39,11 @@ class Scorer:
     answers: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 
     def __call__(self, pictures: np.ndarray, contents: np.ndarray, style: str) -> dict[str, float]:
-        """Shares of the pictures that show the digit, and that are in the style."""
+        """Shares of the pictures that show the digit, that are in the style, and that do both (`right`)."""
         content, in_style = self.answers(pictures)
-        return {
-            "content": float(np.mean(content == contents)),
-            "style": float(np.mean(in_style == STYLES.index(style))),
-        }
+        right = {"content": content == contents, "style": in_style == STYLES.index(style)}
+        right["right"] = right["content"] & right["style"]
+        return {name: float(np.mean(values)) for name, values in right.items()}
 
 
 def scorer(folder: Path, side: int, *, keep: bool) -> Scorer:
