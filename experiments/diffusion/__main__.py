@@ -18,6 +18,7 @@ from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from experiments.diffusion import page, tasks
+from experiments.diffusion.scores import VARIETY
 from experiments.runs import command_line
 from experiments.runs.record import check_converged, parameters_text, shown
 from lora_jax.errors import InputError
@@ -33,7 +34,10 @@ def said(result: dict[str, Any]) -> str:
     lines.append(f"  best epoch: {', '.join(scores)}; {result['seconds']:.0f} s of training")
     for when, of in result.get("scores", {}).items():
         if of:
-            lines.append(f"  {when}: " + ", ".join(f"{k} {100 * v:.1f} %" for k, v in of.items()))
+            texts = [
+                f"{k} {v:.2f}" if k == VARIETY else f"{k} {100 * v:.1f} %" for k, v in of.items()
+            ]
+            lines.append(f"  {when}: {', '.join(texts)}")
     return "\n".join(lines)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from experiments.diffusion.scores import VARIETY
 from experiments.runs.record import shown
 from lora_jax import files
 from lora_jax.analysis import plots
@@ -29,14 +30,15 @@ def write(workdir: Path, results: Mapping[Path, Mapping[str, Any]]) -> None:
     """
     first = next(iter(results.values()))
     scored = [name for name in _WORDS if name in first.get("scores", {}).get("after", {})]
+    words = [*(_WORDS[name] for name in scored), *(["variety"] if scored else [])]
+    columns = ["rank", "trained values", "held-out loss", *words, "s"]
     lines = [
         f"# {workdir.name}", "",
         f"{first['pictures']} pictures, on {first['model']}, {first['steps']:,} steps.", "",
-        "| rank | trained values | held-out loss | " + " | ".join(_WORDS[n] for n in scored) + " | s |",
-        "|---:" * (4 + len(scored)) + "|",
+        f"| {' | '.join(columns)} |", "|---:" * len(columns) + "|",
     ]  # fmt: skip
     if scored:
-        values = " | ".join(f"{100 * first['scores']['before'][name]:.1f}" for name in scored)
+        values = " | ".join(_cells(first["scores"]["before"], scored))
         lines.append(f"| base | 0 | | {values} | |")
     lines += [_row(result, scored) for result in results.values()]
     lines += ["", *(f"![rank against score]({FIGURE})" for _ in scored[:1]), ""]
@@ -53,6 +55,12 @@ def write(workdir: Path, results: Mapping[Path, Mapping[str, Any]]) -> None:
         _figure(workdir / FIGURE, results, scored)
 
 
+def _cells(scores: Mapping[str, float], scored: list[str]) -> list[str]:
+    """Shares in percent, and the variety, of which earlier records have none."""
+    shares = [f"{100 * scores[name]:.1f}" for name in scored]
+    return [*shares, f"{scores[VARIETY]:.2f}" if VARIETY in scores else ""] if scored else []
+
+
 def _rank(result: Mapping[str, Any]) -> int:
     rank: int = result["config"]["method"]["rank"]
     return rank
@@ -61,7 +69,7 @@ def _rank(result: Mapping[str, Any]) -> int:
 def _row(result: Mapping[str, Any], scored: list[str]) -> str:
     trained = result["parameters"]["trainable"]
     cells = [str(_rank(result)), f"{trained:,}", f"{shown(result['best']['loss']['mean']):.4f}"]
-    cells += [f"{100 * result['scores']['after'][name]:.1f}" for name in scored]
+    cells += _cells(result["scores"]["after"], scored)
     return f"| {' | '.join([*cells, format(result['seconds'], '.0f')])} |"
 
 

@@ -34,6 +34,7 @@ from lora_jax.sharding.mesh import make_mesh
 from lora_jax.training import ArrayBatches, Goal, Progress, Trainer
 from lora_jax.training.kept import check_best
 
+LOSS, RIGHT = "loss", "right"  # headlines
 SAMPLES = "samples"  # folder of the grids of every epoch
 _SMALL = 64  # pixels, up to which grids are enlarged
 
@@ -67,6 +68,15 @@ class Run:
     captions: Sequence[str] = ()
     contents: np.ndarray | None = None
     save: Callable[[nnx.Module], None] | None = None
+
+    @property
+    def headline(self) -> str:
+        """What chooses the best epoch.
+
+        The held-out loss rises while ten pictures are learned by heart and samples still get better: of
+        adapters it is their score, where there is one.
+        """
+        return LOSS if self.save is not None or self.scorer is None else RIGHT
 
     @property
     def drawing(self) -> Drawing:
@@ -199,7 +209,7 @@ class Training:
         pictures = self.drawn(trainable)
         self._write(f"{SAMPLES}/epoch_{self._epoch:03d}.png", pictures)
         loss = float(np.mean(self._errors(trainable)(self._held_out)))
-        return {"loss": loss, **self.run.scores(pictures)}
+        return {LOSS: loss, **self.run.scores(pictures)}
 
     def save(self, trainable: Params, progress: Progress) -> None:
         """Writes the best epoch: the adapter, or a new model."""
@@ -224,8 +234,8 @@ class Training:
         """Trains or resumes, and writes the record; its content."""
         run, config = self.run, self.run.config
         goal = Goal(
-            label=f"{run.task} {run.method.name}", headline="loss", evaluate=self.evaluated,
-            on_best=self.save, smaller_is_better=True, on_resume=self.resumed,
+            label=f"{run.task} {run.method.name}", headline=run.headline, evaluate=self.evaluated,
+            on_best=self.save, smaller_is_better=run.headline == LOSS, on_resume=self.resumed,
         )  # fmt: skip
         start = self.trainer.prepare(
             self.batches, loss_of(run.base, config), goal, seed=config.seed, folder=self.workdir,
@@ -235,10 +245,10 @@ class Training:
         command_line.say(self.trainer.summary)
         of_seed = start().record()
         record = {
-            "task": run.task, "method": run.method.name, "model": run.base.name, "headline": "loss",
+            "task": run.task, "method": run.method.name, "model": run.base.name, "headline": run.headline,
             "parameters": self.trainer.summary.counts(), "layers": self.trainer.layers,
             "pictures": len(run.shown.captions), **self._compared(of_seed),
-            **training_record([of_seed], "loss"), "inputs": dict(run.inputs),
+            **training_record([of_seed], run.headline), "inputs": dict(run.inputs),
             "seeds": {str(config.seed): of_seed}, "config": folder.plain(config),
         }  # fmt: skip
         return folder.write_record(self.workdir, record, ADAPTER if run.save is None else MODEL)

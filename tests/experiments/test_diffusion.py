@@ -53,7 +53,7 @@ def base(tmp_path_factory):
 def test_a_base_writes_its_record_its_model_and_grids(base):
     record = json.loads((base / "result.json").read_text())
     assert record["task"] == "digits" and record["steps"] == 2 * 10
-    assert set(record["best"]) == {"loss", "content", "style"}
+    assert set(record["best"]) == {"loss", "content", "style", "right", "variety"}
     assert [p.name for p in sorted((base / "samples").iterdir())] == [
         "epoch_001.png",
         "epoch_002.png",
