@@ -85,9 +85,9 @@ def vae(variant, seed=0):
     return randomised(diffusers.AutoencoderKL(**VAES[variant]), seed)
 
 
-def clip(variant, seed=0):
+def clip(variant, seed=0, **changes):
     settings = {"vocab_size": 60, "intermediate_size": 20, "max_position_embeddings": 16}
-    config = transformers.CLIPTextConfig(**{**settings, **CLIPS[variant]})
+    config = transformers.CLIPTextConfig(**{**settings, **CLIPS[variant], **changes})
     return randomised(transformers.CLIPTextModel(config), seed)
 
 

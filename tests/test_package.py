@@ -168,8 +168,9 @@ def test_wheel_adapts_a_model_in_a_fresh_environment(wheel, environment, tmp_pat
 # Rooms of the library that are not named here need no extra.
 NEEDED_EXTRAS = {
     "lora_jax/analysis": ["analysis"],
-    "lora_jax/data": ["data"],
+    "lora_jax/data": ["data", "pictures"],
     "lora_jax/decoding": ["training"],
+    "lora_jax/diffusion": ["pictures"],
     "lora_jax/locking.py": ["training"],
     "lora_jax/metrics": ["glue", "data-to-text"],
     "lora_jax/sweeps": ["training"],

@@ -32,7 +32,8 @@ def pipeline(tmp_path_factory):
     (place / "merges.txt").write_text("#version: 0.2\n")
     tokenizer = transformers.CLIPTokenizer.from_pretrained(str(place), model_max_length=8)
     made = diffusers.StableDiffusionPipeline(
-        vae=diffusion_models.vae("sd"), text_encoder=diffusion_models.clip("one head size"),
+        vae=diffusion_models.vae("sd"),
+        text_encoder=diffusion_models.clip("short", hidden_size=12, max_position_embeddings=16),
         tokenizer=tokenizer, unet=diffusion_models.unet("sd1"),
         scheduler=diffusers.DDIMScheduler(
             beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, clip_sample=False,
