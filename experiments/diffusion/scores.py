@@ -85,12 +85,7 @@ def _trained(trainer: Trainer, side: int, place: Path) -> tuple[Params, dict[str
     def accuracy(model: nnx.Module) -> dict[str, float]:
         content, style = _answers(model, held_out["pictures"])
         right = {"content": content == held_out["contents"], "style": style == held_out["styles"]}
-        of_digit = [pictures[contents == number] for number in np.unique(contents)]
-        variety = float(np.mean([drawn.std(axis=0) for drawn in of_digit]))
-        return {
-            **{name: float(np.mean(values)) for name, values in right.items()},
-            VARIETY: variety,
-        }
+        return {name: float(np.mean(values)) for name, values in right.items()}
 
     batches = ArrayBatches(train, _BATCH, seed=_SEED, drop_last=True)
     result = trainer.fit(batches, loss, place, evaluate=accuracy, headline="content", label="judge")

@@ -92,7 +92,7 @@ def _files() -> tuple[Pictures, Int[np.ndarray, " n"]]:
     return scaled[..., None], found.target.astype(np.int64)
 
 
-def _enlarged(pictures: Pictures, side: int) -> Pictures:
+def _enlarged(pictures: Pictures, side: int) -> Float[np.ndarray, "n side side 1"]:
     if side == SIDE:
         return pictures
     from scipy import ndimage
