@@ -22,6 +22,7 @@ from lora_jax.diffusion.schedule import NoiseSchedule
 from lora_jax.diffusion.words import Words
 from lora_jax.errors import FileError, InputError, SettingError
 from lora_jax.files import write_bytes, write_json
+from lora_jax.models.config_json import Keys, fields
 from lora_jax.models.diffusion.unet import UNet
 from lora_jax.models.diffusion.unet_config import RANGES, UNetConfig
 from lora_jax.ranges import Whole, check
@@ -30,6 +31,7 @@ from lora_jax.tensor_files import Tensors
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 KIND = "lora_jax.CaptionedUNet"
+_KEYS = Keys(ranges=RANGES, fixed={})
 
 
 class CaptionedUNet(nnx.Module):
@@ -118,6 +120,8 @@ def load(folder: Path) -> Captioned:
     if record.values.get("kind") != KIND:
         raise record.error("kind", repr(record.values.get("kind")), f"{KIND!r}")
     unet = record.record("unet")
+    if unknown := sorted(unet.values.keys() - RANGES.keys()):
+        raise unet.error(unknown[0], "an unknown setting", f"one of {', '.join(RANGES)}")
     try:
         words = Words(
             tuple(record.strings("words")), check("length", record.get("length", int), Whole())

@@ -15,7 +15,7 @@ def folder(tmp_path):
     rng = np.random.default_rng(0)
     (tmp_path / "more").mkdir()
     for name in ("b.png", "a.png", "more/c.JPG"):
-        values = rng.integers(0, 256, (6, 9, 3), dtype=np.uint8)
+        values = rng.integers(0, 256, (6, 10, 3), dtype=np.uint8)
         Image.fromarray(values).save(tmp_path / name)
     return tmp_path
 

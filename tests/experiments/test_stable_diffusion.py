@@ -31,6 +31,8 @@ def pipeline(tmp_path_factory):
     (place / "vocab.json").write_text(json.dumps({word: n for n, word in enumerate(words)}))
     (place / "merges.txt").write_text("#version: 0.2\n")
     tokenizer = transformers.CLIPTokenizer.from_pretrained(str(place), model_max_length=8)
+    sizes = {**diffusion_models.UNETS["sd1"], "cross_attention_dim": 16}
+    unet = diffusers.UNet2DConditionModel(sample_size=8, **sizes)
     made = diffusers.StableDiffusionPipeline(
         vae=diffusion_models.vae("sd"),
         text_encoder=diffusion_models.clip("short", hidden_size=12, max_position_embeddings=16),
