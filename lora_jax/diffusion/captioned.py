@@ -100,11 +100,6 @@ class Captioned:
         write_bytes(folder / WEIGHTS, to_safetensors(arrays))
 
 
-def _tuples(value: Any) -> Any:
-    """A value of JSON, whose lists are the tuples of a configuration."""
-    return tuple(map(_tuples, value)) if isinstance(value, list) else value
-
-
 def new(words: Words, config: UNetConfig, schedule: NoiseSchedule, seed: int) -> Captioned:
     """A model with random values."""
     return Captioned(CaptionedUNet(len(words.words), config, nnx.Rngs(seed)), words, schedule)
@@ -126,7 +121,7 @@ def load(folder: Path) -> Captioned:
         words = Words(
             tuple(record.strings("words")), check("length", record.get("length", int), Whole())
         )
-        config = UNetConfig(**{name: _tuples(value) for name, value in unet.values.items()})
+        config = UNetConfig(**fields(unet, _KEYS))
     except (InputError, TypeError) as error:
         raise SettingError(record.path, "", error) from error
     schedule = schedule_json.read(folder / schedule_json.FILE)

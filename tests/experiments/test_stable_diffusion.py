@@ -34,9 +34,8 @@ def pipeline(tmp_path_factory):
     sizes = {**diffusion_models.UNETS["sd1"], "cross_attention_dim": 16}
     unet = diffusers.UNet2DConditionModel(sample_size=8, **sizes)
     made = diffusers.StableDiffusionPipeline(
-        vae=diffusion_models.vae("sd"),
-        text_encoder=diffusion_models.clip("short", hidden_size=12, max_position_embeddings=16),
-        tokenizer=tokenizer, unet=diffusion_models.unet("sd1"),
+        vae=diffusion_models.vae("sd"), text_encoder=diffusion_models.clip("sd1"),
+        tokenizer=tokenizer, unet=diffusion_models.randomised(unet, 0),
         scheduler=diffusers.DDIMScheduler(
             beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, clip_sample=False,
             set_alpha_to_one=False, steps_offset=1,
