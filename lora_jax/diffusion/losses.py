@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
 from lora_jax.diffusion.schedule import NoiseSchedule, add_noise, target
@@ -82,7 +83,7 @@ def without_some(key: Key[Array, ""], captions: Any, empty: Any, rate: float) ->
     first = jax.tree.leaves(captions)[0]
     chosen = jax.random.bernoulli(key, rate, first.shape[:1])
 
-    def emptied(values: Array, none: Array) -> Array:
+    def emptied(values: Array, none: Array | np.ndarray) -> Array:
         return jnp.where(chosen.reshape(-1, *(1,) * (values.ndim - 1)), none, values)
 
     return jax.tree.map(emptied, captions, empty)
