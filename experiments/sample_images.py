@@ -23,6 +23,7 @@ from flax import nnx
 from experiments.diffusion import bases
 from experiments.diffusion.drawing import Drawing, draw
 from experiments.runs import command_line, named_adapters
+from lora_jax import partition
 from lora_jax.adapter_set import AdapterSet
 from lora_jax.adapters import Adapter
 from lora_jax.diffusion.grids import grid, write_png
@@ -33,19 +34,38 @@ from lora_jax.low_rank.merge import merge
 
 
 def with_adapters(
-    model: nnx.Module, adapters: Mapping[str, Adapter], weights: Mapping[str, float]
+    model: nnx.Module,
+    adapters: Mapping[str, Adapter],
+    weights: Mapping[str, float],
+    merged: bool = True,
 ) -> nnx.Module:
     """The model with the weighted sum of adapters; all count once without weights.
 
+    Merged, a weight is W + sum of w (W of an adapter - W), exact for whatever merges, rows of words too.
+
+    Args:
+      model: the base.
+      adapters: by name.
+      weights: by name.
+      merged: whether they are in the weights, or beside them.
+
     Raises:
-      InputError: an adapter is of another base, or a weight of none of them.
+      InputError: an adapter is of another base, a weight of none of them, or they do not add up.
     """
-    if not adapters:
-        return model
+    weights = weights or dict.fromkeys(adapters, 1.0)
     several = AdapterSet(model)
     for name, adapter in adapters.items():
         several.add(name, adapter)
-    return several.model(dict(weights) or dict.fromkeys(adapters, 1.0))
+    if not merged and adapters:
+        return several.model(dict(weights))
+    start = partition.parameters(model)
+    total = dict(start)
+    for name, weight in weights.items():
+        alone = partition.parameters(merge(several.model(name)))
+        total = {
+            path: value + weight * (alone[path] - start[path]) for path, value in total.items()
+        }
+    return partition.join(partition.all_frozen(model)[0], {}, total)
 
 
 def sample(
@@ -68,9 +88,7 @@ def main(arguments: list[str]) -> None:
         adapters = named_adapters.named(_ADAPTERS.value)
         weights = named_adapters.weights(_WEIGHTS.value, adapters)
         base = bases.read(_BASE.value or "", _SIZE.value, "float32")
-        model = with_adapters(base.model, adapters, weights)
-        if adapters and _MERGE.value:
-            model = merge(model)
+        model = with_adapters(base.model, adapters, weights, _MERGE.value)
         sampler = cast(Sampler, _SAMPLER.value)
         how = Drawing(sampler, _STEPS.value, _GUIDANCE.value, _SEED.value)
         pictures = sample(base, model, captions, count, how)
