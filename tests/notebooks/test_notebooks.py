@@ -14,7 +14,7 @@ NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
 ABSOLUTE_PATH = re.compile(r"(?<![\w.:/~<])/\w[\w.-]*/\w")
 PNG = b"\x89PNG\r\n\x1a\n"
 
-REAL = ("02", "03", "04", "05", "06")
+REAL = ("02", "03", "04", "05", "06", "07")
 
 each = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 
@@ -44,7 +44,7 @@ def test_there_are_notebooks():
     assert NOTEBOOKS, f"no notebook in {FOLDER}"
 
 
-# Five of them train on real sentences: four for 20 to 30 s each, the sixth notebook for longer (six methods).
+# Six of them train on real data: four for 20 to 30 s each, the last two for longer (six methods; pictures).
 @pytest.mark.parametrize(
     "path",
     [
