@@ -6,7 +6,8 @@ import dataclasses
 from collections.abc import Mapping
 
 from experiments.compare import optimum
-from experiments.compare.statistics import Row, interval
+from experiments.compare.statistics import Row
+from experiments.runs import intervals
 from experiments.runs.intervals import Interval
 
 
@@ -25,7 +26,7 @@ class Measured:
     @property
     def interval(self) -> Interval | None:
         """The mean with its 95% interval, which is NaN of one seed; None if it could not be measured."""
-        return interval(list(self.by_seed.values())) if self.by_seed else None
+        return intervals.over_seeds(list(self.by_seed.values())) if self.by_seed else None
 
 
 def log_ratio(one: Row, other: Row, *, smaller_is_better: bool) -> Measured:

@@ -14,7 +14,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from experiments.compare.statistics import AtRate, Row, interval
+from experiments.compare.statistics import AtRate, Row
+from experiments.runs import intervals
 from experiments.runs.intervals import Interval
 
 _FAILS = 10  # times as much worse as the worst rate on the other side is
@@ -108,7 +109,7 @@ def of_row(row: Row, *, smaller_is_better: bool) -> Interval | None:
     found = by_seed(row, smaller_is_better=smaller_is_better)
     if not found or None in found.values() or _without_scores(row, found):
         return None
-    return interval(list(found.values()))  # type: ignore[arg-type]
+    return intervals.over_seeds(list(found.values()))  # type: ignore[arg-type]
 
 
 def by_seed(row: Row, *, smaller_is_better: bool) -> dict[int, float | None]:
@@ -120,7 +121,7 @@ def by_seed(row: Row, *, smaller_is_better: bool) -> dict[int, float | None]:
 def ratio(one: Row, other: Row, *, smaller_is_better: bool) -> Interval | None:
     """The logarithm of one method's best rate over another's, paired by seed; None if a seed lacks one."""
     found = ratio_by_seed(one, other, smaller_is_better=smaller_is_better)
-    return None if found is None else interval(list(found.values()))
+    return None if found is None else intervals.over_seeds(list(found.values()))
 
 
 def ratio_by_seed(one: Row, other: Row, *, smaller_is_better: bool) -> dict[int, float] | None:

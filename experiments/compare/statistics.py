@@ -33,7 +33,7 @@ class AtRate:
     @property
     def interval(self) -> Interval | None:
         """The mean over seeds with its interval; None unless all runs have a score."""
-        return None if self.failed else interval(list(self.scores.values()))
+        return None if self.failed else intervals.over_seeds(list(self.scores.values()))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -78,11 +78,6 @@ class Row:
             return "only"
         ends = {self.rates[0].rate: "lowest", self.rates[-1].rate: "highest"}
         return ends.get(self.best.rate, "")
-
-
-def interval(values: Sequence[float]) -> Interval:
-    """The mean with the 95% interval of Student's t; of a single value the interval is unknown: NaN."""
-    return intervals.mean(values) if len(values) > 1 else Interval(values[0], math.nan)
 
 
 def contains_zero(difference: Interval) -> bool | None:
@@ -142,5 +137,5 @@ def _compared(row: Row, reference: Row | None) -> Row:
     difference = None
     if row is not reference and row.best is not None and reference.best is not None:
         own, other = row.best.scores, reference.best.scores
-        difference = interval([own[seed] - other[seed] for seed in sorted(own)])
+        difference = intervals.over_seeds([own[seed] - other[seed] for seed in sorted(own)])
     return dataclasses.replace(row, times=times, difference=difference)

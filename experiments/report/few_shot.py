@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping, Sequence
 
 from experiments.paper.columns import COLUMNS, Column
@@ -13,6 +12,7 @@ from experiments.report.tables import Cell, Table, ours_of, split_lines
 from experiments.runs import intervals
 from lora_jax import reading
 from lora_jax.errors import brief
+from lora_jax.training.records import spread
 
 KEY = "prompting"  # of the records of experiments.prompting
 _TUNED = {"mnli_text": "mnli", "rte_text": "rte"}  # tasks of experiments.nlg by column
@@ -168,12 +168,11 @@ def _cell(row: str, model: str, task: str) -> Cell:
 
 
 def _of_prompted(row: str, each: Prompted) -> Cell:
-    values = [100 * value for value in each.scores["accuracy"]]
-    mean = math.fsum(values) / len(values)
-    std = math.sqrt(math.fsum((v - mean) ** 2 for v in values) / max(len(values) - 1, 1))
+    over = spread([100 * value for value in each.scores["accuracy"]])
+    several = len(over["values"]) > 1
     return dataclasses.replace(
-        _cell(row, each.model, each.task), method=each.method, ours=f"{mean:.2f}",
-        ours_std=f"{std:.2f}" if len(values) > 1 else "", seeds=str(len(values)),
+        _cell(row, each.model, each.task), method=each.method, ours=f"{over['mean']:.2f}",
+        ours_std=f"{over['std']:.2f}" if several else "", seeds=str(len(over["values"])),
         workdir=each.workdir,
     )  # fmt: skip
 

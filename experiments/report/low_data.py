@@ -168,11 +168,7 @@ def column_of(task: str) -> Column:
 def mean_of(record: Record, column: Column) -> Interval:
     """The mean over seeds with its 95% interval, in the unit of the tables; NaN where it is unknown."""
     scale = 100 if column.percent else 1
-    return _interval([scale * value for value in record.scores[column.metric]])
-
-
-def _interval(values: Sequence[float]) -> Interval:
-    return intervals.mean(values) if len(values) > 1 else Interval(values[0], math.nan)
+    return intervals.over_seeds([scale * value for value in record.scores[column.metric]])
 
 
 def differences(groups: dict[Setup, list[Record]]) -> list[Difference]:
@@ -207,7 +203,7 @@ def _difference(
         else "a seed diverged" if not all(map(math.isfinite, values))
         else ""
     )  # fmt: skip
-    ours = None if doubt else _interval(values)
+    ours = None if doubt else intervals.over_seeds(values)
     if ours is not None and math.isnan(ours.half):
         doubt = "one seed has no interval"
     return Difference(

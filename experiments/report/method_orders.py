@@ -138,10 +138,8 @@ def difference(one: Mapping[str, float], other: Mapping[str, float]) -> Interval
       other: those that are subtracted.
     """
     seeds = [seed for seed in one if seed in other]
-    if len(seeds) > 1:
-        return intervals.mean([one[seed] - other[seed] for seed in seeds])
     if seeds:
-        return Interval(one[seeds[0]] - other[seeds[0]], math.nan)
+        return intervals.over_seeds([one[seed] - other[seed] for seed in seeds])
     return Interval(_mean(one) - _mean(other), math.nan)
 
 

@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Sequence
 from typing import Literal
 
-from scipy import stats
+from experiments.runs import intervals
 
 Verdict = Literal["within", "above", "below", "diverged", "not known"]
 Band = tuple[float, float]
@@ -36,9 +36,8 @@ def band(values: Sequence[float], tolerance: float, median: bool = False) -> Ban
     if not values or any(math.isnan(value) for value in values):
         return None
     middle, half = center(values, median), tolerance
-    if (count := len(values)) > 1:
-        spread = statistics.stdev(values)
-        half = max(half, float(stats.t.ppf(0.975, count - 1)) * spread * math.sqrt(2 / count))
+    if len(values) > 1:  # the difference of two means spreads by sqrt(2) times as much as one
+        half = max(half, math.sqrt(2) * intervals.mean(values).half)
     return middle - half, middle + half
 
 

@@ -26,6 +26,11 @@ def mean(values: Sequence[float]) -> Interval:
     return Interval(float(array.mean()), _half(array))
 
 
+def over_seeds(values: Sequence[float]) -> Interval:
+    """As `mean`; of a single value the interval is unknown: NaN."""
+    return mean(values) if len(values) > 1 else Interval(values[0], math.nan)
+
+
 def share(right: int, count: int) -> tuple[float, float]:
     """The ends of Wilson's score interval for a probability, from `right` of `count` independent trials."""
     found = binomtest(right, count).proportion_ci(_LEVEL, method="wilson")

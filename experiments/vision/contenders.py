@@ -10,7 +10,8 @@ from ml_collections import ConfigDict
 from lora_jax import methods
 from lora_jax.errors import InputError
 from lora_jax.method import Method
-from lora_jax.models.vision.files import HEAD, VisionConfig
+from lora_jax.models.hub import HEAD
+from lora_jax.models.vision.files import VisionConfig
 from lora_jax.models.vision.resnet import ResNetConfig
 from lora_jax.models.vision.vit import ViTConfig
 

@@ -14,7 +14,6 @@ from ml_collections import ConfigDict
 
 from experiments.runs import folder, intervals
 from experiments.runs.fields import check_config
-from experiments.runs.intervals import Interval
 from experiments.runs.vision_fields import VISION
 from experiments.vision import contenders, digits, page, runs
 from experiments.vision.runs import Contender, Run
@@ -121,7 +120,7 @@ def _row(
         "method": contender.name,
         "statistics": "move" if contender.moves else "stay",
         "rate": rate,
-        "accuracy": _interval(scores)._asdict() if scores else None,
+        "accuracy": intervals.over_seeds(scores)._asdict() if scores else None,
         "trained": own[0].trained,
         "step_flops": flops,
         "relative_flops": flops / whole,
@@ -129,11 +128,6 @@ def _row(
         "seconds": statistics.median(run.seconds for run in chosen) if chosen else None,
         "diverged": sum(not math.isfinite(run.validation) for run in own),
     }
-
-
-def _interval(scores: Sequence[float]) -> Interval:
-    """The mean over seeds with its 95% interval, which one seed does not have."""
-    return intervals.mean(scores) if len(scores) > 1 else Interval(scores[0], math.nan)
 
 
 def cache_programs(place: str) -> None:

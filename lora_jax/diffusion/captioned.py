@@ -139,8 +139,7 @@ def load(folder: Path) -> Captioned:
             str(found.get(path, "no such tensor")),
             str(expected.get(path, "nothing")),
         )
-    labels = dict.fromkeys(values, partition.FROZEN)
-    structure, _, _ = partition.split(model, labels)
+    structure, _ = partition.all_frozen(model)
     made = partition.join(structure, {}, {path: jnp.asarray(v) for path, v in values.items()})
     assert isinstance(made, CaptionedUNet)
     return Captioned(made, words, schedule)

@@ -146,7 +146,7 @@ def load(
     planned = _planned(files, config, shapes, with_head=head == "published")
     abstract = nnx.eval_shape(make)
     packed = base_formats.pack(abstract, config.base_format, files, planned, dtype)
-    new = {} if head == "published" else _head(make)
+    new = {} if head == "published" else fresh_head(make)
     read = _values(files, planned, dtype, packed)
     structure, _ = partition.all_frozen(abstract)
     model = partition.join(structure, new, read)
@@ -283,10 +283,16 @@ def load_decoder_classifier(
 def new_head(config: EncoderConfig, num_outputs: int, key: Key[Array, ""]) -> partition.Params:
     """The head's initial values that `load_classifier` gives with this key, by path."""
     make = ARCHITECTURES[config.architecture].make
-    return _head(lambda: make(config, num_outputs, nnx.Rngs(params=key)))
+    return fresh_head(lambda: make(config, num_outputs, nnx.Rngs(params=key)))
 
 
-def _head(make: Callable[[], nnx.Module]) -> partition.Params:
+def fresh_head(make: Callable[[], nnx.Module]) -> partition.Params:
+    """The values of a new head by path.
+
+    Args:
+      make: the model with random values; of them only the head's are computed.
+    """
+
     @jax.jit  # only the head is computed; the other random values are dead code
     def head() -> partition.Params:
         params = partition.parameters(make())

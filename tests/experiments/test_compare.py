@@ -20,8 +20,8 @@ from experiments.compare import __main__ as compare
 from experiments.compare import contenders, figures, optimum, page, peft
 from experiments.compare import record as json_file
 from experiments.compare.runs import Run
-from experiments.compare.statistics import AtRate, Row, contains_zero, interval, rows
-from experiments.runs.intervals import Interval
+from experiments.compare.statistics import AtRate, Row, contains_zero, rows
+from experiments.runs.intervals import Interval, over_seeds
 from experiments.sweep import local as sweeps
 from experiments.sweep.command import Trained
 from experiments.sweep.experiment import experiment
@@ -263,11 +263,11 @@ OTHER = {0.1: (0.99, None, 0.99), 0.3: (0.91, 0.90, 0.96), 1.0: (0.92, 0.95, 0.9
 def test_intervals_are_scipy_s():
     values = [0.90, 0.93, 0.92]
     low, high = stats.t.interval(0.95, 2, np.mean(values), stats.sem(values))
-    found = interval(values)
+    found = over_seeds(values)
     np.testing.assert_allclose(
         [found.value - found.half, found.value + found.half], [low, high], 1e-12
     )
-    assert interval([0.5]).value == 0.5 and math.isnan(interval([0.5]).half)
+    assert over_seeds([0.5]).value == 0.5 and math.isnan(over_seeds([0.5]).half)
 
 
 @pytest.mark.parametrize("smaller", [False, True])

@@ -25,6 +25,7 @@ from lora_jax import partition, state
 from lora_jax.errors import FileError, InputError
 from lora_jax.models import config_json
 from lora_jax.models.config_json import FIXED, WITHOUT_EFFECT, Keys
+from lora_jax.models.hub import HEAD, fresh_head
 from lora_jax.models.layouts import LAYOUTS, Layout
 from lora_jax.models.model_files import open_files
 from lora_jax.models.tensors import plan
@@ -32,7 +33,6 @@ from lora_jax.models.vision import resnet, vit
 from lora_jax.models.vision.resnet import ResNet, ResNetConfig
 from lora_jax.models.vision.vit import ViT, ViTConfig
 
-HEAD = r"head/.*"
 _SQUARES = ("image_size", "patch_size")
 VisionConfig = ResNetConfig | ViTConfig
 
@@ -171,7 +171,8 @@ def load(
     if head == "published":
         config_json.check_classifier(folder, "ForImageClassification")
     files = open_files(folder)
-    abstract = nnx.eval_shape(lambda: make(config, num_outputs, nnx.Rngs(params=key)))
+    random = lambda: make(config, num_outputs, nnx.Rngs(params=key))  # noqa: E731
+    abstract = nnx.eval_shape(random)
     of_head = [p for p in partition.parameters(abstract) if re.fullmatch(HEAD, p)]
     shapes = {
         path: leaf.shape
@@ -192,13 +193,7 @@ def load(
         kind = jnp.float32 if path in statistics or path in of_head else dtype
         leaves[path] = source.leaf(files.read(source.names, kind))
     if head == "fresh":
-
-        @jax.jit  # only the head is computed; the other random values are dead code
-        def fresh() -> partition.Params:
-            params = partition.parameters(make(config, num_outputs, nnx.Rngs(params=key)))
-            return {path: params[path] for path in of_head}
-
-        leaves |= fresh()
+        leaves |= fresh_head(random)
     structure, _ = partition.all_frozen(abstract)
     model = partition.join(structure, leaves, {})
     assert isinstance(model, ResNet | ViT)
