@@ -326,7 +326,7 @@ def test_evaluation_of_a_converted_adapter(tiny_model, tiny_glue, tmp_path):
 def test_wrong_commands(arguments, monkeypatch):
     unset = types.SimpleNamespace(checkpoint="x", output=None, adapter="x")
     monkeypatch.setattr(__main__, "FLAGS", unset, raising=False)
-    message = "error: give one of six commands: from_peft --adapter=FOLDER"
+    message = "error: give one of eight commands: from_peft --adapter=FOLDER"
     with pytest.raises(SystemExit, match=message):
         __main__.main(["convert", *arguments])
 
