@@ -1,11 +1,16 @@
-"""Small models of diffusers and transformers with random values, and ours read from their files."""
+"""Small models of diffusers and transformers with random values, and random styles on them."""
 
 from __future__ import annotations
 
 import diffusers
+import jax
 import numpy as np
+import peft
 import torch
 import transformers
+
+import lora_jax as lj
+from lora_jax.adapters import Adapter
 
 torch.set_num_threads(1)
 CROSS = {"down": "CrossAttnDownBlock2D", "up": "CrossAttnUpBlock2D"}
@@ -106,3 +111,51 @@ def channels_first(x):
 
 def channels_last(x):
     return np.moveaxis(x.detach().numpy(), 1, -1)
+
+
+def load_style(path, models):
+    """Loads a style as diffusers' pipelines do.
+
+    The text encoder's part is put in by PEFT: transformers 5 does so itself with PEFT 0.22 or later only.
+    """
+    state, alphas = diffusers.StableDiffusionPipeline.lora_state_dict(path)
+    diffusers.StableDiffusionPipeline.load_lora_into_unet(state, alphas, models["unet"])
+    prefix = "text_encoder.text_model."  # whose end the modules of transformers 5 have not
+    own = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+    for name, alpha in (alphas or {}).items():
+        if name.startswith(prefix):
+            down = name.removeprefix(prefix).removesuffix(".alpha")
+            own[down.replace(".down.", ".up.")] *= alpha / len(own[down])
+    own = diffusers.utils.convert_state_dict_to_diffusers(own)  # from kohya's names
+    factors = diffusers.utils.convert_state_dict_to_peft(own)
+    modules = {
+        name.rpartition(".lora_")[0]: len(v) for name, v in factors.items() if "lora_A" in name
+    }
+    config = peft.LoraConfig(
+        r=2, target_modules=list(modules), lora_alpha=2, rank_pattern=modules, alpha_pattern=modules
+    )
+    peft.inject_adapter_in_model(config, models["text_encoder"])
+    kept = peft.set_peft_model_state_dict(models["text_encoder"], factors)
+    assert not kept.unexpected_keys
+
+
+def random_adapters(models, seed=0, alpha=6.0):
+    """Adapters of our U-Net and text encoder, two ranks in the U-Net, all factors random."""
+    methods = {
+        "unet": lj.lora(
+            {r".*/(to_q|conv1|proj_in)": {"rank": 2}, r".*/to_v": {"rank": 3}}, alpha=alpha
+        ),
+        "text_encoder": lj.lora(r".*/(q_proj|out_proj|fc1)", rank=2, alpha=alpha),
+    }
+    random, result = np.random.default_rng(seed), {}
+    for name, method in methods.items():
+        inserted = method.insert(models[name], jax.random.key(0))
+        labels = method.labels(inserted)
+        _, trainable, _ = lj.split(inserted, labels)
+        values = {
+            p: random.normal(0, 0.3, v.shape).astype(np.float32) for p, v in trainable.items()
+        }
+        base = lj.fingerprint(lj.base_parameters(models[name]))
+        groups = {path: labels[path] for path in values}
+        result[name] = Adapter(method, groups, values, base, {})
+    return result

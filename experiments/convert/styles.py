@@ -15,7 +15,6 @@ from lora_jax.digests import of_file
 from lora_jax.errors import InputError, MissingFileError
 from lora_jax.files import check_output, replaced_folder
 from lora_jax.interop import diffusion
-from lora_jax.interop.diffusion.reading import style_file
 from lora_jax.models.diffusion import components, files
 from lora_jax.run_files import ADAPTER
 
@@ -51,12 +50,12 @@ def from_style(path: Path, output: Path, model: str) -> dict[str, Adapter]:
       FileNotFoundError, ValueError: the input is bad; nothing is written then.
     """
     check_new_folder(output)
-    file = style_file(path)
-    digest = of_file(file)
-    adapters = diffusion.read(file, models_of(Path(model), diffusion.parts(file)))
+    style = diffusion.Style(path)
+    digest = of_file(style.path)
+    adapters = style.adapters(models_of(Path(model), style.parts))
     with replaced_folder(output) as folder:
         for name, adapter in adapters.items():
-            notes = {"source": file.name, "sha256": digest, "model": model}
+            notes = {"source": style.path.name, "sha256": digest, "model": model}
             dataclasses.replace(adapter, notes=notes).save(folder / name)
     return adapters
 

@@ -11,13 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from experiments.runs import command_line
 from lora_jax import digests
 from lora_jax.diffusion import captioned, schedule_json
 from lora_jax.diffusion.schedule import NoiseSchedule
 from lora_jax.errors import InputError, MissingFileError
-from lora_jax.models.diffusion.clip import CLIPTextModel
 from lora_jax.models.diffusion.pipeline import INDEX, load_pipeline
 from lora_jax.models.diffusion.vae import AutoencoderKL
+from lora_jax.patterns import some
 from lora_jax.run_files import MODEL
 
 _TEXTS = 32  # captions that are encoded at once
@@ -33,7 +34,8 @@ class Base:
       schedule: of the noise.
       shape: of one input.
       size, channels: of pictures.
-      encode: captions as the model reads them, arrays whose first axis is that of the captions.
+      rows: of captions, the numbers of their words or tokens.
+      text_encoder: of these numbers; None where the model itself reads them.
       to_inputs: of pictures.
       to_pictures: of inputs.
       digest: of the weights.
@@ -46,11 +48,20 @@ class Base:
     shape: tuple[int, int, int]
     size: int
     channels: int
-    encode: Callable[[Sequence[str]], np.ndarray]
+    rows: Callable[[Sequence[str]], np.ndarray]
     to_inputs: Callable[[np.ndarray], np.ndarray]
     to_pictures: Callable[[np.ndarray], np.ndarray]
     digest: str
     words: Callable[[str], int] | None = None
+    text_encoder: nnx.Module | None = None
+
+    def encode(self, captions: Sequence[str]) -> np.ndarray:
+        """Captions as the model reads them; the first axis is that of the captions."""
+        rows = self.rows(captions)
+        if self.text_encoder is None:
+            return rows
+        parts = (jnp.asarray(rows[s : s + _TEXTS]) for s in range(0, len(rows), _TEXTS))
+        return np.concatenate([np.asarray(_context(self.text_encoder, part)) for part in parts])
 
     @property
     def empty(self) -> np.ndarray:
@@ -63,7 +74,7 @@ def of_captioned(made: captioned.Captioned, name: str, digest: str = "") -> Base
     side, channels = made.config.sample_size, made.config.in_channels
     return Base(
         name=name, model=made.model, schedule=made.schedule, shape=(side, side, channels), size=side,
-        channels=channels, encode=made.words.encode, to_inputs=lambda pictures: pictures,
+        channels=channels, rows=made.words.encode, to_inputs=lambda pictures: pictures,
         to_pictures=lambda inputs: inputs, digest=digest, words=made.words.number,
     )  # fmt: skip
 
@@ -86,8 +97,9 @@ def read(name: str, size: int, dtype: str) -> Base:
     if not (inner / captioned.CONFIG).is_file():
         raise MissingFileError(
             f"{folder} has neither {INDEX} (Stable Diffusion as diffusers saves it) nor "
-            f"{MODEL}/{captioned.CONFIG} (a run of experiments.diffusion); name the folder of one of them as "
-            "config.base"
+            f"{MODEL}/{captioned.CONFIG} (a run of experiments.diffusion); name the folder of one of them. "
+            "One file of Stable Diffusion becomes a folder by diffusers: "
+            "StableDiffusionPipeline.from_single_file(file).save_pretrained(folder)"
         )
     return of_captioned(captioned.load(inner), name, _digest(inner))
 
@@ -104,21 +116,25 @@ def _stable_diffusion(folder: Path, size: int, dtype: str) -> Base:
     factor, latent = vae.config.factor, vae.config.latent_channels
     if size % factor:
         raise InputError(
-            f"config.data.size is {size}, and the autoencoder of {folder} takes multiples of {factor}"
+            f"pictures of {size} pixels: the autoencoder of {folder} takes multiples of {factor}"
         )
     length = min(tokenizer.model_max_length, texts.config.max_position_embeddings)
 
-    def encode(captions: Sequence[str]) -> np.ndarray:
-        rows = tokenizer(list(captions), padding="max_length", truncation=True, max_length=length)
-        tokens = jnp.asarray(rows["input_ids"], jnp.int32)
-        starts = range(0, len(tokens), _TEXTS)
-        return np.concatenate([np.asarray(_context(texts, tokens[s : s + _TEXTS])) for s in starts])
+    def rows(captions: Sequence[str]) -> np.ndarray:
+        found = tokenizer(list(captions))["input_ids"]
+        if long := [text for text, ids in zip(captions, found, strict=True) if len(ids) > length]:
+            command_line.say(
+                f"of {len(long)} captions only the first {length} tokens are read, with those of start and "
+                f"end: {some(long)}"
+            )
+        whole = tokenizer(list(captions), padding="max_length", truncation=True, max_length=length)
+        return np.asarray(whole["input_ids"], np.int32)
 
     schedule = schedule_json.read(folder / "scheduler" / schedule_json.FILE)
     return Base(
         name=str(folder), model=made.unet, schedule=schedule,
         shape=(size // factor, size // factor, latent), size=size, channels=vae.config.in_channels,
-        encode=encode, digest=_digest(folder),
+        rows=rows, text_encoder=texts, digest=_digest(folder),
         # One by one: a picture of 512 x 512 takes gigabytes on its way through the autoencoder.
         to_inputs=lambda pictures: np.concatenate([np.asarray(_latents(vae, p[None])) for p in pictures]),
         to_pictures=lambda inputs: np.concatenate([np.asarray(_pictures(vae, z[None])) for z in inputs]),
@@ -136,5 +152,6 @@ def _pictures(vae: AutoencoderKL, latents: jax.Array) -> jax.Array:
 
 
 @nnx.jit
-def _context(texts: CLIPTextModel, tokens: jax.Array) -> jax.Array:
-    return texts(tokens)
+def _context(texts: nnx.Module, tokens: jax.Array) -> jax.Array:
+    context: jax.Array = texts(tokens)  # type: ignore[operator]
+    return context

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -10,44 +11,53 @@ from lora_jax.errors import InputError
 
 
 def named(texts: Sequence[str]) -> dict[str, Adapter]:
-    """Adapters by name from texts NAME=DIR, or DIR, which is its own name; of adapters or of runs.
-
-    Args:
-      texts: what stood between the commas of a flag; folders with commas in their names, as those of sweeps,
-        are put together again.
+    """Adapters by name, of adapters' folders or of runs; see `places`.
 
     Raises:
       InputError: two have one name, or a folder is no adapter.
     """
-    result: dict[str, Adapter] = {}
+    return {name: load_adapter(place) for name, place in places(texts).items()}
+
+
+def places(texts: Sequence[str]) -> dict[str, str]:
+    """Folders or files by name from texts NAME=PLACE, or PLACE, which is its own name.
+
+    Args:
+      texts: what stood between the commas of a flag; places with commas in their names, as those of sweeps,
+        are put together again.
+
+    Raises:
+      InputError: two have one name.
+    """
+    result: dict[str, str] = {}
     for text in _whole(texts):
-        name, separator, folder = text.partition("=")
-        if not separator or Path(text).is_dir():
-            name, folder = text, text
+        name, separator, place = text.partition("=")
+        if not separator or Path(text).exists():
+            name, place = text, text
         if name in result:
             raise InputError(
                 f"two adapters are called {name!r}; write --adapters=NAME=DIR,NAME=DIR"
             )
-        result[name] = load_adapter(folder)
+        result[name] = place
     return result
 
 
 def _whole(texts: Sequence[str]) -> list[str]:
-    """The texts, with those joined by commas that only together name a folder."""
+    """The texts, with those joined by commas that only together name a place."""
     result, rest = [], list(texts)
     while rest:
         joined = (",".join(rest[:count]) for count in range(1, len(rest) + 1))
-        found = next((text for text in joined if _is_folder(text)), rest[0])
+        found = next((text for text in joined if _is_there(text)), rest[0])
         result.append(found)
         rest = rest[found.count(",") + 1 :]
     return result
 
 
-def _is_folder(text: str) -> bool:
-    return Path(text).is_dir() or Path(text.partition("=")[2] or ".none").is_dir()
+def _is_there(text: str) -> bool:
+    return Path(text).exists() or Path(text.partition("=")[2] or ".none").exists()
 
 
-def weights(texts: Sequence[str], adapters: Mapping[str, Adapter]) -> dict[str, float]:
+def weights(texts: Sequence[str], adapters: Mapping[str, object]) -> dict[str, float]:
     """Weights by name from texts NAME=NUMBER, or from as many numbers as there are adapters.
 
     Raises:
@@ -70,8 +80,8 @@ def weights(texts: Sequence[str], adapters: Mapping[str, Adapter]) -> dict[str, 
 
 def _number(name: str, text: str) -> float:
     try:
-        return float(text)
+        if math.isfinite(number := float(text)):
+            return number
     except ValueError:
-        raise InputError(
-            f"--weights: the weight of {name!r} is {text!r}, expected a number"
-        ) from None
+        pass
+    raise InputError(f"--weights: the weight of {name!r} is {text!r}, expected a number")

@@ -9,8 +9,8 @@ import numpy as np
 from jaxtyping import Float, Int
 from ml_collections import ConfigDict
 from scipy import ndimage
-from sklearn.datasets import load_digits
 
+from lora_jax.data import digits
 from lora_jax.errors import InputError
 
 _HELD_OUT = 0.1  # share of the upright digits that chooses the epoch of pre-training
@@ -64,8 +64,8 @@ def load(config: ConfigDict) -> Digits:
       InputError: it asks for more digits than there are.
     """
     data = config.data
-    raw = load_digits()
-    total = len(raw.target)
+    found = digits.everything(data.size)
+    total = len(found)
     left = total - data.pretrain_examples - data.test_examples - data.train_examples
     if left < 1:
         raise InputError(
@@ -74,7 +74,8 @@ def load(config: ConfigDict) -> Digits:
         )
     random = np.random.default_rng(data.split_seed)
     order = random.permutation(total)
-    ink, labels = _enlarged(raw.images[order] / 16, data.size), raw.target[order].astype(np.int32)
+    ink = (found.pictures[order, ..., 0] + 1) / 2
+    labels = found.classes[order].astype(np.int32)
     first, last = data.pretrain_examples, total - data.test_examples
     held_out = max(1, round(_HELD_OUT * first))
     upright = Pictures(_grey(ink[:first]), labels[:first])
@@ -82,14 +83,6 @@ def load(config: ConfigDict) -> Digits:
     return Digits(
         upright[held_out:], upright[:held_out], other[: last - first], other[last - first :]
     )
-
-
-def _enlarged(
-    digits: Float[np.ndarray, "n 8 8"], size: int
-) -> Float[np.ndarray, "n {size} {size}"]:
-    zoom = size / digits.shape[-1]
-    large = ndimage.zoom(digits, (1, zoom, zoom), order=1, grid_mode=True, mode="nearest")
-    return np.clip(large, 0, 1).astype(np.float32)
 
 
 def _grey(ink: Float[np.ndarray, "n size size"]) -> Float[np.ndarray, "n size size 3"]:

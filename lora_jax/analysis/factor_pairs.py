@@ -153,7 +153,9 @@ def stack_axes(a: np.ndarray, b: np.ndarray, name: str) -> int:
     ]
     if len(possible) == 1:
         return possible[0]
-    if 1 in possible and a.ndim == 3 and _SCANNED.fullmatch(name):
+    # Of a convolution the first axis is that of its groups; of a projection of many heads that of a stack.
+    wide = a.ndim > 3 and b.ndim == 3
+    if 1 in possible and (wide or (a.ndim == 3 and _SCANNED.fullmatch(name))):
         return 1
     raise InputError(
         f"the shapes of {name}, a {a.shape} and b {b.shape}, leave open which axes are layers; put "

@@ -76,20 +76,20 @@ def read(split: str, side: int = SIDE, style: str = PLAIN) -> Digits:
     check("split", split, OneOf(("train", "held_out")))
     check("style", style, OneOf((PLAIN, *STYLES)))
     check("side", side, OneOf(SIDES))
-    pictures, classes = _files()
-    order = np.random.default_rng(_ORDER).permutation(len(classes))
-    chosen = order[_HELD_OUT:] if split == "train" else order[:_HELD_OUT]
-    made = _enlarged(pictures[chosen], side)
-    return Digits(made if style == PLAIN else STYLES[style](made), classes[chosen])
+    found = everything(side)
+    order = np.random.default_rng(_ORDER).permutation(len(found))
+    chosen = found.where(order[_HELD_OUT:] if split == "train" else order[:_HELD_OUT])
+    return chosen if style == PLAIN else Digits(STYLES[style](chosen.pictures), chosen.classes)
 
 
 @functools.cache
-def _files() -> tuple[Pictures, Int[np.ndarray, " n"]]:
+def everything(side: int = SIDE) -> Digits:
+    """All digits in scikit-learn's order; other sides than 8 are enlarged smoothly."""
     from sklearn.datasets import load_digits  # takes long to import, and few programs need it
 
     found = load_digits()
     scaled = found.images.astype(np.float32) * (2 / _BRIGHTEST) - 1
-    return scaled[..., None], found.target.astype(np.int64)
+    return Digits(_enlarged(scaled[..., None], side), found.target.astype(np.int64))
 
 
 def _enlarged(pictures: Pictures, side: int) -> Float[np.ndarray, "n side side 1"]:
@@ -97,7 +97,7 @@ def _enlarged(pictures: Pictures, side: int) -> Float[np.ndarray, "n side side 1
         return pictures
     from scipy import ndimage
 
-    times = side // SIDE
+    times = side / SIDE
     zoomed = ndimage.zoom(
         pictures, (1, times, times, 1), order=3, mode="nearest", grid_mode=True
     )  # fmt: skip

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
 from lora_jax.errors import FileError, InputError, MissingFileError
 from lora_jax.patterns import some
@@ -51,7 +51,8 @@ def read_folder(folder: Path, size: int, channels: int = 3, caption: str = "") -
 
     Args:
       folder: with PNG and JPEG files, and captions.
-      size: height and width in pixels: the shorter side is scaled to it, and the middle is taken.
+      size: height and width in pixels: the shorter side is scaled to it, and the middle is taken. What is
+        transparent becomes white.
       channels: 3 for colours, 1 for grey.
       caption: of all pictures, where the folder has no captions; "" for none.
 
@@ -86,25 +87,27 @@ def read_picture(path: Path, size: int, channels: int) -> Float[np.ndarray, "siz
             if opened.width * opened.height > _MOST_PIXELS:
                 found = f"{opened.width:,} x {opened.height:,} pixels"
                 raise FileError(path, "", found, f"at most {_MOST_PIXELS:,} pixels")
-            turned = ImageOps.exif_transpose(opened)
-            made = ImageOps.fit(
-                turned.convert(_MODES[channels]), (size, size), Image.Resampling.BILINEAR
-            )
-    except (
-        UnidentifiedImageError,
-        OSError,
-        SyntaxError,
-        ValueError,
-        Image.DecompressionBombError,
-    ) as error:
-        if isinstance(error, FileError):
-            raise
+            whole = _opaque(ImageOps.exif_transpose(opened)).convert(_MODES[channels])
+            made = ImageOps.fit(whole, (size, size), Image.Resampling.BILINEAR)
+    except FileError:
+        raise
+    except Exception as error:  # what Pillow raises for broken files has many kinds
         found = f"no picture that can be read ({error})"
         raise FileError(
             path, "", found, "a PNG or JPEG file", "Get or make the file again"
         ) from error
     values = np.asarray(made, np.float32).reshape(size, size, channels)
     return values / np.float32(127.5) - 1
+
+
+def _opaque(picture: Image.Image) -> Image.Image:
+    """The picture on white paper where it is transparent, in 8 bits a channel."""
+    if picture.mode.startswith("I"):  # 16 bits, of which Pillow would show all above 255 as white
+        return Image.fromarray(np.round(np.asarray(picture, np.float32) / 257).astype(np.uint8))
+    if not picture.has_transparency_data:
+        return picture
+    paper = Image.new("RGBA", picture.size, "white")
+    return Image.alpha_composite(paper, picture.convert("RGBA"))
 
 
 def _captions(folder: Path, names: Sequence[str], default: str) -> list[str]:

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from lora_jax.diffusion.samplers import Plan, Steps, advance
+from lora_jax.ranges import Number, check
 
 # Of x, the timesteps of every picture, and captions: what the model gives.
 Model = Callable[[Array, Array, Any], Array]
@@ -39,7 +40,11 @@ def sample(
 
     Returns:
       Pictures, or latents where the model is one of latents.
+
+    Raises:
+      InputError: `guidance` is below 0.
     """
+    check("guidance", guidance, Number(least=0))
     steps = Steps(*(jnp.asarray(v, noise.dtype) for v in plan.steps))
     both = captions
     if guidance != 1:

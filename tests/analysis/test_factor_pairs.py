@@ -6,6 +6,7 @@ The reference is always the dense update of the whole layer: its base weight bef
 
 from __future__ import annotations
 
+import functools
 import re
 import types
 
@@ -356,15 +357,26 @@ def test_stacked_experts_are_not_guessed():
         )
 
 
-def test_a_model_that_is_the_layer():
-    method = methods.lora("", rank=2, alpha=4)
-    model = method.insert(nnx.Linear(4, 3, rngs=nnx.Rngs(0)), jax.random.key(0))
+@pytest.mark.parametrize(
+    "layer",
+    [
+        functools.partial(nnx.Linear, 4, 3),
+        functools.partial(
+            nnx.Conv, 4, 1, (3, 3)
+        ),  # factors of shapes (1, 3, 3, 4, 1) and (1, 1, 1)
+        functools.partial(nnx.Conv, 4, 6, (3, 3), feature_group_count=2),  # as many groups as ranks
+    ],
+)
+def test_a_model_that_is_the_layer(layer):
+    method = methods.lora("", rank=2, alpha=4, too_large="cap")
+    model = method.insert(layer(rngs=nnx.Rngs(0)), jax.random.key(0))
     leaves = {p: np.asarray(v) for p, v in partition.parameters(model).items() if "lora" in p}
     adapter = adapters.Adapter(method, dict.fromkeys(leaves, "lora"), leaves, "", {})
     (from_adapter,) = factor_pairs.from_adapter(adapter).items()
     (from_model,) = factor_pairs.from_model(model).items()
     assert from_adapter[0] == from_model[0] == ""
     np.testing.assert_array_equal(from_adapter[1].a, from_model[1].a)
+    np.testing.assert_array_equal(from_adapter[1].b, from_model[1].b)
 
 
 def test_a_model_without_adapted_layers_is_refused():

@@ -58,6 +58,31 @@ def test_values_span_the_range(tmp_path):
     np.testing.assert_array_equal(found[0, ..., 0], [[-1, 1], [1, -1]])
 
 
+def test_pictures_of_other_kinds(tmp_path):
+    """Transparent, of a palette, of 16 bits, and turned by the camera."""
+    values = np.random.default_rng(0).integers(0, 256, (4, 4, 4), dtype=np.uint8)
+    Image.fromarray(values).save(tmp_path / "a.png")
+    share = values[..., 3:] / 255
+    expected = {"a.png": values[..., :3] * share + 255 * (1 - share)}
+    palette = Image.new("P", (4, 4))
+    palette.putpalette([200, 10, 30, 1, 2, 3])
+    palette.putpixel((2, 1), 1)
+    palette.save(tmp_path / "b.png", transparency=1)
+    expected["b.png"] = np.tile([200.0, 10, 30], (4, 4, 1))
+    expected["b.png"][1, 2] = 255
+    deep = np.random.default_rng(1).integers(0, 2**16, (4, 4), dtype=np.uint16)
+    Image.fromarray(deep).save(tmp_path / "c.png")
+    expected["c.png"] = np.repeat(deep[..., None] / 257, 3, axis=-1)
+    turned = Image.Exif()
+    turned[0x0112] = 6  # to be turned to the right
+    Image.fromarray(values[..., 0]).save(tmp_path / "d.png", exif=turned)
+    expected["d.png"] = np.repeat(np.rot90(values[..., :1].astype(float), -1), 3, axis=-1)
+    found = pictures.read_folder(tmp_path, 4, caption="x")
+    for name, picture in zip(found.names, found.pictures, strict=True):
+        shown = (picture + 1) * 127.5
+        np.testing.assert_allclose(shown, expected[name], atol=1.01, err_msg=name)  # Pillow rounds
+
+
 def test_what_is_wrong_is_named(folder):
     with pytest.raises(
         InputError, match=r"3 of 3 pictures have no caption: a.png, b.png.*metadata.jsonl"
@@ -88,6 +113,16 @@ def test_broken_and_missing_files(tmp_path):
         pictures.read_folder(tmp_path, 4)
     (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n broken")
     with pytest.raises(FileError, match="a.png.*no picture that can be read"):
+        pictures.read_folder(tmp_path, 4, caption="x")
+    exif = Image.Exif()
+    exif[0x0112], exif[0x0100] = 6, 3
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png", format="JPEG", exif=exif)
+    data = (tmp_path / "a.png").read_bytes()
+    text = data.replace(
+        b"\x01\x00\x00\x04", b"\x01\x00\x00\x02"
+    )  # the tag's number said to be text
+    (tmp_path / "a.png").write_bytes(text)
+    with pytest.raises(FileError, match="required argument is not an integer"):
         pictures.read_folder(tmp_path, 4, caption="x")
     Image.new("RGB", (4, 4)).save(tmp_path / "a.png", format="GIF")
     with pytest.raises(FileError, match="a PNG or JPEG file"):

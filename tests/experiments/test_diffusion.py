@@ -1,6 +1,7 @@
 """`experiments.diffusion` from end to end with tiny models: a base, styles, a new digit, own pictures."""
 
 import json
+import pathlib
 import shutil
 
 import numpy as np
@@ -13,7 +14,7 @@ from configs.diffusion import digits_style
 from experiments import sample_images
 from experiments.diffusion import __main__ as command
 from experiments.diffusion import bases, scores, tasks
-from experiments.diffusion.drawing import Drawing
+from experiments.diffusion.drawing import Drawing, draw
 from experiments.runs import named_adapters
 from lora_jax.errors import InputError
 
@@ -106,7 +107,7 @@ def test_a_style_has_a_run_for_each_rank_and_a_page(base, slanted):
     adapted = lj.load(slanted / "rank_2", read.model)
     how = Drawing("ddim", 2, 2.0, 0)
     models = (read.model, adapted, lj.merge(adapted))
-    drawn = [sample_images.sample(read, model, ["a one"], 2, how) for model in models]
+    drawn = [draw(read, model, ["a one"] * 2, how) for model in models]
     np.testing.assert_allclose(drawn[1], drawn[2], atol=1e-4)
     assert np.abs(drawn[1] - drawn[0]).max() > 1e-3
 
@@ -119,17 +120,22 @@ def _of_rank(base, rank):
 
 def test_adapters_are_mixed_by_weight(base, slanted):
     read = bases.read(str(base), 8, "float32")
-    found = named_adapters.named([f"a={slanted}/rank_2", f"b={slanted}/rank_2"])
-    weights = named_adapters.weights(["0.5", "-1"], found)
-    mixed = sample_images.with_adapters(read.model, found, weights)
+    places = named_adapters.places([f"a={slanted}/rank_2", f"b={slanted}/rank_2"])
+    found = {n: sample_images.adapters_at(pathlib.Path(p), read) for n, p in places.items()}
+    mixed = sample_images.with_adapters(read, found, {"b": -0.25})
     alone = lj.merge(lj.load(slanted / "rank_2", read.model))
-    of = [lj.partition.parameters(model) for model in (read.model, alone, mixed)]
-    for path, start in of[0].items():  # 0.5 - 1 of one adapter
-        np.testing.assert_allclose(of[2][path], start - 0.5 * (of[1][path] - start), atol=1e-5)
-    beside = sample_images.with_adapters(read.model, {"a": found["a"]}, {"a": 1.0}, merged=False)
-    how = Drawing("ddim", 2, 2.0, 0)
-    drawn = [sample_images.sample(read, m, ["a one"], 2, how) for m in (beside, alone)]
-    np.testing.assert_allclose(drawn[0], drawn[1], atol=1e-4)
+    several = lj.AdapterSet(read.model)  # which sums factors, those of one channel too
+    for name, of_parts in found.items():
+        several.add(name, of_parts["unet"])
+    summed = lj.merge(several.model({"a": 1.0, "b": -0.25}))
+    models = (read.model, alone, mixed.model, summed)
+    of = [lj.partition.parameters(model) for model in models]
+    for path, start in of[0].items():
+        expected = start + 0.75 * (of[1][path] - start)
+        np.testing.assert_allclose(of[2][path], expected, atol=1e-5)
+        np.testing.assert_allclose(of[3][path], expected, atol=1e-5)
+    with pytest.raises(InputError, match="weights are given for 'c'; the adapters are 'a', 'b'"):
+        sample_images.with_adapters(read, found, {"c": 1.0})
 
 
 @pytest.mark.slow

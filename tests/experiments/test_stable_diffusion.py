@@ -1,7 +1,11 @@
 """`experiments.diffusion` on a tiny random Stable Diffusion, in a folder that diffusers wrote."""
 
+import copy
 import json
+import pathlib
 import string
+import subprocess
+import sys
 
 import diffusers
 import diffusion_models
@@ -14,9 +18,11 @@ from PIL import Image
 
 from configs.diffusion import stable_diffusion_lora
 from experiments.diffusion import bases, tasks
-from experiments.diffusion.drawing import Drawing, draw
+from experiments.diffusion.drawing import Drawing
 from lora_jax.adapters import load_adapter
+from lora_jax.interop import diffusion
 
+ROOT = pathlib.Path(__file__).parents[2]
 PROMPT = "a cat"
 
 
@@ -47,19 +53,45 @@ def pipeline(tmp_path_factory):
     return made, folder
 
 
-def test_a_picture_is_that_of_diffusers(pipeline):
+def test_pictures_with_a_style_are_those_of_diffusers(pipeline, tmp_path):
+    """The command, with a style on U-Net and text encoder at a weight, and diffusers with the same file."""
     theirs, folder = pipeline
     base = bases.read(str(folder), 16, "float32")
-    how = Drawing("ddim", 3, 7.5, 0)
-    found = draw(base, base.model, [PROMPT], how)
-    noise = torch.tensor(np.moveaxis(how.noise(base, 1), -1, 1))
-    expected = theirs(
-        PROMPT, height=16, width=16, num_inference_steps=3, guidance_scale=7.5, latents=noise,
-        output_type="np",
-    ).images  # fmt: skip
-    assert expected.std() > 0.01
-    # Three guided steps and the autoencoder, each of which agrees to about 1e-5.
-    np.testing.assert_allclose(np.clip(found / 2 + 0.5, 0, 1), expected, atol=2e-3)
+    models = {"unet": base.model, "text_encoder": base.text_encoder}
+    adapters = diffusion_models.random_adapters(models, alpha=2.0)
+    style = diffusion.write(tmp_path / "style.safetensors", adapters, models, form="kohya")
+    flags = {
+        "base": folder, "captions": f'"a, b",{PROMPT}', "adapters": f"mine={style}", "weights": 0.7,
+        "count": 2, "steps": 3, "guidance": 7.5, "seed": 3, "size": 16, "output": tmp_path / "a.png",
+    }  # fmt: skip
+    command = [sys.executable, "-m", "experiments.sample_images"]
+    command += [f"--{name}={value}" for name, value in flags.items()]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"4 pictures: {tmp_path / 'a.png'}\n"
+    sheet = np.asarray(Image.open(tmp_path / "a.png"), np.float64)
+    assert sheet.shape == (2 * 33 + 1, 2 * 33 + 1, 3)  # twice as large, with lines between them
+    found = [sheet[top : top + 32 : 2, left : left + 32 : 2] for top in (1, 34) for left in (1, 34)]
+
+    styled = diffusers.StableDiffusionPipeline(
+        **{**theirs.components, **{name: copy.deepcopy(getattr(theirs, name)) for name in models}},
+        requires_safety_checker=False,
+    )
+    styled.set_progress_bar_config(disable=True)
+    diffusion_models.load_style(style, {name: getattr(styled, name) for name in models})
+    for name in models:
+        diffusers.utils.peft_utils.scale_lora_layers(getattr(styled, name), 0.7)
+    noise = torch.tensor(np.moveaxis(Drawing("ddim", 3, 7.5, 3).noise(base, 4), -1, 1))
+    plain, expected = (
+        255 * pipe(
+            ["a, b", "a, b", PROMPT, PROMPT], height=16, width=16, num_inference_steps=3,
+            guidance_scale=7.5, latents=noise.clone(), output_type="np",
+        ).images
+        for pipe in (theirs, styled)
+    )  # fmt: skip
+    assert np.abs(plain - expected).mean() > 5
+    # Half of one of 256 levels is rounding; three guided steps and the autoencoder agree to a tenth of one.
+    np.testing.assert_allclose(found, expected, atol=0.6)
 
 
 def test_lora_learns_pictures_with_captions(pipeline, tmp_path):

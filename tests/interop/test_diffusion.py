@@ -48,32 +48,6 @@ def styled(pair):
     yield copy.deepcopy(theirs)
 
 
-def load_there(path, models):
-    """Loads a style as diffusers' pipelines do.
-
-    The text encoder's part is put in by PEFT: transformers 5 does so itself with PEFT 0.22 or later only.
-    """
-    state, alphas = diffusers.StableDiffusionPipeline.lora_state_dict(path)
-    diffusers.StableDiffusionPipeline.load_lora_into_unet(state, alphas, models["unet"])
-    prefix = "text_encoder.text_model."  # whose end the modules of transformers 5 have not
-    own = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
-    for name, alpha in (alphas or {}).items():
-        if name.startswith(prefix):
-            down = name.removeprefix(prefix).removesuffix(".alpha")
-            own[down.replace(".down.", ".up.")] *= alpha / len(own[down])
-    own = diffusers.utils.convert_state_dict_to_diffusers(own)  # from kohya's names
-    factors = diffusers.utils.convert_state_dict_to_peft(own)
-    modules = {
-        name.rpartition(".lora_")[0]: len(v) for name, v in factors.items() if "lora_A" in name
-    }
-    config = peft.LoraConfig(
-        r=2, target_modules=list(modules), lora_alpha=2, rank_pattern=modules, alpha_pattern=modules
-    )
-    peft.inject_adapter_in_model(config, models["text_encoder"])
-    kept = peft.set_peft_model_state_dict(models["text_encoder"], factors)
-    assert not kept.unexpected_keys
-
-
 def outputs(models):
     """What diffusers' models give."""
     sample, times, context = diffusion_models.inputs(models["unet"].config)
@@ -96,28 +70,6 @@ def our_outputs(models, adapters):
     return called(unet, *diffusion_models.inputs(unet.config)), called(encoder, TOKENS)
 
 
-def random_adapters(models, seed=0, alpha=6.0):
-    """Adapters of ours, two ranks in the U-Net, all factors random."""
-    methods = {
-        "unet": lj.lora(
-            {r".*/(to_q|conv1|proj_in)": {"rank": 2}, r".*/to_v": {"rank": 3}}, alpha=alpha
-        ),
-        "text_encoder": lj.lora(r".*/(q_proj|out_proj|fc1)", rank=2, alpha=alpha),
-    }
-    random, result = np.random.default_rng(seed), {}
-    for name, method in methods.items():
-        inserted = method.insert(models[name], jax.random.key(0))
-        labels = method.labels(inserted)
-        _, trainable, _ = lj.split(inserted, labels)
-        values = {
-            p: random.normal(0, 0.3, v.shape).astype(np.float32) for p, v in trainable.items()
-        }
-        base = lj.fingerprint(lj.base_parameters(models[name]))
-        groups = {path: labels[path] for path in values}
-        result[name] = diffusion.reading.Adapter(method, groups, values, base, {})
-    return result
-
-
 def close(ours, theirs):
     for here, there in zip(ours, theirs, strict=True):
         np.testing.assert_allclose(here, there, **TOLERANCE)
@@ -128,7 +80,9 @@ def test_a_style_of_diffusers_computes_the_same_here(pair, styled, tmp_path):
     for name, targets, alpha in (("unet", UNET, 5.0), ("text_encoder", TEXT, 3.0)):
         config = peft.LoraConfig(
             r=2, lora_alpha=alpha, target_modules=targets, init_lora_weights=False,
-            rank_pattern={"to_q": 3}, alpha_pattern={"to_q": 4.0},
+            # Some larger than the matrices of 8 x 8 and, of convolutions, 72 x 16.
+            rank_pattern={"to_q": 3, "to_v": 9, "conv1": 17}, alpha_pattern={"to_q": 4.0},
+            use_rslora=name == "text_encoder",
         )  # fmt: skip
         peft.inject_adapter_in_model(config, styled[name])
         styled[name].peft_config = {"default": config}
@@ -152,10 +106,10 @@ def test_a_style_of_diffusers_computes_the_same_here(pair, styled, tmp_path):
 @pytest.mark.parametrize("form", ["diffusers", "kohya"])
 def test_ours_compute_the_same_in_diffusers(pair, styled, tmp_path, form):
     _, ours = pair
-    adapters = random_adapters(ours)
+    adapters = diffusion_models.random_adapters(ours)
     before = outputs(styled)
     path = diffusion.write(tmp_path / "style.safetensors", adapters, ours, form=form)
-    load_there(path, styled)
+    diffusion_models.load_style(path, styled)
     after = outputs(styled)
     assert min(np.max(np.abs(a - b)) for a, b in zip(before, after, strict=True)) > 0.1
     close(our_outputs(ours, adapters), after)
@@ -165,7 +119,7 @@ def test_ours_compute_the_same_in_diffusers(pair, styled, tmp_path, form):
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 def test_there_and_back(pair, tmp_path, form, dtype):
     _, ours = pair
-    adapters = random_adapters(ours, alpha=4.0)
+    adapters = diffusion_models.random_adapters(ours, alpha=4.0)
     first = diffusion.write(tmp_path / "a.safetensors", adapters, ours, form=form, dtype=dtype)
     again = diffusion.read(first, ours)
     second = diffusion.write(tmp_path / "b.safetensors", again, ours, form=form, dtype=dtype)
@@ -182,7 +136,9 @@ def test_there_and_back(pair, tmp_path, form, dtype):
 
 def test_a_folder_of_ours_holds_what_was_read(pair, tmp_path):
     _, ours = pair
-    path = diffusion.write(tmp_path / "a.safetensors", random_adapters(ours), ours, form="kohya")
+    path = diffusion.write(
+        tmp_path / "a.safetensors", diffusion_models.random_adapters(ours), ours, form="kohya"
+    )
     adapter = diffusion.read(path, ours)["unet"]
     loaded = lj.load_adapter(adapter.save(tmp_path / "folder"))
     inputs = diffusion_models.inputs(ours["unet"].config)
@@ -246,8 +202,15 @@ def test_without_an_alpha_the_scale_is_one_and_a_window_of_one_may_be_left_out(p
          None, InputError, r"adapts text_encoder, of which no model is given"),
         ({**FACTORS, "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q.lora_A.weight":
           FACTORS[DOWN]}, None, InputError, r"is there twice"),
+        ({**FACTORS, f"{MODULE}.lora_mid.weight": FACTORS[UP]}, None, InputError, r"a third factor"),
+        ({**FACTORS, f"{MODULE}.alpha": np.ones(2, np.float32)}, None, InputError, r"expected one number"),
+        ({**FACTORS, f"{MODULE}.alpha": np.zeros((), np.float32)}, None, InputError, r"expected .* above 0"),
+        ({**FACTORS, UP: np.full((8, 2), 1e300)}, None, FileError, r"beyond float32"),
+        ({}, None, InputError, r"a.safetensors holds no tensors"),
         (FACTORS, "{", FileError, r"lora_adapter_metadata"),
-        (FACTORS, json.dumps({"unet.use_dora": True}), InputError, r"is of DoRA"),
+        (FACTORS, json.dumps({"unet.use_dora": True}), InputError, r"DoRA's magnitudes are not read"),
+        (FACTORS, json.dumps({"unet.init_lora_weights": "pissa"}), InputError, r"'pissa' changed the base"),
+        (FACTORS, json.dumps({"unet.lora_alpha": "4"}), InputError, r"lora_alpha='4': not of the type"),
     ],
 )  # fmt: skip
 def test_files_that_are_refused(pair, tmp_path, tensors, metadata, error, message):
@@ -279,7 +242,7 @@ def test_adapters_that_a_style_file_cannot_hold(pair, tmp_path, method, message)
 
 def test_values_too_large_for_16_bits_are_refused(pair, tmp_path):
     _, ours = pair
-    adapters = {"unet": random_adapters(ours)["unet"]}
+    adapters = {"unet": diffusion_models.random_adapters(ours)["unet"]}
     path, value = next(iter(adapters["unet"].values.items()))
     adapters["unet"].values[path] = np.full_like(value, 1e5)
     with pytest.raises(InputError, match="a factor is too large for float16; write it in float32"):
@@ -292,7 +255,9 @@ def test_the_command_reads_and_writes_styles(pair, tmp_path, capsys):
     _, ours = pair
     for name, model in ours.items():
         files.save_model(tmp_path / "sd" / name, model)
-    style = diffusion.write(tmp_path / "a.safetensors", random_adapters(ours), ours, form="kohya")
+    style = diffusion.write(
+        tmp_path / "a.safetensors", diffusion_models.random_adapters(ours), ours, form="kohya"
+    )
     adapters = styles.from_style(style, tmp_path / "ours", str(tmp_path / "sd"))
     assert sorted(path.name for path in (tmp_path / "ours").iterdir()) == sorted(adapters)
     with pytest.raises(InputError, match="is there and not empty"):

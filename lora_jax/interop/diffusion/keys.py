@@ -16,6 +16,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Literal
 
 from lora_jax.errors import InputError
@@ -39,9 +40,9 @@ _PROCESSOR = re.compile(
 )
 _OTHERS = {
     "hada_": "LoHa", "lokr_": "LoKr", "lora_mid": "LoRA with a third factor", "dora_scale": "DoRA",
-    "magnitude": "DoRA", "oft_": "OFT", "diff": "whole weights", "lora_te2": "Stable Diffusion XL",
+    "magnitude": "DoRA", "oft_": "OFT", ".diff": "whole weights", "lora_te2": "Stable Diffusion XL",
     "text_encoder_2": "Stable Diffusion XL", "lora_transformer": "a transformer",
-    "transformer.": "a transformer", ".bias": "trained biases",
+    "transformer.": "a transformer", "lora_B.bias": "trained biases", "lora_up.bias": "trained biases",
 }  # fmt: skip
 
 
@@ -74,8 +75,12 @@ def place(name: str) -> Place | None:
     return None
 
 
-def places(names: Iterable[str]) -> dict[str, Place]:
+def places(names: Iterable[str], path: Path) -> dict[str, Place]:
     """What each tensor is.
+
+    Args:
+      names: of the tensors.
+      path: of their file, for messages.
 
     Raises:
       InputError: names of no known form; the message says what they are, where that is known.
@@ -85,9 +90,11 @@ def places(names: Iterable[str]) -> dict[str, Place]:
         kinds = {kind for mark, kind in _OTHERS.items() if any(mark in name for name in unknown)}
         what = f": that is {' and '.join(sorted(kinds))}" if kinds else ""
         raise InputError(
-            f"{len(unknown)} tensors are no factors of LoRA on Stable Diffusion 1.x or 2.x{what}. The first: "
-            f"{some(unknown)}. Only LoRA's two factors and alpha are read"
+            f"{path}: {len(unknown)} tensors are no factors of LoRA on Stable Diffusion 1.x or 2.x{what}. "
+            f"The first: {some(unknown)}. Only LoRA's two factors and alpha are read"
         )
+    if not found:
+        raise InputError(f"{path} holds no tensors; a style has the factors of LoRA")
     return {name: one for name, one in found.items() if one is not None}
 
 

@@ -52,11 +52,14 @@ class Pipeline:
              "the U-Net's cross_attention_dim", self.unet.config.cross_attention_dim),
             ("the autoencoder's latent_channels", self.vae.config.latent_channels,
              "the U-Net's out_channels", self.unet.config.out_channels),
+            ("the autoencoder's latent_channels", self.vae.config.latent_channels,
+             "the U-Net's in_channels", self.unet.config.in_channels),
         )  # fmt: skip
         for one, size, other, wanted in pairs:
             if size != wanted:
                 raise InputError(
-                    f"{one} is {size}, and {other} {wanted}: they are not of one pipeline"
+                    f"{one} is {size}, and {other} {wanted}: they are not of one pipeline "
+                    "from texts to pictures"
                 )
 
 
