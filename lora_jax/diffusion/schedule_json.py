@@ -27,10 +27,18 @@ _KEYS = Keys(
         "sigma_max": (None,),
         "timestep_type": ("discrete",),
         "final_sigmas_type": ("zero",),
+        "use_flow_sigmas": (False,),
+        "use_dynamic_shifting": (False,),
+        "shift_terminal": (None,),
     },
-    # On DDPM, DDIM and Euler, or while a setting above is switched off.
-    without_effect=("dynamic_thresholding_ratio", "sample_max_value", "skip_prk_steps"),
-)
+    without_effect=(
+        # While a setting above is switched off.
+        "dynamic_thresholding_ratio", "sample_max_value", "flow_shift", "time_shift_type",
+        # Of samplers that are not here: PNDM, DPM-Solver, DEIS, UniPC.
+        "skip_prk_steps", "algorithm_type", "disable_corrector", "euler_at_final", "lambda_min_clipped",
+        "lower_order_final", "predict_x0", "solver_order", "solver_p", "solver_type", "use_lu_lambdas",
+    ),
+)  # fmt: skip
 
 
 def read(path: Path) -> NoiseSchedule:
@@ -48,6 +56,8 @@ def read(path: Path) -> NoiseSchedule:
     """
     record = read_object(path)
     known = _KEYS.known()
+    if record.values.get("variance_type", "") is None:  # DPM-Solver's word for none
+        del record.values["variance_type"]
     for name in record.values:
         if not name.startswith("_") and name not in known:
             expected = f"one of {', '.join(sorted(_KEYS.ranges))}"

@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import json
+import math
 
 import diffusers
 import jax
@@ -177,6 +178,9 @@ def test_without_guidance_the_model_runs_once_for_each_picture():
     plan = samplers.plan(NoiseSchedule(), "ddim", 4)
     sampling.sample(counted, plan, jnp.ones(SHAPE), None)
     assert seen == [SHAPE[0]]
+    for guidance in (-1.0, math.nan):
+        with pytest.raises(InputError, match="guidance must be"):
+            sampling.sample(counted, plan, jnp.ones(SHAPE), None, guidance=guidance)
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
@@ -209,7 +213,16 @@ def test_a_file_of_diffusers_is_read_and_one_of_ours_by_diffusers(tmp_path):
     assert schedule_json.read(tmp_path / schedule_json.FILE) == read
 
 
-@pytest.mark.parametrize("kind", [diffusers.EulerDiscreteScheduler, diffusers.PNDMScheduler])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        diffusers.EulerDiscreteScheduler,
+        diffusers.PNDMScheduler,
+        diffusers.DPMSolverMultistepScheduler,
+        diffusers.DEISMultistepScheduler,
+        diffusers.UniPCMultistepScheduler,
+    ],
+)
 def test_files_of_other_schedulers_are_read(kind, tmp_path):
     kind(beta_schedule="scaled_linear").save_pretrained(tmp_path)
     read = schedule_json.read(tmp_path / schedule_json.FILE)
@@ -226,6 +239,7 @@ def test_files_of_other_schedulers_are_read(kind, tmp_path):
         ("use_karras_sigmas", True),
         ("trained_betas", [0.1, 0.2]),
         ("num_train_timesteps", "many"),
+        ("original_inference_steps", 50),  # of distilled models, which need a sampler of their own
         ("new_setting", 1),
     ],
 )
