@@ -111,6 +111,7 @@ def _digest(folder: Path) -> str:
 
 def _stable_diffusion(folder: Path, size: int, dtype: str) -> Base:
     """Stable Diffusion 1.x or 2.x: U-Net, autoencoder, text encoder, tokenizer and schedule."""
+    schedule = schedule_json.read(folder / "scheduler" / schedule_json.FILE)
     made = load_pipeline(folder, dtype, compute_dtype=dtype)
     vae, texts, tokenizer = made.vae, made.text_encoder, made.tokenizer
     factor, latent = vae.config.factor, vae.config.latent_channels
@@ -121,7 +122,7 @@ def _stable_diffusion(folder: Path, size: int, dtype: str) -> Base:
     length = min(tokenizer.model_max_length, texts.config.max_position_embeddings)
 
     def rows(captions: Sequence[str]) -> np.ndarray:
-        found = tokenizer(list(captions))["input_ids"]
+        found = tokenizer(list(captions), verbose=False)["input_ids"]
         if long := [text for text, ids in zip(captions, found, strict=True) if len(ids) > length]:
             command_line.say(
                 f"of {len(long)} captions only the first {length} tokens are read, with those of start and "
@@ -130,7 +131,6 @@ def _stable_diffusion(folder: Path, size: int, dtype: str) -> Base:
         whole = tokenizer(list(captions), padding="max_length", truncation=True, max_length=length)
         return np.asarray(whole["input_ids"], np.int32)
 
-    schedule = schedule_json.read(folder / "scheduler" / schedule_json.FILE)
     return Base(
         name=str(folder), model=made.unet, schedule=schedule,
         shape=(size // factor, size // factor, latent), size=size, channels=vae.config.in_channels,

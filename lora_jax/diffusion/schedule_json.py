@@ -13,7 +13,12 @@ from lora_jax.ranges import ranges_of
 from lora_jax.reading import read_object
 
 FILE = "scheduler_config.json"
-_CUTS = ("DDPMScheduler", "DDIMScheduler")  # the others have no clip_sample
+_CUTS = ("DDPM", "DDIM")  # the others have no clip_sample
+# diffusers' classes for the same noise; flow matching and distilled models have another, or other steps.
+_KINDS = (
+    *_CUTS, "PNDM", "EulerDiscrete", "EulerAncestralDiscrete", "HeunDiscrete", "LMSDiscrete", "KDPM2Discrete",
+    "KDPM2AncestralDiscrete", "DPMSolverMultistep", "DPMSolverSinglestep", "DEISMultistep", "UniPCMultistep",
+)  # fmt: skip
 _KEYS = Keys(
     ranges=ranges_of(NoiseSchedule),
     fixed={
@@ -44,7 +49,7 @@ _KEYS = Keys(
 def read(path: Path) -> NoiseSchedule:
     """The schedule of a scheduler_config.json.
 
-    Of any of diffusers' schedulers: the file says what noise the model was trained with, and which of the
+    Of any of diffusers' schedulers in `_KINDS`: the file says what noise the model was trained with, and which of the
     samplers draws is another choice. What it leaves out has the defaults of `DDIMScheduler`.
 
     Args:
@@ -56,6 +61,9 @@ def read(path: Path) -> NoiseSchedule:
     """
     record = read_object(path)
     known = _KEYS.known()
+    kind = str(record.values.get("_class_name", _CUTS[0])).removesuffix("Scheduler")
+    if kind not in _KINDS:
+        raise record.error("_class_name", kind[:80], f"the scheduler of {', '.join(_KINDS)}")
     if record.values.get("variance_type", "") is None:  # DPM-Solver's word for none
         del record.values["variance_type"]
     for name in record.values:
@@ -64,7 +72,7 @@ def read(path: Path) -> NoiseSchedule:
             raise record.error(name, f"an unknown setting {name}", expected)
     check_fixed(record, _KEYS)
     chosen = fields(record, _KEYS)
-    if record.values.get("_class_name", _CUTS[0]) not in _CUTS:
+    if kind not in _CUTS:
         chosen = {"clip_sample": False, **chosen}
     try:
         return NoiseSchedule(**chosen)

@@ -232,6 +232,7 @@ def test_files_of_other_schedulers_are_read(kind, tmp_path):
 @pytest.mark.parametrize(
     ("name", "value"),
     [
+        ("_class_name", "FlowMatchEulerDiscreteScheduler"),
         ("beta_schedule", "sigmoid"),
         ("prediction_type", "flow_prediction"),
         ("variance_type", "learned_range"),

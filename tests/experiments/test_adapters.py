@@ -133,6 +133,7 @@ def test_combined_and_reduced_folders(folders, tmp_path):
         (["1"], "one number for each of the 2"),
         (["a=1", "2"], "one number for each"),
         (["a=x"], "'x'"),
+        (["a=nan"], "'nan', expected a number"),
     ],
 )
 def test_wrong_weights_are_named(folders, texts, says):

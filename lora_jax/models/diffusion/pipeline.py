@@ -115,7 +115,7 @@ def load_pipeline(
 def _check_index(record: Record) -> None:
     """Raises FileError if model_index.json names parts of other kinds, or more of them."""
     for name, component in COMPONENTS.items():
-        found, right = record.get(name, list), [component.library, component.class_name]
+        found, right = record.values.get(name), [component.library, component.class_name]
         if found != right:
             raise record.error(name, repr(found)[:80], f"{right}; others are not implemented")
     for name in (_SCHEDULER, _TOKENIZER):
