@@ -117,7 +117,7 @@ def _of_style(command: str) -> str:
     if not model:
         raise InputError(f"{command}: name the folder of Stable Diffusion, --model=FOLDER")
     if command == "from_style":
-        adapters = from_style(Path(FLAGS.adapter), output, model)
+        adapters = from_style(Path(FLAGS.adapter), output, model, FLAGS.ignore)
         said = ", ".join(f"{output / name} ({one.method})"[:300] for name, one in adapters.items())
         return f"adapters: {said}"
     parts = to_style(Path(FLAGS.adapter), output, model, form=FLAGS.form, dtype=FLAGS.dtype)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from flax import nnx
@@ -35,13 +35,16 @@ def models_of(folder: Path, names: Iterable[str] = MODELS) -> dict[str, nnx.Modu
     return {name: files.load(folder / name, components.COMPONENTS[name]) for name in names}
 
 
-def from_style(path: Path, output: Path, model: str) -> dict[str, Adapter]:
+def from_style(
+    path: Path, output: Path, model: str, ignore: Sequence[str] = ()
+) -> dict[str, Adapter]:
     """Writes the adapters of a style file, each into the folder of its model's name.
 
     Args:
       path: the file, or a folder with diffusers' pytorch_lora_weights.safetensors.
       output: new folder.
       model: folder of Stable Diffusion.
+      ignore: unknown keys of the metadata, see `diffusion.read`.
 
     Returns:
       The adapters by the name of their model.
@@ -52,7 +55,7 @@ def from_style(path: Path, output: Path, model: str) -> dict[str, Adapter]:
     check_new_folder(output)
     style = diffusion.Style(path)
     digest = of_file(style.path)
-    adapters = style.adapters(models_of(Path(model), style.parts))
+    adapters = style.adapters(models_of(Path(model), style.parts), ignore)
     with replaced_folder(output) as folder:
         for name, adapter in adapters.items():
             notes = {"source": style.path.name, "sha256": digest, "model": model}

@@ -15,10 +15,9 @@ from experiments.runs import command_line
 from lora_jax import digests
 from lora_jax.diffusion import captioned, schedule_json
 from lora_jax.diffusion.schedule import NoiseSchedule
-from lora_jax.errors import InputError, MissingFileError
+from lora_jax.errors import InputError, MissingFileError, brief
 from lora_jax.models.diffusion.pipeline import INDEX, load_pipeline
 from lora_jax.models.diffusion.vae import AutoencoderKL
-from lora_jax.patterns import some
 from lora_jax.run_files import MODEL
 
 _TEXTS = 32  # captions that are encoded at once
@@ -126,7 +125,7 @@ def _stable_diffusion(folder: Path, size: int, dtype: str) -> Base:
         if long := [text for text, ids in zip(captions, found, strict=True) if len(ids) > length]:
             command_line.say(
                 f"of {len(long)} captions only the first {length} tokens are read, with those of start and "
-                f"end: {some(long)}"
+                f"end; the first is {brief(long[0])}"
             )
         whole = tokenizer(list(captions), padding="max_length", truncation=True, max_length=length)
         return np.asarray(whole["input_ids"], np.int32)

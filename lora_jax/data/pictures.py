@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from lora_jax.errors import FileError, InputError, MissingFileError
 from lora_jax.patterns import some
@@ -92,7 +92,8 @@ def read_picture(path: Path, size: int, channels: int) -> Float[np.ndarray, "siz
     except FileError:
         raise
     except Exception as error:  # what Pillow raises for broken files has many kinds
-        found = f"no picture that can be read ({error})"
+        reason = "" if isinstance(error, UnidentifiedImageError) else f" ({error})"
+        found = f"no picture that can be read{reason}"
         raise FileError(
             path, "", found, "a PNG or JPEG file", "Get or make the file again"
         ) from error

@@ -49,8 +49,8 @@ _KEYS = Keys(
 def read(path: Path) -> NoiseSchedule:
     """The schedule of a scheduler_config.json.
 
-    Of any of diffusers' schedulers in `_KINDS`: the file says what noise the model was trained with, and which of the
-    samplers draws is another choice. What it leaves out has the defaults of `DDIMScheduler`.
+    Of any of diffusers' schedulers in `_KINDS`: the file says what noise the model was trained with, and
+    which of the samplers draws is another choice. What it leaves out has the defaults of `DDIMScheduler`.
 
     Args:
       path: of the file.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,14 +59,16 @@ class Style:
         found = {one.part for one in self._places.values()}
         self.parts = [part for part in KOHYA if part in found]
 
-    def adapters(self, models: Mapping[str, nnx.Module]) -> dict[str, Adapter]:
+    def adapters(
+        self, models: Mapping[str, nnx.Module], ignore: Sequence[str] = ()
+    ) -> dict[str, Adapter]:
         """The adapters in it, in float32, see `read`."""
         if absent := [part for part in self.parts if part not in models]:
             raise InputError(
                 f"{self.path} adapts {' and '.join(absent)}, of which no model is given; give all models "
                 "that it adapts"
             )
-        values, settings = self._file.read(), _settings(self._file)
+        values, settings = self._file.read(), _settings(self._file, ignore)
         result = {}
         for part in self.parts:
             factors: dict[str, Factors] = {}
@@ -96,13 +98,16 @@ class Style:
         return result
 
 
-def read(path: str | os.PathLike[str], models: Mapping[str, nnx.Module]) -> dict[str, Adapter]:
+def read(
+    path: str | os.PathLike[str], models: Mapping[str, nnx.Module], ignore: Sequence[str] = ()
+) -> dict[str, Adapter]:
     """The adapters in a style file of diffusers, PEFT or kohya's scripts, in float32.
 
     Args:
       path: a safetensors file, or a folder with diffusers' pytorch_lora_weights.safetensors.
       models: the unadapted models, `unet` and `text_encoder`; of a file that adapts one only the other may
         be left out.
+      ignore: keys of the metadata that may be there although they are not known; regular expressions.
 
     Returns:
       An adapter for each model that the file adapts. `lora_jax.attach(models["unet"], adapters["unet"])` is
@@ -113,7 +118,7 @@ def read(path: str | os.PathLike[str], models: Mapping[str, nnx.Module]) -> dict
       InputError: tensors that are no factors of LoRA, are of a model that is not given, or do not fit; the
         message names them.
     """
-    return Style(path).adapters(models)
+    return Style(path).adapters(models, ignore)
 
 
 def _known(model: nnx.Module) -> dict[str, Module]:
@@ -123,7 +128,7 @@ def _known(model: nnx.Module) -> dict[str, Module]:
     return known | with_underscores(known)
 
 
-def _settings(file: Tensors) -> dict[str, PeftConfig]:
+def _settings(file: Tensors, ignore: Sequence[str]) -> dict[str, PeftConfig]:
     """What the metadata of newer files of diffusers say, by part: PEFT's r, lora_alpha and so on."""
     text = file.metadata.get(_METADATA)
     if text is None:
@@ -137,7 +142,7 @@ def _settings(file: Tensors) -> dict[str, PeftConfig]:
         part, _, name = key.partition(".")
         by_part.setdefault(part, {})[name] = value
     try:
-        result = {part: read_lora(values) for part, values in by_part.items()}
+        result = {part: read_lora(values, ignore) for part, values in by_part.items()}
     except InputError as error:
         raise InputError(f"{where}: {error}") from error
     for config in result.values():
