@@ -134,7 +134,7 @@ def test_adapters_are_mixed_by_weight(base, slanted):
         expected = start + 0.75 * (of[1][path] - start)
         np.testing.assert_allclose(of[2][path], expected, atol=1e-5)
         np.testing.assert_allclose(of[3][path], expected, atol=1e-5)
-    with pytest.raises(InputError, match="weights are given for 'c'; the adapters are 'a', 'b'"):
+    with pytest.raises(InputError, match="weights are given for c; the adapters are a, b"):
         sample_images.with_adapters(read, found, {"c": 1.0})
 
 

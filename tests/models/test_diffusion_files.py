@@ -171,9 +171,8 @@ def test_files_that_are_not_read_are_refused_with_the_remedy(unet_folder, pipeli
         with pytest.raises(FileError, match=f"{key}: found.*{value[1]}"):
             load_pipeline(tmp_path / "all")
     (tmp_path / "all" / "model_index.json").write_text(json.dumps(index))
-    inpainting = diffusers.UNet2DConditionModel.from_pretrained(
-        pipeline / "unet", in_channels=9, low_cpu_mem_usage=False, ignore_mismatched_sizes=True
-    )
+    sizes = {**diffusion_models.UNETS["sd1"], "cross_attention_dim": 16, "in_channels": 9}
+    inpainting = diffusers.UNet2DConditionModel(sample_size=8, **sizes)
     inpainting.save_pretrained(tmp_path / "all" / "unet")
     with pytest.raises(InputError, match="latent_channels is 4, and the U-Net's in_channels 9"):
         load_pipeline(tmp_path / "all")
