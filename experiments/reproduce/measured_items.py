@@ -1,4 +1,4 @@
-"""Tables 1 and 7, which are no scores: forward passes timed, with Figure 5, and subspaces, with 3, 4, 6 to 8."""
+"""Tables 1 and 7, which are no scores: forward passes timed (Figure 5) and subspaces (Figures 3 to 8)."""
 
 from __future__ import annotations
 
