@@ -182,42 +182,12 @@ def test_seeds_of_a_sweeps_point_are_one_score(tmp_path):
 
 
 def left(folder, name, record):
-    """A signed record of a command, and what is read of it as an item of that kind."""
+    """A signed record of a command."""
     folder.mkdir(parents=True)
     (folder / name).write_text(json.dumps(run_files.signed(folder, record)))
 
 
-def test_scores_of_latency_are_slow_downs_and_of_subspaces_medians_over_layers(tmp_path):
-    device = {"backend": "gpu", "kind": "H100", "count": 1}
-    slower = {"base": {"slow_down": None}, "merged": {"slow_down": {"value": 0.01, "half": 0.02}}}
-    point = {"batch": 1, "length": 128, "contenders": slower}
-    about = {"versions": {"jax": "1"}, "device": device}
-    left(
-        tmp_path / "a", "latency.json", {"points": [point], "contenders": {}, "environment": about}
-    )
-    item = dataclasses.replace(ITEM, kind="latency", metrics=("1 x 128: merged",))
-    found = outcome.read(item, tmp_path / "a")
-    assert found.scores == {"1 x 128: merged": (0.01,)} and found.seconds is None
-    assert found.on == "1 x H100" and found.versions == {"jax": "1"}
-    with pytest.raises(FileError, match=r"latency.json, points: found no '1 x 128: pool'"):
-        outcome.read(dataclasses.replace(item, metrics=("1 x 128: pool",)), tmp_path / "a")
-
-    weight, pair = {"adapter": "r8", "weight": "query"}, {"pair": "r8 / r64", "weight": "query"}
-    tables = {
-        "amplification": [{**weight, "layer": n, "factor": value} for n, value in enumerate((9, 2, 4))],
-        "similarity": [
-            {**pair, "directions": kind, "i": i, "j": i, "phi": phi}
-            for kind, i, phi in (("a", 1, 0.7), ("a", 2, 0.1), ("delta_in", 1, 0.3))
-        ],
-    }  # fmt: skip
-    left(tmp_path / "b", "analysis.json", {"tables": tables, **about})
-    item = dataclasses.replace(ITEM, kind="subspace", metrics=("factor", "phi"))
-    assert outcome.read(item, tmp_path / "b").scores == {
-        "r8 query: factor": (4.0,), "r8 / r64 query: phi": (0.7,)
-    }  # fmt: skip
-
-
-def test_the_commands_write_what_is_read():
+def test_measurements_have_what_is_scored():
     """Names of contenders, points and columns are those of the configs and of the tables."""
     for model in ("gpt2_small", "gpt2_medium"):
         item = catalogue()[f"table_1/{model}/grid"]
