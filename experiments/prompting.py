@@ -88,7 +88,8 @@ def table(result: Mapping[str, Any]) -> str:
     for name, value in result["test"].items():
         count = len(value["values"])
         spread = f" ±{100 * value['std']:.2f}   ({count} draws)" if count > 1 else ""
-        lines.append(f"  {name:24s} {100 * value['mean']:6.2f}{spread}")
+        note = f"   ({result['notes'][name]})" if name in result["notes"] else ""
+        lines.append(f"  {name:24s} {100 * value['mean']:6.2f}{spread}{note}")
     if (over := result["interval"]) is not None:
         low, high = (100 * (over["value"] + sign * over["half"]) for sign in (-1, 1))
         lines.append(f"  95% interval of the mean over draws: {low:.1f} to {high:.1f}")
