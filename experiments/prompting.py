@@ -68,6 +68,7 @@ def _score(asked: Prompting, config: ConfigDict, workdir: Path) -> dict[str, Any
             **scores_record(list(runs.values()), asked.notes),
             "interval": interval and interval._asdict(),
             "parameters": {"total": asked.parameters},
+            "seconds": sum(run["seconds"] for run in runs.values()),
             "inputs": dict(asked.inputs),
             "seeds": by_seed(runs),
             "memory": peak_memory(),

@@ -20,6 +20,7 @@ def catalogue() -> Mapping[str, Item]:
         *glue_items.paper_rows(),
         text_items.pretrained(),
         *text_items.small(),
+        *text_items.prompted(),
         *text_items.paper_rows(),
         *sweep_items.tables(),
         *sweep_items.comparisons(),

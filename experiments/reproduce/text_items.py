@@ -1,4 +1,4 @@
-"""Tables 3, 13 and 14: the small GPT-2 and SmolLM2, and the rows of GPT-2 medium and large."""
+"""Tables 3, 8, 13 and 14: the small GPT-2 and SmolLM2, and the rows of GPT-2 medium and large."""
 
 from __future__ import annotations
 
@@ -54,6 +54,17 @@ def small() -> Iterator[Item]:
                 "--config.data.max_prompts=60", "--config.data.row_length=128",
             ),
             differs="SmolLM2-135M, 960 rows, one seed, 60 inputs of the test set",
+        )  # fmt: skip
+
+
+def prompted() -> Iterator[Item]:
+    """Table 8's tasks, of which SmolLM2 is asked in prompts."""
+    for task in ("mnli", "rte"):
+        yield Item(
+            table="8", model="smollm2", name=f"{task}/few_shot", module="experiments.prompting",
+            config=f"configs/prompting/smollm2.py:{task}", source="glue", metrics=("accuracy",),
+            percent=("accuracy",), tolerances={"": 0.01},
+            differs="SmolLM2-135M in GPT-3's place, the first 500 dev examples",
         )  # fmt: skip
 
 

@@ -78,7 +78,7 @@ def test_what_an_item_needs_stands_before_it():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("7b",), r"--table=7b: known are 2, 3, 5, 6, 13, 14, 15, 16, 18, variants"),
+        (("7b",), r"--table=7b: known are 2, 3, 5, 6, 8, 13, 14, 15, 16, 18, variants"),
         (("2", "gpt2"), r"--model=gpt2: known models of table 2 are minilm, roberta_base"),
         (("2", "minilm", "wnli"), r"--only=wnli is in no name of table_2/minilm/sst2/head_only"),
         (("2", "minilm", "("), r"--only=\( is no regular expression"),
