@@ -139,6 +139,15 @@ def test_runs_on_little_data_are_in_table_16_alone(runs, tmp_path):
     assert (tmp_path / "page/table_16.csv").read_text().count("minilm") == 3 * 4
 
 
+def test_they_are_not_in_figure_2(tmp_path):
+    for method in ("lora", "full"):
+        nlg_record(tmp_path / method, "mnli_text", method=method, more={"accuracy": [0.4]},
+                   data__balanced=True, data__decode_split="valid")  # fmt: skip
+    runs = find([tmp_path])
+    assert len(runs.records) == 2
+    assert "## Figure 2" not in document.document(runs, [], "COMMAND", {})
+
+
 def test_the_plot_has_a_panel_for_the_paper_and_one_for_each_set_up(runs):
     figure = low_data_plot.figure(low_data.table(runs.records).records)
     titles = [axes.get_title() for axes in figure.axes]
