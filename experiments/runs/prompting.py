@@ -245,6 +245,6 @@ def _digest(examples: Examples) -> str:
 
 
 def means(records: Mapping[int, Mapping[str, Any]], name: str) -> intervals.Interval | None:
-    """The mean score over draws with the interval of Student's t; None of one draw."""
+    """The mean score over draws with the interval of Student's t; None of draws that are all alike."""
     values = [record["test"][name] for record in records.values()]
-    return intervals.mean(values) if len(values) > 1 else None
+    return intervals.mean(values) if len(set(values)) > 1 else None
