@@ -29,7 +29,7 @@ def first_of_each(
     least = int(counts.min())
     if not least:
         raise InputError(
-            f"the training set has no example of class {names[counts.argmin()]!r}, so it cannot be "
+            f"the training set has no example of class {names[int(counts.argmin())]!r}, so it cannot be "
             "balanced: leave data.balanced out, or name another file"
         )
     if limit <= 0:
