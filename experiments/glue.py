@@ -46,9 +46,9 @@ def problem(config: ConfigDict) -> Problem:
     glue_task, data = glue_tasks.task(config.task), config.data
     train = None
     if not config.eval_only:
-        every = glue.read(glue_task, "train", data.source)
-        take = every.balanced if data.get("balanced") else every.take
-        train = take(data.max_examples)
+        every, most = glue.read(glue_task, "train", data.source), data.max_examples
+        balanced = data.get("balanced")
+        train = every.balanced(most, glue_task.labels) if balanced else every.take(most)
     return Problem(
         name=glue_task.name,
         num_outputs=glue_task.num_outputs,

@@ -68,6 +68,7 @@ def _score(asked: Prompting, config: ConfigDict, workdir: Path) -> dict[str, Any
             **scores_record(list(runs.values()), asked.notes),
             "interval": interval and interval._asdict(),
             "parameters": {"total": asked.parameters},
+            "seconds": sum(run["seconds"] for run in runs.values()),
             "inputs": dict(asked.inputs),
             "seeds": by_seed(runs),
             "memory": peak_memory(),
@@ -88,7 +89,8 @@ def table(result: Mapping[str, Any]) -> str:
     for name, value in result["test"].items():
         count = len(value["values"])
         spread = f" ±{100 * value['std']:.2f}   ({count} draws)" if count > 1 else ""
-        lines.append(f"  {name:24s} {100 * value['mean']:6.2f}{spread}")
+        note = f"   ({result['notes'][name]})" if name in result["notes"] else ""
+        lines.append(f"  {name:24s} {100 * value['mean']:6.2f}{spread}{note}")
     if (over := result["interval"]) is not None:
         low, high = (100 * (over["value"] + sign * over["half"]) for sign in (-1, 1))
         lines.append(f"  95% interval of the mean over draws: {low:.1f} to {high:.1f}")

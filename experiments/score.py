@@ -10,11 +10,12 @@ HYPS has one text per line. --metrics=webnlg is for WebNLG and DART; it lower-ca
 and leaves empty references out as the paper's code does. With --bleu=multi-bleu BLEU is what the scripts of
 DART and WebNLG print: it takes the texts as they are and an empty reference as one of length 0.
 METEOR needs Java; the table says so where there is none.
---metrics=samsum is ROUGE of summaries, of DialogSum too; --metrics=mnli_text is the share of texts that are
-the name of the right class, of GLUE's other tasks as text too: there all references of an instance count.
+--metrics=samsum is ROUGE of English summaries, of DialogSum too. --metrics=mnli_text is the share of texts
+that are the name of the right class, and so for GLUE's other tasks as text (rte_text ...): all references of
+an instance count, each must be a class of the task, and any other text is wrong.
 --metrics=wikisql is logical form and execution. A query is judged on its table, so in the place of REFS
 stands the folder of the data (config.data.source of the run), of which --split was decoded: one text for each
-different context, in their order, as experiments.nlg writes them.
+different context of the whole split, in their order, as experiments.nlg writes them.
 """
 
 from __future__ import annotations
@@ -27,14 +28,15 @@ from absl import flags
 
 from experiments.paper.scores import as_in_paper
 from experiments.runs import command_line, scoring
-from lora_jax.data import data_to_text
+from lora_jax.data import data_to_text, glue_text
 from lora_jax.data.pairs import by_context
 from lora_jax.errors import InputError
 from lora_jax.files import check_output, write_json
 from lora_jax.metrics import files, generation, summaries
+from lora_jax.metrics.generation import Scores
 
 _WITH_BLEU = ("e2e", "webnlg")
-METRICS = (*_WITH_BLEU, "samsum", "mnli_text", "wikisql")
+METRICS = (*_WITH_BLEU, "samsum", "wikisql", *glue_text.OF_GLUE)
 _USAGE = (
     f"python -m experiments.score REFS HYPS [--metrics={'|'.join(METRICS)}] [--bleu=...] [--split=...] "
     "[--json=FILE]"
@@ -87,8 +89,8 @@ def score(
             scores = generation.e2e(texts, targets)
         elif metrics == "samsum":
             scores = summaries.rouge(texts, targets)
-        elif metrics == "mnli_text":
-            scores = scoring.classes(texts, targets)
+        elif metrics in glue_text.OF_GLUE:
+            scores = _classes(texts, targets, metrics, references)
         else:
             scores = generation.webnlg(texts, targets, corpus_ter=corpus_ter, bleu=bleu)
     return {
@@ -101,6 +103,16 @@ def score(
         "missing": scores.missing,
         "notes": scores.notes,
     }
+
+
+def _classes(
+    texts: Sequence[str], targets: Sequence[Sequence[str]], task: str, references: str
+) -> Scores:
+    try:
+        return scoring.classes(texts, targets, glue_text.classes(task))
+    except InputError as error:
+        remedy = f"Is --metrics={task} what these texts are of?"
+        raise InputError(f"{references}: {error}. {remedy}") from error
 
 
 def _check_count(where: str, instances: int, hypotheses: str, texts: Sequence[str]) -> None:

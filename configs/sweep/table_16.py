@@ -14,16 +14,20 @@
 
 The four methods, five seeds each, with Table 17's batch sizes, epochs, prefix lengths and rank. Other models
 than GPT-3 want other learning rates: here those of the model's configs, one for all sizes; only large models
-given by name have Table 17's own. Chance is 33.3. The results beside the paper's: experiments.report.
+given by name have Table 17's own. All seeds train on the same examples, the first ones of each class in the
+file, so that intervals over seeds say nothing of other examples. Chance is 33.3. The results beside the
+paper's: experiments.report.
 
 Variants: `SIZE` (MiniLM with a classification head) and `SIZE,roberta_base`, whose task is `mnli`; any of
 GLUE's classification tasks by `--config.run.task=`. The small model is scored on the first 2,000 of the 9,815
 dev examples after every epoch, `--config.run.data.max_eval_examples=0` takes all.
 
 MNLI as text, which a decoder continues with the class, as the paper's: `SIZE,smollm2`, or another model of
-configs/sweep/nlg_runs.py (small, gpt2_xl, llama), with Table 17's 250,000 tokens of warm-up. Of the dev
-examples smollm2 and small write the classes of the first 2,000 (`--config.run.data.max_prompts=0`: all) at
-the epoch of the lowest loss on the first 200.
+configs/sweep/nlg_runs.py (small, gpt2_xl, llama), with Table 17's 250,000 tokens of warm-up: in rows of
+Table 12's 768 tokens 16 updates, of 200 at 100 examples and of 2,000 at 1,000, and 3 updates of 400 at
+10,000. (Our rows are as long as their texts, so that these updates read fewer tokens. Classifiers warm up
+for 6% of the updates.) Of the dev examples smollm2 and small write the classes of the first 2,000
+(`--config.run.data.max_prompts=0`: all) at the epoch of the lowest loss on the first 200.
 """
 
 from __future__ import annotations

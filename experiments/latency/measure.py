@@ -18,7 +18,7 @@ from experiments.latency.trials import Point
 from experiments.runs import folder
 from experiments.runs.fields import check_config
 from experiments.runs.latency_fields import LATENCY, LATENCY_OPEN
-from lora_jax import locking, run_folder
+from lora_jax import locking, run_files, run_folder
 from lora_jax.files import check_folder
 from lora_jax.training.records import environment
 
@@ -66,7 +66,9 @@ def _measured(config: ConfigDict, workdir: Path) -> Record:
             points[batch, length] = point
     described = {name: contender.described() for name, contender in found.by_name.items()}
     in_order = [points[place] for place in grid]
-    record = results.record(plain, here, described, found.base.values, in_order)
+    record = run_files.signed(
+        workdir, results.record(plain, here, described, found.base.values, in_order)
+    )
     page.write(workdir, record)
     return record
 

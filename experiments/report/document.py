@@ -48,7 +48,7 @@ def tables(every: Sequence[Record], prompted: Sequence[Prompted] = ()) -> list[T
       every: records of runs that trained, or only decoded.
       prompted: of runs of experiments.prompting.
     """
-    records = [record for record in every if not low_data.is_low_data(record)]
+    records = _usual(every)
     sweeps = weight_sweeps.find_sweeps(records)
     elsewhere = weight_sweeps.only_in_sweeps(records, sweeps)
     return [
@@ -64,6 +64,11 @@ def tables(every: Sequence[Record], prompted: Sequence[Prompted] = ()) -> list[T
         low_data.table(every),
         gpt2_ranks.gpt2_rank_table(records),
     ]
+
+
+def _usual(every: Sequence[Record]) -> list[Record]:
+    """All but the runs on little data, which have a table of their own."""
+    return [record for record in every if not low_data.is_low_data(record)]
 
 
 def document(
@@ -103,9 +108,9 @@ def document(
         if table.number in plots:
             against = "training examples" if table.number == 16 else "trained values"
             parts.append(f"![Score against {against}, {table.title}]({plots[table.number]})")
-    if compared := method_orders.comparisons(runs.records):
+    if compared := method_orders.comparisons(_usual(runs.records)):
         parts.append(figure_2.markdown(compared, methods))
-    sweeps = rank_sweeps.find_sweeps(runs.records)
+    sweeps = rank_sweeps.find_sweeps(_usual(runs.records))
     if sweeps:
         parts.append(rank_tables.markdown(sweeps, common, rank_curves))
     placed = [*(table.records for table in shown), *(sweep.records for sweep in sweeps)]
@@ -156,12 +161,12 @@ def write(runs: RunRecords, command: str, path: Path, only_ours: bool = False) -
             continue
         save(figure, image)
         plots[table.number] = f"{folder.name}/{image.name}"
-    sweeps = rank_sweeps.find_sweeps(runs.records)
+    sweeps = rank_sweeps.find_sweeps(_usual(runs.records))
     ranks = rank_tables.csv_text(sweeps) if sweeps else ""
     curves = _write_plot(
         folder, "rank_sweeps.csv", ranks, "rank_curves.png", rank_plot.figure(sweeps)
     )
-    compared = method_orders.comparisons(runs.records)
+    compared = method_orders.comparisons(_usual(runs.records))
     pairs = figure_2.csv_text(compared) if any(map(method_orders.orders, compared)) else ""
     of_methods = figure_2.figure(compared)
     methods = _write_plot(folder, "figure_2.csv", pairs, "figure_2.png", of_methods)

@@ -184,13 +184,14 @@ def _findings(prompted: Sequence[Prompted]) -> str:
 
 def _words(each: Prompted) -> str:
     accuracies = [100 * value for value in each.scores["accuracy"]]
-    if len(accuracies) > 1:
+    if len(set(accuracies)) > 1:
         over = intervals.mean(accuracies)
         low, high = over.value - over.half, over.value + over.half
         told = f"mean {over.value:.1f}, 95% interval over {len(accuracies)} draws {low:.1f} to {high:.1f}"
     else:
         low, high = (100 * end for end in each.ends[0])
-        told = f"{accuracies[0]:.1f}, 95% interval {low:.1f} to {high:.1f} (binomial)"
+        draws = f" in each of {len(accuracies)} draws" if len(accuracies) > 1 else ""
+        told = f"{accuracies[0]:.1f}{draws}, 95% interval {low:.1f} to {high:.1f} (binomial)"
     other = "; ".join(
         f"{name.removeprefix('accuracy_').replace('_', ' ')} {100 * sum(v) / len(v):.1f}"
         for name, v in each.scores.items()

@@ -19,6 +19,11 @@ from lora_jax.reading import read_object
 from lora_jax.run_folder import RESULT, SETTINGS
 
 _NONE: Mapping[Path, str] = {}
+# What experiments.reproduce sends besides runs, by a key of its record.
+_NO_RUNS = {
+    "contenders": "a measurement of experiments.latency, whose page has its tables (latency.md)",
+    "tables": "an analysis of experiments.subspace, whose page has its tables (analysis.md)",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,6 +72,7 @@ def find(
             found.take(record, f"{Path(*path.parts[-2:])}: {label}")
     if not found.records and not found.prompted:
         started = f"; not finished: {', '.join(found.unfinished)}" if found.unfinished else ""
+        started += "".join(f"; {label} is {what}" for label, what in found.others)
         raise InputError(
             f"no run record (result.json) in {', '.join(map(str, folders))}{started}. Give the "
             "--workdir of a finished run of experiments.glue or experiments.nlg, a folder that "
@@ -91,7 +97,10 @@ class _Found:
         """Puts a record among those that are shown, or among the others with the reason."""
         content = to_json(record.values, indent=None)
         is_copy, first = content in self.known, self.known.setdefault(content, label)
-        if record.values.get("task") == "pretrain":
+        no_run = next((why for key, why in _NO_RUNS.items() if key in record.values), "")
+        if no_run:
+            self.others.append((label, no_run))
+        elif record.values.get("task") == "pretrain":
             self.others.append((label, "a pre-training run, no adaptation"))
         elif record.values.get("task") == "tune":
             self.others.append(

@@ -13,6 +13,16 @@ Verdict = Literal["within", "above", "below", "diverged", "not known"]
 Band = tuple[float, float]
 
 
+def chance(share: float, scored: int) -> float:
+    """By how much two scores may differ by chance in the scored examples alone (95%).
+
+    Args:
+      share: of right answers, about; its standard error is sqrt(share (1 - share) / scored).
+      scored: number of examples.
+    """
+    return 1.96 * math.sqrt(2 * share * (1 - share) / scored)
+
+
 def center(values: Sequence[float], median: bool = False) -> float:
     """The mean over seeds, or their median."""
     return statistics.median(values) if median else statistics.fmean(values)
@@ -31,9 +41,11 @@ def band(values: Sequence[float], tolerance: float, median: bool = False) -> Ban
       median: whether the band is that of medians, which is drawn around theirs with the same width.
 
     Returns:
-      The lowest and the highest; None if a seed diverged.
+      The lowest and the highest; None if a seed diverged, or if there is one seed and no tolerance.
     """
     if not values or any(math.isnan(value) for value in values):
+        return None
+    if len(values) == 1 and not tolerance:
         return None
     middle, half = center(values, median), tolerance
     if len(values) > 1:  # the difference of two means spreads by sqrt(2) times as much as one

@@ -1,4 +1,4 @@
-"""All items, in the order of the paper's tables."""
+"""All items, in the order of the paper's tables; those that are not the paper's come last."""
 
 from __future__ import annotations
 
@@ -6,7 +6,13 @@ import functools
 import re
 from collections.abc import Mapping
 
-from experiments.reproduce import glue_items, sweep_items, text_items
+from experiments.reproduce import (
+    glue_items,
+    gpt3_items,
+    measured_items,
+    sweep_items,
+    text_items,
+)
 from experiments.reproduce.items import Item
 from lora_jax.errors import InputError
 from lora_jax.patterns import some
@@ -16,15 +22,25 @@ from lora_jax.patterns import some
 def catalogue() -> Mapping[str, Item]:
     """Every item by its id."""
     items = (
+        *measured_items.latency(),
         *glue_items.minilm(),
         *glue_items.paper_rows(),
         text_items.pretrained(),
         *text_items.small(),
         *text_items.paper_rows(),
+        *gpt3_items.table_4(),
+        *measured_items.subspaces(),
+        *gpt3_items.table_8(),
         *sweep_items.tables(),
         *sweep_items.comparisons(),
     )
-    return {item.id: item for item in items}
+    by_table = sorted(items, key=lambda item: _number(item.table))
+    return {item.id: item for item in by_table}
+
+
+def _number(table: str) -> tuple[bool, int]:
+    """Sorts tables: those of the paper by their number, others last."""
+    return (not table.isdigit(), int(table) if table.isdigit() else 0)
 
 
 def chosen(table: str = "", model: str = "", only: str = "") -> list[Item]:
@@ -39,7 +55,7 @@ def chosen(table: str = "", model: str = "", only: str = "") -> list[Item]:
       InputError: there is none; the message names what there is.
     """
     every = catalogue()
-    tables = sorted({item.table for item in every.values()}, key=lambda name: (len(name), name))
+    tables = dict.fromkeys(item.table for item in every.values())
     if table and table not in tables:
         raise InputError(f"--table={table}: known are {', '.join(tables)}")
     of_table = [item for item in every.values() if table in ("", item.table)]

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from experiments.paper.columns import COLUMNS
 from experiments.paper.scores import SCORES
+from experiments.reproduce import bands
 from experiments.reproduce.items import Item
 
 # Examples of the training sets, and of what is scored.
@@ -46,8 +47,8 @@ _TYPICAL = {"cola": 0.65, "stsb": 0.9}
 def tolerances(task: str, share: float = 0.9) -> dict[str, float]:
     """What two runs of one seed may differ by, chance in the dev examples alone (95%).
 
-    Of a share p of n right answers the standard error is sqrt(p (1 - p) / n), of a correlation r, also
-    Matthews', (1 - r^2) / sqrt(n).
+    Of a share of right answers see `bands.chance`; of a correlation r, also Matthews', the standard error is
+    (1 - r^2) / sqrt(n).
 
     Args:
       task: of GLUE.
@@ -56,10 +57,8 @@ def tolerances(task: str, share: float = 0.9) -> dict[str, float]:
     scored = _SIZES[task][1]
     correlation = _TYPICAL.get(task)
     if correlation is None:
-        error = (share * (1 - share) / scored) ** 0.5
-    else:
-        error = (1 - correlation**2) / scored**0.5
-    return {"": 1.96 * 2**0.5 * error}
+        return {"": bands.chance(share, scored)}
+    return {"": 1.96 * 2**0.5 * (1 - correlation**2) / scored**0.5}
 
 
 def minilm() -> Iterator[Item]:
@@ -91,5 +90,5 @@ def paper_rows() -> Iterator[Item]:
                 paper={column.metric: score} if score[0].isdigit() else {},
                 needs={"init_adapter": start} if from_mnli and task in _FROM_MNLI else {},
                 tolerances=tolerances(task), percent=(column.metric,),
-                median=True, examples=_SIZES[task][0],
+                median=True, accelerator=True, examples=_SIZES[task][0],
             )  # fmt: skip

@@ -14,13 +14,16 @@ SOURCES = {
     "glue": "GLUE's original TSV files (without it they are downloaded)",
     "nlg": "the folders of E2E, WebNLG, DART, WikiSQL and the others (docs/data_to_text.md)",
 }
-_OPTIONAL = "glue"  # the default of its configs downloads
-Kind = Literal["run", "sweep", "comparison"]
+_WITHOUT = {"glue": "tfds"}  # what a command reads where no folder is named: it downloads
+Kind = Literal["run", "sweep", "comparison", "latency", "subspace"]
 RECORDS: Mapping[Kind, str] = {
     "run": "result.json",
     "sweep": "sweep.json",
     "comparison": "comparison.json",
+    "latency": "latency.json",
+    "subspace": "analysis.json",
 }
+_OF_RUNS = ("sweep", "comparison")  # kinds whose configs hold that of a run
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -36,13 +39,16 @@ class Item:
       settings: further flags.
       source: whose folder the command reads, see `SOURCES`; "" for none.
       kind: what the command writes, see `RECORDS`.
-      metrics: of a run's or a sweep's record; of a comparison the score is its headline.
+      metrics: of a run's or a sweep's record; of a comparison the score is its headline. Of a latency
+        measurement the slow-downs that are scores, and of an analysis of subspaces the columns of its tables,
+        see `outcome.Outcome`.
       paper: what the paper prints, by metric, such as 95.1±.2; {} for what is no row of the paper.
       needs: by field, the other item whose folder it takes and what in that folder, such as `model`.
       percent: metrics that are shown times 100, as the paper prints them; `*` for all.
       tolerances: by metric, by how much one seed may differ on another machine or by chance, in the record's
-        units; "" is for all others.
+        units; "" is for all others. Without one a score of the paper, or of a single seed, has no band.
       median: whether scores over seeds are their median, as in Table 2, and not their mean.
+      accelerator: whether it is for a GPU or a TPU.
       examples: of the training set, for the length of training; 0 if that is not planned.
       differs: from the paper's set-up, in words.
     """
@@ -61,6 +67,7 @@ class Item:
     percent: tuple[str, ...] = ()
     tolerances: Mapping[str, float] = dataclasses.field(default_factory=dict)
     median: bool = False
+    accelerator: bool = False
     examples: int = 0
     differs: str = ""
 
@@ -83,7 +90,7 @@ class Item:
     @property
     def of_run(self) -> str:
         """What the fields of a run begin with on the command line."""
-        return "--config" if self.kind == "run" else "--config.run"
+        return "--config.run" if self.kind in _OF_RUNS else "--config"
 
 
 def folder(root: Path, name: str) -> Path:
@@ -104,9 +111,9 @@ def command(item: Item, root: Path, sources: Mapping[str, str]) -> list[str]:
     """
     arguments = ["-m", item.module, f"--config={item.config}"]
     arguments.append(f"--workdir={folder(root, item.id)}")
-    if found := sources.get(item.source):
+    if found := sources.get(item.source, _WITHOUT.get(item.source)):
         arguments.append(f"{item.of_run}.data.source={found}")
-    elif item.source and item.source != _OPTIONAL:
+    elif item.source:
         raise InputError(
             f"{item.id} needs a folder of data: --{item.source}=FOLDER, {SOURCES[item.source]}"
         )

@@ -6,6 +6,7 @@ import dataclasses
 import datetime
 import math
 import re
+import statistics
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -27,13 +28,16 @@ class Outcome:
 
     Attributes:
       scores: by name the value of every seed, NaN where one diverged. In a sweep the name has the point in
-        front, in a comparison it is the method at its best rate.
-      seconds: of training, all runs together; None if no record says it.
+        front, in a comparison it is the method at its best rate. Of a latency measurement it is the share by
+        which a contender is slower than the base, `1 x 128: adapter_h`; of an analysis of subspaces the
+        median over layers of a column, `r8 query: factor`, of phi at i = j = 1 of A's directions where
+        there are several.
+      seconds: of training, all runs together; None if no record says it, or nothing was trained.
       made: the day on which the last record was written, 2026-12-01.
       on: the machine, in words.
       versions: of packages, as the first record has them.
       inputs: digests of the data and the model, as the first record has them.
-      records: of the runs as they wrote them, by folder (`.` for a run alone), digests included.
+      records: of the runs as they wrote them, by folder (`.` for one alone), digests included.
     """
 
     scores: Scores
@@ -55,8 +59,8 @@ def read(item: Item, folder: Path) -> Outcome:
     Raises:
       FileError, MissingFileError: a record is missing, damaged, or has not the metrics.
     """
-    if item.kind == "run":
-        found = {".": checked.read(folder / RECORDS["run"])}
+    if item.kind in ("run", "latency", "subspace"):
+        found = {".": checked.read(folder / RECORDS[item.kind])}
     else:
         paths = sorted((folder / _POINTS).glob("*/" + RECORDS["run"]))
         found = {path.parent.name: checked.read(path) for path in paths}
@@ -64,18 +68,23 @@ def read(item: Item, folder: Path) -> Outcome:
         scores = _of_comparison(folder)
     elif item.kind == "sweep":
         scores = _of_points(found, item.metrics)
+    elif item.kind == "latency":
+        scores = _of_latency(found["."], item.metrics)
+    elif item.kind == "subspace":
+        scores = _of_subspaces(found["."], item.metrics)
     else:
         scores = {name: _values(found["."], name) for name in item.metrics}
     known = [record.values.get("seconds") for record in found.values()]
     seconds = [value for value in known if isinstance(value, int | float)]
     newest = max(record.path.stat().st_mtime for record in found.values())
     first = next(iter(found.values())).values
+    about = first.get("environment", first)
     return Outcome(
         scores=scores,
         seconds=sum(seconds) if seconds else None,
         made=datetime.datetime.fromtimestamp(newest, datetime.UTC).date().isoformat(),
-        on=_machine(first),
-        versions=first.get("versions", {}),
+        on=_machine(about),
+        versions=about.get("versions", {}),
         inputs=first.get("inputs", {}),
         records={name: record.values for name, record in found.items()},
     )
@@ -106,6 +115,34 @@ def _of_points(found: Mapping[str, Record], metrics: tuple[str, ...]) -> Scores:
 def _of_comparison(folder: Path) -> Scores:
     rows = comparison.read(folder, "experiments.compare").rows
     return {row.name: tuple(row.best.scores.values()) for row in rows if row.best is not None}
+
+
+def _of_latency(record: Record, names: tuple[str, ...]) -> Scores:
+    found = {
+        f"{point['batch']} x {point['length']}: {name}": figures["slow_down"]
+        for point in record.get("points", list)
+        for name, figures in point["contenders"].items()
+    }
+    missing = [name for name in names if not found.get(name)]
+    if missing:
+        raise FileError(
+            record.path, "points", f"no {missing[0]!r}", "every contender that is a score"
+        )
+    return {name: (float(found[name]["value"]),) for name in names}
+
+
+def _of_subspaces(record: Record, columns: tuple[str, ...]) -> Scores:
+    layers: dict[str, list[float]] = {}
+    tables = record.record("tables")
+    for table in tables.values:
+        for row in tables.get(table, list):
+            if row.get("directions", "a") != "a" or (row.get("i", 1), row.get("j", 1)) != (1, 1):
+                continue
+            for column in columns:
+                if column in row:
+                    name = f"{row.get('pair') or row['adapter']} {row['weight']}: {column}"
+                    layers.setdefault(name, []).append(float(row[column]))
+    return {name: (statistics.median(values),) for name, values in layers.items()}
 
 
 def _tables(record: Record) -> tuple[str, ...]:

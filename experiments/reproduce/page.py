@@ -26,13 +26,17 @@ python -m experiments.reproduce --table=2 --model=minilm --glue=FOLDER --workdir
 runs what belongs to Table 2 with MiniLM, one command after the other (`--only=sst2/` a part of it,
 `--list` shows them, and the same command goes on after an interruption), and says of each score whether
 it lies in the expected band. `--glue` names GLUE's original TSV files, without it they are downloaded;
-`--nlg` the folders of E2E, WebNLG, DART and the others ([data_to_text.md](data_to_text.md)).
+`--nlg` the folders of E2E, WebNLG, DART and the others ([data_to_text.md](data_to_text.md)). Tables 9 to 12
+and 17 are settings, which the configs have ([paper_tables.md](paper_tables.md)). Figures come with tables:
+5 with Table 1; 3, 4, 6, 7 and 8 with Table 7; and 2 is drawn from Table 15's runs by
+`python -m experiments.report runs/reproduce/table_15 --output=PAGE.md`.
 
 A band is where the mean over as many new seeds lies in 95 of 100 cases: the mean measured here and t s
 sqrt(2/n) to each side, with the standard deviation s of n seeds, but never less than what chance in the
-scored examples or another processor may change. A row of the paper that was not run has a band around the
-paper's score, of twice the printed spread or the same least width; Table 2's are medians over seeds. The
-command says where data or model are not those of the band.
+scored examples or another processor may change. Slow-downs (Table 1) are of one device, and a measure of
+subspaces (Table 7) is a median over layers, which has no band. A row of the paper that was not run has a
+band around the paper's score, of twice the printed spread or the same least width; Table 2's are medians
+over seeds. The command says where data or model are not those of the band.
 
 **Send results back.** The command leaves `reproduced.json` in its folder, with the record of every run
 and a digest of each. Open an issue with that file; `python -m experiments.report reproduced.json
@@ -40,11 +44,13 @@ and a digest of each. Open an issue with that file; `python -m experiments.repor
 """
 _NOT_RUN = """
 No number of these rows has been measured by this project, which has no accelerator and no hub. One
-command fills them in: the group's, on a machine with a GPU. Memory is that of one device by XLA's
-compiler for it (bfloat16 base, batches packed into rows of {length} tokens), nothing ran; hours are the
-products of all seeds at {efficiency:.0%} of the device's peak, which is a guess. A dash: the mean length
-of the data set is not measured.
+command fills them in: the group's, on a machine with a GPU. GPT-3 itself cannot be had: what the paper has
+of it is here on GPT-2 XL. Memory is that of one device by XLA's compiler for it (bfloat16 base, batches
+packed into rows of {length} tokens), nothing ran; hours are the products of all seeds at {efficiency:.0%}
+of the device's peak, which is a guess. A dash: not compiled (`python -m experiments.reproduce --only=ITEM
+--costs=a100-40:1` does it for a run whose data's mean length is known), or no single training.
 """
+_MANY = 9  # of the paper's scores, the most that a cell shows
 
 
 def page(manifest: Manifest) -> str:
@@ -57,13 +63,13 @@ def page(manifest: Manifest) -> str:
         parts += [_title(table, model), _made_table(list(group), manifest.made)]
     parts += [
         "\n## Not made yet, without an accelerator\n",
-        _commands(i for i in rest if not i.examples),
+        _commands(i for i in rest if not i.accelerator),
     ]
     parts += [
         "\n## Not run: rows of the paper\n",
         _NOT_RUN.format(length=512, efficiency=cost.EFFICIENCY),
     ]
-    far = [item for item in rest if item.examples]
+    far = [item for item in rest if item.accelerator]
     for (table, model), group in groupby(far, key=_group):
         parts += [_title(table, model), _not_run(list(group), manifest.costs)]
     return "\n".join(parts) + "\n"
@@ -101,8 +107,9 @@ def _expected(item: Item, score: str, manifest: Manifest) -> bands.Band | None:
     made = manifest.made.get(item.id)
     if made is not None and score in made.scores:
         return made.scores[score].band
-    if printed := item.paper.get(score):
-        return bands.of_paper(printed, item.unit(score), item.tolerance(score))
+    tolerance = item.tolerance(score)
+    if tolerance and (printed := item.paper.get(score)):
+        return bands.of_paper(printed, item.unit(score), tolerance)
     return None
 
 
@@ -141,17 +148,23 @@ def _commands(items: Iterable[Item]) -> str:
 
 def _not_run(items: Sequence[Item], costs: Mapping[str, Cost]) -> str:
     table, model = _group(items[0])
-    source = items[0].source
-    flag = f" --{source}=FOLDER" if source == "nlg" else ""
+    sources = dict.fromkeys(item.source for item in items if item.source)
+    flag = "".join(f" --{name}=FOLDER" for name in sources if name != "glue" or len(sources) > 1)
     lines = [
         f"`python -m experiments.reproduce --table={table} --model={model}{flag} --workdir=runs/reproduce`\n",
         "| item | paper | device | memory, GiB | hours |",
         "|---|---|---|---|---|",
     ]
     for item in items:
-        paper = ", ".join(f"{name} {score}" for name, score in item.paper.items()) or "-"
-        lines.append(f"| `{item.name}` | {paper} | {_cost(costs.get(item.id))} |")
+        lines.append(f"| `{item.name}` | {_paper(item)} | {_cost(costs.get(item.id))} |")
     return "\n".join([*lines, ""])
+
+
+def _paper(item: Item) -> str:
+    """What the paper prints; what differs from it where no cell is this item's."""
+    if len(item.paper) > _MANY:
+        return f"{len(item.paper)} numbers, in the head of `{item.config.partition(':')[0]}`"
+    return ", ".join(f"{name} {score}" for name, score in item.paper.items()) or item.differs
 
 
 def _cost(known: Cost | None) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jaxtyping import Float, Int
 from ml_collections import ConfigDict
 
 from experiments.runs import fields, intervals, origins
@@ -74,6 +75,10 @@ class Prompting:
         )
         self.notes: dict[str, str] = {}
         self.adapter = self._read_adapter(config.adapter)
+        if self.adapter and config.form != "text":
+            self.notes["form"] = (
+                "the adapter was trained on other prompts (config.form=text) than it is asked in"
+            )
         self.split = self.task.evaluations[0]
         source = config.data.source
         every = glue.read(self.task, self.split, source)
@@ -146,8 +151,7 @@ class Prompting:
         Returns:
           One question more than there are queries; and the demonstrations.
         """
-        classes = self.task.num_outputs
-        shown = glue_prompts.demonstrations(self._train, self._config.shots, classes, seed)
+        shown = glue_prompts.demonstrations(self._train, self._config.shots, self.task.labels, seed)
         made = glue_prompts.prompts(
             self.task, self._config.form, shown, self.queries, self._tokenizer
         )
@@ -190,16 +194,21 @@ class Prompting:
             UNCONDITIONAL: of_queries - unconditional,
         }
         labels = self.queries.labels
-        right = {name: values.argmax(axis=1) == labels for name, values in by_rule.items()}
+        right = {name: _chosen(values) == labels for name, values in by_rule.items()}
+        unknown = {name: int((_chosen(values) < 0).sum()) for name, values in by_rule.items()}
         self._write_answers(folder / "answers.jsonl", of_queries)
         return {
             "test": {name: float(hits.mean()) for name, hits in right.items()},
             "missing": {},
-            "metric_notes": {},
+            "metric_notes": {
+                name: f"{count:,} of {len(labels):,} queries count as wrong, as the model gives no numbers"
+                for name, count in unknown.items()
+                if count
+            },
             "interval": list(intervals.share(int(right[ACCURACY].sum()), len(labels))),
-            "predicted": np.bincount(
-                of_queries.argmax(axis=1), minlength=self.task.num_outputs
-            ).tolist(),
+            "predicted": [
+                int((_chosen(of_queries) == label).sum()) for label in range(self.task.num_outputs)
+            ],
             "demonstrations": _digest(shown),
             "tokens": found.read,
             "seconds": found.seconds,
@@ -212,15 +221,23 @@ class Prompting:
             to_json(
                 {
                     "label": names[label],
-                    "prediction": names[int(values.argmax())],
+                    "prediction": names[chosen] if chosen >= 0 else None,
                     "log_likelihoods": dict(zip(names, values.tolist(), strict=True)),
                 },
                 indent=None,
             )
-            for label, values in zip(self.queries.labels, sums, strict=True)
+            for label, values, chosen in zip(
+                self.queries.labels, sums, _chosen(sums).tolist(), strict=True
+            )
         ]
         if is_main():
             write_text(path, "".join(f"{line}\n" for line in lines))
+
+
+def _chosen(values: Float[np.ndarray, "queries classes"]) -> Int[np.ndarray, " queries"]:
+    """The class of the highest value, the first one of equals; -1 where a value is no number."""
+    chosen: np.ndarray = np.where(np.isfinite(values).all(axis=1), values.argmax(axis=1), -1)
+    return chosen
 
 
 def _digest(examples: Examples) -> str:
@@ -228,6 +245,6 @@ def _digest(examples: Examples) -> str:
 
 
 def means(records: Mapping[int, Mapping[str, Any]], name: str) -> intervals.Interval | None:
-    """The mean score over draws with the interval of Student's t; None of one draw."""
+    """The mean score over draws with the interval of Student's t; None of draws that are all alike."""
     values = [record["test"][name] for record in records.values()]
-    return intervals.mean(values) if len(values) > 1 else None
+    return intervals.mean(values) if len(set(values)) > 1 else None

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable, Sequence
 
 from lora_jax import digests
 from lora_jax.data import data_to_text, glue_text
 from lora_jax.data.pairs import EvaluationSet
 from lora_jax.data.wikisql import Question
+from lora_jax.errors import InputError
 from lora_jax.files import to_json
 from lora_jax.metrics import answers, generation, summaries, wikisql
 from lora_jax.metrics.generation import Scores
@@ -34,7 +36,8 @@ def scorer(dataset: str, split: str, source: str, test: EvaluationSet) -> tuple[
         of_inputs = _by_input(data_to_text.questions(split, source), test)
         return functools.partial(wikisql.score, questions=of_inputs), _of_tables(of_inputs)
     if dataset in glue_text.OF_GLUE:
-        return functools.partial(classes, references=test.references), ""
+        names = glue_text.classes(dataset)
+        return functools.partial(classes, references=test.references, names=names), ""
     if dataset in ("samsum", "dialogsum"):
         return functools.partial(summaries.rouge, references=test.references), ""
     if dataset == "e2e":
@@ -42,22 +45,34 @@ def scorer(dataset: str, split: str, source: str, test: EvaluationSet) -> tuple[
     return functools.partial(by_subset, test=test), ""
 
 
-def classes(texts: Sequence[str], references: Sequence[Sequence[str]]) -> Scores:
-    """The share of examples whose class is written, and nothing else.
+def classes(
+    texts: Sequence[str], references: Sequence[Sequence[str]], names: Sequence[str]
+) -> Scores:
+    """The share of examples whose class is written, and nothing else; any other text is wrong.
 
     Args:
       texts: one for each different input.
       references: the class of every example with this input.
+      names: of all classes.
+
+    Raises:
+      InputError: a reference is no class.
     """
+    for number, reference in enumerate(itertools.chain(*references), start=1):
+        if not any(answers.exact_match(reference, name) for name in names):
+            raise InputError(
+                f"reference {number} is {reference[:80]!r}, which is no class: expected one of "
+                f"{', '.join(names)}"
+            )
     pairs = [
         (text, reference)
         for text, several in zip(texts, references, strict=True)
         for reference in several
     ]
-    known = {reference for _, reference in pairs}
     notes: dict[str, str] = {}
-    if others := sum(text not in known for text in texts):
-        notes[ACCURACY] = f"{others:,} of {len(texts):,} texts are the name of no class"
+    none = sum(not any(answers.exact_match(text, name) for name in names) for text in texts)
+    if none:
+        notes[ACCURACY] = f"{none:,} of {len(texts):,} texts are the name of no class"
     right = sum(answers.exact_match(text, reference) for text, reference in pairs)
     return Scores({ACCURACY: right / len(pairs)}, {}, notes)
 

@@ -11,8 +11,9 @@ from ml_collections import ConfigDict
 from experiments.runs import folder, text_tables
 from experiments.subspace.figures import FigureFolder
 from experiments.subspace.tables import Row, summarise_layers
-from lora_jax import files
+from lora_jax import files, run_files
 from lora_jax.adapters import Adapter
+from lora_jax.training.records import environment
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,7 +100,10 @@ def write(
         parts += [f"![{caption}](figures/{file})" for file, caption in figures.of_table(name)]
         files.write_text(workdir / "tables" / f"{name}.csv", text_tables.csv_text(rows))
     files.write_text(workdir / "analysis.md", "\n\n".join(parts) + "\n")
-    files.write_json(
-        workdir / "analysis.json",
-        {"config": folder.plain(config), "adapters": about, "tables": dict(tables)},
-    )
+    record = {
+        "config": folder.plain(config),
+        "adapters": about,
+        "tables": dict(tables),
+        **environment(),
+    }
+    files.write_json(workdir / "analysis.json", run_files.signed(workdir, record))

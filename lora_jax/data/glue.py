@@ -62,13 +62,14 @@ class Examples:
         """Returns the first `limit` examples in order, or all if `limit` is not positive."""
         return self.subset(range(min(limit, len(self)))) if limit > 0 else self
 
-    def balanced(self, limit: int) -> Examples:
+    def balanced(self, limit: int, names: Sequence[str]) -> Examples:
         """Returns the first examples of each class, `limit` in all and as many of each, in order.
 
         So are the small training sets of the paper's Table 16; see `balanced.first_of_each`.
 
         Args:
             limit: Number of examples; if it is not positive, as many as the rarest class has of each.
+            names: Of all classes, by id.
 
         Raises:
             ValueError: The labels are scores, or a class has too few examples.
@@ -77,7 +78,7 @@ class Examples:
             raise InputError(
                 "Balanced examples need classes, and these labels are scores: leave data.balanced out"
             )
-        return self.subset(first_of_each(self.labels, limit))
+        return self.subset(first_of_each(self.labels, limit, names))
 
     def subset(self, indices: Sequence[int] | Int[np.ndarray, " _"]) -> Examples:
         """Returns the examples at `indices`, in the order of `indices`."""

@@ -94,13 +94,13 @@ def check(task: Task, form: Form) -> None:
         )
 
 
-def demonstrations(examples: Examples, shots: int, classes: int, seed: int) -> Examples:
+def demonstrations(examples: Examples, shots: int, names: Sequence[str], seed: int) -> Examples:
     """Draws `shots` examples of each class, without repetition, in random order.
 
     Args:
       examples: training examples.
       shots: of each class.
-      classes: their number.
+      names: of all classes, by id.
       seed: of the draw.
 
     Raises:
@@ -108,11 +108,12 @@ def demonstrations(examples: Examples, shots: int, classes: int, seed: int) -> E
     """
     random = np.random.default_rng(seed)
     chosen = []
-    for label in range(classes):
+    for label, name in enumerate(names):
         rows = np.flatnonzero(examples.labels == label)
         if len(rows) < shots:
             raise InputError(
-                f"{shots} demonstrations of class {label} are wanted, and {len(rows)} examples are there"
+                f"{shots} demonstrations of class {name!r} are wanted, and the training set has "
+                f"{len(rows)} examples of it"
             )
         chosen.append(random.choice(rows, shots, replace=False))
     return examples.subset(random.permutation(np.concatenate(chosen)))

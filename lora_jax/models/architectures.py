@@ -161,6 +161,8 @@ _OTHERS = {
     "albert": "All layers of an ALBERT share one set of weights, which runs once for each. A layer that "
     "stands at several depths is not implemented: a method would adapt all of them at once. BERT, RoBERTa, "
     "ELECTRA and DistilBERT have weights of their own in every layer",
+    "deberta": "It is a DeBERTa of the first version, whose layers are others. Versions 2 and 3, whose "
+    "model_type is deberta-v2, are implemented (microsoft/deberta-v3-base, for example)",
 }
 
 

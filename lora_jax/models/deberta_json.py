@@ -40,7 +40,8 @@ def derived(record: Record) -> dict[str, Any]:
         (_HEAD_RATE, rate, OPTIONAL_RATE),
     ):
         if not allowed.accepts(value):
-            raise record.error(key, brief(record.values[key]), str(allowed))
+            bars = "" if key == _HEAD_RATE else ", or one text with | between several"
+            raise record.error(key, brief(record.values[key]), f"{allowed}{bars}")
     _check_widths(record)
     norm = LAYER_NORM if LAYER_NORM in norms else NO_NORM
     return {"pos_att_type": parts, "norm_rel_ebd": norm, "classifier_dropout": rate}

@@ -107,7 +107,8 @@ def unused_heads(names: Sequence[str]) -> str:
     more = f" and {len(names) - 6} more" if len(names) > 6 else ""
     return (
         f"the head in the model folder is not used ({', '.join(names[:6])}{more}): a classifier starts "
-        'with a new one; in Python, hub.load_classifier(..., head="published") takes that of the folder'
+        "with a new one. If it is the head of a classifier, hub.load_classifier(..., head='published') takes "
+        "it in Python"
     )
 
 

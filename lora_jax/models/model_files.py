@@ -196,5 +196,5 @@ def _without_weights(folder: Path) -> str:
     return (
         f"The folder holds {present}. Weights are read from safetensors only; convert others (such as "
         "pytorch_model.bin) with transformers, where you trust the file: "
-        "AutoModel.from_pretrained(folder).save_pretrained(new)"
+        "AutoModel.from_pretrained(folder or name on the hub).save_pretrained(new)"
     )

@@ -191,20 +191,27 @@ def _examples(labels):
 def test_balanced_examples_are_the_first_of_each_class():
     labels = np.array([2, 0, 0, 1, 0, 2, 1, 1, 0, 2], np.int32)
     examples = _examples(labels)
-    taken = examples.balanced(6)
+    names = ("no", "maybe", "yes")
+    taken = examples.balanced(6, names)
     assert taken.labels.tolist() == [2, 0, 0, 1, 2, 1]
     assert taken.first == [f"text {n}" for n in (0, 1, 2, 3, 5, 6)]
     assert taken.second == [f"second {n}" for n in (0, 1, 2, 3, 5, 6)]
-    assert np.bincount(examples.balanced(7).labels).tolist() == [3, 2, 2]
-    assert np.bincount(examples.balanced(0).labels).tolist() == [3, 3, 3]
-    with pytest.raises(ValueError, match="need 4 of class 1, and there are 3: at most 9"):
-        examples.balanced(11)
+    assert np.bincount(examples.balanced(7, names).labels).tolist() == [3, 2, 2]
+    assert np.bincount(examples.balanced(0, names).labels).tolist() == [3, 3, 3]
+    for limit, classes, message in (
+        (11, names, "need 4 of class 'maybe', and there are 3: at most 9"),
+        (2, names, "2 balanced examples of 3 classes leave some without any"),
+        (8, (*names, "other"), "no example of class 'other', so it cannot be balanced"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            examples.balanced(limit, classes)
     scores = _examples(np.array([0.5, 1.0], np.float32))
     with pytest.raises(ValueError, match=r"labels are scores: leave data\.balanced out"):
-        scores.balanced(2)
+        scores.balanced(2, ())
 
 
 def test_real_balanced_examples(real_data):
-    mnli = glue.read(glue_tasks.task("mnli"), "train", str(real_data))
-    assert np.bincount(mnli.balanced(100).labels).tolist() == [34, 33, 33]
-    assert np.bincount(mnli.balanced(1_000).labels).tolist() == [334, 333, 333]
+    task = glue_tasks.task("mnli")
+    mnli = glue.read(task, "train", str(real_data))
+    for limit, counts in ((100, [34, 33, 33]), (1_000, [334, 333, 333])):
+        assert np.bincount(mnli.balanced(limit, task.labels).labels).tolist() == counts

@@ -89,8 +89,8 @@ def test_texts_are_those_that_decoders_are_trained_on(tokenizer):
 
 def test_demonstrations_are_drawn_alike_from_every_class():
     labels = np.array([0, 1, 2, 1, 0, 2] * 20, np.int32)
-    every = Examples([str(n) for n in range(120)], None, labels)
-    drawn = [glue_prompts.demonstrations(every, 2, 3, seed) for seed in (0, 0, 1, 2)]
+    every, names = Examples([str(n) for n in range(120)], None, labels), ("no", "maybe", "yes")
+    drawn = [glue_prompts.demonstrations(every, 2, names, seed) for seed in (0, 0, 1, 2)]
     for shown in drawn:
         assert np.bincount(shown.labels).tolist() == [2, 2, 2] and len(set(shown.first)) == 6
         assert all(
@@ -100,6 +100,8 @@ def test_demonstrations_are_drawn_alike_from_every_class():
     assert drawn[0].first == drawn[1].first != drawn[2].first != drawn[3].first
     orders = {tuple(d.labels) for d in drawn}
     assert len(orders) > 1  # no class is always the last one
-    assert len(glue_prompts.demonstrations(every, 0, 3, 0)) == 0
-    with pytest.raises(ValueError, match="41 demonstrations of class 0 are wanted, and 40"):
-        glue_prompts.demonstrations(every, 41, 3, 0)
+    assert len(glue_prompts.demonstrations(every, 0, names, 0)) == 0
+    with pytest.raises(
+        ValueError, match="41 demonstrations of class 'no' are wanted, and the training set has 40"
+    ):
+        glue_prompts.demonstrations(every, 41, names, 0)

@@ -41,7 +41,7 @@ def test_balanced_rows_are_those_that_a_classifier_gets(tmp_path):
         pairs = data_to_text.read(f"{name}_text", "train", str(tmp_path))
         examples = glue.read(task, "train", str(tmp_path))
         for limit in (len(task.labels), len(task.labels) + 1, 0):
-            taken, expected = pairs.balanced(limit), examples.balanced(limit)
+            taken, expected = pairs.balanced(limit), examples.balanced(limit, task.labels)
             assert taken.contexts == [
                 glue_text.context(task, *texts)
                 for texts in zip(expected.first, expected.second, strict=True)

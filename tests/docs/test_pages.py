@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from test_readme import python_lines
 
 import lora_jax as lj
 from experiments import glue  # noqa: F401 - what it imports sets variables of the environment
+from experiments.reproduce.catalogue import catalogue
 from lora_jax.methods import registry
 
 ROOT = Path(__file__).parents[2]
@@ -74,6 +76,20 @@ def test_extending(run, tiny_model, monkeypatch):
     lj.save("gained", names["doubled"], names["gain"]("layers/0"), names["linear"])
     again = lj.load("gained", names["linear"])
     np.testing.assert_array_equal(again(x[:, 0]), names["doubled"](x[:, 0]))
+
+
+def test_every_table_and_figure_of_the_paper_is_on_its_page():
+    text = (ROOT / "docs/paper_tables.md").read_text()
+    tables = {int(number) for number in re.findall(r"^## Table (\d+):", text, re.M)}
+    settings = {int(number) for number in re.findall(r"^\| (\d+) \| ", text, re.M)}
+    assert tables | settings == set(range(1, 19)) and tables & settings == set()
+    figures = re.findall(r"^\| (\d): ", text, re.M)
+    assert [int(number) for number in figures] == list(range(1, 9))
+    for section in re.split(r"^## ", text, flags=re.M)[1:]:
+        number = re.match(r"Table (\d+):", section)
+        models = {i.model for i in catalogue().values() if number and i.table == number[1]}
+        same = re.search(r"as of Table 5", section)
+        assert same or {m for m in models if not re.search(rf"\b{m}`", section)} == set(), section
 
 
 # Their lines need files of a reader's, or are parts of something.

@@ -43,8 +43,20 @@ def test_every_public_name_has_its_place(site):
     names |= {f"lora_jax.training.{name}" for name in training.__all__}
     names |= {f"lora_jax.linen.{name}" for name in linen.__all__}
     assert names - there == set()
-    everywhere = re.findall(r'id="(lora_jax[\w.]*)"', text)
-    assert len(everywhere) > 300 and not [name for name in everywhere if "._" in name]
+    everywhere = set(re.findall(r'id="(lora_jax[\w.]*)"', text))
+    assert len(everywhere) > 500 and not [name for name in everywhere if "._" in name]
+    modules = {name.rpartition(".")[0] for name in everywhere}
+    # Constants have no docstrings of their own and stand in their module's source.
+    used = {name for name in imported_on_pages() if not name.rpartition(".")[2].isupper()}
+    assert len(used) > 30 and used - there - everywhere - modules == set()
+
+
+def imported_on_pages():
+    """What the Python of the pages imports of the library."""
+    for page in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]:
+        text = "\n".join(re.findall(r"```python\n(.*?)```", page.read_text(), re.S))
+        for module, names in re.findall(r"^ *from (lora_jax[\w.]*) import ([\w, ]+)$", text, re.M):
+            yield from (f"{module}.{name}" for name in names.split(", "))
 
 
 def test_files_outside_of_docs_are_pages(site):
@@ -54,8 +66,8 @@ def test_files_outside_of_docs_are_pages(site):
     assert list((site / "files/notebooks").glob("01_lora_from_scratch_*.png"))
     source = (site / "files/lora_jax/costs/chips/index.html").read_text()
     assert "class Chip:" in re.sub(r"<[^>]+>", "", source)
-    text = (site / "analysis/index.html").read_text()
-    assert 'href="../files/notebooks/01_lora_from_scratch/"' in text
+    text = (site / "variants/index.html").read_text()
+    assert 'href="../files/notebooks/06_variants/"' in text
 
 
 def test_pages_say_the_version(site):

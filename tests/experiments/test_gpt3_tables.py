@@ -22,7 +22,7 @@ from experiments.sweep.points import compatible, points
 from lora_jax import methods
 from lora_jax.data import data_to_text
 from lora_jax.data.pairs import by_context
-from lora_jax.metrics import files, summaries, wikisql
+from lora_jax.metrics import files, wikisql
 from lora_jax.models.gpt2 import GPT2, GPT2Config
 from tests.experiments.report_records import nlg_record
 
@@ -153,13 +153,9 @@ def test_another_split_stands_in_for_train_and_no_tables_are_told(config, data, 
 def test_samsum_and_mnli_from_files_to_scores(config, tmp_path, argument, names):
     result = run_all(DataToTextTask, config(argument), tmp_path / "run")
     assert list(result["test"]) == names and result["seeds"]["0"]["decode"]["prompts"] == 6
-    texts = files.read_hypotheses(tmp_path / "run/seed_0/predictions.txt")
-    references = files.read_references(tmp_path / "run/seed_0/references.txt")
     paths = [str(tmp_path / f"run/seed_0/{kind}.txt") for kind in ("references", "predictions")]
     of_files = score.score(*paths, argument.partition(",")[0])
     assert of_files["values"] == result["seeds"]["0"]["test"] and "bleu" not in of_files
-    again = summaries.rouge if argument.startswith("samsum") else scoring.classes
-    assert again(texts, references).values == result["seeds"]["0"]["test"]
 
 
 def test_balanced_texts_are_what_is_trained_on(config):

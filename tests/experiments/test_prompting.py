@@ -15,9 +15,11 @@ from experiments import prompting
 from experiments.paper.scores import TABLE_8
 from experiments.report.records import find
 from experiments.runs.data_to_text import DataToTextTask
-from experiments.runs.prompting import Prompting
+from experiments.runs.prompting import Prompting, means
 from experiments.runs.run import run_all
 from lora_jax.data import glue, glue_prompts, glue_tasks
+from lora_jax.decoding import scored as scored_module
+from lora_jax.decoding.scored import Scored
 
 NAMES = ("entailment", "neutral", "contradiction")
 ANSWERS = (" True", " Neither", " False")
@@ -87,7 +89,7 @@ def test_the_record_has_pytorch_s_answers(finished, data, llama):
     train, dev = (glue.read(task, split, str(data)) for split in ("train", "validation_matched"))
     ask = "{}\nQuestion: {}. True, False or Neither?\nAnswer:".format
     for seed in (0, 3):
-        shown = glue_prompts.demonstrations(train, 1, 3, seed)
+        shown = glue_prompts.demonstrations(train, 1, NAMES, seed)
         texts = zip(shown.first, shown.second, shown.labels, strict=True)
         head = "".join(f"{ask(a, b)}{ANSWERS[label]}\n\n" for a, b, label in texts)
         queries = [head + ask(a, b) for a, b in zip(dev.first, dev.second, strict=True)]
@@ -109,7 +111,11 @@ def test_the_record_has_pytorch_s_answers(finished, data, llama):
         }
     values = [result["seeds"][str(seed)]["test"]["accuracy"] for seed in (0, 3)]
     assert result["test"]["accuracy"]["values"] == values
-    assert result["interval"]["value"] == pytest.approx(np.mean(values))
+    assert (
+        values[0] == values[1] and result["interval"] is None
+    )  # which says nothing of the next draw
+    others = {seed: {"test": {"accuracy": value}} for seed, value in enumerate((0.4, 0.6))}
+    assert means(others, "accuracy").value == pytest.approx(0.5)
     assert result["prompting"] == {
         "form": "question", "shots": 1, "demonstrations": 3, "examples": 5, "classes": 3, "majority": 0.4
     }  # fmt: skip
@@ -136,6 +142,24 @@ def test_a_finished_run_is_read_back_and_others_are_refused(finished, data, llam
     assert {"result.json", "seed_0/predictions.jsonl", "seed_3/answers.jsonl"} <= set(
         result["digests"]
     )
+
+
+def test_a_model_that_gives_no_numbers_is_wrong_and_told(data, llama, tmp_path, monkeypatch):
+    """Of equals the first class is chosen, of what is no number none."""
+
+    def scored(*_, **__):
+        sums = np.full((6, 3), -1.0)
+        sums[1, 2], sums[5] = np.nan, 0
+        return Scored(sums.ravel(), 1, 1.0)
+
+    monkeypatch.setattr(scored_module, "score_all", scored)
+    result = prompting.run(config(data, llama[0], seeds=(0,)), tmp_path / "run")
+    lines = (tmp_path / "run/seed_0/answers.jsonl").read_text().splitlines()
+    chosen = [json.loads(line)["prediction"] for line in lines]
+    assert chosen == ["entailment", None, *["entailment"] * 3]
+    assert result["seeds"]["0"]["predicted"] == [4, 0, 0]
+    assert result["test"]["accuracy"]["mean"] == 2 / 5  # two of five are of the first class
+    assert result["notes"]["accuracy"].startswith("1 of 5 queries count as wrong")
 
 
 def test_a_tuned_model_is_asked_in_the_texts_it_was_trained_on(data, tiny_nlg, tmp_path):
@@ -168,7 +192,7 @@ def test_a_tuned_model_is_asked_in_the_texts_it_was_trained_on(data, tiny_nlg, t
 def test_what_cannot_be_asked_says_why(data, llama, tmp_path):
     for changes, message in (
         ({"shots": 0}, "with config.shots=0 nothing is drawn.*set config.seeds="),
-        ({"shots": 5}, "5 demonstrations of class 0 are wanted, and 4"),
+        ({"shots": 5}, "5 demonstrations of class 'entailment' are wanted, and .* has 4"),
         ({"task": "stsb"}, "config.task must be "),
         ({"form": "chat"}, "config.form must be "),
         ({"shots": -1}, "config.shots must be "),

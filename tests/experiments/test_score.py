@@ -75,6 +75,18 @@ def test_bad_files_are_named(folder, references, hypotheses, message):
         score.score(str(folder / references), str(folder / hypotheses), "e2e")
 
 
+def test_classes_are_those_of_the_task_and_every_other_text_is_wrong(folder):
+    (folder / "classes.txt").write_bytes(b"entailment\r\nnot entailment\r\nentailment\r\n")
+    (folder / "texts.txt").write_text("not  entailment\n\nentailment\n")
+    paths = [str(folder / name) for name in ("classes.txt", "texts.txt")]
+    found = score.score(*paths, "rte_text")
+    assert found["values"] == {"accuracy": 1 / 3}
+    assert found["notes"] == {"accuracy": "1 of 3 texts are the name of no class"}
+    with pytest.raises(ValueError, match=r"classes.txt: reference 2 is 'not entailment', which is no class"
+                       r".*expected one of entailment, neutral.*Is --metrics=mnli_text"):  # fmt: skip
+        score.score(*paths, "mnli_text")
+
+
 def test_command_prints_and_writes_scores(folder):
     program = folder / "bin" / "java"
     program.parent.mkdir()

@@ -18,9 +18,12 @@ from safetensors.numpy import load_file, save_file
 from configs.subspace import common, minilm_sst2, roberta_base_mnli
 from configs.subspace import folders as of_folders
 from experiments.convert import loralib
+from experiments.reproduce import outcome
+from experiments.reproduce.catalogue import catalogue
 from experiments.subspace import analysis, updates
 from lora_jax import adapters, methods, partition
 from lora_jax.analysis import plots
+from lora_jax.errors import FileError
 from lora_jax.models import hub
 
 ROOT = Path(__file__).parents[2]
@@ -180,6 +183,25 @@ def test_parts_of_a_fused_projection(tmp_path, file_names):
     row = _find(tables["amplification"], weight="v", layer=2)
     assert row["in_delta"] == pytest.approx(np.linalg.norm(u[:, :2].T @ w @ vt[:2].T), rel=1e-5)
     assert row["delta_norm"] == pytest.approx(np.linalg.norm(values_of_delta), rel=1e-5)
+
+
+def test_medians_over_layers_are_scores_of_experiments_reproduce(analysed):
+    tables, workdir = analysed
+    scores = outcome.read(catalogue()["table_7/minilm/analysis"], workdir).scores
+    weights = {row["weight"] for row in tables["spectra"]}
+    for weight in weights:
+        of_weight = [row for row in tables["amplification"] if row["weight"] == weight]
+        factors = [row["factor"] for row in of_weight if row["adapter"] == "large"]
+        assert len(factors) == 2 and scores[f"large {weight}: factor"] == (np.mean(factors),)
+        pair = {"pair": "small / large", "directions": "a", "weight": weight, "i": 1, "j": 1}
+        phi = [row["phi"] for row in tables["similarity"] if pair.items() <= row.items()]
+        assert len(phi) == 2 and scores[f"small / large {weight}: phi"] == (np.mean(phi),)
+    whole = json.loads((workdir / "analysis.json").read_text())
+    changed = workdir / "changed"
+    changed.mkdir()
+    (changed / "analysis.json").write_text(json.dumps({**whole, "adapters": []}))
+    with pytest.raises(FileError, match="its digest differs"):
+        outcome.read(catalogue()["table_7/minilm/analysis"], changed)
 
 
 def test_files_hold_the_rows(analysed):

@@ -22,6 +22,12 @@ def test_words_are_stemmed_and_an_empty_text_scores_nothing():
     assert found.values == {"rouge_1": 0.5, "rouge_2": 0.5, "rouge_l": 0.5} and not found.missing
 
 
+def test_texts_in_which_rouge_finds_no_words_are_told():
+    found = summaries.rouge(["你好", "3 cats"], [["你好"], ["3 cats"]])
+    assert found.values["rouge_1"] == 0.5
+    assert found.notes["rouge_l"].startswith("1 of 2 have no reference with a word of a to z")
+
+
 def test_random_texts_against_the_package():
     random_ = random.Random(0)
     words = [

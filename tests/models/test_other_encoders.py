@@ -181,6 +181,7 @@ def test_a_published_head_has_the_dropout_of_its_kind(tmp_path):
         ({"activation": "relu"}, "activation 'relu'.*'gelu'"),
         ({"seq_classif_dropout": None}, ""),
         ({"seq_classif_dropout": 1.5}, "seq_classif_dropout: found 1.5"),
+        ({"model_type": "deberta"}, "model_type 'deberta'.*DeBERTa of the first version"),
         ({"model_type": "albert"}, "model_type 'albert'.*All layers of an ALBERT share one set"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import re
@@ -46,7 +47,16 @@ def pair(request, tmp_path_factory):
     theirs.save_pretrained(folder)
     ours = vision_models.load(folder)
     size = vision_models.VARIANTS[request.param].get("image_size", 32)
-    return theirs, ours, pictures(5, size), folder
+    draws = (pictures(5, size, seed) for seed in range(10))
+    return theirs, ours, next(x for x in draws if is_smooth(theirs, x)), folder
+
+
+def is_smooth(theirs, images):
+    """Whether rounding switches no ReLU and no maximum: there gradients jump, on some processors only."""
+    _, rounded = torch_outputs(theirs, images)
+    _, exact = torch_outputs(copy.deepcopy(theirs).double(), images.astype(np.float64))
+    rounded, exact = (to_ours({n: g.float() for n, g in of.items()}) for of in (rounded, exact))
+    return deviation(rounded, exact) < GRADIENTS / 2
 
 
 def outputs(model, images, method=None):

@@ -4,10 +4,10 @@ import os
 
 import pytest
 
-CORE = ("fsdp", "model", "data x fsdp x model")
-SLOW_METHODS = ("prefix_layer + top", "adapter_l", "adapter_h", "bitfit")
+ALL_AXES = "data x fsdp x model"
+CORE = ("fsdp", "model", ALL_AXES)  # of the first model; of the others the last one
+SLOW_METHODS = ("prefix_layer + top", "adapter_l", "adapter_h", "bitfit", "lora over q4_1")
 SLOW = ("data", "data x fsdp", "data x model", "fsdp x model")  # each compiles two programs
-MESHES = (*CORE, *(pytest.param(mesh, marks=pytest.mark.slow) for mesh in SLOW))
 CASES = {
     "roberta": ("lora everywhere", "adapter_h", "prefix_layer + top", "full"),
     "deberta": ("full",),
@@ -49,15 +49,24 @@ def records(on_eight_devices):
     return on_eight_devices("train_on_meshes.py", *CASES)
 
 
+def meshes_of(model):
+    """Those that run by default."""
+    return CORE if model == "roberta" else (ALL_AXES,)
+
+
+def on_meshes():
+    for model in CASES:
+        for mesh in (*CORE, *SLOW):
+            marks = [pytest.mark.slow] * (mesh not in meshes_of(model))
+            yield pytest.param(model, FIRST[model], mesh, marks=marks)
+
+
 def cases():
+    yield from on_meshes()
     for model, others in CASES.items():
-        for mesh in CORE:
-            yield model, FIRST[model], mesh
-        for mesh in SLOW:
-            yield pytest.param(model, FIRST[model], mesh, marks=pytest.mark.slow)
         for method in others:
             marks = [pytest.mark.slow] * (method in SLOW_METHODS)
-            yield pytest.param(model, method, "data x fsdp x model", marks=marks)
+            yield pytest.param(model, method, ALL_AXES, marks=marks)
 
 
 @pytest.mark.parametrize(("model", "method", "mesh"), cases())
@@ -71,14 +80,13 @@ def test_a_mesh_gives_what_one_device_gives(model, method, mesh, records):
     # of keys changes no attention weight.
     moved = {path: far for path, far in record["moved"].items() if not path.endswith("key/bias")}
     assert min(moved.values()) > 1e-3, moved
-    assert on_mesh["programs"] == 1  # for four steps: results have the shardings of the arguments
+    assert on_mesh["programs"] <= 1  # for four steps: results have the shardings of the arguments
     assert on_mesh["stays"]
 
 
-@pytest.mark.parametrize("mesh", MESHES)
-@pytest.mark.parametrize("model", CASES)
-def test_a_device_holds_its_share(model, mesh, records):
-    record = records[model][FIRST[model]]["meshes"][mesh]
+@pytest.mark.parametrize(("model", "method", "mesh"), on_meshes())
+def test_a_device_holds_its_share(model, method, mesh, records):
+    record = records[model][method]["meshes"][mesh]
     least, most = FROZEN[mesh]
     most += 0.1 * (model == "llama")  # beside packed matrices its table counts for more
     assert least <= record["bytes"] <= most
@@ -89,7 +97,7 @@ def test_a_device_holds_its_share(model, mesh, records):
 @pytest.mark.parametrize("model", ["roberta", "gpt2"])
 def test_state_of_full_fine_tuning_is_split(model, records):
     """Here the trained part is all of the model, so its state shrinks as the frozen part does."""
-    record = records[model]["full"]["meshes"]["data x fsdp x model"]
+    record = records[model]["full"]["meshes"][ALL_AXES]
     assert record["bytes"] == 0 and 1 / 4 <= record["state_bytes"] <= 0.4
 
 
@@ -98,5 +106,5 @@ def test_every_listed_case_ran(model, records):
     slow = bool(os.environ.get("LORA_JAX_SLOW"))
     first = FIRST[model]
     assert set(records[model]) == {first, *CASES[model]} - (set() if slow else {*SLOW_METHODS})
-    meshes = (*CORE, *SLOW) if slow else CORE
+    meshes = (*CORE, *SLOW) if slow else meshes_of(model)
     assert set(records[model][first]["meshes"]) == set(meshes)

@@ -50,7 +50,7 @@ ALL_AXES = "data x fsdp x model"  # the mesh of the other methods
 if not os.environ.get("LORA_JAX_SLOW"):  # as tests/sharding/test_meshes.py asks for
     MESHES = {name: MESHES[name] for name in ("fsdp", "model", ALL_AXES)}
 # Modules whose sharding other cases show: adapters and heads those of `adapter_h`.
-SLOW_METHODS = ("prefix_layer + top", "adapter_l", "adapter_h", "bitfit")
+SLOW_METHODS = ("prefix_layer + top", "adapter_l", "adapter_h", "bitfit", "lora over q4_1")
 QV = {".*/attention/qkv": {"parts": ("q", "v"), "fused": ("q", "k", "v"), "dropout": 0.1}}
 METHODS = {
     "roberta": {
@@ -166,9 +166,9 @@ def train(name: str, method: lora_jax.Method, mesh: jax.sharding.Mesh, form: str
     structure, trainable, frozen = lora_jax.split(model, labels)
     placement = Placement(mesh, axes.of_model(model))
     # Adam divides a gradient by its own size, and so shows the rounding of one that is nearly zero: with its
-    # usual eps one of the 8,192 values of `down` of gpt2, all of it trained, differed by 2.7e-4, with this
-    # one no value by more than 1e-6.
-    eps = 1e-4 if method is METHODS["gpt2"]["full"] else 1e-8
+    # usual eps one of the 8,192 values of `down` of gpt2, all of it trained, differed by 2.7e-4 and one of
+    # deberta by 1.5e-4 (on one processor of several), with this one no value of gpt2 by more than 1e-6.
+    eps = 1e-4 if any(method is METHODS[one]["full"] for one in ("gpt2", "deberta")) else 1e-8
     tx = optimizer.adamw(
         {p: labels[p] for p in trainable},
         1e-2,
@@ -223,7 +223,8 @@ def compare(name: str) -> dict:
         one = train(name, method, make_mesh({}, jax.devices()[:1]), form)
         moved = {p: far(one["trained"][p], one["start"][p]) for p in one["trained"]}
         rows = {}
-        for mesh_name in MESHES if method_name in EVERYWHERE else (ALL_AXES,):
+        first = name == "roberta" or os.environ.get("LORA_JAX_SLOW")
+        for mesh_name in MESHES if first and method_name in EVERYWHERE else (ALL_AXES,):
             sizes = MESHES[mesh_name]
             other = train(name, method, make_mesh(sizes), form)
             print(method_name, mesh_name, f"{time.perf_counter() - begin:.1f} s", flush=True)
