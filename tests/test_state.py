@@ -299,7 +299,7 @@ def test_moved_values_lie_as_the_frozen_ones():
         for path, value in moved.items():
             assert value.sharding == frozen[path].sharding, path  # so one program is enough
         frozen = {**frozen, **moved}
-    assert step._cache_size() <= 1 and len(moved) == 4
+    assert step._cache_size() == 1 and len(moved) == 4
 
 
 def test_sweeps_refuse_models_whose_state_moves():

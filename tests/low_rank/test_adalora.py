@@ -253,13 +253,19 @@ def test_a_step_that_is_not_compiled_is_the_same(both):
     one_layer = lora_jax.adalora("up", rank=RANK, target_rank=TARGET, final=1)
     run = Run(both.base, one_layer, updates=4)
     states = {"jit": (run.trainable, run.state), "plain": (run.trainable, run.state)}
-    compiled = jax.jit(run.step)
+    traced = []
+
+    @jax.jit
+    def compiled(*arguments):
+        traced.append(arguments)  # counted here: JAX may leave its own count of programs at 0
+        return run.step(*arguments)
+
     for x, target in batches(4):
         for kind, step in (("jit", compiled), ("plain", run.step)):
             states[kind] = step(*states[kind], x, target)[:2]
         for ours, plain in zip(*map(jax.tree.leaves, states.values()), strict=True):
             np.testing.assert_allclose(ours, plain, rtol=1e-4, atol=1e-6)
-    assert compiled._cache_size() <= 1  # 0: JAX did not keep it on its fast path
+    assert len(traced) == 1
     kept = allocation(states["jit"][1]).kept
     assert sum(int(k.sum()) for k in kept.values()) == TARGET
 
