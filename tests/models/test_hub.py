@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 import json
 
+import huggingface_hub
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
 import transformers
+from huggingface_hub import errors
 from safetensors.numpy import load_file, save_file
 
 from lora_jax import methods, partition
@@ -303,23 +305,25 @@ def test_a_package_with_two_models_is_ambiguous(saved, tmp_path, monkeypatch):
     assert hub.find("package:two_models_package") == tmp_path / "two_models_package" / "a"
 
 
-def test_an_unreachable_hub_says_what_to_do(monkeypatch):
-    import huggingface_hub
-
+@pytest.mark.parametrize(
+    ("error", "why"),
+    [
+        (ConnectionError, r"\(ConnectionError\)"),
+        (errors.GatedRepoError, r"\(GatedRepoError: its licence must be accepted .*HF_TOKEN\)"),
+        (errors.RepositoryNotFoundError, r"\(RepositoryNotFoundError: .*hf auth login`\)"),
+    ],
+)
+def test_a_hub_that_gives_nothing_says_why_and_what_to_do(monkeypatch, error, why):
     def refuse(*args, **kwargs):
-        raise ConnectionError("no network")
+        raise error.__new__(error)  # the hub's own are made of a response
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", refuse)
-    with pytest.raises(
-        FileNotFoundError, match=r"roberta-base.*ConnectionError.*config\.model\.name"
-    ):
+    with pytest.raises(FileNotFoundError, match=rf"roberta-base.*{why}\. Set config\.model\.name"):
         hub.find("roberta-base")
 
 
 def test_the_hub_is_asked_for_no_pickles(monkeypatch, tmp_path):
     import fnmatch
-
-    import huggingface_hub
 
     asked = {}
     monkeypatch.setattr(
