@@ -37,7 +37,7 @@ def run(tmp_path, monkeypatch):
 
 def test_the_first_adapter(run):
     names = run("docs/start.md")
-    assert names["accuracy"] > 0.95
+    assert names["accuracy"] > 0.9
     at_chance = float((names["base"](names["x"]).argmax(1) == names["y"]).mean())
     assert at_chance < 0.65
     assert type(names["merged"]) is type(names["base"])
