@@ -113,11 +113,10 @@ def pip(python, *arguments):
     run(sys.executable, "-m", "pip", "--python", python, *arguments, cwd=python.parent, env=env)
 
 
-def link_dependencies(python):
-    """Links what `import lora_jax` is declared to need into an environment, and nothing else."""
+def link(python, names):
+    """Links distributions and what they need into an environment, and nothing else."""
     (packages,) = python.parents[1].glob("lib/python*/site-packages")
-    core = with_their_requirements(CORE)
-    for distribution in core.values():
+    for distribution in with_their_requirements(names).values():
         for top in {file.parts[0] for file in distribution.files} - {"..", "__pycache__"}:
             if not (packages / top).exists():
                 (packages / top).symlink_to(distribution.locate_file(top))
@@ -151,12 +150,29 @@ def test_wheel_holds_the_library_alone(wheel):
 
 
 def test_wheel_adapts_a_model_where_only_its_dependencies_are(wheel, environment, tmp_path):
-    link_dependencies(environment)
+    link(environment, CORE)
     pip(environment, "install", "--no-index", "--no-deps", wheel)
     pip(environment, "check")
     package, loaded = adapt_small_model(environment, tmp_path)
     # What `import lora_jax` imports is what is declared, neither less nor more.
     assert imported(source(package, module) for module in loaded) == CORE
+
+
+CHAT = """
+from lora_jax.data.chat_templates import ChatTemplate
+from lora_jax.data.conversations import Message
+
+template = "{% for message in messages %}{{ message.content }}!{% endfor %}"
+with ChatTemplate(template, "a test", {}) as chat:
+    print(*chat.render([((Message("user", "Hello"),), False)]))
+"""
+
+
+def test_chats_are_rendered_where_only_the_extra_is(environment, tmp_path):
+    """transformers asks for a package of its own only once it renders, which no import shows."""
+    link(environment, CORE | distributions(EXTRAS["data"]))
+    printed = run(environment, "-c", CHAT, cwd=tmp_path, env={"PYTHONPATH": str(ROOT)})
+    assert printed == "Hello!\n"
 
 
 @pytest.mark.slow
