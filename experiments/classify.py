@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from absl import flags, logging
+from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from experiments.runs import class_tables, command_line, evaluation
@@ -91,7 +91,6 @@ def draw(result: dict[str, Any], folder: Path) -> Path | None:
 
 def main(_: list[str]) -> None:
     """Runs the command."""
-    logging.set_verbosity(logging.WARNING)  # Orbax and JAX say a lot at INFO
     config, workdir = _CONFIG.value, _WORKDIR.value
     with command_line.readable_errors():
         command_line.join_hosts(_HOSTS.value)

@@ -15,7 +15,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from absl import flags, logging
+from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from experiments.paper.scores import as_in_paper
@@ -64,7 +64,6 @@ def table(result: dict[str, Any]) -> str:
 
 def main(_: list[str]) -> None:
     """Runs the command."""
-    logging.set_verbosity(logging.WARNING)  # Orbax and JAX say a lot at INFO
     config, folder = _CONFIG.value, _WORKDIR.value
     with command_line.readable_errors():
         command_line.join_hosts(_HOSTS.value)

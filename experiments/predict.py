@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from absl import flags, logging
+from absl import flags
 from ml_collections import ConfigDict
 
 from experiments import glue, quickstart
@@ -158,7 +158,6 @@ def predict_lines(
 
 def main(arguments: list[str]) -> None:
     """Runs the command."""
-    logging.set_verbosity(logging.WARNING)
     run, source, output = Path(_RUN.value or ""), _INPUT.value, _OUTPUT.value
     suffix = Path(output).suffix.lower() if output else ".jsonl"
     with command_line.readable_errors():

@@ -17,7 +17,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from absl import flags, logging
+from absl import flags
 from flax import nnx
 from ml_collections import ConfigDict, config_flags
 from tokenizers import ByteLevelBPETokenizer
@@ -236,7 +236,6 @@ def _check_model(workdir: Path, progress: Progress) -> None:
 
 def main(_: list[str]) -> None:
     """Runs the command."""
-    logging.set_verbosity(logging.WARNING)
     with command_line.readable_errors():
         command_line.join_hosts(_HOSTS.value)
         if not _WORKDIR.value:

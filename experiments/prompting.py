@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from absl import flags, logging
+from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from experiments.runs import command_line, folder
@@ -108,7 +108,6 @@ def table(result: Mapping[str, Any]) -> str:
 
 def main(_: list[str]) -> None:
     """Runs the command."""
-    logging.set_verbosity(logging.WARNING)
     with command_line.readable_errors():
         if not _WORKDIR.value:
             raise InputError("--workdir=DIR is needed: the folder for answers and results")

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from absl import flags, logging
+from absl import flags
 from ml_collections import ConfigDict
 
 from configs import quickstart
@@ -69,7 +69,6 @@ def table(frozen: dict[str, Any], lora: dict[str, Any]) -> str:
 
 def main(_: list[str]) -> None:
     """Runs the command."""
-    logging.set_verbosity(logging.WARNING)
     folder = Path(_WORKDIR.value)
     results = []
     with command_line.readable_errors():

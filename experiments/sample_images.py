@@ -21,7 +21,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import cast
 
-from absl import flags, logging
+from absl import flags
 from flax import nnx
 
 from experiments.convert.styles import adapters_of
@@ -91,7 +91,6 @@ def with_adapters(
 
 def main(arguments: list[str]) -> None:
     """Runs the command."""
-    logging.set_verbosity(logging.WARNING)
     output, captions, count = Path(_OUTPUT.value), _CAPTIONS.value or [""], _COUNT.value
     with command_line.readable_errors():
         command_line.refuse_rest(arguments)

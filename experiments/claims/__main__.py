@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from absl import flags, logging
+from absl import flags
 
 from experiments.claims import page
 from experiments.claims.claims import Comparisons, judged
@@ -42,7 +42,6 @@ def compared(main: str, large_batch: str = "", short: str = "") -> Comparisons:
 
 def main(arguments: list[str]) -> None:
     """Runs the command."""
-    logging.set_verbosity(logging.WARNING)
     with command_line.readable_errors():
         command_line.refuse_rest(arguments)
         found = compared(_MAIN.value, _LARGE_BATCH.value, _SHORT.value)

@@ -14,7 +14,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from absl import flags, logging
+from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from experiments.diffusion import page, tasks
@@ -60,7 +60,6 @@ def run(config: ConfigDict, workdir: Path) -> None:
 
 def main(_: list[str]) -> None:
     """Runs the command."""
-    logging.set_verbosity(logging.WARNING)
     with command_line.readable_errors():
         if not _WORKDIR.value:
             raise InputError("--workdir=DIR is needed: the folder for checkpoints and results")

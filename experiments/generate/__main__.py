@@ -17,7 +17,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from absl import flags, logging
+from absl import flags
 
 from experiments.generate.answer import Request, answer_file
 from experiments.generate.chat import talk
@@ -63,7 +63,6 @@ def sampling(values: dict[str, Any], ends: tuple[int, ...]) -> Sampling:
 
 def main(arguments: list[str]) -> None:
     """Runs the command."""
-    logging.set_verbosity(logging.WARNING)
     with command_line.readable_errors():
         command_line.refuse_rest(arguments)
         values = {

@@ -9,7 +9,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import ConfigDict
 
 from experiments.runs import process, troubleshooting, typos
@@ -26,7 +26,12 @@ def say(text: object) -> None:
 def run(main: Callable[[list[str]], None]) -> None:
     """Runs a command: tunes its process, parses its flags, and calls `main` with what is no flag."""
     process.tune()
-    app.run(main, flags_parser=parse_flags)
+
+    def quietly(arguments: list[str]) -> None:
+        logging.set_verbosity(logging.WARNING)  # Orbax and JAX say a lot at INFO
+        main(arguments)
+
+    app.run(quietly, flags_parser=parse_flags)
 
 
 def parse_flags(arguments: list[str]) -> list[str]:

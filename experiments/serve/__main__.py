@@ -26,7 +26,7 @@ import socket
 from typing import Any
 
 import uvicorn
-from absl import flags, logging
+from absl import flags
 
 from experiments.runs import command_line
 from experiments.serve import app as application
@@ -53,7 +53,6 @@ _OWN_NAMES = ["localhost", "127.0.0.1", "[::1]"]
 
 def main(_: list[str]) -> None:
     """Runs the command."""
-    logging.set_verbosity(logging.WARNING)
     with command_line.readable_errors():
         values: dict[str, Any] = {
             name: check(f"--{name}", flags.FLAGS[name].value, allowed)

@@ -23,7 +23,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from absl import flags, logging
+from absl import flags
 
 from experiments.runs import command_line, named_adapters
 from experiments.structure import page
@@ -35,7 +35,6 @@ from lora_jax.reading import read_text
 
 def main(arguments: Sequence[str]) -> None:
     """Runs the analysis, and prints its page."""
-    logging.set_verbosity(logging.WARNING)
     with command_line.readable_errors():
         command_line.refuse_rest(list(arguments))
         if not (FLAGS.adapters and FLAGS.output):

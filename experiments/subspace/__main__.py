@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from absl import flags, logging
+from absl import flags
 from ml_collections import config_flags
 
 from experiments.runs import command_line
@@ -26,7 +26,6 @@ from lora_jax.reading import read_text
 
 def main(_: list[str]) -> None:
     """Runs the analysis, and prints its page."""
-    logging.set_verbosity(logging.WARNING)
     with command_line.readable_errors():
         if not _WORKDIR.value:
             raise InputError("--workdir=DIR is needed: the folder for figures and tables")

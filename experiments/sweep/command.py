@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
-from absl import flags, logging
+from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from experiments.runs import command_line
@@ -67,7 +67,6 @@ class SweepCommand:
         Raises:
           ValueError, OSError: bad flags, config or data.
         """
-        logging.set_verbosity(logging.WARNING)  # Orbax and JAX say a lot at INFO
         config = self._config.value
         machines = self._machines()
         command_line.join_hosts(self._hosts.value)

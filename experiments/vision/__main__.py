@@ -21,7 +21,7 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
-from absl import flags, logging
+from absl import flags
 from ml_collections import config_flags
 
 from experiments.runs import command_line
@@ -34,7 +34,6 @@ from lora_jax.run_folder import RESULT
 
 def main(_: list[str]) -> None:
     """Runs the experiment, and prints its page."""
-    logging.set_verbosity(logging.WARNING)
     with command_line.readable_errors(), tempfile.TemporaryDirectory() as programs:
         if not _WORKDIR.value:
             raise InputError("--workdir=DIR is needed: the folder for runs, table and plot")

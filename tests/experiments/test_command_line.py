@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from absl import app, logging
 
 from configs.tune import smollm2
 from experiments.runs import command_line, typos
@@ -107,6 +108,23 @@ def test_unknown_fields_are_named_with_those_that_are_there(argument, says):
     found = typos.unknown_field(smollm2.get_config(), arguments)
     assert found.startswith(f"{argument}: {says}") and "\n" not in found
     assert typos.unknown_field(smollm2.get_config(), arguments[:-1]) is None
+
+
+def test_commands_leave_out_what_jax_tells_of_backends(monkeypatch):
+    """absl shows INFO once flags are parsed, such as that no TPU is there."""
+    before, seen = logging.get_verbosity(), []
+    monkeypatch.setattr(command_line.process, "tune", lambda: None)
+
+    def run(main, flags_parser):
+        logging.set_verbosity(logging.INFO)
+        main(["command"])
+
+    monkeypatch.setattr(app, "run", run)
+    try:
+        command_line.run(lambda rest: seen.append((rest, logging.get_verbosity())))
+    finally:
+        logging.set_verbosity(before)
+    assert seen == [(["command"], logging.WARNING)]
 
 
 def test_what_is_said_is_there_at_once(monkeypatch):
