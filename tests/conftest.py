@@ -22,11 +22,12 @@ os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 _FLAGS = os.environ.get("XLA_FLAGS", "")
 _QUICK = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
 os.environ["XLA_FLAGS"] = f"{_FLAGS.replace(_QUICK, '')} {_QUICK}".strip()
-# What one test or command compiled, no other compiles again: all share a folder until pytest ends.
+# What took one test or command long to compile, no other compiles again: all share a folder until pytest
+# ends. Small programs are compiled as fast as they are read.
 if "PYTEST_XDIST_WORKER" not in os.environ:
     _programs = tempfile.TemporaryDirectory(prefix="lora_jax_programs_")
     os.environ["JAX_COMPILATION_CACHE_DIR"] = _programs.name
-    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
     os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
 import jax

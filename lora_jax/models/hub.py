@@ -135,12 +135,11 @@ def load(
     if head == "published":
         config_json.check_classifier(folder)
     architecture = ARCHITECTURES[config.architecture]
-    make = lambda: architecture.make(config, num_outputs, nnx.Rngs(params=key))  # noqa: E731
     shapes, files = _shapes(config, num_outputs), open_files(folder)
     planned = _planned(files, config, shapes, with_head=head == "published")
-    abstract = nnx.eval_shape(make)
+    abstract = _abstract(config, num_outputs)
     packed = base_formats.pack(abstract, config.base_format, files, planned, dtype)
-    new = {} if head == "published" else fresh_head(make)
+    new = {} if head == "published" else new_head(config, num_outputs, key)
     read = _values(files, planned, dtype, packed)
     structure, _ = partition.all_frozen(abstract)
     model = partition.join(structure, new, read)
@@ -274,23 +273,20 @@ def load_decoder_classifier(
     return DecoderClassifier(decoder, num_outputs, nnx.Rngs(params=key))
 
 
-def new_head(config: EncoderConfig, num_outputs: int, key: Key[Array, ""]) -> partition.Params:
-    """The head's initial values that `load_classifier` gives with this key, by path."""
-    make = ARCHITECTURES[config.architecture].make
-    return fresh_head(lambda: make(config, num_outputs, nnx.Rngs(params=key)))
-
-
-def fresh_head(make: Callable[[], nnx.Module]) -> partition.Params:
-    """The values of a new head by path.
-
-    Args:
-      make: the model with random values; of them only the head's are computed.
-    """
-
-    @jax.jit  # only the head is computed; the other random values are dead code
-    def head() -> partition.Params:
-        params = partition.parameters(make())
-        return {path: value for path, value in params.items() if re.fullmatch(HEAD, path)}
-
-    values: partition.Params = head()
+def new_head(config: AnyConfig, num_outputs: int, key: Key[Array, ""]) -> partition.Params:
+    """The head's initial values that `load` gives with this key, by path; {} of a decoder."""
+    values: partition.Params = _new_head(config, num_outputs)(key)
     return values
+
+
+@functools.lru_cache(maxsize=8)
+def _new_head(config: AnyConfig, num_outputs: int) -> Callable[[Key[Array, ""]], partition.Params]:
+    """The program behind `new_head`: every run of a process asks for it, with keys of its own."""
+    make = ARCHITECTURES[config.architecture].make
+    return jax.jit(lambda key: head_values(make(config, num_outputs, nnx.Rngs(params=key))))
+
+
+def head_values(model: nnx.Module) -> partition.Params:
+    """The values of a classifier's head by path; inside a program the other ones are never computed."""
+    params = partition.parameters(model)
+    return {path: value for path, value in params.items() if re.fullmatch(HEAD, path)}
