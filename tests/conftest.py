@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import logging
 import os
@@ -96,6 +97,24 @@ def pytest_collection_modifyitems(items):
             item.add_marker(skipped)
     for number in sampled.left_out(item.nodeid for item in items):
         items[number].add_marker(skipped)
+
+
+# JAX keeps every program of a process: two workers would end with more than most machines have.
+_MOST_MEMORY = 3 * 2**30
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item, nextitem):
+    """After the last test of a file, gives programs and memory back if there are gigabytes of them."""
+    yield
+    statistics = pathlib.Path("/proc/self/statm")  # of Linux
+    if (nextitem is not None and nextitem.path == item.path) or not statistics.is_file():
+        return
+    if int(statistics.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") > _MOST_MEMORY:
+        jax.clear_caches()
+        gc.collect()
+        if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):  # glibc keeps what is freed
+            trim(0)
 
 
 _BESIDE_REPOSITORY = pathlib.Path(__file__).resolve().parents[2] / "shared" / "data"
