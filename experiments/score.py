@@ -15,7 +15,8 @@ that are the name of the right class, and so for GLUE's other tasks as text (rte
 an instance count, each must be a class of the task, and any other text is wrong.
 --metrics=wikisql is logical form and execution. A query is judged on its table, so in the place of REFS
 stands the folder of the data (config.data.source of the run), of which --split was decoded: one text for each
-different context of the whole split, in their order, as experiments.nlg writes them.
+different context of the split, in their order, as experiments.nlg writes them; of the first N contexts alone
+with --max_prompts=N, as the run had it (config.data.max_prompts).
 """
 
 from __future__ import annotations
@@ -50,6 +51,7 @@ def score(
     corpus_ter: bool = False,
     bleu: str = generation.LORA,
     split: str = "valid",
+    max_prompts: int = 0,
 ) -> dict[str, Any]:
     """Scores a file of texts.
 
@@ -61,6 +63,7 @@ def score(
       corpus_ter: adds 'ter_corpus' to the scores of 'webnlg'.
       bleu: which BLEU of 'webnlg', see `generation.webnlg`.
       split: of WikiSQL's data: 'train', 'valid' or 'test'.
+      max_prompts: of WikiSQL: the texts are of so many first contexts of the split; 0 is all.
 
     Returns:
       JSON values: 'values', 'missing' and 'notes' of `generation.Scores`, and what was scored.
@@ -74,12 +77,15 @@ def score(
         raise InputError(f"--bleu={bleu} belongs to --metrics=webnlg{own}")
     if split != "valid" and metrics != "wikisql":
         raise InputError(f"--split={split} belongs to --metrics=wikisql; REFS are of one split")
+    if max_prompts and metrics != "wikisql":
+        raise InputError(f"--max_prompts={max_prompts} belongs to --metrics=wikisql")
     if corpus_ter and metrics != "webnlg":
         raise InputError("--corpus_ter belongs to --metrics=webnlg")
     texts = files.read_hypotheses(hypotheses)
     if metrics == "wikisql":
-        test = by_context(data_to_text.read("wikisql", split, references))
-        _check_count(f"the {split} split of {references}", len(test), hypotheses, texts)
+        test = by_context(data_to_text.read("wikisql", split, references)).take(max_prompts)
+        remedy = "; --max_prompts is the run's config.data.max_prompts"
+        _check_count(f"the {split} split of {references}", len(test), hypotheses, texts, remedy)
         scores = scoring.scorer("wikisql", split, references, test)[0](texts)
     else:
         blank = metrics == "webnlg"
@@ -115,11 +121,13 @@ def _classes(
         raise InputError(f"{references}: {error}. {remedy}") from error
 
 
-def _check_count(where: str, instances: int, hypotheses: str, texts: Sequence[str]) -> None:
+def _check_count(
+    where: str, instances: int, hypotheses: str, texts: Sequence[str], remedy: str = ""
+) -> None:
     if instances != len(texts):
         raise InputError(
             f"{where} has {instances} instances and {hypotheses} has {len(texts)} lines: "
-            "each instance needs one hypothesis"
+            f"each instance needs one hypothesis{remedy}"
         )
 
 
@@ -144,8 +152,9 @@ def main(arguments: list[str]) -> None:
             read = [*arguments[1].split(","), arguments[2]]
             check_output(Path(_JSON.value), read, "--json")
         result = score(
-            arguments[1], arguments[2], _METRICS.value, _CORPUS_TER.value, _BLEU.value, _SPLIT.value
-        )
+            arguments[1], arguments[2], _METRICS.value, _CORPUS_TER.value, _BLEU.value, _SPLIT.value,
+            _MAX_PROMPTS.value,
+        )  # fmt: skip
         print(table(result))
         if _JSON.value:
             write_json(Path(_JSON.value), result)
@@ -162,6 +171,9 @@ if __name__ == "__main__":
     )  # fmt: skip
     _SPLIT = flags.DEFINE_enum(
         "split", "valid", ["train", "valid", "test"], "wikisql: the split that was decoded."
+    )
+    _MAX_PROMPTS = flags.DEFINE_integer(
+        "max_prompts", 0, "wikisql: how many first contexts were decoded; 0 is all.", lower_bound=0
     )
     _JSON = flags.DEFINE_string("json", None, "JSON file for the result.")
     command_line.run(main)

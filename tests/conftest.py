@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import logging
 import os
@@ -22,11 +23,12 @@ os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 _FLAGS = os.environ.get("XLA_FLAGS", "")
 _QUICK = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
 os.environ["XLA_FLAGS"] = f"{_FLAGS.replace(_QUICK, '')} {_QUICK}".strip()
-# What one test or command compiled, no other compiles again: all share a folder until pytest ends.
+# What took one test or command long to compile, no other compiles again: all share a folder until pytest
+# ends. Small programs are compiled as fast as they are read.
 if "PYTEST_XDIST_WORKER" not in os.environ:
     _programs = tempfile.TemporaryDirectory(prefix="lora_jax_programs_")
     os.environ["JAX_COMPILATION_CACHE_DIR"] = _programs.name
-    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
     os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
 import jax
@@ -95,6 +97,24 @@ def pytest_collection_modifyitems(items):
             item.add_marker(skipped)
     for number in sampled.left_out(item.nodeid for item in items):
         items[number].add_marker(skipped)
+
+
+# JAX keeps every program of a process: two workers would end with more than most machines have.
+_MOST_MEMORY = 3 * 2**30
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item, nextitem):
+    """After the last test of a file, gives programs and memory back if there are gigabytes of them."""
+    yield
+    statistics = pathlib.Path("/proc/self/statm")  # of Linux
+    if (nextitem is not None and nextitem.path == item.path) or not statistics.is_file():
+        return
+    if int(statistics.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") > _MOST_MEMORY:
+        jax.clear_caches()
+        gc.collect()
+        if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):  # glibc keeps what is freed
+            trim(0)
 
 
 _BESIDE_REPOSITORY = pathlib.Path(__file__).resolve().parents[2] / "shared" / "data"

@@ -3,15 +3,14 @@
 A model is named by a folder, by a GGUF file, by `package:NAME` for either inside an installed Python
 package, or by its hub name. Weights are safetensors, one file or shards, or those of the GGUF file. Every
 tensor must be used, known to be unneeded, or it is an error that names it. Its tokenizer:
-`lora_jax.data.tokenizers`.
+`lora_jax.data.tokenizers`; the way back into such a folder: `lora_jax.models.saving`.
 """
 
 from __future__ import annotations
 
 import functools
-import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,14 +19,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jaxtyping import Array, Key
-from safetensors.numpy import save
 
 from lora_jax import digests, partition
-from lora_jax.arguments import Kind, takes
-from lora_jax.errors import InputError, InputTypeError, brief
-from lora_jax.files import make_folder, to_json, write_bytes, write_pieces
+from lora_jax.errors import InputError
 from lora_jax.gguf.container import SUFFIX
-from lora_jax.models import architectures, base_formats, config_json, published
+from lora_jax.models import architectures, base_formats, config_json
 from lora_jax.models.any_files import AnyFiles
 from lora_jax.models.architectures import ARCHITECTURES, AnyConfig, AnyDecoderConfig
 from lora_jax.models.decoder import Decoder
@@ -36,16 +32,13 @@ from lora_jax.models.encoder import Classifier, EncoderConfig
 from lora_jax.models.model_files import open_files
 from lora_jax.models.parts import FLOAT
 from lora_jax.models.places import find as find
-from lora_jax.models.published import NO_LAYOUT
+from lora_jax.models.saving import save_classifier as save_classifier
+from lora_jax.models.saving import save_decoder as save_decoder
+from lora_jax.models.saving import save_encoder as save_encoder
 from lora_jax.models.tensors import Plan, plan
 from lora_jax.quantisation.weight import PackedWeight
 
 HEAD = r"head/.*"
-_CLASSIFIER = Kind(
-    (Classifier, DecoderClassifier), f"a Classifier or a DecoderClassifier; {NO_LAYOUT}"
-)
-_ENCODER = Kind((Classifier,), f"a Classifier, whose encoder is saved; {NO_LAYOUT}")
-_DECODER = Kind((Decoder,), f"a Decoder; {NO_LAYOUT}")
 
 
 def digest(folder: Path) -> str:
@@ -142,12 +135,11 @@ def load(
     if head == "published":
         config_json.check_classifier(folder)
     architecture = ARCHITECTURES[config.architecture]
-    make = lambda: architecture.make(config, num_outputs, nnx.Rngs(params=key))  # noqa: E731
     shapes, files = _shapes(config, num_outputs), open_files(folder)
     planned = _planned(files, config, shapes, with_head=head == "published")
-    abstract = nnx.eval_shape(make)
+    abstract = _abstract(config, num_outputs)
     packed = base_formats.pack(abstract, config.base_format, files, planned, dtype)
-    new = {} if head == "published" else fresh_head(make)
+    new = {} if head == "published" else new_head(config, num_outputs, key)
     read = _values(files, planned, dtype, packed)
     structure, _ = partition.all_frozen(abstract)
     model = partition.join(structure, new, read)
@@ -281,107 +273,20 @@ def load_decoder_classifier(
     return DecoderClassifier(decoder, num_outputs, nnx.Rngs(params=key))
 
 
-def new_head(config: EncoderConfig, num_outputs: int, key: Key[Array, ""]) -> partition.Params:
-    """The head's initial values that `load_classifier` gives with this key, by path."""
-    make = ARCHITECTURES[config.architecture].make
-    return fresh_head(lambda: make(config, num_outputs, nnx.Rngs(params=key)))
-
-
-def fresh_head(make: Callable[[], nnx.Module]) -> partition.Params:
-    """The values of a new head by path.
-
-    Args:
-      make: the model with random values; of them only the head's are computed.
-    """
-
-    @jax.jit  # only the head is computed; the other random values are dead code
-    def head() -> partition.Params:
-        params = partition.parameters(make())
-        return {path: value for path, value in params.items() if re.fullmatch(HEAD, path)}
-
-    values: partition.Params = head()
+def new_head(config: AnyConfig, num_outputs: int, key: Key[Array, ""]) -> partition.Params:
+    """The head's initial values that `load` gives with this key, by path; {} of a decoder."""
+    values: partition.Params = _new_head(config, num_outputs)(key)
     return values
 
 
-@takes(model=_DECODER)
-def save_decoder(folder: str | os.PathLike[str], model: Decoder, **settings: Any) -> None:
-    """Writes config.json and model.safetensors as Hugging Face has them for the architecture.
-
-    `load_decoder` and `from_pretrained` of the classes of transformers read the folder; tokenizer files go
-    beside them. The matrices of a quantised model are written as bitsandbytes packs them.
-
-    Args:
-      folder: is made if it is not there.
-      model: a decoder.
-      settings: further values of config.json, such as `eos_token_id`.
-
-    Raises:
-      TypeError: a model of another kind, which has no published layout.
-      ValueError: a method inserted something or cut the layers, or layers are packed in forms that
-        published files have no place for.
-    """
-    _save(Path(folder), published.tensors(model), {**published.config(model), **settings})
+@functools.lru_cache(maxsize=8)
+def _new_head(config: AnyConfig, num_outputs: int) -> Callable[[Key[Array, ""]], partition.Params]:
+    """The program behind `new_head`: every run of a process asks for it, with keys of its own."""
+    make = ARCHITECTURES[config.architecture].make
+    return jax.jit(lambda key: head_values(make(config, num_outputs, nnx.Rngs(params=key))))
 
 
-@takes(model=_CLASSIFIER)
-def save_classifier(
-    folder: str | os.PathLike[str],
-    model: Classifier | DecoderClassifier,
-    *,
-    classes: Sequence[str] = (),
-    **settings: Any,
-) -> None:
-    """The same for a classifier, as transformers' `...ForSequenceClassification` reads it.
-
-    Args:
-      folder: is made if it is not there.
-      model: its head has an output for every class, or one for regression.
-      classes: names in the order of the outputs; () for such as transformers makes up.
-      settings: further values of config.json, such as `pad_token_id`.
-
-    Raises:
-      ValueError: see `save_decoder`; or there are not as many names as outputs, or two alike.
-    """
-    tensors = published.tensors(model)
-    outputs = model.head.score if isinstance(model, DecoderClassifier) else model.head.output
-    count = outputs.kernel.shape[-1]
-    texts = [f"LABEL_{i}" for i in range(count)] if len(classes) == 0 else list(classes)
-    if isinstance(classes, str) or not all(isinstance(name, str) for name in texts):
-        raise InputTypeError(f"classes must be a list of texts, got {brief(classes)}")
-    if len(texts) != count or len(set(texts)) != count:
-        raise InputError(
-            f"classes must be {count} different names, one for each output of the head; got {brief(texts)}"
-        )
-    names = dict(enumerate(texts))
-    config = {
-        **published.config(model),
-        "id2label": {str(i): name for i, name in names.items()},
-        "label2id": {name: i for i, name in names.items()},
-        "problem_type": "regression" if count == 1 else "single_label_classification",
-    }
-    _save(Path(folder), tensors, {**config, **settings})
-
-
-@takes(model=_ENCODER)
-def save_encoder(folder: str | os.PathLike[str], model: Classifier, **settings: Any) -> None:
-    """The same for an encoder without its head, as transformers' `AutoModel` reads it."""
-    config = published.config(model, head=False)
-    _save(Path(folder), published.tensors(model, head=False), {**config, **settings})
-
-
-def _save(folder: Path, tensors: Mapping[str, np.ndarray], config: Mapping[str, Any]) -> None:
-    """Writes weights and then config.json: a folder in which that failed has none, and is no model."""
-    try:
-        text = (to_json(config) + "\n").encode()
-    except (TypeError, ValueError) as error:
-        raise InputError(f"settings that config.json cannot hold: {error}") from error
-    make_folder(folder)
-    old = folder / "config.json"
-
-    def weights() -> Iterator[bytes]:
-        yield save(dict(tensors), {"format": "pt"})
-        # They are on the disk, and take their place next: the settings of others shall not stand by them.
-        old.unlink(missing_ok=True)
-
-    write_pieces(folder / "model.safetensors", weights())
-    write_bytes(old, text)
+def head_values(model: nnx.Module) -> partition.Params:
+    """The values of a classifier's head by path; inside a program the other ones are never computed."""
+    params = partition.parameters(model)
+    return {path: value for path, value in params.items() if re.fullmatch(HEAD, path)}

@@ -117,6 +117,7 @@ def is_running(number):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.slow
 def test_a_script_that_is_ended_leaves_what_it_had(number, tmp_path):
     """At a moment when a part has found something and is not done."""
     output = tmp_path / "record.json"
@@ -144,6 +145,7 @@ def test_a_script_that_is_ended_leaves_what_it_had(number, tmp_path):
     assert "| eight-runs | stopped |" in shown
 
 
+@pytest.mark.slow
 def test_full_size_is_refused_without_an_accelerator(tmp_path):
     output = tmp_path / "record.json"
     with command("--only=pool", f"--output={output}", "--programs=") as process:

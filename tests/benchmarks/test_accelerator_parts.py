@@ -53,6 +53,7 @@ def test_utilisation(monkeypatch):
     assert found["flops_per_token"] == pytest.approx(9.89e11)
 
 
+@pytest.mark.slow
 def test_the_first_try_that_runs_is_measured(tmp_path):
     def measure(one):
         if one.remat == "none":

@@ -26,6 +26,7 @@ def message(*arguments):
     return done.stderr.removeprefix("error: ").rstrip("\n")
 
 
+@pytest.mark.slow
 def test_a_typo_in_the_argument_of_a_config():
     text = message("--config=configs/glue/minilm.py:rte,loar")
     says = (

@@ -105,6 +105,7 @@ def finished(tiny_model, tiny_glue, tmp_path_factory):
     return config, folder, trained
 
 
+@pytest.mark.slow
 def test_killed_and_started_again_repeats_nothing(finished, capsys, monkeypatch):
     config, folder, (before, after) = finished
     names = [name for program in (*before, *after) for name in program]

@@ -336,6 +336,7 @@ def command(*arguments):
     return subprocess.run(run, cwd=ROOT, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.slow
 def test_command_line(file, state, tmp_path):
     there = command("from_loralib", f"--checkpoint={file}", "--alpha=16", f"--output={tmp_path}/a")
     assert there.returncode == 0 and "base unknown: give --model" in there.stdout

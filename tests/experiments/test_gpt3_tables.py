@@ -107,6 +107,11 @@ def test_wikisql_from_files_to_scores(config, data, tmp_path):
     ):
         (tmp_path / "one.txt").write_text("?\n")
         score.score(str(data), str(tmp_path / "one.txt"), "wikisql", split="train")
+    (tmp_path / "two.txt").write_text("".join(f"{text}\n" for text in texts[:2]))
+    of_two = score.score(str(data), str(tmp_path / "two.txt"), "wikisql", max_prompts=2)
+    assert of_two["values"] == wikisql.score(texts[:2], alike[:2]).values
+    with pytest.raises(ValueError, match="--max_prompts=2 belongs to --metrics=wikisql"):
+        score.score(str(made), str(made), "samsum", max_prompts=2)
     shown = nlg.table(result)
     percent = f"{100 * result['test']['logical_form']['mean']:.2f}"
     assert re.search(rf"logical_form +{percent}\b", shown)

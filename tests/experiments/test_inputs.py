@@ -248,6 +248,7 @@ def test_folders_of_earlier_versions_lack_what_came_later(tmp_path):
         inputs.check(tmp_path, {"train data": "a", "init_adapter": "b"}, "")
 
 
+@pytest.mark.slow
 def test_no_epochs_decode_what_the_adapter_starts(tiny_nlg, tmp_path):
     """What `init_adapter` starts is decoded: the texts are those of evaluating that adapter."""
     from configs.nlg import small

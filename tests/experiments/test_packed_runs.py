@@ -86,6 +86,7 @@ def assert_nearest(adapted, original, fused=1):
                 np.testing.assert_allclose(update, best, atol=2e-5 * np.abs(wanted).max() + 1e-6)
 
 
+@pytest.mark.slow
 def test_a_run_starts_at_what_packing_lost(config, folder):
     run = Run(TuneTask(config(loftq=True)), 0, None)
     start = run.trainer.model(run.trainer.trainable)
@@ -127,6 +128,7 @@ def test_later_commands_read_the_base_that_was_trained_over(finished, folder):
         adapters.attach(read(folder / "gpt2", "float"), adapter)
 
 
+@pytest.mark.slow
 def test_more_steps_make_a_base_of_their_own_which_is_saved(config, folder, tmp_path):
     """As docs/quantised.md says: the base as a folder, the factors as an adapter that starts a run."""
     method = lora_jax.methods.create(**config().method.to_dict())

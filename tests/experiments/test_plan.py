@@ -272,6 +272,7 @@ def test_configs_of_the_three_models(small_models):
 
 
 @pytest.mark.parametrize("runs", [1, 2])
+@pytest.mark.slow
 def test_the_step_of_a_plan_runs(gpt2, runs):
     """The compiled program is the trainer's: it takes the plan's arguments and trains."""
     small_plan(gpt2)

@@ -61,6 +61,7 @@ def llama_bytes(rank):
 BATCH_OF_ONE = 3 * 8 * 128 * 4 + 4 * 8 * 16 * 4  # tokens, segments, positions; slots
 
 
+@pytest.mark.slow
 def test_a_plan_of_a_decoder_of_the_llama_kind(llama, tmp_path):
     pytest.importorskip("libtpu", reason="compiling for TPUs needs libtpu")
     planner = Planner(llama, "v5e:1x1", tmp_path)

@@ -42,6 +42,7 @@ def made(tiny_model, tmp_path_factory):
     return Made(tmp_path_factory.mktemp("predict"), tiny_model)
 
 
+@pytest.mark.slow
 def test_the_held_out_file_gives_the_scores_of_the_run(made):
     of_file, scores = predict.predict_rows(made.run, str(made.dev))
     assert scores == made.best
@@ -143,6 +144,7 @@ def test_bad_input_is_named(made, tmp_path):
         predict.predict_rows(made.run, str(table))
 
 
+@pytest.mark.slow
 def test_regression(tiny_model, tmp_path):
     table = [{"text": row["text"], "price": 900 + 50 * (i % 3)} for i, row in enumerate(rows())]
     train, dev = write(tmp_path / "a.csv", table[:60]), write(tmp_path / "b.csv", table[60:])
@@ -161,6 +163,7 @@ def test_regression(tiny_model, tmp_path):
     ]
 
 
+@pytest.mark.slow
 def test_runs_of_glue_are_predicted_too(tiny_model, tiny_glue, tmp_path):
     values = minilm.get_config("rte,lora")
     values.update_from_flattened_dict({

@@ -156,6 +156,7 @@ def experiment(pretrained, corpora):
     return run
 
 
+@pytest.mark.slow
 def test_webnlg_has_scores_of_all_seen_and_unseen(experiment, tmp_path):
     result, _ = experiment("webnlg,lora", tmp_path, epochs=1)
     assert set(result["test"]) == {
@@ -168,6 +169,7 @@ def test_webnlg_has_scores_of_all_seen_and_unseen(experiment, tmp_path):
     assert len(files.read_references(tmp_path / "seed_4/references.txt")) == 6
 
 
+@pytest.mark.slow
 def test_full_fine_tuning_decodes_too(experiment, tmp_path):
     result, _ = experiment("e2e,full", tmp_path, epochs=1)
     adapter = load_adapter(tmp_path / "adapter")
@@ -175,6 +177,7 @@ def test_full_fine_tuning_decodes_too(experiment, tmp_path):
     assert result["parameters"]["trainable"] == sum(v.size for v in adapter.values.values())
 
 
+@pytest.mark.slow
 def test_dart_notes_its_partial_training_set(experiment, tmp_path, capsys):
     result, _ = experiment("dart,lora_all", tmp_path, epochs=1)
     note = "partial train set: train.partial.json has 17 of the 62,659 texts"
@@ -277,6 +280,7 @@ def _permuted(folder):
     path.write_text(json.dumps(values))
 
 
+@pytest.mark.slow
 def test_a_run_is_of_the_tokenizer_that_it_made(pretrained, config, tmp_path, monkeypatch):
     _, expected = pretrained
     assert "tokenizer made here" in expected["inputs"]

@@ -482,6 +482,7 @@ def test_csv_has_the_values_of_the_markdown(tmp_path):
         )
 
 
+@pytest.mark.slow
 def test_command_line(tmp_path):
     glue_record(tmp_path / "runs/a")
     nlg_record(tmp_path / "runs/c", method="none")

@@ -42,6 +42,7 @@ def again(config, folder):
     return run_all(glue.task, config, folder)
 
 
+@pytest.mark.slow
 def test_a_finished_run_whose_adapter_is_gone_gets_it_from_its_seed(
     finished, config, folder, caplog
 ):

@@ -232,6 +232,7 @@ def seeds(tiny_model, tiny_glue):
     return glue_sweep(tiny_model, tiny_glue, grids, runs=0, **SHORT)
 
 
+@pytest.mark.slow
 def test_as_many_runs_as_the_memory_holds(seeds, tmp_path, monkeypatch):
     measure = functools.cache(Memory.needed_bytes)
     base = SharedBase("glue", points(seeds))

@@ -44,6 +44,7 @@ def names(folder):
     return sorted(path.name for path in (folder / "points").iterdir())
 
 
+@pytest.mark.slow
 def test_further_points_are_of_the_data_of_the_first(root, tiny_model):
     before = names(root / "sweep")
     path = root / "glue/RTE/train.tsv"

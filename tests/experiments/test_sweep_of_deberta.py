@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import tiny_folders
 
 from configs.glue import deberta_xxl_lora
@@ -10,6 +11,7 @@ from experiments.sweep.local import run_sweep
 from tests.experiments.sweep_runs import alone, assert_same, losses, record
 
 
+@pytest.mark.slow
 def test_a_point_is_the_run_alone(tiny_glue, tmp_path):
     model = tmp_path / "model"
     tiny_folders.write_deberta(model, max_position_embeddings=48)

@@ -52,6 +52,7 @@ def test_a_point_of_a_variant_is_the_run_alone(name, tiny_model, tiny_glue, tmp_
 
 
 @pytest.mark.parametrize("init", ["lora_ga", "pissa"])
+@pytest.mark.slow
 def test_a_point_that_starts_from_another_adapter_is_the_run_alone(
     init, tiny_model, tiny_glue, tmp_path
 ):
@@ -73,6 +74,7 @@ def test_a_point_that_starts_from_another_adapter_is_the_run_alone(
         np.testing.assert_array_equal(there[path], value)
 
 
+@pytest.mark.slow
 def test_memory_counts_what_every_run_holds_of_its_own(tiny_model, tiny_glue):
     """LoRA-GA's starts are of a run's own data, so each run has its own."""
     grid = {"method": {**SHORT, "init": ("lora_ga",)}, "seeds": (0, 1)}

@@ -132,6 +132,7 @@ def test_a_machine_that_does_not_see_the_folder_says_so(tmp_path):
         ray._train("000", str(tmp_path), str(tmp_path))
 
 
+@pytest.mark.slow
 def test_finished_points_are_of_their_data(config, tmp_path, monkeypatch):
     pytest.importorskip("ray")
     values = config({"learning_rate": (0.01, 0.02)}, epochs=1)

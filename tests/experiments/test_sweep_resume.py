@@ -205,6 +205,7 @@ def test_another_naming_of_the_same_points_trains_nothing(config, copy, steps):
     assert {status.state for status in folder.statuses(found)} == {"finished"}
 
 
+@pytest.mark.slow
 def test_a_planned_program_some_of_whose_points_are_no_longer_wanted(config, tmp_path, steps):
     """None of them has begun: those that the grids still have are trained."""
     folder, found = sweeps.opened(config(runs=5, epochs=1), tmp_path)

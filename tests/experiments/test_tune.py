@@ -379,6 +379,7 @@ def test_a_record_is_a_config(finished):
     assert task.inputs == finished[1]["inputs"]
 
 
+@pytest.mark.slow
 def test_a_sweep_gives_what_its_runs_alone_give(config, tmp_path):
     run = config(data__test="held_out", metric="exact_match")
     swept = sweep_config("tune", run, {"rates": {"learning_rate": (0.01, 0.03)}})

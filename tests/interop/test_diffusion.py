@@ -240,6 +240,7 @@ def test_adapters_that_a_style_file_cannot_hold(pair, tmp_path, method, message)
     assert not (tmp_path / "a.safetensors").exists()
 
 
+@pytest.mark.slow
 def test_values_too_large_for_16_bits_are_refused(pair, tmp_path):
     _, ours = pair
     adapters = {"unet": diffusion_models.random_adapters(ours)["unet"]}

@@ -290,6 +290,7 @@ def test_runs_side_by_side_are_those_alone(both):
     assert not all(np.array_equal(masks[0], mask) for mask in masks)
 
 
+@pytest.mark.slow
 def test_nnx_optimizer_takes_it_too(both):
     """Its parameters are the nested state of a model."""
     ours = method(warm_up=0, final=1)

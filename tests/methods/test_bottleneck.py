@@ -290,6 +290,7 @@ def test_logits_and_gradients_equal_pytorch(kind, place, activation):
 
 
 @pytest.mark.parametrize("kind, key", [("roberta", None), ("gpt2", KEY)])
+@pytest.mark.slow
 def test_adapter_d_is_adapter_p_without_the_lower_adapters(kind, key):
     """With dropout too: a cut stack draws the same."""
     full, dropped = (

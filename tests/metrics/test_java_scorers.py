@@ -60,6 +60,7 @@ README = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_meteor_gives_the_official_scores_and_takes_odd_texts(real_data, working_java):
     folder = real_data / "metrics/meteor/example/xray"
     system, reference = (

@@ -264,6 +264,7 @@ def of_peft(named):
     return result
 
 
+@pytest.mark.slow
 def test_a_packed_base_computes_with_its_rounded_weights(tmp_path):
     """NF4 as it is read: every linear layer but the head's."""
     sizes = {

@@ -120,6 +120,7 @@ def small(folders):
     return model, diffusion_models.inputs(model.config, (4, 4))
 
 
+@pytest.mark.slow
 def test_recomputing_changes_nothing_and_bfloat16_is_near(small, folders):
     model, batch = small
     projection = np.random.default_rng(2).standard_normal((2, 4, 4, 4), np.float32)
@@ -168,6 +169,7 @@ def test_wrong_inputs_are_refused_by_name(small):
             UNetConfig(**{**UNETS["sd1"], **change})
 
 
+@pytest.mark.slow
 def test_a_train_step_is_lowered_without_weights():
     config = UNetConfig(**UNETS["sd1"], sample_size=8)
     mesh = make_mesh({}, jax.devices()[:1])

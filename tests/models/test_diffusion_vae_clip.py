@@ -82,6 +82,7 @@ def test_hidden_states_equal_transformers(variant, made):
     assert deviation({"": found}, {"": expected}) < CLOSE
 
 
+@pytest.mark.slow
 def test_bfloat16_is_near_float32(made):
     for kind, component in (("vae", VAE), ("clip", TEXT_ENCODER)):
         _, exact, folder = made(kind, "short" if kind == "clip" else "one block")

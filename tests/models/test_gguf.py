@@ -296,6 +296,7 @@ def test_smollm2_has_the_values_of_gguf():
     assert count == 134_515_008
 
 
+@pytest.mark.slow
 def test_smollm2_speaks_english():
     """The whole way: transformers' model of our values finds an English text likely."""
     path = gguf_models.smollm2()

@@ -215,6 +215,7 @@ def test_a_saved_folder_is_that_of_transformers(saved, case, tmp_path):
         assert difference(torch_logits(again).numpy(), torch_logits(theirs)) < LOGITS_TOLERANCE
 
 
+@pytest.mark.slow
 def test_layers_that_differ_can_be_cut_and_unrolled(saved):
     """A cut stack knows which of its layers have windows; dropout draws the same numbers."""
     theirs, folder = saved("gemma3")

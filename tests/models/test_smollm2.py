@@ -51,6 +51,7 @@ def losses(model, ids):
     return jax.nn.logsumexp(logits, axis=1) - chosen
 
 
+@pytest.mark.slow
 def test_perplexity_of_real_text(ours, theirs, real_data):
     model, tokenizer = ours
     lines = (real_data / "nlg/gsm8k/test.jsonl").read_text().splitlines()

@@ -121,6 +121,7 @@ def classify_alone(make, adapters, name, inputs, rows, columns):
     return call(lambda m: m(inputs, rows, columns), model)
 
 
+@pytest.mark.slow
 def test_packed_rows_have_several_tasks(classifiers):
     make, adapters = classifiers
     pool = filled(make(3), adapters, capacity=4)
@@ -161,6 +162,7 @@ def test_the_width_of_a_head_is_that_of_its_last_layer(outputs):
     assert pool.outputs("a") == outputs
 
 
+@pytest.mark.slow
 def test_a_head_of_a_decoder_is_pooled():
     whole = DecoderClassifier(gpt2(), 3, nnx.Rngs(0))
 

@@ -160,6 +160,7 @@ def test_a_run_answers_as_experiments_predict(server, tmp_path):
         shutil.rmtree(server.adapters / "run")
 
 
+@pytest.mark.slow
 def test_load_with_clients_that_hang_up_and_adapters_that_come_and_go(server):
     """Eight clients, mixed adapters, some hang up, folders are added and removed: no wrong answer."""
     draw = random.Random(0)

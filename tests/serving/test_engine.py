@@ -205,6 +205,7 @@ def test_a_removed_adapter_is_refused(one):
     assert len(one.engine.pool.names) == 2
 
 
+@pytest.mark.slow
 def test_a_hundred_adapters_and_no_compilation(one):
     one.engine.pool.compiled
     wanted = [Request((1, 2, 3), f"t{i}", max_tokens=4) for i in range(3)]

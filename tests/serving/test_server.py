@@ -340,6 +340,7 @@ def test_odd_subfolders_harm_no_other(server):
     assert not httpx.get(f"{server.url}/v1/models", timeout=30).json()["refused"]
 
 
+@pytest.mark.slow
 def test_adapters_that_do_not_share_a_pool_and_names_of_the_base(tmp_path, monkeypatch):
     """The first ones are served; the others are refused, and say why."""
     monkeypatch.chdir(tmp_path)
@@ -496,6 +497,7 @@ def test_sigterm_ends_it_after_what_runs(tmp_path):
     assert server.process.returncode in (0, -signal.SIGTERM)
 
 
+@pytest.mark.slow
 def test_flags():
     def run(*arguments):
         return subprocess.run(

@@ -1,8 +1,10 @@
 """The models of Stable Diffusion split over 8 devices compute what they compute on one."""
 
 import numpy as np
+import pytest
 
 
+@pytest.mark.slow
 def test_outputs_and_gradients_are_those_of_one_device(on_eight_devices):
     records = on_eight_devices("diffusion_on_meshes.py")
     one, split = records["one"], records["all axes"]

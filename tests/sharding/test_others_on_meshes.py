@@ -21,6 +21,7 @@ def others(on_eight_devices):
     return on_eight_devices("others_on_meshes.py")
 
 
+@pytest.mark.slow
 def test_beam_search_gives_the_tokens_of_one_device(others):
     mesh, one = others["decode"]
     assert mesh["tokens"] == one["tokens"]

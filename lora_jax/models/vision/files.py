@@ -25,7 +25,7 @@ from lora_jax import partition, state
 from lora_jax.errors import FileError, InputError
 from lora_jax.models import config_json
 from lora_jax.models.config_json import FIXED, WITHOUT_EFFECT, Keys
-from lora_jax.models.hub import HEAD, fresh_head
+from lora_jax.models.hub import HEAD, head_values
 from lora_jax.models.layouts import LAYOUTS, Layout
 from lora_jax.models.model_files import open_files
 from lora_jax.models.tensors import plan
@@ -193,7 +193,7 @@ def load(
         kind = jnp.float32 if path in statistics or path in of_head else dtype
         leaves[path] = source.leaf(files.read(source.names, kind))
     if head == "fresh":
-        leaves |= fresh_head(random)
+        leaves |= jax.jit(lambda: head_values(random()))()
     structure, _ = partition.all_frozen(abstract)
     model = partition.join(structure, leaves, {})
     assert isinstance(model, ResNet | ViT)
