@@ -51,7 +51,7 @@ class Run:
       shown: pictures.
       inputs: digests of what the run is made from.
       prior: pictures and captions that keep the base as it is; None for none.
-      scorer: of digits; None for other pictures.
+      judge: reads or trains the scorer of digits; None for other pictures.
       captions: of the pictures that are drawn.
       contents: the digit that each of them shall show.
       save: writes the model of the best epoch, in place of an adapter.
@@ -64,10 +64,15 @@ class Run:
     shown: Shown
     inputs: Inputs
     prior: tuple[np.ndarray, list[str]] | None = None
-    scorer: Scorer | None = None
+    judge: Callable[[], Scorer] | None = None
     captions: Sequence[str] = ()
     contents: np.ndarray | None = None
     save: Callable[[nnx.Module], None] | None = None
+
+    @functools.cached_property
+    def scorer(self) -> Scorer | None:
+        """Of what is drawn. A new judge trains for a minute, so that all checks come first."""
+        return None if self.judge is None else self.judge()
 
     @property
     def headline(self) -> str:
@@ -76,7 +81,7 @@ class Run:
         The held-out loss rises while ten pictures are learned by heart and samples still get better: of
         adapters it is their score, where there is one.
         """
-        return LOSS if self.save is not None or self.scorer is None else RIGHT
+        return LOSS if self.save is not None or self.judge is None else RIGHT
 
     @property
     def drawing(self) -> Drawing:
@@ -243,19 +248,20 @@ class Training:
         )  # fmt: skip
         folder.claim(self.workdir, config, run.inputs)
         command_line.say(self.trainer.summary)
+        scorer = run.scorer
         of_seed = start().record()
         record = {
             "task": run.task, "method": run.method.name, "model": run.base.name, "headline": run.headline,
             "parameters": self.trainer.summary.counts(), "layers": self.trainer.layers,
-            "pictures": len(run.shown.captions), **self._compared(of_seed),
+            "pictures": len(run.shown.captions), **self._compared(of_seed, scorer),
             **training_record([of_seed], run.headline), "inputs": dict(run.inputs),
             "seeds": {str(config.seed): of_seed}, "config": folder.plain(config),
         }  # fmt: skip
         return folder.write_record(self.workdir, record, ADAPTER if run.save is None else MODEL)
 
-    def _compared(self, of_seed: Mapping[str, Any]) -> dict[str, Any]:
+    def _compared(self, of_seed: Mapping[str, Any], scorer: Scorer | None) -> dict[str, Any]:
         """The scores of the adapter beside those of its base, with a grid of each."""
-        judged = {} if self.run.scorer is None else {"judge": self.run.scorer.accuracy}
+        judged = {} if scorer is None else {"judge": scorer.accuracy}
         if self.run.save is not None or of_seed.get("diverged"):
             return judged
         of = {"before": self.trainer.placement.put(self.trainer.trainable)}

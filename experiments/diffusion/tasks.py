@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +73,7 @@ def learn(config: ConfigDict, workdir: Path) -> dict[str, Any]:
         run = Run(
             task="digits", config=config, base=bases.of_captioned(made, "a new model"),
             method=methods.full(), shown=shown, inputs=given,
-            scorer=scores.scorer(workdir / scores.FOLDER, config.data.side, keep=True),
+            judge=lambda: scores.scorer(workdir / scores.FOLDER, config.data.side, keep=True),
             captions=captions, contents=contents, save=save,
         )  # fmt: skip
         return Training(run, workdir).train()
@@ -124,15 +125,15 @@ def adapt(config: ConfigDict, workdir: Path) -> dict[str, Any]:
         method = methods.create(**config.method.to_dict())
         texts, contents = list(config.samples.get("captions", ())), None
         texts = [text for text in texts or ("",) for _ in range(config.samples.count)]
-        scorer = None
+        judge = None
         if shown.contents:
             both = sorted({*shown.contents, *known(base)})
             texts, contents = captions_of(both, config.samples.count)
-            judge = Path(base.name).expanduser() / scores.FOLDER
-            scorer = scores.scorer(judge, base.size, keep=False)
+            place = Path(base.name).expanduser() / scores.FOLDER
+            judge = functools.partial(scores.scorer, place, base.size, keep=False)
         run = Run(
             task="style", config=config, base=base, method=method, shown=shown, inputs=given,
-            prior=_prior(config, base), scorer=scorer, captions=texts, contents=contents,
+            prior=_prior(config, base), judge=judge, captions=texts, contents=contents,
         )  # fmt: skip
         return Training(run, workdir).train()
 

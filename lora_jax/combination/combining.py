@@ -252,7 +252,7 @@ def _check_together(adapters: Mapping[str, Adapter], rest: str | None) -> None:
         if rest is None and (leaves := [*rest_of(adapter), *adapter.state]):
             raise InputError(
                 f"{name!r} trains more than factors ({some(sorted(leaves))}), which are not added up. Name "
-                "the adapter whose ones the result shall have: rest=NAME"
+                "the adapter whose ones the result shall have: rest=NAME (--rest=NAME)"
             )
 
 

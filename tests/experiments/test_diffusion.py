@@ -185,3 +185,12 @@ def test_what_does_not_fit_is_refused(base, tmp_path):
         digits_style.get_config("bold")
     with pytest.raises(ValueError, match="without_0 to without_9"):
         digits_config.get_config("without_x")
+
+
+def test_settings_are_refused_before_the_judge_is_trained(tmp_path, monkeypatch):
+    monkeypatch.setattr(scores, "scorer", lambda *_, **__: pytest.fail("a judge was made"))
+    config = base_config()
+    config.warmup_steps = 500
+    with pytest.raises(ValueError, match="the warm-up of 500 updates is longer than the run"):
+        tasks.learn(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
