@@ -18,7 +18,7 @@ import lora_jax
 from lora_jax.data.batch import Inputs
 from lora_jax.errors import InputError, InputTypeError, MissingFileError
 from lora_jax.interop import bitsandbytes
-from lora_jax.models import hub
+from lora_jax.models import hub, saving
 from lora_jax.models.model_files import WEIGHTS
 from lora_jax.quantisation.four_bits import FourBits
 from lora_jax.quantisation.layers import packed_weight, quantised_layers
@@ -174,11 +174,11 @@ def test_a_folder_of_which_only_the_weights_were_written_is_no_model(tmp_path, m
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patched:
-        patched.setattr(hub, "save", full)  # of the weights: nothing has changed
+        patched.setattr(saving, "save", full)  # of the weights: nothing has changed
         with pytest.raises(OSError, match="No space"):
             hub.save_decoder(tmp_path, lora_jax.quantise(plain()))
     assert before == {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    monkeypatch.setattr(hub, "write_bytes", full)  # of config.json, after them
+    monkeypatch.setattr(saving, "write_bytes", full)  # of config.json, after them
     with pytest.raises(OSError, match="No space"):
         hub.save_decoder(tmp_path, lora_jax.quantise(plain(), format="int8"))
     assert [path.name for path in tmp_path.iterdir()] == [WEIGHTS]
