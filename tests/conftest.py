@@ -117,6 +117,14 @@ def pytest_runtest_teardown(item, nextitem):
             trim(0)
 
 
+@pytest.fixture
+def registry(monkeypatch):
+    """LoRA layers that a test registers are gone after it."""
+    from lora_jax.low_rank import layers
+
+    monkeypatch.setattr(layers, "_LORA_LAYERS", dict(layers._LORA_LAYERS))
+
+
 _BESIDE_REPOSITORY = pathlib.Path(__file__).resolve().parents[2] / "shared" / "data"
 
 

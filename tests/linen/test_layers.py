@@ -182,11 +182,10 @@ def test_custom_product_or_promotion_acts_once(name, magnitude):
 
 
 @pytest.fixture
-def registry(monkeypatch):
-    """Forms that a test registers are gone after it."""
+def registry(registry):
+    """Those of Linen's calls, too."""
     from lora_jax.linen import calls
 
-    monkeypatch.setattr(layers, "_LORA_LAYERS", dict(layers._LORA_LAYERS))
     before = dict(calls.FORMS)
     yield
     calls.FORMS.clear()

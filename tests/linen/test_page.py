@@ -9,14 +9,12 @@ import numpy as np
 
 import lora_jax
 from lora_jax.linen import calls
-from lora_jax.low_rank import layers
 
 PAGE = Path(__file__).parents[2] / "docs/linen.md"
 
 
-def test_blocks_of_the_page(tmp_path, monkeypatch):
+def test_blocks_of_the_page(tmp_path, monkeypatch, registry):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(layers, "_LORA_LAYERS", dict(layers._LORA_LAYERS))
     before, names = dict(calls.FORMS), {"print": lambda *_: None}
     try:
         for code in re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.S):

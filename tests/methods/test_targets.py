@@ -93,9 +93,7 @@ class Mine(nnx.Linear):
 
 
 @pytest.fixture
-def registry(monkeypatch):
-    monkeypatch.setattr(layers, "_LORA_LAYERS", dict(layers._LORA_LAYERS))
-
+def registry(registry):
     def add(kind, **attributes):
         body = {
             "roles": lambda self: lj.Contraction(batch=(), inputs=(0,), outputs=(1,)),

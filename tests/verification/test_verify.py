@@ -10,7 +10,6 @@ import pytest
 from flax import nnx
 
 import lora_jax as lj
-from lora_jax.low_rank import layers
 from lora_jax.verification.report import Verification
 
 WIDTH = 8
@@ -19,9 +18,8 @@ KEY = jax.random.key(0)
 
 
 @pytest.fixture(autouse=True)
-def _registry(monkeypatch):
-    """LoRA layers that a test registers are gone after it."""
-    monkeypatch.setattr(layers, "_LORA_LAYERS", dict(layers._LORA_LAYERS))
+def _registry(registry):
+    """Of every test here."""
 
 
 class Block(nnx.Module):
