@@ -1,4 +1,4 @@
-"""Quickstart: LoRA on a real pre-trained encoder in two to four minutes on two CPU cores.
+"""Quickstart: LoRA on a real pre-trained encoder in two to five minutes on two CPU cores.
 
     python -m experiments.quickstart [--workdir=runs/quickstart]
 

@@ -248,29 +248,29 @@ class Training:
         )  # fmt: skip
         folder.claim(self.workdir, config, run.inputs)
         command_line.say(self.trainer.summary)
-        scorer = run.scorer
+        scorer = run.scorer  # before training: a new one is trained itself
+        judged = {} if scorer is None else {"judge": scorer.accuracy}
         of_seed = start().record()
         record = {
             "task": run.task, "method": run.method.name, "model": run.base.name, "headline": run.headline,
             "parameters": self.trainer.summary.counts(), "layers": self.trainer.layers,
-            "pictures": len(run.shown.captions), **self._compared(of_seed, scorer),
+            "pictures": len(run.shown.captions), **self._compared(of_seed), **judged,
             **training_record([of_seed], run.headline), "inputs": dict(run.inputs),
             "seeds": {str(config.seed): of_seed}, "config": folder.plain(config),
         }  # fmt: skip
         return folder.write_record(self.workdir, record, ADAPTER if run.save is None else MODEL)
 
-    def _compared(self, of_seed: Mapping[str, Any], scorer: Scorer | None) -> dict[str, Any]:
+    def _compared(self, of_seed: Mapping[str, Any]) -> dict[str, Any]:
         """The scores of the adapter beside those of its base, with a grid of each."""
-        judged = {} if scorer is None else {"judge": scorer.accuracy}
         if self.run.save is not None or of_seed.get("diverged"):
-            return judged
+            return {}
         of = {"before": self.trainer.placement.put(self.trainer.trainable)}
         of["after"] = self.trainer.load(self.workdir / ADAPTER)
         pictures = {when: self.drawn(trainable) for when, trainable in of.items()}
         for when, drawn in pictures.items():
             self._write(f"{when}.png", drawn)
         scores = {when: self.run.scores(drawn) for when, drawn in pictures.items()}
-        return {"scores": scores, **judged}
+        return {"scores": scores}
 
     def _write(self, name: str, pictures: np.ndarray) -> None:
         if is_main():

@@ -73,7 +73,7 @@ def learn(config: ConfigDict, workdir: Path) -> dict[str, Any]:
         run = Run(
             task="digits", config=config, base=bases.of_captioned(made, "a new model"),
             method=methods.full(), shown=shown, inputs=given,
-            judge=lambda: scores.scorer(workdir / scores.FOLDER, config.data.side, keep=True),
+            judge=functools.partial(scores.scorer, workdir / scores.FOLDER, config.data.side, keep=True),
             captions=captions, contents=contents, save=save,
         )  # fmt: skip
         return Training(run, workdir).train()
