@@ -10,6 +10,7 @@ import dataclasses
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Generic
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +21,7 @@ from jaxtyping import Array, Key
 from lora_jax import partition, surgery
 from lora_jax.adapter_files import unmeasured
 from lora_jax.adapters import Adapter, apply_adapter, attach, load_adapter
-from lora_jax.arguments import KEY, MODEL, TEXT, Kind, check, takes
+from lora_jax.arguments import KEY, MODEL, TEXT, Kind, Model, check, takes
 from lora_jax.combination import combine
 from lora_jax.errors import InputError
 from lora_jax.files import to_json
@@ -35,7 +36,7 @@ Chosen = str | Mapping[str, float]
 _CHOSEN = Kind((str, Mapping), "the name of an adapter, weights by name, or None for the base")
 
 
-class AdapterSet:
+class AdapterSet(Generic[Model]):
     """Adapters of one base by name.
 
         adapters = lora_jax.AdapterSet(base)
@@ -50,7 +51,7 @@ class AdapterSet:
     """
 
     @takes(base=MODEL)
-    def __init__(self, base: nnx.Module):
+    def __init__(self, base: Model):
         """Takes a base.
 
         Args:
@@ -66,7 +67,9 @@ class AdapterSet:
             )
         self.base = base
         self._adapters: dict[str, Adapter] = {}
-        self._made: dict[str, tuple[Structure, Params, Params]] = {}  # by method: a split model
+        self._made: dict[
+            str, tuple[Structure[Model], Params, Params]
+        ] = {}  # by method: a split model
 
     def __repr__(self) -> str:
         """With the names."""
@@ -146,7 +149,7 @@ class AdapterSet:
         """Writes one adapter as a folder of its own; see `save_adapter`."""
         return self[name].save(folder)
 
-    def model(self, chosen: Chosen | None = None) -> nnx.Module:
+    def model(self, chosen: Chosen | None = None) -> Model:
         """A model with one adapter, with the weighted sum of several, or the base (None).
 
         It shares the base's arrays. Of several the sum is exact and has all their ranks (`combine`).
@@ -170,13 +173,13 @@ class AdapterSet:
             return next(iter(adapters.values()))
         return combine(adapters, dict(chosen))
 
-    def _with(self, adapter: Adapter) -> nnx.Module:
+    def _with(self, adapter: Adapter) -> Model:
         """A model with an adapter of this base, which `add` has checked."""
         structure, trainable, frozen = self._split(adapter.method)
         values = apply_adapter(adapter, trainable, adapter.base, frozen=frozen)
         return partition.join(structure, values, frozen)
 
-    def _split(self, method: Method) -> tuple[Structure, Params, Params]:
+    def _split(self, method: Method) -> tuple[Structure[Model], Params, Params]:
         key = to_json(method.to_json(), indent=None)
         if key not in self._made:
             model = method.insert(self.base, jax.random.key(0))

@@ -25,7 +25,7 @@ from lora_jax.adapter_files import adapter_folder as adapter_folder
 from lora_jax.adapter_files import check_values
 from lora_jax.adapter_files import load_adapter as load_adapter
 from lora_jax.adapter_files import save_adapter as save_adapter
-from lora_jax.arguments import MODEL, Kind, takes
+from lora_jax.arguments import MODEL, Kind, Model, takes
 from lora_jax.errors import InputError, InputTypeError
 from lora_jax.expressions import Expression
 from lora_jax.fingerprints import accepted
@@ -96,8 +96,8 @@ def apply_adapter(
 
 @takes(model=MODEL, adapter=_ADAPTER)
 def attach(
-    model: nnx.Module, adapter: Adapter, head: str | None = None, where: str = "the adapter"
-) -> nnx.Module:
+    model: Model, adapter: Adapter, head: str | None = None, where: str = "the adapter"
+) -> Model:
     """Returns the adapted model: the adapter's method inserted into its base, with its values.
 
     `model` is left as it is; frozen arrays are shared.

@@ -19,6 +19,8 @@ from lora_jax.errors import InputError, InputTypeError, brief
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
+# The class of a user's model: what is made of it has that class for type checkers, and for editors.
+Model = TypeVar("Model", bound=nnx.Module)
 
 
 class Kind(NamedTuple):

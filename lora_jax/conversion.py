@@ -19,7 +19,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Float
 
-from lora_jax.arguments import MODEL, takes
+from lora_jax.arguments import MODEL, Model, takes
 from lora_jax.checks import integer
 from lora_jax.errors import InputError
 from lora_jax.low_rank.contraction import as_matrices
@@ -50,9 +50,7 @@ class _Converted:
 
 
 @takes(adapted=MODEL, method=METHOD)
-def to_lora(
-    adapted: nnx.Module, method: Method, rank: int | None = None
-) -> tuple[nnx.Module, Method]:
+def to_lora(adapted: Model, method: Method, rank: int | None = None) -> tuple[Model, Method]:
     """The same model with LoRA in the place of its updates, and the method that it then has; a copy.
 
     Dropout of the updates is not taken over.

@@ -22,7 +22,7 @@ from flax import linen, nnx
 from jaxtyping import Array, Key
 
 from lora_jax import partition, surgery
-from lora_jax.arguments import KEY, MODEL, Kind, takes
+from lora_jax.arguments import KEY, MODEL, Kind, Model, takes
 from lora_jax.arguments import check as check_argument
 from lora_jax.errors import InputError, InputTypeError
 from lora_jax.partition import Labels, Params, Rule
@@ -145,7 +145,7 @@ class Method:
         """Constructor calls with their arguments, joined by +."""
         return " + ".join(f"{name}({_shown(arguments)})" for name, arguments in self.spec)
 
-    def insert(self, model: nnx.Module, key: Key[Array, ""]) -> nnx.Module:
+    def insert(self, model: Model, key: Key[Array, ""]) -> Model:
         """Returns an adapted model that shares the arrays of `model`; `model` is left as it is.
 
         Works on abstract models too (inside `nnx.eval_shape`).

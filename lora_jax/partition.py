@@ -17,7 +17,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic
 
 import jax
 import numpy as np
@@ -26,7 +26,7 @@ from flax import nnx
 from jaxtyping import PyTree
 
 from lora_jax import patterns
-from lora_jax.arguments import BY_PATH, LABELS, MODEL, takes
+from lora_jax.arguments import BY_PATH, LABELS, MODEL, Model, takes
 from lora_jax.errors import InputError
 from lora_jax.expressions import Expression
 from lora_jax.state import value, without_sown
@@ -171,10 +171,10 @@ def _is_parameter(node: Any) -> bool:
 
 
 @dataclasses.dataclass(frozen=True)
-class Structure:
+class Structure(Generic[Model]):
     """A model without its arrays: static and hashable, so it can be closed over by a jitted step."""
 
-    graphdef: nnx.GraphDef[nnx.Module]
+    graphdef: nnx.GraphDef[Model]
     paths: tuple[tuple[Any, ...], ...]
 
 
@@ -186,7 +186,7 @@ def parameters(model: nnx.Module) -> Params:
 
 
 @takes(model=MODEL, labels=LABELS)
-def split(model: nnx.Module, labels: Mapping[str, str]) -> tuple[Structure, Params, Params]:
+def split(model: Model, labels: Mapping[str, str]) -> tuple[Structure[Model], Params, Params]:
     """Splits a model into (structure, trainable, frozen).
 
     State, the Variables that are no `nnx.Param` (batch statistics, random state), is in `frozen`; what
@@ -212,7 +212,7 @@ def split(model: nnx.Module, labels: Mapping[str, str]) -> tuple[Structure, Para
 
 
 @takes(model=MODEL)
-def all_frozen(model: nnx.Module) -> tuple[Structure, Params]:
+def all_frozen(model: Model) -> tuple[Structure[Model], Params]:
     """A model that does not train, as (structure, leaves): for programs whose argument the leaves are."""
     structure, _, leaves = split(model, dict.fromkeys(parameters(model), FROZEN))
     return structure, leaves
@@ -220,8 +220,8 @@ def all_frozen(model: nnx.Module) -> tuple[Structure, Params]:
 
 @takes(trainable=BY_PATH, frozen=BY_PATH)
 def join(
-    structure: Structure, trainable: Mapping[str, Any], frozen: Mapping[str, Any]
-) -> nnx.Module:
+    structure: Structure[Model], trainable: Mapping[str, Any], frozen: Mapping[str, Any]
+) -> Model:
     """The inverse of `split`: a model that holds the given arrays.
 
     Args:
@@ -231,7 +231,7 @@ def join(
     """
     both = {**frozen, **trainable}
     flat = {path: both["/".join(map(str, path))] for path in structure.paths}
-    model: nnx.Module = nnx.merge(structure.graphdef, nnx.from_flat_state(flat))
+    model: Model = nnx.merge(structure.graphdef, nnx.from_flat_state(flat))
     return model
 
 

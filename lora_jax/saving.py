@@ -19,7 +19,7 @@ from flax import nnx
 
 from lora_jax import partition, surgery
 from lora_jax.adapters import adapter_folder, attach, load_adapter, save_adapter
-from lora_jax.arguments import FOLDER, MODEL, NOTES, takes
+from lora_jax.arguments import FOLDER, MODEL, NOTES, Model, takes
 from lora_jax.errors import InputError
 from lora_jax.expressions import Expression
 from lora_jax.fingerprints import base_parameters, fingerprint, rounded
@@ -96,7 +96,7 @@ def save(
 
 
 @takes(folder=FOLDER, base=MODEL)
-def load(folder: str | os.PathLike[str], base: nnx.Module) -> nnx.Module:
+def load(folder: str | os.PathLike[str], base: Model) -> Model:
     """Returns the adapted model of a folder; `base` is left as it is, and its arrays are shared.
 
     Args:

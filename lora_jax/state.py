@@ -32,14 +32,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from lora_jax.arguments import BY_PATH, MODEL, takes
+from lora_jax.arguments import BY_PATH, MODEL, Model, takes
 from lora_jax.errors import InputError
 
 Kind = Literal["parameter", "statistic", "random", "cache", "temporary", "fixed"]
 KEPT: tuple[Kind, ...] = ("statistic", "random")  # what a train step keeps of what the model writes
 _Sown = (nnx.Intermediate, nnx.Perturbation)
 _Value = TypeVar("_Value")
-_Module = TypeVar("_Module", bound=nnx.Module)
 
 
 class Temporary(nnx.Variable[_Value]):
@@ -152,7 +151,7 @@ def write(model: nnx.Module, values: Mapping[str, Any]) -> None:
     nnx.update(model, nnx.from_flat_state(chosen))
 
 
-def without_sown(model: _Module) -> _Module:
+def without_sown(model: Model) -> Model:
     """The model without what its calls have sown; a copy that shares its arrays if there is any."""
     if not any(isinstance(leaf, _Sown) for leaf in leaves(model).values()):
         return model

@@ -16,12 +16,14 @@ base itself is the model `base`, if it can answer: a decoder, or a classifier wi
 
 Texts to be classified are read as experiments.predict reads them: cut at the length of the task's run, empty
 ones refused. The server listens on this machine only (--host=127.0.0.1); it has no passwords: behind another
-host put a proxy that has. Ctrl-C or SIGTERM ends it when the requests that it has are answered.
+host put a proxy that has. Ctrl-C or SIGTERM ends it when the requests that it has are answered, or after
+--timeout seconds; a second Ctrl-C at once.
 """
 
 from __future__ import annotations
 
 import contextlib
+import math
 import socket
 from typing import Any
 
@@ -73,8 +75,9 @@ def main(_: list[str]) -> None:
             served, seconds=values["timeout"], hosts=_OWN_NAMES if local else []
         )
         server = uvicorn.Server(uvicorn.Config(
-            made, log_level="warning", http=Connection, timeout_graceful_shutdown=30,
-            timeout_keep_alive=SECONDS, limit_concurrency=served.engine.most_waiting + 64,
+            made, log_level="warning", http=Connection,
+            timeout_keep_alive=SECONDS, timeout_graceful_shutdown=math.ceil(values["timeout"]),
+            limit_concurrency=served.engine.most_waiting + 64,
         ))  # fmt: skip
         with contextlib.suppress(KeyboardInterrupt):  # it has ended by then
             server.run(sockets=[listening])

@@ -18,7 +18,7 @@ from experiments.serve.subfolders import State, subfolders
 from lora_jax import lora
 from lora_jax.adapters import Adapter, load_adapter
 from lora_jax.data import tokenizers
-from lora_jax.errors import InputError
+from lora_jax.errors import InputError, did_you_mean
 from lora_jax.low_rank.targets import ALL_LINEAR
 from lora_jax.method import Method
 from lora_jax.models.architectures import AnyConfig
@@ -180,7 +180,10 @@ class Served(abc.ABC):
     def unknown(self, name: str) -> str:
         """What to say to those who ask for a name that is not served."""
         why = self.refused.get(name)
-        return f"{name!r} is not served: {why}" if why else f"there is no model {name!r}"
+        if why:
+            return f"{name!r} is not served: {why}"
+        meant = did_you_mean(name, self.names)
+        return f"there is no model {name!r}{meant or ';'} /v1/models lists what is served"
 
     @contextlib.contextmanager
     def using(self, name: str) -> Iterator[Version]:

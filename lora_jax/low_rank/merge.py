@@ -18,7 +18,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Inexact
 
 from lora_jax import surgery
-from lora_jax.arguments import MODEL, takes
+from lora_jax.arguments import MODEL, Model, takes
 from lora_jax.checks import floating
 from lora_jax.errors import InputError
 from lora_jax.low_rank.contraction import Shape
@@ -28,7 +28,7 @@ from lora_jax.low_rank.weights import WeightView
 
 
 @takes(model=MODEL)
-def merge(model: nnx.Module, dtype: DTypeLike | None = None) -> nnx.Module:
+def merge(model: Model, dtype: DTypeLike | None = None) -> Model:
     """Returns a copy in which every adapted layer is its original class with the update merged in.
 
     The merged weight is computed in float32 and cast once to the weight's type. A quantised layer
@@ -167,7 +167,7 @@ def _bias_as_stored(
 
 
 @takes(model=MODEL)
-def strip(model: nnx.Module) -> nnx.Module:
+def strip(model: Model) -> Model:
     """Returns the base model: what methods inserted taken out, every layer of its original class.
 
     A stack that was cut for single layers is one stack again; what was trained or moved of the base itself

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 from flax import nnx
 
-from lora_jax.arguments import MODEL, takes
+from lora_jax.arguments import MODEL, Model, takes
 from lora_jax.low_rank.layers import adapted_layers
 from lora_jax.low_rank.merge import nothing_inserted
 from lora_jax.low_rank.updates import WeightUpdate
@@ -33,7 +33,7 @@ def enable(model: nnx.Module, enabled: bool = True) -> None:
 
 @takes(model=MODEL)
 @contextmanager
-def disabled(model: nnx.Module) -> Iterator[nnx.Module]:
+def disabled(model: Model) -> Iterator[Model]:
     """The model with its updates switched off; afterwards they are as they were.
 
         with lora_jax.disabled(model) as base:

@@ -18,7 +18,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from lora_jax import partition
-from lora_jax.arguments import FUNCTION, MODEL, takes
+from lora_jax.arguments import FUNCTION, MODEL, Model, takes
 from lora_jax.errors import InputError
 from lora_jax.low_rank import starts
 from lora_jax.low_rank.layers import adapted_layers
@@ -60,8 +60,8 @@ def waiting_weights(adapted: nnx.Module) -> dict[str, str]:
 
 @takes(adapted=MODEL, loss=FUNCTION)
 def start_from_gradients(
-    adapted: nnx.Module, loss: Callable[[nnx.Module, Any], Array], batches: Iterable[Any]
-) -> nnx.Module:
+    adapted: Model, loss: Callable[[Model, Any], Array], batches: Iterable[Any]
+) -> Model:
     """Returns a copy whose updates with `init="lora_ga"` start from the mean gradient of their weights.
 
     Args:
@@ -105,10 +105,10 @@ def _refuse_trained(adapted: nnx.Module) -> None:
 
 
 def mean_gradient(
-    structure: partition.Structure,
+    structure: partition.Structure[Model],
     chosen: Mapping[str, Any],
     rest: Mapping[str, Any],
-    loss: Callable[[nnx.Module, Any], Array],
+    loss: Callable[[Model, Any], Array],
     batches: Iterable[Any],
 ) -> Gradients:
     """The mean over some batches of the gradient of chosen leaves, float32.

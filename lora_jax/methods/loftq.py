@@ -19,7 +19,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Key
 
 from lora_jax import surgery
-from lora_jax.arguments import KEY, MODEL, takes
+from lora_jax.arguments import KEY, MODEL, Model, takes
 from lora_jax.checks import integer, one_of
 from lora_jax.errors import InputError
 from lora_jax.low_rank.dora import DoRAUpdate
@@ -41,7 +41,7 @@ First = Literal["packing", "factors"]
 
 @takes(model=MODEL, key=KEY)
 def loftq(
-    model: nnx.Module,
+    model: Model,
     method: Method,
     key: Key[Array, ""],
     targets: Target | Sequence[Target] = ALL_LINEAR,
@@ -50,7 +50,7 @@ def loftq(
     exclude: Exclude = None,
     steps: int = 1,
     first: First = "packing",
-) -> nnx.Module:
+) -> Model:
     """Returns the quantised and adapted model, whose updates start at the error of packing.
 
     The first output is not that of the quantised base but nearer to that of `model`.

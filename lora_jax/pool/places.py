@@ -12,6 +12,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from lora_jax import partition, surgery
+from lora_jax.arguments import Model
 from lora_jax.errors import InputError
 from lora_jax.expressions import Expression
 from lora_jax.factor_leaves import LORA
@@ -181,8 +182,8 @@ def joined(all_of: Sequence[Inserted]) -> dict[str, Pairs]:
 
 
 def with_slots(
-    base: nnx.Module, layers: Mapping[str, Pairs], head: str | None, slots: int, dtype: DTypeLike
-) -> nnx.Module:
+    base: Model, layers: Mapping[str, Pairs], head: str | None, slots: int, dtype: DTypeLike
+) -> Model:
     """A copy of the base with empty slots in its layers; heads have the base's own values in all slots.
 
     Args:

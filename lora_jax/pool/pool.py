@@ -11,19 +11,18 @@ import functools
 import os
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any
+from typing import Concatenate, Generic, ParamSpec, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Int
 
 from lora_jax import partition, surgery
 from lora_jax.adapter_files import Adapter
 from lora_jax.adapters import load_adapter
-from lora_jax.arguments import MODEL, TEXT, Kind, takes
+from lora_jax.arguments import MODEL, TEXT, Kind, Model, takes
 from lora_jax.arguments import check as check_kind
 from lora_jax.checks import Integer, floating, integer
 from lora_jax.errors import InputError
@@ -41,12 +40,15 @@ from lora_jax.sharding.axes import of_model
 from lora_jax.sharding.mesh import AnyMesh
 from lora_jax.sharding.placement import Placement
 
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+
 MOST_SLOTS = 4096
 NO_ADAPTER = 0  # the slot that gives the base
 _METHODS = Kind((list, tuple), 'a list of methods, such as [lora_jax.lora("all-linear")]')
 
 
-class AdapterPool:
+class AdapterPool(Generic[Model]):
     """Adapters of one base, several of them in one batch.
 
         pool = lora_jax.AdapterPool(base, [method], capacity=8)
@@ -72,7 +74,7 @@ class AdapterPool:
     @takes(base=MODEL, methods=_METHODS)
     def __init__(
         self,
-        base: nnx.Module,
+        base: Model,
         methods: Sequence[Method],
         *,
         capacity: Integer = 8,
@@ -136,7 +138,7 @@ class AdapterPool:
             self._inserted[key] = places.inserted(self.base, method, where)
         return self._inserted[key]
 
-    def _divide(self, model: nnx.Module) -> None:
+    def _divide(self, model: Model) -> None:
         """Splits the model into what is in slots and what is not."""
         heads = [] if self.head is None else places.head_modules(self.base, self.head)
         params = partition.parameters(model)
@@ -321,8 +323,12 @@ class AdapterPool:
         return min(widths - inside or widths, default=None)
 
     def compiled(
-        self, function: Callable[..., Any], *, looped: bool = False, form: Form = "auto"
-    ) -> Callable[..., Any]:
+        self,
+        function: Callable[Concatenate[Model, _P], _R],
+        *,
+        looped: bool = False,
+        form: Form = "auto",
+    ) -> Callable[Concatenate[Sequence[str | None], _P], _R]:
         """A function of a model as one program for all adapters, for batches whose rows name theirs.
 
         Args:
@@ -334,19 +340,22 @@ class AdapterPool:
           A function of the rows' adapters (names, or None for the base) and the arrays.
         """
 
-        def run(slots: Params, frozen: Params, numbers: Array, *args: Any) -> Any:
+        def run(
+            slots: Params, frozen: Params, numbers: Array, /, *args: _P.args, **kwargs: _P.kwargs
+        ) -> _R:
             model = self.model(slots, frozen)
             route(model, numbers, looped=looped, form=form)
-            return function(model, *args)
+            return function(model, *args, **kwargs)
 
         program = jax.jit(run) if self.placement is None else self.placement.jit(run)
 
-        def of_names(names: Sequence[str | None], *args: Any) -> Any:
-            return program(*self.ready(names), *args)
+        def of_names(names: Sequence[str | None], /, *args: _P.args, **kwargs: _P.kwargs) -> _R:
+            result: _R = program(*self.ready(names), *args, **kwargs)
+            return result
 
         return of_names
 
-    def model(self, slots: Params | None = None, frozen: Params | None = None) -> nnx.Module:
+    def model(self, slots: Params | None = None, frozen: Params | None = None) -> Model:
         """The model with slots; `route` has to say which ones a batch uses, before it is called.
 
         Args:

@@ -10,7 +10,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from lora_jax import surgery
-from lora_jax.arguments import MODEL, takes
+from lora_jax.arguments import MODEL, Model, takes
 from lora_jax.errors import InputError
 from lora_jax.low_rank.layers import adapted_layers
 from lora_jax.low_rank.merge import add_to_bias, is_mergeable, merge, merged_values
@@ -41,8 +41,8 @@ class Repacked(Measured):
 
 @takes(model=MODEL)
 def merge_packed(
-    model: nnx.Module, format: str | Format | None = None, *, tables: bool = True
-) -> tuple[nnx.Module, list[Repacked]]:
+    model: Model, format: str | Format | None = None, *, tables: bool = True
+) -> tuple[Model, list[Repacked]]:
     """Returns a copy whose updates are merged into packed weights, and what packing them again did.
 
     What is packed are the unpacked values of the base and the update, added in float32. That is another

@@ -12,7 +12,7 @@ import numpy as np
 from flax import nnx
 
 from lora_jax import patterns, surgery
-from lora_jax.arguments import MODEL, takes
+from lora_jax.arguments import MODEL, Model, takes
 from lora_jax.checks import floating
 from lora_jax.errors import InputError, InputTypeError
 from lora_jax.low_rank import limits
@@ -40,12 +40,12 @@ _ANY = LoRASettings.from_arguments({"rank": 1, "alpha": 1.0}, "")
 
 @takes(model=MODEL)
 def quantise(
-    model: nnx.Module,
+    model: Model,
     targets: Target | Sequence[Target] = names.ALL_LINEAR,
     format: str | Format = "nf4",
     *,
     exclude: Exclude = None,
-) -> nnx.Module:
+) -> Model:
     """Returns a model whose chosen layers hold their weights packed; the other arrays are shared.
 
     A quantised layer unpacks its weight in its call, one layer at a time; its weight never trains and
@@ -190,7 +190,7 @@ def replace(layer: nnx.Module, name: str, weight: PackedWeight) -> None:
 
 
 @takes(model=MODEL)
-def dequantise(model: nnx.Module, dtype: Any = None) -> nnx.Module:
+def dequantise(model: Model, dtype: Any = None) -> Model:
     """Returns a model in which every quantised layer has its weight in floating-point numbers again.
 
     A stack of layers that was cut is one stack again.

@@ -40,7 +40,7 @@ class Adapters:
       base: what requests without an adapter get.
     """
 
-    def __init__(self, pool: AdapterPool):
+    def __init__(self, pool: AdapterPool[Any]):
         self.pool, self.base = pool, Version(None)
         self._versions: dict[str, Version] = {}
         self._number = 0

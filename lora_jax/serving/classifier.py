@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -64,7 +65,7 @@ class ClassifierEngine(worker.Worker[Ticket]):
 
     def __init__(
         self,
-        pool: AdapterPool,
+        pool: AdapterPool[Any],
         *,
         rows: Integer = 8,
         room: Integer = 512,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -57,7 +58,7 @@ class Engine(worker.Worker[Ticket]):
 
     def __init__(
         self,
-        pool: AdapterPool,
+        pool: AdapterPool[Any],
         *,
         rows: Integer = 8,
         room: Integer = 1024,
@@ -115,7 +116,8 @@ class Engine(worker.Worker[Ticket]):
         if len(request.prompt) + request.max_tokens > self.room - self.spare:
             raise InputError(
                 f"a prompt of {len(request.prompt):,} tokens and {request.max_tokens:,} new ones do not fit "
-                f"the {self.room - self.spare:,} tokens of a conversation here"
+                f"the {self.room - self.spare:,} tokens of a conversation here; ask for fewer, "
+                f"or make room for more (of a server: --room)"
             )
         vocabulary: int = self.pool.base.config.vocab_size  # type: ignore[attr-defined]
         if not 0 <= min(request.prompt) <= max(request.prompt) < vocabulary:

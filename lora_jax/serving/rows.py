@@ -48,7 +48,7 @@ class Programs:
       steps: tokens that a call of `advance` adds to every row.
     """
 
-    def __init__(self, pool: AdapterPool, count: int, room: int, steps: int):
+    def __init__(self, pool: AdapterPool[Any], count: int, room: int, steps: int):
         self.pool, self.count, self.room, self.steps = pool, count, room, steps
         jit = jax.jit if pool.placement is None else pool.placement.jit
         self._begin: Callable[..., Any] = jit(self._begun, donate_argnums=2)

@@ -8,7 +8,7 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Sequence
-from typing import Generic, Literal, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 from lora_jax.checks import Integer, integer
 from lora_jax.pool.pool import AdapterPool
@@ -44,7 +44,7 @@ class Worker(Adapters, abc.ABC, Generic[_Ticket]):
 
     counts: Counts
 
-    def __init__(self, pool: AdapterPool, waiting: Integer, window: float = 0.0):
+    def __init__(self, pool: AdapterPool[Any], waiting: Integer, window: float = 0.0):
         """Prepares; `_start_thread` begins.
 
         Args:

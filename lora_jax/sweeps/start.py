@@ -30,7 +30,7 @@ class Together:
       shapes: of every run's parameters without padding.
     """
 
-    structure: Structure
+    structure: Structure[nnx.Module]
     labels: Labels
     trainable: dict[str, Any]
     frozen: Params

@@ -12,9 +12,9 @@ from typing import Any
 
 import jax
 import optax
-from flax import nnx
 
 from lora_jax import partition
+from lora_jax.arguments import Model
 from lora_jax.costs.compiled import Jitted
 from lora_jax.errors import InputError
 from lora_jax.low_rank import seeding
@@ -29,7 +29,7 @@ Optimizer = Callable[[Any], optax.GradientTransformation]
 
 
 def make_run_objective(
-    structure: Structure, loss: Loss
+    structure: Structure[Model], loss: Loss[Model]
 ) -> Callable[[Params, RunValues, Params, Any, jax.Array], jax.Array]:
     """Builds `objective(trainable, values, frozen, batch, key)` of one run: its loss with dropout.
 
@@ -56,8 +56,8 @@ def make_run_objective(
 
 
 def make_runs_train_step(
-    structure: Structure,
-    loss: Loss,
+    structure: Structure[Model],
+    loss: Loss[Model],
     optimizer: Optimizer,
     placement: Placement | None = None,
     trainable: Mapping[str, Any] | None = None,
@@ -141,9 +141,9 @@ def _one_rate(trainable: Mapping[str, Any]) -> Any:
 
 
 def make_runs_predict_step(
-    structure: Structure,
+    structure: Structure[Model],
     placement: Placement,
-    function: Callable[[nnx.Module, Any], Any] = outputs,
+    function: Callable[[Model, Any], Any] = outputs,
     at_once: int = 0,
 ) -> Callable[[Params, RunValues, Params, Any], Any]:
     """Builds `predict(trainable, values, frozen, batch)` in evaluation mode: a first axis of runs.

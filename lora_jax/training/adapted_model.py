@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,7 @@ from jaxtyping import Array, Key
 
 from lora_jax import adapters, digests, files, fingerprints, partition, warm_start
 from lora_jax.adapters import replaced
+from lora_jax.arguments import Model
 from lora_jax.errors import InputError
 from lora_jax.low_rank.layers import adapted_layers
 from lora_jax.low_rank.merge import strip
@@ -38,7 +39,7 @@ from lora_jax.verification.verify import verify
 Predict = Callable[[Any], np.ndarray]
 
 
-class AdaptedModel:
+class AdaptedModel(Generic[Model]):
     """A model split into what trains and what is frozen, which can be evaluated, saved and loaded.
 
     Attributes:
@@ -57,14 +58,14 @@ class AdaptedModel:
 
     def __init__(
         self,
-        model: nnx.Module,
+        model: Model,
         method: Method,
         *,
         key: Key[Array, ""] | None = None,
         mesh: Mesh | None = None,
         head: str | None = None,
         dtype: str | None = None,
-        share_frozen_with: AdaptedModel | None = None,
+        share_frozen_with: AdaptedModel[Model] | None = None,
     ):
         """Inserts the method into a copy of the model that shares its arrays.
 
@@ -117,7 +118,7 @@ class AdaptedModel:
                 of_base = {path: shared.frozen[path] for path in frozen if path not in own}
                 self.frozen = of_base | self.placement.put(own)
 
-    def model(self, trainable: Mapping[str, Any]) -> nnx.Module:
+    def model(self, trainable: Mapping[str, Any]) -> Model:
         """The adapted model with these trainable parameters; `lora_jax.merge` takes it.
 
         Here and in the other methods state that moved in training goes with the trainable parameters.
@@ -125,7 +126,7 @@ class AdaptedModel:
         return partition.join(self.structure, trainable, self.frozen)
 
     def predictor(
-        self, function: Callable[[nnx.Module, Any], Any] = step.outputs
+        self, function: Callable[[Model, Any], Any] = step.outputs
     ) -> Callable[[Params], Predict]:
         """Compiles an evaluation: of trainable parameters it gives a function of batches.
 
@@ -145,7 +146,7 @@ class AdaptedModel:
         return of_parameters
 
     def verify(
-        self, batch: Any, function: Callable[[nnx.Module, Any], Any] = step.outputs
+        self, batch: Any, function: Callable[[Model, Any], Any] = step.outputs
     ) -> Verification | None:
         """What `lora_jax.verify` finds with this batch, in evaluation mode; None where LoRA adapts nothing.
 
@@ -224,7 +225,7 @@ class AdaptedModel:
         whole = {**parameters, **self.kept(trainable)}
         return {"base": self.base, "weights": fingerprints.fingerprint(whole, jnp.float32)}
 
-    def start_from_gradients(self, loss: step.Loss, batches: Batches, count: int) -> None:
+    def start_from_gradients(self, loss: step.Loss[Model], batches: Batches, count: int) -> None:
         """Starts updates with `init="lora_ga"` from the gradient of their weights, in place.
 
         Args:

@@ -7,17 +7,17 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 from jaxtyping import Array, Float
 
+from lora_jax.arguments import Model
 from lora_jax.errors import InputError, InputTypeError, brief
 from lora_jax.training.step import Loss
 
 
-def scalar(loss: Loss) -> Loss:
+def scalar(loss: Loss[Model]) -> Loss[Model]:
     """The loss, which raises InputTypeError if it returns something else than one floating-point number."""
 
-    def checked(model: nnx.Module, batch: Any, key: jax.Array | None) -> Float[Array, ""]:
+    def checked(model: Model, batch: Any, key: jax.Array | None) -> Float[Array, ""]:
         value: Any = loss(model, batch, key)
         if not isinstance(value, jax.Array):
             found = f"{brief(value)} of type {type(value).__name__}"

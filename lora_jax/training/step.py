@@ -16,6 +16,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from lora_jax import partition
+from lora_jax.arguments import Model
 from lora_jax.checks import integer
 from lora_jax.data.batch import Batch
 from lora_jax.errors import InputError
@@ -27,7 +28,7 @@ from lora_jax.training import chunked_loss
 
 Metrics = dict[str, jax.Array]
 FINITE = "finite"  # the metric by which a run is known to have diverged
-Loss = Callable[[nnx.Module, Any, jax.Array | None], Float[Array, ""]]
+Loss = Callable[[Model, Any, jax.Array | None], Float[Array, ""]]  # of (model, batch, key)
 Weight = Callable[[Any], jax.Array | float]  # of a batch
 TrainStep = Callable[[Params, Any, Params, Any, jax.Array], tuple[Params, Any, Params, Metrics]]
 
@@ -72,7 +73,7 @@ def completion_losses(
     return chunked_loss.losses(model, batch, key, smoothing, chunk)
 
 
-def completion_loss(smoothing: float = 0.0, chunk: int | None = None) -> Loss:
+def completion_loss(smoothing: float = 0.0, chunk: int | None = None) -> Loss[nnx.Module]:
     """Mean loss of a batch's completion tokens (the paper's GPT-2 runs; no token of the context).
 
     Args:
@@ -113,7 +114,7 @@ def all_finite(*trees: Any) -> jax.Array:
 
 
 def make_objective(
-    structure: Structure, loss: Loss
+    structure: Structure[Model], loss: Loss[Model]
 ) -> Callable[[Params, Params, Any, jax.Array], Float[Array, ""]]:
     """Builds `objective(trainable, frozen, batch, key)`: the loss with dropout."""
     with_state = _objective_with_state(structure, loss)
@@ -121,7 +122,7 @@ def make_objective(
 
 
 def _objective_with_state(
-    structure: Structure, loss: Loss
+    structure: Structure[Model], loss: Loss[Model]
 ) -> Callable[[Params, Params, Any, jax.Array], tuple[Float[Array, ""], Params]]:
     """The same, with what the model wrote of its state beside the loss."""
 
@@ -137,8 +138,8 @@ def _objective_with_state(
 
 
 def make_train_step(
-    structure: Structure,
-    loss: Loss,
+    structure: Structure[Model],
+    loss: Loss[Model],
     optimizer: optax.GradientTransformation,
     placement: Placement | None = None,
     trainable: Mapping[str, Any] | None = None,
@@ -193,8 +194,8 @@ def make_train_step(
 
 
 def make_predict_step(
-    structure: Structure,
-    function: Callable[[nnx.Module, Any], Any] = outputs,
+    structure: Structure[Model],
+    function: Callable[[Model, Any], Any] = outputs,
     placement: Placement | None = None,
 ) -> Callable[[Params, Params, Any], Any]:
     """Builds `predict(trainable, frozen, batch)`: the model in evaluation mode.

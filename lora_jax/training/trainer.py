@@ -15,12 +15,11 @@ from typing import Any
 
 import jax
 import numpy as np
-from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Array, Key
 
 from lora_jax import adapter_files, adapters, inputs, locking, run_files, run_folder
-from lora_jax.arguments import FOLDER, FUNCTION, MODEL, TEXT, Kind, takes
+from lora_jax.arguments import FOLDER, FUNCTION, MODEL, TEXT, Kind, Model, takes
 from lora_jax.checks import json_values
 from lora_jax.costs import flops
 from lora_jax.data.ahead import ahead
@@ -52,20 +51,20 @@ _FUNCTION_OR_NONE = Kind((*FUNCTION.of, type(None)), f"{FUNCTION.words}, or None
 _REMEDY = "Use another folder, or the same method and settings to resume it"
 
 
-class Trainer(AdaptedModel):
+class Trainer(AdaptedModel[Model]):
     """An `AdaptedModel` with the settings of its training."""
 
     @takes(model=MODEL, method=METHOD, settings=_SETTINGS)
     def __init__(
         self,
-        model: nnx.Module,
+        model: Model,
         method: Method,
         settings: TrainSettings,
         *,
         key: Key[Array, ""] | None = None,
         mesh: Mesh | None = None,
         head: str | None = None,
-        share_frozen_with: AdaptedModel | None = None,
+        share_frozen_with: AdaptedModel[Model] | None = None,
     ):
         """Inserts the method; arguments as of `AdaptedModel`, the type of the base from the settings."""
         super().__init__(
@@ -77,7 +76,7 @@ class Trainer(AdaptedModel):
     def prepare(
         self,
         batches: Batches,
-        loss: step.Loss,
+        loss: step.Loss[Model],
         goal: Goal,
         *,
         seed: int,
@@ -144,11 +143,11 @@ class Trainer(AdaptedModel):
     def fit(
         self,
         batches: Batches,
-        loss: step.Loss,
+        loss: step.Loss[Model],
         folder: str | os.PathLike[str],
         *,
         validation: Batches | None = None,
-        evaluate: Callable[[nnx.Module], Mapping[str, float]] | None = None,
+        evaluate: Callable[[Model], Mapping[str, float]] | None = None,
         headline: str = LOSS,
         smaller_is_better: bool | None = None,
         seed: int = 0,
@@ -279,7 +278,7 @@ class Trainer(AdaptedModel):
         there = from_main(lambda: run_folder.setting(folder, "base"))
         return there if there in self.bases else self.base
 
-    def _evaluated(self, trainable: Params) -> nnx.Module:
+    def _evaluated(self, trainable: Params) -> Model:
         model = self.model(trainable)
         model.eval()
         return model
@@ -293,7 +292,7 @@ class Trainer(AdaptedModel):
                 self.placement.batch(next(of_epoch))
             next(of_epoch, None)  # one too many is an error
 
-    def _mean_loss(self, loss: step.Loss, batches: Batches) -> Callable[[Params], float]:
+    def _mean_loss(self, loss: step.Loss[Model], batches: Batches) -> Callable[[Params], float]:
         """Builds the mean loss of trainable parameters over the examples of some batches."""
         loss = scalar(loss)
         predict = self.predictor(lambda model, batch: loss(model, batch, None))

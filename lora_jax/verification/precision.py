@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.extend import core
 
+from lora_jax.arguments import Model
 from lora_jax.costs.flops import inner_jaxprs
 
 
@@ -17,7 +18,7 @@ def has_low_precision(model: nnx.Module) -> bool:
     return any(_is_low(getattr(leaf, "dtype", None)) for leaf in jax.tree.leaves(nnx.state(model)))
 
 
-def raised(model: nnx.Module) -> nnx.Module:
+def raised(model: Model) -> Model:
     """A copy that holds and computes numbers of lower precision in float32."""
     copy = nnx.clone(model)
     for _, module in nnx.iter_modules(copy):

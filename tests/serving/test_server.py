@@ -212,7 +212,7 @@ def test_conversations(server):
 
 def test_one_model(server):
     assert server.client.models.retrieve("t1").id == "t1"
-    with pytest.raises(openai.NotFoundError, match="there is no model 'nobody'"):
+    with pytest.raises(openai.NotFoundError, match="there is no model 'nobody'; /v1/models lists"):
         server.client.models.retrieve("nobody")
 
 
@@ -318,15 +318,18 @@ def test_the_folder_may_go_and_come_back(server):
 
 
 def test_odd_subfolders_harm_no_other(server):
-    """A name that is no UTF-8, a link whose target is no possible name, a link to itself."""
+    """A name that is no UTF-8, a link whose target is no possible name or itself, an adapter of PEFT."""
     odd = os.fsencode(server.adapters) + b"/odd\xff"
     shutil.copytree(os.fsencode(server.adapters / "t0"), odd)
     links = {server.adapters / "link": "x" * 300, server.adapters / "loop": "loop"}
     for link, target in links.items():
         link.symlink_to(target)
+    (server.adapters / "of_peft").mkdir()
+    (server.adapters / "of_peft" / "adapter_config.json").touch()
     try:
         refused = httpx.get(f"{server.url}/v1/models", timeout=30).json()["refused"]
         assert "no UTF-8" in refused["odd\\xff"] and "too long" in refused["link"]
+        assert "convert from_peft" in refused["of_peft"]
         server.make("beside", 5)
         answer = complete(server, TEXTS[0], "beside")
         assert answer.choices[0].text == server.expected(TEXTS[0], 5, MOST)
@@ -334,6 +337,7 @@ def test_odd_subfolders_harm_no_other(server):
             complete(server, TEXTS[0], "odd\\xff")
     finally:
         shutil.rmtree(odd)
+        shutil.rmtree(server.adapters / "of_peft")
         shutil.rmtree(server.adapters / "beside", ignore_errors=True)
         for link in links:
             link.unlink()
