@@ -38,7 +38,7 @@ def reduced(adapter: Adapter, output: Path, **settings: Any) -> list[str]:
 def _check_output(output: Path) -> None:
     check_place(output)
     if output.exists():
-        raise InputError(f"{output} is there already; name another folder")
+        raise InputError(f"--output={output} exists already; choose another folder")
 
 
 def _written(result: Adapter, output: Path) -> list[str]:

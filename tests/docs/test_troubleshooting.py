@@ -73,8 +73,8 @@ def test_a_message_leads_to_its_section(error, anchor):
     ("error", "ends"),
     [
         (
-            InputError("b exists already; choose another file"),
-            "error: b exists already; choose another file\n"
+            InputError("b exists already and is not empty; choose another folder"),
+            "error: b exists already and is not empty; choose another folder\n"
             "see docs/troubleshooting.md#the-output-is-there-already",
         ),
         (InputError("the server has no such thing"), "error: the server has no such thing"),

@@ -114,7 +114,7 @@ def test_combined_and_reduced_folders(folders, tmp_path):
     np.testing.assert_allclose(found["value"], 2 * one["value"] - two["value"], atol=1e-5)
     np.testing.assert_allclose(found["query"], 2 * one["query"], atol=1e-5)
     assert lines[0].startswith(f"adapter: {tmp_path / 'sum'} (2 updates of rank 2 to 5, ")
-    with pytest.raises(InputError, match="is there already"):
+    with pytest.raises(InputError, match="exists already"):
         combining.combined(adapters, weights, tmp_path / "sum", by="cat")
     lines = combining.reduced(load_adapter(folders[0]), tmp_path / "rated", rank=1)
     assert "accuracy" in load_adapter(folders[0]).notes["metrics"]

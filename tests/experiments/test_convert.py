@@ -207,7 +207,7 @@ def test_factors_alone_keep_their_architecture(state, tmp_path):
 
 def test_nothing_is_overwritten(file, tmp_path):
     folder = from_loralib(file, tmp_path / "adapter", alpha=16)
-    with pytest.raises(ValueError, match="adapter holds an adapter already"):
+    with pytest.raises(ValueError, match="adapter exists already and holds an adapter"):
         from_loralib(file, folder, alpha=8)
     with pytest.raises(ValueError, match=r"state\.safetensors exists already"):
         to_loralib(folder, file)

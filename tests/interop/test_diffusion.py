@@ -261,7 +261,7 @@ def test_the_command_reads_and_writes_styles(pair, tmp_path, capsys):
     )
     adapters = styles.from_style(style, tmp_path / "ours", str(tmp_path / "sd"))
     assert sorted(path.name for path in (tmp_path / "ours").iterdir()) == sorted(adapters)
-    with pytest.raises(InputError, match="is there and not empty"):
+    with pytest.raises(InputError, match="is not empty"):
         styles.from_style(style, tmp_path / "ours", str(tmp_path / "sd"))
     again = tmp_path / "b.safetensors"
     settings = {"form": "kohya", "dtype": "float32"}

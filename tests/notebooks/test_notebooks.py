@@ -1,4 +1,4 @@
-"""Every notebook runs from top to bottom in a fresh kernel, and is stored with clean outputs."""
+"""Every notebook runs from top to bottom in a fresh kernel, and is stored with the outputs of such a run."""
 
 import base64
 import re
@@ -35,6 +35,14 @@ def sources(notebook, kind):
     return "\n".join(cell.source for cell in notebook.cells if cell.cell_type == kind)
 
 
+def printed(notebook):
+    """What each cell prints, for all numbers and the widths of columns: these depend on the machine."""
+    texts = [
+        "".join(output.get("text", "") for output in cell.outputs) for cell in code_cells(notebook)
+    ]
+    return [re.sub(r"[\s-]+", " ", re.sub(r"\d[\d.,]*(e[+-]\d+)?", "0", text)) for text in texts]
+
+
 def beside(path):
     """The bytes of a notebook, and the paths of all other files in its folder."""
     return path.read_bytes(), {p for p in FOLDER.rglob("*") if p.suffix != ".ipynb"}
@@ -58,7 +66,7 @@ def test_runs_to_the_end_and_writes_nothing_into_the_repository(path, tmp_path, 
         monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "0")  # they compute for longer
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")  # nothing is downloaded by default
-    notebook, before = read(path), beside(path)
+    notebook, before, stored = read(path), beside(path), read(path)
     for cell in code_cells(notebook):
         cell.outputs, cell.execution_count = [], None
     resources = {"metadata": {"path": str(FOLDER)}}
@@ -66,6 +74,7 @@ def test_runs_to_the_end_and_writes_nothing_into_the_repository(path, tmp_path, 
     counts = [cell.execution_count for cell in code_cells(notebook)]
     assert counts == list(range(1, len(counts) + 1))
     assert beside(path) == before
+    assert printed(notebook) == printed(stored), "store the outputs of a new run in the notebook"
 
 
 @each
