@@ -15,11 +15,15 @@ def check_adapter_folder(output: Path) -> None:
     if is_run(output):
         raise InputError(f"{output} is the folder of a run; choose another --output")
     if (output / DESCRIPTION).exists():
-        raise InputError(f"--output={output} exists already and holds an adapter; choose another folder")
+        raise InputError(
+            f"--output={output} exists already and holds an adapter; choose another folder"
+        )
 
 
 def check_new_folder(output: Path) -> None:
     """Raises InputError unless the folder is not there yet, or empty, and may be written."""
     check_place(output)
     if output.exists() and any(output.iterdir()):
-        raise InputError(f"--output={output} exists already and is not empty; choose another folder")
+        raise InputError(
+            f"--output={output} exists already and is not empty; choose another folder"
+        )
