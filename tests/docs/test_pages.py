@@ -5,8 +5,10 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
+from flax import nnx
 from test_readme import python_lines
 
 import lora_jax as lj
@@ -23,12 +25,12 @@ def run(tmp_path, monkeypatch, registry):
     """Runs a page's lines in an empty folder: the names that they define; classes they register go again."""
     monkeypatch.chdir(tmp_path)
 
-    def lines(page, **replaced):
+    def lines(page, given=None, **replaced):
         text = python_lines(page)
         for old, new in replaced.items():
             assert text.count(old) == 1
             text = text.replace(old, new)
-        names = {"print": lambda *_: None}
+        names = {"print": lambda *_: None, **(given or {})}
         exec(compile(text, page, "exec", dont_inherit=True), names)
         return names
 
@@ -66,6 +68,22 @@ def test_how_to(run):
     np.testing.assert_allclose(names["merged"](x), again(x), rtol=1e-5, atol=1e-6)
 
 
+def test_combining(run):
+    base = nnx.Sequential(
+        nnx.Linear(4, 4, rngs=nnx.Rngs(0)), nnx.tanh, nnx.Linear(4, 4, rngs=nnx.Rngs(1))
+    )
+    method = lj.lora("layers/0", rank=1)
+    for seed, name in enumerate(("a", "b", "e2e")):
+        adapted = method.insert(base, jax.random.key(seed))
+        adapted.layers[0].lora.b[...] += 1.0  # stands for training
+        lj.save(f"runs/{name}", adapted, method, base)
+    names = run("docs/combining.md", {"base": base})
+    assert (
+        max(np.max(far) for far in names["far"].values()) < 1e-6
+    )  # the sum is exact but for rounding
+    assert names["adapters"].names == ["mine"]
+
+
 def test_extending(run, tiny_model, monkeypatch):
     names = run("docs/extending.md", **{f'"{MINILM}"': repr(str(tiny_model))})
     x = names["x"]
@@ -94,7 +112,7 @@ def test_every_table_and_figure_of_the_paper_is_on_its_page():
 
 # Their lines need files of a reader's, or are parts of something.
 NOT_RUN = {
-    "combining.md", "decoders.md", "diffusion.md", "gguf.md", "peft.md", "variants.md", "vision.md"
+    "decoders.md", "diffusion.md", "gguf.md", "peft.md", "variants.md", "vision.md"
 }  # fmt: skip
 
 
