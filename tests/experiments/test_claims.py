@@ -2,10 +2,9 @@
 
 import json
 import math
-import subprocess
-import sys
 from pathlib import Path
 
+import commands
 import numpy as np
 import pytest
 from scipy import stats
@@ -356,8 +355,7 @@ def test_what_is_written(main, tmp_path):
 
 def test_the_command(main, tmp_path):
     output = tmp_path / "out"
-    command = [sys.executable, "-m", "experiments.claims", f"--main={main}", f"--output={output}"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200)
+    done = commands.run("experiments.claims", f"--main={main}", f"--output={output}")
     assert done.returncode == 0, done.stderr
     assert done.stdout == f"written to {output}: {', '.join(FILES)}\n"
     found = compared(str(main))

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import subprocess
 import sys
 import types
 from pathlib import Path
 
+import commands
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -332,8 +332,7 @@ def test_wrong_commands(arguments, monkeypatch):
 
 
 def command(*arguments):
-    run = [sys.executable, "-m", "experiments.convert", *arguments]
-    return subprocess.run(run, cwd=ROOT, capture_output=True, text=True, check=False)
+    return commands.run("experiments.convert", *arguments)
 
 
 @pytest.mark.slow

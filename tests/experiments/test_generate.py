@@ -1,14 +1,13 @@
 """What tuned models write: files of prompts, conversations at a terminal, streaming, refusals."""
 
 import dataclasses
+import functools
 import io
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import ClassVar
 
+import commands
 import jax
 import pytest
 import tune_files
@@ -283,13 +282,10 @@ def test_what_is_wrong_is_told_before_weights_are_read(runs, tmp_path, monkeypat
 
 
 def test_the_command_writes_texts_alone_to_stdout(runs, tmp_path):
-    def run(*arguments, text=""):
-        return subprocess.run(
-            [sys.executable, "-m", "experiments.generate", *arguments], cwd=ROOT, input=text,
-            env={**os.environ, "JAX_PLATFORMS": "cpu"}, capture_output=True, text=True, timeout=300,
-        )  # fmt: skip
-
-    done = run(f"--run={runs / 'chat_run'}", "--max_tokens=4", text="What is red?\n/exit\n")
+    """In a process of its own, as the last one of what a process leaves on its standard output counts."""
+    run = functools.partial(commands.run, "experiments.generate")
+    told = {"text": "What is red?\n/exit\n", "alone": True}
+    done = run(f"--run={runs / 'chat_run'}", "--max_tokens=4", **told)
     assert done.returncode == 0, done.stderr
     tuned = Tuned(of_run(runs / "chat_run"))
     turn = [Message("user", "What is red?")]

@@ -5,10 +5,9 @@ import io
 import json
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
+import commands
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
@@ -184,10 +183,7 @@ def test_runs_of_glue_are_predicted_too(tiny_model, tiny_glue, tmp_path):
 
 
 def command(made, *arguments, lines=""):
-    return subprocess.run(
-        [sys.executable, "-m", "experiments.predict", f"--run={made.run}", *arguments],
-        cwd=ROOT, capture_output=True, text=True, input=lines,
-    )  # fmt: skip
+    return commands.run("experiments.predict", f"--run={made.run}", *arguments, text=lines)
 
 
 def test_the_command_writes_a_file(made, tmp_path):
