@@ -167,7 +167,6 @@ EVERY = {
     "tests/quantisation/test_merging.py::test_what_is_packed_is_the_sum_of_base_and_update": 3,
     "tests/serving/test_classify_server.py::test_answers_are_those_of_each_adapter": 2,
     "tests/serving/test_server.py::test_completions_are_those_of_each_adapter": 2,
-    "tests/sharding/test_own_meshes.py::test_factors_are_split_and_named_as_their_weight": 2,
     "tests/sweeps/test_padding.py::test_the_padded_run_is_the_run_without_padding": 4,
     "tests/sweeps/test_runs_loop.py::test_every_member_is_its_run_alone": 2,
     "tests/sweeps/test_start.py::test_a_loop_over_runs_is_all_at_once": 3,

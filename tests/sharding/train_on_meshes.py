@@ -66,7 +66,7 @@ METHODS = {
         ),
         "lora everywhere": lora_jax.lora(
             [".*/attention/(query|key|value|output)", ".*/(up|down)", ".*/word"], rank=2, alpha=8.0,
-            dropout=0.1, head="head/.*", bias="all",
+            head="head/.*", bias="all",
         ),
         "adapter_h": lora_jax.adapter_h(4, head="head/.*"),
         "prefix_layer + top": lora_jax.prefix_layer(1, 1) + lora_jax.top_layers(1, head="head/.*"),
