@@ -45,6 +45,8 @@ def runs(tmp_path_factory):
                 "Question: {prompt}[[ ({hint})]]\nAnswer:\n",
                 "",
             )
+        else:
+            made.data.test, made.decode.max_tokens = "held_out", 8
         tune.tune(made, root / f"{kind}_run")
     return root
 
@@ -63,6 +65,17 @@ def plain(runs):
 
 def settings(tuned, **changes):
     return Sampling(tuned.format.ends, **{"max_tokens": 8, **changes})
+
+
+def test_chats_are_tuned_by_the_tokenizer_s_template(runs):
+    result = json.loads((runs / "chat_run/result.json").read_text())
+    assert result["format"]["format"] == "chat"
+    assert result["format"]["chat_template"] == tune_files.CHATML
+    assert "chat template" in result["inputs"] and result["test"] == {}
+    lines = (runs / "chat_run/seed_0/answers.jsonl").read_text().splitlines()
+    assert len(lines) == 4 and all(
+        set(json.loads(line)) == {"prompt", "reference", "prediction"} for line in lines
+    )
 
 
 @pytest.mark.slow
