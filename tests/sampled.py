@@ -190,7 +190,8 @@ EVERY = {
     "test_values_of_bitsandbytes_that_are_not_finite_are_found_by_their_scales": 12,
     "tests/quantisation/test_formats.py::"
     "test_values_of_ggufs_blocks_that_are_not_finite_are_found_by_their_scales": 12,
-    "tests/quantisation/test_layers.py::test_outputs_gradients_and_merging_are_those_of_the_unpacked_weights": 6,
+    "tests/quantisation/test_layers.py::"
+    "test_outputs_gradients_and_merging_are_those_of_the_unpacked_weights": 6,
     "tests/quantisation/test_layers.py::test_rows_of_a_packed_table_are_those_of_the_unpacked_one": 8,
     "tests/quantisation/test_layers.py::test_values_that_packing_makes_infinite_are_refused": 4,
     "tests/quantisation/test_merging.py::test_what_is_packed_is_the_sum_of_base_and_update": 5,
