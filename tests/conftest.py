@@ -104,7 +104,7 @@ def _types_unchecked(request):
 def pytest_collection_finish():
     """What collecting the tests has imported is no garbage; that of the tests holds arrays, and goes soon."""
     gc.freeze()
-    gc.set_threshold(10_000, 10, 5)
+    gc.set_threshold(30_000, 10, 10)
 
 
 def pytest_collection_modifyitems(items):

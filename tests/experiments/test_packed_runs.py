@@ -178,9 +178,8 @@ def test_where_nothing_was_lost_loftq_is_refused(config, case):
         fields.check_run(values)
 
 
-@pytest.mark.parametrize(
-    ("form", "start"), [pytest.param("int8", False, marks=pytest.mark.slow), ("nf4", True)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("form", "start"), [("int8", False), ("nf4", True)])
 def test_a_sweep_over_a_packed_base_gives_what_its_runs_alone_give(config, tmp_path, form, start):
     """Two ranks in one program over one packed base, with and without LoftQ."""
     grids = {"a": {"method": {"rank": (2, 4)}}}

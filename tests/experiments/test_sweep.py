@@ -98,6 +98,7 @@ def test_a_point_with_an_order_of_its_own_is_the_run_alone(own_orders, name):
     assert len(losses(own_orders.points[point])) == STEPS
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["rank=1,seed=0", "rank=2,seed=2"])
 def test_a_point_with_the_batches_of_all_is_the_run_alone(one_order, name):
     point = one_order.one(name + ",")

@@ -137,6 +137,7 @@ def test_packed_rows_have_several_tasks(classifiers):
     assert np.abs(found[:, 0] - changed[:, 0])[[0, 2, 4]].min() > 1e-2  # the adapters do something
 
 
+@pytest.mark.slow
 def test_a_nan_of_one_task_stays_in_its_examples(classifiers):
     make, adapters = classifiers
     broken = {n: pool_adapters.with_nan(a) if n == "b" else a for n, a in adapters.items()}

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 CASES = [  # those that own_meshes.py runs by default, and all
-    ("lora", "Auto"),
     ("dora", "Explicit"),
+    pytest.param("lora", "Auto", marks=pytest.mark.slow),
     pytest.param("lora", "Explicit", marks=pytest.mark.slow),
     pytest.param("dora", "Auto", marks=pytest.mark.slow),
 ]

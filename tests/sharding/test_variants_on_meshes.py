@@ -6,10 +6,10 @@ from sharding import variants_on_meshes
 
 CASES = [
     pytest.param(
-        name, kind, marks=[pytest.mark.slow] * (variants_on_meshes.BY_DEFAULT[name] != kind)
+        name, kind, marks=[pytest.mark.slow] * (variants_on_meshes.BY_DEFAULT.get(name) != kind)
     )
     for name in variants_on_meshes.METHODS
-    for kind in ("Auto", "Explicit")
+    for kind in variants_on_meshes.KINDS
 ]
 
 

@@ -29,8 +29,18 @@ METHODS = {
 }
 
 
-# By default each method is on one of both kinds of meshes.
-BY_DEFAULT = {name: ("Explicit", "Auto")[number % 2] for number, name in enumerate(METHODS)}
+# By default each kind of update and of step is on one of both kinds of meshes: PiSSA and LoRA-FA have LoRA's
+# factors, and LoHa's are products of two as those of LoKr.
+BY_DEFAULT = {
+    "adalora": "Explicit",
+    "lora_pro": "Auto",
+    "vera": "Explicit",
+    "lokr": "Auto",
+    "ia3": "Explicit",
+}
+
+
+KINDS = ("Auto", "Explicit")
 
 
 def split(*axes):
@@ -79,7 +89,9 @@ def run(method: lj.Method, out: P | None) -> dict:
 
 def every(out: P | None, kind: str = "") -> dict:
     slow = bool(os.environ.get("LORA_JAX_SLOW"))
-    names = [name for name in METHODS if slow or not kind or BY_DEFAULT[name] == kind]
+    names = [
+        name for name in METHODS if slow or BY_DEFAULT.get(name) in ((kind,) if kind else KINDS)
+    ]
     return {name: run(METHODS[name], out) for name in names}
 
 
