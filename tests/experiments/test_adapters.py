@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from pathlib import Path
 
 import commands
 import jax
@@ -16,8 +15,6 @@ from experiments.runs import named_adapters
 from lora_jax.adapters import load_adapter
 from lora_jax.analysis.factor_pairs import from_adapter
 from lora_jax.errors import InputError
-
-ROOT = Path(__file__).parents[2]
 
 
 class Model(nnx.Module):

@@ -20,7 +20,6 @@ from experiments.compare.statistics import rows
 from lora_jax import files
 from lora_jax.errors import InputError
 
-ROOT = Path(__file__).parents[2]
 LOGS = np.arange(-5.0, 0.1, 0.5)  # of the learning rates of all methods
 BUDGET = {"examples": 4000, "epochs": 1, "batch_size": 16}
 SEEDS = 3

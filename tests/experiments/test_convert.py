@@ -26,7 +26,6 @@ from lora_jax import adapters, partition, warm_start
 from lora_jax.interop.loralib import from_state_dict
 from lora_jax.models import hub
 
-ROOT = Path(__file__).parents[2]
 KEY = jax.random.key(0, impl="rbg")
 SIZES = {
     "vocab_size": 30, "hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2,

@@ -4,7 +4,6 @@ import dataclasses
 import functools
 import io
 import json
-from pathlib import Path
 from typing import ClassVar
 
 import commands
@@ -22,7 +21,6 @@ from lora_jax.data.conversations import Message
 from lora_jax.decoding.sampling import Sampling
 from lora_jax.errors import InputError
 
-ROOT = Path(__file__).parents[2]
 OPTIONS = {
     "epochs": 1, "batch_size": 4, "learning_rate": 0.01, "samples.count": 0, "method.rank": 2,
     "data.held_out": 4,

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -22,7 +21,6 @@ from lora_jax.decoding.beam import beam_search
 from lora_jax.metrics import files, generation, meteor, ptb
 from lora_jax.training import loop
 
-ROOT = Path(__file__).parents[2]
 OPTIONS = {
     "epochs": 2, "batch_size": 4, "warmup_steps": 2, "learning_rate": 0.02, "log_every": 1,
     "checkpoint_every": 3, "decode.beams": 2, "decode.max_tokens": 6, "decode.batch_size": 4,

@@ -5,7 +5,6 @@ import io
 import json
 import re
 import shutil
-from pathlib import Path
 
 import commands
 import numpy as np
@@ -19,7 +18,6 @@ from experiments.runs.run import run_all
 from lora_jax.errors import FileError, InputError
 from tests.experiments.own_rows import CLASSES, config, rows, write
 
-ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.usefixtures("no_java")
 
 

@@ -2,7 +2,6 @@
 
 import copy
 import json
-import pathlib
 import string
 
 import commands
@@ -21,7 +20,6 @@ from experiments.diffusion.drawing import Drawing
 from lora_jax.adapters import load_adapter
 from lora_jax.interop import diffusion
 
-ROOT = pathlib.Path(__file__).parents[2]
 PROMPT = "a cat"
 
 

@@ -3,7 +3,6 @@
 import csv
 import dataclasses
 import json
-from pathlib import Path
 
 import commands
 import jax
@@ -24,7 +23,6 @@ from lora_jax.adapters import load_adapter
 from lora_jax.errors import InputError
 from lora_jax.models import hub
 
-ROOT = Path(__file__).parents[2]
 TARGETS = ".*/(qkv|up)"
 METHODS = {
     "lora": lora_jax.lora(TARGETS, rank=2, alpha=4),

@@ -25,7 +25,6 @@ from lora_jax.analysis import plots
 from lora_jax.errors import FileError
 from lora_jax.models import hub
 
-ROOT = Path(__file__).parents[2]
 TARGETS = r".*/attention/(query|value)"
 
 
