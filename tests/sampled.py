@@ -51,7 +51,7 @@ EVERY = {
     "tests/experiments/test_origins.py::test_a_model_with_other_settings_is_not_the_adapter_s": 2,
     "tests/experiments/test_sweep.py::test_a_point_with_an_order_of_its_own_is_the_run_alone": 4,
     "tests/experiments/test_sweep.py::test_an_adapter_has_its_own_rank_and_is_read_as_any_other": 2,
-    "tests/experiments/test_sweep_configs.py::test_points_are_single_runs_apart_from_the_grid": 6,
+    "tests/experiments/test_sweep_configs.py::test_points_are_single_runs_apart_from_the_grid": 12,
     "tests/experiments/test_sweep_inputs.py::test_bad_input_leaves_no_folder": 5,
     "tests/experiments/test_sweep_of_variants.py::test_a_point_of_a_variant_is_the_run_alone": 8,
     "tests/experiments/test_sweep_points.py::test_no_program_is_empty": 10,

@@ -296,6 +296,7 @@ def test_base_without_weights(file, bases, tmp_path):
         from_loralib(file, tmp_path / "adapter", alpha=16, model=str(tmp_path / "base"))
 
 
+@pytest.mark.slow
 def test_evaluation_of_a_converted_adapter(tiny_model, tiny_glue, tmp_path):
     """The adapter has the method that configs write, so the GLUE experiment takes it."""
     shapes = {"classifier.weight": (2, 32), "classifier.bias": (2,)}
