@@ -37,9 +37,31 @@ import numpy as np
 import pytest
 import sampled
 import type_checking
+from jax._src.interpreters import mlir
 
 # Every annotated function of the library is checked at every call, shapes included.
 type_checking.install("lora_jax")
+
+
+class _Contexts:
+    """MLIR contexts, of which JAX makes one for every program: a quarter of the time that a small one takes.
+
+    A context keeps constants of its programs, so a new one is taken now and then.
+    """
+
+    programs = 200
+
+    def __init__(self, make):
+        self._make, self._context, self._count = make, None, 0
+
+    def __call__(self):
+        if self._count % self.programs == 0:
+            self._context = self._make()
+        self._count += 1
+        return self._context
+
+
+mlir.make_ir_context = _Contexts(mlir.make_ir_context)
 
 
 # In the environment pytest notes the running test, and PyTorch, Ray and JAX's kernels for GPUs what they
@@ -82,7 +104,7 @@ def _types_unchecked(request):
 def pytest_collection_finish():
     """What collecting the tests has imported is no garbage; that of the tests holds arrays, and goes soon."""
     gc.freeze()
-    gc.set_threshold(10_000, 10, 5)
+    gc.set_threshold(30_000, 10, 10)
 
 
 def pytest_collection_modifyitems(items):

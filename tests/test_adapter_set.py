@@ -91,7 +91,7 @@ def test_none_is_the_base_and_arrays_are_shared(adapters):
         assert own is base
 
 
-def test_a_thousand_switches_touch_factors_only_and_compile_once(adapters):
+def test_many_switches_touch_factors_only_and_compile_once(adapters):
     compiled = []
 
     @jax.jit
@@ -103,7 +103,7 @@ def test_a_thousand_switches_touch_factors_only_and_compile_once(adapters):
     graphdef, _ = nnx.split(model)
     kernel = model.first.kernel.get_raw_value()
     expected = {name: np.asarray(run(nnx.state(adapters.model(name)))) for name in "ab"}
-    for _ in range(500):
+    for _ in range(100):
         for name in "ba":
             adapters.switch(model, name)
     np.testing.assert_array_equal(run(nnx.state(model)), expected["a"])

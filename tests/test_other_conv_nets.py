@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 from flax import nnx
 
 import lora_jax as lj
@@ -67,6 +68,7 @@ def _loss(model, batch, key):
     return optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"]).mean()
 
 
+@pytest.mark.slow
 def test_a_net_of_others_is_adapted_by_the_type_of_its_layers(tmp_path):
     base = Net(rngs=nnx.Rngs(0))
     data = _pictures(32)

@@ -137,6 +137,7 @@ def test_a_finished_run_is_read_back(whole, monkeypatch):
         np.testing.assert_array_equal(value, again.best[path])
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_to_the_same_bytes(whole, tmp_path, monkeypatch):
     epoch = ArrayBatches.epoch
 

@@ -92,6 +92,7 @@ def loss_gradients_logits(model, batch):
     return float(value), jax.tree.map(np.asarray, gradients), np.asarray(logits)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["bert", "roberta"])
 def test_packed_is_padded_for_a_tiny_model(kind):
     """Logits, and the gradients of every parameter (base, LoRA, head)."""

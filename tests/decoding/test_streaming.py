@@ -36,7 +36,7 @@ def test_tokens_are_those_of_sample(model, values):
     settings = Sampling((3, 7), max_tokens=20, **values)
     stream, draw = Stream(model, settings), np.random.default_rng(0)
     seen = set()
-    for length in (1, 5, 64, 65, 77):
+    for length in (1, 64, 65):
         prompt = draw.integers(0, 40, length).astype(np.int32)
         key = jax.random.key(length)
         found = list(stream.tokens(prompt.tolist(), key))

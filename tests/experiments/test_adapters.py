@@ -1,12 +1,9 @@
 """experiments.adapters: adapter folders listed, checked, shown, compared, combined and reduced."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
-from pathlib import Path
 
+import commands
 import jax
 import numpy as np
 import pytest
@@ -18,8 +15,6 @@ from experiments.runs import named_adapters
 from lora_jax.adapters import load_adapter
 from lora_jax.analysis.factor_pairs import from_adapter
 from lora_jax.errors import InputError
-
-ROOT = Path(__file__).parents[2]
 
 
 class Model(nnx.Module):
@@ -149,8 +144,7 @@ def test_two_adapters_of_one_name(folders):
 
 def test_the_command(folders, tmp_path):
     def run(*arguments):
-        command = [sys.executable, "-m", "experiments.adapters", *map(str, arguments)]
-        return subprocess.run(command, cwd=ROOT, env=os.environ, capture_output=True, text=True)
+        return commands.run("experiments.adapters", *arguments)
 
     made = run(
         "combine", f"--adapters=a={folders[0]},b={folders[1]}", "--weights=a=1,b=0.5", "--by=svd",

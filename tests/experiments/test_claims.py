@@ -2,10 +2,9 @@
 
 import json
 import math
-import subprocess
-import sys
 from pathlib import Path
 
+import commands
 import numpy as np
 import pytest
 from scipy import stats
@@ -21,7 +20,6 @@ from experiments.compare.statistics import rows
 from lora_jax import files
 from lora_jax.errors import InputError
 
-ROOT = Path(__file__).parents[2]
 LOGS = np.arange(-5.0, 0.1, 0.5)  # of the learning rates of all methods
 BUDGET = {"examples": 4000, "epochs": 1, "batch_size": 16}
 SEEDS = 3
@@ -356,8 +354,7 @@ def test_what_is_written(main, tmp_path):
 
 def test_the_command(main, tmp_path):
     output = tmp_path / "out"
-    command = [sys.executable, "-m", "experiments.claims", f"--main={main}", f"--output={output}"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200)
+    done = commands.run("experiments.claims", f"--main={main}", f"--output={output}")
     assert done.returncode == 0, done.stderr
     assert done.stdout == f"written to {output}: {', '.join(FILES)}\n"
     found = compared(str(main))

@@ -71,6 +71,15 @@ def losses(folder):
     return [line["loss"] for line in lines if "loss" in line]
 
 
+def test_pairs_are_those_of_glue(tiny_model, tiny_glue, tmp_path):
+    columns = {"text": "sentence1", "pair": "sentence2"}
+    of_glue, own = both_configs("rte", tiny_glue, columns, tiny_model, tmp_path, 60)
+    assert_same_tokens(of_glue, own)
+    description = own_texts.problem(own).description
+    assert description["labels"] == {"classes": ["entailment", "not_entailment"]}
+
+
+@pytest.mark.slow
 def test_pairs_train_as_those_of_glue(tiny_model, tiny_glue, tmp_path):
     columns = {"text": "sentence1", "pair": "sentence2"}
     of_glue, own = both_configs("rte", tiny_glue, columns, tiny_model, tmp_path, 60)

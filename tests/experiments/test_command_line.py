@@ -1,26 +1,18 @@
 """What is wrong with flags and configs is one readable message."""
 
 import io
-import os
-import subprocess
 import sys
-from pathlib import Path
 
+import commands
 import pytest
 from absl import app, logging
 
 from configs.tune import smollm2
 from experiments.runs import command_line, typos
 
-ROOT = Path(__file__).parents[2]
-
 
 def message(*arguments):
-    done = subprocess.run(
-        [sys.executable, "-m", "experiments.subspace", *arguments],
-        cwd=ROOT, env={**os.environ, "JAX_PLATFORMS": "cpu"}, capture_output=True, text=True,
-        timeout=200,
-    )  # fmt: skip
+    done = commands.run("experiments.subspace", *arguments)
     assert done.returncode == 1 and "Traceback" not in done.stderr and not done.stdout
     assert done.stderr.startswith("error: ") and "FATAL" not in done.stderr
     return done.stderr.removeprefix("error: ").rstrip("\n")

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import subprocess
 import sys
 import types
 from pathlib import Path
 
+import commands
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -26,7 +26,6 @@ from lora_jax import adapters, partition, warm_start
 from lora_jax.interop.loralib import from_state_dict
 from lora_jax.models import hub
 
-ROOT = Path(__file__).parents[2]
 KEY = jax.random.key(0, impl="rbg")
 SIZES = {
     "vocab_size": 30, "hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2,
@@ -297,6 +296,7 @@ def test_base_without_weights(file, bases, tmp_path):
         from_loralib(file, tmp_path / "adapter", alpha=16, model=str(tmp_path / "base"))
 
 
+@pytest.mark.slow
 def test_evaluation_of_a_converted_adapter(tiny_model, tiny_glue, tmp_path):
     """The adapter has the method that configs write, so the GLUE experiment takes it."""
     shapes = {"classifier.weight": (2, 32), "classifier.bias": (2,)}
@@ -332,8 +332,7 @@ def test_wrong_commands(arguments, monkeypatch):
 
 
 def command(*arguments):
-    run = [sys.executable, "-m", "experiments.convert", *arguments]
-    return subprocess.run(run, cwd=ROOT, capture_output=True, text=True, check=False)
+    return commands.run("experiments.convert", *arguments)
 
 
 @pytest.mark.slow

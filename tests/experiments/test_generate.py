@@ -1,14 +1,12 @@
 """What tuned models write: files of prompts, conversations at a terminal, streaming, refusals."""
 
 import dataclasses
+import functools
 import io
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 from typing import ClassVar
 
+import commands
 import jax
 import pytest
 import tune_files
@@ -23,7 +21,6 @@ from lora_jax.data.conversations import Message
 from lora_jax.decoding.sampling import Sampling
 from lora_jax.errors import InputError
 
-ROOT = Path(__file__).parents[2]
 OPTIONS = {
     "epochs": 1, "batch_size": 4, "learning_rate": 0.01, "samples.count": 0, "method.rank": 2,
     "data.held_out": 4,
@@ -46,6 +43,8 @@ def runs(tmp_path_factory):
                 "Question: {prompt}[[ ({hint})]]\nAnswer:\n",
                 "",
             )
+        else:
+            made.data.test, made.decode.max_tokens = "held_out", 8
         tune.tune(made, root / f"{kind}_run")
     return root
 
@@ -64,6 +63,17 @@ def plain(runs):
 
 def settings(tuned, **changes):
     return Sampling(tuned.format.ends, **{"max_tokens": 8, **changes})
+
+
+def test_chats_are_tuned_by_the_tokenizer_s_template(runs):
+    result = json.loads((runs / "chat_run/result.json").read_text())
+    assert result["format"]["format"] == "chat"
+    assert result["format"]["chat_template"] == tune_files.CHATML
+    assert "chat template" in result["inputs"] and result["test"] == {}
+    lines = (runs / "chat_run/seed_0/answers.jsonl").read_text().splitlines()
+    assert len(lines) == 4 and all(
+        set(json.loads(line)) == {"prompt", "reference", "prediction"} for line in lines
+    )
 
 
 @pytest.mark.slow
@@ -283,13 +293,10 @@ def test_what_is_wrong_is_told_before_weights_are_read(runs, tmp_path, monkeypat
 
 
 def test_the_command_writes_texts_alone_to_stdout(runs, tmp_path):
-    def run(*arguments, text=""):
-        return subprocess.run(
-            [sys.executable, "-m", "experiments.generate", *arguments], cwd=ROOT, input=text,
-            env={**os.environ, "JAX_PLATFORMS": "cpu"}, capture_output=True, text=True, timeout=300,
-        )  # fmt: skip
-
-    done = run(f"--run={runs / 'chat_run'}", "--max_tokens=4", text="What is red?\n/exit\n")
+    """In a process of its own, as the last one of what a process leaves on its standard output counts."""
+    run = functools.partial(commands.run, "experiments.generate")
+    told = {"text": "What is red?\n/exit\n", "alone": True}
+    done = run(f"--run={runs / 'chat_run'}", "--max_tokens=4", **told)
     assert done.returncode == 0, done.stderr
     tuned = Tuned(of_run(runs / "chat_run"))
     turn = [Message("user", "What is red?")]

@@ -28,7 +28,7 @@ from lora_jax.errors import FileError, InputError
 from lora_jax.models.gpt2 import GPT2, SIZES, GPT2Config
 
 NAMES = ["base", "merged", "unmerged", "pool", "adapter_h", "adapter_l"]
-FIGURE_5 = [f"Adapter {kind}, r = {size}" for kind in "HL" for size in (2, 5)]
+FIGURE_5 = [f"Adapter {kind}, r = {size}" for kind in "HL" for size in (2,)]
 
 
 def tiny(**fields):
@@ -36,7 +36,7 @@ def tiny(**fields):
     config = gpt2_small.get_config()
     config.model.update(n_embd=16, n_layer=2, n_head=2, vocab_size=50, n_positions=16)
     config.adapters.adapter_h.size = config.adapters.adapter_l.size = 3
-    config.bottlenecks, config.batch_sizes, config.lengths, config.trials = (2, 5), (1, 2), (8,), 3
+    config.bottlenecks, config.batch_sizes, config.lengths, config.trials = (2,), (1, 2), (8,), 3
     with config.ignore_type():
         for name, value in fields.items():
             config.update_from_flattened_dict({name: value})

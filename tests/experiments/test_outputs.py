@@ -1,26 +1,18 @@
 """Files that commands write: never one that they read, never a folder, and known before the work."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
+import commands
 import pytest
 
 from experiments.convert.loralib import from_loralib, to_loralib
 from lora_jax.errors import FileError, InputError
 from lora_jax.files import check_output
 
-ROOT = Path(__file__).parents[2]
-
 
 def command(name, *arguments):
-    return subprocess.run(
-        [sys.executable, "-m", f"experiments.{name}", *map(str, arguments)],
-        cwd=ROOT, env={**os.environ, "JAX_PLATFORMS": "cpu"}, capture_output=True, text=True,
-        timeout=200,
-    )  # fmt: skip
+    return commands.run(f"experiments.{name}", *arguments)
 
 
 @pytest.fixture

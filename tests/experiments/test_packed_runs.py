@@ -178,18 +178,17 @@ def test_where_nothing_was_lost_loftq_is_refused(config, case):
         fields.check_run(values)
 
 
-@pytest.mark.parametrize(
-    ("form", "start"), [pytest.param("int8", False, marks=pytest.mark.slow), ("nf4", True)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("form", "start"), [("int8", False), ("nf4", True)])
 def test_a_sweep_over_a_packed_base_gives_what_its_runs_alone_give(config, tmp_path, form, start):
-    """Two ranks and two seeds in one program over one packed base, with and without LoftQ."""
-    grids = {"a": {"method": {"rank": (2, 4)}, "seeds": (0, 1)}}
+    """Two ranks in one program over one packed base, with and without LoftQ."""
+    grids = {"a": {"method": {"rank": (2, 4)}}}
     given = sweep_config("tune", config(loftq=start, model__base_format=form), grids)
-    given.runs_per_program = 4
+    given.runs_per_program = 2
     run_sweep(given, tmp_path / "sweep")
     points = sorted(p.parent for p in (tmp_path / "sweep").rglob("result.json"))
-    assert len(points) == 4
-    for point in points[1:2]:
+    assert len(points) == 2
+    for point in points[:1]:  # the one that is padded
         values = json.loads((point / "config.json").read_text())
         assert values["loftq"] == start and values["model"]["base_format"] == form
         values["mesh"]["run"] = 1

@@ -6,10 +6,8 @@ The expected counts are literals and the formulas of the paper's section 5.1, in
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 
+import commands
 import jax
 import pytest
 import torch
@@ -345,11 +343,7 @@ def test_short_calls():
 
 
 def command(*arguments):
-    environment = {**os.environ, "PYTHONPATH": os.getcwd()}
-    return subprocess.run(
-        [sys.executable, "-m", "experiments.parameters", *arguments],
-        capture_output=True, text=True, env=environment, timeout=300,
-    )  # fmt: skip
+    return commands.run("experiments.parameters", *arguments)
 
 
 def test_command_prints_markdown_and_writes_json(tmp_path, rows):

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
-import subprocess
-import sys
-from pathlib import Path
 
+import commands
 import jax
 import pytest
 
@@ -133,9 +131,6 @@ def test_bfloat16_on_a_gpu_that_has_none(cuda, llama, tmp_path):
 
 @pytest.mark.parametrize("module", ["experiments.plan", "experiments.pod_plan"])
 def test_the_command_and_its_old_name(module):
-    done = subprocess.run(
-        [sys.executable, "-m", module, "--config=configs/plan/decoder_lora.py", "--topology=h100:16"],
-        capture_output=True, text=True, timeout=300, cwd=Path(__file__).parents[2],
-    )  # fmt: skip
+    done = commands.run(module, "--config=configs/plan/decoder_lora.py", "--topology=h100:16")
     assert done.returncode != 0 and "Did you mean h100:2x8?" in done.stderr
     assert "Traceback" not in done.stderr

@@ -156,6 +156,7 @@ def test_sweeps_that_cannot_be(sweep):
         runs_of(sweep.config)
 
 
+@pytest.mark.slow
 def test_a_search_of_sweeps(sweep):
     config = sweep.config
     config.search.update({"runs": (2, 1), "rows": (2,), "model": (1, 2), "run": ()})

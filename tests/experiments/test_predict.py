@@ -5,10 +5,8 @@ import io
 import json
 import re
 import shutil
-import subprocess
-import sys
-from pathlib import Path
 
+import commands
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
@@ -20,7 +18,6 @@ from experiments.runs.run import run_all
 from lora_jax.errors import FileError, InputError
 from tests.experiments.own_rows import CLASSES, config, rows, write
 
-ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.usefixtures("no_java")
 
 
@@ -42,6 +39,12 @@ def made(tiny_model, tmp_path_factory):
     return Made(tmp_path_factory.mktemp("predict"), tiny_model)
 
 
+@pytest.fixture(scope="module")
+def predicted(made):
+    """The held-out file by the command's function: rows and scores."""
+    return predict.predict_rows(made.run, str(made.dev))
+
+
 @pytest.mark.slow
 def test_the_held_out_file_gives_the_scores_of_the_run(made):
     of_file, scores = predict.predict_rows(made.run, str(made.dev))
@@ -56,8 +59,8 @@ def test_the_held_out_file_gives_the_scores_of_the_run(made):
     assert [row["label"] for row in of_file] == [row["label"] for row in rows(30, seed=1)]
 
 
-def test_merged_and_unmerged_agree(made):
-    merged, _ = predict.predict_rows(made.run, str(made.dev))
+def test_merged_and_unmerged_agree(made, predicted):
+    merged, _ = predicted
     unmerged, scores = predict.predict_rows(made.run, str(made.dev), merged=False)
     assert scores == made.best
     for one, two in zip(merged, unmerged, strict=True):
@@ -66,9 +69,9 @@ def test_merged_and_unmerged_agree(made):
         assert max(one["probabilities"], key=one["probabilities"].get) == one["prediction"]
 
 
-def test_a_line_at_a_time_gives_the_same_answers(made):
+def test_a_line_at_a_time_gives_the_same_answers(made, predicted):
     table = [{"text": row["text"]} for row in rows(30, seed=1)[:5]]
-    of_file, _ = predict.predict_rows(made.run, str(made.dev))
+    of_file, _ = predicted
     lines = [f"{row['text']}\r\n" for row in table]
     found = list(predict.predict_lines(made.run, [lines[0], " \n", *lines[1:]]))
     for one, two in zip(found, of_file, strict=False):
@@ -77,12 +80,12 @@ def test_a_line_at_a_time_gives_the_same_answers(made):
     assert len(found) == 5 and "label" not in found[0]
 
 
-def test_text_files_and_rows_without_labels(made, tmp_path):
+def test_text_files_and_rows_without_labels(made, predicted, tmp_path):
     texts = [row["text"] for row in rows(30, seed=1)]
     (tmp_path / "lines.txt").write_text("\n".join(texts) + "\n")
     of_lines, scores = predict.predict_rows(made.run, str(tmp_path / "lines.txt"))
     assert scores == {}
-    of_file, _ = predict.predict_rows(made.run, str(made.dev))
+    of_file, _ = predicted
     assert [row["prediction"] for row in of_lines] == [row["prediction"] for row in of_file]
     assert "label" not in of_lines[0] and "correct" not in of_lines[0]
     (tmp_path / "empty.txt").write_text("a\n\nb\n")
@@ -90,8 +93,8 @@ def test_text_files_and_rows_without_labels(made, tmp_path):
         predict.predict_rows(made.run, str(tmp_path / "empty.txt"))
 
 
-def test_both_formats_of_output(made):
-    found, _ = predict.predict_rows(made.run, str(made.dev))
+def test_both_formats_of_output(predicted):
+    found, _ = predicted
     assert [json.loads(line) for line in as_text(found, ".jsonl").splitlines()] == found
     table = list(csv.DictReader(io.StringIO(as_text(found, ".csv"))))
     for row, cells in zip(found, table, strict=True):
@@ -100,11 +103,11 @@ def test_both_formats_of_output(made):
             assert float(cells[f"probability of {name}"]) == share
 
 
-def test_another_base_is_refused_and_the_same_may_lie_elsewhere(made, tmp_path):
+def test_another_base_is_refused_and_the_same_may_lie_elsewhere(made, predicted, tmp_path):
     other = tmp_path / "other"
     shutil.copytree(made.model, other)
     found, _ = predict.predict_rows(made.run, str(made.dev), model=str(other))
-    assert found == predict.predict_rows(made.run, str(made.dev))[0]
+    assert found == predicted[0]
     tensors = load_file(other / "model.safetensors")
     tensors["encoder.layer.0.attention.self.query.weight"] *= 1.01
     save_file(tensors, other / "model.safetensors", {"format": "pt"})
@@ -184,10 +187,7 @@ def test_runs_of_glue_are_predicted_too(tiny_model, tiny_glue, tmp_path):
 
 
 def command(made, *arguments, lines=""):
-    return subprocess.run(
-        [sys.executable, "-m", "experiments.predict", f"--run={made.run}", *arguments],
-        cwd=ROOT, capture_output=True, text=True, input=lines,
-    )  # fmt: skip
+    return commands.run("experiments.predict", f"--run={made.run}", *arguments, text=lines)
 
 
 def test_the_command_writes_a_file(made, tmp_path):

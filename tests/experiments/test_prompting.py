@@ -162,6 +162,7 @@ def test_a_model_that_gives_no_numbers_is_wrong_and_told(data, llama, tmp_path, 
     assert result["notes"]["accuracy"].startswith("1 of 5 queries count as wrong")
 
 
+@pytest.mark.slow
 def test_a_tuned_model_is_asked_in_the_texts_it_was_trained_on(data, tiny_nlg, tmp_path):
     """The right classes' log likelihoods are the validation loss of the run; prefixes are in their places."""
     run = small.get_config("mnli_text,lora_prefix_embed")

@@ -556,6 +556,7 @@ def test_methods_differ_in_marker_and_text_is_readable():
     assert panel_grid.FONT >= 8 and panel_grid.PANEL[0] >= 100
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_java")
 def test_a_real_run(tiny_model, tiny_glue, tmp_path):
     config = minilm.get_config("rte,lora")

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import json
-import os
-import subprocess
-import sys
 
+import commands
 import pytest
 
 from experiments import score
@@ -25,12 +24,10 @@ def folder(tmp_path):
     return tmp_path
 
 
-def command(home, *arguments):
-    environment = {**os.environ, "JAVA_HOME": str(home), "PYTHONPATH": os.getcwd()}
-    return subprocess.run(
-        [sys.executable, "-m", "experiments.score", *arguments],
-        capture_output=True, text=True, env=environment, timeout=300,
-    )  # fmt: skip
+@pytest.fixture
+def command(folder, monkeypatch):
+    monkeypatch.setenv("JAVA_HOME", str(folder))
+    return functools.partial(commands.run, "experiments.score")
 
 
 @pytest.mark.parametrize("references", ["refs.txt", "ref0,ref1"])
@@ -87,13 +84,13 @@ def test_classes_are_those_of_the_task_and_every_other_text_is_wrong(folder):
         score.score(*paths, "mnli_text")
 
 
-def test_command_prints_and_writes_scores(folder):
+def test_command_prints_and_writes_scores(folder, command):
     program = folder / "bin" / "java"
     program.parent.mkdir()
     program.write_text("#!/bin/sh\n[ $1 = -version ] || { echo no heap >&2; exit 1; }\n")
     program.chmod(0o755)
     files = [str(folder / "refs.txt"), str(folder / "hyps.txt")]
-    done = command(folder, *files, "--metrics=webnlg", f"--json={folder / 'out/scores.json'}")
+    done = command(*files, "--metrics=webnlg", f"--json={folder / 'out/scores.json'}")
     assert done.returncode == 0, done.stderr
     assert "webnlg  2 instances" in done.stdout and "ter          0.0000   0" in done.stdout
     assert "meteor      missing   meteor-1.5.jar ended early" in done.stdout
@@ -101,8 +98,8 @@ def test_command_prints_and_writes_scores(folder):
     assert record["values"]["ter"] == 0.0 and record["hypotheses"] == files[1]
 
 
-def test_command_ends_with_one_line_on_bad_input(folder):
-    done = command(folder, str(folder / "nowhere.txt"), str(folder / "hyps.txt"))
+def test_command_ends_with_one_line_on_bad_input(folder, command):
+    done = command(str(folder / "nowhere.txt"), str(folder / "hyps.txt"))
     assert done.returncode == 1 and done.stdout == ""
     assert done.stderr.strip().splitlines()[-1].startswith("error: ")
     assert "nowhere.txt" in done.stderr and "Traceback" not in done.stderr

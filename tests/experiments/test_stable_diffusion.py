@@ -2,11 +2,9 @@
 
 import copy
 import json
-import pathlib
 import string
-import subprocess
-import sys
 
+import commands
 import diffusers
 import diffusion_models
 import jax.numpy as jnp
@@ -22,7 +20,6 @@ from experiments.diffusion.drawing import Drawing
 from lora_jax.adapters import load_adapter
 from lora_jax.interop import diffusion
 
-ROOT = pathlib.Path(__file__).parents[2]
 PROMPT = "a cat"
 
 
@@ -64,9 +61,8 @@ def test_pictures_with_a_style_are_those_of_diffusers(pipeline, tmp_path):
         "base": folder, "captions": f'"a, b",{PROMPT}', "adapters": f"mine={style}", "weights": 0.7,
         "count": 2, "steps": 3, "guidance": 7.5, "seed": 3, "size": 16, "output": tmp_path / "a.png",
     }  # fmt: skip
-    command = [sys.executable, "-m", "experiments.sample_images"]
-    command += [f"--{name}={value}" for name, value in flags.items()]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    arguments = (f"--{name}={value}" for name, value in flags.items())
+    done = commands.run("experiments.sample_images", *arguments)
     assert done.returncode == 0, done.stderr
     assert done.stdout == f"4 pictures: {tmp_path / 'a.png'}\n"
     sheet = np.asarray(Image.open(tmp_path / "a.png"), np.float64)

@@ -3,10 +3,8 @@
 import csv
 import dataclasses
 import json
-import subprocess
-import sys
-from pathlib import Path
 
+import commands
 import jax
 import numpy as np
 import pytest
@@ -25,7 +23,6 @@ from lora_jax.adapters import load_adapter
 from lora_jax.errors import InputError
 from lora_jax.models import hub
 
-ROOT = Path(__file__).parents[2]
 TARGETS = ".*/(qkv|up)"
 METHODS = {
     "lora": lora_jax.lora(TARGETS, rank=2, alpha=4),
@@ -277,11 +274,9 @@ def test_wrong_input_is_named(root, tmp_path):
 
 def test_the_command(root, tmp_path):
     out = tmp_path / "out"
-    command = [
-        sys.executable, "-m", "experiments.structure", f"--adapters=lora={root / 'lora'}", "--rank=2",
-        f"--output={out}", "--k=4",
-    ]  # fmt: skip
-    made = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    made = commands.run(
+        "experiments.structure", f"--adapters=lora={root / 'lora'}", "--rank=2", f"--output={out}", "--k=4",
+    )  # fmt: skip
     assert made.returncode == 0, made.stderr
     assert "| lora | as trained | 4 | 2 |" in made.stdout
     assert "of the first 4 singular" in made.stdout

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
-import subprocess
-import sys
 from pathlib import Path
 
+import commands
 import jax
 import numpy as np
 import pytest
@@ -26,7 +25,6 @@ from lora_jax.analysis import plots
 from lora_jax.errors import FileError
 from lora_jax.models import hub
 
-ROOT = Path(__file__).parents[2]
 TARGETS = r".*/attention/(query|value)"
 
 
@@ -316,12 +314,11 @@ def test_the_released_adapter_by_command(real_data, tmp_path):
     """Norms of the released RoBERTa-base adapter as `paper.md` section 6.3 lists them."""
     name = "adapters/microsoft_lora_roberta_base_mnli/roberta_base_lora_mnli.safetensors"
     loralib.from_loralib(real_data / name, tmp_path / "adapter", alpha=16)
-    command = [
-        sys.executable, "-m", "experiments.subspace", f"--workdir={tmp_path / 'out'}",
+    result = commands.run(
+        "experiments.subspace", f"--workdir={tmp_path / 'out'}",
         f"--config=configs/subspace/roberta_base_mnli.py:{tmp_path / 'adapter'}",
         "--config.directions=('a',)", "--config.layers=(12,)",
-    ]  # fmt: skip
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
+    )  # fmt: skip
     assert result.returncode == 0, result.stderr
     assert "Spectra of the effective updates" in result.stdout
     rows = json.loads((tmp_path / "out" / "analysis.json").read_text())["tables"]["spectra"]

@@ -98,6 +98,7 @@ def test_a_point_with_an_order_of_its_own_is_the_run_alone(own_orders, name):
     assert len(losses(own_orders.points[point])) == STEPS
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["rank=1,seed=0", "rank=2,seed=2"])
 def test_a_point_with_the_batches_of_all_is_the_run_alone(one_order, name):
     point = one_order.one(name + ",")
@@ -164,7 +165,7 @@ def test_an_adapter_has_its_own_rank_and_is_read_as_any_other(own_orders, rank, 
 
 def test_what_tokens_and_times_of_a_record_say(own_orders):
     """Tokens are the program's mean; its time is shared out over its points."""
-    for name in OWN_ORDERS[:2]:
+    for name in OWN_ORDERS[:1]:
         point = own_orders.one(name + ",")
         one, other = (record(f) for f in (own_orders.points[point], own_orders.alone(point)))
         (one,), (other,) = one["seeds"].values(), other["seeds"].values()
@@ -176,23 +177,23 @@ def test_what_tokens_and_times_of_a_record_say(own_orders):
 
 @pytest.fixture(scope="module")
 def mixed(tiny_model, tiny_glue, tmp_path_factory):
-    """Methods, and LoRA on two sets of targets: four groups."""
+    """BitFit, and LoRA on two sets of targets: three groups."""
     lora = {"name": ("lora",), "targets": (QUERY_VALUE, ".*/up"), "rank": (1, 2)}
-    grids = {"a": {"method": {"name": ("full", "bitfit")}}, "b": {"method": lora}}
+    grids = {"a": {"method": {"name": ("bitfit",)}}, "b": {"method": lora}}
     config = glue_sweep(tiny_model, tiny_glue, grids, method="full", **SHORT)
     return Sweep(config, tmp_path_factory.mktemp("mixed"))
 
 
 def test_other_methods_and_targets_are_groups_of_their_own(mixed):
-    assert [len(program["points"]) for program in mixed.programs] == [1, 1, 2, 2]
-    assert [program["name"] for program in mixed.programs] == ["000", "001", "002", "003"]
+    assert [len(program["points"]) for program in mixed.programs] == [1, 2, 2]
+    assert [program["name"] for program in mixed.programs] == ["000", "001", "002"]
     found = {name: record(point) for name, point in mixed.points.items()}
-    assert {result["method"] for result in found.values()} == {"full", "bitfit", "lora"}
+    assert {result["method"] for result in found.values()} == {"bitfit", "lora"}
     counts = [result["parameters"].get("lora") for result in found.values()]
     assert len({count for count in counts if count}) == 4
 
 
-@pytest.mark.parametrize("text", [pytest.param("name=full", marks=pytest.mark.slow), "up,rank=2"])
+@pytest.mark.parametrize("text", [pytest.param("name=bitfit", marks=pytest.mark.slow), "up,rank=2"])
 def test_a_point_of_any_method_is_the_run_alone(mixed, text):
     names = [name for name in mixed.points if all(part in name for part in text.split(","))]
     assert len(names) == 1

@@ -220,17 +220,6 @@ def test_killed_and_resumed_is_the_same(finished, config, folder, tmp_path, monk
             assert one.read_bytes() == two.read_bytes(), file
 
 
-def test_chats_are_tuned_by_the_tokenizer_s_template(config, tmp_path):
-    result = tune.tune(config("chat", epochs=1, data__test="held_out"), tmp_path / "run")
-    assert result["format"]["format"] == "chat"
-    assert result["format"]["chat_template"] == tune_files.CHATML
-    assert "chat template" in result["inputs"] and result["test"] == {}
-    answers = lines(tmp_path / "run/seed_0/answers.jsonl")
-    assert len(answers) == 4 and all(
-        set(a) == {"prompt", "reference", "prediction"} for a in answers
-    )
-
-
 def test_pairs_become_chats_with_a_system_message(config, folder):
     task = TuneTask(
         config("chat", data__train=str(folder / "pairs.jsonl"), data__system="Be brief.")
@@ -293,10 +282,10 @@ def test_sampling_is_reproducible_and_beams_work(config, folder, tmp_path):
 @pytest.mark.parametrize(
     "method",
     [
-        "prefix_embed",
-        *(pytest.param(name, marks=pytest.mark.slow) for name in ("full", "prefix_layer")),
+        pytest.param(name, marks=pytest.mark.slow)
+        for name in ("prefix_embed", "full", "prefix_layer")
     ],
-)
+)  # test_gpt3_tables.py trains and decodes with a prefix
 def test_other_methods_tune_too(config, tmp_path, method):
     values = config(epochs=1, data__test="held_out")
     with values.unlocked():

@@ -260,7 +260,7 @@ def scored(hypotheses, references) -> None:
             assert set(scores.missing) == {"meteor"}
 
 
-@fixed_settings(150)
+@fixed_settings(80)
 @given(st.lists(st.tuples(ANY_TEXT, st.lists(ANY_TEXT, max_size=3)), max_size=4))
 def test_any_texts_are_scored_or_refused(no_java, instances):
     scored([text for text, _ in instances], [texts for _, texts in instances])

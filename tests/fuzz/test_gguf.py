@@ -86,7 +86,7 @@ def edited(data, edits):
 
 
 @given(edits=EDITS)
-@fixed_settings(300)
+@fixed_settings(150)
 def test_bytes_that_are_other_ones(original, folder, edits):
     path = folder / "edited.gguf"
     path.write_bytes(edited(original, edits))
@@ -112,7 +112,7 @@ KEYS = [
 
 
 @given(changes=st.dictionaries(st.sampled_from(KEYS), st.one_of(st.none(), VALUES), max_size=3))
-@fixed_settings(150)
+@fixed_settings(80)
 def test_values_that_are_other_ones(folder, changes):
     path = folder / "changed.gguf"
     try:

@@ -185,7 +185,7 @@ def check(originals, data):
             assert value is None or (value > 0 if whole else 0 <= value <= 100), key
 
 
-@fixed_settings(400)
+@fixed_settings(200)
 @given(st.data())
 def test_a_changed_folder_is_refused_or_right(originals, data):
     check(originals, data)

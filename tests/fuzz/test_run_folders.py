@@ -155,13 +155,13 @@ def half_done_run(whole, half_done, tmp_path_factory, data):
     shutil.rmtree(copy.parent)
 
 
-@settings(max_examples=200, suppress_health_check=UNCHECKED, **FIXED)
+@settings(max_examples=100, suppress_health_check=UNCHECKED, **FIXED)
 @given(data=st.data())
 def test_a_finished_run_is_the_one_that_was_trained_or_refused(whole, tmp_path_factory, data):
     finished_run(whole, tmp_path_factory, data)
 
 
-@settings(max_examples=15, suppress_health_check=UNCHECKED, **FIXED)
+@settings(max_examples=8, suppress_health_check=UNCHECKED, **FIXED)
 @given(data=st.data())
 def test_a_resumed_run_ends_as_if_nothing_had_been_or_is_refused(
     whole, half_done, tmp_path_factory, data

@@ -249,6 +249,7 @@ def test_merged_weights_and_outputs_are_those_of_peft(both):
         np.testing.assert_allclose(kernel, expected.detach().numpy().T, rtol=1e-4, atol=2e-5)
 
 
+@pytest.mark.slow
 def test_a_step_that_is_not_compiled_is_the_same(both):
     one_layer = lora_jax.adalora("up", rank=RANK, target_rank=TARGET, final=1)
     run = Run(both.base, one_layer, updates=4)

@@ -226,6 +226,7 @@ def flops(method):
     return run.lower(trainable, state, frozen, batch, KEY).compile().cost_analysis()["flops"]
 
 
+@pytest.mark.slow
 def test_flops():
     tokens, d, depth = ROWS * LENGTH, WORK.n_embd, WORK.n_layer
     linear = 2 * tokens * 12 * d * d  # qkv, output, up, down of one layer

@@ -41,6 +41,7 @@ def fake_java(tmp_path, monkeypatch):
 STARTS = '[ "$1" = -version ] && exit 0\n'
 
 
+@pytest.mark.slow
 def test_e2e_scores_are_pycocoevalcaps(real_data, working_java):
     folder = real_data / "metrics/e2e"
     references = files.read_references(folder / "testset_w_refs_refs.txt")
@@ -60,7 +61,6 @@ README = {
 }  # fmt: skip
 
 
-@pytest.mark.slow
 def test_meteor_gives_the_official_scores_and_takes_odd_texts(real_data, working_java):
     folder = real_data / "metrics/meteor/example/xray"
     system, reference = (
@@ -98,6 +98,12 @@ def test_python_tokens_are_stanfords_on_e2e(real_data, working_java):
         pairs = zip(ptb.stanford_tokens(texts, TIMEOUT), ptb.python_tokens(texts), strict=True)
         different = sum(one != other for one, other in pairs)
         assert different <= (3 if name == "trainset" else 0), name
+
+
+def test_python_tokens_are_stanfords_on_some_texts(real_data, working_java):
+    path = real_data / "metrics/e2e/tgen-std.run0.test.txt"
+    texts = [files.one_line(text) for text in files.read_hypotheses(path)[:60]]
+    assert list(ptb.stanford_tokens(texts, TIMEOUT)) == ptb.python_tokens(texts)
 
 
 def test_tokens_without_java():

@@ -154,6 +154,7 @@ def distance(ours, reference):
     return max(np.linalg.norm(ours[path] - v) / norm(v) for path, v in reference.items())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize(
     "kind", [pytest.param(kind, marks=[pytest.mark.slow] * (kind == "roberta")) for kind in KINDS]

@@ -102,6 +102,7 @@ def quick_key(seed):
     return jax.random.key(seed, impl="unsafe_rbg")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("unroll, remat", [(1, "dots"), (2, "none"), (3, "full")])
 def test_unroll_and_remat_change_nothing(unroll, remat, tmp_path):
     """With dropout, of relative positions and of the convolution too: it is drawn again alike."""

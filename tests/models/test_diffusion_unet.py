@@ -136,6 +136,7 @@ def test_recomputing_changes_nothing_and_bfloat16_is_near(small, folders):
     assert 1e-4 < difference < 0.1  # 8 bits of mantissa, through ten convolutions
 
 
+@pytest.mark.slow
 def test_lora_on_attention_and_convolutions_merges_to_the_same(small):
     model, batch = small
     targets = r"mid_block/(attentions|resnets/0)/.*(to_q|to_k|to_out|conv1|conv2)|up_blocks/.*/conv_shortcut"

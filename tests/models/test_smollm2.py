@@ -75,6 +75,7 @@ def generated(theirs, ids, end, beams, steps):
     return out[0, ids.shape[1] :].tolist()
 
 
+@pytest.mark.slow
 def test_greedy_answer_is_that_of_transformers(ours, theirs):
     model, tokenizer = ours
     text = tokenizer.apply_chat_template(CHAT, tokenize=False, add_generation_prompt=True)

@@ -137,6 +137,7 @@ def test_packed_rows_have_several_tasks(classifiers):
     assert np.abs(found[:, 0] - changed[:, 0])[[0, 2, 4]].min() > 1e-2  # the adapters do something
 
 
+@pytest.mark.slow
 def test_a_nan_of_one_task_stays_in_its_examples(classifiers):
     make, adapters = classifiers
     broken = {n: pool_adapters.with_nan(a) if n == "b" else a for n, a in adapters.items()}
@@ -271,6 +272,7 @@ def test_continuations_are_those_of_each_adapter(request, decoders, search, form
         np.testing.assert_allclose(found.scores[mine], reference.scores[mine], rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_bfloat16():
     """Computed in bfloat16 the factors are rounded as an adapter's own are."""
     base = llama(compute_dtype="bfloat16")
@@ -287,6 +289,7 @@ def test_bfloat16():
         assert difference < 2**-6 * np.abs(reference).max()  # a few roundings of 8 bits
 
 
+@pytest.mark.slow
 def test_a_nan_in_one_decoder_stays_in_its_rows():
     base = llama()
     method = lora_jax.lora("all-linear", rank=4, alpha=8)

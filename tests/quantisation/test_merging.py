@@ -57,7 +57,7 @@ ALL = lora_jax.lora(EVERY, rank=4) + lora_jax.lora("head", rank=2)
 
 @pytest.mark.parametrize(
     ("form", "into"),
-    [("nf4", None), ("int8", None), ("q4_1", None), ("nf4", "q8_0"), ("q4_0", "nf4_single")],
+    [("nf4", "q8_0"), ("nf4", None), ("int8", None), ("q4_1", None), ("q4_0", "nf4_single")],
 )
 def test_what_is_packed_is_the_sum_of_base_and_update(model, form, into):
     base = lora_jax.quantise(model, EVERY, form)

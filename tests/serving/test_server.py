@@ -488,8 +488,8 @@ def test_a_full_queue(server):
     assert busy.json()["error"]["type"] == "rate_limit_error" and busy.headers["Retry-After"]
 
 
-def test_sigterm_ends_it_after_what_runs(tmp_path):
-    server = Server(tmp_path)
+def test_sigterm_ends_it_after_what_runs(server):
+    """The last test with this server."""
     complete(server, "a", "t0", 2)
     stream = complete(server, TEXTS[0], "t0", MOST, stream=True)
     pieces = [next(iter(stream))]

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 import sys
 import time
@@ -42,6 +43,8 @@ MESHES = {
     "run x data": {"run": 4, "data": 2},
     "run x fsdp x model": {"run": 2, "fsdp": 2, "model": 2},
 }
+if not os.environ.get("LORA_JAX_SLOW"):  # each compiles programs of its own
+    del MESHES["run"], MESHES["run x data"]
 # What a compiled program's text has for groups: lists, a reshaped and transposed range, axes of a mesh.
 _LISTS = re.compile(r"(?:replica_groups|source_target_pairs)=\{(\{[\d,{}]*\})\}")
 _RANGE = re.compile(r"replica_groups=\[([\d,]+)\]<=(.*)")
@@ -169,7 +172,7 @@ def main(model: Path, data: Path, folder: Path) -> dict[str, Any]:
     for name, sizes in MESHES.items():
         result[name] = train(config(model, data, sizes), folder / name, sizes["run"])
         print(name, f"{time.perf_counter() - begin:.1f} s", flush=True)
-    sweep = config(model, data, MESHES["run x data"])
+    sweep = config(model, data, sizes)
     try:
         result["fit"] = Memory(SharedBase("glue", points(sweep))).runs_that_fit()
     except Exception as error:

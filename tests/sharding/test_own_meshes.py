@@ -3,7 +3,12 @@
 import numpy as np
 import pytest
 
-KINDS = ("Auto", "Explicit")
+CASES = [  # those that own_meshes.py runs by default, and all
+    ("dora", "Explicit"),
+    pytest.param("lora", "Auto", marks=pytest.mark.slow),
+    pytest.param("lora", "Explicit", marks=pytest.mark.slow),
+    pytest.param("dora", "Auto", marks=pytest.mark.slow),
+]
 FACTORS = {  # how each axis is split: as the weight's, and the rank not at all
     "up/lora/a": [None, None],
     "up/lora/b": [None, "model"],
@@ -31,8 +36,7 @@ def expected(method):
     return FACTORS | (MAGNITUDES if method == "dora" else {})
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("method", ["lora", "dora"])
+@pytest.mark.parametrize(("method", "kind"), CASES)
 def test_factors_are_split_and_named_as_their_weight(records, method, kind):
     record, shapes = records[method][kind], expected(method)
     for path, spec in record["split"].items():
@@ -44,8 +48,7 @@ def test_factors_are_split_and_named_as_their_weight(records, method, kind):
     assert record["merged_split"] == ["model", None]
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("method", ["lora", "dora"])
+@pytest.mark.parametrize(("method", "kind"), CASES)
 def test_values_are_those_of_one_device(records, method, kind):
     record, one = records[method][kind], records[method]["one"]
     assert record["start"] or method == "dora"  # whose norms are rounded

@@ -75,5 +75,5 @@ def test_runs_send_each_other_nothing(found, mesh):
 
 
 def test_how_many_fit_is_measured_on_a_mesh(found):
-    """Seven points of different orders, on a mesh that takes runs in fours."""
+    """Seven points of different orders, on a mesh that takes runs in pairs."""
     assert found["fit"] == 8

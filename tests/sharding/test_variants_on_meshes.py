@@ -4,14 +4,21 @@ import numpy as np
 import pytest
 from sharding import variants_on_meshes
 
+CASES = [
+    pytest.param(
+        name, kind, marks=[pytest.mark.slow] * (variants_on_meshes.BY_DEFAULT.get(name) != kind)
+    )
+    for name in variants_on_meshes.METHODS
+    for kind in variants_on_meshes.KINDS
+]
+
 
 @pytest.fixture(scope="module")
 def records(on_eight_devices):
     return on_eight_devices("variants_on_meshes.py")
 
 
-@pytest.mark.parametrize("kind", ["Auto", "Explicit"])
-@pytest.mark.parametrize("name", variants_on_meshes.METHODS)
+@pytest.mark.parametrize(("name", "kind"), CASES)
 def test_what_is_trained_is_that_of_one_device(records, name, kind):
     one = records["one"][name]
     assert one
@@ -21,7 +28,7 @@ def test_what_is_trained_is_that_of_one_device(records, name, kind):
         np.testing.assert_allclose(value, one[path], *bounds, err_msg=path)
 
 
-@pytest.mark.parametrize("kind", ["Auto", "Explicit"])
+@pytest.mark.parametrize("kind", ["Explicit", pytest.param("Auto", marks=pytest.mark.slow)])
 def test_what_is_pruned_is_that_of_one_device(records, kind):
     one = records["one"]["adalora"]
     assert len(one) == 9

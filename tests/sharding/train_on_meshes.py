@@ -47,10 +47,17 @@ MESHES = {
 }
 EVERYWHERE = ("lora", "lora over nf4")  # methods that train on every mesh
 ALL_AXES = "data x fsdp x model"  # the mesh of the other methods
-if not os.environ.get("LORA_JAX_SLOW"):  # as tests/sharding/test_meshes.py asks for
-    MESHES = {name: MESHES[name] for name in ("fsdp", "model", ALL_AXES)}
-# Modules whose sharding other cases show: adapters and heads those of `adapter_h`.
-SLOW_METHODS = ("prefix_layer + top", "adapter_l", "adapter_h", "bitfit", "lora over q4_1")
+SLOW = bool(os.environ.get("LORA_JAX_SLOW"))
+if not SLOW:  # the mesh that splits every axis in two
+    MESHES = {ALL_AXES: MESHES[ALL_AXES]}
+# By default LoRA, in one form for each model, and what trains a whole model with a tied table; the rest are
+# modules whose sharding those show, and other blocks of packed bases.
+DEFAULT = {
+    "roberta": ("lora everywhere",),
+    "deberta": ("lora",),
+    "gpt2": ("lora + prefix_embed", "full"),
+    "llama": ("dora over nf4",),
+}
 QV = {".*/attention/qkv": {"parts": ("q", "v"), "fused": ("q", "k", "v"), "dropout": 0.1}}
 METHODS = {
     "roberta": {
@@ -81,6 +88,7 @@ METHODS = {
     },
     "llama": {
         "lora over nf4": lora_jax.lora("all-linear", rank=2, alpha=8.0),
+        "dora over nf4": lora_jax.lora("all-linear", rank=2, alpha=8.0, magnitude=True),
         "dora over q8_0": lora_jax.lora("all-linear", rank=2, alpha=8.0, magnitude=True),
     },
 }  # fmt: skip
@@ -217,14 +225,13 @@ def compare(name: str) -> dict:
     """Differences of every mesh and method from one device."""
     result, begin = {}, time.perf_counter()
     for method_name, method in METHODS[name].items():
-        if method_name in SLOW_METHODS and not os.environ.get("LORA_JAX_SLOW"):
+        if not SLOW and method_name not in DEFAULT[name]:
             continue
         form = method_name.partition(" over ")[2]
         one = train(name, method, make_mesh({}, jax.devices()[:1]), form)
         moved = {p: far(one["trained"][p], one["start"][p]) for p in one["trained"]}
         rows = {}
-        first = name == "roberta" or os.environ.get("LORA_JAX_SLOW")
-        for mesh_name in MESHES if first and method_name in EVERYWHERE else (ALL_AXES,):
+        for mesh_name in MESHES if method_name in EVERYWHERE else (ALL_AXES,):
             sizes = MESHES[mesh_name]
             other = train(name, method, make_mesh(sizes), form)
             print(method_name, mesh_name, f"{time.perf_counter() - begin:.1f} s", flush=True)
