@@ -37,31 +37,9 @@ import numpy as np
 import pytest
 import sampled
 import type_checking
-from jax._src.interpreters import mlir
 
 # Every annotated function of the library is checked at every call, shapes included.
 type_checking.install("lora_jax")
-
-
-class _Contexts:
-    """MLIR contexts, of which JAX makes one for every program: a quarter of the time that a small one takes.
-
-    A context keeps constants of its programs, so a new one is taken now and then.
-    """
-
-    programs = 200
-
-    def __init__(self, make):
-        self._make, self._context, self._count = make, None, 0
-
-    def __call__(self):
-        if self._count % self.programs == 0:
-            self._context = self._make()
-        self._count += 1
-        return self._context
-
-
-mlir.make_ir_context = _Contexts(mlir.make_ir_context)
 
 
 # In the environment pytest notes the running test, and PyTorch, Ray and JAX's kernels for GPUs what they

@@ -35,7 +35,6 @@ def site(tmp_path_factory):
     return folder
 
 
-@pytest.mark.slow  # the workflow builds the site at every push, in a job of its own
 def test_every_public_name_has_its_place(site):
     text = "".join(path.read_text() for path in (site / "api").rglob("index.html"))
     headings = re.findall(r'<h2 id="lora_jax[^"]*" class="doc doc-heading">(.*?)</h2>', text, re.S)

@@ -458,7 +458,6 @@ def test_attention_dropout_keeps_the_expectation():
     assert (np.abs(error) <= 6 * np.asarray(draws.std(0)) / np.sqrt(4000) + 1e-5).all()
 
 
-@pytest.mark.slow
 def test_gelu_is_exact():
     x = np.linspace(-8, 8, 1001, dtype=np.float32)
     expected = torch.nn.functional.gelu(torch.tensor(x, dtype=torch.float64)).numpy()
