@@ -7,10 +7,9 @@ The number of slots is part of the program, what is in them is not: adapters com
 
 from __future__ import annotations
 
-import functools
 import os
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import jax
@@ -20,26 +19,20 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Int
 
-from lora_jax import partition, surgery
+from lora_jax import partition
 from lora_jax.adapter_files import Adapter
 from lora_jax.adapters import load_adapter
 from lora_jax.arguments import MODEL, TEXT, Kind, takes
 from lora_jax.arguments import check as check_kind
 from lora_jax.checks import Integer, floating, integer
 from lora_jax.errors import InputError
-from lora_jax.files import to_json
-from lora_jax.fingerprints import accepted
-from lora_jax.low_rank.layers import adapted_layers
 from lora_jax.method import METHOD, Method
 from lora_jax.partition import Params
 from lora_jax.patterns import some
-from lora_jax.pool import places, values
 from lora_jax.pool.members import Members
 from lora_jax.pool.routing import Form, route
-from lora_jax.quantisation.described import PACKED, difference, packing
-from lora_jax.sharding.axes import of_model
+from lora_jax.pool.slots import Slots
 from lora_jax.sharding.mesh import AnyMesh
-from lora_jax.sharding.placement import Placement
 
 MOST_SLOTS = 4096
 NO_ADAPTER = 0  # the slot that gives the base
@@ -65,7 +58,6 @@ class AdapterPool:
       dtype: of the factors on the device.
       structure: of the model with slots.
       frozen: its leaves that no adapter changes, by path.
-      slots: its leaves with an axis of slots, by path; replaced when an adapter enters.
       placement: of the leaves on a mesh; None without one.
     """
 
@@ -96,81 +88,29 @@ class AdapterPool:
           InputError: the base is adapted already, a number is out of range, or a method changes something
             that has no form with slots.
         """
-        if (path := surgery.changed_module(base)) is not None:
-            raise InputError(
-                f"the base of a pool must not be adapted ({path or 'the model'} is changed); give the model "
-                "as it was before `insert`, or lora_jax.strip(model)"
-            )
         if not methods:
             raise InputError(
                 "a pool needs the methods of the adapters that it is to hold, at least one"
             )
         for number, method in enumerate(methods):
             check_kind("AdapterPool", f"methods[{number}]", method, METHOD)
-        self.base = base
         self.capacity = integer("capacity", capacity, most=MOST_SLOTS)
         self.dtype = floating("dtype", jnp.float32 if dtype is None else dtype)
         self._members = Members(integer("in_memory", in_memory))
         self._resident: OrderedDict[str, int] = OrderedDict()  # least recently used first
-        self._inserted: dict[str, places.Inserted] = {}
-        self._bases: dict[str | None, list[str]] = {}
-        self.head = self._common_head(methods)
-        each = [self._of_method(method, "the pool") for method in methods]
-        layers = places.joined(each)
-        model = places.with_slots(base, layers, self.head, self.capacity + 1, self.dtype)
-        self.placement = None if mesh is None else Placement(mesh, of_model(model))
-        self._divide(model)
-
-    def _common_head(self, methods: Sequence[Method]) -> str | None:
-        heads = {method.head for method in methods}
-        if len(heads) > 1:
-            raise InputError(
-                f"the methods name different heads ({', '.join(map(str, sorted(heads, key=str)))}); a pool "
-                "holds adapters whose methods name the same"
-            )
-        return heads.pop()
-
-    def _of_method(self, method: Method, where: str) -> places.Inserted:
-        key = to_json(method.to_json(), indent=None)
-        if key not in self._inserted:
-            self._inserted[key] = places.inserted(self.base, method, where)
-        return self._inserted[key]
-
-    def _divide(self, model: nnx.Module) -> None:
-        """Splits the model into what is in slots and what is not."""
-        heads = [] if self.head is None else places.head_modules(self.base, self.head)
-        params = partition.parameters(model)
-        stacks = {path: len(layer.stack_shape()) for path, layer in adapted_layers(model).items()}
-        self._place: dict[str, str] = {}  # path in the model by path in adapters
-        self._axis: dict[str, int] = {}  # axis of the slots
-        for path in params:
-            module = next((m for m in heads if path.startswith(f"{m}/each/")), None)
-            layer = next(
-                (p for p in stacks if path.startswith(f"{p}/lora/" if p else "lora/")), None
-            )
-            if module is not None:
-                own, axis = path.replace(f"{module}/each/", f"{module}/", 1), 0
-            elif layer is not None:
-                own, axis = path, stacks[layer]
-            else:
-                continue
-            self._place[own], self._axis[path] = path, axis
-        labels = {path: "slots" if path in self._axis else partition.FROZEN for path in params}
-        self.structure, self.slots, self.frozen = partition.split(model, labels)
-        if self.placement is not None:
-            self.slots = self.placement.put(self.slots)
-            self.frozen = self.placement.put(self.frozen)
-        self._room = {
-            own: _without(self.slots[path].shape, self._axis[path])
-            for own, path in self._place.items()
-        }
-        jit = jax.jit if self.placement is None else self.placement.jit
-        self._write = jit(functools.partial(_written, axes=self._axis), donate_argnums=0)
+        self._slots = Slots(base, methods, self.capacity + 1, self.dtype, mesh)
+        self.base, self.placement = self._slots.base, self._slots.placement
+        self.structure, self.frozen = self._slots.structure, self._slots.frozen
 
     def __repr__(self) -> str:
         """With the names."""
         held = some(self.names) or "empty"
         return f"AdapterPool({type(self.base).__name__}, capacity={self.capacity}: {held})"
+
+    @property
+    def slots(self) -> Params:
+        """The leaves of the model with an axis of slots, by path; replaced when an adapter enters."""
+        return self._slots.leaves
 
     @property
     def names(self) -> list[str]:
@@ -225,32 +165,7 @@ class AdapterPool:
 
     def check(self, adapter: Adapter, where: str = "the adapter") -> None:
         """Raises InputError for an adapter that `add` would refuse."""
-        self._check_base(adapter, where)
-        self._values(adapter, where)
-
-    def _check_base(self, adapter: Adapter, where: str) -> None:
-        if adapter.state:
-            raise InputError(
-                f"{where} has statistics of its own ({min(adapter.state)}), which have no form with slots"
-            )
-        if adapter.method.head != self.head:
-            raise InputError(
-                f"{where} has the head {adapter.method.head!r}, the pool {self.head!r}; a pool holds "
-                "adapters whose methods name the same"
-            )
-        if self.head not in self._bases:
-            self._bases[self.head] = list(accepted(self.base, adapter.method))
-        if adapter.base not in self._bases[self.head]:
-            of_packing = difference(adapter.notes.get(PACKED), packing(self.base))
-            raise InputError(
-                f"{where} was trained on another base: its fingerprint is {adapter.base[:12] or 'unknown'}, "
-                f"the pool's is {self._bases[self.head][0][:12]}. {of_packing}"
-            )
-
-    def _values(self, adapter: Adapter, where: str) -> dict[str, np.ndarray]:
-        of_method = self._of_method(adapter.method, where)
-        found = values.slot_values(adapter, of_method, self._room, self.dtype, where)
-        return {self._place[own]: value for own, value in found.items()}
+        self._slots.check(adapter, where)
 
     def remove(self, name: str) -> None:
         """Takes an adapter out; its slot is free for another one.
@@ -300,16 +215,13 @@ class AdapterPool:
         return self.slots, self.frozen, numbers
 
     def _enter(self, name: str, kept: Collection[str]) -> None:
-        adapter = self[name]
-        own = self._values(adapter, f"adapter {name!r}")
-        for path, ratio in values.ratios(self.base, adapter).items():
-            own[self._place[path]] = ratio
+        own = self._slots.values(self[name], f"adapter {name!r}")
         free = set(range(1, self.capacity + 1)) - set(self._resident.values())
         if not free:
             oldest = next(other for other in self._resident if other not in kept)
             free = {self._resident.pop(oldest)}
         slot = min(free)
-        self.slots = self._write(self.slots, own, jnp.int32(slot))
+        self._slots.write(slot, own)
         self._resident[name] = slot
 
     def outputs(self, name: str) -> int | None:
@@ -358,19 +270,3 @@ class AdapterPool:
             self.slots if slots is None else slots,
             self.frozen if frozen is None else frozen,
         )
-
-
-def _without(shape: tuple[int, ...], axis: int) -> tuple[int, ...]:
-    return shape[:axis] + shape[axis + 1 :]
-
-
-def _written(
-    slots: Params, own: Mapping[str, Array], slot: Array, *, axes: Mapping[str, int]
-) -> Params:
-    """The leaves with one slot's values replaced."""
-    return {
-        path: jax.lax.dynamic_update_index_in_dim(
-            leaf, own[path].astype(leaf.dtype), slot, axes[path]
-        )
-        for path, leaf in slots.items()
-    }

@@ -206,7 +206,7 @@ def test_a_hundred_adapters_pass_through_eight_slots(base):
         reference = expected(base, adapters, names, X)
         np.testing.assert_allclose(answer(names, X), reference, **CLOSE)
     assert len(traced) == 1
-    assert pool._write._cache_size() == 1
+    assert pool._slots._write._cache_size() == 1
     assert len(pool.resident) == 8
 
 
