@@ -116,7 +116,7 @@ def _classifier(model: str) -> ConfigDict:
     lora = {"name": "lora", "targets": common.QUERY_VALUE, "rank": 8, "alpha": 16.0}
     run = common.glue_config("mnli", name, lora)
     run.warmup_ratio, run.weight_decay = 0.06, 0.01
-    run.data.max_length = run.data.row_length = 128
+    run.data.max_length, run.data.row_length = 128, 0  # 0: prefixes come on top of 128
     run.data.max_eval_examples = 2_000 if model == "minilm" else 0
     return run
 

@@ -167,6 +167,10 @@ class ClassificationTask:
         """Makes all that is not made yet, see `Task.prepare`."""
         _ = self.train, self.evaluation_batches
 
+    def shapes(self) -> nnx.Module:
+        """The model in shapes."""
+        return hub.abstract(self._encoder, self.problem.num_outputs)
+
     def model(self, seed: int) -> tuple[Classifier, jax.Array]:
         """The pre-trained model with a run's new head, and the key for what a method inserts."""
         keys = _keys(seed)

@@ -120,6 +120,10 @@ class DecoderTask:
             **adapters,
         }
 
+    def shapes(self) -> nnx.Module:
+        """The model in shapes."""
+        return hub.abstract(self._decoder, 0)
+
     def model(self, seed: int) -> tuple[Decoder, jax.Array]:
         """The pre-trained model, and the key for what a method inserts in a run."""
         with in_host_memory():

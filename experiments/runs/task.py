@@ -115,6 +115,10 @@ class Task(Protocol):
     @property
     def base(self) -> Mapping[str, Any]: ...  # noqa: D102
 
+    def shapes(self) -> nnx.Module:
+        """The model in shapes; no weight is read."""
+        ...
+
     def prepare(self) -> None:
         """Tokenises and packs all texts; what is wrong with them shows here, before a folder is claimed."""
         ...
@@ -174,6 +178,18 @@ def check_updates(task: Task, model: AdaptedModel) -> None:
     found = model.verify(task.evaluation_batches[0], task.function)
     if found is not None:
         found.check()
+
+
+def check_rows(task: Task) -> None:
+    """Raises InputError if rows are too short for an example; tokenises only if they could be."""
+    if 0 < (task.settings.row_length or 0) < task.max_length and task.settings.train.epochs:
+        training_batches(task, task.settings, task.settings.seeds[:1])
+
+
+def check_method(task: Task, method: Method) -> None:
+    """Raises InputError if a method does not fit the model; no weight is read."""
+    model = task.shapes()
+    nnx.eval_shape(lambda: method.insert(model, jax.random.key(0)))
 
 
 def training_batches(task: Task, settings: RunSettings, seeds: Sequence[int]) -> TrainingBatches:

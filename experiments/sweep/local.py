@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from experiments.runs import command_line
 from experiments.runs import folder as workdirs
-from experiments.runs.task import Task
+from experiments.runs.task import Task, check_method, check_rows
 from experiments.sweep.experiment import experiment
 from experiments.sweep.folder import SweepFolder
 from experiments.sweep.live_table import LiveTable, RunStatus
@@ -24,6 +24,7 @@ from lora_jax.errors import FolderInUseError, InputError
 from lora_jax.sharding import hosts
 from lora_jax.sharding.hosts import from_main, is_main
 from lora_jax.sharding.mesh import RUN
+from lora_jax.sweeps.common_method import common_method
 from lora_jax.sweeps.members import Watch
 from lora_jax.training import Progress
 
@@ -166,6 +167,9 @@ def check_all(
             run = ConfigDict({**run.to_dict(), "mesh": dict.fromkeys(run.mesh, 1)})
         with hosts.together():
             task = experiment(config.experiment).task(run)
+            if not finished:
+                check_rows(task)
+                check_method(task, common_method([point.method for point in together]))
         _check_inputs(folder, together, task)
         if not finished and not kept:
             kept[together[0].name] = task

@@ -137,11 +137,11 @@ def load(
     architecture = ARCHITECTURES[config.architecture]
     shapes, files = _shapes(config, num_outputs), open_files(folder)
     planned = _planned(files, config, shapes, with_head=head == "published")
-    abstract = _abstract(config, num_outputs)
-    packed = base_formats.pack(abstract, config.base_format, files, planned, dtype)
+    empty = abstract(config, num_outputs)
+    packed = base_formats.pack(empty, config.base_format, files, planned, dtype)
     new = {} if head == "published" else new_head(config, num_outputs, key)
     read = _values(files, planned, dtype, packed)
-    structure, _ = partition.all_frozen(abstract)
+    structure, _ = partition.all_frozen(empty)
     model = partition.join(structure, new, read)
     assert isinstance(model, architecture.model)
     return model
@@ -175,19 +175,24 @@ def leaf_reader(
 @functools.lru_cache(maxsize=8)
 def _shapes(config: AnyConfig, num_outputs: int) -> Mapping[str, tuple[int, ...]]:
     """The shapes of all leaves by path; nothing is allocated."""
-    abstract = _abstract(config, num_outputs)
-    return {path: leaf.shape for path, leaf in partition.parameters(abstract).items()}
+    model = abstract(config, num_outputs)
+    return {path: leaf.shape for path, leaf in partition.parameters(model).items()}
 
 
 def _packed(config: AnyConfig, files: AnyFiles, planned: Plan) -> dict[str, PackedWeight]:
     """The packed weights in shapes, see `base_formats.pack`; without any no model is made for them."""
     if config.base_format == FLOAT:
         return {}
-    return base_formats.pack(_abstract(config, 2), config.base_format, files, planned)
+    return base_formats.pack(abstract(config, 2), config.base_format, files, planned)
 
 
-def _abstract(config: AnyConfig, num_outputs: int) -> nnx.Module:
-    """The model in shapes, without a packed weight."""
+def abstract(config: AnyConfig, num_outputs: int) -> nnx.Module:
+    """The model in shapes, without a packed weight; nothing is read.
+
+    Args:
+      config: of the model.
+      num_outputs: of a classifier's head.
+    """
     make = ARCHITECTURES[config.architecture].make
     model: nnx.Module = nnx.eval_shape(lambda: make(config, num_outputs, nnx.Rngs(0)))
     return model

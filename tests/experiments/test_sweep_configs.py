@@ -9,6 +9,9 @@ from flax import nnx
 from ml_collections import config_flags
 
 from configs import record
+from configs.compare import e2e as compare_e2e
+from configs.compare import glue as compare_glue
+from configs.compare import small as compare_small
 from configs.glue import minilm_weights, roberta_base_lora, roberta_large_lora
 from configs.glue.common import TASKS
 from configs.nlg import gpt2_medium_lora, small, smollm2
@@ -126,6 +129,21 @@ def test_points_are_single_runs_apart_from_the_grid(module, model, task):
 @pytest.mark.parametrize("module", GLUE)
 def test_minilm_is_the_default_model(module):
     assert module.get_config("stsb") == module.get_config("stsb,minilm")
+
+
+def test_rows_hold_the_longest_example_and_what_the_method_puts_before_it():
+    """Of E2E's training examples at most 128 tokens, see table_18; what a method adds comes on top."""
+    arguments = {
+        table_16: [f"{size}{model}" for size in (100, 1_000, 10_000) for model in ("", ",roberta_base")],
+        table_18: table_18.MODELS,
+        smollm2_rates: smollm2.METHODS.keys() - {"none"},  # it does not train
+        compare_glue: ["sst2"], compare_e2e: ["e2e"], compare_small: ["e2e"],
+    }  # fmt: skip
+    for module, each in arguments.items():
+        for argument in each:
+            for point in points(module.get_config(argument)):
+                data, own = point.config.data, sum(point.method.special_tokens)
+                assert not data.row_length or data.row_length >= 128 + own, (argument, point.name)
 
 
 def test_rows_hold_the_longest_example_that_the_set_up_allows():

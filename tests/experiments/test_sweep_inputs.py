@@ -113,6 +113,21 @@ def test_results_of_two_points_that_changed_places_are_refused(root, tiny_model)
         ({"grids": {"a": {"init_adapter": ("", "/nowhere")}}}, MissingFileError, "/nowhere"),
         ({"grids": {"a": {"task": ("rte", "mnli")}}}, MissingFileError, "MNLI"),
         ({"grids": {"a": {"prng": ("rbg",)}}}, InputError, "config.grids.a.prng is 'rbg'"),
+        # Of the programs that come later:
+        (
+            {"grids": {"a": {"data": {"row_length": (0, 4)}}}},
+            InputError,
+            "rows of 4 tokens cannot hold the longest example, which has",
+        ),
+        (
+            {
+                "grids": {
+                    "a": {"method": ({"name": "head_only"}, {"name": "lora", "targets": "no"})}
+                }
+            },
+            InputError,
+            "'no'",
+        ),
     ],
 )
 def test_bad_input_leaves_no_folder(root, tiny_model, change, error, says):
