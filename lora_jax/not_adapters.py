@@ -39,6 +39,8 @@ def what_else(path: Path) -> str | None:
         if "adapter.safetensors" in names:
             return None
         return f"{path} holds {found[0]} and no adapter.json. {_OWN}. {_loralib(path / found[0])}"
+    if (path / "model" / "model.safetensors").is_file():
+        return f"{path} is a run that trained a whole model, {path / 'model'}; it has no adapter"
     seeds = sorted(str(folder) for folder in path.glob("seed_*/adapter"))
     if seeds or {"config.json", "result.json", "metrics.jsonl"} & names:
         finished = f"Adapters of its seeds: {', '.join(seeds[:5])}" if seeds else "It has none yet"
@@ -46,6 +48,12 @@ def what_else(path: Path) -> str | None:
             f"{path} is the folder of a run without an adapter, which comes at its end. {finished}. Give "
             "the command of the run again to finish it"
         )
+    places = sorted(path.glob("*/adapter/adapter.json"))
+    if found := [
+        str(place.parents[1]) for place in places
+    ]:  # of ranks, or of the points of a sweep
+        more = f" and {len(found) - 5} more" if len(found) > 5 else ""
+        return f"{path} holds several runs; name one of them: {', '.join(found[:5])}{more}"
     return None
 
 

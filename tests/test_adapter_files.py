@@ -383,6 +383,9 @@ def touch(folder, *names):
         (["roberta_base_lora_mnli.bin"], r"from_loralib --checkpoint=.*lora_mnli\.bin --alpha"),
         (["config.json", "metrics.jsonl"], "folder of a run without an adapter.*It has none yet"),
         (["config.json", "seed_0/adapter/adapter.json"], "without an adapter.*seed_0/adapter"),
+        (["config.json", "model/model.safetensors"], "trained a whole model, .*model; it has no adapter"),
+        (["rank_4/adapter/adapter.json", "rank_1/adapter/adapter.json", "page.md"],
+         "several runs; name one of them: .*rank_1, .*rank_4"),
     ],
 )  # fmt: skip
 def test_other_folders_get_the_recipe(tmp_path, names, message):

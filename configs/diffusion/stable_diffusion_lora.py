@@ -24,7 +24,7 @@ _UPDATES, _ACCUMULATED, _PICTURES = 15_000, 4, 833
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    """Returns the config; `subject` has a prior of 200 pictures and fewer steps.
+    """Returns the config; `subject` has a prior of 200 pictures and shows each of its own 200 times.
 
     Raises:
       ValueError: something else behind the colon.
@@ -48,10 +48,10 @@ def get_config(arg: str = "") -> ConfigDict:
                 "style": "plain",
                 "classes": (),
                 "count": 1000,
-                "repeats": 200 if subject else 1,
+                "repeats": 20 if subject else 1,
             },
             "prior": {"weight": 1.0 if subject else 0.0, "count": 200, "captions": ()},
-            "epochs": 1 if subject else _UPDATES * _ACCUMULATED // _PICTURES,
+            "epochs": 10 if subject else _UPDATES * _ACCUMULATED // _PICTURES,
             "batch_size": 1,
             "accumulate": 1 if subject else _ACCUMULATED,
             "learning_rate": 1e-4,
@@ -61,5 +61,5 @@ def get_config(arg: str = "") -> ConfigDict:
         }
     )  # fmt: skip
     config.adam.eps = 1e-8
-    config.samples.update({"steps": 30, "guidance": 7.5, "count": 4, "captions": ("",)})
+    config.samples.update({"steps": 30, "guidance": 7.5, "count": 4, "captions": ()})
     return config

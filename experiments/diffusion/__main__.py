@@ -53,6 +53,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
     for folder, result in results.items():
         command_line.say(said(result))
         check_converged(result, folder)
+        command_line.say(f"  adapter: {folder}   pictures: {folder}/before.png, {folder}/after.png")
     if config.ranks:
         page.write(workdir, results)
         command_line.say(f"compared: {workdir / page.PAGE}")

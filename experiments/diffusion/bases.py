@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -10,8 +11,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from tqdm import tqdm
 
 from experiments.runs import command_line
+from experiments.runs.folder import is_run
 from lora_jax import digests
 from lora_jax.diffusion import captioned, schedule_json
 from lora_jax.diffusion.schedule import NoiseSchedule
@@ -19,6 +22,7 @@ from lora_jax.errors import InputError, MissingFileError, brief
 from lora_jax.models.diffusion.pipeline import INDEX, load_pipeline
 from lora_jax.models.diffusion.vae import AutoencoderKL
 from lora_jax.run_files import MODEL
+from lora_jax.run_folder import RESULT
 
 _TEXTS = 32  # captions that are encoded at once
 
@@ -28,7 +32,7 @@ class Base:
     """A model with what stands around it. What it draws are its `inputs`: pixels, or latents.
 
     Attributes:
-      name: the folder.
+      name: the folder, of a small model that of its run.
       model: of (inputs, timesteps, captions).
       schedule: of the noise.
       shape: of one input.
@@ -93,14 +97,19 @@ def read(name: str, size: int, dtype: str) -> Base:
     if (folder / INDEX).is_file():
         return _stable_diffusion(folder, size, dtype)
     inner = folder / MODEL if (folder / MODEL).is_dir() else folder
-    if not (inner / captioned.CONFIG).is_file():
+    without = inner == folder and is_run(folder)
+    if without or not (inner / captioned.CONFIG).is_file():
+        why = "is a run of an adapter, or in its first epoch: it " if without else ""
         raise MissingFileError(
-            f"{folder} has neither {INDEX} (Stable Diffusion as diffusers saves it) nor "
+            f"{folder} {why}has neither {INDEX} (Stable Diffusion as diffusers saves it) nor "
             f"{MODEL}/{captioned.CONFIG} (a run of experiments.diffusion); name the folder of one of them. "
             "One file of Stable Diffusion becomes a folder by diffusers: "
             "StableDiffusionPipeline.from_single_file(file).save_pretrained(folder)"
         )
-    return of_captioned(captioned.load(inner), name, _digest(inner))
+    run = inner.parent if inner.name == MODEL and is_run(inner.parent) else inner
+    if run != inner and not (run / RESULT).is_file():
+        command_line.say(f"{run} has not ended; this is the model of its best epoch so far")
+    return of_captioned(captioned.load(inner), str(run), _digest(inner))
 
 
 def _digest(folder: Path) -> str:
@@ -135,9 +144,15 @@ def _stable_diffusion(folder: Path, size: int, dtype: str) -> Base:
         shape=(size // factor, size // factor, latent), size=size, channels=vae.config.in_channels,
         rows=rows, text_encoder=texts, digest=_digest(folder),
         # One by one: a picture of 512 x 512 takes gigabytes on its way through the autoencoder.
-        to_inputs=lambda pictures: np.concatenate([np.asarray(_latents(vae, p[None])) for p in pictures]),
-        to_pictures=lambda inputs: np.concatenate([np.asarray(_pictures(vae, z[None])) for z in inputs]),
+        to_inputs=lambda pictures: _each(functools.partial(_latents, vae), pictures, "encoding pictures"),
+        to_pictures=lambda inputs: _each(functools.partial(_pictures, vae), inputs, "decoding pictures"),
     )  # fmt: skip
+
+
+def _each(function: Callable[[np.ndarray], jax.Array], values: np.ndarray, what: str) -> np.ndarray:
+    """The function of each value, with a progress bar."""
+    bar = tqdm(values, desc=what, leave=False, disable=None)
+    return np.concatenate([np.asarray(function(value[None])) for value in bar])
 
 
 @nnx.jit

@@ -87,8 +87,8 @@ def few(config: ConfigDict, base: Base, known: Sequence[int]) -> Shown:
         return Shown(found.pictures, found.captions, found.pictures[:count], found.captions[:count])
     if not known:
         raise InputError(
-            f"config.data.source is {DIGITS!r}, but {base.name} is no model of digits; name a "
-            "folder of pictures"
+            f"config.data.source is {DIGITS!r}, but {base.name} is no run of experiments.diffusion on "
+            "digits; name a folder of pictures"
         )
     chosen = data.classes or known
     train, held_out = (digits.read(split, base.size, data.style) for split in ("train", "held_out"))

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from tqdm import tqdm
 
 from experiments.diffusion.bases import Base
 from lora_jax.diffusion import samplers, sampling
@@ -62,6 +63,7 @@ class Drawing:
 
 def draw(base: Base, model: nnx.Module, captions: Sequence[str], how: Drawing) -> np.ndarray:
     """Pictures of captions."""
-    function = nnx.jit(how.function(base))
-    inputs = [np.asarray(function(model, batch)) for batch in how.batches(base, captions)]
+    function, batches = nnx.jit(how.function(base)), how.batches(base, captions)
+    shown = tqdm(batches, desc=f"drawing {len(captions)} pictures", disable=None)
+    inputs = [np.asarray(function(model, batch)) for batch in shown]
     return base.to_pictures(np.concatenate(inputs))

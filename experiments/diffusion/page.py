@@ -31,7 +31,9 @@ def write(workdir: Path, results: Mapping[Path, Mapping[str, Any]]) -> None:
     first = next(iter(results.values()))
     scored = [name for name in _WORDS if name in first.get("scores", {}).get("after", {})]
     words = [*(_WORDS[name] for name in scored), *(["variety"] if scored else [])]
-    columns = ["rank", "trained values", "held-out loss", *words, "s"]
+    # Of other pictures than digits none are held out.
+    loss = "held-out loss" if scored else "loss"
+    columns = ["rank", "trained values", loss, *words, "s"]
     lines = [
         f"# {workdir.name}", "",
         f"{first['pictures']} pictures, on {first['model']}, {first['steps']:,} steps.", "",

@@ -50,7 +50,7 @@ class Run:
       method: what trains.
       shown: pictures.
       inputs: digests of what the run is made from.
-      prior: pictures and captions that keep the base as it is; None for none.
+      prior: draws pictures that keep the base as it is, with their captions; None for none.
       judge: reads or trains the scorer of digits; None for other pictures.
       captions: of the pictures that are drawn.
       contents: the digit that each of them shall show.
@@ -63,7 +63,7 @@ class Run:
     method: Method
     shown: Shown
     inputs: Inputs
-    prior: tuple[np.ndarray, list[str]] | None = None
+    prior: Callable[[], tuple[np.ndarray, list[str]]] | None = None
     judge: Callable[[], Scorer] | None = None
     captions: Sequence[str] = ()
     contents: np.ndarray | None = None
@@ -163,7 +163,7 @@ def training_arrays(run: Run) -> dict[str, Any]:
     inputs, captions = base.to_inputs(run.shown.pictures), base.encode(run.shown.captions)
     arrays: dict[str, Any] = {"inputs": inputs[own], "captions": captions[own]}
     if run.prior is not None:
-        pictures, texts = run.prior
+        pictures, texts = run.prior()
         order = np.random.default_rng(run.config.seed).permutation(len(texts))
         beside = np.resize(order, len(own))
         arrays["prior"] = {
@@ -188,18 +188,22 @@ class Training:
     """The training of a run: its trainer, and what follows every epoch."""
 
     def __init__(self, run: Run, workdir: Path):
-        """Inserts the method and encodes the pictures; no file is written."""
+        """Checks settings, then draws the prior and encodes pictures, which takes long; writes nothing."""
         self.run, self.workdir, config = run, workdir, run.config
         self.trainer = Trainer(
             run.base.model, run.method, train_settings(config), key=jax.random.key(config.seed),
             mesh=make_mesh(config.mesh.to_dict()),
         )  # fmt: skip
-        self.batches = ArrayBatches(
-            training_arrays(run), config.batch_size, seed=config.seed, drop_last=True
+        self._draw = self.trainer.predictor(run.drawing.function(run.base))
+        batches = functools.partial(
+            ArrayBatches, batch_size=config.batch_size, seed=config.seed, drop_last=True
         )
+        numbers = np.arange(len(run.shown.captions) * config.data.repeats)
+        per_epoch, of_method = batches(numbers).per_epoch, self.trainer.of_method
+        self.trainer.settings.optimizer(self.trainer.labels, per_epoch, of_method=of_method)
+        self.batches = batches(training_arrays(run))
         self._held_out = held_out_batch(run)
         self._errors = self.trainer.predictor(errors_of(run.base))
-        self._draw = self.trainer.predictor(run.drawing.function(run.base))
         self._starts = run.drawing.batches(run.base, run.captions)
         self._epoch = 0
 

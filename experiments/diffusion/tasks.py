@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -102,10 +103,10 @@ def adapt_all(config: ConfigDict, workdir: Path) -> dict[Path, dict[str, Any]]:
 
 def known(base: Base) -> tuple[int, ...]:
     """The digits that a base has learned; () if it is no model of digits."""
-    settings = Path(base.name).expanduser() / SETTINGS
-    if base.words is None or not settings.is_file():
+    if base.words is None or not folder.is_run(Path(base.name)):
         return ()
-    left_out = read_object(settings).record("data").get("left_out", list)
+    settings = read_object(Path(base.name) / SETTINGS)
+    left_out = settings.record("data").get("left_out", list)
     return tuple(number for number in range(10) if number not in left_out)
 
 
@@ -123,28 +124,27 @@ def adapt(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     def train(read: tuple[Base, data.Shown, dict[str, str]]) -> dict[str, Any]:
         base, shown, given = read
         method = methods.create(**config.method.to_dict())
-        texts, contents = list(config.samples.get("captions", ())), None
-        texts = [text for text in texts or ("",) for _ in range(config.samples.count)]
+        texts, contents = config.samples.get("captions", ()) or shown.captions[:1], None
+        texts = [text for text in texts for _ in range(config.samples.count)]
         judge = None
         if shown.contents:
             both = sorted({*shown.contents, *known(base)})
             texts, contents = captions_of(both, config.samples.count)
-            place = Path(base.name).expanduser() / scores.FOLDER
+            place = Path(base.name) / scores.FOLDER
             judge = functools.partial(scores.scorer, place, base.size, keep=False)
         run = Run(
             task="style", config=config, base=base, method=method, shown=shown, inputs=given,
-            prior=_prior(config, base), judge=judge, captions=texts, contents=contents,
+            prior=_prior(config, base) if config.prior.weight else None, judge=judge, captions=texts,
+            contents=contents,
         )  # fmt: skip
         return Training(run, workdir).train()
 
     return folder.read_or_train(workdir, config, read, train)
 
 
-def _prior(config: ConfigDict, base: Base) -> tuple[np.ndarray, list[str]] | None:
-    """What the base draws of the prior's captions, before it is adapted (Ruiz et al. 2023, section 3.3)."""
+def _prior(config: ConfigDict, base: Base) -> Callable[[], tuple[np.ndarray, list[str]]]:
+    """Draws the prior's captions with the base, before it is adapted (Ruiz et al. 2023, section 3.3)."""
     given = config.prior
-    if not given.weight:
-        return None
     captions = list(given.captions) or [digits.caption(number) for number in known(base)]
     if not captions:
         raise InputError(
@@ -155,4 +155,4 @@ def _prior(config: ConfigDict, base: Base) -> tuple[np.ndarray, list[str]] | Non
     how = Drawing(
         config.samples.sampler, config.samples.steps, config.samples.guidance, config.seed + 1
     )
-    return draw(base, base.model, texts, how), texts
+    return lambda: (draw(base, base.model, texts, how), texts)

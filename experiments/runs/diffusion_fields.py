@@ -51,7 +51,9 @@ STYLE_FIELDS: Fields = {
         Several(of=Whole(), empty="that of `method`"), "a run for each, in DIR/rank_R, and a page"
     ),
     "data.source": Field(Text(), "`digits`, or a folder of pictures with captions"),
-    "data.caption": Field(Text(empty="those of the folder"), "of all pictures of a folder"),
+    "data.caption": Field(
+        Text(empty="those of the folder"), "of all pictures of a folder, in place of its own captions"
+    ),
     "data.size": Field(Whole(most=2**13), "height and width in pixels of the pictures of a folder"),
     "data.style": Field(OneOf((PLAIN, *STYLES)), "of digits"),
     "data.classes": Field(
@@ -66,6 +68,7 @@ STYLE_FIELDS: Fields = {
         Several(of=Text(), empty="all classes of the base"), "of these pictures"
     ),
     "samples.captions": Field(
-        Several(of=Text(empty="no caption")), "of what is drawn of other pictures than digits", False
+        Several(of=Text(empty="no caption"), empty="that of the first picture"),
+        "of what is drawn of other pictures than digits", False,
     ),
 }  # fmt: skip

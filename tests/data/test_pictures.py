@@ -1,6 +1,7 @@
 """Folders of pictures with captions."""
 
 import json
+import warnings
 
 import numpy as np
 import pytest
@@ -50,6 +51,33 @@ def test_texts_beside_the_pictures_or_one_for_all(folder):
     for name in ("a.txt", "b.txt", "more/c.txt"):
         (folder / name).write_text(f"of {name}\n")
     assert pictures.read_folder(folder, 4).captions == ["of a.txt", "of b.txt", "of more/c.txt"]
+
+
+def test_one_caption_for_all_comes_before_those_of_the_folder(folder):
+    table(folder, CAPTIONS)
+    assert pictures.read_folder(folder, 4, caption="a sks").captions == ["a sks"] * 3
+
+
+def test_captions_and_names_as_other_programs_have_them(tmp_path):
+    """kohya's suffix, WebP, a name that begins with a dot, and what macOS and Jupyter leave behind."""
+    for name in ("b.webp", "a.png", ".ipynb_checkpoints/a-checkpoint.png", "__MACOSX/a.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.new("RGB", (4, 4), "red").save(tmp_path / name, lossless=True)
+    (tmp_path / "._a.png").write_bytes(b"\0\5\26\7")
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.caption").write_text(f"of {name}\n")
+    found = pictures.read_folder(tmp_path, 4)
+    assert (found.names, found.captions) == (["a.png", "b.webp"], ["of a", "of b"])
+    np.testing.assert_array_equal(found.pictures, np.tile([1.0, -1, -1], (2, 4, 4, 1)))
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.caption").unlink()
+    table(tmp_path, [{"file_name": f"./{n}", "text": n} for n in ("b.webp", "a.png")])
+    assert pictures.read_folder(tmp_path, 4).captions == ["a.png", "b.webp"]
+    (tmp_path / "c.HEIC").write_bytes(b"")
+    with pytest.raises(
+        InputError, match=r"1 pictures are of kinds that are not read: c.HEIC.*webp"
+    ):
+        pictures.read_folder(tmp_path, 4)
 
 
 def test_values_span_the_range(tmp_path):
@@ -125,5 +153,19 @@ def test_broken_and_missing_files(tmp_path):
     with pytest.raises(FileError, match="required argument is not an integer"):
         pictures.read_folder(tmp_path, 4, caption="x")
     Image.new("RGB", (4, 4)).save(tmp_path / "a.png", format="GIF")
-    with pytest.raises(FileError, match="a PNG or JPEG file"):
+    with pytest.raises(FileError, match="a PNG, JPEG or WebP file"):
         pictures.read_folder(tmp_path, 4, caption="x")
+
+
+def test_pictures_that_are_too_large(tmp_path, monkeypatch):
+    """By the limit here, and by Pillow's, which warns of a pixel above it and refuses the double."""
+    Image.new("L", (4, 4)).save(tmp_path / "a.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert len(pictures.read_folder(tmp_path, 4, caption="x")) == 1
+    for name, place, most in (("_MOST_PIXELS", pictures, 15), ("MAX_IMAGE_PIXELS", Image, 7)):
+        monkeypatch.setattr(place, name, most)
+        with pytest.raises(FileError, match="a larger picture, expected at most 1"):
+            pictures.read_folder(tmp_path, 4, caption="x")
+        monkeypatch.setattr(pictures, "_MOST_PIXELS", 16)

@@ -61,8 +61,24 @@ def test_a_base_writes_its_record_its_model_and_grids(base):
     ]
     assert Image.open(base / "samples" / "epoch_001.png").size == (2 * 33 + 1, 9 * 33 + 1)
     # 9 of 10 digits, two of each.
-    read = bases.read(str(base), 8, "float32")
-    assert tasks.known(read) == tuple(range(9)) and read.shape == (8, 8, 1)
+    for place in (base, base / "model"):  # which is known to be of that run
+        read = bases.read(str(place), 8, "float32")
+        assert tasks.known(read) == tuple(range(9)) and read.shape == (8, 8, 1)
+        assert read.name == str(base)
+
+
+def test_bases_that_are_not_whole(base, tmp_path, capsys):
+    """A run that has not ended, one without a model, and a model without its run."""
+    shutil.copytree(base / "model", tmp_path / "run/model")
+    shutil.copy(base / "config.json", tmp_path / "run/config.json")
+    assert tasks.known(bases.read(str(tmp_path / "run"), 8, "float32")) == tuple(range(9))
+    assert capsys.readouterr().out.startswith(f"{tmp_path / 'run'} has not ended")
+    shutil.move(tmp_path / "run/model", tmp_path / "alone")
+    with pytest.raises(InputError, match="is a run of an adapter, or in its first epoch"):
+        bases.read(str(tmp_path / "run"), 8, "float32")
+    with pytest.raises(InputError, match="is no run of experiments.diffusion on digits"):
+        tasks.adapt(style_config("slanted", tmp_path / "alone"), tmp_path / "other")
+    assert not capsys.readouterr().out and not (tmp_path / "other").exists()
 
 
 @pytest.mark.slow
@@ -154,7 +170,7 @@ def test_a_new_digit_gets_its_word_and_keeps_the_others_by_a_prior(base, tmp_pat
 
 
 @pytest.mark.slow
-def test_pictures_of_a_folder(base, tmp_path):
+def test_pictures_of_a_folder(base, tmp_path, capsys):
     pictures = tmp_path / "pictures"
     pictures.mkdir()
     for number in range(3):
@@ -162,10 +178,13 @@ def test_pictures_of_a_folder(base, tmp_path):
         Image.fromarray(values).save(pictures / f"{number}.png")
     config = style_config("slanted", base)
     config.data.update({"source": str(pictures), "caption": "a new"})
-    config.samples.captions = ("a new", "a one")
     config.update({"ranks": (), "batch_size": 3})
-    record = tasks.adapt(config, tmp_path / "run")
+    command.run(config, tmp_path / "run")
+    assert f"adapter: {tmp_path / 'run'}   pictures:" in capsys.readouterr().out
+    record = json.loads((tmp_path / "run/result.json").read_text())
     assert record["pictures"] == 3 and record["scores"] == {"before": {}, "after": {}}
+    # Two of the first picture's caption, as no others are asked for.
+    assert Image.open(tmp_path / "run/after.png").size == (2 * 33 + 1, 33 + 1)
     config.prior.weight = 1.0
     config.prior.captions = ("a dog",)
     with pytest.raises(InputError, match="no word 'dog'"):
@@ -185,6 +204,16 @@ def test_what_does_not_fit_is_refused(base, tmp_path):
         digits_style.get_config("bold")
     with pytest.raises(ValueError, match="without_0 to without_9"):
         digits_config.get_config("without_x")
+
+
+def test_settings_are_refused_before_a_prior_is_drawn(base, tmp_path, monkeypatch):
+    """By the last of the checks, that of the warm-up."""
+    monkeypatch.setattr(tasks, "draw", lambda *_: pytest.fail("a prior was drawn"))
+    config = style_config("new_digit", base)
+    config.update({"ranks": (), "warmup_ratio": 0.0, "warmup_steps": 99})
+    with pytest.raises(InputError, match="the warm-up of 99 updates is longer"):
+        tasks.adapt(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_settings_are_refused_before_the_judge_is_trained(tmp_path, monkeypatch):
