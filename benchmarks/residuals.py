@@ -36,17 +36,6 @@ from lora_jax.training import step
 
 NAMES = ("roberta-large", "gpt2-large", "llama-3-8b")
 METHODS = ("LoRA", "LoRA on all", "full")
-_MODELS = flags.DEFINE_list("models", list(NAMES), f"Of {', '.join(NAMES)}.")
-_TOPOLOGY = flags.DEFINE_string("topology", "", "Also compile for this chip, such as h100:1.")
-_REMAT = flags.DEFINE_list(
-    "remat", ["none"], "With --topology: what a stack recomputes: none, full or dots."
-)
-_METHODS = flags.DEFINE_list("methods", list(METHODS), f"Of {', '.join(METHODS)}.")
-_BASE = flags.DEFINE_enum(
-    "base_dtype", "bfloat16", ["bfloat16", "float32"],
-    "With --topology: type of frozen weights; the rest is float32.",
-)  # fmt: skip
-_OUTPUT = flags.DEFINE_string("output", "", "JSON file for the record.")
 _QV = {".*/attention/qkv": {"parts": ("q", "v"), "fused": ("q", "k", "v")}}
 
 
@@ -218,4 +207,15 @@ def main(_: list[str]) -> None:
 
 
 if __name__ == "__main__":
+    _MODELS = flags.DEFINE_list("models", list(NAMES), f"Of {', '.join(NAMES)}.")
+    _TOPOLOGY = flags.DEFINE_string("topology", "", "Also compile for this chip, such as h100:1.")
+    _REMAT = flags.DEFINE_list(
+        "remat", ["none"], "With --topology: what a stack recomputes: none, full or dots."
+    )
+    _METHODS = flags.DEFINE_list("methods", list(METHODS), f"Of {', '.join(METHODS)}.")
+    _BASE = flags.DEFINE_enum(
+        "base_dtype", "bfloat16", ["bfloat16", "float32"],
+        "With --topology: type of frozen weights; the rest is float32.",
+    )  # fmt: skip
+    _OUTPUT = flags.DEFINE_string("output", "", "JSON file for the record.")
     app.run(main)

@@ -70,9 +70,11 @@ def _as_command(line: list[str], text: str):
         patch.setattr(sys, "argv", line)
         patch.setattr(sys, "stdin", io.StringIO(text))
         patch.setattr(command_line, "run", lambda main: main(command_line.parse_flags(line)))
-        yield
-    os.environ.clear()
-    os.environ.update(environment)
-    logging.set_verbosity(verbosity)
-    if not parsed:
-        flags.FLAGS.unparse_flags()
+        try:
+            yield
+        finally:
+            os.environ.clear()
+            os.environ.update(environment)
+            logging.set_verbosity(verbosity)
+            if not parsed:
+                flags.FLAGS.unparse_flags()
