@@ -36,9 +36,10 @@ def sources(notebook, kind):
 
 
 def printed(notebook):
-    """What each cell prints, for all numbers and the widths of columns: these depend on the machine."""
+    """What each cell prints, but for what depends on the machine: bars, numbers, widths of columns."""
     texts = [
-        "".join(output.get("text", "") for output in cell.outputs) for cell in code_cells(notebook)
+        "".join(output.text for output in cell.outputs if output.get("name") == "stdout")
+        for cell in code_cells(notebook)
     ]
     return [re.sub(r"[\s-]+", " ", re.sub(r"\d[\d.,]*(e[+-]\d+)?", "0", text)) for text in texts]
 
