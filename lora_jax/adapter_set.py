@@ -67,9 +67,8 @@ class AdapterSet(Generic[Model]):
             )
         self.base = base
         self._adapters: dict[str, Adapter] = {}
-        self._made: dict[
-            str, tuple[Structure[Model], Params, Params]
-        ] = {}  # by method: a split model
+        # By method: a split model.
+        self._made: dict[str, tuple[Structure[Model], Params, Params]] = {}
 
     def __repr__(self) -> str:
         """With the names."""

@@ -48,10 +48,9 @@ def what_else(path: Path) -> str | None:
             f"{path} is the folder of a run without an adapter, which comes at its end. {finished}. Give "
             "the command of the run again to finish it"
         )
-    places = sorted(path.glob("*/adapter/adapter.json"))
-    if found := [
-        str(place.parents[1]) for place in places
-    ]:  # of ranks, or of the points of a sweep
+    # Of ranks, or of the points of a sweep.
+    found = [str(place.parents[1]) for place in sorted(path.glob("*/adapter/adapter.json"))]
+    if found:
         more = f" and {len(found) - 5} more" if len(found) > 5 else ""
         return f"{path} holds several runs; name one of them: {', '.join(found[:5])}{more}"
     return None

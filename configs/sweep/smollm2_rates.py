@@ -25,8 +25,7 @@ def get_config(arg: str = "lora") -> ConfigDict:
     """Returns the config of a method."""
     run = smollm2.get_config(f"e2e,{arg}")
     run.data.max_examples, run.data.max_eval_examples, run.data.max_prompts = 800, 160, 20
-    run.data.row_length = (
-        160 if arg.startswith("prefix") else 128
-    )  # prefixes come on top of the text
+    # Prefixes come on top of the text.
+    run.data.row_length = 160 if arg.startswith("prefix") else 128
     grid = {"learning_rate": RATES.get(arg, _OTHERS), "seeds": (0,)}
     return sweep_config("nlg", run, {"rates": grid})

@@ -78,9 +78,8 @@ def test_combining(run):
         adapted.layers[0].lora.b[...] += 1.0  # stands for training
         lj.save(f"runs/{name}", adapted, method, base)
     names = run("docs/combining.md", {"base": base})
-    assert (
-        max(np.max(far) for far in names["far"].values()) < 1e-6
-    )  # the sum is exact but for rounding
+    # The sum is exact but for rounding.
+    assert max(np.max(far) for far in names["far"].values()) < 1e-6
     assert names["adapters"].names == ["mine"]
 
 

@@ -71,9 +71,8 @@ def test_a_mesh_gives_what_one_device_gives(model, method, mesh, records):
 @pytest.mark.parametrize(("model", "method", "mesh"), cases(every_method=False))
 def test_a_device_holds_its_share(model, method, mesh, records):
     record = records[model][method]["meshes"][mesh]
-    if (
-        method == "full"
-    ):  # the trained part is all of the model, so its state shrinks as a frozen part does
+    if method == "full":
+        # The trained part is all of the model, so its state shrinks as a frozen part does.
         assert record["bytes"] == 0 and 1 / 4 <= record["state_bytes"] <= 0.4
         return
     least, most = FROZEN[mesh]
